@@ -1,0 +1,185 @@
+"""Finding hypernetwork files by name in folders, as the webuis do.
+
+A name is a file's stem (`ink`), its file name (`ink.pt`), or either with the subfolders that it lies in
+(`sketches/ink`). Where several files answer to a name, `Library.find` takes the first by this order:
+
+1. written exactly as asked, before one that differs in upper and lower case
+2. the folder that was given first
+3. the fewest subfolders
+4. `.safetensors`, then `.pt`, then `.hns`
+5. alphabetical order of the path
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import unicodedata
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from hnloader.errors import HypernetworkError
+
+SUFFIXES = (".safetensors", ".pt", ".hns")
+
+
+class HypernetworkNotFoundError(HypernetworkError):
+    """No file in the searched folders has this name."""
+
+
+@dataclass(frozen=True)
+class LibraryFile:
+    """One hypernetwork file: the folder that was searched and the file's path below it."""
+
+    folder: Path
+    relative: PurePath
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self.folder / self.relative
+
+    @property
+    def name(self) -> str:
+        """What a prompt calls it where that is unambiguous: the stem, e.g. `ink` for `sketches/ink.pt`."""
+        return self.relative.stem
+
+
+class Library:
+    """The hypernetwork files below some folders, listed once, at the first question; `refresh` lists anew.
+
+    Symbolic links are followed, each folder being entered once however often links lead to it. Folders that
+    are missing or not readable count as empty. File contents are never read.
+    """
+
+    def __init__(self, folders: Iterable[str | os.PathLike[str]]) -> None:
+        self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
+        self._files: list[LibraryFile] | None = None
+        self._by_key: dict[str, list[LibraryFile]] = {}
+
+    def refresh(self) -> None:
+        """Forget what was listed; the next question looks at the folders again."""
+        self._files = None
+        self._by_key = {}
+
+    def files(self) -> list[LibraryFile]:
+        """All files, in the order in which they win (the order above, without its first rule)."""
+        if self._files is None:
+            self._files = [file for folder in self.folders for file in _sorted(folder)]
+            by_key = defaultdict(list)
+            for file in self._files:
+                for name in set(map(_folded, _names(file))):
+                    by_key[name].append(file)
+            self._by_key = dict(by_key)
+        return list(self._files)
+
+    def names(self) -> list[str]:
+        """The names that `find` knows files by, each once, alphabetical and without regard to case."""
+        return sorted({file.name for file in self.files()}, key=lambda name: (name.casefold(), name))
+
+    def matches(self, name: str) -> list[LibraryFile]:
+        """Every file that answers to `name`, the one that `find` takes first."""
+        self.files()
+        wanted = _normal(name.strip())
+        found = self._by_key.get(_folded(wanted), [])
+        return sorted(found, key=lambda file: wanted not in _names(file))  # stable: the order within stays
+
+    def find(self, name: str) -> Path:
+        """The file that `name` stands for. Only files below the folders are found: `..` matches nothing.
+
+        Raises HypernetworkNotFoundError, with the folders searched and the nearest names there are.
+        """
+        found = self.matches(name)
+        if not found:
+            raise HypernetworkNotFoundError(self._not_found(name))
+        return found[0].path
+
+    def suggestions(self, name: str) -> list[str]:
+        """Up to three names near to `name`, the nearest first."""
+        wanted = _folded(name).rpartition("/")[2]
+        by_folded = {_folded(known): known for known in self.names()}
+        near = difflib.get_close_matches(wanted, by_folded, n=3, cutoff=0.6)
+        near += [folded for folded in by_folded if wanted and wanted in folded and folded not in near]
+        return [by_folded[folded] for folded in near[:3]]
+
+    def _not_found(self, name: str) -> str:
+        parts = PurePath(name.replace("\\", "/")).parts
+        if ".." in parts or PurePath(name).is_absolute() or ":" in name[1:3]:
+            return f"{name!r} is a path; hypernetworks are found by name, and only below {self._searched()}."
+        message = f"No hypernetwork is called {name!r}."
+        near = self.suggestions(name)
+        if near:
+            message += f" Did you mean {' or '.join(map(repr, near))}?"
+        return f"{message} Searched {self._searched()}."
+
+    def _searched(self) -> str:
+        if not self.folders:
+            return "no folder (none was given)"
+        counts: dict[Path, int] = dict.fromkeys(self.folders, 0)
+        for file in self.files():
+            counts[file.folder] += 1
+        return ", ".join(
+            f"{folder} ({_counted(counts[folder])})" if folder.is_dir() else f"{folder} (no such folder)"
+            for folder in self.folders
+        )
+
+
+def _counted(files: int) -> str:
+    return "1 file" if files == 1 else f"{files} files"
+
+
+def _sorted(folder: Path) -> list[LibraryFile]:
+    def order(file: LibraryFile) -> tuple[int, int, str]:
+        relative = file.relative
+        return len(relative.parts), SUFFIXES.index(relative.suffix.lower()), relative.as_posix()
+
+    return sorted((LibraryFile(folder, path) for path in _scan(folder)), key=order)
+
+
+def _scan(folder: Path) -> Iterator[PurePath]:
+    """The hypernetwork files below a folder, relative to it, in no order."""
+    entered = set()
+    # Breadth first and real folders before links: a file keeps the shortest name that leads to it.
+    pending = deque([(folder, PurePath())])
+    while pending:
+        place, relative = pending.popleft()
+        try:
+            status = place.stat()
+            # Some Windows file systems have no inode numbers; there the resolved path tells folders apart.
+            identity = (status.st_dev, status.st_ino) if status.st_ino else place.resolve()
+            if identity in entered:
+                continue
+            entered.add(identity)
+            entries = sorted(os.scandir(place), key=lambda entry: (entry.is_symlink(), entry.name))
+        except (OSError, RuntimeError):  # gone, not readable, or a loop of links
+            continue
+        for entry in entries:
+            if _holds(entry.is_dir):
+                pending.append((place / entry.name, relative / entry.name))
+            elif PurePath(entry.name).suffix.lower() in SUFFIXES and _holds(entry.is_file):
+                yield relative / entry.name
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    """The answer, or False where the file system cannot say (a link that leads in a circle)."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+def _names(file: LibraryFile) -> list[str]:
+    """`a/b/ink.pt` answers to ink, ink.pt, b/ink, b/ink.pt, a/b/ink and a/b/ink.pt."""
+    full, stem = file.relative.parts, file.relative.with_suffix("").parts
+    return [_normal("/".join(parts[start:])) for parts in (full, stem) for start in range(len(parts))]
+
+
+def _normal(name: str) -> str:
+    """One spelling for what looks the same: composed Unicode (macOS decomposes it), slashes forward."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", _normal(name).casefold())

@@ -1,0 +1,161 @@
+"""Finding files by name: what matches, which one wins, and what is said when nothing does."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from hnloader.errors import HypernetworkError
+from hnloader.library import HypernetworkNotFoundError, Library
+
+
+def place(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def found(library: Library, name: str, folder: Path) -> str:
+    return library.find(name).relative_to(folder).as_posix()
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("ink", "ink.pt"),
+        ("INK", "ink.pt"),
+        (" ink ", "ink.pt"),
+        ("ink.pt", "ink.pt"),
+        ("ink.v2", "ink.v2.pt"),
+        ("deep", "sketches/old/deep.safetensors"),
+        ("old/deep", "sketches/old/deep.safetensors"),
+        ("sketches/old/deep.safetensors", "sketches/old/deep.safetensors"),
+        ("sketches\\old\\deep", "sketches/old/deep.safetensors"),
+        ("mix", "mix.HNS"),
+    ],
+)
+def test_a_file_answers_to_its_stem_its_name_and_its_subfolders(tmp_path: Path, name: str, path: str) -> None:
+    place(
+        tmp_path, "ink.pt", "ink.v2.pt", "sketches/old/deep.safetensors", "mix.HNS", "notes.txt", "photo.png"
+    )
+    assert found(Library([tmp_path]), name, tmp_path) == path
+
+
+def test_unicode_spellings_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+    place(tmp_path, unicodedata.normalize("NFD", "grüne Straße") + ".pt")
+    library = Library([tmp_path])
+    assert library.find(unicodedata.normalize("NFC", "grüne Straße")) == library.find("GRÜNE STRASSE")
+
+
+def test_exact_case_wins_over_everything_else(tmp_path: Path) -> None:
+    place(tmp_path, "Ink.safetensors", "deep/below/ink.pt")
+    library = Library([tmp_path])
+    assert found(library, "ink", tmp_path) == "deep/below/ink.pt"
+    assert found(library, "Ink", tmp_path) == "Ink.safetensors"
+    assert found(library, "INK", tmp_path) == "Ink.safetensors"
+
+
+def test_then_the_first_folder_then_the_shallower_then_the_safer_format_then_the_alphabet(
+    tmp_path: Path,
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    place(first, "a/b/ink.pt")
+    place(second, "ink.safetensors", "ink.pt", "ink.hns", "z/ink.safetensors", "y/ink.safetensors")
+    order = [file.path.relative_to(tmp_path).as_posix() for file in Library([first, second]).matches("ink")]
+    assert order == [
+        "first/a/b/ink.pt",
+        "second/ink.safetensors",
+        "second/ink.pt",
+        "second/ink.hns",
+        "second/y/ink.safetensors",
+        "second/z/ink.safetensors",
+    ]
+    assert Library([first, second]).names() == ["ink"]
+
+
+def test_an_unknown_name_says_where_it_looked_and_what_is_near(tmp_path: Path) -> None:
+    place(tmp_path, "halftone.pt", "outline.pt", "Watercolour.pt")
+    missing = tmp_path / "gone"
+    with pytest.raises(HypernetworkNotFoundError) as error:
+        Library([tmp_path, missing]).find("halftones")
+    assert isinstance(error.value, HypernetworkError)
+    assert "No hypernetwork is called 'halftones'. Did you mean 'halftone'?" in str(error.value)
+    assert f"{tmp_path} (3 files), {missing} (no such folder)" in str(error.value)
+    assert Library([tmp_path]).suggestions("colour") == ["Watercolour"]
+    assert Library([tmp_path]).suggestions("sub/outlin") == ["outline"]
+    assert Library([tmp_path]).suggestions("qqqq") == []
+
+
+def test_nothing_outside_the_folders_is_found(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    place(tmp_path, "secret.pt", "inside/ink.pt")
+    library = Library([inside])
+    for name in (
+        "../secret",
+        "../secret.pt",
+        str(tmp_path / "secret.pt"),
+        "x/../../secret",
+        "C:\\secret.pt",
+        "..\\secret",
+    ):
+        with pytest.raises(HypernetworkNotFoundError, match="is a path"):
+            library.find(name)
+    for name in ("", ".", "/", "\x00", "secret"):
+        with pytest.raises(HypernetworkNotFoundError):
+            library.find(name)
+
+
+def test_loops_of_links_end_and_linked_folders_are_followed(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    place(folder, "sub/ink.pt")
+    place(elsewhere, "linked.pt")
+    (folder / "aaa-loop").symlink_to(folder, target_is_directory=True)
+    (folder / "sub" / "again").symlink_to(folder / "sub", target_is_directory=True)
+    (folder / "circle.pt").symlink_to(folder / "circle.pt")
+    (folder / "broken.pt").symlink_to(folder / "nowhere.pt")
+    (folder / "more").symlink_to(elsewhere, target_is_directory=True)
+    paths = [file.relative.as_posix() for file in Library([folder]).files()]
+    assert paths == ["more/linked.pt", "sub/ink.pt"]
+
+
+def test_folders_are_listed_once_until_refreshed(tmp_path: Path) -> None:
+    place(tmp_path, "ink.pt")
+    library = Library([tmp_path])
+    assert library.names() == ["ink"]
+    place(tmp_path, "new.pt")
+    assert library.names() == ["ink"]
+    library.refresh()
+    assert library.names() == ["ink", "new"]
+
+
+def test_two_thousand_files_are_listed_with_one_look_at_each_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(tmp_path, *(f"{number % 20}/style {number}.pt" for number in range(2000)))
+    looks = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: looks.append(place) or scandir(place))
+    library = Library([tmp_path])
+    assert [library.find(f"style {number}").name for number in range(2000)] == [
+        f"style {number}.pt" for number in range(2000)
+    ]
+    assert len(looks) == 21
+
+
+def test_a_folder_that_cannot_be_read_counts_as_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(tmp_path, "ink.pt", "closed/hidden.pt")
+    scandir = os.scandir
+
+    def guarded(place: Path) -> object:
+        if Path(place).name == "closed":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert Library([tmp_path]).names() == ["ink"]
