@@ -1,0 +1,101 @@
+"""The parameters text: as the webuis write it, as they read it, and in PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hnloader.errors import HypernetworkError
+from hnloader.infotext import Infotext, parse, read_png, save_png
+
+FROM_A_WEBUI = """a cat, (best quality:1.2) <hypernet:ink:0.8>
+second line
+Negative prompt: blurry, low
+quality
+Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x768, Model hash: 6ce0161689, Model: "a, b: c", Denoising strength: 0.7, Hypernet hashes: "ink: 0123456789", Version: v1.8.0"""  # noqa: E501
+
+
+def test_what_a_webui_wrote_is_read() -> None:
+    info = parse(FROM_A_WEBUI)
+    assert info.prompt == "a cat, (best quality:1.2) <hypernet:ink:0.8>\nsecond line"
+    assert info.negative_prompt == "blurry, low\nquality"
+    assert info.settings["Sampler"] == "Euler a"
+    assert info.settings["CFG scale"] == "7"
+    assert info.settings["Size"] == "512x768"
+    assert info.settings["Model"] == "a, b: c"
+    assert info.settings["Hypernet hashes"] == "ink: 0123456789"
+    assert list(info.settings)[-1] == "Version"
+
+
+def test_what_is_written_is_what_the_webuis_write() -> None:
+    assert str(parse(FROM_A_WEBUI)) == FROM_A_WEBUI
+
+
+def test_a_last_line_of_words_is_prompt() -> None:
+    assert parse("a cat\nSteps: many, of: them") == Infotext("a cat\nSteps: many, of: them")
+    assert parse("") == Infotext("")
+
+
+def test_a_key_that_nobody_could_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be a key"):
+        str(Infotext("a", "", {"x:y": "1"}))
+
+
+def unmistakable(text: str) -> str:
+    lines = [line.strip() for line in text.split("\n")]
+    return "\n".join(line for line in lines if not line.startswith("Negative prompt:")).strip()
+
+
+prompts = st.text(st.characters(exclude_categories=["Cs"]) | st.just("\n")).map(unmistakable)
+keys = st.from_regex(r"[A-Za-z][A-Za-z0-9 /-]*[A-Za-z0-9]", fullmatch=True)
+
+
+@given(prompts, prompts, st.dictionaries(keys, st.text(), min_size=3))
+@example("", "", {"ab": "", "cd": '"', "ef": " x\\"})
+@example("", "low", {"ab": '"quoted"', "cd": "a, b", "ef": "1\n2"})
+def test_written_parameters_read_back_the_same(prompt: str, negative: str, settings: dict[str, str]) -> None:
+    info = Infotext(prompt, negative, settings)
+    assert parse(str(info)) == info
+
+
+@given(st.text())
+def test_any_text_is_read(text: str) -> None:
+    parse(text)
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "a café", "水墨 🎨", "line\nline"])
+def test_a_png_file_carries_its_parameters(tmp_path: Path, prompt: str) -> None:
+    info = Infotext(prompt, "blurry", {"Steps": "20", "Seed": "1", "Model": "a, b"})
+    path = tmp_path / "picture.png"
+    save_png(Image.new("RGB", (8, 8), "red"), path, info)
+    assert read_png(path) == info
+    with Image.open(path) as image:
+        assert image.info["parameters"] == str(info)
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_picture_without_parameters_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(path)
+    assert read_png(path) is None
+
+
+def test_a_png_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(HypernetworkError, match="cannot write"):
+        save_png(Image.new("RGB", (8, 8)), tmp_path / "gone" / "picture.png", Infotext("a"))
+
+    class Unwritable:
+        def save(self, path: Path, **_: object) -> None:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    target = tmp_path / "picture.png"
+    target.write_bytes(b"before")
+    with pytest.raises(HypernetworkError, match="No space left on device"):
+        save_png(Unwritable(), target, Infotext("a"))  # type: ignore[arg-type]
+    assert target.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
