@@ -1,0 +1,16 @@
+"""Hypernetworks on the attention layers of a model: find the layers, hook them, take the hooks off again."""
+
+from __future__ import annotations
+
+from hnloader.attention.attach import Application, Attachment, PartialMatchWarning, attach, attachments
+from hnloader.attention.sites import AttentionSite, find_sites
+
+__all__ = [
+    "Application",
+    "Attachment",
+    "AttentionSite",
+    "PartialMatchWarning",
+    "attach",
+    "attachments",
+    "find_sites",
+]

@@ -1,0 +1,74 @@
+"""What a hypernetwork and a model have in common, and what is said when it is little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from hnloader.attention.sites import AttentionSite
+from hnloader.errors import NoMatchingSitesError
+from hnloader.families import families, model_family, text_width
+from hnloader.network import Hypernetwork
+
+
+def check_match(hypernetwork: Hypernetwork, sites: Sequence[AttentionSite]) -> str | None:
+    """Compare the widths of a hypernetwork with those of a model's attention layers.
+
+    A file that holds some of a model's widths is nothing to remark: many hold the text width alone. Widths of
+    the file that the model does not have say that it was made for another one.
+
+    Args:
+        hypernetwork: The hypernetwork.
+        sites: The model's attention layers.
+
+    Returns:
+        None when the model has every width of the file, else what matches, with counts.
+
+    Raises:
+        NoMatchingSitesError: The model has none of the widths.
+    """
+    file_widths = sorted(hypernetwork.widths)
+    model_widths = {site.width for site in sites}
+    if not model_widths & set(file_widths):
+        raise NoMatchingSitesError(_no_match(hypernetwork, file_widths, sites))
+    unmatched = [width for width in file_widths if width not in model_widths]
+    if not unmatched:
+        return None
+    matched = [site for site in sites if site.width in file_widths]
+    return (
+        f"{hypernetwork.name}: {len(matched)} of {len(sites)} attention layers of this model have a width of "
+        f"the file ({_listed(site.width for site in matched)}); {_listed(unmatched)} in the file "
+        f"{'matches' if len(unmatched) == 1 else 'match'} none. The file is made for "
+        f"{_file_family(file_widths)}; this model is {_model_family(sites)}, "
+        f"with widths {_listed(model_widths)}"
+    )
+
+
+def _no_match(hypernetwork: Hypernetwork, file_widths: list[int], sites: Sequence[AttentionSite]) -> str:
+    model = _model_family(sites)
+    return (
+        f"{hypernetwork.name} is made for {_file_family(file_widths)}; this model is {model}. None of the "
+        f"file's widths ({_listed(file_widths)}) is among those of the model's attention layers "
+        f"({_listed(site.width for site in sites)}). Use a hypernetwork that was trained on this kind of "
+        f"model, or the kind of model that it was trained on"
+    )
+
+
+def _file_family(widths: Sequence[int]) -> str:
+    names = families(widths)
+    if not names:
+        return f"an unknown model ({_listed(widths)})"
+    return " or ".join(f"{name} ({text_width(name)})" for name in names)
+
+
+def _model_family(sites: Sequence[AttentionSite]) -> str:
+    text = {site.width for site in sites if site.kind == "cross"}
+    name = model_family(text, {site.width for site in sites if site.kind == "self"})
+    return (
+        f"{name} ({text_width(name)})"
+        if name
+        else f"of no known family (text width {_listed(text) or 'none'})"
+    )
+
+
+def _listed(widths: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(set(widths))))

@@ -1,0 +1,104 @@
+"""Where the attention layers of a model are.
+
+This is the only part of the attachment mechanism that knows how a kind of model is laid out: another kind of
+model is another pattern here, and everything else works on `AttentionSite`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+Kind = Literal["self", "cross"]
+
+# The transformer blocks of the down, mid and up blocks. Temporal attention (`motion_modules`,
+# `temp_attentions`) and the gated layers of GLIGEN (`fuser.attn`) are no part of the model that hypernetworks
+# are trained on.
+_DIFFUSERS = re.compile(
+    r"(?:^|\.)(?:(?P<side>down|up)_blocks\.(?P<number>\d+)|mid_block)"
+    r"\.attentions\.\d+\.transformer_blocks\.\d+\.attn[12]$"
+)
+_ORDER = {"down": 0, "mid": 1, "up": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSite:
+    """One attention layer of a model.
+
+    Attributes:
+        index: Position among the model's sites in the order in which they run: down, mid, up.
+        name: Dotted name of the layer's module, for example
+            `down_blocks.1.attentions.0.transformer_blocks.0.attn2`.
+        block: `down.0`, `down.1`, ..., `mid`, `up.0`, ...
+        kind: `self` where the context is the layer's own normalised input, `cross` where it is the text.
+        width: Last dimension of the context, which is what `to_k` and `to_v` receive.
+        module: The attention layer; it has `to_k` and `to_v`, and `to_qkv` or `to_kv` once they are fused.
+    """
+
+    index: int
+    name: str
+    block: str
+    kind: Kind
+    width: int
+    module: nn.Module = field(repr=False)
+
+    @property
+    def section(self) -> str:
+        """`down`, `mid` or `up`."""
+        return self.block.partition(".")[0]
+
+
+def unet_of(model: Any) -> nn.Module | None:
+    """The UNet of a pipeline, or the model itself, without the wrapper that `torch.compile` puts around it.
+
+    Args:
+        model: Anything with an attribute `unet`, or a module.
+
+    Returns:
+        The module, or None when `model` is neither.
+    """
+    found = model if isinstance(model, nn.Module) else getattr(model, "unet", None)
+    while isinstance(found, nn.Module) and "_orig_mod" in found._modules:
+        found = found._modules["_orig_mod"]
+    return found if isinstance(found, nn.Module) else None
+
+
+def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
+    """Find the self- and cross-attention layers in the transformer blocks of a UNet.
+
+    VAEs, text encoders and transformer models have none, so nothing is ever found in them.
+
+    Args:
+        model: A diffusers UNet (a ControlNet has the same layout).
+
+    Returns:
+        The sites in the order in which they run; empty for a model of another kind.
+    """
+    found: list[tuple[str, str, nn.Module]] = []
+    for name, module in model.named_modules():
+        match = _DIFFUSERS.search(name)
+        if match and all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_k", "to_v")):
+            block = f"{match['side']}.{match['number']}" if match["side"] else "mid"
+            found.append((block, name, module))
+    found.sort(
+        key=lambda entry: _ORDER[entry[0].partition(".")[0]]
+    )  # stable: the order within a section stays
+    return tuple(
+        AttentionSite(index, name, block, _kind(name, module), input_width(module.to_k), module)
+        for index, (block, name, module) in enumerate(found)
+    )
+
+
+def _kind(name: str, module: nn.Module) -> Kind:
+    """What the layer says of itself: in some models `attn1` is cross- or `attn2` self-attention."""
+    return "cross" if getattr(module, "is_cross_attention", name.endswith("attn2")) else "self"
+
+
+def input_width(projection: Any) -> int:
+    """Number of input features of a projection, also when it is wrapped (by peft's LoRA layers)."""
+    while hasattr(projection, "base_layer"):
+        projection = projection.base_layer
+    return int(projection.in_features)

@@ -1,0 +1,126 @@
+"""Strengths by block: what a pattern matches, and which pattern wins."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from hnloader.attention.sites import AttentionSite
+from hnloader.errors import NoMatchingSitesError
+
+Strength: TypeAlias = "float | Mapping[str, float]"
+
+_GLOB_RANK = 6
+
+
+def check_strength(strength: Strength) -> Strength:
+    """Return the strength as a float, or as a dict of floats by pattern.
+
+    Raises:
+        TypeError: It is neither a number nor a mapping of numbers.
+        ValueError: A number is infinite or not a number, or the mapping is empty.
+    """
+    if not isinstance(strength, Mapping):
+        return check_number(strength, "strength")
+    if not strength:
+        raise ValueError("strength is an empty mapping: name at least one block, or give a number")
+    return {
+        str(pattern): check_number(value, f"strength of {pattern!r}") for pattern, value in strength.items()
+    }
+
+
+def check_number(value: object, what: str) -> float:
+    """Return `value` as a float; errors call it `what`.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is infinite or not a number.
+    """
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be a number, not {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be finite, not {number}")
+    return number
+
+
+def site_strengths(strength: Strength, sites: Sequence[AttentionSite]) -> tuple[float, ...]:
+    """Strength at each site.
+
+    A number holds everywhere. In a mapping, the most specific pattern that matches a site wins, whatever the
+    order; from the least to the most specific:
+
+    0. `*`: everywhere
+    1. `self`, `cross`: the kind of attention
+    2. `down`, `mid`, `up`: a section
+    3. `up.cross`: a kind in a section
+    4. `up.1`: a block
+    5. `up.1.cross`: a kind in a block
+    6. a name or a glob on the site's name, such as `*.attentions.0.*.attn2`
+    7. `12`: a site's index
+
+    Between two globs the later in the mapping wins. A site that no pattern matches gets 0: `{"up": 1}` means
+    the up blocks and nothing else; add `*` for the rest.
+
+    Args:
+        strength: A number, or numbers by pattern.
+        sites: The sites of the model.
+
+    Returns:
+        One number per site, in the order of `sites`.
+
+    Raises:
+        NoMatchingSitesError: A pattern matches no site of the model.
+    """
+    if not isinstance(strength, Mapping):
+        return (float(strength),) * len(sites)
+    labels = [_labels(site) for site in sites]
+    best = [(-1, 0.0)] * len(sites)
+    for pattern, value in strength.items():
+        ranks = _ranks(str(pattern), sites, labels)
+        if not any(rank is not None for rank in ranks):
+            raise NoMatchingSitesError(_unknown_pattern(str(pattern), sites, labels))
+        for position, rank in enumerate(ranks):
+            if rank is not None and rank >= best[position][0]:
+                best[position] = (rank, float(value))
+    return tuple(value for _, value in best)
+
+
+def _labels(site: AttentionSite) -> dict[str, int]:
+    """Every word that means this site, with its rank."""
+    return {
+        "*": 0,
+        site.kind: 1,
+        site.section: 2,
+        f"{site.section}.{site.kind}": 3,
+        site.block: 4,
+        f"{site.block}.{site.kind}": 5,
+        site.name: _GLOB_RANK,
+        str(site.index): 7,
+    }
+
+
+def _ranks(
+    pattern: str, sites: Sequence[AttentionSite], labels: Sequence[dict[str, int]]
+) -> list[int | None]:
+    """Rank of the pattern at each site, None where it does not match."""
+    ranks = [words.get(pattern) for words in labels]
+    if any(rank is not None for rank in ranks):
+        return ranks
+    return [_GLOB_RANK if fnmatchcase(site.name, pattern) else None for site in sites]
+
+
+def _unknown_pattern(pattern: str, sites: Sequence[AttentionSite], labels: Sequence[dict[str, int]]) -> str:
+    blocks = list(dict.fromkeys(site.block for site in sites))
+    words = list(dict.fromkeys(word for site_words in labels for word in site_words if not word.isdigit()))
+    close = difflib.get_close_matches(pattern, words, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"no attention layer of this model matches {pattern!r}.{hint} Known: {', '.join(blocks)}, the "
+        f"sections down, mid and up, self and cross (also up.cross, up.1.cross), * for all, an index from "
+        f"0 to {len(sites) - 1}, or a glob on a layer's name such as {sites[0].name}"
+    )
