@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import TEXT_WIDTH, WIDTHS, make_controlnet, make_text_encoder, make_unet, make_vae, run
+
+from hnloader.attention import find_sites
+from hnloader.attention.sites import unet_of
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_every_attention_layer_of_the_transformer_blocks_is_found(kind):
+    unet = make_unet(kind)
+    sites = find_sites(unet)
+    layers = [name for name, module in unet.named_modules() if type(module).__name__ == "Attention"]
+    assert {site.name for site in sites} == set(layers)
+    assert [site.index for site in sites] == list(range(len(sites)))
+    for site in sites:
+        assert site.module is unet.get_submodule(site.name)
+        assert site.kind == ("self" if site.name.endswith("attn1") else "cross")
+        assert site.width == site.module.to_k.in_features == site.module.to_v.in_features
+        assert (site.width == TEXT_WIDTH[kind]) == (site.kind == "cross")
+
+
+def test_sites_come_in_the_order_in_which_they_run():
+    unet = make_unet("sd1")
+    called = []
+    sites = find_sites(unet)
+    handles = [
+        site.module.register_forward_pre_hook(lambda *_, index=site.index: called.append(index))
+        for site in sites
+    ]
+    run(unet)
+    assert called == [site.index for site in sites]
+    for handle in handles:
+        handle.remove()
+
+
+def test_blocks_are_numbered_as_in_the_model():
+    assert list(dict.fromkeys(site.block for site in find_sites(make_unet("sd1")))) == [
+        "down.0",
+        "down.1",
+        "down.2",
+        "mid",
+        "up.1",
+        "up.2",
+        "up.3",
+    ]
+    assert list(dict.fromkeys(site.block for site in find_sites(make_unet("sdxl")))) == [
+        "down.1",
+        "down.2",
+        "mid",
+        "up.0",
+        "up.1",
+    ]
+
+
+def test_vae_and_text_encoder_have_no_sites():
+    assert find_sites(make_vae()) == ()
+    assert find_sites(make_text_encoder(48)) == ()
+
+
+def test_a_controlnet_has_sites_of_its_own():
+    assert {site.section for site in find_sites(make_controlnet(make_unet("sd1")))} == {"down", "mid"}
+
+
+def test_the_layers_say_whether_they_are_self_or_cross_attention():
+    unet = make_unet("sd1", only_cross_attention=True)
+    kinds = {site.kind for site in find_sites(unet) if site.section != "mid"}
+    assert kinds == {"cross"}
+
+
+def test_the_unet_is_found_inside_a_pipeline_and_a_compiled_module():
+    unet = make_unet("sd1")
+    assert unet_of(unet) is unet
+    assert unet_of(torch.compile(unet, backend="eager")) is unet
+    assert unet_of(type("Pipeline", (), {"unet": unet})()) is unet
+    assert unet_of("a string") is None

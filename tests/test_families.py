@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from hnloader.families import families, model_family
+
+
+@pytest.mark.parametrize(
+    ("widths", "expected"),
+    [
+        ((320, 640, 768, 1280), ("SD 1",)),
+        ((768,), ("SD 1",)),
+        ((320, 640, 1024, 1280), ("SD 2",)),
+        ((640, 1280, 2048), ("SDXL",)),
+        ((2048,), ("SDXL",)),
+        ((320, 640, 768, 1024, 1280), ("SD 1", "SD 2")),
+        ((640, 1280), ("SD 1", "SD 2", "SDXL")),
+        ((320,), ("SD 1", "SD 2")),
+        ((1280,), ("SD 1", "SD 2", "SDXL")),
+        ((768, 12), ("SD 1",)),
+        ((640, 12), ()),
+        ((24, 40), ()),
+        ((), ()),
+    ],
+)
+def test_widths_name_the_families_that_a_file_is_made_for(widths, expected):
+    assert families(widths) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "own", "expected"),
+    [
+        ({768}, {320, 640, 1280}, "SD 1"),
+        ({1024}, {320, 640, 1280}, "SD 2"),
+        ({2048}, {640, 1280}, "SDXL"),
+        ({1280}, {768, 1536}, "SDXL refiner"),
+        ({768}, {32, 64}, None),
+        ({48}, {20, 40, 80}, None),
+        ((), {320, 640, 1280}, None),
+    ],
+)
+def test_a_model_is_named_from_its_text_and_self_widths(text, own, expected):
+    assert model_family(text, own) == expected
