@@ -101,7 +101,7 @@ class Attachment:
 
     @property
     def sites(self) -> tuple[AttentionSite, ...]:
-        """The attention layers that it changes: those of a width that one of the hypernetworks holds."""
+        """The attention layers that it changes, those of a width that one of the hypernetworks holds."""
         return tuple(site for site in self._sites if site.width in self.widths)
 
     @property
@@ -152,6 +152,7 @@ class Attachment:
             injector, self._injector = self._injector, None
             if injector is not None:
                 injector.remove(self)
+                self._sites = ()  # they hold the model's layers
 
     def __enter__(self) -> Attachment:
         return self
@@ -163,6 +164,8 @@ class Attachment:
 
     def summary(self) -> str:
         """One line per hypernetwork: strength, window, and the layers that it changes and leaves."""
+        if not self.attached:
+            return repr(self)
         lines = []
         for entry in self._entries:
             covered = [site for site in self._sites if site.width in entry.hypernetwork.widths]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch._dynamo
 from torch import nn
 
 from hnloader.attention.hooks import Chain, SiteHooks
@@ -43,6 +43,7 @@ class Injector:
         self.stale = False
         self._layers: dict[int, SiteHooks] = {}  # by the index of their site
         self._prepared: tuple[torch.device, torch.dtype] | None = None
+        _keep_out_of_graphs()
         self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
 
     def add(self, attachment: Attachment) -> None:
@@ -89,7 +90,7 @@ class Injector:
                     v.append((hypernetwork, v_strength))
         return tuple(k), tuple(v)
 
-    def before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called by torch before the model's forward, with what the model was called with."""
         with lock:
             for layer in self._layers.values():
@@ -102,10 +103,6 @@ class Injector:
             if self.stale:
                 self.refresh()
             self._prepare(args[0] if args else kwargs.get("sample"))
-
-    # Never compiled: it changes hooks, and it reads back the timestep where a window is set. Compiled code
-    # around it checks the chains that it sets and is compiled anew for those it has not met.
-    __call__ = torch._dynamo.disable(before_forward)
 
     def _prepare(self, sample: object) -> None:
         """Make the float32 copies that compiled code would have to make, once per device and change."""
@@ -123,3 +120,15 @@ class Injector:
 def injector_of(model: nn.Module) -> Injector | None:
     """The injector that the model carries, None when nothing is attached."""
     return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, Injector)), None)
+
+
+def _keep_out_of_graphs() -> None:
+    """Have torch.compile run the injector's call as it is.
+
+    It changes hooks and may read back the timestep, which is nothing to compile. The compiled code that
+    follows it checks the chains that it sets. The compiler is not imported for this, since that alone takes a
+    second: where nothing has imported it, nothing is compiled.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and not hasattr(Injector.__call__, "_torchdynamo_disable"):
+        Injector.__call__ = dynamo.disable(Injector.__call__)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Small models laid out like SD 1, SD 2 and SDXL, hypernetworks for them, and a second way to compute both."""
+"""Small models laid out like SD 1, SD 2 and SDXL, hypernetworks, and a second way to compute both."""
 
 from __future__ import annotations
 

@@ -238,10 +238,11 @@ def test_nothing_keeps_the_model_alive_after_detaching():
     unet = make_unet()
     attachment = attach(unet, make_hypernetwork(ALL))
     attachment.detach()
-    gone = weakref.ref(unet)
-    del unet, attachment
+    gone = [weakref.ref(unet), weakref.ref(find_sites(unet)[0].module)]
+    del unet
     gc.collect()
-    assert gone() is None
+    assert [reference() for reference in gone] == [None, None]
+    assert attachment.sites == ()
 
 
 # When attaching fails, nothing is left behind
@@ -398,7 +399,7 @@ def test_what_is_covered_is_reported(unet):
     assert lines[1] == "dots at 1: 20 of 20 attention layers (10 self, 10 cross)"
     assert repr(attachment) == "<Attachment ink at 0.8, dots at 1: 20 of 20 attention layers>"
     attachment.detach()
-    assert repr(attachment).endswith("detached>")
+    assert repr(attachment) == attachment.summary() == "<Attachment ink at 0.8, dots at 1: detached>"
 
 
 def test_a_model_of_another_kind_is_refused():

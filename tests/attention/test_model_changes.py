@@ -1,0 +1,492 @@
+"""What else happens to a model before and after attaching, compared with the reference each time."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import accelerate
+import peft
+import pytest
+import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
+from accelerate.hooks import remove_hook_from_submodules
+from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+from small_models import (
+    WIDTHS,
+    assert_same,
+    assert_untouched,
+    fingerprint,
+    make_hypernetwork,
+    make_unet,
+    reference,
+    run,
+    unet_inputs,
+)
+
+from hnloader.attention import Application, attach, attachments, find_sites
+
+ALL = WIDTHS["sd1"]
+HN = make_hypernetwork(ALL)
+APPLIED = [(HN, 0.8, 0.8)]
+
+
+@pytest.fixture
+def unet():
+    return make_unet("sd1")
+
+
+# Attention processors
+
+
+class CountingProcessor:
+    """A custom processor as users write them: it calls to_k and to_v by name."""
+
+    def __init__(self, by_keyword: bool = False) -> None:
+        self.by_keyword = by_keyword
+        self.calls = 0
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+        self.calls += 1
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        key = attn.to_k(input=context) if self.by_keyword else attn.to_k(context)
+        value = attn.to_v(input=context) if self.by_keyword else attn.to_v(context)
+        query, key, value = (attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), key, value))
+        return attn.to_out[0](attn.batch_to_head_dim(attn.get_attention_scores(query, key) @ value))
+
+
+class MemoryEfficientProcessor:
+    """The order of calls of an xformers processor: contiguous heads, one fused kernel."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        query = attn.to_q(hidden_states)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            attn.head_to_batch_dim(x).contiguous() for x in (query, attn.to_k(context), attn.to_v(context))
+        )
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(attended)))
+
+
+PROCESSORS = {
+    "sdp": AttnProcessor2_0,
+    "plain": AttnProcessor,
+    "sliced": lambda: SlicedAttnProcessor(1),
+    "custom": CountingProcessor,
+    "custom by keyword": lambda: CountingProcessor(by_keyword=True),
+    "memory efficient": MemoryEfficientProcessor,
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_every_processor_gets_the_changed_contexts(unet, name, when):
+    expected = run(reference(unet, APPLIED))
+    if when == "before":
+        unet.set_attn_processor(PROCESSORS[name]())
+    attachment = attach(unet, HN, 0.8)
+    if when == "after":
+        unet.set_attn_processor(PROCESSORS[name]())
+    assert_same(run(unet), expected)
+    before = unet.attn_processors
+    attachment.detach()
+    assert unet.attn_processors == before
+
+
+def test_attention_slicing(unet):
+    expected = run(reference(unet, APPLIED))
+    with attach(unet, HN, 0.8):
+        unet.set_attention_slice("max")
+        assert_same(run(unet), expected)
+
+
+# Fused projections
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+@pytest.mark.parametrize("when", ["before", "after", "after a call"])
+def test_fused_projections(kind, when):
+    unet, hypernetwork = make_unet(kind), make_hypernetwork(WIDTHS[kind])
+    applied = [(hypernetwork, 0.8, -0.4)]
+    expected = run(reference(unet, applied), kind)
+    if when == "before":
+        unet.fuse_qkv_projections()
+        before = fingerprint(unet)
+    attachment = attach(unet, Application(hypernetwork, 0.8, v=-0.5))
+    if when == "after a call":
+        run(unet, kind)
+    if when != "before":
+        unet.fuse_qkv_projections()
+    assert_same(run(unet, kind), expected)
+    unet.unfuse_qkv_projections()
+    assert_same(run(unet, kind), expected)
+    unet.fuse_qkv_projections()
+    assert_same(run(unet, kind), expected)
+    attachment.detach()
+    if when == "before":
+        assert {name: x[2:] for name, x in fingerprint(unet)["modules"].items()} == {
+            name: x[2:] for name, x in before["modules"].items()
+        }
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in unet.modules())
+    assert_same(run(unet, kind), run(make_unet(kind), kind))
+
+
+def test_fused_projections_of_one_side(unet):
+    """With the values left alone they come from the projection itself."""
+    expected = run(reference(unet, [(HN, 0.8, 0)]))
+    unet.fuse_qkv_projections()
+    with attach(unet, Application(HN, 0.8, v=0)):
+        assert_same(run(unet), expected)
+
+
+# LoRA
+
+
+def add_lora(unet, seed=3):
+    torch.manual_seed(seed)
+    unet.add_adapter(
+        peft.LoraConfig(
+            r=3, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights="gaussian"
+        ),
+        adapter_name=f"lora{seed}",
+    )
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    unet.requires_grad_(False)
+
+
+def with_lora():
+    unet = make_unet("sd1")
+    add_lora(unet)
+    return unet
+
+
+def test_lora_before_and_after_attaching(unet):
+    expected = run(reference(with_lora(), APPLIED))
+    plain = run(unet)
+    before = fingerprint(unet)
+    attachment = attach(unet, HN, 0.8)
+    without = run(unet)
+    add_lora(unet)
+    assert_same(run(unet), expected)
+    unet.unload_lora()
+    assert torch.equal(run(unet), without)
+    add_lora(unet)
+    attachment.detach()
+    assert_same(run(unet), run(with_lora()))
+    unet.unload_lora()
+    assert torch.equal(run(unet), plain)
+    assert {name: x[1] for name, x in fingerprint(unet)["modules"].items()} == {
+        name: x[1] for name, x in before["modules"].items()
+    }
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in unet.modules())
+    assert all("forward" not in vars(m) for m in unet.modules())
+
+    add_lora(unet)
+    before = fingerprint(unet)
+    with attach(unet, HN, 0.8):
+        assert_same(run(unet), expected)
+    assert_untouched(unet, before)
+
+
+def test_the_down_projection_of_a_lora_sees_the_changed_context(unet):
+    with attach(unet, HN, 0.8):
+        add_lora(unet)
+        run(unet)
+        for site in find_sites(unet):
+            assert site.module.to_k._forward_pre_hooks
+            assert not site.module.to_k.base_layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_lora_fused_into_the_weights(unet, fused):
+    expected = run(reference(with_lora(), APPLIED))
+    with attach(unet, HN, 0.8):
+        add_lora(unet)
+        if fused:
+            unet.fuse_lora()
+        assert_same(run(unet), expected)
+        if fused:
+            unet.unfuse_lora()
+        assert_same(run(unet), expected)
+
+
+def test_lora_and_fused_projections(unet):
+    """A LoRA on the fused projection itself acts on the changed contexts as well."""
+    torch.manual_seed(5)
+    unet.fuse_qkv_projections()
+    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_qkv", "to_kv"], init_lora_weights=False))
+    unet.requires_grad_(False)
+    twin = reference(make_unet("sd1"), APPLIED)
+    with torch.no_grad():  # the same change, written into the separate projections
+        for site, other in zip(find_sites(unet), find_sites(twin), strict=True):
+            projections = ["to_k", "to_v"] if site.kind == "cross" else ["to_q", "to_k", "to_v"]
+            layer = site.module.to_kv if site.kind == "cross" else site.module.to_qkv
+            for name, delta in zip(
+                projections, layer.get_delta_weight("default").chunk(len(projections)), strict=True
+            ):
+                getattr(other.module, name).weight += delta
+    with attach(unet, HN, 0.8):
+        assert_same(run(unet), run(twin))
+
+
+# dtype and device
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)]
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_other_dtypes(unet, dtype, tolerance, when):
+    inputs = {
+        name: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in unet_inputs().items()
+    }
+    expected = run(reference(unet, APPLIED))
+    if when == "before":
+        unet.to(dtype)
+    with attach(unet, HN, 0.8):
+        if when == "after":
+            run(unet)
+            unet.to(dtype)
+        result = run(unet, **inputs)
+        assert result.dtype == dtype
+        assert_same(result.float(), expected, tolerance)
+    assert all(parameter.dtype == torch.float32 for parameter in HN.parameters())
+    HN.release()
+
+
+def test_another_device(unet):
+    """The meta device has no numbers, but every tensor that meets another must have come along."""
+    with attach(unet, HN, 0.8) as attachment:
+        run(unet)
+        unet.to("meta")
+        inputs = {name: value.to("meta") for name, value in unet_inputs().items()}
+        inputs["timestep"] = 500
+        assert run(unet, **inputs).device.type == "meta"
+        assert attachment.attached
+    HN.release()
+
+
+# Offloading by accelerate. Weights live on the meta device outside of each forward, so a hypernetwork that
+# met a layer at the wrong moment would fail or give nonsense.
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_sequential_cpu_offload(unet, when):
+    expected = run(reference(unet, APPLIED))
+    if when == "before":
+        cpu_offload(unet, execution_device="cpu")
+        before = fingerprint(unet)
+    attachment = attach(unet, HN, 0.8)
+    if when == "after":
+        cpu_offload(unet, execution_device="cpu")
+    assert find_sites(unet)[0].module.to_k.weight.device.type == "meta"
+    assert_same(run(unet), expected)
+    attachment.detach()
+    if when == "before":
+        assert_untouched(unet, before)
+    assert_same(run(unet), run(make_unet()))
+    remove_hook_from_submodules(unet)
+    assert_same(run(unet), run(make_unet()))
+
+
+def test_offloading_ended_while_attached(unet):
+    expected = run(reference(unet, APPLIED))
+    cpu_offload(unet, execution_device="cpu")
+    with attach(unet, HN, 0.8):
+        remove_hook_from_submodules(unet)
+        assert_same(run(unet), expected)
+    assert_same(run(unet), run(make_unet()))
+
+
+def test_fused_projections_that_are_offloaded(unet):
+    expected = run(reference(unet, APPLIED))
+    unet.fuse_qkv_projections()
+    cpu_offload(unet, execution_device="cpu")
+    with attach(unet, HN, 0.8):
+        assert_same(run(unet), expected)
+
+
+def test_model_cpu_offload(unet):
+    expected = run(reference(unet, APPLIED))
+    unet, hook = cpu_offload_with_hook(unet, execution_device="cpu")
+    before = fingerprint(unet)
+    with attach(unet, HN, 0.8):
+        assert_same(run(unet), expected)
+        hook.offload()
+        assert_same(run(unet), expected)
+    assert_untouched(unet, before)
+    with attach(unet, HN, 0.8):
+        hook.remove()
+        assert_same(run(unet), expected)
+
+
+def test_group_offload(unet):
+    expected = run(reference(unet, APPLIED))
+    with attach(unet, HN, 0.8):
+        apply_group_offloading(
+            unet,
+            onload_device=torch.device("cpu"),
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+        )
+        assert_same(run(unet), expected)
+    assert_same(run(unet), run(make_unet()))
+
+
+def test_accelerate_is_the_one_that_was_meant():
+    assert accelerate.hooks.AlignDevicesHook  # what cpu_offload puts on every layer
+
+
+# Copies
+
+
+def test_a_deep_copy_applies_the_same_and_is_independent(unet):
+    before, plain = fingerprint(unet), run(unet)
+    expected = run(reference(unet, APPLIED))
+    attachment = attach(unet, HN, 0.8)
+    twin, other = copy.deepcopy(unet), copy.deepcopy(unet)
+    assert torch.equal(run(twin), run(unet))
+
+    attachment.detach()
+    assert_untouched(unet, before)
+    assert_same(run(twin), expected)
+
+    (copied,) = attachments(twin)
+    assert copied is not attachment
+    copied.set_strength(0.3)
+    assert_same(run(twin), run(reference(unet, [(HN, 0.3, 0.3)])))
+    copied.detach()
+    assert torch.equal(run(twin), plain)
+    assert {name: x[1:] for name, x in fingerprint(twin)["modules"].items()} == {
+        name: x[1:] for name, x in before["modules"].items()
+    }
+    assert_same(run(other), expected)
+
+
+def test_detaching_the_copy_leaves_the_original(unet):
+    attachment = attach(unet, HN, 0.8)
+    expected = run(unet)
+    twin = copy.deepcopy(unet)
+    attachments(twin)[0].detach()
+    assert attachments(twin) == []
+    assert attachments(unet) == [attachment]
+    assert torch.equal(run(unet), expected)
+
+
+def test_a_copy_follows_its_own_layers(unet):
+    attach(unet, HN, 0.8)
+    twin = copy.deepcopy(unet)
+    add_lora(twin)
+    assert_same(run(twin), run(reference(with_lora(), APPLIED)))
+    assert_same(run(unet), run(reference(make_unet(), APPLIED)))
+
+
+def test_pickling_an_attached_model(unet):
+    expected = run(reference(unet, APPLIED))
+    attach(unet, HN, 0.8, end=0.9)
+    twin = pickle.loads(pickle.dumps(unet))
+    assert_same(run(twin), expected)
+    attachments(twin)[0].detach()
+    assert_same(run(twin), run(make_unet()))
+
+
+def test_saving_sees_nothing_of_it(unet, tmp_path):
+    keys = list(unet.state_dict())
+    with attach(unet, HN, 0.8):
+        assert list(unet.state_dict()) == keys
+        assert not any(module is HN for module in unet.modules())
+        unet.save_pretrained(tmp_path)
+    loaded = type(unet).from_pretrained(tmp_path)
+    assert torch.equal(run(loaded), run(make_unet()))
+    with attach(unet, HN, 0.8):
+        unet.load_state_dict(loaded.state_dict())
+
+
+# Training through an attached model
+
+
+def gradients(unet, checkpointing, change=None):
+    unet.train()
+    unet.requires_grad_(True)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    inputs = unet_inputs()
+    inputs["encoder_hidden_states"].requires_grad_()
+    loss = unet(**inputs).sample.square().mean()
+    if change:
+        change()
+    loss.backward()
+    found = {name: parameter.grad for name, parameter in unet.named_parameters()}
+    return {**found, "context": inputs["encoder_hidden_states"].grad}
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(change):
+    expected = gradients(reference(make_unet(), APPLIED), checkpointing=False)
+    unet = make_unet()
+    with attach(unet, HN, 0.8) as attachment:
+        new = (lambda: attachment.set_strength(0.1)) if change else None  # holds from the next forward on
+        found = gradients(unet, checkpointing=True, change=new)
+    for name, gradient in expected.items():
+        assert_same(found[name], gradient, 1e-4)
+
+
+def test_gradients_reach_a_hypernetwork_that_is_trained():
+    hypernetwork = make_hypernetwork(ALL).requires_grad_(True)
+    found = []
+    for checkpointing in (False, True):
+        unet = make_unet().train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        hypernetwork.zero_grad()
+        with attach(unet, hypernetwork):
+            unet(
+                **{**unet_inputs(), "sample": unet_inputs()["sample"].requires_grad_()}
+            ).sample.square().mean().backward()
+        found.append([parameter.grad.clone() for parameter in hypernetwork.parameters()])
+    assert all(gradient.abs().max() > 0 for gradient in found[0])
+    for one, other in zip(*found, strict=True):
+        assert_same(other, one)
+
+
+# Threads
+
+
+def test_attaching_and_detaching_from_other_threads(unet):
+    before, plain = fingerprint(unet), run(unet)
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def churn(seed: int) -> None:
+        try:
+            hypernetwork = make_hypernetwork(ALL if seed % 2 else (48,), seed)
+            for _ in range(15):
+                with attach(unet, hypernetwork, 0.5) as attachment:
+                    attachment.set_strength(0.2)
+        except BaseException as error:
+            errors.append(error)
+
+    def generate() -> None:
+        try:
+            while not done.is_set():
+                assert run(unet).isfinite().all()
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=churn, args=(seed,)) for seed in range(4)]
+    generator = threading.Thread(target=generate)
+    for thread in (generator, *workers):
+        thread.start()
+    for worker in workers:
+        worker.join()
+    done.set()
+    generator.join()
+    assert errors == []
+    assert_untouched(unet, before)
+    assert torch.equal(run(unet), plain)
