@@ -1,0 +1,290 @@
+"""Reads what `torch.save` wrote, zip or legacy stream, without running anything in it.
+
+`read_checkpoint` gives the object tree with a `TensorRef` in the place of each tensor: no tensor data is read.
+`Checkpoint.read` then gives the tensors one by one. Every declared size is held against the file's own size
+before anything of that size is made. docs/format.md states the limits.
+
+torch.load is not used. Its `weights_only` accepts other opcodes and globals in each release (2.0 knows no
+protocol 3 or newer, 2.4 and newer may be widened by the program around it) and had a hole before 2.6
+(CVE-2025-32434); the tests hold this reader against it on the same bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hnloader.errors import CorruptFileError, HypernetworkError, UnsafeFileError, UnsupportedArchitectureError
+from hnloader.formats.pickles import (
+    MAX_PICKLE_SIZE,
+    MalformedPickleError,
+    Pickle,
+    Refusal,
+    StorageRef,
+    TensorRef,
+    read_pickle,
+)
+from hnloader.formats.source import Source
+
+MAX_MEMBERS = 20_000
+MAX_RATIO = 100
+# Tensors that share a storage are copied apart when they are cast: together at most this many times the file.
+MAX_SHARING = 8
+
+ZIP_MAGIC = b"PK\x03\x04"
+# The pickle of the number 0x1950a86a20f9469cfc6c, with which legacy streams begin.
+LEGACY_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+
+
+@dataclass
+class Checkpoint:
+    """The contents of a file that `torch.save` wrote.
+
+    Attributes:
+        tree: the saved object; tensors are `TensorRef`, what is not allowed is `Opaque`.
+        container: "zip" or "legacy".
+        refused: what the pickle names that is not on the allow-list; empty for a safe file.
+    """
+
+    tree: object
+    container: Literal["zip", "legacy"]
+    refused: list[Refusal]
+    label: str
+    _read_storage: Callable[[StorageRef], bytearray] = field(repr=False)
+    _storages: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def read(self, ref: TensorRef) -> Tensor:
+        """The tensor that `ref` describes, in the stored dtype, on the CPU; tensors may share memory as saved.
+
+        Raises:
+            CorruptFileError: sizes contradict each other or the file is damaged.
+        """
+        storage = ref.storage
+        if storage.key not in self._storages:
+            dtype: torch.dtype = getattr(torch, storage.dtype)
+            data = self._read_storage(storage)
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            self._storages[storage.key] = flat
+        return self._storages[storage.key].as_strided(ref.shape, ref.stride, ref.offset)
+
+
+def read_checkpoint(source: Source) -> Checkpoint:
+    """What the file holds, without its tensor data.
+
+    Raises:
+        CorruptFileError: it is damaged, or declares sizes that do not fit the file.
+        UnsafeFileError: the archive holds code.
+    """
+    checkpoint = _read_zip(source) if source.head.startswith(ZIP_MAGIC) else _read_legacy(source)
+    _check_tensors(checkpoint, source)
+    return checkpoint
+
+
+def is_legacy_stream(head: bytes) -> bool:
+    """True when the file's first bytes are those of a legacy (non-zip) `torch.save`."""
+    start = head[:64]
+    return LEGACY_MAGIC_NUMBER.to_bytes(10, "little") in start or str(LEGACY_MAGIC_NUMBER).encode() in start
+
+
+def _check_tensors(checkpoint: Checkpoint, source: Source) -> None:
+    """Each tensor lies inside its storage, and all together are not far larger than the file."""
+    total = 0
+    for ref in _tensors(checkpoint.tree):
+        reach = ref.offset + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride, strict=False))
+        inside = ref.offset >= 0 and reach < ref.storage.count and ref.count <= ref.storage.count
+        if len(ref.shape) != len(ref.stride) or (ref.count and not inside):
+            raise CorruptFileError(
+                f"{source.label}: a tensor of shape {list(ref.shape)} does not fit its storage of "
+                f"{ref.storage.count:,} values; the file is damaged or was tampered with"
+            )
+        total += ref.count * item_size(ref.dtype)
+        if total > MAX_SHARING * source.size:
+            raise CorruptFileError(
+                f"{source.label}: its tensors add up to more than {MAX_SHARING} times the file's "
+                f"{source.size:,} bytes; the file is damaged or was tampered with"
+            )
+
+
+def _tensors(tree: object) -> Iterator[TensorRef]:
+    """All tensors in the tree; `read_pickle` has bounded its size and depth."""
+    pending = [tree]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, TensorRef):
+            yield item
+        elif isinstance(item, dict):
+            pending += item.values()
+            pending += item.keys()
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            pending += item
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one value of the torch dtype of that name."""
+    return torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+
+
+def _parse(data: bytes, start: int, source: Source) -> Pickle:
+    try:
+        return read_pickle(data, start)
+    except MalformedPickleError as error:
+        raise CorruptFileError(f"{source.label}: its pickle is damaged: {error}. Copy or download it again.") from error
+
+
+# -- zip, torch 1.6 and newer: <root>/data.pkl and one member <root>/data/<key> per storage
+
+
+def _read_zip(source: Source) -> Checkpoint:
+    with _zip_errors(source):
+        source.file.seek(0)
+        archive = zipfile.ZipFile(source.file)
+    members = _members(archive, source)
+    pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise HypernetworkError(
+            f"{source.label} is a zip archive but not one that torch.save wrote ({len(members)} members, "
+            f"{len(pickles)} named data.pkl); if a hypernetwork is inside, unpack it first"
+        )
+    root = pickles[0][: -len("data.pkl")]
+    if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in members):
+        raise UnsafeFileError(f"{source.label} is a TorchScript archive: it holds code, not a hypernetwork; not loaded")
+    _check_byte_order(archive, members, root, source)
+
+    def read(name: str) -> bytes:
+        with _zip_errors(source):
+            return archive.read(members[name])
+
+    def read_storage(ref: StorageRef) -> bytearray:
+        name, size = f"{root}data/{ref.key}", ref.count * item_size(ref.dtype)
+        if name not in members:
+            raise CorruptFileError(f"{source.label}: the storage {ref.key!r} is missing; copy or download it again")
+        if members[name].file_size != size:
+            raise CorruptFileError(
+                f"{source.label}: the storage {ref.key!r} is declared as {size:,} bytes but has "
+                f"{members[name].file_size:,}; the file is damaged or was tampered with"
+            )
+        return bytearray(read(name))
+
+    if members[pickles[0]].file_size > MAX_PICKLE_SIZE:
+        raise CorruptFileError(f"{source.label}: data.pkl is larger than {MAX_PICKLE_SIZE >> 20} MiB")
+    pickle = _parse(read(pickles[0]), 0, source)
+    return Checkpoint(pickle.value, "zip", pickle.refused, source.label, read_storage)
+
+
+def _members(archive: zipfile.ZipFile, source: Source) -> dict[str, zipfile.ZipInfo]:
+    """The members by name, after checking names, sizes, compression and that they do not overlap."""
+    infos = archive.infolist()
+    if len(infos) > MAX_MEMBERS:
+        raise CorruptFileError(f"{source.label}: {len(infos):,} zip members, more than {MAX_MEMBERS:,}")
+    members = {info.filename: info for info in infos}
+    if len(members) != len(infos):
+        raise UnsafeFileError(f"{source.label}: two zip members have the same name; programs would read different ones")
+    end = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.flag_bits & 1:
+            raise CorruptFileError(f"{source.label}: the zip member {info.filename!r} is encrypted")
+        if info.file_size > MAX_RATIO * max(info.compress_size, 1):
+            raise UnsafeFileError(
+                f"{source.label}: the zip member {info.filename!r} unpacks to more than {MAX_RATIO} times its size"
+            )
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+            raise CorruptFileError(f"{source.label}: the zip member {info.filename!r} declares two sizes")
+        if info.header_offset < end or info.header_offset + 30 + info.compress_size > source.size:
+            raise CorruptFileError(f"{source.label}: the zip member {info.filename!r} overlaps another or is cut off")
+        end = info.header_offset + 30 + info.compress_size
+    return members
+
+
+def _check_byte_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], root: str, source: Source) -> None:
+    name = f"{root}byteorder"
+    if name in members and members[name].file_size <= 16:
+        with _zip_errors(source):
+            order = archive.read(members[name])
+        if order.strip() != b"little":
+            raise UnsupportedArchitectureError(
+                f"{source.label} was saved on a big-endian machine; save it again on a little-endian one"
+            )
+
+
+class _zip_errors:  # noqa: N801 - reads as a statement
+    """Turns what zipfile raises into the errors of this package."""
+
+    def __init__(self, source: Source) -> None:
+        self.label = source.label
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise HypernetworkError(f"{self.label} cannot be read: {error.strerror or error}") from error
+        known = (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError, struct.error)
+        known += (zipfile.zlib.error,)  # type: ignore[attr-defined]
+        if isinstance(error, known):
+            raise CorruptFileError(
+                f"{self.label}: the zip archive is damaged ({error}). Copy or download it again."
+            ) from error
+
+
+# -- legacy stream: five pickles (magic number, protocol, system, object, storage keys), then the storages' data
+
+
+def _read_legacy(source: Source) -> Checkpoint:
+    window = source.read(0, min(source.size, 2 * MAX_PICKLE_SIZE))
+    values: list[object] = []
+    refused: list[Refusal] = []
+    at = 0
+    for _ in range(5):
+        pickle = _parse(window, at, source)
+        values.append(pickle.value)
+        refused += pickle.refused
+        at = pickle.end
+    magic, protocol, system, tree, keys = values
+    if magic != LEGACY_MAGIC_NUMBER or protocol != _LEGACY_PROTOCOL:
+        raise CorruptFileError(f"{source.label}: a legacy torch file of an unknown protocol ({protocol!r})")
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise UnsupportedArchitectureError(f"{source.label} was saved on a big-endian machine; it cannot be read here")
+    places = _legacy_places(source, tree, keys, at)
+
+    def read_storage(ref: StorageRef) -> bytearray:
+        offset, count = places[ref.key]
+        if count != ref.count:
+            raise CorruptFileError(
+                f"{source.label}: the storage {ref.key!r} is declared as {ref.count:,} values but has {count:,}"
+            )
+        return bytearray(source.read(offset, count * item_size(ref.dtype)))
+
+    return Checkpoint(tree, "legacy", refused, source.label, read_storage)
+
+
+def _legacy_places(source: Source, tree: object, keys: object, start: int) -> dict[str, tuple[int, int]]:
+    """Offset and number of values of each storage; the data follow in the order of `keys`, each after its count."""
+    storages = {ref.storage.key: ref.storage for ref in _tensors(tree)}
+    if not isinstance(keys, list):
+        raise CorruptFileError(f"{source.label}: the list of storages is missing; copy or download it again")
+    places: dict[str, tuple[int, int]] = {}
+    offset = start
+    for key in map(str, keys):
+        if key not in storages:
+            # The data of something that is not on the allow-list: what follows it cannot be found.
+            break
+        count = int.from_bytes(source.read(offset, 8), "little", signed=True)
+        size = count * item_size(storages[key].dtype)
+        if count < 0 or offset + 8 + size > source.size:
+            raise CorruptFileError(
+                f"{source.label} is cut off: a storage of {count:,} values at byte {offset:,} was expected, "
+                f"but it ends at {source.size:,}. Copy or download it again."
+            )
+        places[key] = (offset + 8, count)
+        offset += 8 + size
+    missing = storages.keys() - places.keys()
+    if missing and len(places) == len(keys):
+        raise CorruptFileError(f"{source.label}: {len(missing)} storages are missing; copy or download it again")
+    return places

@@ -1,0 +1,166 @@
+"""What every weight format gives: a hypernetwork as found in a file, before any tensor data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
+from hnloader.formats.proof import SideShapes, normalise_name, prove
+from hnloader.network import Architecture, Hypernetwork, Side, SideName, make_side
+
+FLOATING = ("float32", "float16", "bfloat16", "float64")
+
+
+class TensorInfo(Protocol):
+    """A tensor in a file: what is known of it without reading its data."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its size in each dimension."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the torch dtype."""
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+
+
+SideTensors = dict[str, TensorInfo]
+
+
+@dataclass
+class Contents:
+    """A hypernetwork file, its architecture proved, its tensors not read yet.
+
+    Attributes:
+        label: what messages call the file.
+        format: "pt" or "safetensors".
+        container: how the bytes are wrapped: "zip", "legacy", "safetensors".
+        program: which program wrote it, as far as the file tells.
+        variant: which kind of file of that program.
+        metadata: its keys besides the widths; tensors in it are `TensorInfo`.
+        sides: (width, side) -> tensors by normalised name.
+        old_names: the file says linear1 and linear2.
+        read: gives the tensor that a `TensorInfo` describes.
+    """
+
+    label: str
+    format: str
+    container: str
+    program: str
+    variant: str
+    metadata: dict[str, object]
+    sides: dict[tuple[int, SideName], SideTensors]
+    old_names: bool
+    read: Callable[[Any], Tensor] = field(repr=False)
+    architecture: Architecture = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Prove the architecture; raises UnsupportedArchitectureError."""
+        shapes = [
+            SideShapes(width, side, {name: info.shape for name, info in tensors.items()})
+            for (width, side), tensors in self.sides.items()
+        ]
+        try:
+            self.architecture = prove(shapes, self.metadata)
+            for (width, side), tensors in self.sides.items():
+                _check_dtypes(tensors, f"the {side} side of width {width}")
+        except UnsupportedArchitectureError as error:
+            raise UnsupportedArchitectureError(f"{self.label}: {error}") from error
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The context widths, in the order of the file."""
+        return tuple(dict.fromkeys(width for width, _ in self.sides))
+
+    @property
+    def origin(self) -> str:
+        """Program and variant in one line; for a converted file, those of the file that it was made from."""
+        return self.variant if self.format == "safetensors" else f"{self.program}, {self.variant}"
+
+    def hypernetwork(self, stem: str) -> Hypernetwork:
+        """Read the tensors and build the hypernetwork; `stem` is its name where the file holds none.
+
+        Raises:
+            CorruptFileError: damaged data, or values that are not finite.
+        """
+        sides = {width: (self._side(width, "k"), self._side(width, "v")) for width in self.widths}
+        name = self.metadata.get("name")
+        return Hypernetwork(
+            sides,
+            name=name if isinstance(name, str) and name else stem,
+            architecture=self.architecture,
+            metadata={key: self._with_tensors(value) for key, value in self.metadata.items()},
+            variant=self.origin,
+            old_names=self.old_names,
+        )
+
+    def _side(self, width: int, side: SideName) -> Side:
+        with torch.device("meta"):
+            made = make_side(self.architecture, width)
+        for name, info in self.sides[width, side].items():
+            tensor = self.read(info)
+            _check_finite(tensor, f"{self.label}: {name} of the {side} side of width {width}")
+            _set_parameter(made, name, tensor)
+        return made.eval()
+
+    def _with_tensors(self, value: object) -> object:
+        """`value` with each `TensorInfo` in it replaced by its tensor."""
+        if isinstance(value, dict):
+            return {key: self._with_tensors(part) for key, part in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._with_tensors(part) for part in value)  # type: ignore[attr-defined, call-arg]
+        return self.read(value) if is_tensor_info(value) else value
+
+
+def is_tensor_info(value: object) -> bool:
+    """True for a tensor that was not read yet."""
+    return hasattr(value, "shape") and hasattr(value, "count") and hasattr(value, "dtype")
+
+
+def named_tensors(given: Mapping[object, object], where: str) -> tuple[SideTensors, bool]:
+    """The tensors of one side by normalised name, and whether the names are the old ones.
+
+    Raises:
+        UnsupportedArchitectureError: something in it is no named tensor.
+    """
+    tensors: SideTensors = {}
+    old_names = False
+    for name, info in given.items():
+        if not isinstance(name, str) or not is_tensor_info(info):
+            raise UnsupportedArchitectureError(f"{where} holds {str(name)[:80]!r}, which is no tensor with a name")
+        normal = normalise_name(name)
+        if normal in tensors:
+            raise UnsupportedArchitectureError(f"{where} holds {normal!r} twice, under its old and its new name")
+        old_names |= normal != name
+        tensors[normal] = info  # type: ignore[assignment]
+    return tensors, old_names
+
+
+def _check_dtypes(tensors: SideTensors, where: str) -> None:
+    for name, info in tensors.items():
+        if info.dtype not in FLOATING:
+            raise UnsupportedArchitectureError(
+                f"{name} of {where} is {info.dtype}; one of {', '.join(FLOATING)} was expected"
+            )
+
+
+def _check_finite(tensor: Tensor, where: str) -> None:
+    bad = int(tensor.numel() - torch.isfinite(tensor).sum())
+    if bad:
+        raise CorruptFileError(
+            f"{where} has {bad:,} of {tensor.numel():,} values that are NaN or infinite. Its training diverged or the "
+            "file is damaged: it can only give black or noisy pictures. Use an earlier step of it."
+        )
+
+
+def _set_parameter(side: Side, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    side.get_submodule(path).register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))

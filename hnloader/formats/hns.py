@@ -1,0 +1,356 @@
+"""The `.hns` text format of the MonkeyPatch extension: hypernetworks composed by name.
+
+A list applies its members one after the other. A dict {name: weight} applies them side by side to the same
+input and takes the weighted mean, a set the plain mean. `(name, strength)` or a dict of one gives a member a
+strength from 0 to 1. A string that begins with a bracket is a structure itself. The text looks like Python
+but is only ever read as text, by the small grammar below; names need no quotes unless they hold one of
+`[]{}():,'"`.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
+from hnloader.formats.source import Source
+from hnloader.library import HypernetworkNotFoundError, Library
+from hnloader.network import Hypernetwork, Side, SideName
+
+SUFFIX = ".hns"
+MAX_SIZE = 64 << 10
+MAX_DEPTH = 16
+MAX_MEMBERS = 100
+
+
+# -- what a composition is
+
+
+@dataclass(frozen=True)
+class Member:
+    """One hypernetwork by name, or a structure, at a strength from 0 to 1."""
+
+    of: str | Structure
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Members one after the other (weights None), or side by side with weights that add up to 1."""
+
+    members: tuple[Member, ...]
+    weights: tuple[float, ...] | None = None
+
+    def names(self) -> list[str]:
+        """The hypernetworks named in it, each once, in order."""
+        found: list[str] = []
+        for member in self.members:
+            found += [member.of] if isinstance(member.of, str) else member.of.names()
+        return list(dict.fromkeys(found))
+
+
+class Composed(Side):
+    """One side of a composition for one width; members that lack the width leave the context unchanged.
+
+    At strength 1 it is what the composition says; other strengths move from the context towards that (the
+    original ignores the strength of the tag for these files).
+    """
+
+    def __init__(self, sides: list[Side], strengths: list[float], weights: tuple[float, ...] | None) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(sides)
+        self.strengths = strengths
+        self.weights = weights
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What the composition adds to `x` [..., width] at strength 1."""
+        if self.weights is None:
+            result = x
+            for side, strength in zip(self.members, self.strengths, strict=True):
+                result = side(result, strength)
+            return result - x
+        parts = zip(self.members, self.strengths, self.weights, strict=True)
+        total = sum(side(x, strength) * weight for side, strength, weight in parts)
+        assert isinstance(total, Tensor)
+        return total - x
+
+
+class Unchanged(Side):
+    """The side of a member that does not hold the width."""
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Zeros, of the shape of `x`."""
+        return x.new_zeros(x.shape)
+
+
+# -- the format
+
+
+def detect(source: Source) -> bool:
+    """True for a file named .hns, or a nameless text that begins like one."""
+    if source.path is not None and source.path.suffix:
+        return source.path.suffix.lower() == SUFFIX
+    return source.head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{", b"(") and source.size <= MAX_SIZE
+
+
+def read_structure(source: Source) -> tuple[Structure, str]:
+    """The structure in the file, and its text.
+
+    Raises:
+        UnknownFormatError: it is not text, or too large for one.
+        CorruptFileError: the text does not follow the grammar; the message says where.
+    """
+    if source.size > MAX_SIZE:
+        raise UnknownFormatError(f"{source.label} has {source.size:,} bytes; a composition has at most {MAX_SIZE:,}")
+    try:
+        text = source.read(0, source.size).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnknownFormatError(f"{source.label} is not text; a .hns file names hypernetworks as text") from error
+    try:
+        return parse(text), text
+    except _SyntaxError as error:
+        raise CorruptFileError(f"{source.label}: {error}") from error
+
+
+def load(
+    source: Source,
+    folders: Iterable[str | os.PathLike[str]],
+    load_member: Callable[[Path], Hypernetwork],
+) -> Hypernetwork:
+    """Build the composition; members are found beside the file, then in `folders`.
+
+    Args:
+        source: the opened file.
+        folders: where to look for members that do not lie beside it.
+        load_member: loads one member.
+
+    Raises:
+        HypernetworkError: a member is missing or cannot be loaded; the message names it.
+    """
+    structure, text = read_structure(source)
+    beside = [source.path.parent] if source.path is not None else []
+    library = Library([*beside, *folders])
+    members = {name: _load_member(name, library, source, load_member) for name in structure.names()}
+    widths = list(dict.fromkeys(width for member in members.values() for width in member.widths))
+    sides = {
+        width: (_compose(structure, members, width, "k"), _compose(structure, members, width, "v")) for width in widths
+    }
+    return Hypernetwork(
+        sides,
+        name=source.stem,
+        metadata={"structure": text, "members": {name: member.metadata for name, member in members.items()}},
+        variant="composition",
+    )
+
+
+def _load_member(
+    name: str, library: Library, source: Source, load_member: Callable[[Path], Hypernetwork]
+) -> Hypernetwork:
+    try:
+        path = library.find(name)
+    except HypernetworkNotFoundError as error:
+        raise HypernetworkNotFoundError(f"{source.label} names a member that is missing. {error}") from error
+    try:
+        return load_member(path)
+    except RecursionError as error:
+        raise CorruptFileError(f"{source.label}: compositions name each other in a circle") from error
+    except HypernetworkError as error:
+        raise type(error)(f"{source.label} cannot use its member {name!r}: {error}") from error
+
+
+def _compose(structure: Structure, members: dict[str, Hypernetwork], width: int, side: SideName) -> Side:
+    def built(of: str | Structure) -> Side:
+        if isinstance(of, Structure):
+            return _compose(of, members, width, side)
+        member = members[of]
+        return member.side(width, side) if width in member.widths else Unchanged()
+
+    sides = [built(member.of) for member in structure.members]
+    return Composed(sides, [member.strength for member in structure.members], structure.weights)
+
+
+# -- the grammar: value = list | tuple | dict | set | "quoted" | bare name
+
+
+class _SyntaxError(Exception):
+    """Says what was expected at which line and column."""
+
+
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<mark>[\[\](){}:,])|(?P<quoted>'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")|(?P<bare>[^\[\](){}:,'"\s](?:[^\[\](){}:,'"\n]*[^\[\](){}:,'"\s])?))"""
+)
+
+
+def parse(text: str) -> Structure:
+    """The structure that `text` describes; raises `_SyntaxError`."""
+    parser = _Parser(text)
+    member = parser.member(parser.value(0), 0)
+    parser.end()
+    whole = member.of if isinstance(member.of, Structure) and member.strength == 1 else Structure((member,))
+    if not 0 < len(whole.names()) <= MAX_MEMBERS:
+        raise _SyntaxError(f"it names {len(whole.names())} hypernetworks; 1 to {MAX_MEMBERS} were expected")
+    return whole
+
+
+class _Parser:
+    """Recursive descent over the tokens of one text. Values are str, list, tuple and `_Braces`."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.members = 0
+
+    def fail(self, expected: str) -> _SyntaxError:
+        line = self.text.count("\n", 0, self.at) + 1
+        column = self.at - (self.text.rfind("\n", 0, self.at) + 1) + 1
+        found = self.text[self.at : self.at + 20].strip().splitlines()
+        return _SyntaxError(f"line {line}, column {column}: {expected}, found {found[0] if found else 'its end'!r}")
+
+    def token(self) -> tuple[str, str] | None:
+        """The next token as (kind, text) without taking it; None at the end."""
+        match = _TOKEN.match(self.text, self.at)
+        if match is None:
+            if self.text[self.at :].strip():
+                raise self.fail("a name or a bracket was expected")
+            return None
+        return str(match.lastgroup), match.group(str(match.lastgroup))
+
+    def take(self) -> tuple[str, str]:
+        match = _TOKEN.match(self.text, self.at)
+        if match is None:
+            raise self.fail("a name or a bracket was expected")
+        self.at = match.end()
+        return str(match.lastgroup), match.group(str(match.lastgroup))
+
+    def end(self) -> None:
+        if self.token() is not None:
+            raise self.fail("nothing more was expected")
+
+    def value(self, depth: int) -> object:
+        if depth > MAX_DEPTH:
+            raise self.fail(f"at most {MAX_DEPTH} nested brackets were expected")
+        kind, text = self.take()
+        if kind == "quoted":
+            return ast.literal_eval(text)
+        if kind == "bare":
+            return text
+        if text == "[":
+            return self.items("]", depth)
+        if text == "(":
+            return tuple(self.items(")", depth))
+        if text == "{":
+            return self.braces(depth)
+        self.at -= len(text)
+        raise self.fail("a name or an opening bracket was expected")
+
+    def items(self, closing: str, depth: int) -> list[object]:
+        items: list[object] = []
+        while not self.took(closing):
+            items.append(self.value(depth + 1))
+            if not self.took(","):
+                self.need(closing)
+                break
+        return items
+
+    def braces(self, depth: int) -> _Braces:
+        pairs: list[tuple[object, object]] = []
+        while not self.took("}"):
+            key = self.value(depth + 1)
+            weight = self.value(depth + 1) if self.took(":") else None
+            pairs = [pair for pair in pairs if pair[0] != key] + [(key, weight)]
+            if not self.took(","):
+                self.need("}")
+                break
+        if len({weight is None for _, weight in pairs}) > 1:
+            raise self.fail("'name: weight' everywhere in the braces or nowhere was expected")
+        return _Braces(pairs)
+
+    def took(self, mark: str) -> bool:
+        if self.token() == ("mark", mark):
+            self.take()
+            return True
+        return False
+
+    def need(self, mark: str) -> None:
+        if not self.took(mark):
+            raise self.fail(f"{mark!r} was expected")
+
+    # -- from values to members
+
+    def member(self, value: object, depth: int) -> Member:
+        """What `value` means as a member of a structure."""
+        if depth > MAX_DEPTH:
+            raise self.fail(f"at most {MAX_DEPTH} nested structures were expected")
+        if isinstance(value, str):
+            return self.named(value, depth)
+        if isinstance(value, _Braces):
+            return self.parallel(value.pairs, depth)
+        if isinstance(value, tuple) and len(value) != 1:
+            if len(value) != 2:
+                raise self.fail("(name, strength) was expected in round brackets")
+            return self.with_strength(value[0], value[1], depth)
+        if isinstance(value, (list, tuple)) and value:
+            return self.sequence([self.member(item, depth + 1) for item in value])
+        raise self.fail("at least one name was expected in the brackets")
+
+    def named(self, name: str, depth: int) -> Member:
+        stripped = name.strip()
+        if not stripped:
+            raise self.fail("a name was expected, not an empty one")
+        if stripped[0] not in "[({":
+            self.members += 1
+            if self.members > MAX_MEMBERS:
+                raise self.fail(f"at most {MAX_MEMBERS} members were expected")
+            return Member(stripped)
+        inner = _Parser(stripped)
+        inner.members = self.members
+        member = inner.member(inner.value(depth + 1), depth + 1)
+        inner.end()
+        self.members = inner.members
+        return member
+
+    def sequence(self, members: list[Member]) -> Member:
+        return members[0] if len(members) == 1 else Member(Structure(tuple(members)))
+
+    def parallel(self, pairs: list[tuple[object, object]], depth: int) -> Member:
+        if len(pairs) == 1:
+            name, strength = pairs[0]
+            return self.member(name, depth + 1) if strength is None else self.with_strength(name, strength, depth)
+        members = [self.member(name, depth + 1) for name, _ in pairs]
+        weights = [1.0 if weight is None else self.number(weight) for _, weight in pairs]
+        total = sum(weights)
+        if total == 0:
+            raise self.fail("members whose weights do not add up to 0 were expected in the braces")
+        return Member(Structure(tuple(members), tuple(weight / total for weight in weights)))
+
+    def with_strength(self, name: object, strength: object, depth: int) -> Member:
+        number = self.number(strength)
+        if not 0 <= number <= 1:
+            raise self.fail(f"a strength from 0 to 1 was expected, not {number:g}")
+        member = self.member(name, depth + 1)
+        if number == 1:
+            return member
+        return Member(member.of, number) if member.strength == 1 else Member(Structure((member,)), number)
+
+    def number(self, value: object) -> float:
+        try:
+            number = float(value) if isinstance(value, str) else math.nan
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise self.fail(f"a number was expected, not {str(value)[:40]!r}")
+        return number
+
+
+@dataclass
+class _Braces:
+    """The entries of braces, each once, in the order written; weights are None in a set."""
+
+    pairs: list[tuple[object, object]]

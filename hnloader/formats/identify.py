@@ -1,0 +1,142 @@
+"""Names what is not a hypernetwork, so that its owner knows what it is and what to do with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import islice
+
+from hnloader.formats.pickles import TensorRef
+
+# -- files that are no model, by their first bytes
+
+_MAGICS: tuple[tuple[bytes, str], ...] = (
+    (
+        b"\x89PNG\r\n",
+        "a PNG picture; a hypernetwork is never stored in one (a textual-inversion embedding may be)",
+    ),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"RIFF", "a RIFF file (WebP picture, sound or film)"),
+    (b"%PDF", "a PDF document"),
+    (b"7z\xbc\xaf'\x1c", "a 7z archive; unpack it and use the file inside"),
+    (b"Rar!", "a RAR archive; unpack it and use the file inside"),
+    (b"\x1f\x8b", "a gzip archive; unpack it and use the file inside"),
+    (b"PK\x05\x06", "an empty zip archive"),
+    (b"GGUF", "a GGUF language or diffusion model"),
+    (b"\x89HDF", "an HDF5 model"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"MZ", "a Windows program; do not run it"),
+    (b"\x7fELF", "a Linux program; do not run it"),
+)
+
+
+def kind_of_bytes(head: bytes) -> str:
+    """What a file of no known format is, with what to do, from its first bytes."""
+    for magic, kind in _MAGICS:
+        if head.startswith(magic):
+            return kind
+    text = head[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<script")) or b"<html" in text:
+        return "a web page (HTML): the download gave a page instead of the file. Log in on the site and download again"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself: run 'git lfs pull' in its repository"
+    if text.startswith((b"{", b"[")):
+        return "a JSON or other text file, not a model"
+    if not head.strip(b"\0"):
+        return "a file of zeros: the download or copy failed. Get it again"
+    if all(byte >= 32 or byte in (9, 10, 12, 13, 27) for byte in head[:1024]):
+        return "a text file, not a model"
+    return "of no format that is known here; a hypernetwork is a .pt, .safetensors or .hns file"
+
+
+# -- models of other kinds, by their contents
+
+_EMBEDDING = (
+    "a textual-inversion embedding, not a hypernetwork: put it in the embeddings folder of a webui, "
+    "or call pipe.load_textual_inversion"
+)
+_LORA = "a LoRA, not a hypernetwork: use it as <lora:name:1> in a webui, or call pipe.load_lora_weights"
+_CHECKPOINT = (
+    "a full checkpoint (a whole model), not a hypernetwork: put it in the models folder of a webui, "
+    "or call StableDiffusionPipeline.from_single_file"
+)
+_VAE = "a VAE, not a hypernetwork: choose it as the VAE of a webui, or call AutoencoderKL.from_single_file"
+_CONTROLNET = "a ControlNet, not a hypernetwork: load it with a ControlNet program or ControlNetModel"
+_UNET = "a UNet in the diffusers layout, not a hypernetwork: it belongs into the unet folder of a pipeline"
+_TEXT_ENCODER = "a text encoder, not a hypernetwork: it belongs into the text_encoder folder of a pipeline"
+_UPSCALER = "an upscaler (ESRGAN or alike), not a hypernetwork: put it in the ESRGAN folder of a webui"
+_IP_ADAPTER = "an IP-Adapter, not a hypernetwork: load it with pipe.load_ip_adapter"
+_OPTIMIZER = (
+    "the optimizer state of a hypernetwork's training (.pt.optim), not the hypernetwork: load the .pt file beside it"
+)
+
+# What a part of a tensor's name tells; the first that any name contains decides.
+_NAME_PARTS: tuple[tuple[str, str], ...] = (
+    ("lora_up.", _LORA),
+    ("lora_down.", _LORA),
+    (".lora_A.", _LORA),
+    (".lora_B.", _LORA),
+    ("lora_linear_layer.", _LORA),
+    ("hada_w1", _LORA),
+    ("lokr_w", _LORA),
+    ("lora_unet_", _LORA),
+    ("lora_te", _LORA),
+    ("control_model.", _CONTROLNET),
+    ("controlnet_cond_embedding.", _CONTROLNET),
+    ("model.diffusion_model.", _CHECKPOINT),
+    ("cond_stage_model.", _CHECKPOINT),
+    ("first_stage_model.", _VAE),
+    ("down_blocks.0.attentions", _UNET),
+    ("down_blocks.0.resnets", _UNET),
+    ("encoder.down", _VAE),
+    ("quant_conv.", _VAE),
+    ("text_model.encoder.", _TEXT_ENCODER),
+    ("RDB1.conv1", _UPSCALER),
+    ("conv_first.", _UPSCALER),
+    ("input_blocks.", _CHECKPOINT),
+)
+_EMBEDDING_NAMES = {"emb_params", "clip_l", "clip_g"}
+
+
+def kind_of_tree(tree: object) -> str | None:
+    """What the object in a `.pt` file is, with what to do; None when it is a hypernetwork."""
+    if isinstance(tree, TensorRef):
+        return f"a single tensor of shape {list(tree.shape)}, not a hypernetwork (an aesthetic embedding, perhaps)"
+    if not isinstance(tree, dict):
+        return f"a saved {type(tree).__name__}, not a hypernetwork: that is a dict with one key per width"
+    if any(type(key) is int for key in tree):
+        return None
+    if "string_to_param" in tree or "string_to_token" in tree:
+        return _EMBEDDING
+    if "optimizer_state_dict" in tree:
+        return _OPTIMIZER
+    if "image_proj" in tree and "ip_adapter" in tree:
+        return _IP_ADAPTER
+    if isinstance(tree.get("state_dict"), dict):
+        return kind_of_names(tree["state_dict"]) or _CHECKPOINT
+    for wrapper in ("params_ema", "params"):
+        if isinstance(tree.get(wrapper), dict):
+            return _UPSCALER
+    known = kind_of_names(tree)
+    if known is not None:
+        return known
+    if 1 <= len(tree) <= 4 and all(isinstance(value, TensorRef) and len(value.shape) <= 2 for value in tree.values()):
+        return _EMBEDDING
+    keys = ", ".join(_short(key) for key in islice(tree, 4)) or "none"
+    return f"a dict without a key per width (its keys: {keys}), not a hypernetwork of a kind that is known here"
+
+
+def kind_of_names(names: Iterable[object]) -> str | None:
+    """What a model with tensors of these names is, with what to do; None when the names tell nothing."""
+    texts = [name for name in names if isinstance(name, str)]
+    if texts and set(texts) <= _EMBEDDING_NAMES:
+        return _EMBEDDING
+    for part, kind in _NAME_PARTS:
+        if any(part in name for name in texts):
+            return kind
+    return None
+
+
+def _short(key: object) -> str:
+    return json.dumps(str(key)[:40])

@@ -1,0 +1,515 @@
+"""Reads a pickle as plain data. Nothing in it is ever called, imported or built.
+
+A `.pt` file is a pickle: a program for a small stack machine that may import any module and call anything in
+it. This reader runs that program symbolically. Numbers, strings and containers become themselves; a reference
+to a global becomes a name on an allow-list or an `Opaque`; a call is honoured only where its meaning is known
+here (an OrderedDict, a tensor's description) and noted in `Pickle.refused` otherwise. The caller decides what
+to say about a file with refusals; no tensor is read before that.
+
+The opcodes are those of Python's pickle protocols 0 to 5 (Lib/pickletools.py documents each).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# Limits. The pickle of a hypernetwork has some 2,000 opcodes in 10 kB; that of a full SDXL checkpoint, which
+# is read only to say what it is, some 100,000 in 500 kB.
+MAX_PICKLE_SIZE = 16 << 20
+MAX_OPCODES = 2_000_000
+MAX_DEPTH = 64
+MAX_VALUES = 2_000_000
+MAX_INT_BYTES = 32
+
+_TENSOR_BUILDERS = frozenset(
+    {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor", "torch._utils._rebuild_parameter"}
+)
+_CONTAINERS: dict[str, Callable[..., object]] = {
+    name: kind
+    for kind in (set, frozenset, list, tuple, dict, bytearray)
+    for name in (f"builtins.{kind.__name__}", f"__builtin__.{kind.__name__}")
+}
+_STORAGES: dict[str, str] = {
+    "BFloat16Storage": "bfloat16",
+    "BoolStorage": "bool",
+    "ByteStorage": "uint8",
+    "CharStorage": "int8",
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "ShortStorage": "int16",
+    "UntypedStorage": "uint8",
+}
+
+
+class MalformedPickleError(Exception):
+    """The bytes are not a well-formed pickle within the limits; the message says what and where."""
+
+
+@dataclass(frozen=True, eq=False)
+class Symbol:
+    """A reference to a global that is on the allow-list, as "module.name"."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """Stands for anything that is not on the allow-list: a global, or what a call would have given."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class StorageRef:
+    """A storage that the file holds elsewhere: its key, dtype name, and number of values of that dtype."""
+
+    key: str
+    dtype: str
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRef:
+    """A tensor as the pickle describes it: a view of a storage, in values, not bytes."""
+
+    storage: StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def dtype(self) -> str:
+        """Name of the torch dtype, such as "float16"."""
+        return self.storage.dtype
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        total = 1
+        for size in self.shape:
+            total *= size
+        return total
+
+
+@dataclass
+class Pickle:
+    """What one pickle says.
+
+    Attributes:
+        value: the top-level object.
+        end: offset of the first byte after it.
+        refused: what it names or calls that is not on the allow-list, in order, with offsets; empty for a safe one.
+    """
+
+    value: object
+    end: int
+    refused: list[Refusal]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that is not on the allow-list: `what` in words, the `name` of the global, and the offset."""
+
+    what: str
+    name: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.what} at byte {self.offset}"
+
+
+def read_pickle(data: bytes, start: int = 0) -> Pickle:
+    """Read the pickle that begins at `start` of `data`.
+
+    Raises:
+        MalformedPickleError: it is damaged or goes over a limit of this module.
+    """
+    machine = _Machine(data[: start + MAX_PICKLE_SIZE], start)
+    try:
+        value = machine.run()
+    except MalformedPickleError:
+        raise
+    except (
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+        struct.error,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        detail = f"{type(error).__name__}: {error}"[:120]
+        raise MalformedPickleError(f"it makes no sense at byte {machine.at} ({detail})") from error
+    _check_depth(value)
+    return Pickle(value, machine.at, machine.refused)
+
+
+def _check_depth(value: object) -> None:
+    """Refuse what nests too deeply, contains itself, or unfolds into more than `MAX_VALUES` values."""
+    pending: list[tuple[object, int]] = [(value, 0)]
+    seen = 0
+    while pending:
+        item, depth = pending.pop()
+        seen += 1
+        if depth > MAX_DEPTH:
+            raise MalformedPickleError(f"it nests containers more than {MAX_DEPTH} deep, or one contains itself")
+        if seen > MAX_VALUES:
+            raise MalformedPickleError(f"it unfolds into more than {MAX_VALUES:,} values")
+        if isinstance(item, dict):
+            pending += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            pending += [(part, depth + 1) for part in item]
+
+
+_MARK = object()
+
+
+class _OrderedDict(dict):  # type: ignore[type-arg]
+    """What `collections.OrderedDict()` gives while reading; the one kind whose attributes may be set."""
+
+
+@dataclass
+class _Machine:
+    """The stack machine. `run` dispatches each opcode to the method that `_OPCODES` names."""
+
+    data: bytes
+    at: int
+    stack: list[object] = field(default_factory=list)
+    memo: dict[int, object] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
+    copied: int = 0
+
+    def run(self) -> object:
+        data, end, opcodes = self.data, len(self.data), _OPCODES
+        for _ in range(MAX_OPCODES):
+            if self.at >= end:
+                raise MalformedPickleError("it is cut off before its end")
+            code = data[self.at]
+            self.at += 1
+            if code == 0x2E:  # STOP
+                if len(self.stack) != 1:
+                    raise MalformedPickleError(f"it ends at byte {self.at} with {len(self.stack)} values, not one")
+                return self.stack.pop()
+            action = opcodes.get(code)
+            if action is None:
+                raise MalformedPickleError(f"byte {self.at - 1} is {code:#04x}, which is no pickle opcode")
+            action(self)
+        raise MalformedPickleError(f"it has more than {MAX_OPCODES:,} opcodes")
+
+    # -- reading arguments
+
+    def take(self, size: int) -> bytes:
+        piece = self.data[self.at : self.at + size]
+        if size < 0 or len(piece) != size:
+            raise MalformedPickleError(f"it is cut off: {size:,} bytes were declared at byte {self.at}")
+        self.at += size
+        return piece
+
+    def number(self, layout: str) -> int:
+        value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+        return value
+
+    def line(self) -> str:
+        end = self.data.find(b"\n", self.at)
+        if end < 0:
+            raise MalformedPickleError("it is cut off inside a line of text")
+        text = self.data[self.at : end]
+        self.at = end + 1
+        return text.decode("utf-8", "surrogateescape")
+
+    # -- the stack
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> object:
+        value = self.stack.pop()
+        if value is _MARK:
+            raise MalformedPickleError(f"a value is missing at byte {self.at}")
+        return value
+
+    def pop_mark(self) -> list[object]:
+        for index in range(len(self.stack) - 1, -1, -1):
+            if self.stack[index] is _MARK:
+                items = self.stack[index + 1 :]
+                del self.stack[index:]
+                return items
+        raise MalformedPickleError(f"a mark is missing at byte {self.at}")
+
+    def refuse(self, what: str, name: str) -> Opaque:
+        if len(self.refused) < 100:
+            self.refused.append(Refusal(what, name, self.at - 1))
+        return Opaque(name)
+
+    # -- numbers and text
+
+    def integer_text(self) -> None:
+        text = self.line()
+        if text in ("00", "01"):
+            self.push(text == "01")
+        else:
+            self.push(_integer(text))
+
+    def long_bytes(self, size: int) -> None:
+        if size > MAX_INT_BYTES:
+            raise MalformedPickleError(f"an integer of {size:,} bytes at byte {self.at}")
+        self.push(int.from_bytes(self.take(size), "little", signed=True))
+
+    def quoted(self) -> None:
+        text = self.line().strip()
+        if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
+            raise MalformedPickleError(f"a string without quotes before byte {self.at}")
+        self.push(text[1:-1].encode("latin1", "replace").decode("unicode_escape"))
+
+    def text(self, size: int) -> None:
+        self.push(self.take(size).decode("utf-8", "surrogatepass"))
+
+    # -- containers
+
+    def append(self, items: list[object]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Opaque):
+            raise MalformedPickleError(f"appends to a {type(target).__name__} at byte {self.at}")
+
+    def set_items(self, items: list[object]) -> None:
+        target = self.stack[-1]
+        pairs = zip(items[::2], items[1::2], strict=True)
+        if isinstance(target, dict):
+            target.update(pairs)
+        elif not isinstance(target, Opaque):
+            raise MalformedPickleError(f"sets items of a {type(target).__name__} at byte {self.at}")
+
+    def add_items(self) -> None:
+        items, target = self.pop_mark(), self.stack[-1]
+        if isinstance(target, set):
+            target.update(items)
+        elif not isinstance(target, Opaque):
+            raise MalformedPickleError(f"adds to a {type(target).__name__} at byte {self.at}")
+
+    def dictionary(self) -> None:
+        items = self.pop_mark()
+        self.push(dict(zip(items[::2], items[1::2], strict=True)))
+
+    def tuple_of(self, size: int) -> None:
+        items = [self.pop() for _ in range(size)]
+        self.push(tuple(reversed(items)))
+
+    # -- globals and calls: named, never resolved
+
+    def named(self, name: str) -> None:
+        module, _, attribute = name.rpartition(".")
+        known = (
+            name in _TENSOR_BUILDERS
+            or name in _CONTAINERS
+            or name in ("collections.OrderedDict", "torch.Size", "_codecs.encode")
+            or (module in ("torch", "torch.storage") and attribute in _STORAGES)
+        )
+        self.push(Symbol(name) if known else self.refuse(f"the global {name!r}", name))
+
+    def global_lines(self) -> None:
+        module = self.line()
+        self.named(f"{module}.{self.line()}")
+
+    def global_stack(self) -> None:
+        attribute, module = self.pop(), self.pop()
+        if not isinstance(attribute, str) or not isinstance(module, str):
+            raise MalformedPickleError(f"a global whose name is not text at byte {self.at}")
+        self.named(f"{module}.{attribute}")
+
+    def call(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if isinstance(function, Opaque):
+            self.push(function)
+        elif isinstance(function, Symbol) and isinstance(arguments, tuple):
+            self.push(self.result_of(function.name, arguments))
+        else:
+            self.push(self.refuse(f"a call of a {type(function).__name__}", "?"))
+
+    def result_of(self, name: str, arguments: tuple[object, ...]) -> object:
+        """What calling the allowed global `name` would give, made here from plain data."""
+        self.copied += sum(len(a) for a in arguments if isinstance(a, (list, tuple, set, bytes, str)))
+        if self.copied > MAX_VALUES:
+            raise MalformedPickleError(f"it copies more than {MAX_VALUES:,} values")
+        if name == "collections.OrderedDict":
+            return _OrderedDict(_pairs(arguments))
+        if name in _TENSOR_BUILDERS:
+            return self.tensor(name, arguments)
+        if name == "torch.Size":
+            return tuple(arguments[0]) if arguments else ()  # type: ignore[arg-type]
+        if name == "_codecs.encode":
+            text, codec = (*arguments, "latin1")[:2]
+            if isinstance(text, str) and codec in ("latin1", "latin-1"):
+                return text.encode("latin1")
+        if name in _CONTAINERS and all(isinstance(a, (list, tuple, set, bytes)) for a in arguments):
+            return _CONTAINERS[name](*arguments)
+        return self.refuse(f"a call of {name!r} with unexpected arguments", name)
+
+    def tensor(self, name: str, arguments: tuple[object, ...]) -> object:
+        if name.endswith("_parameter"):
+            return arguments[0]
+        if len(arguments) < 4:
+            raise MalformedPickleError(f"a tensor described by {len(arguments)} values before byte {self.at}")
+        storage, offset, shape, stride = arguments[:4]
+        if not isinstance(storage, StorageRef):
+            return self.refuse("a tensor of an unknown kind of storage", name)
+        if not isinstance(offset, int) or not _is_sizes(shape) or not _is_sizes(stride):
+            raise MalformedPickleError(f"a tensor whose sizes are not numbers before byte {self.at}")
+        return TensorRef(storage, offset, tuple(shape), tuple(stride))  # type: ignore[arg-type]
+
+    def persistent(self) -> None:
+        """A storage: ("storage", type, key, location, number of values[, view])."""
+        given = self.pop()
+        if not isinstance(given, tuple) or len(given) < 5 or given[0] != "storage":
+            self.push(self.refuse("a persistent id that is no storage", "persistent id"))
+            return
+        kind, key, count = given[1], given[2], given[4]
+        dtype = _STORAGES.get(kind.name.rpartition(".")[2]) if isinstance(kind, Symbol) else None
+        if dtype is None:
+            self.push(Opaque(getattr(kind, "name", "storage")))
+        elif not isinstance(key, (str, int)) or not isinstance(count, int) or count < 0 or any(given[5:]):
+            raise MalformedPickleError(f"a storage described by {str(given[2:])[:80]} before byte {self.at}")
+        else:
+            self.push(StorageRef(str(key), dtype, count))
+
+    def build(self) -> None:
+        """Sets attributes: torch gives an OrderedDict its `_metadata` so, which is dropped."""
+        state, target = self.pop(), self.stack[-1]
+        plain = isinstance(target, _OrderedDict) and isinstance(state, dict)
+        if not plain and not isinstance(target, Opaque):
+            self.stack[-1] = self.refuse(f"attributes set on a {type(target).__name__}", "BUILD")
+
+    def instance(self, arguments: list[object]) -> None:
+        """INST, OBJ, NEWOBJ, NEWOBJ_EX: they make objects of a class, which no hypernetwork needs."""
+        made = next((a for a in arguments if isinstance(a, (Symbol, Opaque))), None)
+        name = made.name if made is not None else "?"
+        self.push(self.refuse(f"an object of {name!r}", name))
+
+    def inst(self) -> None:
+        module = self.line()
+        name = f"{module}.{self.line()}"
+        self.pop_mark()
+        self.push(self.refuse(f"an object of {name!r}", name))
+
+    def extension(self, size: int) -> None:
+        code = int.from_bytes(self.take(size), "little")
+        self.push(self.refuse(f"the extension code {code}", f"extension {code}"))
+
+    def persistent_text(self) -> None:
+        self.line()
+        self.push(self.refuse("a persistent id in text", "persistent id"))
+
+    def buffer(self) -> None:
+        self.push(self.refuse("an out-of-band buffer", "buffer"))
+
+
+def _integer(text: str) -> int:
+    digits = text[:-1] if text.endswith("L") else text
+    if len(digits) > MAX_INT_BYTES * 3:
+        raise MalformedPickleError(f"an integer of {len(digits):,} digits")
+    return int(digits)
+
+
+def _is_sizes(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and all(type(n) is int and n >= 0 for n in value) and len(value) <= 16
+
+
+def _pairs(arguments: tuple[object, ...]) -> list[tuple[object, object]]:
+    """The items given to OrderedDict(...): Python 2 wrote it with a list of [key, value]."""
+    if not arguments:
+        return []
+    given = arguments[0]
+    if not isinstance(given, (list, tuple)):
+        raise MalformedPickleError("an OrderedDict of something that is no list of pairs")
+    return [(key, value) for key, value in given]
+
+
+def _put(machine: _Machine, index: int) -> None:
+    machine.memo[index] = machine.stack[-1]
+
+
+_Action = Callable[[_Machine], object]
+_OPCODES: dict[int, _Action] = {
+    ord(code): action
+    for code, action in {
+        # numbers
+        "N": lambda m: m.push(None),
+        "\x88": lambda m: m.push(True),
+        "\x89": lambda m: m.push(False),
+        "I": lambda m: m.integer_text(),
+        "L": lambda m: m.push(_integer(m.line())),
+        "F": lambda m: m.push(float(m.line())),
+        "J": lambda m: m.push(m.number("<i")),
+        "K": lambda m: m.push(m.number("<B")),
+        "M": lambda m: m.push(m.number("<H")),
+        "G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
+        "\x8a": lambda m: m.long_bytes(m.number("<B")),
+        "\x8b": lambda m: m.long_bytes(m.number("<i")),
+        # text and bytes
+        "S": lambda m: m.quoted(),
+        "T": lambda m: m.push(m.take(m.number("<i")).decode("latin1")),
+        "U": lambda m: m.push(m.take(m.number("<B")).decode("latin1")),
+        "V": lambda m: m.push(m.line().encode("utf-8", "surrogateescape").decode("raw_unicode_escape")),
+        "X": lambda m: m.text(m.number("<I")),
+        "\x8c": lambda m: m.text(m.number("<B")),
+        "\x8d": lambda m: m.text(m.number("<Q")),
+        "B": lambda m: m.push(m.take(m.number("<I"))),
+        "C": lambda m: m.push(m.take(m.number("<B"))),
+        "\x8e": lambda m: m.push(m.take(m.number("<Q"))),
+        "\x96": lambda m: m.push(bytearray(m.take(m.number("<Q")))),
+        # containers
+        "(": lambda m: m.push(_MARK),
+        "]": lambda m: m.push([]),
+        "l": lambda m: m.push(m.pop_mark()),
+        "a": lambda m: m.append([m.pop()]),
+        "e": lambda m: m.append(m.pop_mark()),
+        ")": lambda m: m.push(()),
+        "t": lambda m: m.push(tuple(m.pop_mark())),
+        "\x85": lambda m: m.tuple_of(1),
+        "\x86": lambda m: m.tuple_of(2),
+        "\x87": lambda m: m.tuple_of(3),
+        "}": lambda m: m.push({}),
+        "d": lambda m: m.dictionary(),
+        "s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
+        "u": lambda m: m.set_items(m.pop_mark()),
+        "\x8f": lambda m: m.push(set()),
+        "\x90": lambda m: m.add_items(),
+        "\x91": lambda m: m.push(frozenset(m.pop_mark())),
+        # the stack and the memo
+        "0": lambda m: m.stack.pop(),
+        "1": lambda m: m.pop_mark(),
+        "2": lambda m: m.push(m.stack[-1]),
+        "p": lambda m: _put(m, _integer(m.line())),
+        "q": lambda m: _put(m, m.number("<B")),
+        "r": lambda m: _put(m, m.number("<I")),
+        "\x94": lambda m: _put(m, len(m.memo)),
+        "g": lambda m: m.push(m.memo[_integer(m.line())]),
+        "h": lambda m: m.push(m.memo[m.number("<B")]),
+        "j": lambda m: m.push(m.memo[m.number("<I")]),
+        # framing
+        "\x80": lambda m: m.take(1),
+        "\x95": lambda m: m.take(8),
+        # names, calls and objects
+        "c": lambda m: m.global_lines(),
+        "\x93": lambda m: m.global_stack(),
+        "R": lambda m: m.call(),
+        "b": lambda m: m.build(),
+        "Q": lambda m: m.persistent(),
+        "P": lambda m: m.persistent_text(),
+        "i": lambda m: m.inst(),
+        "o": lambda m: m.instance(m.pop_mark()),
+        "\x81": lambda m: m.instance([m.pop(), m.pop()]),
+        "\x92": lambda m: m.instance([m.pop(), m.pop(), m.pop()]),
+        "\x82": lambda m: m.extension(1),
+        "\x83": lambda m: m.extension(2),
+        "\x84": lambda m: m.extension(4),
+        "\x97": lambda m: m.buffer(),
+        "\x98": lambda m: None,
+    }.items()
+}

@@ -1,0 +1,327 @@
+"""Proves a hypernetwork's architecture from the shapes of its tensors and what the metadata says.
+
+Tensor names carry the index of each module, and modules without tensors (activations, dropouts) leave gaps.
+So for every architecture one can say which names and shapes a file must have. What the metadata states is
+taken; for what it leaves out, the values that programs of the time meant are tried in order; the first
+architecture whose names and shapes are exactly those of the file is the right one. Only names and shapes are
+used, so that `inspect` and `load` share this proof.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from hnloader.activations import canonical_activation
+from hnloader.errors import UnsupportedArchitectureError
+from hnloader.network import Architecture, LayerSpec, SideName
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tensor name -> shape, of one side, with names as `normalise_name` gives them."""
+
+DEFAULT_DROPOUT = 0.3
+MAX_LAYERS = 64
+MAX_WIDTH = 1 << 20
+
+_OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
+_NAME = re.compile(r"linear\.\d{1,4}\.(weight|bias|linear\.\d{1,4}\.(weight|bias)|upsample_layer\.weight)")
+
+# The keys that describe the architecture, in the order in which a contradiction is blamed on one of them.
+ARCHITECTURE_KEYS = (
+    "activation_func",
+    "is_layer_norm",
+    "activate_output",
+    "dropout_structure",
+    "use_dropout",
+    "last_layer_dropout",
+    "layer_structure",
+    "skip_connection",
+    "upsample_linear",
+)
+
+
+@dataclass(frozen=True)
+class SideShapes:
+    """Names and shapes of one side of one width."""
+
+    width: int
+    side: SideName
+    shapes: Shapes
+
+    @property
+    def where(self) -> str:
+        """How messages call it."""
+        return f"the {self.side} side of width {self.width}"
+
+
+def normalise_name(name: str) -> str:
+    """The name in today's form: `linear1.weight` of the first files is `linear.0.weight` now."""
+    for old, new in _OLD_NAMES.items():
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
+def prove(sides: list[SideShapes], metadata: Mapping[str, object]) -> Architecture:
+    """The architecture that explains every tensor of every side.
+
+    Args:
+        sides: all sides of the file.
+        metadata: its other keys.
+
+    Raises:
+        UnsupportedArchitectureError: nothing explains them; the message says which key and which shape.
+    """
+    for side in sides:
+        _check_names(side)
+    stated = {key: metadata[key] for key in ARCHITECTURE_KEYS if key in metadata}
+    candidates = list(_candidates(sides, stated))
+    for candidate in candidates:
+        if all(_expected(candidate, side.width) == side.shapes for side in sides):
+            return candidate
+    raise UnsupportedArchitectureError(_contradiction(sides, stated, candidates))
+
+
+def _check_names(side: SideShapes) -> None:
+    if not 0 < side.width <= MAX_WIDTH:
+        raise UnsupportedArchitectureError(f"{side.width} is no width of a context; a hypernetwork has 320 to 2048")
+    if not side.shapes:
+        raise UnsupportedArchitectureError(f"{side.where} holds no tensors")
+    if len(side.shapes) > 4 * MAX_LAYERS:
+        raise UnsupportedArchitectureError(
+            f"{side.where} holds {len(side.shapes)} tensors; no more than 64 layers are read"
+        )
+    for name in side.shapes:
+        if not _NAME.fullmatch(name):
+            raise UnsupportedArchitectureError(
+                f"{side.where} holds a tensor named {name[:80]!r}; a hypernetwork has names such as 'linear.0.weight'"
+            )
+
+
+def _expected(architecture: Architecture, width: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a side of that architecture."""
+    if architecture.residual is None:
+        return _tensors_of(architecture.layers(width), architecture, "linear")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, block in enumerate(architecture.blocks(width)):
+        if architecture.residual == "linear":
+            shapes[f"linear.{index}.upsample_layer.weight"] = (block[0].outputs, block[0].inputs)
+        shapes |= _tensors_of(block, architecture, f"linear.{index}.linear")
+    return shapes
+
+
+def _tensors_of(specs: tuple[LayerSpec, ...], architecture: Architecture, prefix: str) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, spec in enumerate(specs):
+        if spec.kind == "linear":
+            shapes[f"{prefix}.{index}.weight"] = (spec.outputs, spec.inputs)
+            shapes[f"{prefix}.{index}.bias"] = (spec.outputs,)
+        elif spec.kind == "norm":
+            shapes[f"{prefix}.{index}.weight"] = (spec.outputs,)
+            shapes[f"{prefix}.{index}.bias"] = (spec.outputs,)
+        elif spec.kind == "activation" and architecture.activation == "prelu":
+            shapes[f"{prefix}.{index}.weight"] = (1,)
+    return shapes
+
+
+# -- candidates: what is stated is fixed, what is missing is tried
+
+
+def _candidates(sides: list[SideShapes], stated: Mapping[str, object]) -> Iterator[Architecture]:
+    """Architectures in the order in which they are to be tried: the originals' defaults first."""
+    structure = _layer_structure(sides, stated)
+    activation = canonical_activation(stated.get("activation_func"))
+    # A file without the key was written before the output could be left alone: it is activated.
+    outputs = [_flag(stated, "activate_output")] if "activate_output" in stated else [True, False]
+    norms = [_flag(stated, "is_layer_norm")] if "is_layer_norm" in stated else [False, True]
+    for dropout, norm, output, dropout_first in itertools.product(
+        _dropouts(structure, stated), norms, outputs, (False, True)
+    ):
+        yield Architecture(
+            layer_structure=structure,
+            activation=activation,
+            norm=norm,
+            dropout=dropout,
+            activate_output=output,
+            residual=_residual(stated, sides),
+            dropout_before_norm=dropout_first and norm and any(dropout),
+        )
+
+
+def _flag(stated: Mapping[str, object], key: str) -> bool:
+    value = stated[key]
+    if value is None or isinstance(value, (bool, int)):
+        return bool(value)
+    raise UnsupportedArchitectureError(f"{key} is {str(value)[:80]!r}; True or False was expected")
+
+
+def _residual(stated: Mapping[str, object], sides: list[SideShapes]) -> Literal["interpolate", "linear"] | None:
+    """The MonkeyPatch variant, from its keys, or from the names of the tensors where the keys are missing."""
+    names = sides[0].shapes
+    if "skip_connection" in stated:
+        is_residual = _flag(stated, "skip_connection")
+    else:
+        is_residual = any(".linear." in name for name in names)
+    if not is_residual:
+        return None
+    if "upsample_linear" in stated:
+        return "linear" if stated["upsample_linear"] == "Linear" else "interpolate"
+    return "linear" if any(".upsample_layer." in name for name in names) else "interpolate"
+
+
+def _dropouts(structure: tuple[float, ...], stated: Mapping[str, object]) -> list[tuple[float, ...]]:
+    """Dropout rates per position, as stated, or those that programs without dropout_structure meant."""
+    count = len(structure)
+    if stated.get("dropout_structure") is not None:
+        rates = _numbers(stated, "dropout_structure")
+        if len(rates) != count or not all(0 <= rate < 1 for rate in rates):
+            raise UnsupportedArchitectureError(
+                f"dropout_structure {list(rates)} does not fit layer_structure {list(structure)}: "
+                f"{count} rates from 0 to below 1 were expected"
+            )
+        return [rates]
+    none = [(0.0,) * count]
+    if "use_dropout" in stated and not _flag(stated, "use_dropout"):
+        return none
+    if "last_layer_dropout" in stated:
+        meant = [_derived_dropout(count, last=_flag(stated, "last_layer_dropout"))]
+    else:
+        everywhere = (0.0, *[DEFAULT_DROPOUT] * (count - 1))
+        meant = [_derived_dropout(count, last=False), _derived_dropout(count, last=True), everywhere]
+    return meant if "use_dropout" in stated else none + meant
+
+
+def _derived_dropout(count: int, *, last: bool) -> tuple[float, ...]:
+    """What use_dropout meant before dropout_structure: 0.3 inside, before the last layer only if `last`."""
+    inside = [DEFAULT_DROPOUT] * (count - 3)
+    return (0.0, *inside, DEFAULT_DROPOUT if last else 0.0, 0.0)[:count]
+
+
+def _layer_structure(sides: list[SideShapes], stated: Mapping[str, object]) -> tuple[float, ...]:
+    if stated.get("layer_structure") is None:
+        return _structure_from_shapes(sides)
+    ratios = _numbers(stated, "layer_structure")
+    fits = 2 <= len(ratios) <= MAX_LAYERS + 1 and ratios[0] == ratios[-1] == 1 and all(r > 0 for r in ratios)
+    if not fits or any(int(side.width * ratio) > MAX_WIDTH for side in sides for ratio in ratios):
+        raise UnsupportedArchitectureError(
+            f"layer_structure is {list(ratios)[:MAX_LAYERS]}; ratios that begin and end with 1, such as [1, 2, 1], "
+            "were expected"
+        )
+    return ratios
+
+
+def _numbers(stated: Mapping[str, object], key: str) -> tuple[float, ...]:
+    value = stated[key]
+    if isinstance(value, (list, tuple)) and all(type(n) in (int, float) and math.isfinite(n) for n in value):
+        return tuple(value)
+    raise UnsupportedArchitectureError(f"{key} is {str(value)[:80]!r}; a list of numbers was expected")
+
+
+def _weights(side: SideShapes) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the main Linear weights, in the order of computation."""
+    found = [
+        (tuple(int(part) for part in name.split(".") if part.isdigit()), name, shape)
+        for name, shape in side.shapes.items()
+        if len(shape) == 2 and name.endswith(".weight") and ".upsample_layer." not in name
+    ]
+    return [(name, shape) for _, name, shape in sorted(found)]
+
+
+def _structure_from_shapes(sides: list[SideShapes]) -> tuple[float, ...]:
+    """layer_structure from the sizes of the layers, with the simplest ratio that gives the sizes of all widths."""
+    rows = []
+    for side in sides:
+        weights = _weights(side)
+        if not weights:
+            raise UnsupportedArchitectureError(f"{side.where} has no Linear weight (a tensor of two dimensions)")
+        rows.append((side.width, [weights[0][1][1], *(shape[0] for _, shape in weights)]))
+    if len({len(sizes) for _, sizes in rows}) != 1:
+        counts = ", ".join(f"{len(sizes) - 1} at {width}" for width, sizes in rows)
+        raise UnsupportedArchitectureError(f"its sides have different numbers of layers: {counts}")
+    positions = range(len(rows[0][1]))
+    return tuple(_ratio([(width, sizes[position]) for width, sizes in rows]) for position in positions)
+
+
+def _ratio(pairs: list[tuple[int, int]]) -> float:
+    """The number of fewest decimals for which `int(width * number) == size` holds for all pairs."""
+    low = max(size / width for width, size in pairs)
+    for decimals in range(7):
+        candidate = math.ceil(round(low * 10**decimals, 6)) / 10**decimals
+        number = int(candidate) if candidate == int(candidate) else candidate
+        if all(int(width * number) == size for width, size in pairs):
+            return number
+    sizes = ", ".join(f"{size} at width {width}" for width, size in pairs)
+    raise UnsupportedArchitectureError(f"the sizes of a layer are no common multiple of the widths: {sizes}")
+
+
+# -- saying what is wrong
+
+
+def _contradiction(sides: list[SideShapes], stated: Mapping[str, object], candidates: list[Architecture]) -> str:
+    """One sentence on why no candidate fits: a broken chain of shapes, a key to blame, or the first difference."""
+    for side in sides:
+        broken = _broken_chain(side)
+        if broken:
+            return broken
+    for key in ARCHITECTURE_KEYS:
+        if key not in stated:
+            continue
+        others = {name: value for name, value in stated.items() if name != key}
+        explained = _explained(sides, others)
+        if explained is not None:
+            return (
+                f"the key {key} is {stated[key]!r}, but the tensors contradict it: {sides[0].where} holds "
+                f"{_listed(sides[0].shapes)}, which is {explained}"
+            )
+    missing = [name for name, _ in _weights(sides[0]) if name not in _expected(candidates[0], sides[0].width)]
+    if missing and "activation_func" not in stated:
+        return (
+            f"{sides[0].where} has modules without tensors between its layers ({_listed(sides[0].shapes)}), "
+            "and the key activation_func, which would say what they are, is missing"
+        )
+    return _first_difference(sides, candidates[0])
+
+
+def _explained(sides: list[SideShapes], stated: Mapping[str, object]) -> Architecture | None:
+    try:
+        candidates = list(_candidates(sides, stated))
+    except UnsupportedArchitectureError:
+        return None
+    fitting = (c for c in candidates if all(_expected(c, side.width) == side.shapes for side in sides))
+    return next(fitting, None)
+
+
+def _broken_chain(side: SideShapes) -> str:
+    """Where one layer's output does not fit the next one's input, or empty."""
+    expected = side.width
+    for name, shape in _weights(side):
+        if shape[1] != expected:
+            return (
+                f"{name} of {side.where} has shape {list(shape)}; [{shape[0]}, {expected}] was expected, "
+                f"because it receives {expected} values"
+            )
+        expected = shape[0]
+    if expected != side.width:
+        return f"{side.where} ends with {expected} values; {side.width} were expected"
+    return ""
+
+
+def _first_difference(sides: list[SideShapes], candidate: Architecture) -> str:
+    for side in sides:
+        expected = _expected(candidate, side.width)
+        for name in [*expected, *side.shapes]:
+            wanted, found = expected.get(name), side.shapes.get(name)
+            if wanted != found:
+                have = f"has shape {list(found)}" if found is not None else "is missing"
+                want = f"shape {list(wanted)}" if wanted is not None else "no such tensor"
+                return f"{name} of {side.where} {have}; {want} was expected for {candidate}"
+    return "its tensors fit no known architecture"
+
+
+def _listed(shapes: Shapes) -> str:
+    parts = [f"{name} {list(shape)}" for name, shape in list(shapes.items())[:6]]
+    return ", ".join(parts) + (", ..." if len(shapes) > 6 else "")

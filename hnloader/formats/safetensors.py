@@ -1,0 +1,301 @@
+"""Hypernetworks as safetensors: tensors named `<width>.<k|v>.<name>`, everything else in one JSON text.
+
+docs/format.md describes the layout. A safetensors file cannot run code, and its header can be read alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from hnloader.errors import CorruptFileError, UnknownFormatError, UnsupportedArchitectureError
+from hnloader.files import replacing
+from hnloader.formats.checkpoint import item_size
+from hnloader.formats.contents import Contents, SideTensors, named_tensors
+from hnloader.formats.identify import kind_of_names
+from hnloader.formats.source import Source
+from hnloader.network import Hypernetwork, SideName
+
+SUFFIX = ".safetensors"
+LAYOUT_VERSION = 1
+MAX_HEADER_SIZE = 16 << 20
+MAX_JSON_DEPTH = 64
+# The key of the header's metadata that makes a file one of ours.
+METADATA_KEY = "hypernetwork"
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_TENSOR_NAME = re.compile(r"(\d{1,7})\.([kv])\.(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the header describes it; `offset` is its first byte in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+def detect(source: Source) -> bool:
+    """True when the file begins with a length and a JSON object, as every safetensors file does."""
+    head = source.head
+    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size
+
+
+def read(source: Source) -> Contents:
+    """The hypernetwork in the file, tensors not read.
+
+    Raises:
+        UnknownFormatError: another kind of model.
+        CorruptFileError: the header is damaged or does not fit the file.
+        UnsupportedArchitectureError: written by a newer layout, or metadata and tensors contradict each other.
+    """
+    tensors, metadata = _read_header(source)
+    described = metadata.get(METADATA_KEY)
+    if described is None:
+        kind = kind_of_names(tensors) or "a safetensors file of a kind that is not known here, not a hypernetwork"
+        raise UnknownFormatError(f"{source.label} is {kind}")
+    about = _described(described, source.label)
+    extras = {name: info for name, info in tensors.items() if name.startswith("metadata.")}
+    try:
+        sides, old_names = _sides(tensors, extras.keys(), about.get("widths"))
+        values = _decode_mapping(about.get("metadata", {}), extras)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CorruptFileError(f"{source.label}: its hypernetwork metadata are damaged ({error})") from error
+    except UnsupportedArchitectureError as error:
+        raise UnsupportedArchitectureError(f"{source.label}: {error}") from error
+
+    def read_tensor(info: StoredTensor) -> Tensor:
+        dtype = getattr(torch, info.dtype)
+        data = bytearray(source.read(info.offset, info.size))
+        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return flat.reshape(info.shape)
+
+    variant = str(about.get("variant", ""))
+    return Contents(
+        source.label, "safetensors", "safetensors", "hnloader", variant, values, sides, old_names, read_tensor
+    )
+
+
+def _described(text: str, label: str) -> dict[str, Any]:
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{label}: its hypernetwork metadata are no JSON ({error})") from error
+    version = about.get("layout") if isinstance(about, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise CorruptFileError(f"{label}: its hypernetwork metadata state no layout version")
+    if version > LAYOUT_VERSION:
+        raise UnsupportedArchitectureError(
+            f"{label} is written in layout {version}; this hnloader reads up to {LAYOUT_VERSION}. Update hnloader."
+        )
+    return about  # type: ignore[no-any-return]
+
+
+# -- the header
+
+
+def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    size = int.from_bytes(source.head[:8], "little")
+    if not 2 <= size <= MAX_HEADER_SIZE:
+        raise CorruptFileError(f"{source.label}: a header of {size:,} bytes; at most {MAX_HEADER_SIZE:,} are read")
+    try:
+        header = json.loads(source.read(8, size), object_pairs_hook=_unique)
+        metadata = header.pop("__metadata__", {})
+        tensors = {name: _stored(name, entry, 8 + size, source.size) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptFileError(f"{source.label}: its safetensors header is damaged ({error})") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CorruptFileError(f"{source.label}: its safetensors metadata are not text")
+    _check_layout(tensors, 8 + size, source)
+    return tensors, metadata
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands twice")
+    return result
+
+
+def _stored(name: str, entry: dict[str, Any], start: int, end: int) -> StoredTensor:
+    begin, stop = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or len(shape) > 16:
+        raise ValueError(f"{name[:80]!r} has no proper shape or offsets")
+    # A dtype that is not known here is kept by its own name, so that what the file is can still be said.
+    dtype = _DTYPES.get(entry["dtype"], str(entry["dtype"])[:20])
+    known = entry["dtype"] in _DTYPES
+    size = math.prod(shape) * item_size(dtype) if known else stop - begin
+    if stop - begin != size or start + stop > end:
+        raise ValueError(f"{name[:80]!r} has {stop - begin:,} bytes up to {start + stop:,}, but needs {size:,}")
+    return StoredTensor(name, dtype, shape, start + begin, size)
+
+
+def _check_layout(tensors: dict[str, StoredTensor], start: int, source: Source) -> None:
+    """The data of the tensors fill the rest of the file without gaps or overlaps."""
+    at = start
+    for info in sorted(tensors.values(), key=lambda info: (info.offset, info.size)):
+        if info.offset != at:
+            raise CorruptFileError(f"{source.label}: the data of {info.name[:80]!r} overlap others or leave a gap")
+        at += info.size
+    if at != source.size:
+        raise CorruptFileError(f"{source.label} has {source.size:,} bytes, but its header describes {at:,}")
+
+
+def _sides(
+    tensors: dict[str, StoredTensor], extras: Any, widths: object
+) -> tuple[dict[tuple[int, SideName], SideTensors], bool]:
+    grouped: dict[tuple[int, SideName], dict[object, object]] = {}
+    if not isinstance(widths, list) or not all(type(width) is int for width in widths) or not widths:
+        raise ValueError("widths is no list of whole numbers")
+    for width in widths:
+        grouped[width, "k"], grouped[width, "v"] = {}, {}
+    for name, info in tensors.items():
+        match = _TENSOR_NAME.fullmatch(name)
+        if match is not None:
+            grouped[int(match[1]), "k" if match[2] == "k" else "v"][match[3]] = info
+        elif name not in extras:
+            raise ValueError(f"a tensor is named {name[:80]!r}")
+    sides: dict[tuple[int, SideName], SideTensors] = {}
+    old_names = False
+    for (width, side), given in grouped.items():
+        # The file's own order is not kept by safetensors; the order of computation reads best.
+        ordered = dict(sorted(given.items(), key=lambda item: _natural(str(item[0]))))
+        sides[width, side], old = named_tensors(ordered, f"the {side} side of width {width}")
+        old_names |= old
+    return sides, old_names
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts linear.2 before linear.10, and weight before bias as modules hold them."""
+    parts = name.replace("weight", "0weight").replace("bias", "1bias").split(".")
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+
+
+# -- metadata with Python types. JSON keeps text, whole and decimal numbers, True, False, None and lists; the
+# rest is an object with one key that names the type.
+
+
+def _encode(value: object, tensors: dict[str, Tensor], depth: int = 0) -> object:
+    if depth > MAX_JSON_DEPTH:
+        raise UnsupportedArchitectureError("its metadata nest too deeply to be written")
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, Tensor):
+        name = f"metadata.{len(tensors)}"
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, (bytes, bytearray)):
+        return {type(value).__name__: base64.b64encode(value).decode("ascii")}
+    if isinstance(value, dict):
+        pairs = [[_encode(key, tensors, depth + 1), _encode(part, tensors, depth + 1)] for key, part in value.items()]
+        return {"dict": pairs}
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            items = [_encode(part, tensors, depth + 1) for part in value]
+            return items if kind is list else {kind.__name__: items}
+    raise UnsupportedArchitectureError(f"its metadata hold a {type(value).__name__}, which cannot be written")
+
+
+def _decode(value: Any, tensors: dict[str, StoredTensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(part, tensors) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "float":
+        return float(content)
+    if kind in ("bytes", "bytearray"):
+        data = base64.b64decode(content, validate=True)
+        return data if kind == "bytes" else bytearray(data)
+    if kind == "dict":
+        return {_decode(key, tensors): _decode(part, tensors) for key, part in content}
+    return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](_decode(part, tensors) for part in content)
+
+
+def _decode_mapping(given: Any, tensors: dict[str, StoredTensor]) -> dict[str, object]:
+    if not isinstance(given, dict):
+        raise TypeError("metadata is no JSON object")
+    return {key: _decode(value, tensors) for key, value in given.items()}
+
+
+# -- writing
+
+
+def write(hypernetwork: Hypernetwork, path: Path) -> None:
+    """Write all tensors bit for bit, and the metadata with their types.
+
+    Raises:
+        UnsupportedArchitectureError: a composition, or metadata of a type that cannot be written.
+        HypernetworkError: the file cannot be written.
+    """
+    if hypernetwork.architecture is None:
+        raise UnsupportedArchitectureError(
+            f"{hypernetwork.name} is a composition of several hypernetworks; a .safetensors file holds one. "
+            "Save its members."
+        )
+    extras: dict[str, Tensor] = {}
+    metadata = {key: _encode(value, extras) for key, value in hypernetwork.metadata.items()}
+    about = {
+        "layout": LAYOUT_VERSION,
+        "widths": list(hypernetwork.widths),
+        "variant": hypernetwork.variant,
+        "metadata": metadata,
+    }
+    tensors = {**_tensors(hypernetwork), **extras}
+    stored = {name: _serialised(tensor) for name, tensor in tensors.items()}
+    header = {"format": "pt", METADATA_KEY: json.dumps(about, ensure_ascii=True)}
+    with replacing(path) as temporary:
+        safetensors.serialize_file(stored, str(temporary), header)
+
+
+def _tensors(hypernetwork: Hypernetwork) -> dict[str, Tensor]:
+    new_to_old = {"linear.0.": "linear1.", "linear.1.": "linear2."}
+    named: dict[str, Tensor] = {}
+    for width in hypernetwork.widths:
+        for side in ("k", "v"):
+            state = hypernetwork.side(width, side).state_dict()  # type: ignore[arg-type]
+            for name, tensor in state.items():
+                stored = new_to_old[name[:9]] + name[9:] if hypernetwork.old_names else name
+                named[f"{width}.{side}.{stored}"] = tensor
+    return named
+
+
+def _serialised(tensor: Tensor) -> dict[str, object]:
+    """What safetensors' own writer takes; its torch helper would need NumPy, which hnloader does not."""
+    plain = tensor.detach().cpu().contiguous()
+    data = ctypes.string_at(plain.data_ptr(), plain.numel() * plain.element_size()) if plain.numel() else b""
+    return {"dtype": str(plain.dtype).removeprefix("torch."), "shape": list(plain.shape), "data": data}

@@ -1,0 +1,110 @@
+"""One opened input: a path or a binary file object, seen the same way by every format."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from hnloader.errors import CorruptFileError, HypernetworkError
+
+FileLike = str | os.PathLike[str] | BinaryIO
+HEAD_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened input.
+
+    Attributes:
+        file: seekable binary file; formats read it from any position they like.
+        size: bytes in it.
+        head: the first `HEAD_SIZE` bytes.
+        label: what messages call it.
+        path: where it lies, None for a file object without a name.
+    """
+
+    file: BinaryIO
+    size: int
+    head: bytes
+    label: str
+    path: Path | None
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its ending: the name of a hypernetwork that stores none."""
+        return self.path.stem if self.path is not None else ""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes at `offset`; raises CorruptFileError where the file ends before."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise CorruptFileError(
+                f"{self.label} is cut off: {size:,} bytes at {offset:,} were expected, but it ends at {self.size:,}. "
+                "Copy or download it again."
+            )
+        self.file.seek(offset)
+        data = self.file.read(size)
+        if len(data) != size:
+            raise CorruptFileError(f"{self.label} became shorter while it was read; try again")
+        return data
+
+
+@contextlib.contextmanager
+def open_source(given: FileLike) -> Iterator[Source]:
+    """Open a path, or look at an open binary file from its beginning (it is left open).
+
+    Raises:
+        HypernetworkError: the path cannot be opened, or the object is not a binary file.
+        CorruptFileError: it is empty.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        path = Path(given).expanduser()
+        with _open(path) as file:
+            yield _source(file, path)
+    else:
+        yield _source(_seekable(given), _path_of(given))
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except IsADirectoryError as error:
+        raise HypernetworkError(f"{path} is a folder; name a file in it") from error
+    except FileNotFoundError as error:
+        raise HypernetworkError(f"{path} does not exist; check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HypernetworkError(f"{path} cannot be opened: {reason}") from error
+
+
+def _seekable(given: object) -> BinaryIO:
+    if isinstance(given, io.TextIOBase):
+        raise HypernetworkError("the file is open in text mode; open it with mode 'rb'")
+    if not callable(getattr(given, "read", None)):
+        raise HypernetworkError(f"a path or an open binary file was expected, not {type(given).__name__}")
+    seekable = getattr(given, "seekable", None)
+    if callable(seekable) and seekable():
+        return given  # type: ignore[return-value]
+    return io.BytesIO(given.read())  # type: ignore[attr-defined]
+
+
+def _path_of(given: object) -> Path | None:
+    name = getattr(given, "name", None)
+    return Path(name) if isinstance(name, (str, os.PathLike)) else None
+
+
+def _source(file: BinaryIO, path: Path | None) -> Source:
+    label = str(path) if path is not None else "the file"
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(HEAD_SIZE)
+    except OSError as error:
+        raise HypernetworkError(f"{label} cannot be read: {error.strerror or error}") from error
+    if size == 0:
+        raise CorruptFileError(f"{label} is empty (0 bytes); copy or download it again")
+    return Source(file, size, head, label, path)

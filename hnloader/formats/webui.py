@@ -1,0 +1,184 @@
+"""The `.pt` format of the webuis: int keys with a (k, v) pair of state dicts, and string keys with metadata.
+
+Reads what NovelAI-style modules, AUTOMATIC1111's webui, the MonkeyPatch extension and kohya's trainer wrote;
+writes what AUTOMATIC1111's webui writes. docs/format.md describes the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hnloader.errors import UnknownFormatError, UnsafeFileError, UnsupportedArchitectureError
+from hnloader.files import replacing
+from hnloader.formats.checkpoint import ZIP_MAGIC, Checkpoint, is_legacy_stream, read_checkpoint
+from hnloader.formats.contents import Contents, SideTensors, named_tensors
+from hnloader.formats.identify import kind_of_tree
+from hnloader.formats.pickles import Refusal
+from hnloader.formats.source import Source
+from hnloader.network import Hypernetwork, SideName
+
+SUFFIX = ".pt"
+
+# Globals of programs whose full checkpoints carry more than tensors. They are not honoured either; they only
+# decide whether a file is called "another kind of model" or "unsafe".
+_INERT = (
+    "pytorch_lightning.",
+    "lightning.",
+    "lightning_fabric.",
+    "omegaconf.",
+    "numpy.core.multiarray.",
+    "numpy.dtype",
+)
+_INERT += ("numpy._core.multiarray.", "torch.storage.", "collections.defaultdict", "typing.Any")
+
+
+def detect(source: Source) -> bool:
+    """True for whatever torch.save may have written."""
+    return source.head.startswith(ZIP_MAGIC) or is_legacy_stream(source.head)
+
+
+def read(source: Source) -> Contents:
+    """The hypernetwork in the file, tensors not read.
+
+    Raises:
+        UnsafeFileError: the pickle names or calls something that no hypernetwork needs.
+        UnknownFormatError: it holds something else.
+        CorruptFileError: it is damaged.
+        UnsupportedArchitectureError: metadata and tensors contradict each other.
+    """
+    checkpoint = read_checkpoint(source)
+    tree = checkpoint.tree
+    kind = kind_of_tree(tree)
+    check_refusals(checkpoint.refused, source.label, kind)
+    if kind is not None:
+        raise UnknownFormatError(f"{source.label} is {kind}")
+    assert isinstance(tree, dict)
+    try:
+        return _contents(checkpoint, tree, source.label)
+    except UnsupportedArchitectureError as error:
+        text = str(error)
+        raise UnsupportedArchitectureError(text if source.label in text else f"{source.label}: {text}") from error
+
+
+def check_refusals(refused: list[Refusal], label: str, kind: str | None) -> None:
+    """Raise UnsafeFileError for what a pickle may not hold, unless it is a known other kind with only known extras."""
+    if kind is not None and all(refusal.name.startswith(_INERT) for refusal in refused):
+        return
+    if refused:
+        named = ", ".join(dict.fromkeys(f"{_printable(refusal)}" for refusal in refused[:3]))
+        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+        raise UnsafeFileError(
+            f"{label} is not safe: its pickle holds {named}{more}. A hypernetwork holds only numbers, text and "
+            "tensors. Nothing was run. Do not open the file with other programs; get it from another source."
+        )
+
+
+def _printable(refusal: Refusal) -> str:
+    return "".join(char if char.isprintable() else "?" for char in str(refusal))[:160]
+
+
+# -- reading
+
+
+def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) -> Contents:
+    sides: dict[tuple[int, SideName], SideTensors] = {}
+    old_names = False
+    containers: set[type] = set()
+    for width, pair in tree.items():
+        if type(width) is not int:
+            continue
+        containers.add(type(pair))
+        for side, given in _pair(width, pair):
+            sides[width, side], old = named_tensors(given, f"the {side} side of width {width}")
+            old_names |= old
+    metadata = {key: value for key, value in tree.items() if isinstance(key, str)}
+    odd = [key for key in tree if type(key) is not int and not isinstance(key, str)]
+    if odd:
+        raise UnsupportedArchitectureError(f"{label} has a key {str(odd[0])[:80]!r} that is neither a width nor text")
+    program, variant = identify_variant(metadata, old_names=old_names, lists=list in containers)
+    return Contents(label, "pt", checkpoint.container, program, variant, metadata, sides, old_names, checkpoint.read)
+
+
+def _pair(width: int, pair: object) -> list[tuple[SideName, Mapping[object, object]]]:
+    if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(side, dict) for side in pair):
+        return [("k", pair[0]), ("v", pair[1])]
+    raise UnsupportedArchitectureError(
+        f"the key {width} holds {_shape_of(pair)}; a pair of state dicts (k, v) was expected"
+    )
+
+
+def _shape_of(value: object) -> str:
+    size = f" of {len(value)}" if isinstance(value, (tuple, list, dict)) else ""
+    return f"a {type(value).__name__}{size}"
+
+
+@dataclass(frozen=True)
+class _Era:
+    """A time in the webui's history, told by the keys that it began to write."""
+
+    since: str
+    key: str
+
+
+# Newest first: the first key that the file has tells its age.
+_ERAS = (
+    _Era("from 2022-11", "dropout_structure"),
+    _Era("from 2022-11", "optional_info"),
+    _Era("from 2022-11", "weight_initialization"),
+    _Era("2022-10-26", "activate_output"),
+    _Era("2022-10-22", "use_dropout"),
+    _Era("2022-10-21", "activation_func"),
+    _Era("2022-10-21", "layer_structure"),
+)
+
+
+def identify_variant(metadata: Mapping[str, object], *, old_names: bool, lists: bool) -> tuple[str, str]:
+    """Program and variant, from the keys, the tensors' names and the kind of the (k, v) pairs."""
+    if lists:
+        return "kohya trainer", "NAI-compatible list"
+    if "skip_connection" in metadata or "upsample_linear" in metadata:
+        residual = "residual blocks" if metadata.get("skip_connection") else "usual layers"
+        return "MonkeyPatch extension", residual
+    if not metadata:
+        return "NovelAI or A1111 webui", "2022-10-07" if old_names else "without metadata"
+    if old_names:
+        return "A1111 webui", "2022-10-11"
+    for era in _ERAS:
+        if era.key in metadata:
+            return "A1111 webui", era.since
+    return "A1111 webui", "2022-10-19"
+
+
+# -- writing
+
+
+def write(hypernetwork: Hypernetwork, path: Path) -> None:
+    """Write the form that AUTOMATIC1111's webui writes: int keys, tuples, then the metadata as it was read.
+
+    Raises:
+        UnsupportedArchitectureError: a composition, which this format cannot hold.
+        HypernetworkError: the file cannot be written.
+    """
+    if hypernetwork.architecture is None:
+        raise UnsupportedArchitectureError(
+            f"{hypernetwork.name} is a composition of several hypernetworks; a .pt file holds one. Save its members."
+        )
+    tree: dict[object, object] = {}
+    for width in hypernetwork.widths:
+        tree[width] = tuple(_state_dict(hypernetwork, width, side) for side in ("k", "v"))
+    tree.update(hypernetwork.metadata)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(tree, file)
+
+
+def _state_dict(hypernetwork: Hypernetwork, width: int, side: str) -> dict[str, torch.Tensor]:
+    state = hypernetwork.side(width, side).state_dict()  # type: ignore[arg-type]
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if hypernetwork.old_names:
+        new_to_old = {"linear.0.": "linear1.", "linear.1.": "linear2."}
+        tensors = {new_to_old[name[:9]] + name[9:]: tensor for name, tensor in tensors.items()}
+    return tensors

@@ -1,0 +1,240 @@
+"""What a hypernetwork file holds, told from its header alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from hnloader.errors import CorruptFileError, HypernetworkError
+from hnloader.families import families
+from hnloader.formats import MAX_NESTED_COMPOSITIONS, hns, read_contents
+from hnloader.formats.contents import Contents, is_tensor_info
+from hnloader.formats.source import FileLike, Source, open_source
+from hnloader.library import Library
+from hnloader.network import Architecture
+
+_CHUNK = 1 << 20
+# The webuis' first short hash: 8 hex digits of the sha256 of 64 KiB that begin at 1 MiB.
+_LEGACY_HASH_OFFSET = 0x100000
+_LEGACY_HASH_SIZE = 0x10000
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What one file holds.
+
+    Attributes:
+        path: where it lies; None for a file object without a name.
+        name: the name in the file, else its stem.
+        size: bytes.
+        format: "pt", "safetensors" or "hns".
+        container: "zip", "legacy", "safetensors" or "text".
+        program: which program wrote it, as far as the file tells.
+        variant: which kind of file of that program.
+        widths: context widths that it changes.
+        families: names of the model families that it is made for; empty when no known family has its widths.
+        architecture: how the sides are built; None for a composition.
+        step: training steps, None when the file does not say.
+        checkpoint: short hash of the checkpoint that it was trained on.
+        checkpoint_name: that checkpoint's name.
+        parameters: number of values in all tensors; of all members for a composition.
+        dtypes: their torch dtypes by name, the most frequent first.
+        metadata: every key besides the widths; a tensor in it is shown as text.
+        members: paths of a composition's members, empty for others.
+    """
+
+    path: Path | None
+    name: str
+    size: int
+    format: str
+    container: str
+    program: str
+    variant: str
+    widths: tuple[int, ...]
+    families: tuple[str, ...]
+    architecture: Architecture | None
+    step: int | None
+    checkpoint: str | None
+    checkpoint_name: str | None
+    parameters: int
+    dtypes: tuple[str, ...]
+    metadata: dict[str, object]
+    members: tuple[Path, ...] = ()
+    _file: FileLike | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of the whole file in hex; read at first use, in pieces of 1 MiB."""
+        digest = hashlib.sha256()
+        with open_source(self._given()) as source:
+            source.file.seek(0)
+            while piece := source.file.read(_CHUNK):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    @property
+    def short_hash(self) -> str:
+        """The first 10 hex digits of `sha256`, which the webuis show and `.pt.optim` files name."""
+        return self.sha256[:10]
+
+    @cached_property
+    def legacy_hash(self) -> str:
+        """The 8 hex digits that the webuis of 2022 showed, of 64 KiB at 1 MiB (of nothing in a smaller file)."""
+        with open_source(self._given()) as source:
+            source.file.seek(_LEGACY_HASH_OFFSET)
+            return hashlib.sha256(source.file.read(_LEGACY_HASH_SIZE)).hexdigest()[:8]
+
+    def _given(self) -> FileLike:
+        given = self.path if self.path is not None else self._file
+        if given is None:
+            raise HypernetworkError(f"{self.name} has no file any more, so that its hash cannot be told")
+        return given
+
+    def to_dict(self, hashes: bool = True) -> dict[str, object]:
+        """The same as plain values that JSON can hold; with `hashes` the whole file is read for them."""
+        result: dict[str, object] = {
+            "path": str(self.path) if self.path is not None else None,
+            "name": self.name,
+            "size": self.size,
+            "format": self.format,
+            "container": self.container,
+            "program": self.program,
+            "variant": self.variant,
+            "widths": list(self.widths),
+            "families": list(self.families),
+            "architecture": _architecture(self.architecture),
+            "step": self.step,
+            "checkpoint": self.checkpoint,
+            "checkpoint_name": self.checkpoint_name,
+            "parameters": self.parameters,
+            "dtypes": list(self.dtypes),
+            "metadata": _plain(self.metadata),
+            "members": [str(member) for member in self.members],
+        }
+        if hashes:
+            result |= {"sha256": self.sha256, "short_hash": self.short_hash, "legacy_hash": self.legacy_hash}
+        return result
+
+
+def inspect(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> FileInfo:
+    """Tell what a hypernetwork file holds without reading its tensor data, in a few milliseconds.
+
+    Args:
+        file: a path, or an open binary file.
+        folders: where the members of a `.hns` file are looked for, after the folder that it lies in.
+
+    Raises:
+        What `hnloader.load` raises, but for what only the tensor data show (values that are not finite,
+        damaged data).
+    """
+    return _inspect(file, tuple(folders), MAX_NESTED_COMPOSITIONS)
+
+
+def _inspect(file: FileLike, folders: tuple[str | os.PathLike[str], ...], nesting: int) -> FileInfo:
+    with open_source(file) as source:
+        if hns.detect(source):
+            return _composition(source, file, folders, nesting)
+        return _weights(source, file, read_contents(source))
+
+
+def _weights(source: Source, file: FileLike, contents: Contents) -> FileInfo:
+    metadata = contents.metadata
+    counts: dict[str, int] = {}
+    for tensors in contents.sides.values():
+        for info in tensors.values():
+            counts[info.dtype] = counts.get(info.dtype, 0) + info.count
+    return FileInfo(
+        path=source.path,
+        name=_text(metadata.get("name")) or source.stem,
+        size=source.size,
+        format=contents.format,
+        container=contents.container,
+        program=contents.program,
+        variant=contents.variant,
+        widths=contents.widths,
+        families=families(contents.widths),
+        architecture=contents.architecture,
+        step=_number(metadata.get("step")),
+        checkpoint=_text(metadata.get("sd_checkpoint")),
+        checkpoint_name=_text(metadata.get("sd_checkpoint_name")),
+        parameters=sum(counts.values()),
+        dtypes=tuple(sorted(counts, key=lambda dtype: -counts[dtype])),
+        metadata={key: _without_tensors(value) for key, value in metadata.items()},
+        _file=None if source.path is not None else file,
+    )
+
+
+def _composition(source: Source, file: FileLike, folders: tuple[str | os.PathLike[str], ...], nesting: int) -> FileInfo:
+    structure, text = hns.read_structure(source)
+    if nesting == 0:
+        raise CorruptFileError(f"{source.label}: compositions are nested too deeply, or name each other in a circle")
+    library = Library([*([source.path.parent] if source.path is not None else []), *folders])
+    members = [_inspect(library.find(name), folders, nesting - 1) for name in structure.names()]
+    widths = tuple(dict.fromkeys(width for member in members for width in member.widths))
+    return FileInfo(
+        path=source.path,
+        name=source.stem,
+        size=source.size,
+        format="hns",
+        container="text",
+        program="MonkeyPatch extension",
+        variant="composition",
+        widths=widths,
+        families=families(widths),
+        architecture=None,
+        step=None,
+        checkpoint=None,
+        checkpoint_name=None,
+        parameters=sum(member.parameters for member in members),
+        dtypes=tuple(dict.fromkeys(dtype for member in members for dtype in member.dtypes)),
+        metadata={"structure": text},
+        members=tuple(member.path for member in members if member.path is not None),
+        _file=None if source.path is not None else file,
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _without_tensors(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_tensors(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_tensors(part) for part in value)
+    if is_tensor_info(value):
+        return f"tensor {value.dtype} {list(value.shape)}"  # type: ignore[attr-defined]
+    return value
+
+
+def _architecture(architecture: Architecture | None) -> dict[str, object] | None:
+    if architecture is None:
+        return None
+    return {
+        "layer_structure": list(architecture.layer_structure),
+        "activation": architecture.activation,
+        "norm": architecture.norm,
+        "dropout": list(architecture.dropout),
+        "activate_output": architecture.activate_output,
+        "residual": architecture.residual,
+        "dropout_before_norm": architecture.dropout_before_norm,
+    }
+
+
+def _plain(value: object) -> object:
+    """`value` as JSON can hold it; what JSON lacks becomes text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else repr(value)
+    return value if value is None or isinstance(value, (str, int, bool)) else repr(value)[:200]

@@ -1,0 +1,316 @@
+"""What a hypernetwork is: per context width two small residual networks, one for keys, one for values.
+
+In every attention layer whose context has last dimension D, a hypernetwork that holds D gives
+`K = to_k(h_k(context))` and `V = to_v(h_v(context))`, with `h(c) = c + strength * residual(c)`.
+This module depends on torch alone. docs/format.md has the mathematics and where each rule comes from.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hnloader.activations import make_activation
+
+SideName = Literal["k", "v"]
+LayerKind = Literal["linear", "activation", "norm", "dropout"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How each side of a hypernetwork is built; equal for all its widths.
+
+    Attributes:
+        layer_structure: sizes of the layers as multiples of the width, first and last 1. A layer of ratio r
+            has `int(width * r)` values (truncated, not rounded).
+        activation: a key of `hnloader.activations.ACTIVATIONS`, or None.
+        norm: a LayerNorm after each layer.
+        dropout: rate after each position of layer_structure; acts in training only.
+        activate_output: the last layer is activated as well.
+        residual: None for the usual network. The MonkeyPatch residual variant has "interpolate" or "linear":
+            how each block brings its input to the size of its output.
+        dropout_before_norm: the order of files of 2022-10-22, Dropout then LayerNorm.
+    """
+
+    layer_structure: tuple[float, ...] = (1, 2, 1)
+    activation: str | None = None
+    norm: bool = False
+    dropout: tuple[float, ...] = (0, 0, 0)
+    activate_output: bool = False
+    residual: Literal["interpolate", "linear"] | None = None
+    dropout_before_norm: bool = False
+
+    def __str__(self) -> str:
+        words = ["-".join(f"{ratio:g}" for ratio in self.layer_structure), self.activation or "linear"]
+        if self.norm:
+            words.append("layer norm")
+        if any(self.dropout):
+            words.append("dropout " + "-".join(f"{rate:g}" for rate in self.dropout))
+        if self.activate_output and self.activation and self.residual is None:
+            words.append("activated output")
+        if self.residual is not None:
+            words.append(f"residual blocks ({self.residual})")
+        return ", ".join(words)
+
+    @property
+    def affine(self) -> bool:
+        """True when each side is one affine map of its input: no activation and no norm."""
+        return self.activation is None and not self.norm
+
+    def sizes(self, width: int) -> tuple[int, ...]:
+        """Number of values before, between and after the layers of a side of `width`."""
+        return tuple(int(width * ratio) for ratio in self.layer_structure)
+
+    def layers(self, width: int) -> tuple[LayerSpec, ...]:
+        """The modules of the usual (non-residual) side, in order; their index is the index in tensor names."""
+        sizes = self.sizes(width)
+        specs: list[LayerSpec] = []
+        for position in range(1, len(sizes)):
+            is_last = position == len(sizes) - 1
+            specs.append(LayerSpec("linear", sizes[position - 1], sizes[position]))
+            if self.activation is not None and (self.activate_output or not is_last):
+                specs.append(LayerSpec("activation", sizes[position], sizes[position]))
+            specs += self._regularisation(position, sizes[position])
+        return tuple(specs)
+
+    def blocks(self, width: int) -> tuple[tuple[LayerSpec, ...], ...]:
+        """The modules inside each block of a residual side: Linear, norm, dropout, then always the activation."""
+        sizes = self.sizes(width)
+        blocks: list[tuple[LayerSpec, ...]] = []
+        for position in range(1, len(sizes)):
+            block = [LayerSpec("linear", sizes[position - 1], sizes[position])]
+            block += self._regularisation(position, sizes[position])
+            if self.activation is not None:
+                block.append(LayerSpec("activation", sizes[position], sizes[position]))
+            blocks.append(tuple(block))
+        return tuple(blocks)
+
+    def _regularisation(self, position: int, size: int) -> list[LayerSpec]:
+        norm = [LayerSpec("norm", size, size)] if self.norm else []
+        rate = self.dropout[position] if position < len(self.dropout) else 0
+        dropout = [LayerSpec("dropout", size, size, rate)] if rate > 0 else []
+        return dropout + norm if self.dropout_before_norm else norm + dropout
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One module of a side: what it is, values in, values out, and the rate of a dropout."""
+
+    kind: LayerKind
+    inputs: int
+    outputs: int
+    rate: float = 0.0
+
+
+class Side(nn.Module):
+    """One side (k or v) for one width: `forward(x, strength) = x + strength * residual(x)`."""
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What the side adds at strength 1: `x` of shape [..., width], result of the same shape and dtype."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
+        """The changed context: `x` of shape [..., width], result of the same shape and dtype."""
+        return x + self.residual(x) * strength
+
+
+class SequentialSide(Side):
+    """The usual side: Linear, activation, LayerNorm and Dropout modules in one Sequential.
+
+    Tensor names are those of the files: `linear.<index>.<weight|bias>`, where the index counts every module.
+    """
+
+    def __init__(self, architecture: Architecture, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Sequential(*(_module(spec, architecture) for spec in architecture.layers(width)))
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The network's output; see `Side.residual`."""
+        result: Tensor = self.linear(x)
+        return result
+
+
+class ResidualBlock(nn.Module):
+    """A MonkeyPatch block: `resize(x) + linear(x)`, from `inputs` to `outputs` values."""
+
+    def __init__(self, architecture: Architecture, specs: tuple[LayerSpec, ...]) -> None:
+        super().__init__()
+        inputs, self.outputs = specs[0].inputs, specs[0].outputs
+        self.upsample_layer = nn.Linear(inputs, self.outputs, bias=False) if architecture.residual == "linear" else None
+        self.linear = nn.Sequential(*(_module(spec, architecture) for spec in specs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` of shape [..., inputs]; result [..., outputs]."""
+        if self.upsample_layer is not None:
+            resized = self.upsample_layer(x)
+        else:
+            rows = x.reshape(-1, 1, x.shape[-1])
+            resized = functional.interpolate(rows, size=self.outputs, mode="nearest-exact")
+            resized = resized.reshape(*x.shape[:-1], self.outputs)
+        result: Tensor = resized + self.linear(x)
+        return result
+
+
+class ResidualSide(Side):
+    """The MonkeyPatch side: residual blocks one after the other; strength moves from `x` towards their output."""
+
+    def __init__(self, architecture: Architecture, width: int) -> None:
+        super().__init__()
+        blocks = (ResidualBlock(architecture, specs) for specs in architecture.blocks(width))
+        self.linear = nn.Sequential(*blocks)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The blocks' output less `x`; see `Side.residual`."""
+        result: Tensor = self.linear(x) - x
+        return result
+
+
+def make_side(architecture: Architecture, width: int) -> Side:
+    """A new side with torch's default initial values; on the device of `torch.device(...)` contexts, meta included."""
+    return SequentialSide(architecture, width) if architecture.residual is None else ResidualSide(architecture, width)
+
+
+class Hypernetwork(nn.Module):
+    """What one file holds: a k side and a v side per width.
+
+    `load` returns it in eval mode, with parameters in the dtype of the file and without gradients. Results are
+    computed as the original programs do: in float32 whatever the stored dtype, then cast to the context's
+    dtype (a float64 context is computed in float64).
+
+    Attributes:
+        name: the name in the file, else the file's stem.
+        metadata: every other key of the file with its value, unknown ones too.
+        architecture: how the sides are built; None for a `.hns` composition of several hypernetworks.
+        variant: which kind of file it came from, such as "A1111 webui, from 2022-11"; empty for a new one.
+        old_names: the file names its tensors linear1 and linear2, as the first ones did; `save` keeps that.
+    """
+
+    def __init__(
+        self,
+        sides: Mapping[int, tuple[Side, Side]],
+        *,
+        name: str = "",
+        architecture: Architecture | None = None,
+        metadata: Mapping[str, object] | None = None,
+        variant: str = "",
+        old_names: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.architecture = architecture
+        self.metadata: dict[str, object] = dict(metadata or {})
+        self.variant = variant
+        self.old_names = old_names
+        self.sides = nn.ModuleDict({str(width): nn.ModuleDict({"k": k, "v": v}) for width, (k, v) in sides.items()})
+        self._copies: dict[tuple[int, SideName, torch.device, torch.dtype], Side] = {}
+        self.eval()
+
+    @classmethod
+    def new(
+        cls,
+        widths: tuple[int, ...],
+        architecture: Architecture,
+        *,
+        name: str = "",
+        metadata: Mapping[str, object] | None = None,
+    ) -> Hypernetwork:
+        """A hypernetwork to be trained: float32, torch's default initial values, gradients on, in eval mode."""
+        sides = {width: (make_side(architecture, width), make_side(architecture, width)) for width in widths}
+        return cls(sides, name=name, architecture=architecture, metadata=metadata)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The context widths that it changes, in the order of the file."""
+        return tuple(int(width) for width in self.sides)
+
+    def side(self, width: int, side: SideName) -> Side:
+        """The k or the v side of `width`, as stored. Raises KeyError for a width that it does not hold."""
+        pair: Any = self.sides[str(width)]
+        found: Side = pair[side]
+        return found
+
+    def forward(self, context: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The contexts that `to_k` and `to_v` are to receive.
+
+        Args:
+            context: [..., width], any floating dtype, any device.
+            strength: 1 is what was trained, 0 the identity; any real number.
+
+        Returns:
+            (k, v), each of the shape, dtype and device of `context`; `context` itself for an unknown width.
+        """
+        return self.transform("k", context, strength), self.transform("v", context, strength)
+
+    def transform(self, side: SideName, context: Tensor, strength: float = 1.0) -> Tensor:
+        """One side of `forward`: `context` [..., width] changed for `to_k` ("k") or `to_v` ("v")."""
+        width = context.shape[-1]
+        if strength == 0 or str(width) not in self.sides:
+            return context
+        dtype = torch.float64 if context.dtype == torch.float64 else torch.float32
+        run = self._in(dtype, context.device, width, side)
+        return run(context.to(dtype), strength).to(context.dtype)
+
+    def prepare(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
+        """Make now the copies that contexts on `device` need; without it they are made at first use."""
+        for width in self.widths:
+            self._in(dtype, torch.device(device), width, "k")
+            self._in(dtype, torch.device(device), width, "v")
+
+    def release(self) -> None:
+        """Drop the copies in other dtypes and on other devices that were kept since their first use."""
+        self._copies.clear()
+
+    def _in(
+        self, dtype: torch.dtype, device: torch.device, width: int, side: SideName
+    ) -> Callable[[Tensor, float], Tensor]:
+        """The side, computing in `dtype` on `device`: itself, a kept copy, or a cast that passes gradients."""
+        stored = self.side(width, side)
+        parameters = list(stored.parameters())
+        if all(p.dtype == dtype and p.device == device for p in parameters):
+            return stored
+        if any(p.requires_grad for p in parameters):
+            return _casting(stored, device, dtype)
+        key = (width, side, device, dtype)
+        if key not in self._copies:
+            self._copies[key] = copy.deepcopy(stored).to(device=device, dtype=dtype)
+        return self._copies[key]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """`.to`, `.half` and the like change the parameters: the kept copies are of no use afterwards."""
+        self.release()
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_copies": {}}
+
+    def extra_repr(self) -> str:
+        """What `print` shows besides the modules."""
+        return f"name={self.name!r}, widths={self.widths}, architecture={self.architecture}"
+
+
+def _module(spec: LayerSpec, architecture: Architecture) -> nn.Module:
+    if spec.kind == "linear":
+        return nn.Linear(spec.inputs, spec.outputs)
+    if spec.kind == "norm":
+        return nn.LayerNorm(spec.outputs)
+    if spec.kind == "dropout":
+        return nn.Dropout(spec.rate)
+    assert architecture.activation is not None
+    return make_activation(architecture.activation)
+
+
+def _casting(side: Side, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, float], Tensor]:
+    """`side` with its parameters cast at each call, so that gradients reach the stored ones."""
+
+    def run(x: Tensor, strength: float) -> Tensor:
+        cast = {name: p.to(device=device, dtype=dtype) for name, p in side.named_parameters()}
+        result: Tensor = torch.func.functional_call(side, cast, (x, strength))
+        return result
+
+    return run
