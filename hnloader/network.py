@@ -19,6 +19,7 @@ from torch.nn import functional
 from hnloader.activations import make_activation
 
 SideName = Literal["k", "v"]
+SIDES: tuple[SideName, SideName] = ("k", "v")
 LayerKind = Literal["linear", "activation", "norm", "dropout"]
 
 
@@ -259,8 +260,8 @@ class Hypernetwork(nn.Module):
     def prepare(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
         """Make now the copies that contexts on `device` need; without it they are made at first use."""
         for width in self.widths:
-            self._in(dtype, torch.device(device), width, "k")
-            self._in(dtype, torch.device(device), width, "v")
+            for side in SIDES:
+                self._in(dtype, torch.device(device), width, side)
 
     def release(self) -> None:
         """Drop the copies in other dtypes and on other devices that were kept since their first use."""
@@ -284,7 +285,7 @@ class Hypernetwork(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """`.to`, `.half` and the like change the parameters: the kept copies are of no use afterwards."""
         self.release()
-        return super()._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_copies": {}}

@@ -10,6 +10,7 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
 from hnloader.formats import hns, safetensors, webui
@@ -19,7 +20,23 @@ from hnloader.formats.pickles import MalformedPickleError, read_pickle
 from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.network import Hypernetwork
 
-WEIGHT_FORMATS = (webui, safetensors)
+
+class WeightFormat(Protocol):
+    """What a module of a weight format offers."""
+
+    SUFFIX: str
+
+    def detect(self, source: Source) -> bool:
+        """True when the file may be of this format."""
+
+    def read(self, source: Source) -> Contents:
+        """The hypernetwork in it, tensors not read."""
+
+    def write(self, hypernetwork: Hypernetwork, path: Path) -> None:
+        """Write it there, atomically."""
+
+
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = (webui, safetensors)
 MAX_NESTED_COMPOSITIONS = 8
 
 

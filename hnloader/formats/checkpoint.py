@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -213,6 +214,10 @@ def _check_byte_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipIn
             )
 
 
+# zipfile lets its parts' errors through: of struct and zlib, and RuntimeError for encryption.
+_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError, struct.error, zlib.error)
+
+
 class _zip_errors:  # noqa: N801 - reads as a statement
     """Turns what zipfile raises into the errors of this package."""
 
@@ -225,9 +230,7 @@ class _zip_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise HypernetworkError(f"{self.label} cannot be read: {error.strerror or error}") from error
-        known = (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError, struct.error)
-        known += (zipfile.zlib.error,)  # type: ignore[attr-defined]
-        if isinstance(error, known):
+        if isinstance(error, _ZIP_ERRORS):
             raise CorruptFileError(
                 f"{self.label}: the zip archive is damaged ({error}). Copy or download it again."
             ) from error

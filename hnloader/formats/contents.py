@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
-from hnloader.formats.proof import SideShapes, normalise_name, prove
+from hnloader.formats.proof import OLD_NAMES, SideShapes, normalise_name, prove
 from hnloader.network import Architecture, Hypernetwork, Side, SideName, make_side
 
 FLOATING = ("float32", "float16", "bfloat16", "float64")
@@ -142,6 +142,16 @@ def named_tensors(given: Mapping[object, object], where: str) -> tuple[SideTenso
         old_names |= normal != name
         tensors[normal] = info  # type: ignore[assignment]
     return tensors, old_names
+
+
+def state_dict(hypernetwork: Hypernetwork, width: int, side: SideName) -> dict[str, Tensor]:
+    """The tensors of one side by the names of the file that it came from, on the CPU and contiguous."""
+    old_names = {new: old for old, new in OLD_NAMES.items()} if hypernetwork.old_names else {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in hypernetwork.side(width, side).state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        tensors[old_names.get(f"{module}.", f"{module}.") + leaf] = tensor.detach().cpu().contiguous()
+    return tensors
 
 
 def _check_dtypes(tensors: SideTensors, where: str) -> None:

@@ -27,7 +27,8 @@ DEFAULT_DROPOUT = 0.3
 MAX_LAYERS = 64
 MAX_WIDTH = 1 << 20
 
-_OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
+# How the first files call the layers that later files number.
+OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
 _NAME = re.compile(r"linear\.\d{1,4}\.(weight|bias|linear\.\d{1,4}\.(weight|bias)|upsample_layer\.weight)")
 
 # The keys that describe the architecture, in the order in which a contradiction is blamed on one of them.
@@ -60,7 +61,7 @@ class SideShapes:
 
 def normalise_name(name: str) -> str:
     """The name in today's form: `linear1.weight` of the first files is `linear.0.weight` now."""
-    for old, new in _OLD_NAMES.items():
+    for old, new in OLD_NAMES.items():
         if name.startswith(old):
             return new + name[len(old) :]
     return name

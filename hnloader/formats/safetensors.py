@@ -21,10 +21,10 @@ from torch import Tensor
 from hnloader.errors import CorruptFileError, UnknownFormatError, UnsupportedArchitectureError
 from hnloader.files import replacing
 from hnloader.formats.checkpoint import item_size
-from hnloader.formats.contents import Contents, SideTensors, named_tensors
+from hnloader.formats.contents import Contents, SideTensors, named_tensors, state_dict
 from hnloader.formats.identify import kind_of_names
 from hnloader.formats.source import Source
-from hnloader.network import Hypernetwork, SideName
+from hnloader.network import SIDES, Hypernetwork, SideName
 
 SUFFIX = ".safetensors"
 LAYOUT_VERSION = 1
@@ -283,18 +283,15 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
 
 
 def _tensors(hypernetwork: Hypernetwork) -> dict[str, Tensor]:
-    new_to_old = {"linear.0.": "linear1.", "linear.1.": "linear2."}
-    named: dict[str, Tensor] = {}
-    for width in hypernetwork.widths:
-        for side in ("k", "v"):
-            state = hypernetwork.side(width, side).state_dict()  # type: ignore[arg-type]
-            for name, tensor in state.items():
-                stored = new_to_old[name[:9]] + name[9:] if hypernetwork.old_names else name
-                named[f"{width}.{side}.{stored}"] = tensor
-    return named
+    return {
+        f"{width}.{side}.{name}": tensor
+        for width in hypernetwork.widths
+        for side in SIDES
+        for name, tensor in state_dict(hypernetwork, width, side).items()
+    }
 
 
-def _serialised(tensor: Tensor) -> dict[str, object]:
+def _serialised(tensor: Tensor) -> Any:
     """What safetensors' own writer takes; its torch helper would need NumPy, which hnloader does not."""
     plain = tensor.detach().cpu().contiguous()
     data = ctypes.string_at(plain.data_ptr(), plain.numel() * plain.element_size()) if plain.numel() else b""

@@ -15,17 +15,17 @@ import torch
 from hnloader.errors import UnknownFormatError, UnsafeFileError, UnsupportedArchitectureError
 from hnloader.files import replacing
 from hnloader.formats.checkpoint import ZIP_MAGIC, Checkpoint, is_legacy_stream, read_checkpoint
-from hnloader.formats.contents import Contents, SideTensors, named_tensors
+from hnloader.formats.contents import Contents, SideTensors, named_tensors, state_dict
 from hnloader.formats.identify import kind_of_tree
 from hnloader.formats.pickles import Refusal
 from hnloader.formats.source import Source
-from hnloader.network import Hypernetwork, SideName
+from hnloader.network import SIDES, Hypernetwork, SideName
 
 SUFFIX = ".pt"
 
 # Globals of programs whose full checkpoints carry more than tensors. They are not honoured either; they only
 # decide whether a file is called "another kind of model" or "unsafe".
-_INERT = (
+_INERT: tuple[str, ...] = (
     "pytorch_lightning.",
     "lightning.",
     "lightning_fabric.",
@@ -169,16 +169,7 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
         )
     tree: dict[object, object] = {}
     for width in hypernetwork.widths:
-        tree[width] = tuple(_state_dict(hypernetwork, width, side) for side in ("k", "v"))
+        tree[width] = tuple(state_dict(hypernetwork, width, side) for side in SIDES)
     tree.update(hypernetwork.metadata)
     with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(tree, file)
-
-
-def _state_dict(hypernetwork: Hypernetwork, width: int, side: str) -> dict[str, torch.Tensor]:
-    state = hypernetwork.side(width, side).state_dict()  # type: ignore[arg-type]
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    if hypernetwork.old_names:
-        new_to_old = {"linear.0.": "linear1.", "linear.1.": "linear2."}
-        tensors = {new_to_old[name[:9]] + name[9:]: tensor for name, tensor in tensors.items()}
-    return tensors
