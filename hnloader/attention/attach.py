@@ -80,9 +80,7 @@ class Attachment:
         self._injector: Injector | None = None
         self._sites = tuple(sites)
         self._clock = clock
-        self._entries = [
-            _Entry(application, hypernetwork, self._sites) for application, hypernetwork in applications
-        ]
+        self._entries = [_Entry(application, hypernetwork, self._sites) for application, hypernetwork in applications]
 
     @property
     def attached(self) -> bool:
@@ -124,9 +122,7 @@ class Attachment:
         """
         with lock:
             if self._injector is None:
-                raise HypernetworkError(
-                    "this attachment was detached from its model: attach the hypernetworks again"
-                )
+                raise HypernetworkError("this attachment was detached from its model: attach the hypernetworks again")
             positions = self._find(which)
             changed = [
                 _Entry(
@@ -215,9 +211,7 @@ class Attachment:
         step = self._clock.step(timestep)
         changed = False
         for entry in self._entries:
-            active = not entry.application.windowed or is_active(
-                step, entry.application.start, entry.application.end
-            )
+            active = not entry.application.windowed or is_active(step, entry.application.start, entry.application.end)
             changed |= active != entry.active
             entry.active = active
         return changed
@@ -311,9 +305,7 @@ def attach(
     for remark in [check_match(hypernetwork, sites) for _, hypernetwork in applications]:
         if remark is not None:
             warnings.warn(remark, PartialMatchWarning, stacklevel=2)
-    attachment = Attachment(
-        sites, applications, SamplingClock(None if isinstance(model, nn.Module) else model)
-    )
+    attachment = Attachment(sites, applications, SamplingClock(None if isinstance(model, nn.Module) else model))
     with lock:
         attachment.join(injector_of(unet) or Injector(unet, sites))
     return attachment
@@ -362,15 +354,11 @@ def _check_compiled(model: Any, unet: nn.Module) -> None:
         )
 
 
-def _applications(
-    items: Item | Sequence[Item], strength: Strength, start: float, end: float
-) -> list[Application]:
+def _applications(items: Item | Sequence[Item], strength: Strength, start: float, end: float) -> list[Application]:
     if _is_item(items):
         items = [items]  # type: ignore[list-item]
     elif isinstance(items, (Mapping, nn.Module)) or not isinstance(items, Sequence):
-        raise TypeError(
-            f"expected hypernetworks, paths, (hypernetwork, strength) pairs or Applications, not {items!r}"
-        )
+        raise TypeError(f"expected hypernetworks, paths, (hypernetwork, strength) pairs or Applications, not {items!r}")
     if not items:
         raise ValueError("no hypernetwork was given")
     applications = []

@@ -111,9 +111,7 @@ class Injector:
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
         if self._prepared != (sample.device, dtype):
             self._prepared = (sample.device, dtype)
-            for hypernetwork in {
-                hn for layer in self._layers.values() for hn, _ in layer.k.chain + layer.v.chain
-            }:
+            for hypernetwork in {hn for layer in self._layers.values() for hn, _ in layer.k.chain + layer.v.chain}:
                 hypernetwork.prepare(*self._prepared)
 
 

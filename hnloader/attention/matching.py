@@ -63,11 +63,7 @@ def _file_family(widths: Sequence[int]) -> str:
 def _model_family(sites: Sequence[AttentionSite]) -> str:
     text = {site.width for site in sites if site.kind == "cross"}
     name = model_family(text, {site.width for site in sites if site.kind == "self"})
-    return (
-        f"{name} ({text_width(name)})"
-        if name
-        else f"of no known family (text width {_listed(text) or 'none'})"
-    )
+    return f"{name} ({text_width(name)})" if name else f"of no known family (text width {_listed(text) or 'none'})"
 
 
 def _listed(widths: Iterable[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class SamplingClock:
     """
 
     def __init__(self, pipeline: object | None = None) -> None:
-        self._pipeline = None if pipeline is None else weakref.ref(pipeline)
+        self._pipeline = _reference(pipeline)
         self._timesteps: torch.Tensor | None = None
         self._values: list[float] = []
         self._first = 0
@@ -58,20 +58,19 @@ class SamplingClock:
 
         Both are the same where only the fraction of the noise is known and not the steps.
         """
-        scheduler = getattr(self._pipeline and self._pipeline(), "scheduler", None)
-        timesteps = getattr(scheduler, "timesteps", None)
-        if isinstance(timesteps, torch.Tensor):
-            position = self._position(timesteps, timestep, getattr(scheduler, "begin_index", None))
-            if position is not None:
-                return position
+        scheduler = getattr(self._pipeline(), "scheduler", None)
+        position = self._position(scheduler, timestep)
+        if position is not None:
+            return position
         config = getattr(scheduler, "config", {})
         total = config.get("num_train_timesteps", _TRAIN_TIMESTEPS)
         fraction = min(max(1 - timestep / total, 0.0), 1.0)
         return fraction, fraction
 
-    def _position(
-        self, timesteps: torch.Tensor, timestep: float, begin_index: int | None
-    ) -> tuple[float, float] | None:
+    def _position(self, scheduler: object, timestep: float) -> tuple[float, float] | None:
+        timesteps = getattr(scheduler, "timesteps", None)
+        if not isinstance(timesteps, torch.Tensor):
+            return None
         new_run = timesteps is not self._timesteps  # every run of a pipeline sets new timesteps
         if new_run:
             self._timesteps, self._values = timesteps, timesteps.tolist()
@@ -79,16 +78,25 @@ class SamplingClock:
             return None
         index = self._values.index(timestep)
         if new_run:
-            self._first = index if begin_index is None else begin_index
+            # Some schedulers are told where img2img begins; with the others it is where the first call is.
+            self._first = (scheduler.begin_index or 0) if hasattr(scheduler, "begin_index") else index
         first = min(self._first, index)
         count = len(self._values) - first
         return (index - first) / count, (index - first + 1) / count
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SamplingClock:
         """A copied pipeline's model follows the copy; a model copied alone still follows its pipeline."""
-        pipeline = self._pipeline and self._pipeline()
+        pipeline = self._pipeline()
         return SamplingClock(memo.get(id(pipeline), pipeline))
 
     def __reduce__(self) -> tuple[type[SamplingClock], tuple[()]]:
         """A pickled model has no pipeline."""
         return SamplingClock, ()
+
+
+def _reference(value: object) -> Callable[[], object]:
+    """A weak reference, or a strong one to what cannot have a weak one."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value

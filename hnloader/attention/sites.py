@@ -83,9 +83,7 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
         if match and all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_k", "to_v")):
             block = f"{match['side']}.{match['number']}" if match["side"] else "mid"
             found.append((block, name, module))
-    found.sort(
-        key=lambda entry: _ORDER[entry[0].partition(".")[0]]
-    )  # stable: the order within a section stays
+    found.sort(key=lambda entry: _ORDER[entry[0].partition(".")[0]])  # stable: the order within a section stays
     return tuple(
         AttentionSite(index, name, block, _kind(name, module), input_width(module.to_k), module)
         for index, (block, name, module) in enumerate(found)

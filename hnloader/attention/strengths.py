@@ -27,9 +27,7 @@ def check_strength(strength: Strength) -> Strength:
         return check_number(strength, "strength")
     if not strength:
         raise ValueError("strength is an empty mapping: name at least one block, or give a number")
-    return {
-        str(pattern): check_number(value, f"strength of {pattern!r}") for pattern, value in strength.items()
-    }
+    return {str(pattern): check_number(value, f"strength of {pattern!r}") for pattern, value in strength.items()}
 
 
 def check_number(value: object, what: str) -> float:
@@ -104,9 +102,7 @@ def _labels(site: AttentionSite) -> dict[str, int]:
     }
 
 
-def _ranks(
-    pattern: str, sites: Sequence[AttentionSite], labels: Sequence[dict[str, int]]
-) -> list[int | None]:
+def _ranks(pattern: str, sites: Sequence[AttentionSite], labels: Sequence[dict[str, int]]) -> list[int | None]:
     """Rank of the pattern at each site, None where it does not match."""
     ranks = [words.get(pattern) for words in labels]
     if any(rank is not None for rank in ranks):

@@ -110,14 +110,11 @@ class ReferenceProcessor:
     def _change(hypernetwork: Hypernetwork, side: str, context: Tensor, strength: float) -> Tensor:
         tensors = hypernetwork.state_dict()
         names = [
-            f"sides.{context.shape[-1]}.{side}.linear.{name}"
-            for name in ("0.weight", "0.bias", "2.weight", "2.bias")
+            f"sides.{context.shape[-1]}.{side}.linear.{name}" for name in ("0.weight", "0.bias", "2.weight", "2.bias")
         ]
         if names[0] not in tensors:
             return context
-        first, first_bias, last, last_bias = (
-            tensors[name].to(context.device, torch.float32) for name in names
-        )
+        first, first_bias, last, last_bias = (tensors[name].to(context.device, torch.float32) for name in names)
         hidden = (context.float() @ first.T + first_bias).clamp(min=0)
         return (context.float() + strength * (hidden @ last.T + last_bias)).to(context.dtype)
 
@@ -143,17 +140,12 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
 
 def fingerprint(model: nn.Module) -> dict[str, object]:
     """All that must be as before after detaching: tensors, classes, hooks, attributes, processors."""
-    hook_dicts = [
-        name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)
-    ]
+    hook_dicts = [name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)]
     return {
         "tensors": {
-            name: (t.dtype, t.device, t.untyped_storage().data_ptr())
-            for name, t in model.state_dict().items()
+            name: (t.dtype, t.device, t.untyped_storage().data_ptr()) for name, t in model.state_dict().items()
         },
-        "bytes": {
-            name: t.detach().clone() for name, t in model.state_dict().items() if t.device.type != "meta"
-        },
+        "bytes": {name: t.detach().clone() for name, t in model.state_dict().items() if t.device.type != "meta"},
         "modules": {
             name: (
                 id(module),
@@ -179,9 +171,7 @@ def assert_untouched(model: nn.Module, before: Mapping[str, object]) -> None:
 # Pipelines, complete but tiny.
 
 
-def make_text_encoder(
-    width: int, projection: int | None = None
-) -> CLIPTextModel | CLIPTextModelWithProjection:
+def make_text_encoder(width: int, projection: int | None = None) -> CLIPTextModel | CLIPTextModelWithProjection:
     torch.manual_seed(0)
     config = CLIPTextConfig(
         vocab_size=54,
@@ -216,7 +206,7 @@ def make_scheduler() -> DDIMScheduler:
 
 def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     torch.manual_seed(0)
-    controlnet = ControlNetModel.from_unet(unet, conditioning_channels=3).eval()
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16)).eval()
     with torch.no_grad():
         for name, parameter in controlnet.named_parameters():
             if "controlnet" in name:  # zero in a new one, which would then have no effect

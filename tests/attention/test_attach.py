@@ -105,9 +105,7 @@ def test_the_strength_is_for_those_without_their_own(unet):
         assert [each.start for each in attachment.applications] == [0.1, 0.1, 0]
 
 
-@pytest.mark.parametrize(
-    "form", ["hypernetwork", "pair", "mapping pair", "application", "list", "list of pairs"]
-)
+@pytest.mark.parametrize("form", ["hypernetwork", "pair", "mapping pair", "application", "list", "list of pairs"])
 def test_every_form_of_naming_one_hypernetwork(unet, form):
     hypernetwork = make_hypernetwork(ALL)
     expected = run(reference(unet, [(hypernetwork, 0.6, 0.6)]))
@@ -259,9 +257,7 @@ def test_a_failure_in_the_middle_of_attaching_leaves_nothing_behind(unet, monkey
         patch.setattr(
             type(target),
             "register_forward_pre_hook",
-            lambda self, *a, **k: (
-                refuse() if self is target else nn.Module.register_forward_pre_hook(self, *a, **k)
-            ),
+            lambda self, *a, **k: refuse() if self is target else nn.Module.register_forward_pre_hook(self, *a, **k),
             raising=False,
         )
         with pytest.raises(RuntimeError, match="no hooks here"):
@@ -279,9 +275,7 @@ def test_a_failing_second_attachment_leaves_the_first(unet, monkeypatch):
         patch.setattr(
             type(target),
             "register_forward_pre_hook",
-            lambda self, *a, **k: (
-                1 / 0 if self is target else nn.Module.register_forward_pre_hook(self, *a, **k)
-            ),
+            lambda self, *a, **k: 1 / 0 if self is target else nn.Module.register_forward_pre_hook(self, *a, **k),
             raising=False,
         )
         with pytest.raises(ZeroDivisionError):
@@ -388,9 +382,7 @@ def test_a_file_whose_widths_all_match_is_nothing_to_remark(widths):
 
 
 def test_what_is_covered_is_reported(unet):
-    attachment = attach(
-        unet, [(make_hypernetwork((48, 20), 1, "ink"), 0.8), make_hypernetwork(ALL, 2, "dots")]
-    )
+    attachment = attach(unet, [(make_hypernetwork((48, 20), 1, "ink"), 0.8), make_hypernetwork(ALL, 2, "dots")])
     lines = attachment.summary().splitlines()
     assert lines[0] == (
         "ink at 0.8: 13 of 20 attention layers (3 self, 10 cross); "

@@ -147,9 +147,7 @@ def test_fused_projections_of_one_side(unet):
 def add_lora(unet, seed=3):
     torch.manual_seed(seed)
     unet.add_adapter(
-        peft.LoraConfig(
-            r=3, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights="gaussian"
-        ),
+        peft.LoraConfig(r=3, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights="gaussian"),
         adapter_name=f"lora{seed}",
     )
     with torch.no_grad():
@@ -226,9 +224,7 @@ def test_lora_and_fused_projections(unet):
         for site, other in zip(find_sites(unet), find_sites(twin), strict=True):
             projections = ["to_k", "to_v"] if site.kind == "cross" else ["to_q", "to_k", "to_v"]
             layer = site.module.to_kv if site.kind == "cross" else site.module.to_qkv
-            for name, delta in zip(
-                projections, layer.get_delta_weight("default").chunk(len(projections)), strict=True
-            ):
+            for name, delta in zip(projections, layer.get_delta_weight("default").chunk(len(projections)), strict=True):
                 getattr(other.module, name).weight += delta
     with attach(unet, HN, 0.8):
         assert_same(run(unet), run(twin))
@@ -237,9 +233,7 @@ def test_lora_and_fused_projections(unet):
 # dtype and device
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_other_dtypes(unet, dtype, tolerance, when):
     inputs = {

@@ -27,8 +27,7 @@ def test_sites_come_in_the_order_in_which_they_run():
     called = []
     sites = find_sites(unet)
     handles = [
-        site.module.register_forward_pre_hook(lambda *_, index=site.index: called.append(index))
-        for site in sites
+        site.module.register_forward_pre_hook(lambda *_, index=site.index: called.append(index)) for site in sites
     ]
     run(unet)
     assert called == [site.index for site in sites]
