@@ -45,6 +45,7 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+_DTYPE_CODES = {name: code for code, name in _DTYPES.items()}
 _TENSOR_NAME = re.compile(r"(\d{1,7})\.([kv])\.(.+)", re.DOTALL)
 
 
@@ -275,11 +276,9 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
         "variant": hypernetwork.variant,
         "metadata": metadata,
     }
-    tensors = {**_tensors(hypernetwork), **extras}
-    stored = {name: _serialised(tensor) for name, tensor in tensors.items()}
     header = {"format": "pt", METADATA_KEY: json.dumps(about, ensure_ascii=True)}
     with replacing(path) as temporary:
-        safetensors.serialize_file(stored, str(temporary), header)
+        _write_file(temporary, {**_tensors(hypernetwork), **extras}, header)
 
 
 def _tensors(hypernetwork: Hypernetwork) -> dict[str, Tensor]:
@@ -291,8 +290,32 @@ def _tensors(hypernetwork: Hypernetwork) -> dict[str, Tensor]:
     }
 
 
-def _serialised(tensor: Tensor) -> Any:
-    """What safetensors' own writer takes; its torch helper would need NumPy, which hnloader does not."""
-    plain = tensor.detach().cpu().contiguous()
-    data = ctypes.string_at(plain.data_ptr(), plain.numel() * plain.element_size()) if plain.numel() else b""
-    return {"dtype": str(plain.dtype).removeprefix("torch."), "shape": list(plain.shape), "data": data}
+def _write_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file one tensor at a time, and let the safetensors library open it.
+
+    The library's own writer needs NumPy, which hnloader does not, and holds all data twice.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Widest values first, as the library does, so that every tensor is aligned.
+    names = sorted(plain, key=lambda name: (-plain[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": metadata}
+    at = 0
+    for name in names:
+        size = plain[name].numel() * plain[name].element_size()
+        dtype = _DTYPE_CODES[str(plain[name].dtype).removeprefix("torch.")]
+        header[name] = {"dtype": dtype, "shape": list(plain[name].shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(_bytes_of(plain[name]))
+    with safetensors.safe_open(path, framework="pt") as opened:
+        assert set(opened.keys()) == set(names)
+
+
+def _bytes_of(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
+    """The memory of a contiguous CPU tensor, without a copy."""
+    size = tensor.numel() * tensor.element_size()
+    return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
