@@ -1,0 +1,1 @@
+"""What every speed claim of the documentation comes from: `make bench`."""
