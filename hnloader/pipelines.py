@@ -1,0 +1,312 @@
+"""Loading the model that makes the pictures: a diffusers folder, a hub name, or a single-file checkpoint.
+
+diffusers is imported when a model is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hnloader.errors import HypernetworkError
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# SDXL checkpoints have a second text encoder; no other kind has this prefix.
+_SDXL_PREFIX = "conditioner.embedders.1."
+
+
+class ModelError(HypernetworkError):
+    """The model that should make the pictures is missing, damaged, or takes no hypernetworks."""
+
+
+class MissingExtraError(HypernetworkError):
+    """A package is needed that `pip install hnloader` alone does not bring."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded diffusers pipeline (text to picture), and what pictures say about it.
+
+    `name` is the folder's or file's name; `hash` the first 10 hex digits of a single file's sha256, as the
+    webuis show it, None for folders and hub names.
+    """
+
+    pipeline: Any
+    name: str
+    hash: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One of diffusers' schedulers under the name that the webuis give it."""
+
+    label: str
+    scheduler: str
+    options: tuple[tuple[str, object], ...] = ()
+
+
+SAMPLERS = {
+    "euler": Sampler("Euler", "EulerDiscreteScheduler"),
+    "euler_a": Sampler("Euler a", "EulerAncestralDiscreteScheduler"),
+    "heun": Sampler("Heun", "HeunDiscreteScheduler"),
+    "ddim": Sampler("DDIM", "DDIMScheduler"),
+    "ddpm": Sampler("DDPM", "DDPMScheduler"),
+    "plms": Sampler("PLMS", "PNDMScheduler", (("skip_prk_steps", True),)),
+    "dpm2": Sampler("DPM2", "KDPM2DiscreteScheduler"),
+    "dpm2_a": Sampler("DPM2 a", "KDPM2AncestralDiscreteScheduler"),
+    "dpm++2m": Sampler("DPM++ 2M", "DPMSolverMultistepScheduler", (("algorithm_type", "dpmsolver++"),)),
+    "dpm++2m_karras": Sampler(
+        "DPM++ 2M Karras",
+        "DPMSolverMultistepScheduler",
+        (("algorithm_type", "dpmsolver++"), ("use_karras_sigmas", True)),
+    ),
+    "unipc": Sampler("UniPC", "UniPCMultistepScheduler"),
+    "lcm": Sampler("LCM", "LCMScheduler"),
+}
+
+
+def find_sampler(name: str) -> Sampler:
+    """The sampler of a name such as `dpm++2m_karras`, `DPM++ 2M Karras` or `euler a`. Raises ModelError."""
+    for key, sampler in SAMPLERS.items():
+        if _letters(key) == _letters(name):
+            return sampler
+    raise ModelError(f"There is no sampler {name!r}. Samplers: {', '.join(SAMPLERS)}.")
+
+
+def make_scheduler(sampler: Sampler, config: Any) -> Any:
+    """The diffusers scheduler of a sampler, with the noise schedule of a pipeline's `scheduler.config`."""
+    return getattr(_diffusers(), sampler.scheduler).from_config(config, **dict(sampler.options))
+
+
+def sampler_label(scheduler: Any) -> str:
+    """What the webuis call a diffusers scheduler; where they have no name, its class without 'Scheduler'."""
+    kind, config = type(scheduler).__name__, scheduler.config
+    fitting = [
+        sampler
+        for sampler in SAMPLERS.values()
+        if sampler.scheduler == kind and all(config.get(key) == value for key, value in sampler.options)
+    ]
+    most_exact = max(fitting, key=lambda sampler: len(sampler.options), default=None)
+    return most_exact.label if most_exact else kind.removesuffix("Scheduler")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto`: an NVIDIA or AMD GPU, else Apple's, else the CPU. Raises ModelError for one not here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(f"The device {name!r} cannot be used here: {_first_line(error)}") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: float16 on a GPU, float32 on the CPU. Raises ModelError for an unknown name."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name not in DTYPES:
+        raise ModelError(f"There is no dtype {name!r}. Choose auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    config: str | os.PathLike[str] | None = None,
+) -> Model:
+    """Load a model for `hnloader.generation`.
+
+    Args:
+        source: a folder saved by diffusers, a `.safetensors` or `.ckpt` checkpoint of SD 1, SD 2 or SDXL, or
+            a name on the Hugging Face hub (`owner/model`, downloaded once by diffusers).
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: `auto`, `float16`, `bfloat16`, `float32`.
+        config: for a single file without network access: a diffusers folder of a model of the same kind,
+            whose configuration and tokenizer are taken. By default diffusers downloads these (a few MB) once.
+
+    Raises:
+        ModelError: `source` is missing, damaged, or no Stable Diffusion model; no such device or dtype.
+        MissingExtraError: diffusers or transformers is not installed.
+    """
+    target = choose_device(device)
+    precision = choose_dtype(dtype, target)
+    path = Path(source).expanduser()
+    diffusers = _diffusers()
+    if path.is_file():
+        pipeline = _from_file(diffusers, path, precision, config)
+        model = Model(pipeline, path.stem, _short_hash(path))
+    elif path.is_dir():
+        pipeline = _from_folder(diffusers, path, precision)
+        model = Model(pipeline, path.resolve().name)
+    else:
+        pipeline = _from_hub(diffusers, str(source), precision)
+        model = Model(pipeline, str(source).rpartition("/")[2])
+    _check_kind(pipeline, source)
+    pipeline.set_progress_bar_config(disable=True)
+    return Model(pipeline.to(target), model.name, model.hash)
+
+
+def _from_folder(diffusers: Any, path: Path, dtype: torch.dtype) -> Any:
+    if not (path / "model_index.json").is_file():
+        files = [name for suffix in CHECKPOINT_SUFFIXES for name in sorted(path.glob(f"*{suffix}"))]
+        hint = f" It holds {files[0].name}: name that file." if files else ""
+        raise ModelError(f"{path} is no diffusers model: it has no model_index.json.{hint}")
+    with _told(path), quiet():
+        return diffusers.DiffusionPipeline.from_pretrained(path, **_dtype(diffusers, dtype), local_files_only=True)
+
+
+def _from_hub(diffusers: Any, name: str, dtype: torch.dtype) -> Any:
+    if not _HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES) or name.startswith("."):
+        raise ModelError(
+            f"There is no folder or file {name}. A model is a diffusers folder, a .safetensors or .ckpt "
+            "checkpoint, or a name on the Hugging Face hub (owner/model)."
+        )
+    with _told(f"{name} (no such folder; looked for on the Hugging Face hub)"), quiet():
+        return diffusers.DiffusionPipeline.from_pretrained(name, **_dtype(diffusers, dtype))
+
+
+def _from_file(diffusers: Any, path: Path, dtype: torch.dtype, config: str | os.PathLike[str] | None) -> Any:
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+        raise ModelError(f"{path} is no model file: models end in {' or '.join(CHECKPOINT_SUFFIXES)}.")
+    kind = diffusers.StableDiffusionXLPipeline if _is_sdxl(path, config) else diffusers.StableDiffusionPipeline
+    options = {} if config is None else {"config": os.fspath(config), "local_files_only": True}
+    try:
+        with _told(path), quiet():
+            return kind.from_single_file(os.fspath(path), **_dtype(diffusers, dtype), **options)
+    except ModelError as error:
+        if config is None and _is_connection_error(error.__cause__):
+            raise ModelError(
+                f"{path} is a checkpoint alone: diffusers takes its configuration and tokenizer from the "
+                "Hugging Face hub, which cannot be reached. Give a diffusers folder of the same kind of "
+                "model as config."
+            ) from error.__cause__
+        raise
+
+
+def _dtype(diffusers: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The argument's name: diffusers 0.x knows `torch_dtype` (the later ones warn), 1.0 knows `dtype` alone."""
+    return {"torch_dtype" if diffusers.__version__.startswith("0.") else "dtype": dtype}
+
+
+def _is_sdxl(path: Path, config: str | os.PathLike[str] | None) -> bool:
+    """Whether a checkpoint is SDXL: by the given configuration, else by the file's tensor names."""
+    if config is not None:
+        index = Path(config) / "model_index.json"
+        if not index.is_file():
+            raise ModelError(f"{config} is no diffusers model: it has no model_index.json.")
+        return "XL" in str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
+    with path.open("rb") as file:
+        head = file.read(8)
+        size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        # A .ckpt has no header; SDXL was never published as one.
+        header = file.read(min(size, 64 * 2**20)) if path.suffix.lower() == ".safetensors" else b""
+    return _SDXL_PREFIX.encode() in header
+
+
+def _check_kind(pipeline: Any, source: object) -> None:
+    unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
+    if unet is None or vae is None:
+        raise ModelError(
+            f"{source} is a {type(pipeline).__name__}, which has no UNet. "
+            "Hypernetworks are for Stable Diffusion 1, 2 and XL."
+        )
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise ModelError(
+            f"{source} takes {unet.config.in_channels} channels, so it is made for inpainting or editing; "
+            "use a model that makes pictures from text."
+        )
+
+
+@contextlib.contextmanager
+def _told(source: object) -> Iterator[None]:
+    """Turn whatever diffusers raises about a model into a ModelError."""
+    try:
+        yield
+    except (HypernetworkError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise MissingExtraError(f"{source} needs another package: {_first_line(error)}") from error
+    except Exception as error:  # safetensors, pickle, json, the hub and diffusers each raise their own
+        raise ModelError(f"{source} cannot be loaded: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and warnings that diffusers and transformers write while loading."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loggers = (diffusers_logging, transformers_logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity_error()
+        logger.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
+            logger.enable_progress_bar()
+
+
+def _diffusers() -> Any:
+    """The diffusers package. Raises MissingExtraError."""
+    try:
+        import diffusers
+        import transformers  # noqa: F401  (diffusers imports without it, and its pipelines then fail one by one)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Making pictures needs {error.name or 'diffusers'}: pip install 'hnloader[diffusers]'"
+        ) from error
+    return diffusers
+
+
+def _short_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:10]
+
+
+def _is_connection_error(error: BaseException | None) -> bool:
+    """Whether anything in the chain of causes is about the network or the hub."""
+    while error is not None:
+        module = type(error).__module__.partition(".")[0]
+        if module in ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3"):
+            return True
+        if isinstance(error, ConnectionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0].strip()
+    return text or type(error).__name__
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).casefold()

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_model import save_hypernetwork, save_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with a complete model of random weights: 32 x 32 pictures, widths 16 and 24."""
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with hypernetworks `ink` and `oil` for the tiny model, and `sd1` of another model's widths."""
+    folder = tmp_path_factory.mktemp("styles")
+    save_hypernetwork(folder / "ink.pt", seed=1)
+    save_hypernetwork(folder / "oil.safetensors", seed=2)
+    save_hypernetwork(folder / "sd1.pt", widths=(768,))
+    return folder
