@@ -89,9 +89,10 @@ class FileInfo:
             return hashlib.sha256(source.file.read(_LEGACY_HASH_SIZE)).hexdigest()[:8]
 
     def _given(self) -> FileLike:
-        given = self.path if self.path is not None else self._file
+        is_open = self._file is not None and not getattr(self._file, "closed", False)
+        given = self._file if is_open else self.path
         if given is None:
-            raise HypernetworkError(f"{self.name} has no file any more, so that its hash cannot be told")
+            raise HypernetworkError(f"the file of {self.name!r} is closed, so that its hash cannot be told")
         return given
 
     def to_dict(self, hashes: bool = True) -> dict[str, object]:
@@ -164,7 +165,7 @@ def _weights(source: Source, file: FileLike, contents: Contents) -> FileInfo:
         parameters=sum(counts.values()),
         dtypes=tuple(sorted(counts, key=lambda dtype: -counts[dtype])),
         metadata={key: _without_tensors(value) for key, value in metadata.items()},
-        _file=None if source.path is not None else file,
+        _file=None if isinstance(file, (str, os.PathLike)) else file,
     )
 
 
@@ -193,7 +194,7 @@ def _composition(source: Source, file: FileLike, folders: tuple[str | os.PathLik
         dtypes=tuple(dict.fromkeys(dtype for member in members for dtype in member.dtypes)),
         metadata={"structure": text},
         members=tuple(member.path for member in members if member.path is not None),
-        _file=None if source.path is not None else file,
+        _file=None if isinstance(file, (str, os.PathLike)) else file,
     )
 
 

@@ -11,17 +11,25 @@ protocol 3 or newer, 2.4 and newer may be widened by the program around it) and 
 
 from __future__ import annotations
 
+import functools
+import math
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import torch
 from torch import Tensor
 
-from hnloader.errors import CorruptFileError, HypernetworkError, UnsafeFileError, UnsupportedArchitectureError
+from hnloader.errors import (
+    CorruptFileError,
+    HypernetworkError,
+    UnknownFormatError,
+    UnsafeFileError,
+    UnsupportedArchitectureError,
+)
 from hnloader.formats.pickles import (
     MAX_PICKLE_SIZE,
     MalformedPickleError,
@@ -34,9 +42,14 @@ from hnloader.formats.pickles import (
 from hnloader.formats.source import Source
 
 MAX_MEMBERS = 20_000
+MAX_DIRECTORY_SIZE = 8 << 20
 MAX_RATIO = 100
 # Tensors that share a storage are copied apart when they are cast: together at most this many times the file.
+# So are storages in compressed zip members.
 MAX_SHARING = 8
+MAX_TENSOR_VALUES = 1 << 48
+# The pickles of a legacy stream lie at its beginning, and are far smaller than the first of these.
+_LEGACY_WINDOWS = (1 << 16, 2 * MAX_PICKLE_SIZE)
 
 ZIP_MAGIC = b"PK\x03\x04"
 # The pickle of the number 0x1950a86a20f9469cfc6c, with which legacy streams begin.
@@ -79,13 +92,14 @@ class Checkpoint:
 def read_checkpoint(source: Source) -> Checkpoint:
     """What the file holds, without its tensor data.
 
+    The sizes of a file whose pickle holds something that is not allowed are not checked: that is said first.
+
     Raises:
         CorruptFileError: it is damaged, or declares sizes that do not fit the file.
-        UnsafeFileError: the archive holds code.
+        UnknownFormatError: a zip archive that torch.save did not write.
+        UnsafeFileError: the archive holds code, or the same name twice.
     """
-    checkpoint = _read_zip(source) if source.head.startswith(ZIP_MAGIC) else _read_legacy(source)
-    _check_tensors(checkpoint, source)
-    return checkpoint
+    return _read_zip(source) if source.head.startswith(ZIP_MAGIC) else _read_legacy(source)
 
 
 def is_legacy_stream(head: bytes) -> bool:
@@ -94,23 +108,30 @@ def is_legacy_stream(head: bytes) -> bool:
     return LEGACY_MAGIC_NUMBER.to_bytes(10, "little") in start or str(LEGACY_MAGIC_NUMBER).encode() in start
 
 
-def _check_tensors(checkpoint: Checkpoint, source: Source) -> None:
+def _check_tensors(tree: object, source: Source) -> None:
     """Each tensor lies inside its storage, and all together are not far larger than the file."""
+    storages: dict[str, StorageRef] = {}
     total = 0
-    for ref in _tensors(checkpoint.tree):
+    for ref in _tensors(tree):
         reach = ref.offset + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride, strict=False))
         inside = ref.offset >= 0 and reach < ref.storage.count and ref.count <= ref.storage.count
-        if len(ref.shape) != len(ref.stride) or (ref.count and not inside):
+        largest = max(math.prod(size for size in ref.shape if size), ref.offset, *ref.stride, 0)
+        proper = len(ref.shape) == len(ref.stride) and largest <= MAX_TENSOR_VALUES
+        known = storages.setdefault(ref.storage.key, ref.storage)
+        if (known.dtype, known.count) != (ref.storage.dtype, ref.storage.count):
+            raise CorruptFileError(f"{source.label}: the storage {known.key!r} is described in two ways")
+        if not proper or (ref.count and not inside):
             raise CorruptFileError(
                 f"{source.label}: a tensor of shape {list(ref.shape)} does not fit its storage of "
                 f"{ref.storage.count:,} values; the file is damaged or was tampered with"
             )
         total += ref.count * item_size(ref.dtype)
-        if total > MAX_SHARING * source.size:
-            raise CorruptFileError(
-                f"{source.label}: its tensors add up to more than {MAX_SHARING} times the file's "
-                f"{source.size:,} bytes; the file is damaged or was tampered with"
-            )
+    total = max(total, sum(storage.count * item_size(storage.dtype) for storage in storages.values()))
+    if total > MAX_SHARING * source.size:
+        raise CorruptFileError(
+            f"{source.label}: its tensors add up to more than {MAX_SHARING} times the file's "
+            f"{source.size:,} bytes; the file is damaged or was tampered with"
+        )
 
 
 def _tensors(tree: object) -> Iterator[TensorRef]:
@@ -127,6 +148,7 @@ def _tensors(tree: object) -> Iterator[TensorRef]:
             pending += item
 
 
+@functools.cache
 def item_size(dtype: str) -> int:
     """Bytes of one value of the torch dtype of that name."""
     return torch.empty(0, dtype=getattr(torch, dtype)).element_size()
@@ -145,11 +167,12 @@ def _parse(data: bytes, start: int, source: Source) -> Pickle:
 def _read_zip(source: Source) -> Checkpoint:
     with _zip_errors(source):
         source.file.seek(0)
-        archive = zipfile.ZipFile(source.file)
+        archive = zipfile.ZipFile(_Directory(source.file))
+        archive.fp = source.file
     members = _members(archive, source)
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise HypernetworkError(
+        raise UnknownFormatError(
             f"{source.label} is a zip archive but not one that torch.save wrote ({len(members)} members, "
             f"{len(pickles)} named data.pkl); if a hypernetwork is inside, unpack it first"
         )
@@ -162,7 +185,7 @@ def _read_zip(source: Source) -> Checkpoint:
         with _zip_errors(source):
             return archive.read(members[name])
 
-    def read_storage(ref: StorageRef) -> bytearray:
+    def check_storage(ref: StorageRef) -> None:
         name, size = f"{root}data/{ref.key}", ref.count * item_size(ref.dtype)
         if name not in members:
             raise CorruptFileError(f"{source.label}: the storage {ref.key!r} is missing; copy or download it again")
@@ -171,12 +194,36 @@ def _read_zip(source: Source) -> Checkpoint:
                 f"{source.label}: the storage {ref.key!r} is declared as {size:,} bytes but has "
                 f"{members[name].file_size:,}; the file is damaged or was tampered with"
             )
-        return bytearray(read(name))
 
     if members[pickles[0]].file_size > MAX_PICKLE_SIZE:
         raise CorruptFileError(f"{source.label}: data.pkl is larger than {MAX_PICKLE_SIZE >> 20} MiB")
     pickle = _parse(read(pickles[0]), 0, source)
-    return Checkpoint(pickle.value, "zip", pickle.refused, source.label, read_storage)
+    if not pickle.refused:
+        _check_tensors(pickle.value, source)
+        for ref in _tensors(pickle.value):
+            check_storage(ref.storage)
+    return Checkpoint(
+        pickle.value,
+        "zip",
+        pickle.refused,
+        source.label,
+        lambda ref: bytearray(read(f"{root}data/{ref.key}")),
+    )
+
+
+class _Directory:
+    """A file as zipfile sees it while it lists the members, which it reads in one piece of a declared size."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's; raises BadZipFile where more is asked for than a list of members takes."""
+        data = self.file.read(MAX_DIRECTORY_SIZE + 1 if size < 0 else min(size, MAX_DIRECTORY_SIZE + 1))
+        if len(data) > MAX_DIRECTORY_SIZE:
+            raise zipfile.BadZipFile(f"its list of members is larger than {MAX_DIRECTORY_SIZE >> 20} MiB")
+        return data
 
 
 def _members(archive: zipfile.ZipFile, source: Source) -> dict[str, zipfile.ZipInfo]:
@@ -240,54 +287,61 @@ class _zip_errors:  # noqa: N801 - reads as a statement
 
 
 def _read_legacy(source: Source) -> Checkpoint:
-    window = source.read(0, min(source.size, 2 * MAX_PICKLE_SIZE))
-    values: list[object] = []
-    refused: list[Refusal] = []
-    at = 0
-    for _ in range(5):
-        pickle = _parse(window, at, source)
-        values.append(pickle.value)
-        refused += pickle.refused
-        at = pickle.end
-    magic, protocol, system, tree, keys = values
+    pickles = _legacy_pickles(source)
+    magic, protocol, system, tree, keys = (pickle.value for pickle in pickles)
+    refused = [refusal for pickle in pickles for refusal in pickle.refused]
     if magic != LEGACY_MAGIC_NUMBER or protocol != _LEGACY_PROTOCOL:
-        raise CorruptFileError(f"{source.label}: a legacy torch file of an unknown protocol ({protocol!r})")
+        raise CorruptFileError(f"{source.label}: a legacy torch file of an unknown protocol ({str(protocol)[:40]})")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UnsupportedArchitectureError(f"{source.label} was saved on a big-endian machine; it cannot be read here")
-    places = _legacy_places(source, tree, keys, at)
+    places: dict[str, int] = {}
+    if not refused:
+        _check_tensors(tree, source)
+        places = _legacy_places(source, tree, keys, pickles[-1].end)
 
     def read_storage(ref: StorageRef) -> bytearray:
-        offset, count = places[ref.key]
-        if count != ref.count:
-            raise CorruptFileError(
-                f"{source.label}: the storage {ref.key!r} is declared as {ref.count:,} values but has {count:,}"
-            )
-        return bytearray(source.read(offset, count * item_size(ref.dtype)))
+        return bytearray(source.read(places[ref.key], ref.count * item_size(ref.dtype)))
 
     return Checkpoint(tree, "legacy", refused, source.label, read_storage)
 
 
-def _legacy_places(source: Source, tree: object, keys: object, start: int) -> dict[str, tuple[int, int]]:
-    """Offset and number of values of each storage; the data follow in the order of `keys`, each after its count."""
+def _legacy_pickles(source: Source) -> list[Pickle]:
+    """The five pickles; where the first window holds them, nothing behind it is read."""
+    for size in _LEGACY_WINDOWS:
+        window = source.read(0, min(source.size, size))
+        pickles: list[Pickle] = []
+        try:
+            while len(pickles) < 5:
+                pickles.append(_parse(window, pickles[-1].end if pickles else 0, source))
+            break
+        except CorruptFileError:
+            if size == _LEGACY_WINDOWS[-1] or len(window) == source.size:
+                raise
+    return pickles
+
+
+def _legacy_places(source: Source, tree: object, keys: object, start: int) -> dict[str, int]:
+    """Offset of each storage's data; they follow in the order of `keys`, each after its number of values."""
     storages = {ref.storage.key: ref.storage for ref in _tensors(tree)}
-    if not isinstance(keys, list):
-        raise CorruptFileError(f"{source.label}: the list of storages is missing; copy or download it again")
-    places: dict[str, tuple[int, int]] = {}
+    if not isinstance(keys, list) or set(map(str, keys)) != storages.keys() or len(keys) != len(storages):
+        raise CorruptFileError(
+            f"{source.label}: its list of storages does not name those of its tensors; copy or download it again"
+        )
+    places: dict[str, int] = {}
     offset = start
     for key in map(str, keys):
-        if key not in storages:
-            # The data of something that is not on the allow-list: what follows it cannot be found.
-            break
         count = int.from_bytes(source.read(offset, 8), "little", signed=True)
+        if count != storages[key].count:
+            raise CorruptFileError(
+                f"{source.label}: the storage {key!r} is declared as {storages[key].count:,} values but has {count:,}; "
+                "the file is damaged or was tampered with"
+            )
         size = count * item_size(storages[key].dtype)
-        if count < 0 or offset + 8 + size > source.size:
+        if offset + 8 + size > source.size:
             raise CorruptFileError(
                 f"{source.label} is cut off: a storage of {count:,} values at byte {offset:,} was expected, "
                 f"but it ends at {source.size:,}. Copy or download it again."
             )
-        places[key] = (offset + 8, count)
+        places[key] = offset + 8
         offset += 8 + size
-    missing = storages.keys() - places.keys()
-    if missing and len(places) == len(keys):
-        raise CorruptFileError(f"{source.label}: {len(missing)} storages are missing; copy or download it again")
     return places

@@ -13,6 +13,7 @@ import ast
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,7 @@ class _Parser:
             raise self.fail(f"at most {MAX_DEPTH} nested brackets were expected")
         kind, text = self.take()
         if kind == "quoted":
-            return ast.literal_eval(text)
+            return self.unquoted(text)
         if kind == "bare":
             return text
         if text == "[":
@@ -249,6 +250,15 @@ class _Parser:
             return self.braces(depth)
         self.at -= len(text)
         raise self.fail("a name or an opening bracket was expected")
+
+    def unquoted(self, text: str) -> str:
+        """The text between quotes, with Python's escapes."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python warns of escapes that it does not know and keeps them
+                return str(ast.literal_eval(text))
+        except (ValueError, SyntaxError) as error:
+            raise self.fail(f"a text with proper escapes was expected, not {text[:40]!r}") from error
 
     def items(self, closing: str, depth: int) -> list[object]:
         items: list[object] = []

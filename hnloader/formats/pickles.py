@@ -11,24 +11,31 @@ The opcodes are those of Python's pickle protocols 0 to 5 (Lib/pickletools.py do
 
 from __future__ import annotations
 
+import codecs
 import struct
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 # Limits. The pickle of a hypernetwork has some 2,000 opcodes in 10 kB; that of a full SDXL checkpoint, which
-# is read only to say what it is, some 100,000 in 500 kB.
+# is read only to say what it is, some 100,000 in 500 kB. The least that an opcode of one byte can make is 216
+# bytes (an empty set), so these bound the memory as well as the time.
 MAX_PICKLE_SIZE = 16 << 20
-MAX_OPCODES = 2_000_000
+MAX_OPCODES = 500_000
 MAX_DEPTH = 64
-MAX_VALUES = 2_000_000
+MAX_VALUES = 500_000
 MAX_INT_BYTES = 32
+# Python gives tuples and large integers hashes that whoever writes a file can make equal, and a dict of equal
+# hashes takes quadratic time. Text and bytes have random hashes; 64-bit integers too few that are equal.
+MAX_KEY_BITS = 64
 
 _TENSOR_BUILDERS = frozenset(
     {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor", "torch._utils._rebuild_parameter"}
 )
 _CONTAINERS: dict[str, Callable[..., object]] = {
     name: kind
-    for kind in (set, frozenset, list, tuple, dict, bytearray)
+    for kind in (set, frozenset, bytes, bytearray)
     for name in (f"builtins.{kind.__name__}", f"__builtin__.{kind.__name__}")
 }
 _STORAGES: dict[str, str] = {
@@ -145,12 +152,12 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
     ) as error:
         detail = f"{type(error).__name__}: {error}"[:120]
         raise MalformedPickleError(f"it makes no sense at byte {machine.at} ({detail})") from error
-    _check_depth(value)
+    _check_tree(value)
     return Pickle(value, machine.at, machine.refused)
 
 
-def _check_depth(value: object) -> None:
-    """Refuse what nests too deeply, contains itself, or unfolds into more than `MAX_VALUES` values."""
+def _check_tree(value: object) -> None:
+    """Refuse what nests too deeply, contains itself, unfolds into more than `MAX_VALUES` values, or is no data."""
     pending: list[tuple[object, int]] = [(value, 0)]
     seen = 0
     while pending:
@@ -160,6 +167,9 @@ def _check_depth(value: object) -> None:
             raise MalformedPickleError(f"it nests containers more than {MAX_DEPTH} deep, or one contains itself")
         if seen > MAX_VALUES:
             raise MalformedPickleError(f"it unfolds into more than {MAX_VALUES:,} values")
+        if isinstance(item, (Symbol, StorageRef)):
+            what = f"the global {item.name!r}" if isinstance(item, Symbol) else "a storage"
+            raise MalformedPickleError(f"{what} stands in it as a value")
         if isinstance(item, dict):
             pending += [(part, depth + 1) for pair in item.items() for part in pair]
         elif isinstance(item, (list, tuple, set, frozenset)):
@@ -167,10 +177,6 @@ def _check_depth(value: object) -> None:
 
 
 _MARK = object()
-
-
-class _OrderedDict(dict):  # type: ignore[type-arg]
-    """What `collections.OrderedDict()` gives while reading; the one kind whose attributes may be set."""
 
 
 @dataclass
@@ -210,9 +216,8 @@ class _Machine:
         self.at += size
         return piece
 
-    def number(self, layout: str) -> int:
-        value: int = struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
-        return value
+    def number(self, size: int, signed: bool = False) -> int:
+        return int.from_bytes(self.take(size), "little", signed=signed)
 
     def line(self) -> str:
         end = self.data.find(b"\n", self.at)
@@ -264,7 +269,8 @@ class _Machine:
         text = self.line().strip()
         if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
             raise MalformedPickleError(f"a string without quotes before byte {self.at}")
-        self.push(text[1:-1].encode("latin1", "replace").decode("unicode_escape"))
+        data, _ = codecs.escape_decode(text[1:-1].encode("utf-8", "surrogateescape"))
+        self.push(bytes(data).decode("latin1"))
 
     def text(self, size: int) -> None:
         self.push(self.take(size).decode("utf-8", "surrogatepass"))
@@ -280,7 +286,7 @@ class _Machine:
 
     def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
-        pairs = zip(items[::2], items[1::2], strict=True)
+        pairs = zip(_keys(items[::2]), items[1::2], strict=True)
         if isinstance(target, dict):
             target.update(pairs)
         elif not isinstance(target, Opaque):
@@ -289,13 +295,13 @@ class _Machine:
     def add_items(self) -> None:
         items, target = self.pop_mark(), self.stack[-1]
         if isinstance(target, set):
-            target.update(items)
+            target.update(_keys(items))
         elif not isinstance(target, Opaque):
             raise MalformedPickleError(f"adds to a {type(target).__name__} at byte {self.at}")
 
     def dictionary(self) -> None:
         items = self.pop_mark()
-        self.push(dict(zip(items[::2], items[1::2], strict=True)))
+        self.push(dict(zip(_keys(items[::2]), items[1::2], strict=True)))
 
     def tuple_of(self, size: int) -> None:
         items = [self.pop() for _ in range(size)]
@@ -332,23 +338,25 @@ class _Machine:
         else:
             self.push(self.refuse(f"a call of a {type(function).__name__}", "?"))
 
-    def result_of(self, name: str, arguments: tuple[object, ...]) -> object:
+    def result_of(self, name: str, arguments: tuple[Any, ...]) -> object:
         """What calling the allowed global `name` would give, made here from plain data."""
         self.copied += sum(len(a) for a in arguments if isinstance(a, (list, tuple, set, bytes, str)))
         if self.copied > MAX_VALUES:
             raise MalformedPickleError(f"it copies more than {MAX_VALUES:,} values")
         if name == "collections.OrderedDict":
-            return _OrderedDict(_pairs(arguments))
+            return OrderedDict(_pairs(arguments))
         if name in _TENSOR_BUILDERS:
             return self.tensor(name, arguments)
         if name == "torch.Size":
-            return tuple(arguments[0]) if arguments else ()  # type: ignore[arg-type]
+            return tuple(arguments[0]) if arguments else ()
         if name == "_codecs.encode":
             text, codec = (*arguments, "latin1")[:2]
             if isinstance(text, str) and codec in ("latin1", "latin-1"):
                 return text.encode("latin1")
-        if name in _CONTAINERS and all(isinstance(a, (list, tuple, set, bytes)) for a in arguments):
-            return _CONTAINERS[name](*arguments)
+        if name in _CONTAINERS and len(arguments) <= 1 and all(isinstance(a, (list, tuple, bytes)) for a in arguments):
+            return _CONTAINERS[name](*([_keys(given) for given in arguments] if "set" in name else arguments))
+        if name.endswith(".bytearray") and len(arguments) == 2 and isinstance(arguments[0], str):
+            return bytearray(arguments[0], "latin1")
         return self.refuse(f"a call of {name!r} with unexpected arguments", name)
 
     def tensor(self, name: str, arguments: tuple[object, ...]) -> object:
@@ -381,7 +389,7 @@ class _Machine:
     def build(self) -> None:
         """Sets attributes: torch gives an OrderedDict its `_metadata` so, which is dropped."""
         state, target = self.pop(), self.stack[-1]
-        plain = isinstance(target, _OrderedDict) and isinstance(state, dict)
+        plain = isinstance(target, OrderedDict) and isinstance(state, dict)
         if not plain and not isinstance(target, Opaque):
             self.stack[-1] = self.refuse(f"attributes set on a {type(target).__name__}", "BUILD")
 
@@ -427,7 +435,23 @@ def _pairs(arguments: tuple[object, ...]) -> list[tuple[object, object]]:
     given = arguments[0]
     if not isinstance(given, (list, tuple)):
         raise MalformedPickleError("an OrderedDict of something that is no list of pairs")
-    return [(key, value) for key, value in given]
+    pairs = [(key, value) for key, value in given]
+    _keys(key for key, _ in pairs)
+    return pairs
+
+
+def has_chosen_hash(key: object) -> bool:
+    """True for a key whose hash whoever wrote it can have chosen; see `MAX_KEY_BITS`."""
+    return isinstance(key, (tuple, frozenset)) or (isinstance(key, int) and key.bit_length() > MAX_KEY_BITS)
+
+
+def _keys(keys: Iterable[object]) -> list[object]:
+    """The keys of a dict or items of a set, refusing those with chosen hashes."""
+    checked = list(keys)
+    for key in checked:
+        if has_chosen_hash(key):
+            raise MalformedPickleError(f"a {type(key).__name__} is used as a key; text or a number was expected")
+    return checked
 
 
 def _put(machine: _Machine, index: int) -> None:
@@ -445,24 +469,24 @@ _OPCODES: dict[int, _Action] = {
         "I": lambda m: m.integer_text(),
         "L": lambda m: m.push(_integer(m.line())),
         "F": lambda m: m.push(float(m.line())),
-        "J": lambda m: m.push(m.number("<i")),
-        "K": lambda m: m.push(m.number("<B")),
-        "M": lambda m: m.push(m.number("<H")),
+        "J": lambda m: m.push(m.number(4, signed=True)),
+        "K": lambda m: m.push(m.number(1)),
+        "M": lambda m: m.push(m.number(2)),
         "G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-        "\x8a": lambda m: m.long_bytes(m.number("<B")),
-        "\x8b": lambda m: m.long_bytes(m.number("<i")),
+        "\x8a": lambda m: m.long_bytes(m.number(1)),
+        "\x8b": lambda m: m.long_bytes(m.number(4, signed=True)),
         # text and bytes
         "S": lambda m: m.quoted(),
-        "T": lambda m: m.push(m.take(m.number("<i")).decode("latin1")),
-        "U": lambda m: m.push(m.take(m.number("<B")).decode("latin1")),
+        "T": lambda m: m.push(m.take(m.number(4, signed=True)).decode("latin1")),
+        "U": lambda m: m.push(m.take(m.number(1)).decode("latin1")),
         "V": lambda m: m.push(m.line().encode("utf-8", "surrogateescape").decode("raw_unicode_escape")),
-        "X": lambda m: m.text(m.number("<I")),
-        "\x8c": lambda m: m.text(m.number("<B")),
-        "\x8d": lambda m: m.text(m.number("<Q")),
-        "B": lambda m: m.push(m.take(m.number("<I"))),
-        "C": lambda m: m.push(m.take(m.number("<B"))),
-        "\x8e": lambda m: m.push(m.take(m.number("<Q"))),
-        "\x96": lambda m: m.push(bytearray(m.take(m.number("<Q")))),
+        "X": lambda m: m.text(m.number(4)),
+        "\x8c": lambda m: m.text(m.number(1)),
+        "\x8d": lambda m: m.text(m.number(8)),
+        "B": lambda m: m.push(m.take(m.number(4))),
+        "C": lambda m: m.push(m.take(m.number(1))),
+        "\x8e": lambda m: m.push(m.take(m.number(8))),
+        "\x96": lambda m: m.push(bytearray(m.take(m.number(8)))),
         # containers
         "(": lambda m: m.push(_MARK),
         "]": lambda m: m.push([]),
@@ -480,18 +504,18 @@ _OPCODES: dict[int, _Action] = {
         "u": lambda m: m.set_items(m.pop_mark()),
         "\x8f": lambda m: m.push(set()),
         "\x90": lambda m: m.add_items(),
-        "\x91": lambda m: m.push(frozenset(m.pop_mark())),
+        "\x91": lambda m: m.push(frozenset(_keys(m.pop_mark()))),
         # the stack and the memo
         "0": lambda m: m.stack.pop(),
         "1": lambda m: m.pop_mark(),
         "2": lambda m: m.push(m.stack[-1]),
         "p": lambda m: _put(m, _integer(m.line())),
-        "q": lambda m: _put(m, m.number("<B")),
-        "r": lambda m: _put(m, m.number("<I")),
+        "q": lambda m: _put(m, m.number(1)),
+        "r": lambda m: _put(m, m.number(4)),
         "\x94": lambda m: _put(m, len(m.memo)),
         "g": lambda m: m.push(m.memo[_integer(m.line())]),
-        "h": lambda m: m.push(m.memo[m.number("<B")]),
-        "j": lambda m: m.push(m.memo[m.number("<I")]),
+        "h": lambda m: m.push(m.memo[m.number(1)]),
+        "j": lambda m: m.push(m.memo[m.number(4)]),
         # framing
         "\x80": lambda m: m.take(1),
         "\x95": lambda m: m.take(8),

@@ -23,12 +23,13 @@ from hnloader.files import replacing
 from hnloader.formats.checkpoint import item_size
 from hnloader.formats.contents import Contents, SideTensors, named_tensors, state_dict
 from hnloader.formats.identify import kind_of_names
+from hnloader.formats.pickles import MAX_INT_BYTES, has_chosen_hash
 from hnloader.formats.source import Source
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 SUFFIX = ".safetensors"
 LAYOUT_VERSION = 1
-MAX_HEADER_SIZE = 16 << 20
+MAX_HEADER_SIZE = 8 << 20
 MAX_JSON_DEPTH = 64
 # The key of the header's metadata that makes a file one of ours.
 METADATA_KEY = "hypernetwork"
@@ -108,7 +109,7 @@ def read(source: Source) -> Contents:
 
 def _described(text: str, label: str) -> dict[str, Any]:
     try:
-        about = json.loads(text)
+        about = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{label}: its hypernetwork metadata are no JSON ({error})") from error
     version = about.get("layout") if isinstance(about, dict) else None
@@ -129,7 +130,7 @@ def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str
     if not 2 <= size <= MAX_HEADER_SIZE:
         raise CorruptFileError(f"{source.label}: a header of {size:,} bytes; at most {MAX_HEADER_SIZE:,} are read")
     try:
-        header = json.loads(source.read(8, size), object_pairs_hook=_unique)
+        header = json.loads(source.read(8, size), object_pairs_hook=_unique, parse_int=_integer)
         metadata = header.pop("__metadata__", {})
         tensors = {name: _stored(name, entry, 8 + size, source.size) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -145,6 +146,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(result) != len(pairs):
         raise ValueError("a name stands twice")
     return result
+
+
+def _integer(text: str) -> int:
+    """Python before 3.10.7 takes quadratic time for long ones."""
+    if len(text) > 3 * MAX_INT_BYTES:
+        raise ValueError(f"an integer of {len(text):,} digits")
+    return int(text)
 
 
 def _stored(name: str, entry: dict[str, Any], start: int, end: int) -> StoredTensor:
@@ -243,8 +251,15 @@ def _decode(value: Any, tensors: dict[str, StoredTensor]) -> Any:
         data = base64.b64decode(content, validate=True)
         return data if kind == "bytes" else bytearray(data)
     if kind == "dict":
-        return {_decode(key, tensors): _decode(part, tensors) for key, part in content}
-    return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](_decode(part, tensors) for part in content)
+        return {_key(_decode(key, tensors)): _decode(part, tensors) for key, part in content}
+    items = [_decode(part, tensors) for part in content]
+    return tuple(items) if kind == "tuple" else {"set": set, "frozenset": frozenset}[kind](map(_key, items))
+
+
+def _key(key: Any) -> Any:
+    if has_chosen_hash(key):
+        raise ValueError(f"a {type(key).__name__} is used as a key")
+    return key
 
 
 def _decode_mapping(given: Any, tensors: dict[str, StoredTensor]) -> dict[str, object]:

@@ -62,11 +62,18 @@ def open_source(given: FileLike) -> Iterator[Source]:
         CorruptFileError: it is empty.
     """
     if isinstance(given, (str, os.PathLike)):
-        path = Path(given).expanduser()
+        path = _path(given)
         with _open(path) as file:
             yield _source(file, path)
     else:
         yield _source(_seekable(given), _path_of(given))
+
+
+def _path(given: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise HypernetworkError(f"{given} names a user who has no home folder here") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -89,7 +96,10 @@ def _seekable(given: object) -> BinaryIO:
     seekable = getattr(given, "seekable", None)
     if callable(seekable) and seekable():
         return given  # type: ignore[return-value]
-    return io.BytesIO(given.read())  # type: ignore[attr-defined]
+    data = given.read()  # type: ignore[attr-defined]
+    if not isinstance(data, (bytes, bytearray)):
+        raise HypernetworkError(f"an open binary file was expected; this one gives {type(data).__name__}")
+    return io.BytesIO(data)
 
 
 def _path_of(given: object) -> Path | None:
@@ -103,8 +113,10 @@ def _source(file: BinaryIO, path: Path | None) -> Source:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         head = file.read(HEAD_SIZE)
-    except OSError as error:
-        raise HypernetworkError(f"{label} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise HypernetworkError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(head, bytes):
+        raise HypernetworkError(f"{label} is not open in binary mode; open it with mode 'rb'")
     if size == 0:
         raise CorruptFileError(f"{label} is empty (0 bytes); copy or download it again")
     return Source(file, size, head, label, path)

@@ -128,7 +128,6 @@ class _Era:
 _ERAS = (
     _Era("from 2022-11", "dropout_structure"),
     _Era("from 2022-11", "optional_info"),
-    _Era("from 2022-11", "weight_initialization"),
     _Era("2022-10-26", "activate_output"),
     _Era("2022-10-22", "use_dropout"),
     _Era("2022-10-21", "activation_func"),
