@@ -1,0 +1,140 @@
+"""Random sequences of what users do to a model; after each step it must compute what the reference does."""
+
+from __future__ import annotations
+
+import peft
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from small_models import assert_same, fingerprint, make_hypernetwork, make_unet, reference, run, unet_inputs
+
+from hnloader.attention import attach, attachments
+
+HYPERNETWORKS = [make_hypernetwork(widths, seed) for seed, widths in enumerate([(20, 48), (48,), (20,)])]
+STRENGTHS = st.sampled_from([0.0, 0.3, 0.8, 1.0, -0.5])
+LORA = peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights="gaussian")
+
+
+def small_unet(lora: bool = False):
+    unet = make_unet(
+        "sd1",
+        block_out_channels=(20,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+    )
+    return add_lora(unet) if lora else unet
+
+
+def add_lora(unet):
+    torch.manual_seed(11)
+    unet.add_adapter(LORA)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape) * 0.05)
+    return unet.requires_grad_(False)
+
+
+class Operations(RuleBasedStateMachine):
+    """The model under test, beside a description of what has been done to it."""
+
+    @initialize()
+    def start(self) -> None:
+        self.unet = small_unet()
+        self.before = fingerprint(self.unet)
+        self.attached: list[list] = []  # [attachment, hypernetwork, strength]
+        self.lora = self.fused = False
+        self.dtype = torch.float32
+
+    @rule(hypernetwork=st.sampled_from(HYPERNETWORKS), strength=STRENGTHS)
+    def attach(self, hypernetwork, strength) -> None:
+        self.attached.append([attach(self.unet, hypernetwork, strength), hypernetwork, strength])
+
+    @precondition(lambda self: self.attached)
+    @rule(choice=st.randoms(use_true_random=False))
+    def detach(self, choice) -> None:
+        attachment, _, _ = self.attached.pop(choice.randrange(len(self.attached)))
+        attachment.detach()
+
+    @precondition(lambda self: self.attached)
+    @rule(choice=st.randoms(use_true_random=False), strength=STRENGTHS)
+    def set_strength(self, choice, strength) -> None:
+        entry = choice.choice(self.attached)
+        entry[0].set_strength(strength)
+        entry[2] = strength
+
+    # diffusers leaves a LoRA out of the projections that it fuses, so the two are not mixed here.
+    @precondition(lambda self: not self.lora and not self.fused)
+    @rule()
+    def fuse(self) -> None:
+        self.unet.fuse_qkv_projections()
+        self.fused = True
+
+    @precondition(lambda self: self.fused)
+    @rule()
+    def unfuse(self) -> None:
+        self.unet.unfuse_qkv_projections()
+        self.fused = False
+
+    @precondition(lambda self: not self.lora and not self.fused)
+    @rule()
+    def load_lora(self) -> None:
+        add_lora(self.unet).to(self.dtype)
+        self.lora = True
+
+    @precondition(lambda self: self.lora)
+    @rule()
+    def unload_lora(self) -> None:
+        self.unet.unload_lora()
+        self.lora = False
+
+    @precondition(lambda self: not self.fused)
+    @rule(processor=st.sampled_from([AttnProcessor(), AttnProcessor2_0(), SlicedAttnProcessor(1)]))
+    def set_processor(self, processor) -> None:
+        self.unet.set_attn_processor(processor)
+
+    @rule(dtype=st.sampled_from([torch.float32, torch.float64]))
+    def convert(self, dtype) -> None:
+        self.unet.to(dtype)
+        self.dtype = dtype
+
+    @rule()
+    def save_and_load(self) -> None:
+        self.unet.load_state_dict({name: tensor.clone() for name, tensor in self.unet.state_dict().items()})
+
+    @invariant()
+    def computes_what_the_reference_does(self) -> None:
+        applied = [(hypernetwork, strength, strength) for _, hypernetwork, strength in self.attached]
+        inputs = {
+            name: value.to(self.dtype) if value.is_floating_point() else value for name, value in unet_inputs().items()
+        }
+        assert attachments(self.unet) == [attachment for attachment, _, _ in self.attached]
+        assert_same(run(self.unet, **inputs).float(), run(reference(small_unet(self.lora), applied)))
+
+    def teardown(self) -> None:
+        if not hasattr(self, "unet"):
+            return
+        for attachment, _, _ in self.attached:
+            attachment.detach()
+        for module in self.unet.modules():
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+            assert "forward" not in vars(module)
+        if self.lora:
+            self.unet.unload_lora()
+        now = fingerprint(self.unet)["bytes"]
+        for name, tensor in self.before["bytes"].items():
+            assert torch.equal(now[name].float(), tensor)
+
+
+Operations.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=14,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestRandomOperations = Operations.TestCase
