@@ -1,0 +1,93 @@
+"""How strongly a picture has a style, 0 (plain) to 1 (as drawn in that style), measured on its pixels.
+
+Each score looks for one property that plain pictures lack:
+
+- outline: the inside of the shapes has the background's color,
+- blueprint: the same, and the background is blueprint blue,
+- halftone: the inside of the shapes repeats a grid of dots,
+- duotone: all colors lie between dark brown and cream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from hnloader.demo.checker import Mask, Seen, look, shrink
+from hnloader.demo.scenes import ByteArray, FloatArray, as_floats
+from hnloader.demo.styles import BLUEPRINT_BLUE, BROWN, CREAM, dots
+
+Score = Callable[[ByteArray], float]
+
+# An inside of fewer pixels says nothing.
+_SMALLEST_INSIDE = 6
+
+
+def _ink(picture: FloatArray, seen: Seen, part: Mask) -> FloatArray:
+    """Each pixel's place between the background's color (0) and the object's strongest color (1); (64, 64)."""
+    difference = picture - seen.background_color
+    strength = np.linalg.norm(difference, axis=-1)
+    strongest = part & (strength >= np.quantile(strength[part], 0.75))
+    direction = np.median(picture[strongest], axis=0) - seen.background_color
+    return as_floats(difference @ direction / max(float(direction @ direction), 1.0))
+
+
+def _outline(picture: ByteArray) -> float:
+    seen = look(picture, silhouettes=True)
+    pixels = picture.astype(np.float32)
+    scores = []
+    for item in seen.objects:
+        inside = shrink(item.mask, 3)
+        if inside.sum() >= _SMALLEST_INSIDE:
+            empty = 1.0 - _ink(pixels, seen, item.mask)[inside]
+            scores.append(float(np.clip(empty, 0.0, 1.0).mean()))
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def _blueprint(picture: ByteArray) -> float:
+    background = look(picture, silhouettes=True).background_color
+    away = float(np.linalg.norm(background - np.asarray(BLUEPRINT_BLUE)))
+    return _outline(picture) * float(np.clip(1.0 - away / 120.0, 0.0, 1.0))
+
+
+def _halftone(picture: ByteArray) -> float:
+    """Slope of the ink over the dots' pattern inside the shapes, as a share of the slope that `styles` paints."""
+    seen = look(picture, silhouettes=True)
+    pixels = picture.astype(np.float32)
+    pattern = dots()
+    scores = []
+    for item in seen.objects:
+        inside = shrink(item.mask, 2)
+        if inside.sum() >= 16:
+            wanted = pattern[inside] - pattern[inside].mean()
+            slope = float(_ink(pixels, seen, item.mask)[inside] @ wanted / (wanted @ wanted))
+            scores.append(min(max(slope / 0.75, 0.0), 1.0))
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def _duotone(picture: ByteArray) -> float:
+    pixels = picture.astype(np.float32).reshape(-1, 3)
+    start, end = np.asarray(BROWN, np.float32), np.asarray(CREAM, np.float32)
+    line = end - start
+    along = np.clip((pixels - start) @ line / float(line @ line), 0.0, 1.0)
+    away = np.linalg.norm(pixels - start - along[:, None] * line, axis=-1)
+    return float(np.clip(1.0 - away / 60.0, 0.0, 1.0).mean())
+
+
+SCORES: dict[str, Score] = {
+    "outline": _outline,
+    "blueprint": _blueprint,
+    "halftone": _halftone,
+    "duotone": _duotone,
+}
+
+
+def style_score(style: str, picture: ByteArray) -> float:
+    """The score (0 to 1) of a style for a picture, uint8 (64, 64, 3); NaN if no shape has an inside to measure.
+
+    Raises ValueError for an unknown style.
+    """
+    if style not in SCORES:
+        raise ValueError(f"no score for style {style!r}; known: {', '.join(SCORES)}")
+    return SCORES[style](picture)
