@@ -1,0 +1,64 @@
+"""The `hnloader` command with its verbs and the options that hold for all of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from hnloader.cli import demo, errors, generate, inspect
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a file, model or setting could not be used; 2 the command line is wrong; "
+    "70 a bug in hnloader; 130 interrupted."
+)
+
+app = typer.Typer(
+    name="hnloader",
+    help="Stable Diffusion hypernetworks: inspect them, and make pictures with them.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("inspect", epilog=inspect.EXIT_CODES)(inspect.inspect)
+app.command("generate", epilog=EXIT_CODES)(generate.generate)
+app.command("demo", epilog=EXIT_CODES)(demo.demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from hnloader import __version__
+
+        typer.echo(f"hnloader {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Show the traceback of an error (also: {errors.DEBUG}=1).")
+    ] = False,
+) -> None:
+    """Options that come before the verb."""
+    if debug:
+        os.environ[errors.DEBUG] = "1"
+
+
+def run() -> None:
+    """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a letter shows a question mark instead of stopping the command.
+            stream.reconfigure(errors="replace")
+    try:
+        app(prog_name="hnloader")
+    except KeyboardInterrupt:
+        sys.exit(errors.INTERRUPTED)

@@ -1,0 +1,240 @@
+"""`hnloader inspect`: what is in hypernetwork files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from hnloader.cli.errors import FAILED, reports_errors
+from hnloader.cli.terminal import clean, fields, size_text, stderr, stdout
+
+if TYPE_CHECKING:
+    from hnloader.inspection import FileInfo
+
+EXIT_CODES = (
+    "Exit codes: 0 every file is a sound hypernetwork; 1 at least one is not; 2 the command line is wrong; "
+    "70 a bug in hnloader; 130 interrupted."
+)
+
+# Metadata that the other lines of the panel already say.
+_SAID = {
+    "name",
+    "step",
+    "sd_checkpoint",
+    "sd_checkpoint_name",
+    "layer_structure",
+    "activation_func",
+    "is_layer_norm",
+    "activate_output",
+    "use_dropout",
+    "dropout_structure",
+    "last_layer_dropout",
+    "skip_connection",
+    "upsample_linear",
+}
+_LONGEST_VALUE = 300
+
+# Below this many columns the table leaves out what `inspect FILE` shows anyway.
+_WIDE = 110
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A file and what it holds, or why it holds nothing of use."""
+
+    path: Path
+    label: str
+    info: FileInfo | None
+    error: Exception | None = None
+
+
+@reports_errors
+def inspect(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE|FOLDER...", help="Files, or folders to look through.", show_default=False),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Write a JSON array, one object per file.")] = False,
+    hashes: Annotated[
+        bool | None,
+        typer.Option(
+            "--hash/--no-hash",
+            help="Read whole files for their hashes. Default: for one file shown in full.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show what hypernetwork files hold: widths, architecture, where they come from, which models they fit.
+
+    Only headers are read, and nothing in a file is run. What is no sound hypernetwork is listed with the reason.
+    """
+    folders = [path for path in paths if path.is_dir()]
+    found = [_look(path, label, folders) for path, label in _files(paths)]
+    if as_json:
+        typer.echo(json.dumps([_as_dict(one, bool(hashes)) for one in found], indent=2, ensure_ascii=False))
+    elif len(found) == 1 and not paths[0].is_dir():
+        _show_one(found[0], hashes is not False)
+    else:
+        _show_many(found, bool(hashes))
+    if any(one.error for one in found):
+        raise typer.Exit(FAILED)
+
+
+def _files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Every file to look at and what it is called in the output, each once."""
+    from hnloader.library import Library
+
+    found: dict[Path, str] = {}
+    for path in paths:
+        if path.is_dir():
+            for file in sorted(Library([path]).files(), key=lambda file: file.relative.as_posix().casefold()):
+                label = file.relative.as_posix() if len(paths) == 1 else str(file.path)
+                found.setdefault(file.path, label)
+        else:
+            found.setdefault(path, str(path))
+    return list(found.items())
+
+
+def _look(path: Path, label: str, folders: Sequence[Path]) -> Inspected:
+    import hnloader
+    from hnloader.errors import HypernetworkError
+
+    try:
+        return Inspected(path, label, hnloader.inspect(path, folders))
+    except (HypernetworkError, OSError) as error:
+        return Inspected(path, label, None, error)
+
+
+def _reason(error: Exception) -> str:
+    return clean((isinstance(error, OSError) and error.strerror) or error)
+
+
+def _as_dict(one: Inspected, hashes: bool) -> dict[str, Any]:
+    if one.info is None:
+        assert one.error is not None
+        return {"path": str(one.path), "error": {"kind": type(one.error).__name__, "message": str(one.error)}}
+    return one.info.to_dict(hashes=hashes)
+
+
+def _show_one(one: Inspected, hashes: bool) -> None:
+    if one.info is None:
+        stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
+        return
+    body = fields(_details(one.info, hashes))
+    # No padding on the right: a sha256 in hex just fits into 80 columns.
+    title = Text(clean(one.label), "bold")
+    panel = Panel(body, title=title, title_align="left", border_style="cyan", expand=False, padding=(0, 0, 0, 1))
+    stdout().print(panel)
+
+
+def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
+    rows: list[tuple[str, str | Text]] = [
+        ("Name", clean(info.name)),
+        ("Written by", _origin(info)),
+        ("File", f"{size_text(info.size)}, {info.format} ({info.container})"),
+        ("Fits", _fits(info)),
+        ("Widths", _widths(info)),
+        ("Architecture", _architecture(info)),
+        ("Parameters", f"{info.parameters:,} ({', '.join(info.dtypes) or 'none'})"),
+    ]
+    rows += [("Trained", _training(info))] if info.step is not None or info.checkpoint else []
+    rows += [("Made of", clean(member)) for member in info.members]
+    further = [f"{clean(key)}: {_shortened(value)}" for key, value in _further(info)]
+    rows += [("" if position else "Metadata", text) for position, text in enumerate(further)]
+    if hashes:
+        rows.append(("SHA-256", info.sha256))
+        rows.append(("In webuis", f"{info.short_hash} (in 2022: {info.legacy_hash})"))
+    return rows
+
+
+def _fits(info: FileInfo) -> Text:
+    if not info.widths:
+        return Text("any (it has no widths of its own)")
+    return Text(", ".join(info.families), "green") if info.families else Text("no known model", "yellow")
+
+
+def _origin(info: FileInfo) -> str:
+    return f"{clean(info.program)}, {clean(info.variant)}"
+
+
+def _widths(info: FileInfo) -> str:
+    return ", ".join(map(str, info.widths)) or "-"
+
+
+def _training(info: FileInfo) -> str:
+    steps = "unknown number of steps" if info.step is None else f"{info.step:,} steps"
+    checkpoint = clean(info.checkpoint_name or "")
+    if info.checkpoint:
+        checkpoint = f"{checkpoint or 'checkpoint'} ({clean(info.checkpoint)})"
+    return f"{steps} on {checkpoint}" if checkpoint else steps
+
+
+def _architecture(info: FileInfo) -> str:
+    return str(info.architecture) if info.architecture else "a composition"
+
+
+def _further(info: FileInfo) -> list[tuple[str, object]]:
+    return [(key, value) for key, value in info.metadata.items() if key not in _SAID and value is not None]
+
+
+def _shortened(value: object) -> str:
+    text = clean(value).strip()
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+
+
+def _show_many(found: Sequence[Inspected], hashes: bool) -> None:
+    good = [one for one in found if one.info]
+    bad = [one for one in found if not one.info]
+    if good:
+        stdout().print(_table(good, hashes))
+    for one in bad:
+        stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
+    stderr().print(_summary(len(good), len(bad)))
+
+
+def _complaint(one: Inspected) -> Text:
+    """`name: what is wrong with it`; most messages start with the path already."""
+    assert one.error is not None
+    reason, path = _reason(one.error), clean(one.path)
+    rest = reason.removeprefix(path) if reason.startswith(path) else f": {reason}"
+    return Text.assemble((clean(one.label), "bold"), rest)
+
+
+def _table(found: Sequence[Inspected], hashes: bool) -> Table:
+    wide = stdout().width >= _WIDE
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("File", style="bold", overflow="fold", min_width=20)
+    table.add_column("Fits")
+    table.add_column("Architecture", overflow="fold")
+    if wide:
+        table.add_column("Widths", overflow="fold")
+        table.add_column("Written by", overflow="fold")
+        table.add_column("Steps", justify="right")
+    if hashes:
+        table.add_column("Hash")
+    table.add_column("Size", justify="right", no_wrap=True)
+    for one in found:
+        info = one.info
+        assert info is not None
+        row: list[str | Text] = [clean(one.label), _fits(info), _architecture(info)]
+        if wide:
+            row += [_widths(info), _origin(info), "" if info.step is None else f"{info.step:,}"]
+        row += [info.short_hash] if hashes else []
+        table.add_row(*row, size_text(info.size))
+    return table
+
+
+def _summary(good: int, bad: int) -> Text:
+    if not good and not bad:
+        return Text("No .pt, .safetensors or .hns file was found.", "yellow")
+    text = Text(f"{good} hypernetwork{'' if good == 1 else 's'}", "green" if good else "yellow")
+    return text + Text(f", {bad} other file{'' if bad == 1 else 's'}", "red") if bad else text
