@@ -10,9 +10,10 @@ def main() -> None:
     try:
         from hnloader.cli.app import run
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich"):
             raise
-        sys.exit(f"The command line needs {error.name}: pip install 'hnloader[cli]'")
+        sys.exit(f"The command line needs {package}: pip install 'hnloader[cli]'")
     except KeyboardInterrupt:
         sys.exit(130)
     run()

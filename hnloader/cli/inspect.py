@@ -80,7 +80,7 @@ def inspect(
     folders = [path for path in paths if path.is_dir()]
     found = [_look(path, label, folders) for path, label in _files(paths)]
     if as_json:
-        typer.echo(json.dumps([_as_dict(one, bool(hashes)) for one in found], indent=2, ensure_ascii=False))
+        typer.echo(json.dumps([_as_dict(one, bool(hashes)) for one in found], indent=2))
     elif len(found) == 1 and not paths[0].is_dir():
         _show_one(found[0], hashes is not False)
     else:

@@ -1,0 +1,241 @@
+"""`hnloader generate`: files written, what the options do, and how each failure ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import hnloader.generation
+from hnloader.cli.app import app
+from hnloader.cli.generate import read_hypernet
+from hnloader.infotext import read_png
+from hnloader.prompt import BlockWeight, Tag
+
+
+@pytest.fixture
+def run(tiny_model: Path, styles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run `generate` with the tiny model in an empty folder; 2 steps and seed 7 unless told."""
+    monkeypatch.chdir(tmp_path)
+
+    def generate(*arguments: object, **environment: str):
+        defaults = ["--model", tiny_model, "--hypernet-dir", styles, "--device", "cpu", "--steps", 2, "--seed", 7]
+        return CliRunner().invoke(app, ["generate", *map(str, [*defaults, *arguments])], env=environment)
+
+    return generate
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.int16)
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_pictures_are_numbered_on_and_their_paths_printed(run, tmp_path: Path) -> None:
+    result = run("a cat", "-n", 2)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == ["pictures/00001-7.png", "pictures/00002-8.png"]
+    assert run("a cat", "--seed", 1).stdout == "pictures/00003-1.png\n"
+    assert written(tmp_path) == ["pictures/00001-7.png", "pictures/00002-8.png", "pictures/00003-1.png"]
+
+
+def test_options_and_tags_reach_the_picture_and_its_parameters(run, tmp_path: Path, styles: Path) -> None:
+    result = run(
+        *("a cat <hypernet:ink:0.8>", "-H", f"{styles / 'oil.safetensors'}:0.5:end=0.8", "--negative", "dog"),
+        *("--size", "48x32", "--guidance", 4.5, "--sampler", "euler_a", "--out", "one.png"),
+    )
+    assert result.exit_code == 0, result.output
+    assert pixels(tmp_path / "one.png").shape == (32, 48, 3)
+    info = read_png(tmp_path / "one.png")
+    assert info is not None
+    assert info.prompt == "a cat <hypernet:ink:0.8> <hypernet:oil:0.5:end=0.8>"
+    assert info.negative_prompt == "dog"
+    expected = {"Steps": "2", "Seed": "7", "Size": "48x32", "CFG scale": "4.5", "Sampler": "Euler a", "Model": "tiny"}
+    assert expected.items() <= info.settings.items()
+
+
+def test_a_hypernetwork_by_name_by_path_and_by_tag_is_the_same(run, tmp_path: Path, styles: Path) -> None:
+    run("a cat", "--out", "plain.png")
+    run("a cat", "-H", "ink:0.8", "--out", "name.png")
+    run("a cat", "-H", f"{styles / 'ink.pt'}:0.8", "--out", "path.png")
+    run("a cat<hypernet:ink:0.8>", "--out", "tag.png")
+    plain, name, path, tag = (pixels(tmp_path / f"{kind}.png") for kind in ("plain", "name", "path", "tag"))
+    assert np.abs(name - plain).max() > 0
+    assert np.array_equal(name, path)
+    assert np.array_equal(name, tag)
+
+
+def test_an_init_picture_is_used(run, tmp_path: Path) -> None:
+    Image.radial_gradient("L").save(tmp_path / "start.png")
+    assert run("a cat", "--init", "start.png", "--denoise", 0.5, "--out", "to.png").exit_code == 0
+    info = read_png(tmp_path / "to.png")
+    assert info is not None
+    assert info.settings["Denoising strength"] == "0.5"
+
+
+def test_a_sweep_is_one_labelled_grid(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hnloader.grids
+
+    seen = {}
+    real = hnloader.grids.labelled_grid
+
+    def spy(images, **labels):
+        seen.update(labels, shape=(len(images), len(images[0])))
+        return real(images, **labels)
+
+    monkeypatch.setattr(hnloader.grids, "labelled_grid", spy)
+    result = run("a cat <hypernet:ink:0.8>", "--sweep", "0,0.5,1", "-n", 2)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "pictures/sweep-00001-7.png\n"
+    assert seen == {"shape": (2, 3), "columns": ["ink 0", "ink 0.4", "ink 0.8"], "rows": ["seed 7", "seed 8"]}
+    info = read_png(tmp_path / "pictures" / "sweep-00001-7.png")
+    assert info is not None
+    assert info.prompt == "a cat <hypernet:ink:0.8>"
+
+
+def test_odd_prompts_are_noted(run, styles: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "ink.pt").write_bytes((styles / "ink.pt").read_bytes())
+    result = run("a cat <lora:x:1> <hypernet:ink:1>", "--hypernet-dir", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "Note: <lora:x:1> is no hypernet tag" in result.stderr
+    assert f"Note: 2 files are called ink; taking {styles / 'ink.pt'}." in result.stderr
+
+
+def test_a_hypernetwork_for_other_layers_too_is_noted_once(run, tmp_path: Path) -> None:
+    from tiny_model import save_hypernetwork
+
+    save_hypernetwork(tmp_path / "both.pt", widths=(16, 24, 48))
+    result = run("a cat", "-H", "both.pt", "-n", 2)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("Note:") == 1
+    assert "48" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["-H", "inc:0.8"], 1, "No hypernetwork is called 'inc'. Did you mean 'ink'?"),
+        (["-H", "sd1"], 1, "768"),
+        (["-H", "./gone.pt"], 1, "There is no file ./gone.pt"),
+        (["-H", "ink:0,8"], 2, "decimals with a point"),
+        (["-H", "ink:1:foo=2"], 2, "no option 'foo'"),
+        (["--size", "big"], 2, "512x768"),
+        (["--size", "30"], 1, "multiples of 8"),
+        (["--sweep", "a,b"], 2, "0,0.5,1"),
+        (["--sweep", "0,1"], 1, "needs a hypernetwork"),
+        (["--sampler", "eular"], 1, "Samplers: euler"),
+        (["--out", "picture.jpg"], 2, "PNG"),
+        (["--out", "one.png", "-n", "2"], 2, "Name a folder"),
+        (["--init", "gone.png"], 1, "gone.png: No such file"),
+        (["--hypernet-dir", "gone"], 2, "gone is not a folder"),
+        (["--model", "gone.safetensors"], 1, "There is no folder or file gone.safetensors"),
+        (["--device", "tpu"], 1, "'tpu' cannot be used"),
+        (["--dtype", "int8"], 1, "no dtype 'int8'"),
+        (["-n", "0"], 2, "--count"),
+        (["--seed", "-1"], 2, "--seed"),
+        (["--nonsense"], 2, "--nonsense"),
+    ],
+)
+def test_a_failure_is_told_on_stderr_and_leaves_nothing(
+    run, tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    result = run("a cat", *arguments)
+    assert result.exit_code == code, result.output
+    assert words in " ".join(result.stderr.replace("│", " ").split())
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    if code == 1:
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert written(tmp_path) == []
+
+
+def test_a_bad_tag_in_the_prompt_is_a_usage_error(run) -> None:
+    result = run("a cat <hypernet:ink:strong>")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+
+
+def test_a_bad_hypernetwork_file_is_told(run, tmp_path: Path) -> None:
+    (tmp_path / "empty.pt").touch()
+    result = run("a cat", "-H", "empty.pt")
+    assert result.exit_code == 1
+    assert "empty.pt is empty" in result.stderr
+
+
+def test_ctrl_c_keeps_finished_pictures_and_nothing_half_written(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = hnloader.generation._Run.picture
+
+    def interrupted(self, index, applied, progress):
+        if index == 1:
+            raise KeyboardInterrupt
+        return real(self, index, applied, progress)
+
+    monkeypatch.setattr(hnloader.generation._Run, "picture", interrupted)
+    result = run("a cat", "-n", 3)
+    assert result.exit_code == 130
+    assert "Interrupted." in result.stderr
+    assert written(tmp_path) == ["pictures/00001-7.png"]
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    result = run("a cat")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError(), 1, "not enough memory"),
+        (ZeroDivisionError("oops"), 70, "This is a bug in hnloader: ZeroDivisionError: oops"),
+    ],
+)
+def test_other_failures(run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, words: str) -> None:
+    def fail(*_: object, **__: object):
+        raise error
+
+    monkeypatch.setattr(hnloader.generation._Run, "picture", fail)
+    result = run("a cat")
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_debugging_shows_the_traceback(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("a cat", "-H", "inc", HNLOADER_DEBUG="1")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert "Error: No hypernetwork" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("ink", Tag("ink")),
+        ("ink.pt:0.8", Tag("ink.pt", 0.8)),
+        ("ink:0.8:block=up+mid@0.5,v=0", Tag("ink", 0.8, (BlockWeight("up"), BlockWeight("mid", 0.5)), v=0.0)),
+        (r"C:\styles\ink.pt:0.8", Tag(r"C:\styles\ink.pt", 0.8)),
+        ("C:/styles/ink.pt", Tag("C:/styles/ink.pt")),
+        ("a:b.pt", Tag("a:b.pt")),
+        ("a:b.pt:0.5:end=0.9", Tag("a:b.pt", 0.5, end=0.9)),
+    ],
+)
+def test_hypernet_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, tag: Tag) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:b.pt").touch()
+    assert read_hypernet(text) == tag

@@ -1,0 +1,135 @@
+"""`hnloader inspect`: what is shown for one file, for folders, as JSON, and for what is no hypernetwork."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import hnloader
+from hnloader.cli.app import app
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+
+
+def run(*arguments: object, **environment: str):
+    return CliRunner().invoke(app, ["inspect", *map(str, arguments)], env=environment)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two good files, one of them in a subfolder, an empty one and a picture of a web page."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "relu_121.pt").write_bytes((GOLDENS / "relu_121.pt").read_bytes())
+    (tmp_path / "sub" / "gelu_full.pt").write_bytes((GOLDENS / "gelu_full.pt").read_bytes())
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "page.safetensors").write_text("<!DOCTYPE html><html>not found</html>")
+    (tmp_path / "notes.txt").write_text("not looked at")
+    return tmp_path
+
+
+def test_one_file_is_shown_in_full_with_its_hashes() -> None:
+    path = GOLDENS / "gelu_full.pt"
+    result = run(path)
+    assert result.exit_code == 0
+    info = hnloader.inspect(path)
+    for text in ("SD 1", "320, 640, 768, 1280", "gelu", "1,234 steps on golden-base (deadbeef01)", "float16"):
+        assert text in result.stdout
+    assert info.sha256 in result.stdout.replace("\n", "")
+    assert f"{info.short_hash} (in 2022: {info.legacy_hash})" in result.stdout
+    assert info.sha256 not in run(path, "--no-hash").stdout
+
+
+def test_a_folder_is_a_table_and_bad_files_are_listed_with_the_reason(folder: Path) -> None:
+    result = run(folder)
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    (row,) = (line for line in lines if "sub/gelu_full.pt" in line)
+    assert "SD 1" in row
+    assert "1-0.05-1, gelu" in row
+    assert any(line.startswith("✗ empty.pt") and "empty" in line for line in lines)
+    assert any(line.startswith("✗ page.safetensors") and "web page" in line.lower() for line in lines)
+    assert "notes.txt" not in result.stdout
+    assert "2 hypernetworks, 2 other files" in result.stderr
+
+
+def test_good_files_alone_exit_with_0(folder: Path) -> None:
+    result = run(folder / "relu_121.pt", folder / "sub")
+    assert result.exit_code == 0
+    assert "relu_121.pt" in result.stdout
+    assert "gelu_full.pt" in result.stdout
+
+
+def test_the_table_has_hashes_when_asked(folder: Path) -> None:
+    short = hnloader.inspect(folder / "relu_121.pt").short_hash
+    assert short in run(folder, "--hash").stdout
+    assert short not in run(folder).stdout
+
+
+def test_a_narrow_terminal_keeps_names_and_architectures(folder: Path) -> None:
+    result = run(folder, COLUMNS="80")
+    assert max(map(len, result.stdout.splitlines()[:6])) <= 80
+    assert "sub/gelu_full.pt" in result.stdout
+    assert "1-2-1, relu" in result.stdout
+
+
+def test_json_is_an_array_with_the_errors_in_it(folder: Path) -> None:
+    result = run(folder, "--json")
+    assert result.exit_code == 1
+    entries = {Path(entry["path"]).name: entry for entry in json.loads(result.stdout)}
+    assert set(entries) == {"relu_121.pt", "gelu_full.pt", "empty.pt", "page.safetensors"}
+    assert entries["relu_121.pt"] == hnloader.inspect(folder / "relu_121.pt").to_dict(hashes=False)
+    assert entries["empty.pt"]["error"]["kind"] == "CorruptFileError"
+    (one,) = json.loads(run(folder / "relu_121.pt", "--json", "--hash").stdout)
+    assert one["sha256"] == hnloader.inspect(folder / "relu_121.pt").sha256
+
+
+def test_a_missing_file_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    result = run(tmp_path / "gone.pt")
+    assert result.exit_code == 1
+    assert len((result.stdout + result.stderr).strip().splitlines()) == 1
+    assert "gone.pt" in result.stdout
+
+
+def test_an_empty_folder_says_so(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert result.exit_code == 0
+    assert "No .pt, .safetensors or .hns file was found" in result.stderr
+
+
+def test_text_from_files_cannot_reach_the_terminal_as_commands(tmp_path: Path) -> None:
+    data = torch.load(GOLDENS / "relu_121.pt", weights_only=True)
+    evil = "\x1b[2J\x1b]0;owned\x07[bold]x[/bold]\u202egpj\r\nnext"
+    data |= {"name": evil, "sd_checkpoint_name": evil, "optional_info": evil}
+    path = tmp_path / "[red]evil[slash].pt"
+    torch.save(data, path)
+    for result in (run(path), run(tmp_path), run(path, "--json")):
+        assert result.exit_code == 0
+        for letter in "\x1b\x07\u202e\r":
+            assert letter not in result.output
+    assert "[bold]x[/bold]" in run(path).stdout
+    assert "[red]evil[slash].pt" in run(tmp_path).stdout
+
+
+def test_a_malicious_file_is_refused_and_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    path = tmp_path / "evil.pt"
+    torch.save({768: Evil()}, path)
+    result = run(path)
+    assert result.exit_code == 1
+    assert not marker.exists()
+    assert len(result.stdout.strip().splitlines()) == 1
+
+
+def test_no_argument_is_a_usage_error() -> None:
+    result = run()
+    assert result.exit_code == 2
+    assert "Missing argument" in result.stderr
