@@ -1,0 +1,102 @@
+"""Drawn scenes: deterministic, described by their captions, and split without overlap."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hnloader.demo.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    SceneObject,
+    combinations,
+    draw,
+    held_out_scenes,
+    is_held_out,
+    lay_out,
+    random_scene,
+    training_caption,
+)
+from hnloader.demo.styles import PAINTERS, paint
+
+RED_CIRCLE = Scene((SceneObject("circle", "red", "large", "top left"),), "white")
+
+
+def test_caption_names_every_attribute() -> None:
+    assert RED_CIRCLE.caption() == "a large red circle at the top left on a white background"
+    two = Scene((*RED_CIRCLE.objects, SceneObject("star", "blue", "small", "center")), "gray")
+    assert two.caption() == (
+        "a large red circle at the top left and a small blue star in the center on a gray background"
+    )
+
+
+def test_same_seed_draws_the_same_picture_and_another_seed_another() -> None:
+    first = draw(RED_CIRCLE, 3)
+    assert first.shape == (64, 64, 3)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, draw(RED_CIRCLE, 3))
+    assert not np.array_equal(first, draw(RED_CIRCLE, 4))
+
+
+def test_pixels_are_where_and_what_the_words_say() -> None:
+    picture = draw(RED_CIRCLE, 0).astype(int)
+    assert np.abs(picture[17, 17] - COLORS["red"]).max() < 10
+    assert np.abs(picture[50, 50] - BACKGROUNDS["white"]).max() < 10
+
+
+def test_every_shape_stays_inside_the_frame() -> None:
+    for shape, position, seed in itertools.product(SHAPES, POSITIONS, range(5)):
+        scene = Scene((SceneObject(shape, "red", "large", position),), "black")
+        edge = draw(scene, seed)
+        frame = np.concatenate([edge[0], edge[-1], edge[:, 0], edge[:, -1]]).astype(int)
+        assert np.abs(frame - BACKGROUNDS["black"]).max() < 120, (shape, position, seed)
+
+
+def test_held_out_and_training_combinations_are_all_and_disjoint() -> None:
+    train, held_out = set(combinations("train")), set(combinations("held_out"))
+    assert not train & held_out
+    assert len(train | held_out) == len(SHAPES) * len(COLORS) * len(SIZES) * len(POSITIONS) * len(BACKGROUNDS)
+    assert 0.15 < len(held_out) / 960 < 0.3
+
+
+def test_training_scenes_hold_no_held_out_object() -> None:
+    rng = np.random.default_rng(0)
+    for index in range(400):
+        scene = random_scene(rng, objects=1 + index % 2)
+        assert not any(is_held_out(item, scene.background) for item in scene.objects)
+
+
+def test_held_out_scenes_are_different_and_never_from_training() -> None:
+    scenes = held_out_scenes(200)
+    assert len({scene.caption() for scene in scenes}) == 200
+    assert all(is_held_out(item, scene.background) for scene in scenes for item in scene.objects)
+    assert sum(len(scene.objects) == 2 for scene in scenes) == 50
+    assert scenes == held_out_scenes(200)
+    assert scenes != held_out_scenes(200, seed=1)
+
+
+def test_training_captions_leave_words_out_now_and_then() -> None:
+    rng = np.random.default_rng(0)
+    captions = [training_caption(RED_CIRCLE, rng) for _ in range(200)]
+    full = captions.count(RED_CIRCLE.caption())
+    assert 100 < full < 200
+    assert all("red circle" in caption for caption in captions)
+
+
+@pytest.mark.parametrize("style", [style for style in PAINTERS if style != "plain"])
+def test_a_style_changes_the_picture_and_only_the_picture(style: str) -> None:
+    background, layers = lay_out(RED_CIRCLE, np.random.default_rng(0))
+    plain, styled = paint("plain", background, layers), paint(style, background, layers)
+    assert styled.shape == plain.shape
+    assert np.abs(styled.astype(int) - plain.astype(int)).mean() > 3
+
+
+def test_unknown_style_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="outline"):
+        paint("cubism", *lay_out(RED_CIRCLE, np.random.default_rng(0)))
