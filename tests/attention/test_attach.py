@@ -121,6 +121,42 @@ def test_every_form_of_naming_one_hypernetwork(unet, form):
         assert_same(run(unet), expected)
 
 
+def save_as_webui(hypernetwork, path):
+    """The file as the webui writes it."""
+    tensors = hypernetwork.state_dict()
+    content = {
+        width: tuple(
+            {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+            for start in (f"sides.{width}.k.", f"sides.{width}.v.")
+        )
+        for width in hypernetwork.widths
+    }
+    torch.save({**content, "layer_structure": [1, 2, 1], "activation_func": "relu", "activate_output": False}, path)
+
+
+@pytest.mark.parametrize("convert", [str, lambda path: path])
+def test_files_are_loaded(unet, tmp_path, convert):
+    one, two = make_hypernetwork(ALL, 1), make_hypernetwork((48,), 2)
+    save_as_webui(one, tmp_path / "ink.pt")
+    save_as_webui(two, tmp_path / "dots.pt")
+    ink, dots = convert(tmp_path / "ink.pt"), convert(tmp_path / "dots.pt")
+    alone = run(reference(unet, [(one, 0.6, 0.6)]))
+    both = run(reference(unet, [(one, 0.8, 0.8), (two, 0.3, 0.3)]))
+    with attach(unet, ink, 0.6) as attachment:
+        assert attachment.hypernetworks[0].name == "ink"
+        assert_same(run(unet), alone)
+    with attach(unet, [(ink, 0.8), (dots, 0.3)]):
+        assert_same(run(unet), both)
+
+
+def test_a_file_that_cannot_be_loaded_leaves_nothing_behind(unet, tmp_path):
+    before = fingerprint(unet)
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    with pytest.raises(HypernetworkError, match=r"bad\.pt"):
+        attach(unet, [make_hypernetwork(ALL), tmp_path / "bad.pt"])
+    assert_untouched(unet, before)
+
+
 def test_a_tuple_of_two_hypernetworks_is_a_sequence(unet):
     one, two = make_hypernetwork(ALL, 1), make_hypernetwork(ALL, 2)
     with attach(unet, (one, two)) as attachment:

@@ -13,7 +13,12 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_submodules
 from diffusers.hooks import apply_group_offloading
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+    SlicedAttnProcessor,
+)
 from small_models import (
     WIDTHS,
     assert_same,
@@ -102,6 +107,21 @@ def test_attention_slicing(unet):
         assert_same(run(unet), expected)
 
 
+def test_an_ip_adapter_sees_the_picture_unchanged(unet):
+    for site in find_sites(unet):
+        if site.kind == "cross":
+            site.module.set_processor(IPAdapterAttnProcessor2_0(site.module.inner_dim, 48, num_tokens=(3,), scale=0.7))
+    text, picture = unet_inputs()["encoder_hidden_states"], torch.randn(2, 1, 3, 48)
+    received: dict[str, torch.Tensor] = {}
+    with attach(unet, HN, 0.8):
+        layer = find_sites(unet)[1].module
+        for name, module in (("text", layer.to_k), ("picture", layer.processor.to_k_ip[0])):
+            module.register_forward_pre_hook(lambda _, args, name=name: received.update({name: args[0]}))
+        run(unet, encoder_hidden_states=(text, [picture]))
+    assert torch.equal(received["picture"], picture)
+    assert torch.equal(received["text"], HN.transform("k", text, 0.8))
+
+
 # Fused projections
 
 
@@ -133,11 +153,12 @@ def test_fused_projections(kind, when):
     assert_same(run(unet, kind), run(make_unet(kind), kind))
 
 
-def test_fused_projections_of_one_side(unet):
-    """With the values left alone they come from the projection itself."""
-    expected = run(reference(unet, [(HN, 0.8, 0)]))
+@pytest.mark.parametrize(("k", "v"), [(1, 0), (0, 1)])
+def test_fused_projections_of_one_side(unet, k, v):
+    """The other side comes from the projection itself."""
+    expected = run(reference(unet, [(HN, 0.8 * k, 0.8 * v)]))
     unet.fuse_qkv_projections()
-    with attach(unet, Application(HN, 0.8, v=0)):
+    with attach(unet, Application(HN, 0.8, k=k, v=v)):
         assert_same(run(unet), expected)
 
 
