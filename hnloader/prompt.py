@@ -103,9 +103,7 @@ class Tag:
     def __str__(self) -> str:
         """The tag as text, as `parse_prompt` reads it. Raises PromptTagError for a name that holds `>`."""
         if ">" in self.name:
-            raise PromptTagError(
-                f"{self.name!r} cannot be written as a tag, because '>' ends a tag. Rename the file."
-            )
+            raise PromptTagError(f"{self.name!r} cannot be written as a tag, because '>' ends a tag. Rename the file.")
         name = self.name
         if _NAME_NEEDS_QUOTES.search(name):
             name = '"' + name.replace('"', '""') + '"'
@@ -123,11 +121,7 @@ class ParsedPrompt:
 
 def format_number(value: float) -> str:
     """The shortest text that reads back as the same finite number: 0.5, 1, -2, 1e-07. Never holds a `+`."""
-    return (
-        str(int(value))
-        if value == int(value) and abs(value) < 1e15
-        else repr(float(value)).replace("e+", "e")
-    )
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value)).replace("e+", "e")
 
 
 def parse_prompt(prompt: str) -> ParsedPrompt:
@@ -221,9 +215,7 @@ def _number(name: str, what: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise PromptTagError(
-            f"Hypernetwork {name!r}: {what} is {text!r}, not a number such as 0.8."
-        ) from None
+        raise PromptTagError(f"Hypernetwork {name!r}: {what} is {text!r}, not a number such as 0.8.") from None
 
 
 def _is_number(text: str) -> bool:

@@ -39,9 +39,7 @@ def found(library: Library, name: str, folder: Path) -> str:
     ],
 )
 def test_a_file_answers_to_its_stem_its_name_and_its_subfolders(tmp_path: Path, name: str, path: str) -> None:
-    place(
-        tmp_path, "ink.pt", "ink.v2.pt", "sketches/old/deep.safetensors", "mix.HNS", "notes.txt", "photo.png"
-    )
+    place(tmp_path, "ink.pt", "ink.v2.pt", "sketches/old/deep.safetensors", "mix.HNS", "notes.txt", "photo.png")
     assert found(Library([tmp_path]), name, tmp_path) == path
 
 
@@ -146,9 +144,7 @@ def test_two_thousand_files_are_listed_with_one_look_at_each_folder(
     assert len(looks) == 21
 
 
-def test_a_folder_that_cannot_be_read_counts_as_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_read_counts_as_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place(tmp_path, "ink.pt", "closed/hidden.pt")
     scandir = os.scandir
 

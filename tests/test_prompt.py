@@ -26,9 +26,7 @@ block_names = st.text("abcdefghijklmnopqrstuvwxyz.*0123456789_-[]", min_size=1)
 @st.composite
 def tags(draw: st.DrawFn) -> Tag:
     start, end = sorted(draw(st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True)))
-    blocks = draw(
-        st.lists(st.builds(BlockWeight, block_names, numbers), max_size=3, unique_by=lambda b: b.block)
-    )
+    blocks = draw(st.lists(st.builds(BlockWeight, block_names, numbers), max_size=3, unique_by=lambda b: b.block))
     return Tag(draw(names), draw(numbers), tuple(blocks), start, end, draw(numbers), draw(numbers))
 
 
@@ -76,9 +74,7 @@ def test_other_tags_and_broken_brackets_stay_as_they_are() -> None:
     assert other_tags("a <lora:x:0.5> <hypernet:ink:1> <lyco:y>") == ["<lora:x:0.5>", "<lyco:y>"]
 
 
-@pytest.mark.parametrize(
-    "body", ["ink:0.8:start=0.2:end=0.8", '"12:30":0.8:block=up@2', r"C:\a\ink.pt:1", "ink"]
-)
+@pytest.mark.parametrize("body", ["ink:0.8:start=0.2:end=0.8", '"12:30":0.8:block=up@2', r"C:\a\ink.pt:1", "ink"])
 def test_a_host_that_splits_at_colons_gets_the_same_tag(body: str) -> None:
     assert parse_items(body.split(":")) == parse_tag(body)
 
