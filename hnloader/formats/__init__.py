@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from hnloader.formats import hns, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.identify import kind_of_bytes
 from hnloader.formats.pickles import MalformedPickleError, read_pickle
+from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.network import Hypernetwork
 
@@ -85,12 +87,15 @@ def _refuse_bare_pickle(source: Source) -> None:
     try:
         pickle = read_pickle(source.read(0, min(source.size, 1 << 20)))
     except MalformedPickleError as error:
+        # Any text can be read as some opcodes of protocol 0; a module that exists is what tells a pickle.
+        named = [refusal for refusal in error.refused if refusal.name.split(".")[0] in sys.stdlib_module_names]
+        check_refusals(named, source.label, inert_allowed=True)
         if source.head.startswith(b"\x80"):
             raise CorruptFileError(
                 f"{source.label}: its pickle is damaged: {error}. Copy or download it again."
             ) from error
         return
-    webui.check_refusals(pickle.refused, source.label, None)
+    check_refusals(pickle.refused, source.label, inert_allowed=False)
     raise UnknownFormatError(
         f"{source.label} is a pickle without tensors, not written by torch.save; not a hypernetwork"
     )

@@ -39,6 +39,7 @@ from hnloader.formats.pickles import (
     TensorRef,
     read_pickle,
 )
+from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import Source
 
 MAX_MEMBERS = 20_000
@@ -158,6 +159,8 @@ def _parse(data: bytes, start: int, source: Source) -> Pickle:
     try:
         return read_pickle(data, start)
     except MalformedPickleError as error:
+        # What stands before the damage would already have run in a reader that executes.
+        check_refusals(error.refused, source.label, inert_allowed=True)
         raise CorruptFileError(f"{source.label}: its pickle is damaged: {error}. Copy or download it again.") from error
 
 

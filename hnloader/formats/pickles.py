@@ -14,7 +14,7 @@ from __future__ import annotations
 import codecs
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,13 @@ _STORAGES: dict[str, str] = {
 
 
 class MalformedPickleError(Exception):
-    """The bytes are not a well-formed pickle within the limits; the message says what and where."""
+    """The bytes are not a well-formed pickle within the limits; the message says what and where.
+
+    Attributes:
+        refused: what the pickle named or called before that; see `Pickle.refused`.
+    """
+
+    refused: Sequence[Refusal] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +145,9 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
     machine = _Machine(data[: start + MAX_PICKLE_SIZE], start)
     try:
         value = machine.run()
-    except MalformedPickleError:
+        _check_tree(value)
+    except MalformedPickleError as error:
+        error.refused = machine.refused
         raise
     except (
         IndexError,
@@ -151,8 +159,9 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
         RecursionError,
     ) as error:
         detail = f"{type(error).__name__}: {error}"[:120]
-        raise MalformedPickleError(f"it makes no sense at byte {machine.at} ({detail})") from error
-    _check_tree(value)
+        malformed = MalformedPickleError(f"it makes no sense at byte {machine.at} ({detail})")
+        malformed.refused = machine.refused
+        raise malformed from error
     return Pickle(value, machine.at, machine.refused)
 
 

@@ -12,28 +12,16 @@ from pathlib import Path
 
 import torch
 
-from hnloader.errors import UnknownFormatError, UnsafeFileError, UnsupportedArchitectureError
+from hnloader.errors import UnknownFormatError, UnsupportedArchitectureError
 from hnloader.files import replacing
 from hnloader.formats.checkpoint import ZIP_MAGIC, Checkpoint, is_legacy_stream, read_checkpoint
 from hnloader.formats.contents import Contents, SideTensors, named_tensors, state_dict
 from hnloader.formats.identify import kind_of_tree
-from hnloader.formats.pickles import Refusal
+from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import Source
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 SUFFIX = ".pt"
-
-# Globals of programs whose full checkpoints carry more than tensors. They are not honoured either; they only
-# decide whether a file is called "another kind of model" or "unsafe".
-_INERT: tuple[str, ...] = (
-    "pytorch_lightning.",
-    "lightning.",
-    "lightning_fabric.",
-    "omegaconf.",
-    "numpy.core.multiarray.",
-    "numpy.dtype",
-)
-_INERT += ("numpy._core.multiarray.", "torch.storage.", "collections.defaultdict", "typing.Any")
 
 
 def detect(source: Source) -> bool:
@@ -53,7 +41,7 @@ def read(source: Source) -> Contents:
     checkpoint = read_checkpoint(source)
     tree = checkpoint.tree
     kind = kind_of_tree(tree)
-    check_refusals(checkpoint.refused, source.label, kind)
+    check_refusals(checkpoint.refused, source.label, inert_allowed=kind is not None)
     if kind is not None:
         raise UnknownFormatError(f"{source.label} is {kind}")
     assert isinstance(tree, dict)
@@ -62,23 +50,6 @@ def read(source: Source) -> Contents:
     except UnsupportedArchitectureError as error:
         text = str(error)
         raise UnsupportedArchitectureError(text if source.label in text else f"{source.label}: {text}") from error
-
-
-def check_refusals(refused: list[Refusal], label: str, kind: str | None) -> None:
-    """Raise UnsafeFileError for what a pickle may not hold, unless it is a known other kind with only known extras."""
-    if kind is not None and all(refusal.name.startswith(_INERT) for refusal in refused):
-        return
-    if refused:
-        named = ", ".join(dict.fromkeys(f"{_printable(refusal)}" for refusal in refused[:3]))
-        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
-        raise UnsafeFileError(
-            f"{label} is not safe: its pickle holds {named}{more}. A hypernetwork holds only numbers, text and "
-            "tensors. Nothing was run. Do not open the file with other programs; get it from another source."
-        )
-
-
-def _printable(refusal: Refusal) -> str:
-    return "".join(char if char.isprintable() else "?" for char in str(refusal))[:160]
 
 
 # -- reading

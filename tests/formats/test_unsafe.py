@@ -219,6 +219,16 @@ def test_safe_files_of_every_protocol_load(protocol: int, legacy: bool, tmp_path
     assert found.metadata == {key: value for key, value in content.items() if isinstance(key, str)}
 
 
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("damage", [b"\xff", b"h\xfe", b"]" * 100, b""])
+def test_a_call_before_damage_is_what_is_said(damage: bytes, reader: str) -> None:
+    """A reader that executes would have run it before it came to the damage."""
+    call = b"cos\nsystem\n" + text("true") + b"\x85R0"
+    for data in (in_zip(call + damage), in_legacy(call + damage), b"\x80\x04" + call + damage, call + damage):
+        with pytest.raises(UnsafeFileError, match=r"os\.system"):
+            READERS[reader](io.BytesIO(data))
+
+
 def test_a_nested_pickle_stays_bytes(tmp_path: Path) -> None:
     inner = b"\x80\x04" + CALLS["GLOBAL, REDUCE"][0] + b"."
     path = write(tmp_path / "style.pt", simple_tree(optional_info=inner))

@@ -1,0 +1,538 @@
+"""Damaged files and files made to cost time or memory give an error of the package, and never another exception."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from builders import Recipe, make_sides, metadata, simple_tree, tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hnloader
+from hnloader import CorruptFileError, HypernetworkError, UnsafeFileError, UnsupportedArchitectureError
+from hnloader.formats import checkpoint, pickles
+from hnloader.formats.checkpoint import LEGACY_MAGIC_NUMBER
+from hnloader.formats.pickles import MalformedPickleError, read_pickle
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+READERS: dict[str, Callable[[io.BytesIO], object]] = {"load": hnloader.load, "inspect": hnloader.inspect}
+
+
+def saved(content: object, *, legacy: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def saved_safetensors(tmp_path: Path) -> bytes:
+    path = tmp_path / "s.safetensors"
+    hnloader.save(hnloader.load(io.BytesIO(saved(simple_tree()))), path)
+    return path.read_bytes()
+
+
+def rezipped(
+    data: bytes, change: Callable[[str, bytes], bytes | None] = lambda name, content: content, **options: int
+) -> bytes:
+    """The archive with its members changed; a member for which `change` gives None is left out."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(result, "w", **options) as changed:
+        for info in archive.infolist():
+            content = change(info.filename, archive.read(info))
+            if content is not None:
+                changed.writestr(info.filename, content)
+    return result.getvalue()
+
+
+def assert_refused(
+    data: bytes, kind: type[HypernetworkError], words: str, readers: tuple[str, ...] = ("load", "inspect")
+) -> None:
+    for reader in readers:
+        with pytest.raises(kind, match=words):
+            READERS[reader](io.BytesIO(data))
+
+
+def outcome(data: bytes) -> object:
+    """What load gives: the tensors and metadata, or None for an error of the package."""
+    try:
+        hypernetwork = hnloader.load(io.BytesIO(data))
+    except HypernetworkError as error:
+        assert str(error)
+        return None
+    return {name: tensor.tolist() for name, tensor in hypernetwork.state_dict().items()}, hypernetwork.metadata
+
+
+ZIP = saved(simple_tree())
+LEGACY = saved(simple_tree(), legacy=True)
+
+
+# -- cut off and flipped
+
+
+@pytest.mark.parametrize("data", [ZIP, LEGACY], ids=["zip", "legacy"])
+@settings(max_examples=150, deadline=None)
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_off_anywhere(data: bytes, cut: float) -> None:
+    piece = data[: int(len(data) * cut)]
+    for read in READERS.values():
+        with pytest.raises(HypernetworkError):
+            read(io.BytesIO(piece))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_every_prefix(kind: str, tmp_path: Path) -> None:
+    data = {"zip": ZIP, "legacy": LEGACY, "safetensors": saved_safetensors(tmp_path)}[kind]
+    for size in range(len(data)):
+        for read in READERS.values():
+            with pytest.raises(HypernetworkError):
+                read(io.BytesIO(data[:size]))
+
+
+flips = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4)
+
+
+def flipped(data: bytes, changes: list[tuple[float, int]]) -> bytes:
+    result = bytearray(data)
+    for place, mask in changes:
+        result[int(len(data) * place)] ^= mask
+    return bytes(result)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=flips)
+def test_flipped_bytes_of_a_zip_give_the_same_or_an_error(changes: list[tuple[float, int]]) -> None:
+    assert outcome(flipped(ZIP, changes)) in (None, outcome(ZIP))
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=flips)
+def test_flipped_bytes_of_a_legacy_stream_give_no_other_exception(changes: list[tuple[float, int]]) -> None:
+    data = flipped(LEGACY, changes)  # the stream has no checksums: other values may well be read
+    outcome(data)
+    try:
+        hnloader.inspect(io.BytesIO(data))
+    except HypernetworkError as error:
+        assert str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [path.name for path in sorted(GOLDENS.glob("*.pt")) if path.stat().st_size < 100_000])
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_damaged_goldens_give_no_other_exception(name: str, data: st.DataObject) -> None:
+    content = (GOLDENS / name).read_bytes()
+    pickle_start = max(content.find(b"\x80\x02"), 0)
+    window = slice(pickle_start, pickle_start + 4000) if data.draw(st.booleans()) else slice(len(content) - 3000, None)
+    hot = bytearray(content[window])
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(hot) - 1))
+        kind = data.draw(st.sampled_from(["set", "insert", "delete"]))
+        if kind == "set":
+            hot[place] = data.draw(st.integers(0, 255))
+        elif kind == "insert":
+            hot[place:place] = data.draw(st.binary(min_size=1, max_size=4))
+        else:
+            del hot[place : place + data.draw(st.integers(1, 16))]
+    start, stop, _ = window.indices(len(content))
+    damaged = content[:start] + bytes(hot) + content[stop:]
+    for read in READERS.values():
+        try:
+            read(io.BytesIO(damaged))
+        except HypernetworkError as error:
+            assert str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=60))
+def test_any_opcodes_give_a_value_or_a_malformed_pickle(data: bytes) -> None:
+    try:
+        read_pickle(b"\x80\x02" + data)
+    except MalformedPickleError as error:
+        assert str(error)
+
+
+# -- sizes that do not add up
+
+
+def tensor_code(shape: bytes, stride: bytes, offset: bytes = b"K\x00", count: bytes = b"K\x80") -> bytes:
+    """A tensor on the storage "0" of float32, each part as the opcodes that make it."""
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + count + b"tQ"
+    arguments = storage + offset + shape + stride + b"\x89ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"
+
+
+def with_extra(code: bytes) -> bytes:
+    """The small file with one more piece of metadata, made by `code`."""
+
+    def change(name: str, content: bytes) -> bytes:
+        return content[:-1] + b"X\x01\x00\x00\x00x" + code + b"s." if name.endswith("/data.pkl") else content
+
+    return rezipped(ZIP, change)
+
+
+HUGE = b"\x8a\x09" + (1 << 70).to_bytes(9, "little")
+BAD_TENSORS = {
+    "larger than its storage": tensor_code(b"K\x81\x85", b"K\x01\x85"),
+    "strides beyond its storage": tensor_code(b"K\x02K\x02\x86", b"K\x7fK\x02\x86"),
+    "offset beyond its storage": tensor_code(b"K\x01\x85", b"K\x01\x85", offset=b"K\x80"),
+    "negative offset": tensor_code(b"K\x01\x85", b"K\x01\x85", offset=b"J\xff\xff\xff\xff"),
+    "negative size": tensor_code(b"J\xff\xff\xff\xff\x85", b"K\x01\x85"),
+    "negative stride": tensor_code(b"K\x02\x85", b"J\xff\xff\xff\xff\x85"),
+    "one value repeated": tensor_code(b"M\xff\xff\x85", b"K\x00\x85"),
+    "huge size": tensor_code(HUGE + b"\x85", b"K\x01\x85"),
+    "huge size of nothing": tensor_code(b"K\x00" + HUGE + b"\x86", b"K\x01K\x01\x86"),
+    "huge stride of nothing": tensor_code(b"K\x00\x85", HUGE + b"\x85"),
+    "huge offset of nothing": tensor_code(b"K\x00\x85", b"K\x01\x85", offset=HUGE),
+    "more sizes than strides": tensor_code(b"K\x02K\x02\x86", b"K\x01\x85"),
+    "sizes of text": tensor_code(b"U\x01a\x85", b"K\x01\x85"),
+    "sizes that are True": tensor_code(b"\x88\x85", b"K\x01\x85"),
+    "seventeen dimensions": tensor_code(b"(" + b"K\x01" * 17 + b"t", b"(" + b"K\x01" * 17 + b"t"),
+    "a storage declared too large": tensor_code(b"K\x01\x85", b"K\x01\x85", count=b"M\x00\x02"),
+    "a storage declared too small": tensor_code(b"K\x01\x85", b"K\x01\x85", count=b"K\x01"),
+    "a storage of a huge count": tensor_code(b"K\x01\x85", b"K\x01\x85", count=HUGE),
+    "a storage of a negative count": tensor_code(b"K\x01\x85", b"K\x01\x85", count=b"J\xff\xff\xff\xff"),
+    "a global as a value": b"ccollections\nOrderedDict\n",
+    "a list that contains itself": b"]q\xf0h\xf0a",
+    "a dict that contains itself": b"}q\xf0X\x01\x00\x00\x00ah\xf0s",
+    "a memo that was never put": b"h\xf9",
+    "a tuple in a dict's key": b"}K\x01\x85Ns",
+    "a dict in a dict's key": b"}}Ns",
+    "a large integer in a dict's key": b"}" + HUGE + b"Ns",
+    "a large integer in a set": b"\x8f(" + HUGE + b"\x90",
+    "items of a number": b"K\x01(K\x01K\x02u",
+    "an odd number of items": b"}(K\x01u",
+    "text that is cut off": b"X\xff\xff\xff\x7fabc",
+    "bytes of a huge size": b"\x8e" + b"\xff" * 8,
+    "an integer of a huge size": b"\x8b\xff\xff\xff\x7f",
+    "an integer of a negative size": b"\x8b\xff\xff\xff\xff",
+    "an integer of many digits": b"I" + b"9" * 5000 + b"\n",
+    "a decimal that is none": b"Fabc\n",
+    "text of broken quotes": b"S'abc\n",
+}
+
+
+@pytest.mark.parametrize("name", BAD_TENSORS)
+def test_tensors_and_values_that_cannot_be(name: str) -> None:
+    assert_refused(with_extra(BAD_TENSORS[name]), CorruptFileError, "the file")
+
+
+def test_the_extra_tensor_itself_is_fine() -> None:
+    found = hnloader.load(io.BytesIO(with_extra(tensor_code(b"K\x04K\x02\x86", b"K\x02K\x01\x86"))))
+    assert found.metadata["x"].shape == (4, 2)  # type: ignore[attr-defined]
+
+
+def test_a_missing_storage() -> None:
+    data = rezipped(ZIP, lambda name, content: None if name.endswith("/data/1") else content)
+    assert_refused(data, CorruptFileError, "the storage '1' is missing")
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000])
+def test_a_storage_of_the_wrong_size(size: int) -> None:
+    data = rezipped(ZIP, lambda name, content: bytes(size) if name.endswith("/data/1") else content)
+    assert_refused(data, CorruptFileError, f"the storage '1' is declared as .* but has {size:,}")
+
+
+def test_damaged_data_of_a_storage_is_found_by_its_checksum() -> None:
+    at = ZIP.index(b"data/0") + 200
+    data = ZIP[:at] + bytes([ZIP[at] ^ 1]) + ZIP[at + 1 :]
+    assert_refused(data, CorruptFileError, "CRC|damaged", readers=("load",))
+
+
+def test_a_legacy_stream_whose_storages_disagree() -> None:
+    state = simple_tree()
+    data = saved(state, legacy=True)
+    count = struct.pack("<q", 8)
+    at = data.rindex(count)
+    assert_refused(
+        data[:at] + struct.pack("<q", 9) + data[at + 8 :], CorruptFileError, "declared as 8 values but has 9"
+    )
+    assert_refused(data[:at] + struct.pack("<q", -1) + data[at + 8 :], CorruptFileError, "but has -1")
+    assert_refused(data[:-4], CorruptFileError, "cut off")
+
+
+def test_a_legacy_stream_without_its_list_of_storages() -> None:
+    head = pickle.dumps(LEGACY_MAGIC_NUMBER, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    body = b"\x80\x02}K\x08" + tensor_code(b"K\x01\x85", b"K\x01\x85") + b"s."
+    for keys in ([], ["1"], ["0", "0"], None, {"0": 1}):
+        assert_refused(head + body + pickle.dumps(keys, 2) + bytes(600), CorruptFileError, "list of storages")
+
+
+def test_a_legacy_stream_of_another_protocol_or_machine() -> None:
+    magic, one, two = pickle.dumps(LEGACY_MAGIC_NUMBER, 2), pickle.dumps(1001, 2), pickle.dumps(1002, 2)
+    rest = pickle.dumps({8: 1}, 2) + pickle.dumps([], 2)
+    assert_refused(magic + two + pickle.dumps({"little_endian": True}, 2) + rest, CorruptFileError, "1002")
+    assert_refused(
+        magic + one + pickle.dumps({"little_endian": False}, 2) + rest, UnsupportedArchitectureError, "big-endian"
+    )
+
+
+def test_a_zip_of_a_big_endian_machine() -> None:
+    data = rezipped(ZIP, lambda name, content: b"big" if name.endswith("byteorder") else content)
+    assert_refused(data, UnsupportedArchitectureError, "big-endian")
+
+
+# -- zip archives that are not as they seem
+
+
+def test_compressed_archives_load() -> None:
+    data = rezipped(ZIP, compression=zipfile.ZIP_DEFLATED)
+    assert outcome(data) == outcome(ZIP)
+
+
+def test_two_members_of_one_name() -> None:
+    result = io.BytesIO(ZIP)
+    with zipfile.ZipFile(result, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(archive.namelist()[0], b"other")
+    assert_refused(result.getvalue(), UnsafeFileError, "two zip members have the same name")
+
+
+def test_two_pickles() -> None:
+    result = io.BytesIO(ZIP)
+    with zipfile.ZipFile(result, "a") as archive:
+        archive.writestr("other/data.pkl", b"N.")
+    assert_refused(result.getvalue(), HypernetworkError, "2 named data.pkl")
+
+
+def changed_entry(field: int, layout: str, value: int, member: bytes = b"data/0") -> bytes:
+    data = bytearray(rezipped(ZIP))
+    at = data.rindex(member)
+    start = data.rindex(b"PK\x01\x02", 0, at)
+    struct.pack_into(layout, data, start + field, value)
+    return bytes(data)
+
+
+def test_an_encrypted_member() -> None:
+    assert_refused(changed_entry(8, "<H", 1), CorruptFileError, "encrypted")
+
+
+def test_overlapping_members() -> None:
+    data = rezipped(ZIP)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        offset = archive.getinfo(next(name for name in archive.namelist() if name.endswith("data.pkl"))).header_offset
+    assert_refused(changed_entry(42, "<I", offset), CorruptFileError, "overlap")
+
+
+def test_a_member_behind_the_end() -> None:
+    assert_refused(changed_entry(42, "<I", len(ZIP) * 2), CorruptFileError, "cut off|damaged")
+
+
+def test_a_member_that_declares_two_sizes() -> None:
+    assert_refused(changed_entry(24, "<I", 1 << 30), HypernetworkError, "unpacks to more than|declares two sizes")
+
+
+def test_an_unknown_compression() -> None:
+    assert_refused(changed_entry(10, "<H", 99, member=b"data.pkl"), CorruptFileError, "damaged")
+
+
+def test_a_member_that_unpacks_to_very_much() -> None:
+    result = io.BytesIO(ZIP)
+    with zipfile.ZipFile(result, "a", compression=zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/99", bytes(10_000_000))
+    assert_refused(result.getvalue(), UnsafeFileError, "unpacks to more than 100 times")
+
+
+def test_storages_that_together_unpack_to_very_much() -> None:
+    sparse = (torch.rand(600_000, generator=torch.Generator().manual_seed(0)) < 0.02).to(torch.uint8)
+    data = rezipped(saved(simple_tree(x=sparse[:1])), compression=zipfile.ZIP_DEFLATED)
+    assert checkpoint.MAX_SHARING < len(sparse) / len(data) < checkpoint.MAX_RATIO
+    assert_refused(data, CorruptFileError, "more than 8 times")
+
+
+def test_views_of_one_storage_that_together_are_very_large() -> None:
+    shared = torch.zeros(10_000)
+    data = saved(simple_tree(x=[shared] * 50))
+    assert_refused(data, CorruptFileError, "more than 8 times")
+
+
+def test_tensors_that_share_a_storage_load() -> None:
+    shared = torch.randn(40)
+    found = hnloader.load(io.BytesIO(saved(simple_tree(x=shared[:30], y=shared[20:].reshape(4, 5).T))))
+    assert torch.equal(found.metadata["x"], shared[:30])  # type: ignore[arg-type]
+    assert torch.equal(found.metadata["y"], shared[20:].reshape(4, 5).T)  # type: ignore[arg-type]
+
+
+def test_too_many_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "MAX_MEMBERS", 5)
+    assert_refused(ZIP, CorruptFileError, "more than 5")
+
+
+def test_a_list_of_members_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "MAX_DIRECTORY_SIZE", 100)
+    assert_refused(ZIP, CorruptFileError, "list of members is larger")
+
+
+# -- pickles that cost much for their size
+
+
+def refuse_pickle(code: bytes, words: str) -> None:
+    with pytest.raises(MalformedPickleError, match=words):
+        read_pickle(code)
+
+
+def test_deep_nesting() -> None:
+    refuse_pickle(b"]" * 100_000 + b"a" * 99_999 + b".", "nests containers")
+    refuse_pickle(b"N" + b"\x85" * 100_000 + b".", "nests containers")
+
+
+def test_nesting_up_to_the_limit_is_read() -> None:
+    depth = pickles.MAX_DEPTH
+    assert read_pickle(b"N" + b"\x85" * depth + b".").value is not None
+    refuse_pickle(b"N" + b"\x85" * (depth + 1) + b".", "nests containers")
+
+
+def test_a_billion_laughs() -> None:
+    code = b"K\x00q\x00"
+    for level in range(1, 30):
+        code += b"(" + b"h" + bytes([level - 1]) + (b"h" + bytes([level - 1])) * 9 + b"tq" + bytes([level])
+    refuse_pickle(b"(" + code + b"t.", "unfolds into more than")
+
+
+def test_a_billion_laughs_through_calls() -> None:
+    code = b"]q\x00(" + b"K\x00" * 1000 + b"e0"
+    code += b"cbuiltins\nfrozenset\nh\x00\x85R0" * 5000
+    refuse_pickle(code + b"N.", "copies more than")
+
+
+def test_too_many_opcodes() -> None:
+    refuse_pickle(b"N0" * pickles.MAX_OPCODES, "opcodes")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [(k * ((1 << 61) - 1)) for k in range(1 << 60, (1 << 60) + 2000)],
+        [tuple(-1 - ((n >> bit) & 1) for bit in range(11)) for n in range(2000)],
+    ],
+    ids=["integers", "tuples"],
+)
+def test_keys_of_equal_hashes(keys: list[object]) -> None:
+    """They make each insertion look at all before it: quadratic time."""
+    assert len({hash(key) for key in keys}) < 10
+    for content in (dict.fromkeys(keys), set(keys), frozenset(keys)):
+        for protocol in (2, 4):
+            refuse_pickle(pickle.dumps(content, protocol), "is used as a key")
+
+
+# -- safetensors
+
+
+def with_header(change: Callable[[dict], None], data: bytes) -> bytes:
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def about(header: dict, **changes: object) -> None:
+    described = json.loads(header["__metadata__"]["hypernetwork"]) | changes
+    header["__metadata__"]["hypernetwork"] = json.dumps(described)
+
+
+def moved(header: dict, name: str, by: int) -> None:
+    header[name]["data_offsets"] = [offset + by for offset in header[name]["data_offsets"]]
+
+
+BAD_HEADERS: dict[str, tuple[Callable[[dict], object], type[HypernetworkError], str]] = {
+    "no text metadata": (lambda h: h.update(__metadata__={"hypernetwork": 3}), CorruptFileError, "not text"),
+    "no JSON": (lambda h: h["__metadata__"].update(hypernetwork="{"), CorruptFileError, "no JSON"),
+    "no layout": (lambda h: about(h, layout=None), CorruptFileError, "layout"),
+    "a newer layout": (lambda h: about(h, layout=2), UnsupportedArchitectureError, "Update hnloader"),
+    "no widths": (lambda h: about(h, widths=None), CorruptFileError, "widths"),
+    "a width more": (lambda h: about(h, widths=[8, 9]), UnsupportedArchitectureError, "width 9"),
+    "a width less": (lambda h: about(h, widths=[9]), HypernetworkError, "8|9"),
+    "metadata of an unknown type": (lambda h: about(h, metadata={"x": {"code": "1"}}), CorruptFileError, "damaged"),
+    "a missing metadata tensor": (lambda h: about(h, metadata={"x": {"tensor": "y"}}), CorruptFileError, "damaged"),
+    "keys of equal hashes": (
+        lambda h: about(h, metadata={"x": {"set": [{"tuple": [-1]}]}}),
+        CorruptFileError,
+        "used as a key",
+    ),
+    "an integer of many digits": (lambda h: about(h, step=int("9" * 4000)), CorruptFileError, "digits"),
+    "deep nesting": (
+        lambda h: h["__metadata__"].update(hypernetwork="[" * 100_000 + "]" * 100_000),
+        CorruptFileError,
+        "no JSON",
+    ),
+    "overlapping tensors": (lambda h: moved(h, "8.v.linear.2.weight", -4), CorruptFileError, "overlap|leave a gap"),
+    "a tensor behind the end": (lambda h: moved(h, "8.k.linear.0.bias", 1 << 40), CorruptFileError, "damaged"),
+    "a negative offset": (lambda h: moved(h, "8.k.linear.0.bias", -(1 << 40)), CorruptFileError, "damaged"),
+    "a negative size": (lambda h: h["8.k.linear.0.bias"].update(shape=[-16]), CorruptFileError, "damaged"),
+    "a huge size": (lambda h: h["8.k.linear.0.bias"].update(shape=[1 << 60, 1 << 60]), CorruptFileError, "damaged"),
+    "an unknown dtype": (lambda h: h["8.k.linear.0.bias"].update(dtype="F4"), HypernetworkError, "F4|damaged"),
+    "an entry that is none": (lambda h: h.update({"8.k.linear.0.bias": 3}), CorruptFileError, "damaged"),
+    "a strange name": (lambda h: h.update(odd=h.pop("8.k.linear.0.bias")), CorruptFileError, "'odd'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HEADERS)
+def test_damaged_safetensors(name: str, tmp_path: Path) -> None:
+    change, kind, words = BAD_HEADERS[name]
+    assert_refused(with_header(lambda header: change(header) and None, saved_safetensors(tmp_path)), kind, words)
+
+
+def test_safetensors_whose_header_is_no_json(tmp_path: Path) -> None:
+    data = saved_safetensors(tmp_path)
+    assert_refused(data[:8] + b"{" * int.from_bytes(data[:8], "little") + data[400:], CorruptFileError, "damaged|bytes")
+
+
+def test_safetensors_with_a_name_twice(tmp_path: Path) -> None:
+    data = saved_safetensors(tmp_path)
+    size = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + size].rstrip()
+    name = b'"8.k.linear.0.bias":'
+    entry = text[text.index(name) :].split(b"}")[0] + b"}"
+    doubled = text[:-1] + b"," + entry + b"}"
+    assert_refused(len(doubled).to_bytes(8, "little") + doubled + data[8 + size :], CorruptFileError, "stands twice")
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes=flips)
+def test_flipped_bytes_of_safetensors_give_no_other_exception(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]]
+) -> None:
+    data = flipped(saved_safetensors(tmp_path_factory.mktemp("st")), changes)
+    for read in READERS.values():
+        try:
+            read(io.BytesIO(data))
+        except HypernetworkError as error:
+            assert str(error)
+
+
+# -- whatever this reader accepts, torch accepts, with the same tensors
+
+
+def assert_as_torch(data: bytes) -> None:
+    found = hnloader.load(io.BytesIO(data))
+    expected = torch.load(io.BytesIO(data), weights_only=True)
+    for width in found.widths:
+        for index, side in enumerate(("k", "v")):
+            stored = {name.replace("linear1.", "linear.0.").replace("linear2.", "linear.1."): tensor
+                      for name, tensor in expected[width][index].items()}  # fmt: skip
+            own = found.side(width, side).state_dict()
+            assert own.keys() == stored.keys()
+            for name, tensor in own.items():
+                assert tensor.dtype == stored[name].dtype
+                assert torch.equal(tensor, stored[name])
+    assert found.metadata == {key: value for key, value in expected.items() if isinstance(key, str)}
+
+
+@pytest.mark.parametrize("path", sorted(GOLDENS.glob("*.pt")), ids=lambda path: path.stem)
+def test_goldens_are_read_as_torch_reads_them(path: Path) -> None:
+    assert_as_torch(path.read_bytes())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_generated_files_are_read_as_torch_reads_them(dtype: torch.dtype, legacy: bool) -> None:
+    recipe = Recipe((1, 1.5, 2, 1), "prelu", True, True, (0, 0.1, 0.2, 0))
+    content = tree(make_sides(recipe, (8, 12), dtype=dtype), metadata(recipe, "2022-11"), dtype=dtype)
+    assert_as_torch(saved(content, legacy=legacy))
