@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _NUMBERED = re.compile(r"(\d{5})-")
 _DEFAULT_FOLDER = Path("hypernetworks")
+_OTHER_PICTURES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
 _PICTURE = "What to make"
 _STYLE = "Hypernetworks"
@@ -191,9 +192,10 @@ class _Target:
     """Where pictures go: a folder, in which they are numbered on, or one file."""
 
     def __init__(self, out: Path, *, one_file: bool) -> None:
-        self.file = out if out.suffix and not out.is_dir() else None
-        if self.file and self.file.suffix.lower() != ".png":
+        suffix = "" if out.is_dir() else out.suffix.lower()
+        if suffix in _OTHER_PICTURES:
             _refuse("--out", f"{out}: pictures are PNG files; name a folder or a .png file.")
+        self.file = out if suffix == ".png" else None
         if self.file and not one_file:
             _refuse("--out", f"{out} is one file, and --count asks for several. Name a folder.")
         self.folder = out.parent if self.file else out
@@ -207,7 +209,7 @@ class _Target:
         path = self.file or self.folder / f"{prefix}{self._next_number():05d}-{picture.seed}.png"
         save_png(image, path, picture.infotext)
         if picture.censored:
-            note(f"{path} is black: the model's safety checker took offence.")
+            note(f"{path} is black, because the model's safety checker rejected what it shows.")
         # The path alone, so that a script can read it.
         stdout().print(Text(clean(path)), soft_wrap=True)
 

@@ -45,6 +45,10 @@ def test_pictures_are_numbered_on_and_their_paths_printed(run, tmp_path: Path) -
     assert written(tmp_path) == ["pictures/00001-7.png", "pictures/00002-8.png", "pictures/00003-1.png"]
 
 
+def test_a_folder_may_have_a_dot_in_its_name(run) -> None:
+    assert run("a cat", "--out", "try-1.5").stdout == f"{Path('try-1.5') / '00001-7.png'}\n"
+
+
 def test_options_and_tags_reach_the_picture_and_its_parameters(run, tmp_path: Path, styles: Path) -> None:
     result = run(
         *("a cat <hypernet:ink:0.8>", "-H", f"{styles / 'oil.safetensors'}:0.5:end=0.8", "--negative", "dog"),
