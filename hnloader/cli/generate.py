@@ -348,6 +348,7 @@ def _counter(show: Show, runs: int) -> Callable[[Step], None]:
 def _grid(cells: Sequence[tuple[float, Picture]], factors: Sequence[float], settings: Settings) -> Image:
     """The pictures of a sweep, a row for each seed and a column for each factor."""
     from hnloader.grids import labelled_grid
+    from hnloader.prompt import parse_prompt
 
     width = len(factors)
     rows = [cells[start : start + width] for start in range(0, len(cells), width)]
@@ -355,6 +356,7 @@ def _grid(cells: Sequence[tuple[float, Picture]], factors: Sequence[float], sett
         [[picture.image for _, picture in row] for row in rows],
         columns=_column_labels(factors, settings),
         rows=[f"seed {row[0][1].seed}" for row in rows],
+        caption=clean(parse_prompt(settings.prompt).prompt.strip()),
     )
 
 

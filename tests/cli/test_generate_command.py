@@ -97,7 +97,12 @@ def test_a_sweep_is_one_labelled_grid(run, tmp_path: Path, monkeypatch: pytest.M
     result = run("a cat <hypernet:ink:0.8>", "--sweep", "0,0.5,1", "-n", 2)
     assert result.exit_code == 0, result.output
     assert result.stdout == "pictures/sweep-00001-7.png\n"
-    assert seen == {"shape": (2, 3), "columns": ["ink 0", "ink 0.4", "ink 0.8"], "rows": ["seed 7", "seed 8"]}
+    assert seen == {
+        "shape": (2, 3),
+        "columns": ["ink 0", "ink 0.4", "ink 0.8"],
+        "rows": ["seed 7", "seed 8"],
+        "caption": "a cat",
+    }
     info = read_png(tmp_path / "pictures" / "sweep-00001-7.png")
     assert info is not None
     assert info.prompt == "a cat <hypernet:ink:0.8>"
