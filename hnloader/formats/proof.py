@@ -101,6 +101,10 @@ def _check_names(side: SideShapes) -> None:
             raise UnsupportedArchitectureError(
                 f"{side.where} holds a tensor named {name[:80]!r}; a hypernetwork has names such as 'linear.0.weight'"
             )
+        if len(side.shapes[name]) > 2:
+            raise UnsupportedArchitectureError(
+                f"{name} of {side.where} has shape {list(side.shapes[name])}; at most two dimensions were expected"
+            )
 
 
 def _expected(architecture: Architecture, width: int) -> dict[str, tuple[int, ...]]:
@@ -179,15 +183,16 @@ def _dropouts(structure: tuple[float, ...], stated: Mapping[str, object]) -> lis
     count = len(structure)
     if stated.get("dropout_structure") is not None:
         rates = _numbers(stated, "dropout_structure")
-        if len(rates) != count or not all(0 <= rate < 1 for rate in rates):
+        if not all(0 <= rate < 1 for rate in rates):
             raise UnsupportedArchitectureError(
-                f"dropout_structure {list(rates)} does not fit layer_structure {list(structure)}: "
-                f"{count} rates from 0 to below 1 were expected"
+                f"dropout_structure is {list(rates)[:MAX_LAYERS]}; rates from 0 to below 1 were expected"
             )
-        return [rates]
+        return [rates] if len(rates) == count else []
     none = [(0.0,) * count]
     if "use_dropout" in stated and not _flag(stated, "use_dropout"):
         return none
+    if "use_dropout" not in stated and "activation_func" not in stated:
+        return none  # no program wrote dropouts without either key; what looks like one may be an activation
     if "last_layer_dropout" in stated:
         meant = [_derived_dropout(count, last=_flag(stated, "last_layer_dropout"))]
     else:
@@ -272,12 +277,17 @@ def _contradiction(sides: list[SideShapes], stated: Mapping[str, object], candid
         if key not in stated:
             continue
         others = {name: value for name, value in stated.items() if name != key}
-        explained = _explained(sides, others)
-        if explained is not None:
+        explained = _explained(sides, others) or _explained_by_activation(sides, others, key)
+        if explained:
             return (
-                f"the key {key} is {stated[key]!r}, but the tensors contradict it: {sides[0].where} holds "
+                f"the key {key} is {repr(stated[key])[:200]}, but the tensors contradict it: {sides[0].where} holds "
                 f"{_listed(sides[0].shapes)}, which is {explained}"
             )
+    if not candidates:
+        return (
+            f"dropout_structure {stated.get('dropout_structure')} has not one rate for each number of layer_structure "
+            f"{stated.get('layer_structure')}; {sides[0].where} holds {_listed(sides[0].shapes)}"
+        )
     missing = [name for name, _ in _weights(sides[0]) if name not in _expected(candidates[0], sides[0].width)]
     if missing and "activation_func" not in stated:
         return (
@@ -287,13 +297,24 @@ def _contradiction(sides: list[SideShapes], stated: Mapping[str, object], candid
     return _first_difference(sides, candidates[0])
 
 
-def _explained(sides: list[SideShapes], stated: Mapping[str, object]) -> Architecture | None:
+def _explained(sides: list[SideShapes], stated: Mapping[str, object]) -> str:
+    """The architecture that the other keys and the tensors agree on, in words; empty for none."""
     try:
         candidates = list(_candidates(sides, stated))
     except UnsupportedArchitectureError:
-        return None
-    fitting = (c for c in candidates if all(_expected(c, side.width) == side.shapes for side in sides))
-    return next(fitting, None)
+        return ""
+    fitting = (str(c) for c in candidates if all(_expected(c, side.width) == side.shapes for side in sides))
+    return next(fitting, "")
+
+
+def _explained_by_activation(sides: list[SideShapes], stated: Mapping[str, object], key: str) -> str:
+    """The same where `key` is activation_func, with some activation; "relu" stands for all that hold no tensors."""
+    if key != "activation_func":
+        return ""
+    without_tensors = _explained(sides, {**stated, "activation_func": "relu"})
+    return without_tensors.replace("relu", "some activation") or _explained(
+        sides, {**stated, "activation_func": "prelu"}
+    )
 
 
 def _broken_chain(side: SideShapes) -> str:
