@@ -54,9 +54,7 @@ def test_two_objects_with_colors_swapped_are_rejected() -> None:
         first, second = scene.objects
         if first.color == second.color:
             continue
-        swapped = replace(
-            scene, objects=(replace(first, color=second.color), replace(second, color=first.color))
-        )
+        swapped = replace(scene, objects=(replace(first, color=second.color), replace(second, color=first.color)))
         assert not check(draw(scene, seed), swapped).right
 
 

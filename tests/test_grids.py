@@ -1,0 +1,44 @@
+"""Labelled grids."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from hnloader.grids import labelled_grid
+
+RED, BLUE = Image.new("RGB", (64, 64), (255, 0, 0)), Image.new("RGB", (64, 64), (0, 0, 255))
+
+
+def count(image: Image.Image, color: tuple[int, int, int]) -> int:
+    return sum(number for number, found in image.getcolors(image.width * image.height) or [] if found == color)
+
+
+def test_every_picture_is_shown_enlarged() -> None:
+    grid = labelled_grid([[RED, BLUE], [BLUE, BLUE]], columns=["0", "1"], rows=["a", "b"])
+    assert count(grid, (255, 0, 0)) == 192 * 192
+    assert count(grid, (0, 0, 255)) == 3 * 192 * 192
+
+
+def test_large_pictures_keep_their_size() -> None:
+    grid = labelled_grid([[RED.resize((512, 256))]], columns=["x"], rows=[""])
+    assert count(grid, (255, 0, 0)) == 512 * 256
+
+
+def test_labels_title_and_groups_take_room_and_ink() -> None:
+    bare = labelled_grid([[RED, RED]], columns=["", ""], rows=[""])
+    full = labelled_grid(
+        [[RED, RED]], columns=["0", "1"], rows=["a long row label"], title="Title", caption="more", groups=[("g", 2)]
+    )
+    assert full.height > bare.height
+    assert full.width > bare.width
+    assert count(full, (34, 34, 40)) > 50
+
+
+def test_labels_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        labelled_grid([[RED, BLUE]], columns=["only one"], rows=["a"])
+    with pytest.raises(ValueError, match="at least one"):
+        labelled_grid([], columns=[], rows=[])
+    with pytest.raises(ValueError, match="groups cover 1 of 2"):
+        labelled_grid([[RED, BLUE]], columns=["0", "1"], rows=["a"], groups=[("g", 1)])
