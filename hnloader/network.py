@@ -263,6 +263,11 @@ class Hypernetwork(nn.Module):
             for side in SIDES:
                 self._in(dtype, torch.device(device), width, side)
 
+    @property
+    def kept_copies(self) -> int:
+        """How many sides are kept as copies in another dtype or on another device; 0 after `release`."""
+        return len(self._copies)
+
     def release(self) -> None:
         """Drop the copies in other dtypes and on other devices that were kept since their first use."""
         self._copies.clear()

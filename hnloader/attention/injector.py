@@ -42,7 +42,8 @@ class Injector:
         self.sites = tuple(sites)
         self.stale = False
         self._layers: dict[int, SiteHooks] = {}  # by the index of their site
-        self._prepared: tuple[torch.device, torch.dtype] | None = None
+        self._acting: set[Hypernetwork] = set()
+        self._prepared: dict[Hypernetwork, tuple[torch.device, torch.dtype, int]] = {}
         _keep_out_of_graphs()
         self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
 
@@ -69,7 +70,6 @@ class Injector:
     def refresh(self) -> None:
         """Hook the layers that some attachment changes, unhook the others, and give each its chains."""
         self.stale = False
-        self._prepared = None
         widths = {width for attachment in self.attachments for width in attachment.widths}
         for site in self.sites:
             if site.width in widths:
@@ -78,6 +78,8 @@ class Injector:
                 layer.k.chain, layer.v.chain = self._chains(site)
             elif site.index in self._layers:
                 self._layers.pop(site.index).remove()
+        self._acting = {hn for layer in self._layers.values() for hn, _ in layer.k.chain + layer.v.chain}
+        self._prepared.clear()
 
     def _chains(self, site: AttentionSite) -> tuple[Chain, Chain]:
         k: list[tuple[Hypernetwork, float]] = []
@@ -105,14 +107,15 @@ class Injector:
             self._prepare(args[0] if args else kwargs.get("sample"))
 
     def _prepare(self, sample: object) -> None:
-        """Make the float32 copies that compiled code would have to make, once per device and change."""
+        """Make the float32 copies that compiled code cannot make, unless they are there since the last call."""
         if not isinstance(sample, torch.Tensor):
             return
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        if self._prepared != (sample.device, dtype):
-            self._prepared = (sample.device, dtype)
-            for hypernetwork in {hn for layer in self._layers.values() for hn, _ in layer.k.chain + layer.v.chain}:
-                hypernetwork.prepare(*self._prepared)
+        for hypernetwork in self._acting:
+            place = (sample.device, dtype, hypernetwork.kept_copies)
+            if self._prepared.get(hypernetwork) != place:
+                hypernetwork.prepare(sample.device, dtype)
+                self._prepared[hypernetwork] = (sample.device, dtype, hypernetwork.kept_copies)
 
 
 def injector_of(model: nn.Module) -> Injector | None:

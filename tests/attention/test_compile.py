@@ -182,6 +182,7 @@ def test_a_file_in_half_precision_and_a_model_in_another(dtype):
     with attach(compiled, hypernetwork, 0.8):
         for _ in range(2):
             assert_same(run(compiled), expect((hypernetwork, 0.8, 0.8)))
+            hypernetwork.release()
 
 
 def add_lora(unet):

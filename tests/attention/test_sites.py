@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import UNetMotionModel
 from small_models import TEXT_WIDTH, WIDTHS, make_controlnet, make_text_encoder, make_unet, make_vae, run
 
 from hnloader.attention import find_sites
@@ -75,3 +76,21 @@ def test_the_unet_is_found_inside_a_pipeline_and_a_compiled_module():
     assert unet_of(torch.compile(unet, backend="eager")) is unet
     assert unet_of(type("Pipeline", (), {"unet": unet})()) is unet
     assert unet_of("a string") is None
+
+
+def test_the_layers_of_gligen_and_of_motion_modules_are_left_alone():
+    gated = make_unet("sd1", attention_type="gated")
+    assert len(find_sites(gated)) == len(find_sites(make_unet("sd1")))
+    motion = UNetMotionModel(
+        block_out_channels=(20, 40),
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=48,
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+    )
+    names = [site.name for site in find_sites(motion)]
+    assert len(names) == 8
+    assert not any("motion" in name for name in names)
