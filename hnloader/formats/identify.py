@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from itertools import islice
 
@@ -78,6 +79,9 @@ _NAME_PARTS: tuple[tuple[str, str], ...] = (
     (".lora_A.", _LORA),
     (".lora_B.", _LORA),
     ("lora_linear_layer.", _LORA),
+    ("_lora.down.", _LORA),
+    ("_lora.up.", _LORA),
+    ("lycoris_", _LORA),
     ("hada_w1", _LORA),
     ("lokr_w", _LORA),
     ("lora_unet_", _LORA),
@@ -87,10 +91,10 @@ _NAME_PARTS: tuple[tuple[str, str], ...] = (
     ("model.diffusion_model.", _CHECKPOINT),
     ("cond_stage_model.", _CHECKPOINT),
     ("first_stage_model.", _VAE),
-    ("down_blocks.0.attentions", _UNET),
-    ("down_blocks.0.resnets", _UNET),
     ("encoder.down", _VAE),
     ("quant_conv.", _VAE),
+    ("down_blocks.0.attentions", _UNET),
+    ("down_blocks.0.resnets", _UNET),
     ("text_model.encoder.", _TEXT_ENCODER),
     ("RDB1.conv1", _UPSCALER),
     ("conv_first.", _UPSCALER),
@@ -130,7 +134,7 @@ def kind_of_tree(tree: object) -> str | None:
 def kind_of_names(names: Iterable[object]) -> str | None:
     """What a model with tensors of these names is, with what to do; None when the names tell nothing."""
     texts = [name for name in names if isinstance(name, str)]
-    if texts and set(texts) <= _EMBEDDING_NAMES:
+    if texts and (set(texts) <= _EMBEDDING_NAMES or all(re.fullmatch("<.+>", name) for name in texts)):
         return _EMBEDDING
     for part, kind in _NAME_PARTS:
         if any(part in name for name in texts):

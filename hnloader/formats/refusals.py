@@ -18,6 +18,7 @@ _INERT = (
     "numpy._core.multiarray.",
     "numpy.dtype",
     "torch.storage.",
+    "torch.nn.modules.container.ParameterDict",
     "collections.defaultdict",
     "typing.Any",
 )

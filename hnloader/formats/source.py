@@ -46,8 +46,11 @@ class Source:
                 f"{self.label} is cut off: {size:,} bytes at {offset:,} were expected, but it ends at {self.size:,}. "
                 "Copy or download it again."
             )
-        self.file.seek(offset)
-        data = self.file.read(size)
+        try:
+            self.file.seek(offset)
+            data = self.file.read(size)
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            raise HypernetworkError(f"{self.label} cannot be read: {_reason(error)}") from error
         if len(data) != size:
             raise CorruptFileError(f"{self.label} became shorter while it was read; try again")
         return data
@@ -84,8 +87,11 @@ def _open(path: Path) -> BinaryIO:
     except FileNotFoundError as error:
         raise HypernetworkError(f"{path} does not exist; check the path") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise HypernetworkError(f"{path} cannot be opened: {reason}") from error
+        raise HypernetworkError(f"{path} cannot be opened: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _seekable(given: object) -> BinaryIO:
@@ -93,6 +99,8 @@ def _seekable(given: object) -> BinaryIO:
         raise HypernetworkError("the file is open in text mode; open it with mode 'rb'")
     if not callable(getattr(given, "read", None)):
         raise HypernetworkError(f"a path or an open binary file was expected, not {type(given).__name__}")
+    if getattr(given, "closed", False):
+        raise HypernetworkError("the file cannot be read: it is closed")
     seekable = getattr(given, "seekable", None)
     if callable(seekable) and seekable():
         return given  # type: ignore[return-value]
@@ -114,7 +122,7 @@ def _source(file: BinaryIO, path: Path | None) -> Source:
         file.seek(0)
         head = file.read(HEAD_SIZE)
     except (OSError, ValueError) as error:  # ValueError: it is closed
-        raise HypernetworkError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise HypernetworkError(f"{label} cannot be read: {_reason(error)}") from error
     if not isinstance(head, bytes):
         raise HypernetworkError(f"{label} is not open in binary mode; open it with mode 'rb'")
     if size == 0:
