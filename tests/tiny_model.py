@@ -66,7 +66,8 @@ def save_model(folder: Path) -> Path:
 def save_hypernetwork(path: Path, widths: tuple[int, ...] = (SELF_WIDTH, TEXT_WIDTH), seed: int = 0) -> Path:
     """Save a random hypernetwork that changes pictures a lot."""
     torch.manual_seed(seed + 100)
-    hypernetwork = Hypernetwork.new(widths, Architecture((1, 2, 1), "relu"), name=path.stem)
+    keys = {"layer_structure": [1, 2, 1], "activation_func": "relu", "activate_output": False}
+    hypernetwork = Hypernetwork.new(widths, Architecture((1, 2, 1), "relu"), name=path.stem, metadata=keys)
     with torch.no_grad():
         for parameter in hypernetwork.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
