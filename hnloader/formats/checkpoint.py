@@ -223,7 +223,8 @@ class _Directory:
 
     def read(self, size: int = -1) -> bytes:
         """As a file's; raises BadZipFile where more is asked for than a list of members takes."""
-        data = self.file.read(MAX_DIRECTORY_SIZE + 1 if size < 0 else min(size, MAX_DIRECTORY_SIZE + 1))
+        # Without a size it asks for the end record, which has at most 64 KiB of comment.
+        data = self.file.read(1 << 17 if size < 0 else min(size, MAX_DIRECTORY_SIZE + 1))
         if len(data) > MAX_DIRECTORY_SIZE:
             raise zipfile.BadZipFile(f"its list of members is larger than {MAX_DIRECTORY_SIZE >> 20} MiB")
         return data

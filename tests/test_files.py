@@ -1,0 +1,73 @@
+"""Files appear under their name whole or not at all."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from builders import simple_tree, write
+
+import hnloader
+from hnloader import HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
+from hnloader.files import replacing
+
+
+def test_the_file_takes_its_name_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "style.pt"
+    with replacing(target) as temporary:
+        temporary.write_bytes(b"new")
+        assert not target.exists()
+        assert temporary.parent == tmp_path
+    assert target.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "style.pt"
+    target.write_bytes(b"old")
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), replacing(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(HypernetworkError, match=r"cannot write .*style\.pt: No space left"),
+        replacing(tmp_path / "style.pt"),
+    ):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_usual_permissions(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    with replacing(tmp_path / "style.pt") as temporary:
+        temporary.write_bytes(b"")
+    assert stat.S_IMODE((tmp_path / "style.pt").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_where_nothing_can_be_saved(tmp_path: Path) -> None:
+    hypernetwork = hnloader.load(write(tmp_path / "style.pt", simple_tree()))
+    with pytest.raises(HypernetworkError, match="cannot write"):
+        hnloader.save(hypernetwork, tmp_path / "missing" / "style.pt")
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(HypernetworkError, match="is a folder"):
+        hnloader.save(hypernetwork, tmp_path / "folder.pt")
+    with pytest.raises(UnknownFormatError, match=r"Did you mean \.safetensors\?"):
+        hnloader.save(hypernetwork, tmp_path / "style.safetensor")
+    with pytest.raises(UnknownFormatError, match="ends in ''"):
+        hnloader.save(hypernetwork, tmp_path / "style")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_composition_cannot_be_saved(suffix: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.pt", simple_tree())
+    (tmp_path / "both.hns").write_text("['a', ('a', 0.5)]")
+    with pytest.raises(UnsupportedArchitectureError, match="Save its members"):
+        hnloader.save(hnloader.load(tmp_path / "both.hns"), tmp_path / f"saved{suffix}")
+    assert not (tmp_path / f"saved{suffix}").exists()
