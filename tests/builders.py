@@ -248,7 +248,8 @@ def simple_tree(width: int = 8, seed: int = 0, **keys: object) -> dict[object, o
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """Largest absolute difference over the largest absolute value."""
     assert found.shape == expected.shape
-    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
+    difference = (found.detach().float() - expected.detach().float()).abs().max()
+    return float(difference / expected.detach().float().abs().max().clamp_min(1e-12))
 
 
 def worst_error(hypernetwork: object, sides: Sides, strengths: tuple[float, ...] = (1.0, 0.35, -0.7)) -> float:
