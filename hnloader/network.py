@@ -59,6 +59,21 @@ class Architecture:
             words.append(f"residual blocks ({self.residual})")
         return ", ".join(words)
 
+    def to_metadata(self) -> dict[str, object]:
+        """The keys by which a `.pt` file states this architecture; docs/format.md describes each."""
+        keys: dict[str, object] = {
+            "layer_structure": list(self.layer_structure),
+            "activation_func": self.activation or "linear",
+            "is_layer_norm": self.norm,
+            "activate_output": self.activate_output,
+            "use_dropout": any(self.dropout),
+            "dropout_structure": list(self.dropout),
+            "last_layer_dropout": len(self.dropout) > 1 and self.dropout[-2] > 0,
+        }
+        if self.residual is not None:
+            keys |= {"skip_connection": True, "upsample_linear": "Linear" if self.residual == "linear" else None}
+        return keys
+
     @property
     def affine(self) -> bool:
         """True when each side is one affine map of its input: no activation and no norm."""
@@ -221,9 +236,13 @@ class Hypernetwork(nn.Module):
         name: str = "",
         metadata: Mapping[str, object] | None = None,
     ) -> Hypernetwork:
-        """A hypernetwork to be trained: float32, torch's default initial values, gradients on, in eval mode."""
+        """A hypernetwork to be trained: float32, torch's default initial values, gradients on, in eval mode.
+
+        Its metadata state the architecture, so that a file saved from it says what it is; `metadata` adds to that.
+        """
         sides = {width: (make_side(architecture, width), make_side(architecture, width)) for width in widths}
-        return cls(sides, name=name, architecture=architecture, metadata=metadata)
+        stated = {"name": name, **architecture.to_metadata(), **(metadata or {})}
+        return cls(sides, name=name, architecture=architecture, metadata=stated)
 
     @property
     def widths(self) -> tuple[int, ...]:
