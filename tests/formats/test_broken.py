@@ -275,8 +275,11 @@ def test_a_legacy_stream_of_another_protocol_or_machine() -> None:
 
 
 def test_a_zip_of_a_big_endian_machine() -> None:
-    data = rezipped(ZIP, lambda name, content: b"big" if name.endswith("byteorder") else content)
-    assert_refused(data, UnsupportedArchitectureError, "big-endian")
+    # torch 2.0 writes no such member
+    result = io.BytesIO(rezipped(ZIP, lambda name, content: None if name.endswith("byteorder") else content))
+    with zipfile.ZipFile(result, "a") as archive:
+        archive.writestr("archive/byteorder", b"big")
+    assert_refused(result.getvalue(), UnsupportedArchitectureError, "big-endian")
 
 
 # -- zip archives that are not as they seem
