@@ -36,9 +36,23 @@ def export_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> int:
 
 
 def export_hypernetwork(hypernetwork: Hypernetwork, pipeline_folder: Path, path: Path) -> None:
-    """Save in the webui's `.pt` format, naming the UNet that it was trained with by the file's short hash."""
+    """Save in the webui's `.pt` format and half precision, naming the UNet it was trained with by the file's short hash."""
     digest = hashlib.sha256((pipeline_folder / UNET_FILE).read_bytes()).hexdigest()
-    hypernetwork.metadata.update(sd_checkpoint=digest[:10], sd_checkpoint_name="hnloader-demo", optional_info=None)
+    architecture = hypernetwork.architecture
+    assert architecture is not None  # only a composition has none, and it is never trained
+    hypernetwork.metadata.update(
+        layer_structure=list(architecture.layer_structure),
+        activation_func=architecture.activation,
+        is_layer_norm=architecture.norm,
+        activate_output=architecture.activate_output,
+        use_dropout=any(architecture.dropout),
+        dropout_structure=list(architecture.dropout),
+        last_layer_dropout=False,
+        optional_info=None,
+        sd_checkpoint=digest[:10],
+        sd_checkpoint_name="hnloader-demo",
+    )
+    hypernetwork.requires_grad_(False).half()
     path.parent.mkdir(parents=True, exist_ok=True)
     save(hypernetwork, path)
 
