@@ -36,7 +36,7 @@ def export_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> int:
 
 
 def export_hypernetwork(hypernetwork: Hypernetwork, pipeline_folder: Path, path: Path) -> None:
-    """Save in the webui's `.pt` format and half precision, naming the UNet it was trained with by the file's short hash."""
+    """Save in the webui's `.pt` format and half precision, naming the UNet by its file's short hash."""
     digest = hashlib.sha256((pipeline_folder / UNET_FILE).read_bytes()).hexdigest()
     architecture = hypernetwork.architecture
     assert architecture is not None  # only a composition has none, and it is never trained
