@@ -38,20 +38,7 @@ def export_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> int:
 def export_hypernetwork(hypernetwork: Hypernetwork, pipeline_folder: Path, path: Path) -> None:
     """Save in the webui's `.pt` format and half precision, naming the UNet by its file's short hash."""
     digest = hashlib.sha256((pipeline_folder / UNET_FILE).read_bytes()).hexdigest()
-    architecture = hypernetwork.architecture
-    assert architecture is not None  # only a composition has none, and it is never trained
-    hypernetwork.metadata.update(
-        layer_structure=list(architecture.layer_structure),
-        activation_func=architecture.activation,
-        is_layer_norm=architecture.norm,
-        activate_output=architecture.activate_output,
-        use_dropout=any(architecture.dropout),
-        dropout_structure=list(architecture.dropout),
-        last_layer_dropout=False,
-        optional_info=None,
-        sd_checkpoint=digest[:10],
-        sd_checkpoint_name="hnloader-demo",
-    )
+    hypernetwork.metadata.update(optional_info=None, sd_checkpoint=digest[:10], sd_checkpoint_name="hnloader-demo")
     hypernetwork.requires_grad_(False).half()
     path.parent.mkdir(parents=True, exist_ok=True)
     save(hypernetwork, path)
