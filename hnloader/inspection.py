@@ -14,7 +14,6 @@ from hnloader.families import families
 from hnloader.formats import MAX_NESTED_COMPOSITIONS, hns, read_contents
 from hnloader.formats.contents import Contents, is_tensor_info
 from hnloader.formats.source import FileLike, Source, open_source
-from hnloader.library import Library
 from hnloader.network import Architecture
 
 _CHUNK = 1 << 20
@@ -173,7 +172,7 @@ def _composition(source: Source, file: FileLike, folders: tuple[str | os.PathLik
     structure, text = hns.read_structure(source)
     if nesting == 0:
         raise CorruptFileError(f"{source.label}: compositions are nested too deeply, or name each other in a circle")
-    library = Library([*([source.path.parent] if source.path is not None else []), *folders])
+    library = hns.member_library(source, folders)
     members = [_inspect(library.find(name), folders, nesting - 1) for name in structure.names()]
     widths = tuple(dict.fromkeys(width for member in members for width in member.widths))
     return FileInfo(

@@ -136,8 +136,7 @@ def load(
         HypernetworkError: a member is missing or cannot be loaded; the message names it.
     """
     structure, text = read_structure(source)
-    beside = [source.path.parent] if source.path is not None else []
-    library = Library([*beside, *folders])
+    library = member_library(source, folders)
     members = {name: _load_member(name, library, source, load_member) for name in structure.names()}
     widths = list(dict.fromkeys(width for member in members.values() for width in member.widths))
     sides = {
@@ -151,6 +150,12 @@ def load(
     )
 
 
+def member_library(source: Source, folders: Iterable[str | os.PathLike[str]]) -> Library:
+    """Where the members of a composition are found: beside the file, then in `folders`."""
+    beside = [source.path.parent] if source.path is not None else []
+    return Library([*beside, *folders])
+
+
 def _load_member(
     name: str, library: Library, source: Source, load_member: Callable[[Path], Hypernetwork]
 ) -> Hypernetwork:
@@ -160,8 +165,6 @@ def _load_member(
         raise HypernetworkNotFoundError(f"{source.label} names a member that is missing. {error}") from error
     try:
         return load_member(path)
-    except RecursionError as error:
-        raise CorruptFileError(f"{source.label}: compositions name each other in a circle") from error
     except HypernetworkError as error:
         raise type(error)(f"{source.label} cannot use its member {name!r}: {error}") from error
 
