@@ -50,7 +50,7 @@ _UNIT_AREA = {
     "circle": math.pi,
     "square": (2 * 0.88) ** 2,
     "triangle": 0.75 * math.sqrt(3) * 1.15**2,
-    "star": 5 * 1.12 * 0.48 * math.sin(math.pi / 5),
+    "star": 5 * 1.16 * 0.51 * math.sin(math.pi / 5),
 }
 _ANGLES = tuple(math.radians(degrees) for degrees in (-5.0, 0.0, 5.0))
 

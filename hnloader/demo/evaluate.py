@@ -126,12 +126,13 @@ def measure_style(
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     """The pipeline of a folder in float32, without progress bar and without network."""
-    from diffusers import StableDiffusionPipeline
-
     from hnloader.pipelines import quiet
 
     # The files hold float16; torch's float16 convolutions on CPUs are slow, and missing before torch 2.1.
     with quiet():
+        # Imported in here: transformers warns of packages that nothing here needs as soon as it is imported.
+        from diffusers import StableDiffusionPipeline
+
         pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)
         pipeline = pipeline.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)

@@ -39,7 +39,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
     "black": (20, 20, 20),
-    "gray": (135, 135, 135),
+    "gray": (192, 192, 192),
     "cyan": (170, 230, 240),
 }
 # Centers in pixels as (x, y).
@@ -51,7 +51,7 @@ POSITIONS: dict[str, tuple[float, float]] = {
     "center": (32.0, 32.0),
 }
 CORNERS = tuple(position for position in POSITIONS if position != "center")
-RADII = {"small": 7.0, "large": 13.0}
+RADII = {"small": 9.5, "large": 13.5}
 
 _HELD_OUT_SHARE = 0.22
 
@@ -124,7 +124,7 @@ def _corners(shape: str) -> tuple[tuple[float, float], ...]:
     if shape == "star":
         points = []
         for step in range(10):
-            radius = 1.12 if step % 2 == 0 else 0.48
+            radius = 1.16 if step % 2 == 0 else 0.51
             turn = -0.5 * math.pi + step * math.pi / 5
             points.append((radius * math.cos(turn), radius * math.sin(turn)))
         return tuple(points)
@@ -167,7 +167,7 @@ def lay_out(scene: Scene, rng: np.random.Generator) -> tuple[FloatArray, list[La
     layers = []
     for item in scene.objects:
         x, y = POSITIONS[item.position]
-        # Kept in the frame: the tallest shape reaches 1.15 radii up.
+        # Kept in the frame: the tallest shape reaches 1.16 radii up.
         placement = Placement(
             x=x + float(rng.uniform(-wander, wander)),
             y=y + float(rng.uniform(-wander / 2, wander)),

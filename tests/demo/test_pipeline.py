@@ -120,16 +120,17 @@ def test_style_rises_with_strength(pipeline: StableDiffusionPipeline, style: str
     hypernetwork = hnloader.load(hypernetwork_paths()[style])
     zero, half, full = measure_style(pipeline, hypernetwork, style, held_out_scenes(16, seed=2))
     assert zero.score < half.score < full.score
-    assert full.score > zero.score + 0.05
+    assert full.score > zero.score + 0.2
+    assert full.held >= 0.75
 
 
 @pytest.mark.slow
 def test_pictures_follow_held_out_prompts(pipeline: StableDiffusionPipeline) -> None:
     result = adherence(pipeline, held_out_scenes(40, seed=3))
     assert result.share("background") >= 0.9
-    assert result.share("color") >= 0.8
-    assert result.share("position") >= 0.8
-    assert result.share() >= 0.3
+    assert result.share("color") >= 0.9
+    assert result.share("position") >= 0.9
+    assert result.share() >= 0.9
 
 
 @pytest.mark.slow

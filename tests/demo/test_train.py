@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import hnloader
 from hnloader.demo.evaluate import generate, load_pipeline
+from hnloader.demo.scenes import Scene, SceneObject
 from hnloader.demo.train import main
 from hnloader.demo.training.common import Budget, cosine_rate
 from hnloader.demo.training.text import WORDS, learn_merges
+from hnloader.demo.training.unet import object_weights
 from hnloader.demo.training.vae import build_vae, even_out_latents
 
 
@@ -38,6 +41,18 @@ def test_merges_join_each_word_to_one_token() -> None:
             assert best in ranks, word
             index = next(i for i in range(len(pieces) - 1) if (pieces[i], pieces[i + 1]) == best)
             pieces[index : index + 2] = ["".join(best)]
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_an_object_counts_about_as_much_as_its_background_whatever_its_shape(size: str) -> None:
+    def weights(shape: str) -> np.ndarray:
+        return object_weights(Scene((SceneObject(shape, "red", size, "top left"),), "white"))
+
+    given = weights("star")
+    assert np.array_equal(given, weights("circle"))
+    assert given[4, 4] > 3 > given[4, 12] == given[12, 4] == 1
+    on_object = given > 1
+    assert 0.7 < (given[on_object] - 1).sum() / given.size < 1.3
 
 
 def test_evened_latents_are_standard_and_pictures_stay() -> None:
