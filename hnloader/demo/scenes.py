@@ -167,13 +167,13 @@ def lay_out(scene: Scene, rng: np.random.Generator) -> tuple[FloatArray, list[La
     layers = []
     for item in scene.objects:
         x, y = POSITIONS[item.position]
-        # Kept in the frame: the tallest shape reaches 1.16 radii up.
-        placement = Placement(
-            x=x + float(rng.uniform(-wander, wander)),
-            y=y + float(rng.uniform(-wander / 2, wander)),
-            radius=RADII[item.size] * float(rng.uniform(0.94, 1.04)),
-            angle=math.radians(float(rng.uniform(-6, 6))),
-        )
+        x += float(rng.uniform(-wander, wander))
+        y += float(rng.uniform(-wander / 2, wander))
+        radius = RADII[item.size] * float(rng.uniform(0.94, 1.04))
+        # Kept in the frame: the tallest shape reaches 1.16 radii from its center.
+        reach = 1.16 * radius
+        x, y = (min(max(center, reach), PICTURE_SIZE - reach) for center in (x, y))
+        placement = Placement(x, y, radius, math.radians(float(rng.uniform(-6, 6))))
         color = np.asarray(COLORS[item.color], np.float32) + rng.uniform(-6, 6, 3).astype(np.float32)
         layers.append(Layer(signed_distance(item.shape, placement), color, placement))
     return background, layers
