@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hnloader.activations import make_activation
+from hnloader.affine import AffineMap
 
 SideName = Literal["k", "v"]
 SIDES: tuple[SideName, SideName] = ("k", "v")
@@ -135,6 +136,14 @@ class Side(nn.Module):
         """The changed context: `x` of shape [..., width], result of the same shape and dtype."""
         return x + self.residual(x) * strength
 
+    def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
+        """`residual` as one affine map, computed in `dtype` on `device`; None where an activation or a norm is.
+
+        Equal to `residual` in eval mode but for rounding: the products of weights are taken before the input
+        comes in.
+        """
+        raise NotImplementedError
+
 
 class SequentialSide(Side):
     """The usual side: Linear, activation, LayerNorm and Dropout modules in one Sequential.
@@ -151,6 +160,10 @@ class SequentialSide(Side):
         result: Tensor = self.linear(x)
         return result
 
+    def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
+        """The product of its Linear layers; see `Side.affine_map`."""
+        return _affine_map_of(self.linear, dtype, device)
+
 
 class ResidualBlock(nn.Module):
     """A MonkeyPatch block: `resize(x) + linear(x)`, from `inputs` to `outputs` values."""
@@ -163,14 +176,25 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of shape [..., inputs]; result [..., outputs]."""
-        if self.upsample_layer is not None:
-            resized = self.upsample_layer(x)
-        else:
-            rows = x.reshape(-1, 1, x.shape[-1])
-            resized = functional.interpolate(rows, size=self.outputs, mode="nearest-exact")
-            resized = resized.reshape(*x.shape[:-1], self.outputs)
+        resized = self._interpolated(x) if self.upsample_layer is None else self.upsample_layer(x)
         result: Tensor = resized + self.linear(x)
         return result
+
+    def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
+        """The block as one affine map; see `Side.affine_map`."""
+        inner = _affine_map_of(self.linear, dtype, device)
+        if inner is None:
+            return None
+        if self.upsample_layer is not None:
+            return AffineMap.of_linear(self.upsample_layer, dtype, device) + inner
+        inputs = inner.matrix.shape[1]
+        # Nearest-exact interpolation copies values, so what it does to 0, 1, 2, ... says which it takes where.
+        taken = self._interpolated(torch.arange(inputs, dtype=torch.float64, device=device)).long()
+        return AffineMap.identity(inputs, dtype, device).rows(taken) + inner
+
+    def _interpolated(self, x: Tensor) -> Tensor:
+        rows = functional.interpolate(x.reshape(-1, 1, x.shape[-1]), size=self.outputs, mode="nearest-exact")
+        return rows.reshape(*x.shape[:-1], self.outputs)
 
 
 class ResidualSide(Side):
@@ -185,6 +209,18 @@ class ResidualSide(Side):
         """The blocks' output less `x`; see `Side.residual`."""
         result: Tensor = self.linear(x) - x
         return result
+
+    def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
+        """The blocks one after the other, less the input; see `Side.affine_map`."""
+        result: AffineMap | None = None
+        for block in self.linear:
+            assert isinstance(block, ResidualBlock)
+            step = block.affine_map(dtype, device)
+            if step is None:
+                return None
+            result = step if result is None else result.then(step)
+        assert result is not None
+        return result - AffineMap.identity(result.matrix.shape[1], dtype, device)
 
 
 def make_side(architecture: Architecture, width: int) -> Side:
@@ -328,6 +364,18 @@ def _module(spec: LayerSpec, architecture: Architecture) -> nn.Module:
         return nn.Dropout(spec.rate)
     assert architecture.activation is not None
     return make_activation(architecture.activation)
+
+
+def _affine_map_of(modules: nn.Sequential, dtype: torch.dtype, device: torch.device | str) -> AffineMap | None:
+    """The Linear layers of a Sequential as one map; None when it has modules other than Linear and Dropout."""
+    result: AffineMap | None = None
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            step = AffineMap.of_linear(module, dtype, device)
+            result = step if result is None else result.then(step)
+        elif not isinstance(module, nn.Dropout):
+            return None
+    return result
 
 
 def _casting(side: Side, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, float], Tensor]:

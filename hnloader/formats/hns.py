@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from hnloader.affine import AffineMap
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
 from hnloader.formats.source import Source
 from hnloader.library import HypernetworkNotFoundError, Library
@@ -64,8 +66,11 @@ class Composed(Side):
     original ignores the strength of the tag for these files).
     """
 
-    def __init__(self, sides: list[Side], strengths: list[float], weights: tuple[float, ...] | None) -> None:
+    def __init__(
+        self, width: int, sides: list[Side], strengths: list[float], weights: tuple[float, ...] | None
+    ) -> None:
         super().__init__()
+        self.width = width
         self.members = nn.ModuleList(sides)
         self.strengths = strengths
         self.weights = weights
@@ -82,13 +87,41 @@ class Composed(Side):
         assert isinstance(total, Tensor)
         return total - x
 
+    def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
+        """The members' maps composed; None when one of them has none. See `Side.affine_map`."""
+        maps = [side.affine_map(dtype, device) for side in self._sides()]
+        if any(each is None for each in maps):
+            return None
+        identity = AffineMap.identity(self.width, dtype, device)
+        applied = [identity + each.scaled(s) for each, s in zip(maps, self.strengths, strict=True) if each is not None]
+        if self.weights is None:
+            result = identity
+            for each in applied:
+                result = result.then(each)
+            return result - identity
+        result = AffineMap.zero(self.width, dtype, device)
+        for each, weight in zip(applied, self.weights, strict=True):
+            result = result + each.scaled(weight)
+        return result - identity
+
+    def _sides(self) -> list[Side]:
+        return [side for side in self.members if isinstance(side, Side)]
+
 
 class Unchanged(Side):
     """The side of a member that does not hold the width."""
 
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
     def residual(self, x: Tensor) -> Tensor:
         """Zeros, of the shape of `x`."""
         return x.new_zeros(x.shape)
+
+    def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
+        """The map whose result is zero."""
+        return AffineMap.zero(self.width, dtype, device)
 
 
 # -- the format
@@ -174,10 +207,10 @@ def _compose(structure: Structure, members: dict[str, Hypernetwork], width: int,
         if isinstance(of, Structure):
             return _compose(of, members, width, side)
         member = members[of]
-        return member.side(width, side) if width in member.widths else Unchanged()
+        return member.side(width, side) if width in member.widths else Unchanged(width)
 
     sides = [built(member.of) for member in structure.members]
-    return Composed(sides, [member.strength for member in structure.members], structure.weights)
+    return Composed(width, sides, [member.strength for member in structure.members], structure.weights)
 
 
 # -- the grammar: value = list | tuple | dict | set | "quoted" | bare name
