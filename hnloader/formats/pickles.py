@@ -38,6 +38,8 @@ _CONTAINERS: dict[str, Callable[..., object]] = {
     for kind in (set, frozenset, bytes, bytearray)
     for name in (f"builtins.{kind.__name__}", f"__builtin__.{kind.__name__}")
 }
+# The first textual-inversion embeddings keep their tensors in one; what counts are its parameters.
+_PARAMETERS = "torch.nn.modules.container.ParameterDict"
 _STORAGES: dict[str, str] = {
     "BFloat16Storage": "bfloat16",
     "BoolStorage": "bool",
@@ -107,6 +109,10 @@ class TensorRef:
         for size in self.shape:
             total *= size
         return total
+
+
+class Parameters(OrderedDict[object, object]):
+    """What an `nn.ParameterDict` holds; no other state of that module is kept."""
 
 
 @dataclass
@@ -323,7 +329,7 @@ class _Machine:
         known = (
             name in _TENSOR_BUILDERS
             or name in _CONTAINERS
-            or name in ("collections.OrderedDict", "torch.Size", "_codecs.encode")
+            or name in ("collections.OrderedDict", "torch.Size", "_codecs.encode", _PARAMETERS)
             or (module in ("torch", "torch.storage") and attribute in _STORAGES)
         )
         self.push(Symbol(name) if known else self.refuse(f"the global {name!r}", name))
@@ -381,8 +387,14 @@ class _Machine:
         return TensorRef(storage, offset, tuple(shape), tuple(stride))  # type: ignore[arg-type]
 
     def persistent(self) -> None:
-        """A storage: ("storage", type, key, location, number of values[, view])."""
+        """A storage: ("storage", type, key, location, number of values[, view]).
+
+        The legacy stream also names the class of a module so: ("module", class, file, source text).
+        """
         given = self.pop()
+        if isinstance(given, tuple) and len(given) == 4 and given[0] == "module" and isinstance(given[1], Symbol):
+            self.push(given[1])
+            return
         if not isinstance(given, tuple) or len(given) < 5 or given[0] != "storage":
             self.push(self.refuse("a persistent id that is no storage", "persistent id"))
             return
@@ -399,13 +411,19 @@ class _Machine:
         """Sets attributes: torch gives an OrderedDict its `_metadata` so, which is dropped."""
         state, target = self.pop(), self.stack[-1]
         plain = isinstance(target, OrderedDict) and isinstance(state, dict)
-        if not plain and not isinstance(target, Opaque):
+        if isinstance(target, Parameters) and isinstance(state, dict):
+            parameters = state.get("_parameters")
+            target.update(parameters if isinstance(parameters, dict) else {})
+        elif not plain and not isinstance(target, Opaque):
             self.stack[-1] = self.refuse(f"attributes set on a {type(target).__name__}", "BUILD")
 
     def instance(self, arguments: list[object]) -> None:
-        """INST, OBJ, NEWOBJ, NEWOBJ_EX: they make objects of a class, which no hypernetwork needs."""
+        """INST, OBJ, NEWOBJ, NEWOBJ_EX: they make objects of a class, of which only ParameterDict is known."""
         made = next((a for a in arguments if isinstance(a, (Symbol, Opaque))), None)
         name = made.name if made is not None else "?"
+        if name == _PARAMETERS and isinstance(made, Symbol) and all(a is made or a == () for a in arguments):
+            self.push(Parameters())
+            return
         self.push(self.refuse(f"an object of {name!r}", name))
 
     def inst(self) -> None:

@@ -1,0 +1,260 @@
+"""Embeddings in `.pt`, `.bin`, `.safetensors` and pictures.
+
+Four forms exist: the webui's dict with `string_to_param`; diffusers' `{token: tensor}`; a safetensors file with
+`emb_params`; and, for SDXL, one tensor for each of its text encoders, `clip_l` and `clip_g`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hnloader.embeddings import pictures
+from hnloader.embeddings.embedding import Embedding
+from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
+from hnloader.files import replacing
+from hnloader.formats.checkpoint import ZIP_MAGIC, is_legacy_stream, read_checkpoint
+from hnloader.formats.identify import kind_of_bytes, kind_of_names, kind_of_tree
+from hnloader.formats.pickles import TensorRef
+from hnloader.formats.refusals import check_refusals
+from hnloader.formats.source import Source, open_source
+
+Form = Literal["webui", "diffusers"]
+# The webui's own token for the vectors, and the id that the first trainer gave it.
+_STAR, _STAR_ID = "*", 265
+
+
+def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Embedding:
+    """Load a textual-inversion embedding. Nothing in the file is ever executed.
+
+    Args:
+        path: a `.pt`, `.bin` or `.safetensors` file, or a picture in which a webui embedded one.
+        token: which one, for a file that holds several.
+
+    Raises:
+        UnsafeFileError: a pickle that names or calls something that no embedding needs.
+        UnknownFormatError: something else; the message says what it is.
+        CorruptFileError: damaged, or with values that are not finite.
+        UnsupportedArchitectureError: its tensors are no vectors, or there are several and `token` picks none.
+        HypernetworkError: it cannot be opened, or it is a picture and Pillow or numpy is not installed.
+    """
+    with open_source(path) as source:
+        try:
+            if source.head.startswith(ZIP_MAGIC) or is_legacy_stream(source.head):
+                return _from_pickle(source, token)
+            if source.head[8:9] == b"{":
+                return _from_safetensors(source, token)
+            if pictures.is_picture(source.head):
+                return _from_mapping(pictures.read(source), source.stem, token)
+        except UnsupportedArchitectureError as error:
+            raise UnsupportedArchitectureError(f"{source.label}: {error}") from error
+        except CorruptFileError as error:
+            label = "" if str(error).startswith(source.label) else f"{source.label}: "
+            raise CorruptFileError(f"{label}{error}") from error
+        raise UnknownFormatError(f"{source.label} is {kind_of_bytes(source.head)}")
+
+
+def save_embedding(
+    embedding: Embedding, path: str | os.PathLike[str], *, form: Form = "webui", token: str | None = None
+) -> None:
+    """Save an embedding: `.pt`, `.bin`, `.safetensors` or `.png`, by the path's ending.
+
+    Args:
+        embedding: what to save. Where the form has no place for its name and training, only the vectors are.
+        path: `.pt` and `.safetensors` take both forms, `.bin` is diffusers', `.png` the webui's.
+        form: "webui" is what webuis train and load; "diffusers" is `{token: tensor}`. An embedding for SDXL
+            has one form, `clip_l` and `clip_g`, which both load.
+        token: the word in diffusers' form; default `<name>`.
+
+    Raises:
+        UnknownFormatError: the ending is another one.
+        UnsupportedArchitectureError: a picture of an embedding for SDXL, which no webui writes or reads.
+        HypernetworkError: the file cannot be written.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    writers: dict[str, Callable[[Path], None]] = {
+        ".pt": lambda file: torch.save(_tree(embedding, form, token), file),
+        ".bin": lambda file: torch.save(_tree(embedding, "diffusers", token), file),
+        ".safetensors": lambda file: _write_safetensors(embedding, file, form, token),
+        ".png": lambda file: pictures.write(_picture_tree(embedding), file, pictures.card(embedding)),
+    }
+    if suffix not in writers:
+        near = difflib.get_close_matches(suffix, writers, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UnknownFormatError(f"{target} ends in {suffix!r}; {', '.join(writers)} were expected.{hint}")
+    if target.is_dir():
+        raise HypernetworkError(f"{target} is a folder; name a file")
+    with replacing(target) as temporary:
+        writers[suffix](temporary)
+
+
+# -- reading
+
+
+def _from_pickle(source: Source, token: str | None) -> Embedding:
+    checkpoint = read_checkpoint(source)
+    tree = checkpoint.tree
+    if isinstance(tree, dict) and _is_embedding(tree):
+        check_refusals(checkpoint.refused, source.label, inert_allowed=False)
+        return _from_mapping(_with_tensors(tree, checkpoint.read), source.stem, token)
+    kind = kind_of_tree(tree) or "a hypernetwork, not an embedding: load it with hnloader.load"
+    check_refusals(checkpoint.refused, source.label, inert_allowed=True)
+    raise UnknownFormatError(f"{source.label} is {_for_embeddings(kind)}")
+
+
+def _from_safetensors(source: Source, token: str | None) -> Embedding:
+    if source.path is None:
+        raise HypernetworkError("a safetensors embedding is read from a path")
+    try:
+        with safe_open(source.path, framework="pt") as file:
+            names, metadata = list(file.keys()), dict(file.metadata() or {})
+            if "hypernetwork" in metadata:
+                raise UnknownFormatError(
+                    f"{source.label} is a hypernetwork, not an embedding: load it with hnloader.load"
+                )
+            kind = kind_of_names(names)
+            if len(names) > MAX_TOKENS or (kind is not None and "embedding" not in kind):
+                found = kind or f"a safetensors file of {len(names):,} tensors, not an embedding"
+                raise UnknownFormatError(f"{source.label} is {_for_embeddings(found)}")
+            tensors: dict[object, object] = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise CorruptFileError(f"its safetensors header is damaged ({error}); copy or download it again") from error
+    metadata.pop("format", None)
+    step = metadata.pop("step", None)
+    about: dict[object, object] = {
+        **metadata,
+        "step": int(step) if step is not None and step.isdecimal() and len(step) < 16 else step,
+    }
+    return _from_mapping({**about, **tensors}, source.stem, token)
+
+
+MAX_TOKENS = 64
+
+
+def _is_embedding(tree: Mapping[object, object]) -> bool:
+    if "string_to_param" in tree or "clip_l" in tree or "clip_g" in tree or "emb_params" in tree:
+        return True
+    return (
+        1 <= len(tree) <= MAX_TOKENS
+        and kind_of_names(tree) in (None, kind_of_names(["emb_params"]))
+        and all(isinstance(key, str) and isinstance(value, TensorRef) for key, value in tree.items())
+    )
+
+
+def _from_mapping(tree: Mapping[object, object], stem: str, token: str | None) -> Embedding:
+    """The embedding in a file's keys, tensors read."""
+    about = {str(key): value for key, value in tree.items() if not isinstance(value, Tensor)}
+    vectors_g: Tensor | None = None
+    word = ""
+    if "clip_l" in tree or "clip_g" in tree:
+        vectors, second = tree.get("clip_l"), tree.get("clip_g")
+        if not isinstance(vectors, Tensor) or not isinstance(second, Tensor):
+            raise UnsupportedArchitectureError("it has vectors for one of SDXL's two text encoders only")
+        vectors_g = second
+    elif "string_to_param" in tree:
+        parameters = about.pop("string_to_param")
+        about.pop("string_to_token", None)
+        word, vectors = _one_of(parameters if isinstance(parameters, Mapping) else {}, token)
+    else:
+        word, vectors = _one_of({key: value for key, value in tree.items() if isinstance(value, Tensor)}, token)
+    name = about.pop("name", None) or ("" if word in (_STAR, "emb_params") else word.strip("<>")) or stem
+    step = about.pop("step", None)
+    return Embedding(
+        vectors,
+        vectors_g,
+        name=str(name),
+        step=step if type(step) is int else None,
+        sd_checkpoint=_text(about.pop("sd_checkpoint", None)),
+        sd_checkpoint_name=_text(about.pop("sd_checkpoint_name", None)),
+        metadata=dict(about),
+    )
+
+
+def _one_of(found: Mapping[Any, object], token: str | None) -> tuple[str, Tensor]:
+    vectors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    if token is not None and token in vectors:
+        return token, vectors[token]
+    if token is None and len(vectors) == 1:
+        return next(iter(vectors.items()))
+    words = ", ".join(repr(word[:40]) for word in vectors) or "none"
+    asked = "" if token is None else f" and none named {token!r}"
+    raise UnsupportedArchitectureError(f"it holds {len(vectors)} embeddings ({words}){asked}; pick one by `token`")
+
+
+def _with_tensors(tree: Mapping[Any, object], read: Callable[[TensorRef], Tensor]) -> dict[object, object]:
+    result: dict[object, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, TensorRef):
+            result[key] = read(value)
+        else:
+            result[key] = _with_tensors(value, read) if isinstance(value, dict) else value
+    return result
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _for_embeddings(kind: str) -> str:
+    """What the file is, said to somebody who wanted an embedding."""
+    return kind.replace("not a hypernetwork", "not an embedding")
+
+
+# -- writing
+
+
+def _tree(embedding: Embedding, form: Form, token: str | None) -> dict[str, object]:
+    if embedding.vectors_g is not None:
+        return {"clip_l": embedding.vectors, "clip_g": embedding.vectors_g}
+    if form == "diffusers":
+        return {token or f"<{embedding.name or 'embedding'}>": embedding.vectors}
+    return {
+        "string_to_token": {_STAR: _STAR_ID},
+        "string_to_param": {_STAR: embedding.vectors},
+        "name": embedding.name,
+        "step": embedding.step,
+        "sd_checkpoint": embedding.sd_checkpoint,
+        "sd_checkpoint_name": embedding.sd_checkpoint_name,
+        **embedding.metadata,
+    }
+
+
+def _picture_tree(embedding: Embedding) -> dict[str, object]:
+    if embedding.vectors_g is not None:
+        raise UnsupportedArchitectureError(
+            "an embedding for SDXL has no form in a picture that a webui reads; save it as .safetensors"
+        )
+    return _tree(embedding, "webui", None)
+
+
+def _write_safetensors(embedding: Embedding, path: Path, form: Form, token: str | None) -> None:
+    tensors: dict[str, Tensor]
+    if embedding.vectors_g is not None:
+        tensors = {"clip_l": embedding.vectors, "clip_g": embedding.vectors_g}
+    elif form == "diffusers":
+        tensors = {token or f"<{embedding.name or 'embedding'}>": embedding.vectors}
+    else:
+        tensors = {"emb_params": embedding.vectors}
+    about: dict[str, object] = {
+        "name": embedding.name,
+        "step": embedding.step,
+        "sd_checkpoint": embedding.sd_checkpoint,
+        "sd_checkpoint_name": embedding.sd_checkpoint_name,
+        **embedding.metadata,
+    }
+    text = {
+        key: value if isinstance(value, str) else json.dumps(value, default=str)
+        for key, value in about.items()
+        if value not in (None, "")
+    }
+    save_file(tensors, path, metadata={"format": "pt", **text})

@@ -1,0 +1,246 @@
+"""Embeddings are read and written in every form that webuis and diffusers use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from builders import simple_tree, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from hnloader import (
+    CorruptFileError,
+    HypernetworkError,
+    UnknownFormatError,
+    UnsafeFileError,
+    UnsupportedArchitectureError,
+)
+from hnloader.demo import pipeline_folder
+from hnloader.embeddings import Embedding, load_embedding, save_embedding
+from hnloader.pipelines import load_model
+
+VECTORS = torch.randn(3, 768, generator=torch.Generator().manual_seed(0))
+VECTORS_G = torch.randn(3, 1280, generator=torch.Generator().manual_seed(1))
+WEBUI = {
+    "string_to_token": {"*": 265},
+    "string_to_param": {"*": VECTORS},
+    "name": "style",
+    "step": 1200,
+    "sd_checkpoint": "7460a6fa",
+    "sd_checkpoint_name": "v1-4",
+}
+
+
+def equal(found: Embedding, vectors: torch.Tensor = VECTORS, vectors_g: torch.Tensor | None = None) -> bool:
+    second = (found.vectors_g is None) == (vectors_g is None)
+    if vectors_g is not None and found.vectors_g is not None:
+        second = torch.equal(found.vectors_g, vectors_g)
+    return found.vectors.dtype == vectors.dtype and torch.equal(found.vectors, vectors) and second
+
+
+# -- what others write
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_webui_form(legacy: bool, tmp_path: Path) -> None:
+    found = load_embedding(write(tmp_path / "file.pt", WEBUI, legacy=legacy))
+    assert equal(found)
+    assert (found.name, found.step, found.sd_checkpoint, found.sd_checkpoint_name) == (
+        "style",
+        1200,
+        "7460a6fa",
+        "v1-4",
+    )
+    assert found.metadata == {}
+    assert (found.count, found.width, found.made_for) == (3, 768, "SD 1")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_first_trainers_form_with_a_parameter_dict(legacy: bool, tmp_path: Path) -> None:
+    parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(VECTORS)})
+    content = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}
+    found = load_embedding(write(tmp_path / "style.pt", content, legacy=legacy))
+    assert equal(found)
+    assert found.name == "style"
+    assert found.step is None
+
+
+@pytest.mark.parametrize("vectors", [VECTORS, VECTORS[0], VECTORS.half(), VECTORS.bfloat16()])
+def test_the_diffusers_form(vectors: torch.Tensor, tmp_path: Path) -> None:
+    found = load_embedding(write(tmp_path / "learned_embeds.bin", {"<my-style>": vectors}))
+    assert found.name == "my-style"
+    assert equal(found, vectors.reshape(-1, 768))
+
+
+def test_safetensors_of_each_kind(tmp_path: Path) -> None:
+    save_file({"emb_params": VECTORS}, tmp_path / "one.safetensors")
+    save_file({"<word>": VECTORS[0]}, tmp_path / "two.safetensors")
+    save_file({"clip_l": VECTORS, "clip_g": VECTORS_G}, tmp_path / "xl.safetensors")
+    one, two, xl = (load_embedding(tmp_path / f"{name}.safetensors") for name in ("one", "two", "xl"))
+    assert (one.name, two.name, xl.name) == ("one", "word", "xl")
+    assert equal(one)
+    assert equal(two, VECTORS[:1])
+    assert equal(xl, VECTORS, VECTORS_G)
+    assert xl.made_for == "SDXL"
+
+
+def test_a_file_of_several_tokens_needs_one_to_be_picked(tmp_path: Path) -> None:
+    path = write(tmp_path / "learned_embeds.bin", {"<a>": VECTORS, "<b>": 2 * VECTORS})
+    with pytest.raises(UnsupportedArchitectureError, match=r"2 embeddings \('<a>', '<b>'\)"):
+        load_embedding(path)
+    with pytest.raises(UnsupportedArchitectureError, match="none named '<c>'"):
+        load_embedding(path, token="<c>")
+    assert equal(load_embedding(path, token="<b>"), 2 * VECTORS)
+
+
+# -- what is written
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors", ".png"])
+def test_what_the_webui_form_keeps(ending: str, tmp_path: Path) -> None:
+    given = Embedding(VECTORS, name="style", step=1200, sd_checkpoint="7460a6fa", sd_checkpoint_name="v1-4")
+    save_embedding(given, tmp_path / f"other{ending}")
+    found = load_embedding(tmp_path / f"other{ending}")
+    assert equal(found)
+    assert (found.name, found.step, found.sd_checkpoint, found.sd_checkpoint_name, found.metadata) == (
+        "style",
+        1200,
+        "7460a6fa",
+        "v1-4",
+        {},
+    )
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_an_embedding_for_both_encoders(ending: str, tmp_path: Path) -> None:
+    save_embedding(Embedding(VECTORS, VECTORS_G), tmp_path / f"xl{ending}")
+    assert equal(load_embedding(tmp_path / f"xl{ending}"), VECTORS, VECTORS_G)
+
+
+@pytest.mark.parametrize("ending", [".bin", ".pt", ".safetensors"])
+def test_the_diffusers_form_has_one_tensor_by_its_token(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"file{ending}"
+    save_embedding(Embedding(VECTORS, name="style"), path, form="diffusers")
+    written = load_file(path) if ending == ".safetensors" else torch.load(path, weights_only=True)
+    assert list(written) == ["<style>"]
+    assert torch.equal(written["<style>"], VECTORS)
+
+
+def test_the_webui_form_loads_with_weights_only(tmp_path: Path) -> None:
+    save_embedding(Embedding(VECTORS, name="style", step=7), tmp_path / "style.pt")
+    written = torch.load(tmp_path / "style.pt", weights_only=True)
+    assert torch.equal(written["string_to_param"]["*"], VECTORS)
+    assert written["string_to_token"] == {"*": 265}
+    assert (written["name"], written["step"]) == ("style", 7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    width=st.sampled_from([1, 7, 128, 768, 1024]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    ending=st.sampled_from([".pt", ".bin", ".safetensors"]),
+)
+def test_vectors_come_back_bit_for_bit(
+    count: int, width: int, dtype: torch.dtype, ending: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("round") / f"file{ending}"
+    vectors = torch.randn(count, width).to(dtype)
+    save_embedding(Embedding(vectors), path)
+    assert equal(load_embedding(path), vectors)
+
+
+def test_diffusers_loads_what_is_written(tmp_path: Path) -> None:
+    pipe = load_model(pipeline_folder()).pipeline
+    width = pipe.text_encoder.config.hidden_size
+    vectors = torch.randn(2, width)
+    for number, (ending, form) in enumerate([(".pt", "webui"), (".bin", "diffusers"), (".safetensors", "diffusers")]):
+        path, token = tmp_path / f"style{number}{ending}", f"<style{number}>"
+        save_embedding(Embedding(vectors, name=f"style{number}"), path, form=form)
+        pipe.load_textual_inversion(str(path), token=token)
+        ids = pipe.tokenizer.convert_tokens_to_ids([token, f"{token}_1"])
+        assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], vectors)
+
+
+# -- what is refused
+
+
+def test_other_files_are_named(tmp_path: Path) -> None:
+    hypernetwork = write(tmp_path / "style.pt", simple_tree(8))
+    lora = write(tmp_path / "lora.pt", {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)})
+    save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
+    (tmp_path / "page.pt").write_text("<!doctype html><html></html>")
+    for path, words in [
+        (hypernetwork, "a hypernetwork, not an embedding"),
+        (lora, "a LoRA, not an embedding"),
+        (tmp_path / "lora.safetensors", "a LoRA, not an embedding"),
+        (tmp_path / "page.pt", "a web page"),
+    ]:
+        with pytest.raises(UnknownFormatError) as caught:
+            load_embedding(path)
+        assert str(caught.value).startswith(str(path))
+        assert words in str(caught.value)
+
+
+def test_code_in_the_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = write(tmp_path / "style.pt", {**WEBUI, "name": Trap()})
+    with pytest.raises(UnsafeFileError, match="not safe"):
+        load_embedding(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        ({"string_to_param": {"*": torch.full((2, 768), torch.nan)}}, CorruptFileError, "NaN or infinite"),
+        ({"string_to_param": {"*": torch.zeros(2, 3, 4)}}, UnsupportedArchitectureError, r"shape \[2, 3, 4\]"),
+        ({"string_to_param": {"*": torch.zeros(2, 768, dtype=torch.int64)}}, UnsupportedArchitectureError, "int64"),
+        ({"string_to_param": {}}, UnsupportedArchitectureError, "0 embeddings"),
+        ({"clip_l": torch.zeros(2, 768)}, UnsupportedArchitectureError, "one of SDXL's"),
+        ({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(1, 1280)}, UnsupportedArchitectureError, "2 vectors"),
+    ],
+)
+def test_contradictions_are_named(
+    content: dict[str, object], error: type[HypernetworkError], words: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "style.pt", content)
+    with pytest.raises(error, match=words) as caught:
+        load_embedding(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    save_embedding(Embedding(VECTORS), tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    for name, data in [("cut.safetensors", whole[:-5]), ("cut.pt", write(tmp_path / "a.pt", WEBUI).read_bytes()[:900])]:
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CorruptFileError, match="cut"):
+            load_embedding(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["style.ptt", "style", "style.jpg"])
+def test_an_unknown_ending_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownFormatError, match=r"\.pt"):
+        save_embedding(Embedding(VECTORS), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_of_others_is_kept(tmp_path: Path) -> None:
+    save_file(
+        {"emb_params": VECTORS}, tmp_path / "a.safetensors", metadata={"format": "pt", "notes": "mine", "step": "9"}
+    )
+    found = load_embedding(tmp_path / "a.safetensors")
+    assert (found.metadata, found.step) == ({"notes": "mine"}, 9)
+    save_embedding(found, tmp_path / "b.safetensors")
+    assert load_embedding(tmp_path / "b.safetensors").metadata == {"notes": "mine"}
+    header = (tmp_path / "b.safetensors").read_bytes()
+    size = int.from_bytes(header[:8], "little")
+    assert json.loads(header[8 : 8 + size])["__metadata__"]["step"] == "9"
