@@ -15,12 +15,13 @@ from __future__ import annotations
 import difflib
 import os
 import unicodedata
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from hnloader.errors import HypernetworkError
+from hnloader.folders import walk
 
 SUFFIXES = (".safetensors", ".pt", ".hns")
 
@@ -140,34 +141,9 @@ def _sorted(folder: Path) -> list[LibraryFile]:
 
 def _scan(folder: Path) -> Iterator[PurePath]:
     """The hypernetwork files below a folder, relative to it, in no order."""
-    entered = set()
-    # Breadth first and real folders before links: a file keeps the shortest name that leads to it.
-    pending = deque([(folder, PurePath())])
-    while pending:
-        place, relative = pending.popleft()
-        try:
-            status = place.stat()
-            # Some Windows file systems have no inode numbers; there the resolved path tells folders apart.
-            identity = (status.st_dev, status.st_ino) if status.st_ino else place.resolve()
-            if identity in entered:
-                continue
-            entered.add(identity)
-            entries = sorted(os.scandir(place), key=lambda entry: (entry.is_symlink(), entry.name))
-        except (OSError, RuntimeError):  # gone, not readable, or a loop of links
-            continue
-        for entry in entries:
-            if _holds(entry.is_dir):
-                pending.append((place / entry.name, relative / entry.name))
-            elif PurePath(entry.name).suffix.lower() in SUFFIXES and _holds(entry.is_file):
-                yield relative / entry.name
-
-
-def _holds(question: Callable[[], bool]) -> bool:
-    """The answer, or False where the file system cannot say (a link that leads in a circle)."""
-    try:
-        return question()
-    except OSError:
-        return False
+    for entry in walk(folder):
+        if entry.kind == "file" and entry.relative.suffix.lower() in SUFFIXES:
+            yield entry.relative
 
 
 def _names(file: LibraryFile) -> list[str]:
