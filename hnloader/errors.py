@@ -18,6 +18,10 @@ class UnknownFormatError(HypernetworkError):
     """The file is something else: another kind of model, a web page, a picture, plain text."""
 
 
+class OtherModelError(UnknownFormatError):
+    """The file is a sound model of another kind, such as a LoRA, a full checkpoint or an embedding."""
+
+
 class CorruptFileError(HypernetworkError):
     """The file is of a known kind but damaged: empty, truncated, with sizes that do not add up."""
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hnloader.errors import HypernetworkError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+# Files with this ending are ours, and no program reads them as anything.
+TEMPORARY_SUFFIX = ".hnloader-part"
+# Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
+_ABANDONED_AFTER = 600.0  # seconds
 
 
 @contextlib.contextmanager
@@ -17,31 +28,79 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary file lies in the same folder, so that the rename is atomic. When the block fails, is
     interrupted, or the disk is full, the temporary file is removed and whatever stood at `path` is untouched.
+    What is left after a program was killed, `remove_leftovers` removes.
 
     Raises:
         HypernetworkError: the folder is missing or not writable, or the disk is full.
     """
     target = Path(path)
+    temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise HypernetworkError(f"cannot write {target}: {error.strerror or error}") from error
-    os.close(handle)
-    temporary = Path(name)
+        # Made with the usual permissions: asking for the umask means setting it, for all threads of the program.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except (OSError, ValueError) as error:
+        raise HypernetworkError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
     try:
-        yield temporary
-        _finish(temporary, target)
+        with _marked_as_in_use(handle):
+            yield temporary
+            _finish(temporary, target)
     except OSError as error:
         raise HypernetworkError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
+    """Remove the temporary files of `replacing` that killed programs left in these folders (not below them).
+
+    Files that a running program writes at this moment stay. Folders that are missing or not readable are
+    passed over, as are files that cannot be removed.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for folder in dict.fromkeys(folders):
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            leftovers = [Path(entry.path) for entry in entries if entry.name.endswith(TEMPORARY_SUFFIX)]
+            for path in leftovers:
+                with contextlib.suppress(OSError):
+                    if not _in_use(path):
+                        path.unlink()
+                        removed.append(path)
+    return removed
+
+
+@contextlib.contextmanager
+def _marked_as_in_use(handle: int) -> Iterator[None]:
+    """Hold a lock on an open file: the system drops it when the program ends, however it ends."""
+    if fcntl is None:
+        os.close(handle)  # Windows renames no open file
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _in_use(path: Path) -> bool:
+    if fcntl is not None:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            except BlockingIOError:
+                return True
+            except OSError:  # a file system without locks
+                pass
+    return time.time() - path.stat().st_mtime < _ABANDONED_AFTER
+
+
 def _finish(temporary: Path, target: Path) -> None:
-    """Flush `temporary` to the disk, give it the usual permissions, and rename it to `target`."""
+    """Flush `temporary` to the disk and rename it to `target`."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
     temporary.replace(target)

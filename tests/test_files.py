@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from builders import simple_tree, write
 
 import hnloader
 from hnloader import HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
-from hnloader.files import replacing
+from hnloader.files import TEMPORARY_SUFFIX, remove_leftovers, replacing
 
 
 def test_the_file_takes_its_name_at_the_end(tmp_path: Path) -> None:
@@ -49,6 +53,31 @@ def test_the_usual_permissions(tmp_path: Path) -> None:
     with replacing(tmp_path / "style.pt") as temporary:
         temporary.write_bytes(b"")
     assert stat.S_IMODE((tmp_path / "style.pt").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
+def test_what_a_killed_program_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom hnloader.files import replacing\n"
+        "with replacing(sys.argv[1]) as temporary:\n"
+        "    temporary.write_bytes(b'half')\n    print('writing', flush=True)\n    sys.stdin.read()"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "style.pt")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        (half,) = tmp_path.iterdir()
+        assert half.name.startswith(".style.pt.")
+        assert half.name.endswith(TEMPORARY_SUFFIX)
+        (tmp_path / "notes.part").touch()
+        assert remove_leftovers([tmp_path, tmp_path / "missing"]) == []
+        assert half.exists()
+        running.send_signal(signal.SIGKILL)
+    assert half.exists()
+    assert remove_leftovers([tmp_path]) == [half]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.part"]
 
 
 def test_where_nothing_can_be_saved(tmp_path: Path) -> None:

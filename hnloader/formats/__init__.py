@@ -54,7 +54,8 @@ def load(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> Hype
 
     Raises:
         UnsafeFileError: a pickle that names or calls something that no hypernetwork needs.
-        UnknownFormatError: something else; the message says what it is and what to do with it.
+        OtherModelError: a model of another kind; the message says which and what to do with it.
+        UnknownFormatError: something else, a web page for one; the message says what it is. The base of the former.
         CorruptFileError: damaged, cut off, or with values that are not finite.
         UnsupportedArchitectureError: metadata and tensors contradict each other; the message says which.
         HypernetworkError: the file, or a member of a composition, cannot be opened.

@@ -18,7 +18,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from hnloader.errors import CorruptFileError, UnknownFormatError, UnsupportedArchitectureError
+from hnloader.errors import CorruptFileError, OtherModelError, UnsupportedArchitectureError
 from hnloader.files import replacing
 from hnloader.formats.checkpoint import item_size
 from hnloader.formats.contents import Contents, SideTensors, named_tensors, state_dict
@@ -76,7 +76,7 @@ def read(source: Source) -> Contents:
     """The hypernetwork in the file, tensors not read.
 
     Raises:
-        UnknownFormatError: another kind of model.
+        OtherModelError: another kind of model.
         CorruptFileError: the header is damaged or does not fit the file.
         UnsupportedArchitectureError: written by a newer layout, or metadata and tensors contradict each other.
     """
@@ -84,7 +84,7 @@ def read(source: Source) -> Contents:
     described = metadata.get(METADATA_KEY)
     if described is None:
         kind = kind_of_names(tensors) or "a safetensors file of a kind that is not known here, not a hypernetwork"
-        raise UnknownFormatError(f"{source.label} is {kind}")
+        raise OtherModelError(f"{source.label} is {kind}")
     about = _described(described, source.label)
     extras = {name: info for name, info in tensors.items() if name.startswith("metadata.")}
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from hnloader.errors import UnknownFormatError, UnsupportedArchitectureError
+from hnloader.errors import OtherModelError, UnsupportedArchitectureError
 from hnloader.files import replacing
 from hnloader.formats.checkpoint import ZIP_MAGIC, Checkpoint, is_legacy_stream, read_checkpoint
 from hnloader.formats.contents import Contents, SideTensors, named_tensors, state_dict
@@ -34,7 +34,7 @@ def read(source: Source) -> Contents:
 
     Raises:
         UnsafeFileError: the pickle names or calls something that no hypernetwork needs.
-        UnknownFormatError: it holds something else.
+        OtherModelError: it holds something else.
         CorruptFileError: it is damaged.
         UnsupportedArchitectureError: metadata and tensors contradict each other.
     """
@@ -43,7 +43,7 @@ def read(source: Source) -> Contents:
     kind = kind_of_tree(tree)
     check_refusals(checkpoint.refused, source.label, inert_allowed=kind is not None)
     if kind is not None:
-        raise UnknownFormatError(f"{source.label} is {kind}")
+        raise OtherModelError(f"{source.label} is {kind}")
     assert isinstance(tree, dict)
     try:
         return _contents(checkpoint, tree, source.label)
