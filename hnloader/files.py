@@ -101,6 +101,6 @@ def _in_use(path: Path) -> bool:
 
 def _finish(temporary: Path, target: Path) -> None:
     """Flush `temporary` to the disk and rename it to `target`."""
-    with temporary.open("rb") as file:
+    with temporary.open("r+b") as file:  # Windows flushes only what is open for writing
         os.fsync(file.fileno())
     temporary.replace(target)
