@@ -293,7 +293,7 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
     }
     header = {"format": "pt", METADATA_KEY: json.dumps(about, ensure_ascii=True)}
     with replacing(path) as temporary:
-        _write_file(temporary, {**_tensors(hypernetwork), **extras}, header)
+        write_tensors(temporary, {**_tensors(hypernetwork), **extras}, header)
 
 
 def _tensors(hypernetwork: Hypernetwork) -> dict[str, Tensor]:
@@ -305,7 +305,7 @@ def _tensors(hypernetwork: Hypernetwork) -> dict[str, Tensor]:
     }
 
 
-def _write_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file one tensor at a time, and let the safetensors library open it.
 
     The library's own writer needs NumPy, which hnloader does not, and holds all data twice.
@@ -325,12 +325,12 @@ def _write_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            file.write(_bytes_of(plain[name]))
+            file.write(tensor_bytes(plain[name]))
     with safetensors.safe_open(path, framework="pt") as opened:
         assert set(opened.keys()) == set(names)
 
 
-def _bytes_of(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
+def tensor_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
     """The memory of a contiguous CPU tensor, without a copy."""
     size = tensor.numel() * tensor.element_size()
     return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
