@@ -1,0 +1,62 @@
+"""The results of a conversion of many files as JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from hnloader.conversion.results import Result
+from hnloader.errors import HypernetworkError
+from hnloader.files import replacing
+
+REPORT_SUFFIXES = (".json", ".csv")
+
+
+def write_report(results: Iterable[Result], path: str | os.PathLike[str]) -> None:
+    """Write one entry per file: an array of objects to a `.json` file, a table with a header to a `.csv` file.
+
+    Every entry has source, target, outcome, reason, error, size (bytes) and seconds; what the converter tells
+    besides follows. Missing values are null in JSON and empty in CSV.
+
+    Raises:
+        HypernetworkError: another ending, or the file cannot be written.
+    """
+    target = Path(path)
+    entries = [as_dict(result) for result in sorted(results, key=lambda result: str(result.source))]
+    suffix = target.suffix.lower()
+    if suffix not in REPORT_SUFFIXES:
+        raise HypernetworkError(f"{target} ends in {suffix!r}; a report is a .json or a .csv file")
+    text = _csv(entries) if suffix == ".csv" else json.dumps(entries, indent=2) + "\n"
+    with replacing(target) as temporary:
+        temporary.write_bytes(text.encode("utf-8", errors="surrogateescape"))
+
+
+def as_dict(result: Result) -> dict[str, object]:
+    """A result as plain values."""
+    entry: dict[str, object] = {
+        "source": str(result.source),
+        "target": None if result.target is None else str(result.target),
+        "outcome": result.outcome,
+        "reason": result.reason or None,
+        "error": result.error or None,
+        "size": result.size,
+        "seconds": result.seconds,
+    }
+    return entry | {key: value for key, value in result.details.items() if key not in entry}
+
+
+def _csv(entries: list[dict[str, object]]) -> str:
+    columns = list(dict.fromkeys(key for entry in entries for key in entry)) or ["source"]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows([_cell(entry.get(column)) for column in columns] for entry in entries)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
