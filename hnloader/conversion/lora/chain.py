@@ -1,0 +1,71 @@
+"""Hypernetworks applied one after the other, as they are at one attention layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hnloader.affine import AffineMap
+from hnloader.attention.attach import Application
+from hnloader.attention.sites import AttentionSite
+from hnloader.attention.strengths import site_strengths
+from hnloader.network import Hypernetwork, SideName
+
+Links = tuple[tuple[Hypernetwork, float], ...]
+
+
+class Chain:
+    """What some applications do to the contexts of a model's attention layers."""
+
+    def __init__(self, applications: Sequence[Application], sites: Sequence[AttentionSite]) -> None:
+        self._applied = [
+            (application, application.hypernetwork, site_strengths(application.strength, sites))
+            for application in applications
+        ]
+        self._maps: dict[tuple[object, ...], AffineMap | None] = {}
+
+    def links(self, site: AttentionSite, side: SideName) -> Links:
+        """The hypernetworks that act on one side of a site, in order, with their strengths."""
+        found = []
+        for application, hypernetwork, strengths in self._applied:
+            strength = strengths[site.index] * (application.k if side == "k" else application.v)
+            assert isinstance(hypernetwork, Hypernetwork)
+            if site.width in hypernetwork.widths and strength != 0:
+                found.append((hypernetwork, strength))
+        return tuple(found)
+
+    def apply(self, site: AttentionSite, side: SideName, context: Tensor) -> Tensor:
+        """`context` [..., width] as the projection of this side receives it; of the same shape and dtype."""
+        for hypernetwork, strength in self.links(site, side):
+            context = hypernetwork.transform(side, context, strength)
+        return context
+
+    def change(self, site: AttentionSite, side: SideName, context: Tensor) -> Tensor:
+        """What is added to `context` [..., width], computed in float32; float64 of the same shape."""
+        context = context.float()
+        with torch.no_grad():
+            return self.apply(site, side, context).double() - context.double()
+
+    def affine(self, site: AttentionSite, side: SideName) -> AffineMap | None:
+        """`change` as one map in float64, or None where a hypernetwork is not affine there."""
+        links = self.links(site, side)
+        key = (site.width, side, *((id(hypernetwork), strength) for hypernetwork, strength in links))
+        if key not in self._maps:
+            self._maps[key] = _composed(links, site.width, side)
+        return self._maps[key]
+
+
+def _composed(links: Links, width: int, side: SideName) -> AffineMap | None:
+    """All links after each other, less the context itself: h2(h1(c)) - c."""
+    change: AffineMap | None = None
+    for hypernetwork, strength in links:
+        step = hypernetwork.side(width, side).affine_map()
+        if step is None:
+            return None
+        step = step.scaled(strength)
+        # h2(h1(c)) - c = change1(c) + step2(c + change1(c))
+        identity = AffineMap.identity(width, torch.float64)
+        change = step if change is None else change + (identity + change).then(step)
+    return change

@@ -1,0 +1,301 @@
+"""What the contexts of a model's attention layers look like: samples and their second moments.
+
+Contexts are taken from the model while the hypernetworks act, because they change what later layers see. Prompts
+are split three ways: most are for fitting, some to choose the rank and the ridge by, and the rest, which nothing
+is fitted to, to measure the error on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hnloader.attention import attachments
+from hnloader.attention.sites import AttentionSite, find_sites
+from hnloader.conversion.lora.base import BaseModel
+from hnloader.conversion.lora.chain import Chain
+from hnloader.errors import HypernetworkError
+from hnloader.network import SIDES, SideName
+
+Role = Literal["fit", "choose", "measure"]
+# Which prompt is for what, over and over; also the fewest prompts that give each role one.
+ROLES: tuple[Role, ...] = ("fit", "fit", "choose", "fit", "measure")
+
+TOKENS = 256  # of each sequence of a self-attention layer, drawn at random
+KEPT_SEQUENCES = 32  # per layer and role, for choosing and for measuring
+KEPT_TOKENS = {"self": 32, "cross": 77}
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How contexts are sampled.
+
+    Attributes:
+        prompts: At least five different ones. The text layers see all of them.
+        pictures: How many are denoised for the self-attention layers, cycling through the prompts.
+        steps: Sampling steps of each.
+        seed: Of the first picture; the next ones have seed + 1, ...
+        guidance: Classifier-free guidance scale.
+    """
+
+    prompts: tuple[str, ...]
+    pictures: int = 10
+    steps: int = 8
+    seed: int = 0
+    guidance: float = 5.0
+
+    def __post_init__(self) -> None:
+        if len(set(self.prompts)) < len(ROLES):
+            raise HypernetworkError(
+                f"{len(set(self.prompts))} different prompts are too few: at least {len(ROLES)} are needed, "
+                "because the error is measured on prompts that nothing was fitted to."
+            )
+        if self.pictures < len(ROLES) or self.steps < 1:
+            raise HypernetworkError(f"At least {len(ROLES)} pictures of 1 step each are needed to sample contexts.")
+
+
+@dataclass
+class Moments:
+    """Sums over the contexts c of one layer and what the chain adds to them, a, in float64.
+
+    The `inner` ones are taken of what is left of c and a after subtracting their mean over the tokens of their
+    sequence: the part of keys that attention sees (see `fitting`).
+
+    Attributes:
+        count: Number of tokens.
+        c, cc, inner_cc: Sums of c [width] and of c c^T [width, width].
+        a, ac, inner_ac: Per side sums of a [width] and of a c^T [width, width]; of sides that are no affine map.
+    """
+
+    count: int
+    c: Tensor
+    cc: Tensor
+    inner_cc: Tensor
+    a: dict[SideName, Tensor] = field(default_factory=dict)
+    ac: dict[SideName, Tensor] = field(default_factory=dict)
+    inner_ac: dict[SideName, Tensor] = field(default_factory=dict)
+
+
+class Layer:
+    """The samples of one attention layer, or of several that always see the same contexts."""
+
+    def __init__(self, site: AttentionSite, chain: Chain) -> None:
+        self.site, self.chain = site, chain
+        zeros = torch.zeros(site.width, site.width, dtype=torch.float64)
+        self.moments = Moments(0, zeros[0].clone(), zeros.clone(), zeros.clone())
+        self._fitted_sides = [side for side in SIDES if chain.affine(site, side) is None and chain.links(site, side)]
+        for side in self._fitted_sides:
+            self.moments.a[side] = zeros[0].clone()
+            self.moments.ac[side] = zeros.clone()
+            self.moments.inner_ac[side] = zeros.clone()
+        self.kept: dict[Role, list[Tensor]] = {"choose": [], "measure": []}
+
+    def add(self, contexts: Tensor, role: Role) -> None:
+        """Take in contexts [sequences, tokens, width]."""
+        contexts = contexts.float().cpu()
+        if role != "fit":
+            room = KEPT_SEQUENCES - len(self.kept[role])
+            self.kept[role].extend(contexts[:room, : KEPT_TOKENS[self.site.kind]].unbind())
+            return
+        c = contexts.double()
+        inner = (c - c.mean(1, keepdim=True)).flatten(0, 1)
+        flat = c.flatten(0, 1)
+        moments = self.moments
+        moments.count += len(flat)
+        moments.c += flat.sum(0)
+        moments.cc += flat.T @ flat
+        moments.inner_cc += inner.T @ inner
+        for side in self._fitted_sides:
+            a = self.chain.change(self.site, side, contexts)
+            moments.a[side] += a.sum((0, 1))
+            moments.ac[side] += a.flatten(0, 1).T @ flat
+            moments.inner_ac[side] += (a - a.mean(1, keepdim=True)).flatten(0, 1).T @ inner
+
+    def samples(self, role: Role) -> list[Tensor]:
+        """Kept sequences [tokens, width], float32. Raises HypernetworkError if there are none."""
+        if not self.kept[role]:
+            raise HypernetworkError(f"{self.site.name} was never run while contexts were sampled from the model.")
+        return self.kept[role]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The sampled contexts of every layer that the chain changes, and in words where they come from."""
+
+    layers: dict[int, Layer]
+    description: str
+
+    def of(self, site: AttentionSite) -> Layer:
+        """The samples of a site."""
+        return self.layers[site.index]
+
+
+def sample(base: BaseModel, chain: Chain, sampling: Sampling, progress: Progress) -> Statistics:
+    """Run the base model with the chain applied and take samples of its attention layers' contexts.
+
+    A whole pipeline denoises pictures; contexts of text are its encodings of all prompts. A UNet alone is given
+    random latents and random text contexts, of which nothing else is known.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        HypernetworkError: Hypernetworks are attached to the model; or a layer cannot be observed.
+    """
+    pipeline, unet = base.runnable()
+    if attachments(unet):
+        raise HypernetworkError("Hypernetworks are attached to the model: detach them before converting.")
+    observed = _Observed(unet, base, chain, sampling.seed)
+    if pipeline is None:
+        _run_unet(unet, observed, sampling, progress)
+        description = (
+            f"UNet alone: {sampling.pictures * sampling.steps} passes on random latents with random text contexts "
+            "(independent, variance 1); nothing is known of real text contexts"
+        )
+    else:
+        _encode_prompts(pipeline, observed, sampling)
+        _run_pipeline(pipeline, observed, sampling, progress)
+        description = (
+            f"pipeline: text contexts of {len(sampling.prompts)} prompts and of the empty one, half each; "
+            f"self-attention contexts of {sampling.pictures} pictures at {sampling.steps} steps, seeds from "
+            f"{sampling.seed}, guidance {sampling.guidance:g}, with the hypernetworks applied"
+        )
+    return Statistics(observed.layers, description)
+
+
+def random_contexts(sites: Sequence[AttentionSite], chain: Chain, seed: int) -> Statistics:
+    """Contexts to check an exact conversion on: independent values of variance 1, no model run."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for site in _changed(sites, chain):
+        layer = Layer(site, chain)
+        layer.add(torch.randn(4, 32, site.width, generator=generator), "measure")
+        layers[site.index] = layer
+    return Statistics(layers, "random contexts (independent, variance 1): an exact conversion needs no others")
+
+
+def _changed(sites: Sequence[AttentionSite], chain: Chain) -> Iterator[AttentionSite]:
+    return (site for site in sites if any(chain.links(site, side) for side in SIDES))
+
+
+class _Observed:
+    """Hooks that apply the chain at a UNet's attention layers and hand their contexts to `Layer`s."""
+
+    def __init__(self, unet: nn.Module, base: BaseModel, chain: Chain, seed: int) -> None:
+        self.chain = chain
+        self.role: Role = "fit"
+        self._generator = torch.Generator().manual_seed(seed)
+        # Text contexts are the same in all cross-attention layers, so layers with the same chain share samples.
+        self.texts: dict[object, Layer] = {}
+        self.layers: dict[int, Layer] = {}
+        for site in _changed(base.sites, chain):
+            if site.kind == "self":
+                self.layers[site.index] = Layer(site, chain)
+                continue
+            links = tuple(
+                (id(hn), strength) for side in SIDES for hn, strength in (*chain.links(site, side), (None, 0))
+            )
+            if (site.width, links) not in self.texts:
+                self.texts[site.width, links] = Layer(site, chain)
+            self.layers[site.index] = self.texts[site.width, links]
+        modules = {site.name: site.module for site in find_sites(unet)}
+        self._sites = [(site, modules[site.name]) for site in _changed(base.sites, chain)]
+
+    def add_text(self, contexts: Tensor, role: Role) -> None:
+        """Text contexts [sequences, tokens, width], for all cross-attention layers."""
+        for layer in self.texts.values():
+            layer.add(contexts, role)
+
+    def __enter__(self) -> _Observed:
+        self._handles = []
+        for site, module in self._sites:
+            for side in SIDES:
+                projection: Any = getattr(module, f"to_{side}")
+                self._handles.append(projection.register_forward_pre_hook(self._hook(site, side)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, site: AttentionSite, side: SideName) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        def run(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            context = inputs[0]
+            if side == "k" and site.kind == "self":
+                tokens = torch.randperm(context.shape[1], generator=self._generator)[:TOKENS]
+                self.layers[site.index].add(context[:, tokens.to(context.device)], self.role)
+            return self.chain.apply(site, side, context), *inputs[1:]
+
+        return run
+
+
+def _encode_prompts(pipeline: Any, observed: _Observed, sampling: Sampling) -> None:
+    if not observed.texts:
+        return
+    for index, prompt in enumerate(sampling.prompts):
+        with torch.no_grad():
+            found = pipeline.encode_prompt(
+                prompt=prompt,
+                device=pipeline.unet.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=True,
+                negative_prompt=None,
+            )
+        # (prompt, negative prompt, ...): guidance runs the model on both equally often.
+        observed.add_text(torch.cat(found[:2]), ROLES[index % len(ROLES)])
+
+
+def _run_pipeline(pipeline: Any, observed: _Observed, sampling: Sampling, progress: Progress) -> None:
+    total = sampling.pictures * sampling.steps
+    for index in range(sampling.pictures):
+        observed.role = ROLES[index % len(ROLES)]
+
+        def step_done(_: Any, step: int, __: Any, tensors: dict[str, Any], index: int = index) -> dict[str, Any]:
+            progress(index * sampling.steps + step + 1, total, "Sampling contexts")
+            return tensors
+
+        with observed, torch.no_grad():
+            pipeline(
+                sampling.prompts[index % len(sampling.prompts)],
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance,
+                generator=torch.Generator().manual_seed(sampling.seed + index),
+                output_type="latent",
+                callback_on_step_end=step_done,
+                callback_on_step_end_tensor_inputs=[],
+            )
+
+
+def _run_unet(unet: Any, observed: _Observed, sampling: Sampling, progress: Progress) -> None:
+    generator = torch.Generator().manual_seed(sampling.seed)
+    config, total = unet.config, sampling.pictures * sampling.steps
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
+
+    for index in range(sampling.pictures):
+        observed.role = ROLES[index % len(ROLES)]
+        for step in range(sampling.steps):
+            contexts = random(2, 77, config.cross_attention_dim)
+            observed.add_text(contexts, observed.role)
+            size = config.sample_size
+            inputs: dict[str, Any] = {
+                "sample": random(2, config.in_channels, size, size),
+                "timestep": torch.tensor(999 - 1000 * step // sampling.steps, device=unet.device),
+                "encoder_hidden_states": contexts,
+            }
+            if config.addition_embed_type == "text_time":
+                pixels = size * 8
+                time_ids = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * 2)
+                pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+                inputs["added_cond_kwargs"] = {
+                    "text_embeds": random(2, pooled),
+                    "time_ids": time_ids.to(unet.device, unet.dtype),
+                }
+            with observed, torch.no_grad():
+                unet(**inputs)
+            progress(index * sampling.steps + step + 1, total, "Sampling contexts")

@@ -1,0 +1,87 @@
+"""LoRA files: the names of their tensors, and the metadata that other programs and hnloader read."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hnloader.conversion.lora.names import NameStyle, lora_name
+from hnloader.conversion.lora.result import Kind, LayerChange
+from hnloader.files import replacing
+from hnloader.formats.safetensors import tensor_bytes, write_tensors
+
+# By family: kohya's ss_base_model_version, ModelSpec's architecture, and the native size in pixels.
+_FAMILIES = {
+    "SD 1": ("sd_v1", "stable-diffusion-v1", "512x512"),
+    "SD 2": ("sd_v2", "stable-diffusion-v2-768-v", "768x768"),
+    "SDXL": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "1024x1024"),
+}
+_IMPLEMENTATIONS = {"diffusers": "diffusers", "original": "https://github.com/Stability-AI/generative-models"}
+
+
+def name_style(family: str | None) -> NameStyle:
+    """The names that every program reads: the original ones for SDXL, diffusers' for the others."""
+    return "original" if family == "SDXL" else "diffusers"
+
+
+def named_tensors(changes: Sequence[LayerChange], style: NameStyle, layers: int) -> dict[str, Tensor]:
+    """The tensors of a file under their names; on the CPU, contiguous."""
+    return {
+        f"{lora_name(change.name, style, layers)}.{part}": tensor.detach().cpu().contiguous()
+        for change in changes
+        for part, tensor in change.tensors().items()
+    }
+
+
+def describe(
+    changes: Sequence[LayerChange], kind: Kind, family: str | None, base: str, title: str, style: NameStyle
+) -> dict[str, str]:
+    """The metadata that kohya's tools, the webuis and model managers read."""
+    version, architecture, resolution = _FAMILIES.get(family or "", ("", "unknown", ""))
+    ranks = {change.rank for change in changes}
+    rank = str(next(iter(ranks))) if len(ranks) == 1 and kind == "lora" else "Dynamic"  # kohya's word for mixed ranks
+    metadata = {
+        "ss_network_module": "networks.lora" if kind == "lora" else "lycoris.kohya",
+        "ss_network_dim": rank,
+        "ss_network_alpha": rank,
+        "ss_network_args": json.dumps({} if kind == "lora" else {"algo": "full"}),
+        "ss_v2": str(family == "SD 2"),
+        "ss_base_model_version": version,
+        "ss_sd_model_name": base,
+        "ss_output_name": title,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": _IMPLEMENTATIONS[style],
+        "modelspec.title": title,
+        "modelspec.resolution": resolution,
+        "modelspec.date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    return {key: value for key, value in metadata.items() if value}
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Write a LoRA file, which takes its name when it is complete. Returns its size in bytes.
+
+    Raises:
+        HypernetworkError: It cannot be written.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):  # all of one dtype, so this is their order in the file
+        digest.update(tensor_bytes(tensors[name]))
+    value = digest.hexdigest()
+    # kohya's hash of a network and ModelSpec's are of the tensor data, so that metadata can be edited.
+    hashes = {"sshs_model_hash": value, "modelspec.hash_sha256": f"0x{value}"}
+    with replacing(path) as temporary:
+        write_tensors(temporary, dict(tensors), {"format": "pt", **metadata, **hashes})
+        return temporary.stat().st_size
+
+
+def overflowing(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor that holds an infinite value or NaN."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
