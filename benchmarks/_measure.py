@@ -1,0 +1,174 @@
+"""Times of several ways to do one thing, taken in turns in one process, and what can be said from them.
+
+Other programs disturb every timing. So the ways take turns (A B C, C B A, ...), each is compared with the others of its
+own round, and what is reported is the median of the rounds with its quartiles.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Action = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of one or more values; quartiles by linear interpolation, both ends included."""
+        if not values:
+            raise ValueError("nothing was measured")
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def to_json(self) -> list[float]:
+        return [self.median, self.low, self.high]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run: seconds of the clock, and seconds of processor time over all threads."""
+
+    wall: float
+    cpu: float
+
+
+class Rounds:
+    """The samples of several ways: one per way and round."""
+
+    def __init__(self, samples: Mapping[str, Sequence[Sample]]) -> None:
+        counts = {len(each) for each in samples.values()}
+        if len(counts) != 1 or counts == {0}:
+            raise ValueError("every way needs the same number of samples, and at least one")
+        self.samples = {way: tuple(each) for way, each in samples.items()}
+        self.count = counts.pop()
+
+    def seconds(self, way: str) -> Spread:
+        """Seconds of the clock."""
+        return Spread.of([sample.wall for sample in self.samples[way]])
+
+    def ratio(self, way: str, base: str) -> Spread:
+        """How many times as long as `base`, round by round."""
+        pairs = zip(self.samples[way], self.samples[base], strict=True)
+        return Spread.of([one.wall / other.wall for one, other in pairs])
+
+    def cpu_ratio(self, way: str, base: str) -> Spread:
+        """As `ratio`, of the processor time: less disturbed by other programs, blind to waiting."""
+        pairs = zip(self.samples[way], self.samples[base], strict=True)
+        return Spread.of([one.cpu / max(other.cpu, 1e-9) for one, other in pairs])
+
+    def share(self, way: str, of: str, base: str) -> Spread:
+        """What `way` adds to `base` as a fraction of what `of` adds: (way - base) / (of - base).
+
+        Both differences are small against the noise of one round, so the ratio is taken of their medians, and its
+        quartiles are those of 1000 resamplings of the rounds (bootstrap, always with the same seed).
+        """
+        ways = [self._excess(way, base), self._excess(of, base)]
+        draw = random.Random(0)
+        shares = []
+        for _ in range(1000):
+            rounds = draw.choices(range(self.count), k=self.count)
+            shares.append(_quotient(*(statistics.median(excess[i] for i in rounds) for excess in ways)))
+        spread = Spread.of(shares)
+        return Spread(_quotient(*map(statistics.median, ways)), spread.low, spread.high)
+
+    def excess(self, way: str, base: str) -> float:
+        """Seconds that `way` adds to `base`: the median of the rounds."""
+        return statistics.median(self._excess(way, base))
+
+    def _excess(self, way: str, base: str) -> list[float]:
+        pairs = zip(self.samples[way], self.samples[base], strict=True)
+        return [one.wall - other.wall for one, other in pairs]
+
+
+def _quotient(part: float, whole: float) -> float:
+    return part / whole if whole else float("inf")
+
+
+def take_turns(
+    ways: Mapping[str, Action], *, seconds: float, least: int = 3, most: int = 15, warm_up: int = 1
+) -> Rounds:
+    """Run all the ways in turns until the time is up.
+
+    Args:
+        ways: What to run, by name.
+        seconds: No new round begins after so many seconds; warming up counts.
+        least: Rounds that are run whatever the time.
+        most: Rounds that are enough.
+        warm_up: Runs of each way before the first round, which are not counted.
+    """
+    end = time.perf_counter() + seconds
+    for _ in range(warm_up):
+        for action in ways.values():
+            action()
+    samples: dict[str, list[Sample]] = {way: [] for way in ways}
+    names = list(ways)
+    for number in range(most):
+        if number >= least and time.perf_counter() > end:
+            break
+        # There and back: what drifts evenly hits all alike.
+        for name in names if number % 2 == 0 else reversed(names):
+            samples[name].append(timed(ways[name]))
+    return Rounds(samples)
+
+
+def timed(action: Action) -> Sample:
+    """Run it once. On a GPU the time is the device's, by events."""
+    if torch.cuda.is_available():
+        return _timed_on_gpu(action)
+    cpu, wall = time.process_time(), time.perf_counter()
+    action()
+    return Sample(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _timed_on_gpu(action: Action) -> Sample:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    cpu = time.process_time()
+    begin.record()
+    action()
+    end.record()
+    torch.cuda.synchronize()
+    return Sample(begin.elapsed_time(end) / 1000, time.process_time() - cpu)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of tensors that an action asked for: at most at one time, and still held at its end."""
+
+    peak: int
+    kept: int
+
+
+def memory_of(action: Action) -> Memory:
+    """Run it and count the tensors' bytes, exactly: from torch's record of every allocation and release."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        action()
+        torch.cuda.synchronize()
+        return Memory(torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        action()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return Memory(peak, held)

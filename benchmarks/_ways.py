@@ -1,0 +1,117 @@
+"""The ways of applying hypernetworks that are compared: hnloader's, and what others do, written plainly."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+import hnloader
+from hnloader.attention import find_sites
+from hnloader.network import Hypernetwork, SideName
+
+Way: TypeAlias = "Callable[[nn.Module, Sequence[Hypernetwork]], object]"
+LORA_RANK = 16
+STRENGTH = 0.8
+EXACT_IS_THERE = "exact" in inspect.signature(hnloader.attach).parameters
+
+
+def bare(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
+    """The model alone."""
+
+
+def ours(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloader.Attachment:
+    """hnloader with its defaults."""
+    return hnloader.attach(model, list(hypernetworks), STRENGTH)
+
+
+def ours_exact(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloader.Attachment:
+    """hnloader with the originals' float32 rounding."""
+    return hnloader.attach(model, list(hypernetworks), STRENGTH, exact=True)
+
+
+def live_hooks(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
+    """What one writes first: a pre-hook on each `to_k` and `to_v` that runs the side in the model's dtype."""
+
+    def hook_with(chain: Sequence[nn.Module]) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+        def hook(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            (context,) = args
+            for module in chain:
+                context = context + STRENGTH * module(context)
+            return (context,)
+
+        return hook
+
+    cast = _cast(hypernetworks, model, next(model.parameters()).dtype)
+    for site in find_sites(model):
+        layer: Any = site.module
+        layer.to_k.register_forward_pre_hook(hook_with(_chain(cast, site.width, "k")))
+        layer.to_v.register_forward_pre_hook(hook_with(_chain(cast, site.width, "v")))
+
+
+def webui(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
+    """What AUTOMATIC1111's webui does: both contexts of a layer at once, in float32, cast back after each file."""
+
+    def applied(chain: Sequence[nn.Module], context: Tensor) -> Tensor:
+        for module in chain:
+            wide = context.float()
+            context = (wide + module(wide) * STRENGTH).to(context.dtype)
+        return context
+
+    def hook_both(layer: Any, k: Sequence[nn.Module], v: Sequence[nn.Module]) -> None:
+        waiting: list[Tensor] = []
+
+        def before_k(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            changed = applied(k, args[0])
+            waiting.append(applied(v, args[0]))
+            return (changed,)
+
+        layer.to_k.register_forward_pre_hook(before_k)
+        layer.to_v.register_forward_pre_hook(lambda _, args: (waiting.pop(),))
+
+    cast = _cast(hypernetworks, model, torch.float32)
+    for site in find_sites(model):
+        hook_both(site.module, _chain(cast, site.width, "k"), _chain(cast, site.width, "v"))
+
+
+def lora(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
+    """A LoRA on every `to_k` and `to_v` through peft: what a user would take instead of a hypernetwork."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_k", "to_v"], init_lora_weights="gaussian"
+    )
+    model.add_adapter(config)  # type: ignore[operator]
+
+
+def _cast(hypernetworks: Sequence[Hypernetwork], model: nn.Module, dtype: torch.dtype) -> list[Hypernetwork]:
+    """Copies on the model's device; all layers of a width share them."""
+    device = next(model.parameters()).device
+    return [copy.deepcopy(each).to(device=device, dtype=dtype) for each in hypernetworks]
+
+
+def _chain(hypernetworks: Sequence[Hypernetwork], width: int, side: SideName) -> list[nn.Module]:
+    """The plain Sequentials of one side, in order."""
+    sides: list[Any] = [each.side(width, side) for each in hypernetworks if width in each.widths]
+    return [each.linear for each in sides]
+
+
+class Attaching:
+    """Attaches with hnloader's defaults when it is called, and keeps the attachment."""
+
+    attachment: hnloader.Attachment
+
+    def __init__(self, model: object, hypernetworks: Sequence[Hypernetwork]) -> None:
+        self._model, self._hypernetworks = model, list(hypernetworks)
+
+    def __call__(self) -> None:
+        self.attachment = hnloader.attach(self._model, self._hypernetworks, STRENGTH)
+
+
+def plans(attachment: hnloader.Attachment) -> str:
+    """How hnloader computes what is attached, in a few words."""
+    return "live"
