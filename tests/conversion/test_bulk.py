@@ -1,0 +1,317 @@
+"""Running a conversion of many files: outcomes, what exists already, cancelling, and what may go wrong in one file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from hnloader import CorruptFileError, HypernetworkError
+from hnloader.conversion.bulk import check_many, convert_many, dry_run
+from hnloader.conversion.planning import plan
+from hnloader.conversion.results import Result, counts
+from hnloader.errors import OtherModelError
+from hnloader.files import TEMPORARY_SUFFIX, replacing
+
+
+class Copier:
+    """Copies text files; what a file holds decides what happens to it."""
+
+    suffix = ".copy"
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.before: Callable[[Path], None] = lambda source: None
+        self._lock = threading.Lock()
+
+    def convert(self, source: Path, target: Path) -> Mapping[str, object]:
+        with self._lock:
+            self.seen.append(source.name)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            self.before(source)
+            self.look(source)
+            with replacing(target) as temporary:
+                temporary.write_text(f"copy of {source.read_text()}")
+        finally:
+            with self._lock:
+                self.at_once -= 1
+        return {"length": len(source.read_text())}
+
+    def look(self, source: Path) -> None:
+        content = source.read_text()
+        errors: dict[str, BaseException] = {
+            "bad": CorruptFileError(f"{source} is damaged"),
+            "lora": OtherModelError(f"{source} is a LoRA"),
+            "memory": MemoryError(),
+            "allocator": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+            "deep": RecursionError("maximum recursion depth exceeded"),
+            "io": OSError(errno.EIO, "Input/output error", str(source)),
+            "bug": ZeroDivisionError("division by zero"),
+        }
+        if content in errors:
+            raise errors[content]
+
+    def made(self, source: Path, target: Path) -> bool:
+        return target.is_file() and target.read_text() == f"copy of {source.read_text()}"
+
+    def came_from(self, file: Path, source: Path) -> bool:
+        return self.made(source, file)
+
+    def check(self, source: Path, target: Path) -> Mapping[str, object]:
+        if not self.made(source, target):
+            raise HypernetworkError(f"{target} differs from {source}")
+        return {}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, content in {"a.pt": "1", "b.pt": "2", "sub/c.pt": "3"}.items():
+        (tmp_path / "old" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "old" / name).write_text(content)
+    return tmp_path / "old"
+
+
+def run(folder: Path, converter: Copier | None = None, **options: object) -> dict[str, Result]:
+    """The results by the name of the source; results go to `new` beside the folder."""
+    made = plan([folder], suffix=".copy", out=folder.parent / "new")
+    results = convert_many(made, converter or Copier(), **options)  # type: ignore[arg-type]
+    return {result.source.name: result for result in results}
+
+
+def outcomes(results: Mapping[str, Result]) -> dict[str, str]:
+    return {name: result.outcome for name, result in results.items()}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_every_file_is_converted_and_told(folder: Path, jobs: int) -> None:
+    results = run(folder, jobs=jobs)
+    assert outcomes(results) == {"a.pt": "converted", "b.pt": "converted", "c.pt": "converted"}
+    assert contents(folder.parent / "new") == {"a.copy": "copy of 1", "b.copy": "copy of 2", "sub/c.copy": "copy of 3"}
+    assert results["a.pt"].details == {"length": 1}
+    assert results["a.pt"].size == 1
+    assert results["a.pt"].target == folder.parent / "new" / "a.copy"
+
+
+def test_jobs_is_how_many_run_at_once(folder: Path) -> None:
+    for number in range(20):
+        (folder / f"{number}.pt").write_text("x")
+    for jobs in (1, 3):
+        converter = Copier()
+        meeting = threading.Barrier(jobs)
+
+        def meet(source: Path, meeting: threading.Barrier = meeting) -> None:
+            if source.name in ("0.pt", "1.pt", "10.pt"):  # the first three of the plan
+                meeting.wait(timeout=30)
+
+        converter.before = meet
+        run(folder, converter, jobs=jobs)
+        assert converter.most_at_once == jobs
+        shutil.rmtree(folder.parent / "new")
+    with pytest.raises(ValueError, match="jobs is 0"):
+        run(folder, jobs=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "reason"),
+    [
+        ("bad", "CorruptFileError", "is damaged"),
+        ("memory", "MemoryError", "not enough memory"),
+        ("allocator", "RuntimeError", "not enough memory"),
+        ("deep", "RecursionError", "bug in hnloader: RecursionError"),
+        ("io", "OSError", "Input/output error"),
+        ("bug", "ZeroDivisionError", "bug in hnloader: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_whatever_happens_in_one_file_stays_there(folder: Path, content: str, error: str, reason: str) -> None:
+    (folder / "b.pt").write_text(content)
+    results = run(folder)
+    assert outcomes(results) == {"a.pt": "converted", "b.pt": "failed", "c.pt": "converted"}
+    assert results["b.pt"].error == error
+    assert reason in results["b.pt"].reason
+    assert "b.pt" in results["b.pt"].reason
+    assert sorted(contents(folder.parent / "new")) == ["a.copy", "sub/c.copy"]
+
+
+def test_other_models_in_a_folder_are_skipped_and_failures_when_named(folder: Path) -> None:
+    (folder / "b.pt").write_text("lora")
+    assert outcomes(run(folder))["b.pt"] == "skipped"
+    made = plan([folder / "b.pt"], suffix=".copy")
+    (result,) = convert_many(made, Copier())
+    assert (result.outcome, result.brief_reason) == ("failed", "a LoRA")
+
+
+def test_a_second_run_has_nothing_to_do(folder: Path) -> None:
+    run(folder)
+    converter = Copier()
+    for mode in ("skip", "rename"):
+        assert set(outcomes(run(folder, converter, on_existing=mode)).values()) == {"up to date"}
+    assert converter.seen == []
+    assert len(contents(folder.parent / "new")) == 3
+    assert set(outcomes(run(folder, converter, on_existing="overwrite")).values()) == {"converted"}
+
+
+def test_what_exists_already_is_skipped_replaced_or_left_beside(folder: Path) -> None:
+    new = folder.parent / "new"
+    new.mkdir()
+    (new / "a.copy").write_text("another")
+    (new / "a-2.copy").write_text("yet another")
+    skipped = run(folder)
+    assert outcomes(skipped) == {"a.pt": "skipped", "b.pt": "converted", "c.pt": "converted"}
+    assert "is there already, and was not made from this file" in skipped["a.pt"].reason
+    renamed = run(folder, on_existing="rename")
+    assert renamed["a.pt"].target == new / "a-3.copy"
+    assert outcomes(renamed)["b.pt"] == "up to date"
+    assert contents(new)["a.copy"] == "another"
+    assert contents(new)["a-3.copy"] == "copy of 1"
+    again = run(folder, on_existing="rename")
+    assert (again["a.pt"].outcome, again["a.pt"].target) == ("up to date", new / "a-3.copy")
+    run(folder, on_existing="overwrite")
+    assert contents(new)["a.copy"] == "copy of 1"
+
+
+def test_numbers_given_at_once_never_meet(folder: Path) -> None:
+    new = folder.parent / "new"
+    new.mkdir()
+    for number in range(30):
+        (folder / f"x{'-2' * number}.pt").write_text(str(number))
+        (new / f"x{'-2' * number}.copy").write_text("another")
+    results = run(folder, jobs=4, on_existing="rename")
+    targets = [result.target for result in results.values()]
+    assert len(set(targets)) == len(targets) == 33
+    assert sum(text == "another" for text in contents(new).values()) == 30
+    assert sum(text.startswith("copy of") for text in contents(new).values()) == 33
+
+
+def test_a_changed_source_is_not_up_to_date(folder: Path) -> None:
+    run(folder)
+    (folder / "a.pt").write_text("changed")
+    assert outcomes(run(folder))["a.pt"] == "skipped"
+    assert outcomes(run(folder, on_existing="overwrite"))["a.pt"] == "converted"
+    assert contents(folder.parent / "new")["a.copy"] == "copy of changed"
+
+
+def test_a_target_that_is_its_source_is_never_written(folder: Path) -> None:
+    (folder / "a.copy").hardlink_to(folder / "a.pt")
+    for mode in ("skip", "overwrite"):
+        (result,) = convert_many(plan([folder / "a.pt"], suffix=".copy"), Copier(), on_existing=mode)  # type: ignore[arg-type]
+        assert result.outcome == "failed"
+        assert "would be replaced by its own result" in result.reason
+    (result,) = convert_many(plan([folder / "a.pt"], suffix=".copy"), Copier(), on_existing="rename")
+    assert (result.outcome, result.target) == ("converted", folder / "a-2.copy")
+    assert (folder / "a.pt").read_text() == "1"
+
+
+def test_a_folder_at_the_place_of_a_target(folder: Path) -> None:
+    (folder.parent / "new" / "a.copy").mkdir(parents=True)
+    assert "is a folder" in run(folder)["a.pt"].reason
+    assert "is a folder" in run(folder, on_existing="overwrite")["a.pt"].reason
+    (folder.parent / "new" / "sub" / "c.copy").unlink()
+    (folder.parent / "new" / "sub").rmdir()
+    (folder.parent / "new" / "sub").write_text("a file where a folder is needed")
+    results = run(folder)
+    assert outcomes(results)["c.pt"] == "failed"
+    assert "cannot write" in results["c.pt"].reason
+
+
+def test_a_file_that_states_its_sibling_as_its_source_is_not_converted_twice(folder: Path) -> None:
+    (folder / "a.text").write_text("copy of 1")
+    (folder / "b.text").write_text("something else")
+    made = plan([folder], suffix=".copy", sources=(".pt", ".text"), out=folder.parent / "new")
+    results = {result.source.name: result for result in convert_many(made, Copier())}
+    assert outcomes(results)["a.text"] == "skipped"
+    assert results["a.text"].brief_reason == "was made from a.pt beside it"
+    assert results["b.text"].target == folder.parent / "new" / "b-2.copy"  # it only shares the name
+    assert sorted(contents(folder.parent / "new")) == ["a.copy", "b-2.copy", "b.copy", "sub/c.copy"]
+
+
+def test_cancelling_finishes_what_is_under_way_and_begins_nothing_more(folder: Path) -> None:
+    for number in range(50):
+        (folder / f"{number}.pt").write_text("x")
+    converter = Copier()
+    cancel = threading.Event()
+    results = []
+    for result in convert_many(plan([folder], suffix=".copy"), converter, jobs=2, cancel=cancel):
+        results.append(result)
+        cancel.set()
+    assert len(results) == len(converter.seen) < 10
+    assert {result.outcome for result in results} == {"converted"}
+    assert len(list(folder.rglob("*.copy"))) == len(results)
+
+
+def test_a_consumer_that_leaves_ends_the_run(folder: Path) -> None:
+    for number in range(50):
+        (folder / f"{number}.pt").write_text("x")
+    converter = Copier()
+    running = convert_many(plan([folder], suffix=".copy"), converter, jobs=2)
+    next(running)
+    running.close()
+    begun = len(converter.seen)
+    time.sleep(0.05)
+    assert len(converter.seen) == begun < 10
+    assert not list(folder.rglob(f"*{TEMPORARY_SUFFIX}"))
+
+
+def test_leftovers_of_a_killed_run_are_removed(folder: Path) -> None:
+    new = folder.parent / "new"
+    (new / "sub").mkdir(parents=True)
+    for place in (new, new / "sub"):
+        (place / f".a.copy.0123456789ab{TEMPORARY_SUFFIX}").write_text("half")
+    run(folder)
+    assert sorted(contents(new)) == ["a.copy", "b.copy", "sub/c.copy"]
+
+
+def test_after_the_disk_was_full_files_that_cannot_fit_are_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converter = Copier()
+
+    def full(source: Path) -> None:
+        if source.name == "a.pt":
+            raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    converter.before = full
+    (folder / "b.pt").write_text("2" * 1000)
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    results = run(folder, converter)
+    assert outcomes(results) == {"a.pt": "failed", "b.pt": "failed", "c.pt": "converted"}
+    assert "No space left on device" in results["b.pt"].reason
+    assert converter.seen == ["a.pt", "c.pt"]
+
+
+def test_a_dry_run_writes_nothing_and_says_what_would_be_done(folder: Path) -> None:
+    (folder / "b.pt").write_text("bad")
+    (folder / "lora.pt").write_text("lora")
+    before = contents(folder.parent)
+    made = plan([folder], suffix=".copy", out=folder.parent / "new")
+    results = {result.source.name: result for result in dry_run(made, Copier())}
+    assert outcomes(results) == {"a.pt": "planned", "b.pt": "failed", "c.pt": "planned", "lora.pt": "skipped"}
+    assert contents(folder.parent) == before
+    assert not (folder.parent / "new").exists()
+    assert counts(results.values()) == {"planned": 2, "skipped": 1, "failed": 1}
+
+
+def test_pairs_are_proved(folder: Path) -> None:
+    run(folder)
+    new = folder.parent / "new"
+    (new / "a.copy").write_text("changed")
+    (new / "b.copy").unlink()
+    (folder / "lora.pt").write_text("lora")
+    results = {result.source.name: result for result in check_many(plan([folder], suffix=".copy", out=new), Copier())}
+    assert outcomes(results) == {"a.pt": "failed", "b.pt": "failed", "c.pt": "proved", "lora.pt": "skipped"}
+    assert "differs from" in results["a.pt"].reason
+    assert "b.copy is missing" in results["b.pt"].reason
+    assert not os.path.lexists(new / "b.copy")
