@@ -1,0 +1,140 @@
+"""Latents and text states, computed once and kept on disk under a hash of what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from hnloader.files import replacing
+from hnloader.training.config import DataConfig
+from hnloader.training.dataset import Picture
+from hnloader.training.denoiser import Denoiser, Text
+from hnloader.training.images import prepare
+
+# Goes up whenever the same picture would give other latents.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A picture as the UNet sees it.
+
+    Attributes:
+        mean, deviation: [channels, height, width], float32, scaled: the latents are drawn from these.
+        mask: [1, height, width] or None.
+        sizes: SDXL's six numbers: original size, crop, target size, each height before width.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    mask: Tensor | None
+    sizes: tuple[int, ...]
+
+
+class Cache:
+    """Latents and text states of one model, in a folder.
+
+    A file that is missing or damaged is made again. Where nothing can be written, everything still works from
+    memory.
+    """
+
+    def __init__(self, folder: Path, denoiser: Denoiser, config: DataConfig, resolution: int) -> None:
+        self._folder, self._denoiser, self._config, self._resolution = folder, denoiser, config, resolution
+        self._latents: dict[str, Latents] = {}
+        self._texts: dict[str, Text] = {}
+        self._vae, self._text = denoiser.fingerprint("vae"), denoiser.fingerprint("text")
+
+    def latents(self, picture: Picture, *, flipped: bool) -> Latents:
+        """The picture's latents.
+
+        Raises:
+            OSError, ValueError: the picture was changed or removed since it was looked at.
+        """
+        config = self._config
+        grain = self._denoiser.grain
+        mask = picture.mask.stat().st_mtime_ns if config.masks and picture.mask else config.masks
+        parts = (_VERSION, self._vae, picture.digest, self._resolution, grain, config.buckets, config.background, mask)
+        key = _hash("latents", *parts, flipped)
+        if key not in self._latents:
+            self._latents[key] = self._stored_latents(key) or self._made_latents(key, picture, flipped)
+        return self._latents[key]
+
+    def text(self, caption: str) -> Text:
+        """What the text encoders make of a caption."""
+        key = _hash("text", _VERSION, self._text, caption)
+        if key not in self._texts:
+            self._texts[key] = self._stored_text(key) or self._made_text(key, caption)
+        return self._texts[key]
+
+    def _made_latents(self, key: str, picture: Picture, flipped: bool) -> Latents:
+        sample = prepare(picture, self._config, self._resolution, self._denoiser.grain)
+        if flipped:
+            mask = None if sample.mask is None else sample.mask.flip(-1)
+            sample = type(sample)(sample.pixels.flip(-1), mask, sample.original, sample.crop)
+        mean, deviation = self._denoiser.encode_picture(sample)
+        small = None
+        if sample.mask is not None:
+            small = functional.adaptive_avg_pool2d(sample.mask, mean.shape[-2:])  # type: ignore[arg-type]
+        (width, height), (left, top) = sample.original, sample.crop
+        sizes = (height, width, top, left, *sample.pixels.shape[-2:])
+        tensors = {"mean": mean, "deviation": deviation}
+        if small is not None:
+            tensors["mask"] = small
+        self._store(key, tensors, {"sizes": " ".join(map(str, sizes))})
+        return Latents(mean, deviation, small, sizes)
+
+    def _stored_latents(self, key: str) -> Latents | None:
+        found = self._load(key)
+        if found is None:
+            return None
+        tensors, metadata = found
+        try:
+            sizes = tuple(int(part) for part in metadata["sizes"].split())
+            return Latents(tensors["mean"], tensors["deviation"], tensors.get("mask"), sizes)
+        except (KeyError, ValueError):
+            return None
+
+    def _made_text(self, key: str, caption: str) -> Text:
+        text = self._denoiser.encode_text(caption)
+        tensors = {"states": text.states} | ({} if text.pooled is None else {"pooled": text.pooled})
+        self._store(key, tensors, {})
+        return text
+
+    def _stored_text(self, key: str) -> Text | None:
+        found = self._load(key)
+        if found is None or "states" not in found[0]:
+            return None
+        return Text(found[0]["states"], found[0].get("pooled"))
+
+    def _store(self, key: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        save = _saver({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self._folder / f"{key}.safetensors") as temporary:
+                save(temporary)
+        except Exception:  # a cache that cannot be written only costs time
+            return
+
+    def _load(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        path = self._folder / f"{key}.safetensors"
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            return load_file(path), metadata
+        except (OSError, safetensors.SafetensorError):
+            return None
+
+
+def _saver(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], None]:
+    return lambda path: save_file(tensors, path, metadata=metadata)
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

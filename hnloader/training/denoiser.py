@@ -1,0 +1,188 @@
+"""A Stable Diffusion model as training needs it: text to states, pictures to latents, latents to a loss."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hnloader.attention.sites import find_sites
+from hnloader.training.images import Sample
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the text encoders make of a caption.
+
+    Attributes:
+        states: [tokens, width], what cross-attention receives.
+        pooled: [width], the second encoder's summary; SDXL only.
+    """
+
+    states: Tensor
+    pooled: Tensor | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one prediction needs; all on the model's device.
+
+    Attributes:
+        latents: [batch, channels, height, width], scaled as the UNet wants them.
+        noise: of the same shape.
+        timesteps: [batch], whole numbers.
+        states: [batch, tokens, width].
+        pooled: [batch, width] or None.
+        sizes: [batch, 6], SDXL's original size, crop and target size, height before width; or None.
+        masks: [batch, 1, height, width] at the latents' size, or None.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    states: Tensor
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+    masks: Tensor | None = None
+
+
+class Denoiser:
+    """The frozen model.
+
+    Args:
+        pipeline: a diffusers pipeline of Stable Diffusion 1, 2 or XL. Its weights are frozen.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.unet, self.vae = pipeline.unet, pipeline.vae
+        for part in self._parts():
+            part.requires_grad_(False)
+            part.eval()
+        config = pipeline.scheduler.config
+        self.predicts: str = config.get("prediction_type", "epsilon")
+        self.alphas: Tensor = _alphas(config)
+        self.is_xl: bool = getattr(pipeline, "text_encoder_2", None) is not None
+
+    def _parts(self) -> list[Any]:
+        names = ("unet", "vae", "text_encoder", "text_encoder_2")
+        return [part for name in names if (part := getattr(self.pipeline, name, None)) is not None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        device: torch.device = next(iter(self.unet.parameters())).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the UNet's weights are."""
+        dtype: torch.dtype = next(iter(self.unet.parameters())).dtype
+        return dtype
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The context widths of the UNet's attention layers, rising."""
+        return tuple(sorted({site.width for site in find_sites(self.unet)}))
+
+    @property
+    def resolution(self) -> int:
+        """Pixels of the side of the square pictures that the model was made for."""
+        size = self.unet.config.sample_size
+        return int(size if isinstance(size, int) else size[0]) * self.grain_of_latents
+
+    @property
+    def grain_of_latents(self) -> int:
+        """Pixels per value of a latent, in each direction."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @property
+    def grain(self) -> int:
+        """Sizes of pictures are multiples of this: whole latents at every level of the UNet."""
+        halvings = len(self.unet.config.block_out_channels) - 1
+        return self.grain_of_latents * int(2**halvings)
+
+    def encode_text(self, caption: str, *, trained: bool = False) -> Text:
+        """What the text encoders make of a caption: float32 on the CPU; where it is trained, with gradients."""
+        given: dict[str, Any] = {
+            "prompt": caption,
+            "device": self.device,
+            "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": False,
+        }
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            encoded = self.pipeline.encode_prompt(**given)
+        pooled = encoded[2][0].float().cpu() if self.is_xl else None
+        return Text(encoded[0][0].float().cpu(), pooled)
+
+    @torch.no_grad()
+    def encode_picture(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the picture's latents, [channels, height, width], float32 on the CPU, scaled."""
+        vae = self.vae
+        pixels = sample.pixels.unsqueeze(0).to(self.device, next(iter(vae.parameters())).dtype)
+        found = vae.encode(pixels).latent_dist
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        scale = vae.config.scaling_factor
+        return ((found.mean[0].float() - shift) * scale).cpu(), (found.std[0].float() * scale).cpu()
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the UNet says, and what it should say; float32 [batch, channels, height, width]."""
+        alphas = self.alphas.to(batch.latents.device)[batch.timesteps].view(-1, 1, 1, 1)
+        noisy = alphas.sqrt() * batch.latents + (1 - alphas).sqrt() * batch.noise
+        extra = {}
+        if self.is_xl:
+            assert batch.pooled is not None
+            assert batch.sizes is not None
+            extra["added_cond_kwargs"] = {
+                "text_embeds": batch.pooled.to(self.dtype),
+                "time_ids": batch.sizes.to(self.dtype),
+            }
+        said = self.unet(noisy.to(self.dtype), batch.timesteps, batch.states.to(self.dtype), **extra).sample.float()
+        if self.predicts == "v_prediction":
+            return said, alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * batch.latents
+        return said, batch.latents if self.predicts == "sample" else batch.noise
+
+    def losses(self, batch: Batch, min_snr: float = 0.0) -> Tensor:
+        """The loss of each sample, [batch]: the mean squared error, weighted by mask and by min-SNR."""
+        said, wanted = self.predict(batch)
+        error = functional.mse_loss(said, wanted, reduction="none")
+        if batch.masks is not None:
+            # The mean over what counts; a sample whose mask is empty counts as a whole.
+            weight = torch.where(batch.masks.amax(dim=(1, 2, 3), keepdim=True) > 0, batch.masks, 1.0)
+            losses = (error.mean(dim=1, keepdim=True) * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+        else:
+            losses = error.mean(dim=(1, 2, 3))
+        return losses * self._snr_weight(batch.timesteps, min_snr) if min_snr else losses
+
+    def _snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
+        """min(SNR, gamma)/SNR for noise, /(SNR + 1) for v: Hang et al. 2023, equation 8 and its v form."""
+        alphas = self.alphas.to(timesteps.device)[timesteps]
+        ratio = alphas / (1 - alphas)
+        capped = ratio.clamp(max=gamma)
+        if self.predicts == "v_prediction":
+            return capped / (ratio + 1)
+        return capped / ratio.clamp(min=1e-8) if self.predicts == "epsilon" else capped
+
+    def fingerprint(self, part: str) -> str:
+        """Which weights a part ("vae", "text") has: a hash over a few values of each of its tensors."""
+        parts = [self.vae] if part == "vae" else [each for each in self._parts() if each not in (self.unet, self.vae)]
+        total = hashlib.sha256()
+        for module in parts:
+            for name, tensor in module.state_dict().items():
+                total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                total.update(tensor.flatten()[:16].float().cpu().numpy().tobytes())
+        return total.hexdigest()[:16]
+
+
+def _alphas(config: Any) -> Tensor:
+    """The scheduler's cumulated alphas, [timesteps], float32; its formulas are those of the training."""
+    from diffusers import DDPMScheduler
+
+    scheduler: Any = DDPMScheduler.from_config(config)
+    alphas: Tensor = scheduler.alphas_cumprod
+    # A schedule that ends in pure noise makes the ratio zero, which only v-prediction can be trained with.
+    return alphas.clamp(min=0.0, max=1 - 1e-6).float()

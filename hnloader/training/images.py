@@ -1,0 +1,109 @@
+"""Pictures as the model sees them: upright, on a background, cut to a size of its grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hnloader.training.config import DataConfig
+from hnloader.training.dataset import Picture, has_alpha, open_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (127, 127, 127)}
+# Wider or taller than this is cut: the model knows no such shapes.
+MOST_STRETCHED = 2.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture at the size that it is trained at.
+
+    Attributes:
+        pixels: [3, height, width], float32 from -1 to 1.
+        mask: [1, height, width], float32 from 0 to 1, or None.
+        original: width and height of the file in pixels.
+        crop: how many pixels were cut off at the left and at the top, at the trained size.
+    """
+
+    pixels: Tensor
+    mask: Tensor | None
+    original: tuple[int, int]
+    crop: tuple[int, int]
+
+
+def bucket(size: tuple[int, int], resolution: int, grain: int) -> tuple[int, int]:
+    """The size, in multiples of `grain`, that a picture of `size` is trained at.
+
+    Its shape stays about the same, its area about `resolution` squared and never more.
+
+    Args:
+        size: width and height in pixels.
+        resolution: side of a square picture, a multiple of `grain`.
+        grain: pixels.
+    """
+    aspect = min(max(size[0] / size[1], 1 / MOST_STRETCHED), MOST_STRETCHED)
+    area = resolution * resolution
+    width = max(round(math.sqrt(area * aspect) / grain), 1) * grain
+    height = max(int(area / width / grain), 1) * grain
+    return width, height
+
+
+def prepare(picture: Picture, config: DataConfig, resolution: int, grain: int) -> Sample:
+    """Read a picture and bring it to its size; scaled by area-true filtering, what overlaps is cut evenly.
+
+    Raises:
+        OSError, ValueError: the file was changed or removed since it was looked at.
+    """
+    from PIL import ImageOps
+
+    width, height = bucket(picture.size, resolution, grain) if config.buckets else (resolution, resolution)
+    with open_picture(picture.path) as file:
+        image = ImageOps.exif_transpose(file)
+        image = image.convert("RGBA") if has_alpha(image) else image.convert("RGB")
+    mask = _mask(picture, image, config)
+    flat = _flattened(image, config.background)
+    fitted, crop = _fitted(flat, width, height)
+    pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy()).permute(2, 0, 1) / 127.5 - 1
+    kept = None
+    if mask is not None:
+        shape, _ = _fitted(mask, width, height)
+        kept = torch.from_numpy(np.asarray(shape, dtype=np.float32).copy()).unsqueeze(0) / 255
+    return Sample(pixels.contiguous(), kept, picture.size, crop)
+
+
+def _mask(picture: Picture, image: Image, config: DataConfig) -> Image | None:
+    from PIL import ImageOps
+
+    if not config.masks:
+        return None
+    if picture.mask is not None:
+        with open_picture(picture.mask) as file:
+            return ImageOps.exif_transpose(file).convert("L").resize(image.size)
+    return image.getchannel("A") if image.mode == "RGBA" else None
+
+
+def _flattened(image: Image, background: str) -> Image:
+    from PIL import Image as pillow  # noqa: N813 - the class has the module's name
+
+    if image.mode != "RGBA":
+        return image
+    ground = pillow.new("RGBA", image.size, (*BACKGROUNDS[background], 255))
+    return pillow.alpha_composite(ground, image).convert("RGB")
+
+
+def _fitted(image: Image, width: int, height: int) -> tuple[Image, tuple[int, int]]:
+    """Scaled to cover width x height, the middle kept; and what was cut at the left and the top."""
+    from PIL.Image import Resampling
+
+    scale = max(width / image.width, height / image.height)
+    wide, high = max(round(image.width * scale), width), max(round(image.height * scale), height)
+    left, top = (wide - width) // 2, (high - height) // 2
+    scaled = image.resize((wide, high), Resampling.LANCZOS)
+    return scaled.crop((left, top, left + width, top + height)), (left, top)

@@ -1,0 +1,471 @@
+"""The training itself: steps, measurements, saved states and the file that comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hnloader.errors import HypernetworkError
+from hnloader.training import previews, schema
+from hnloader.training.cache import Cache, Latents
+from hnloader.training.config import Config
+from hnloader.training.dataset import Dataset, Picture, caption_of
+from hnloader.training.denoiser import Batch, Denoiser, Text
+from hnloader.training.images import bucket
+from hnloader.training.optimizers import make_optimizer, set_rate
+from hnloader.training.rates import parse_rate
+from hnloader.training.sampling import Draw, Order, chance, held_out, random_of, whole
+from hnloader.training.state import State, load_state, save_state, states
+from hnloader.training.trainees import Checkpoint, Trainee, load_companion, make_trainee
+
+# Where the held-out loss is measured: fractions of the noise levels, each with noise of its own.
+MEASURED_AT = (0.1, 0.35, 0.6, 0.85)
+# The logged loss is a running mean, for a single step says more about its noise level than about the training.
+_SMOOTHING = 0.98
+
+Why = Literal["done", "interrupted", "no longer better"]
+
+
+class DivergedError(HypernetworkError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """How far the training is.
+
+    Attributes:
+        step, steps: done and in all.
+        loss: running mean of the training loss.
+        rate: learning rate.
+        held_out: newest loss on the pictures that were kept for measuring; None before the first.
+        saved: the state that was just written, if one was.
+        message: something to tell the user, if there is.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    rate: float
+    held_out: float | None = None
+    saved: Path | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out.
+
+    Attributes:
+        output: the file.
+        step: steps done.
+        why: why it ended.
+        best: lowest held-out loss, the step of it and the file with the weights of then; None without measuring.
+        history: one entry per measurement: step, loss, rate, held_out.
+    """
+
+    output: Path
+    step: int
+    why: Why
+    best: tuple[float, int, Path] | None
+    history: list[dict[str, float]] = field(repr=False)
+
+
+def folder_of(output: Path) -> Path:
+    """Where a training keeps its states, its cache and its previews: beside the output."""
+    return output.with_name(output.stem + ".training")
+
+
+class Training:
+    """One training, from `run` to its end. After an interruption, another one goes on from the saved state.
+
+    Args:
+        config: checked settings.
+        denoiser: the model.
+        dataset: the pictures.
+        checkpoint: the model's name and hash, for the file's metadata.
+        processes: for a training on several devices: the `accelerate.Accelerator`, which adds gradients up.
+    """
+
+    def __init__(
+        self, config: Config, denoiser: Denoiser, dataset: Dataset, checkpoint: Checkpoint, processes: Any = None
+    ) -> None:
+        self.config, self.denoiser, self.checkpoint = config, denoiser, checkpoint
+        self.output = Path(config.output)
+        self.folder = folder_of(self.output)
+        self.state = State(config=schema.plain(config))
+        self.resolution = _resolution(config, denoiser)
+        self.cache = Cache(self.folder / "cache", denoiser, config.data, self.resolution)
+        self.trainee: Trainee = make_trainee(config, denoiser)
+        self.rate = parse_rate(config.rate_text, config.steps)
+        self.optimizer = make_optimizer(config.optimizer, self.trainee.parameters, self.rate.at(1), config.weight_decay)
+        self.average = [p.detach().clone() for p in self.trainee.parameters] if config.ema else None
+        self.notes: list[str] = []
+        self._processes = processes
+        self._stop = False
+        self._saved_step = 0
+        trained, kept = held_out(len(dataset.pictures), config.data.held_out, config.seed)
+        self._pictures = [dataset.pictures[index] for index in trained]
+        self._kept = [dataset.pictures[index] for index in kept]
+        sizes = [self._size(picture) for picture in self._pictures]
+        self._order = Order(sizes, config.batch_size, config.data.repeats, config.seed)
+        if config.start_from and config.method == "hypernetwork":
+            unused = load_companion(Path(config.start_from), self.optimizer, config.optimizer)
+            if unused is not None:
+                self.notes.append(f"the optimizer begins anew: {unused}")
+
+    # -- beginning and ending
+
+    def resume(self) -> bool:
+        """Go on from the newest saved state that can be read. False when there is none.
+
+        Raises:
+            HypernetworkError: the states there are of another architecture or optimizer.
+        """
+        found = states(self.folder)
+        for path in reversed(found):
+            try:
+                self.state = load_state(path, self.trainee.parameters, self.average, self.optimizer)
+            except HypernetworkError as error:
+                if path == found[0]:
+                    raise
+                self.notes.append(f"skipped: {error}")
+                continue
+            self._saved_step = self.state.step
+            before, now = self.state.config, schema.plain(self.config)
+            changed = sorted(key for key in now if key != "steps" and now[key] != before.get(key))
+            if changed:
+                self.notes.append(f"changed since the state was saved: {', '.join(changed)}")
+            self.state.config = now
+            return True
+        return False
+
+    def stop(self) -> None:
+        """Ask the training to end after the present step, with everything saved; callable from any thread."""
+        self._stop = True
+
+    def run(self, report: Callable[[Event], None] | None = None) -> Result:
+        """Train to the end, and write the output.
+
+        Args:
+            report: called after each step.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite; saved states and the output of the last stand.
+            HypernetworkError: the output cannot be written.
+        """
+        tell = report or (lambda event: None)
+        for note in self.notes:
+            tell(self._event(message=note))
+        why: Why = "done"
+        with _signals(self.stop):
+            for step in range(self.state.step + 1, self.config.steps + 1):
+                loss = self._step(step)
+                mean = self.state.loss
+                self.state.loss = loss if mean is None else _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+                self.state.step = step
+                better = self._measure(step)
+                saved, message = self._save(step)
+                tell(self._event(saved, message or self._preview(step)))
+                if self._stop:
+                    why = "interrupted"
+                    break
+                if not better:
+                    why = "no longer better"
+                    break
+            if self._saved_step != self.state.step:
+                saved, message = self._save(self.state.step, now=True)
+                tell(self._event(saved, message))
+        self._write(self.output)
+        best = None
+        if self.state.best is not None:
+            best = (*self.state.best, self._best_path)
+        return Result(self.output, self.state.step, why, best, self.state.history)
+
+    # -- a step
+
+    def _step(self, step: int) -> float:
+        """One step; returns its loss."""
+        config = self.config
+        # Dropout takes torch's own random numbers.
+        torch.manual_seed(whole(random_of(config.seed, "dropout", step), 2**31))
+        total = 0.0
+        with self.trainee.acting(training=True):
+            for part in range(config.accumulation):
+                draws = self._order[self._batch_number(step, part)]
+                batch = self._batch(draws)
+                loss = self.denoiser.losses(batch, config.min_snr).mean()
+                if config.prior.weight:
+                    loss = loss + config.prior.weight * self._prior_loss(batch, draws)
+                (loss / config.accumulation).backward()
+                total += float(loss.detach()) / config.accumulation
+        self._share_gradients()
+        if not math.isfinite(total) or not self._finite_gradients():
+            raise self._diverged(step, total)
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(self.trainee.parameters, config.clip)
+        set_rate(self.optimizer, self.rate.at(step, schedule=config.schedule, warmup=config.warmup))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            with torch.no_grad():
+                for kept, parameter in zip(self.average, self.trainee.parameters, strict=True):
+                    kept.lerp_(parameter, 1 - min(config.ema, step / (step + 9)))
+        return total
+
+    def _batch_number(self, step: int, part: int) -> int:
+        index = (step - 1) * self.config.accumulation + part
+        if self._processes is None:
+            return index
+        return int(index * self._processes.num_processes + self._processes.process_index)
+
+    def _batch(self, draws: tuple[Draw, ...]) -> Batch:
+        """What the UNet sees for these draws; everything random follows from their numbers."""
+        config, data = self.config, self.config.data
+        latents: list[Latents] = []
+        captions: list[str] = []
+        drawn: list[Tensor] = []
+        noise: list[Tensor] = []
+        times: list[int] = []
+        for draw in draws:
+            random = random_of(config.seed, "draw", draw.number)
+            picture = self._pictures[draw.picture]
+            flipped = chance(random) < 0.5 and data.flip
+            silent = chance(random) < data.caption_dropout
+            caption = self._caption(picture, whole(random, 2**31))
+            found = self.cache.latents(picture, flipped=flipped)
+            latents.append(found)
+            captions.append("" if silent and config.method == "hypernetwork" else caption)
+            drawn.append(found.mean + found.deviation * torch.randn(found.mean.shape, generator=random))
+            offset = torch.randn((len(found.mean), 1, 1), generator=random) * config.noise_offset
+            noise.append(torch.randn(found.mean.shape, generator=random) + offset)
+            times.append(whole(random, len(self.denoiser.alphas)))
+        return self._made_batch(latents, self.trainee.texts(captions, self.cache), drawn, noise, times)
+
+    def _made_batch(
+        self, latents: list[Latents], texts: list[Text], drawn: list[Tensor], noise: list[Tensor], times: list[int]
+    ) -> Batch:
+        device = self.denoiser.device
+        masks = [found.mask if found.mask is not None else torch.ones(1, *found.mean.shape[-2:]) for found in latents]
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        sizes = torch.tensor([found.sizes for found in latents])
+        return Batch(
+            torch.stack(drawn).to(device),
+            torch.stack(noise).to(device),
+            torch.tensor(times, device=device),
+            torch.stack([text.states for text in texts]).to(device),
+            torch.stack(pooled).to(device) if pooled else None,
+            sizes.to(device) if self.denoiser.is_xl else None,
+            torch.stack(masks).to(device) if self.config.data.masks else None,
+        )
+
+    def _prior_loss(self, batch: Batch, draws: tuple[Draw, ...]) -> Tensor:
+        """How far other prompts moved from what the model says without what is trained."""
+        prompts = self.config.prior.prompts
+        texts = []
+        for draw in draws:
+            prompt = prompts[whole(random_of(self.config.seed, "prior", draw.number), len(prompts))]
+            texts.append(self.cache.text(prompt))
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        other = Batch(
+            batch.latents,
+            batch.noise,
+            batch.timesteps,
+            torch.stack([text.states for text in texts]).to(batch.latents.device),
+            torch.stack(pooled).to(batch.latents.device) if pooled else None,
+            batch.sizes,
+        )
+        with torch.no_grad(), self.trainee.idle():
+            before, _ = self.denoiser.predict(other)
+        said, _ = self.denoiser.predict(other)
+        return torch.nn.functional.mse_loss(said, before)
+
+    def _share_gradients(self) -> None:
+        if self._processes is None or self._processes.num_processes == 1:
+            return
+        for parameter in self.trainee.parameters:
+            if parameter.grad is not None:
+                parameter.grad = self._processes.reduce(parameter.grad, reduction="mean")
+
+    def _finite_gradients(self) -> bool:
+        return all(bool(torch.isfinite(p.grad).all()) for p in self.trainee.parameters if p.grad is not None)
+
+    def _diverged(self, step: int, loss: float) -> DivergedError:
+        saved = states(self.folder)
+        kept = f"the state before it is {saved[-1]}" if saved else "no state was saved before it"
+        return DivergedError(
+            f"the loss became {loss:g} at step {step}: the training diverged; {kept}. Lower learning_rate (now "
+            f"{self.rate.at(step):g}), or raise warmup, or set clip; then go on with --resume"
+        )
+
+    # -- measuring and saving
+
+    def _measure(self, step: int) -> bool:
+        """Measure the held-out loss when it is time; False when it was not better for too long."""
+        config = self.config
+        last = step == config.steps
+        if not config.measure_every or not (step % config.measure_every == 0 or last):
+            return True
+        entry = {"step": float(step), "loss": self.state.loss or 0.0, "rate": self.optimizer.param_groups[0]["lr"]}
+        self.state.history.append(entry)
+        if not self._kept:
+            return True
+        entry["held_out"] = loss = self.held_out_loss()
+        if self.state.best is None or loss < self.state.best[0]:
+            self.state.best, self.state.bad = (loss, step), 0
+            with contextlib.suppress(HypernetworkError):  # a full disk is told when the state is saved
+                self._write(self._best_path)
+        else:
+            self.state.bad += 1
+        return not config.patience or self.state.bad < config.patience
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The loss on the pictures that are not trained on, always at the same noise and noise levels."""
+        losses: list[float] = []
+        with self._averaged(), self.trainee.acting(training=False):
+            for index, picture in enumerate(self._kept):
+                found = self.cache.latents(picture, flipped=False)
+                text = self.trainee.texts([self._caption(picture, 0)], self.cache)
+                for place, share in enumerate(MEASURED_AT):
+                    noise = torch.randn(found.mean.shape, generator=random_of(0, "held out", index * 16 + place))
+                    time = int(share * (len(self.denoiser.alphas) - 1))
+                    batch = self._made_batch([found], text, [found.mean], [noise], [time])
+                    losses.append(float(self.denoiser.losses(batch).mean()))
+        return sum(losses) / len(losses)
+
+    def _save(self, step: int, *, now: bool = False) -> tuple[Path | None, str]:
+        """Save the state when it is time, or now; the path, and what went wrong."""
+        config = self.config
+        if not (now or step % config.save_every == 0 or step == config.steps):
+            return None, ""
+        if not self._is_main:
+            return None, ""
+        try:
+            path = save_state(
+                self.folder, self.state, self.trainee.parameters, self.average, self.optimizer, config.keep
+            )
+        except HypernetworkError as error:
+            return None, f"the state of step {step} is not saved: {error}. The training goes on."
+        self._saved_step = step
+        return path, ""
+
+    def _preview(self, step: int) -> str:
+        """Make previews when it is time; returns what went wrong with them, which stops nothing."""
+        config = self.config.previews
+        last = step == self.config.steps
+        if not config.every or not (step % config.every == 0 or last or step == 1) or not self._is_main:
+            return ""
+        try:
+            with self._averaged():
+                images = previews.render(self.denoiser.pipeline, self.trainee, self.preview_prompts, config)
+            previews.keep(images, self.folder / "previews", step)
+            previews.strip(self.folder / "previews", self.preview_prompts)
+        except (HypernetworkError, OSError) as error:
+            return f"the previews of step {step} are not kept: {error}. The training goes on."
+        return ""
+
+    @property
+    def preview_prompts(self) -> tuple[str, ...]:
+        """The prompts of the previews: those of the settings, else captions of pictures, held-out ones first."""
+        config = self.config
+        given = config.previews.prompts or tuple(
+            dict.fromkeys(self._caption(picture, 0) for picture in [*self._kept, *self._pictures])
+        )
+        return tuple(
+            prompt.replace("{name}", config.name if config.method == "hypernetwork" else config.token)
+            for prompt in given[: len(config.previews.prompts) or config.previews.count]
+        )
+
+    @property
+    def _is_main(self) -> bool:
+        return self._processes is None or bool(self._processes.is_main_process)
+
+    def _write(self, path: Path) -> None:
+        if not self._is_main:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HypernetworkError(f"cannot write into {path.parent}: {error.strerror or error}") from error
+        with self._averaged():
+            self.trainee.save(path, self.state.step, self.checkpoint)
+
+    @property
+    def _best_path(self) -> Path:
+        return self.folder / f"best{self.output.suffix}"
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The weights are their average over time, where one is kept."""
+        if self.average is None:
+            yield
+            return
+        present = [parameter.detach().clone() for parameter in self.trainee.parameters]
+        self._set(self.average)
+        try:
+            yield
+        finally:
+            self._set(present)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.trainee.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    # -- small things
+
+    def _size(self, picture: Picture) -> tuple[int, int]:
+        if not self.config.data.buckets:
+            return self.resolution, self.resolution
+        return bucket(picture.size, self.resolution, self.denoiser.grain)
+
+    def _caption(self, picture: Picture, choice: int) -> str:
+        """The caption; for an embedding it always has the word that is trained."""
+        config = self.config
+        name = config.name if config.method == "hypernetwork" else config.token
+        caption = caption_of(picture, config.data, name, choice)
+        if config.method == "embedding" and config.token not in caption:
+            return f"{caption}, {config.token}"
+        return caption
+
+    def _event(self, saved: Path | None = None, message: str = "") -> Event:
+        measured = next((each["held_out"] for each in reversed(self.state.history) if "held_out" in each), None)
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        return Event(self.state.step, self.config.steps, self.state.loss or 0.0, rate, measured, saved, message)
+
+
+def _resolution(config: Config, denoiser: Denoiser) -> int:
+    asked = config.data.resolution or denoiser.resolution
+    return max(asked // denoiser.grain, 1) * denoiser.grain
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the training after the present step; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def first(number: int, frame: object) -> None:
+        stop()
+        for each in before:
+            signal.signal(each, signal.default_int_handler)
+
+    for number in before:
+        signal.signal(number, first)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

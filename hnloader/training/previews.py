@@ -1,0 +1,92 @@
+"""Pictures made during the training: always the same prompts and seeds, so that what changes is what was learnt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hnloader.files import replacing
+from hnloader.grids import labelled_grid
+from hnloader.training.config import PreviewConfig
+from hnloader.training.trainees import Trainee
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_NAME = re.compile(r"step-(\d{8})-(\d+)\.png")
+# Frames of the animation: a long training is thinned out to about as many.
+_MOST_FRAMES = 40
+_FRAME_MS, _LAST_FRAME_MS = 250, 2000
+
+
+def render(pipeline: Any, trainee: Trainee, prompts: Sequence[str], config: PreviewConfig) -> list[Image]:
+    """One picture per prompt with what is trained; the model is as it was afterwards."""
+    images: list[Image] = []
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad(), trainee.acting(training=False):
+        for index, prompt in enumerate(prompts):
+            generator = torch.Generator().manual_seed(config.seed + index)
+            made = pipeline(
+                prompt,
+                num_inference_steps=config.steps,
+                guidance_scale=config.guidance,
+                generator=generator,
+            )
+            images.append(made.images[0])
+    return images
+
+
+def keep(images: Sequence[Image], folder: Path, step: int) -> None:
+    """Write the pictures of a step.
+
+    Raises:
+        HypernetworkError: they cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        with replacing(folder / f"step-{step:08d}-{index}.png") as temporary:
+            image.save(temporary, format="PNG")
+
+
+def strip(folder: Path, prompts: Sequence[str]) -> tuple[Path, Path] | None:
+    """Tile all previews of a folder: a picture with a row per prompt and a column per step, and an animation.
+
+    Returns:
+        The paths of both; None when there are no previews.
+    """
+    steps = _steps(folder)
+    if not steps:
+        return None
+    every = -(-len(steps) // _MOST_FRAMES)
+    chosen = [step for index, step in enumerate(steps) if index % every == 0 or step == steps[-1]]
+    rows = range(len(prompts))
+    pictures = [[_opened(folder / f"step-{step:08d}-{row}.png") for step in chosen] for row in rows]
+    tiled, animation = folder / "previews.png", folder / "previews.gif"
+    columns = [f"step {step:,}" for step in chosen]
+    with replacing(tiled) as temporary:
+        labelled_grid(pictures, columns=columns, rows=list(prompts)).save(temporary, format="PNG")
+    frames: list[Image.Image] = []
+    for column, label in enumerate(columns):
+        frames.append(labelled_grid([[row[column] for row in pictures]], columns=list(prompts), rows=[label]))
+    durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
+    with replacing(animation) as temporary:
+        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return tiled, animation
+
+
+def _steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted({int(match[1]) for match in found if match is not None})
+
+
+def _opened(path: Path) -> Image:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.convert("RGB")

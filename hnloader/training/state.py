@@ -1,0 +1,179 @@
+"""The state of a training on disk: everything from which it goes on, in one safetensors file written atomically.
+
+Tensors are named `weights.<n>`, `average.<n>` and `optimizer.<n>.<key>`; the rest is JSON in the header. Nothing
+random is in it: what a step sees follows from the seed and the step (see `sampling`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn, optim
+
+from hnloader.errors import CorruptFileError, HypernetworkError
+from hnloader.files import replacing
+
+_NAME = re.compile(r"state-(\d{8})\.safetensors")
+_KEY = "hnloader.training"
+
+
+@dataclass
+class State:
+    """Where a training stands.
+
+    Attributes:
+        step: steps done.
+        config: the configuration, as `schema.plain` gives it.
+        best: the lowest held-out loss so far, and the step of it.
+        bad: measurements since then.
+        loss: running mean of the training loss, None before the first step.
+        history: one entry per measured or logged step.
+    """
+
+    step: int = 0
+    config: dict[str, object] = field(default_factory=dict)
+    best: tuple[float, int] | None = None
+    bad: int = 0
+    loss: float | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_state(
+    folder: Path,
+    state: State,
+    parameters: list[nn.Parameter],
+    average: list[Tensor] | None,
+    optimizer: optim.Optimizer,
+    keep: int,
+) -> Path:
+    """Write the state of this step and remove all but the newest `keep`.
+
+    Raises:
+        HypernetworkError: the disk is full or the folder not writable; older states stand untouched.
+    """
+    tensors = {f"weights.{index}": parameter.detach() for index, parameter in enumerate(parameters)}
+    tensors |= {f"average.{index}": tensor for index, tensor in enumerate(average or [])}
+    described = optimizer.state_dict()
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, values in described["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                scalars.setdefault(str(index), {})[key] = value
+    about = {
+        "step": state.step,
+        "config": state.config,
+        "best": state.best,
+        "bad": state.bad,
+        "loss": state.loss,
+        "history": state.history,
+        "optimizer": {"kind": type(optimizer).__name__, "scalars": scalars, "groups": described["param_groups"]},
+    }
+    path = folder / f"state-{state.step:08d}.safetensors"
+    with _readable(folder), replacing(path) as temporary:
+        save_file(
+            {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()},
+            temporary,
+            metadata={_KEY: json.dumps(about, default=_plain)},
+        )
+    for old in states(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def states(folder: Path) -> list[Path]:
+    """The saved states, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def load_state(
+    path: Path, parameters: list[nn.Parameter], average: list[Tensor] | None, optimizer: optim.Optimizer
+) -> State:
+    """Set the weights, their average and the optimizer as they were saved.
+
+    Raises:
+        CorruptFileError: the file is damaged.
+        HypernetworkError: it was made with other settings.
+    """
+    tensors, about = _read(path)
+    if about["optimizer"]["kind"] != type(optimizer).__name__:
+        raise HypernetworkError(
+            f"{path} was made with the optimizer {about['optimizer']['kind']}, not {type(optimizer).__name__}; start "
+            "anew, or set it as it was"
+        )
+    _copy(path, tensors, "weights", [parameter.data for parameter in parameters])
+    if average is not None:
+        _copy(path, tensors, "average", average)
+    described: dict[str, Any] = {"state": {}, "param_groups": about["optimizer"]["groups"]}
+    for index, scalars in about["optimizer"]["scalars"].items():
+        described["state"][int(index)] = dict(scalars)
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, key = rest.partition(".")
+            described["state"].setdefault(int(index), {})[key] = tensor
+    try:
+        optimizer.load_state_dict(described)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise HypernetworkError(f"{path}: its optimizer's state does not fit ({error}); start anew") from error
+    best = about["best"]
+    best = tuple(best) if best else None
+    return State(about["step"], about["config"], best, about["bad"], about["loss"], about["history"])
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration in a saved state."""
+    config: dict[str, Any] = _read(path)[1]["config"]
+    return config
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[_KEY])
+        return load_file(path), about
+    except OSError as error:
+        raise HypernetworkError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise CorruptFileError(f"{path} is no saved state of a training, or damaged ({error})") from error
+
+
+def _copy(path: Path, tensors: dict[str, Tensor], kind: str, targets: list[Tensor]) -> None:
+    found = [tensors.get(f"{kind}.{index}") for index in range(len(targets))]
+    fits = all(new is not None and new.shape == old.shape for new, old in zip(found, targets, strict=True))
+    if not fits or f"{kind}.{len(targets)}" in tensors:
+        raise HypernetworkError(
+            f"{path} holds {kind} of another architecture; start anew, or set the settings as they were"
+        )
+    with torch.no_grad():
+        for new, old in zip(found, targets, strict=True):
+            assert new is not None
+            old.copy_(new)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} in the optimizer's settings")
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Any:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except safetensors.SafetensorError as error:
+        raise HypernetworkError(f"cannot write the training's state into {folder}: {error}") from error
+    except OSError as error:
+        raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error

@@ -1,0 +1,348 @@
+"""A training as a whole: it learns, goes on bit for bit, and never loses what was there."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hnloader
+from hnloader.embeddings import load_embedding
+from hnloader.errors import HypernetworkError
+from hnloader.training import ConfigError, prepare, read_config, train
+from hnloader.training import state as states_on_disk
+from hnloader.training.loop import DivergedError, Event, folder_of
+from hnloader.training.state import states
+
+SETTINGS: dict[str, object] = {
+    "steps": 12,
+    "batch_size": 2,
+    "learning_rate": "1e-3",
+    "warmup": 2,
+    "save_every": 4,
+    "measure_every": 4,
+    "keep": 3,
+    "previews.every": 0,
+    "hypernetwork.dropout": 0.2,
+    "hypernetwork.norm": True,
+    "ema": 0.9,
+    "noise_offset": 0.05,
+}
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def settings_of(tiny_model: Path, pictures: Path, tmp_path: Path) -> Run:
+    def make(name: str = "style.pt", **changes: object) -> Any:
+        given = {**SETTINGS, "model": str(tiny_model), "pictures": str(pictures), "output": str(tmp_path / name)}
+        return read_config(None, {**given, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+    return make
+
+
+def weights(path: Path) -> list[torch.Tensor]:
+    return list(hnloader.load(path).state_dict().values())
+
+
+# -- what comes out
+
+
+def test_the_file_is_a_webuis_with_step_checkpoint_and_settings(settings_of: Run) -> None:
+    config = settings_of()
+    result = train(config)
+    assert (result.why, result.step) == ("done", 12)
+    written = torch.load(result.output, weights_only=True)
+    assert {key for key in written if isinstance(key, int)} == {16, 24}
+    assert isinstance(written[16], tuple)
+    assert (written["step"], written["name"], written["sd_checkpoint_name"]) == (12, "style", "tiny")
+    assert (written["layer_structure"], written["activation_func"], written["is_layer_norm"]) == (
+        [1, 2, 1],
+        "relu",
+        True,
+    )
+    assert json.loads(written["training_config"])["steps"] == 12
+
+
+def test_training_lowers_the_loss_and_touches_nothing_else(settings_of: Run) -> None:
+    config = settings_of(steps=60, learning_rate="3e-3", measure_every=60, hypernetwork__norm=False, ema=0)
+    training = prepare(config)
+    pipeline = training.denoiser.pipeline
+    before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+    first = training.held_out_loss()
+    result = training.run()
+    assert result.history[-1]["held_out"] < first
+    assert all(torch.equal(value, before[name]) for name, value in pipeline.unet.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in pipeline.unet.modules())
+
+
+@pytest.mark.parametrize("method", ["hypernetwork", "embedding"])
+def test_the_same_seed_gives_the_same_file(method: str, settings_of: Run) -> None:
+    one, two = (train(settings_of(f"{name}/style.pt", method=method, steps=5)) for name in ("a", "b"))
+    three = train(settings_of("c/style.pt", method=method, steps=5, seed=2))
+    first, second, third = (
+        weights(result.output) if method == "hypernetwork" else [load_embedding(result.output).vectors]
+        for result in (one, two, three)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, third, strict=True))
+
+
+def test_an_embedding_moves_from_its_words_and_the_encoder_stays(settings_of: Run) -> None:
+    config = settings_of("word.safetensors", method="embedding", embedding__vectors=3, embedding__initial_text="ab")
+    training = prepare(config)
+    pipeline = training.denoiser.pipeline
+    table = pipeline.text_encoder.get_input_embeddings().weight.clone()
+    ids = pipeline.tokenizer("ab", add_special_tokens=False)["input_ids"]
+    tokenizer = pipeline.tokenizer
+    result = training.run()
+    found = load_embedding(result.output)
+    assert (found.name, found.step, found.count) == ("word", 12, 3)
+    start = table[[ids[index % len(ids)] for index in range(3)]]
+    assert 1e-4 < float((found.vectors - start).abs().max()) < 0.2
+    assert torch.equal(pipeline.text_encoder.get_input_embeddings().weight, table)
+    assert pipeline.tokenizer is tokenizer
+
+
+def test_a_trained_embedding_acts_as_the_one_that_diffusers_loads(settings_of: Run, tmp_path: Path) -> None:
+    config = settings_of("word.pt", method="embedding", embedding__vectors=2)
+    training = prepare(config)
+    training.run()
+    pipeline = training.denoiser.pipeline
+    with torch.no_grad(), training.trainee.acting(training=False), training._averaged():
+        ours = training.denoiser.encode_text("a <word> b").states
+    pipeline.load_textual_inversion(str(training.output), token="<word>")
+    theirs = training.denoiser.encode_text("a <word> b").states
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_hypernetwork_of_chosen_widths(settings_of: Run) -> None:
+    result = train(settings_of(hypernetwork__widths=[24], steps=2))
+    assert hnloader.load(result.output).widths == (24,)
+
+
+# -- going on
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(settings_of: Run) -> None:
+    whole = train(settings_of("whole/style.pt"))
+    random.seed(0)
+    for moment in sorted(random.sample(range(1, 12), 4)):
+        config = settings_of(f"cut-{moment}/style.pt")
+        training = prepare(config)
+
+        def stop(event: Event, training: Any = training, moment: int = moment) -> None:
+            if event.step == moment - 1 or moment == 1:
+                training.stop()
+
+        interrupted = training.run(stop)
+        assert interrupted.why == "interrupted"
+        assert interrupted.step == max(moment - 1, 1)
+        again = prepare(config, resume=True)
+        assert again.state.step == interrupted.step
+        result = again.run()
+        assert all(torch.equal(a, b) for a, b in zip(weights(result.output), weights(whole.output), strict=True))
+        assert result.history == whole.history
+        assert result.best[:2] == whole.best[:2]
+
+
+@pytest.mark.parametrize("method", ["hypernetwork", "embedding"])
+def test_going_on_from_a_state_that_was_saved_before_a_kill(method: str, settings_of: Run) -> None:
+    """Nothing after the last saved state is there, as after kill -9."""
+    config = settings_of("a/style.pt", method=method, accumulation=2)
+    expected = train(config)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(event: Event) -> None:
+        if event.step == 10:
+            raise KilledError
+
+    killed = settings_of("b/style.pt", method=method, accumulation=2)
+    with pytest.raises(KilledError):
+        prepare(killed).run(kill)
+    result = train(killed, resume=True)
+    assert [path.name for path in states(folder_of(result.output))][-1] == "state-00000012.safetensors"
+    if method == "hypernetwork":
+        assert all(torch.equal(a, b) for a, b in zip(weights(result.output), weights(expected.output), strict=True))
+    else:
+        assert torch.equal(load_embedding(result.output).vectors, load_embedding(expected.output).vectors)
+
+
+def test_saved_states_are_not_lost_by_accident(settings_of: Run) -> None:
+    config = settings_of(steps=4)
+    train(config)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config)
+    assert train(settings_of(steps=6), resume=True).step == 6
+    assert train(config, restart=True).step == 4
+
+
+def test_a_damaged_state_is_skipped(settings_of: Run) -> None:
+    config = settings_of()
+    train(config)
+    newest = states(folder_of(Path(config.output)))[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    training = prepare(config, resume=True)
+    assert training.state.step == 8
+    assert any("damaged" in note for note in training.notes)
+
+
+def test_a_state_of_another_architecture_is_refused(settings_of: Run) -> None:
+    train(settings_of(steps=4))
+    with pytest.raises(HypernetworkError, match="another architecture"):
+        prepare(settings_of(hypernetwork__layer_structure=[1, 3, 1]), resume=True)
+    with pytest.raises(HypernetworkError, match="the optimizer AdamW, not SGD"):
+        prepare(settings_of(optimizer="sgd"), resume=True)
+
+
+def test_a_full_disk_stops_neither_the_training_nor_older_states(
+    settings_of: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings_of()
+    real = states_on_disk.save_file
+    calls = []
+
+    def full(tensors: object, path: Path, metadata: object = None) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(states_on_disk, "save_file", full)
+    messages = []
+    result = prepare(config).run(lambda event: messages.append(event.message))
+    assert result.why == "done"
+    assert any("step 8 is not saved" in message and "No space left" in message for message in messages)
+    folder = folder_of(result.output)
+    assert [path.name for path in states(folder)] == ["state-00000004.safetensors", "state-00000012.safetensors"]
+    assert not list(folder.glob(".*"))
+
+
+def test_a_diverging_training_stops_with_the_last_state_and_advice(settings_of: Run) -> None:
+    config = settings_of()
+    training = prepare(config)
+
+    def poison(event: Event) -> None:
+        if event.step == 6:
+            with torch.no_grad():
+                training.trainee.parameters[0].fill_(float("inf"))
+
+    with pytest.raises(DivergedError, match=r"state-00000004.*learning_rate"):
+        training.run(poison)
+    resumed = prepare(config, resume=True)
+    assert resumed.state.step == 4
+    assert all(torch.isfinite(parameter).all() for parameter in resumed.trainee.parameters)
+
+
+def test_training_stops_when_it_is_no_longer_better(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = prepare(settings_of(steps=50, measure_every=1, patience=2))
+    measured = iter([3.0, 4.0, 2.0, 1.0, 1.0, 5.0, 0.5])
+    monkeypatch.setattr(training, "held_out_loss", lambda: next(measured))
+    result = training.run()
+    assert (result.why, result.step) == ("no longer better", 6)
+    loss, step, path = result.best
+    assert (loss, step) == (1.0, 4)
+    assert hnloader.load(path).metadata["step"] == 4
+    assert hnloader.load(result.output).metadata["step"] == 6
+    assert states(folder_of(result.output))[-1].name == "state-00000006.safetensors"
+
+
+# -- starting from other files
+
+
+def test_training_goes_on_from_a_webuis_file_and_its_optimizer(settings_of: Run, tmp_path: Path) -> None:
+    import hashlib
+
+    start = train(settings_of("start.pt", steps=3, ema=0)).output
+    hypernetwork = hnloader.load(start).float().requires_grad_(True)
+    optimizer = torch.optim.AdamW(hypernetwork.parameters(), lr=1e-3)
+    for parameter in hypernetwork.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    companion = {
+        "optimizer_name": "AdamW",
+        "hash": hashlib.sha256(start.read_bytes()).hexdigest()[:10],
+        "optimizer_state_dict": optimizer.state_dict(),
+    }
+    torch.save(companion, start.with_name("start.pt.optim"))
+    training = prepare(settings_of("next.pt", start_from=str(start)))
+    assert training.notes == []
+    found = training.optimizer.state_dict()["state"]
+    expected = optimizer.state_dict()["state"]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[index]["exp_avg"], expected[index]["exp_avg"]) for index in expected)
+    assert training.run().step == 12
+
+    torch.save({**companion, "hash": "0" * 10}, start.with_name("start.pt.optim"))
+    other = prepare(settings_of("other.pt", start_from=str(start)))
+    assert "belongs to another file" in other.notes[0]
+
+
+def test_files_to_start_from_that_do_not_fit(settings_of: Run, tmp_path: Path) -> None:
+    from tiny_model import save_hypernetwork
+
+    wrong = save_hypernetwork(tmp_path / "wrong.pt", widths=(768,))
+    with pytest.raises(ConfigError, match="768"):
+        prepare(settings_of(start_from=str(wrong)))
+    with pytest.raises(ConfigError, match="99"):
+        prepare(settings_of(hypernetwork__widths=[99]))
+    with pytest.raises(HypernetworkError, match="does not exist"):
+        prepare(settings_of(start_from=str(tmp_path / "none.pt")))
+
+
+# -- parts of the loss
+
+
+def test_masks_take_parts_of_the_picture_out_of_the_loss(settings_of: Run, pictures: Path) -> None:
+    from PIL import Image
+
+    for path in list(pictures.glob("?.png")):
+        with Image.open(path) as image:
+            mask = Image.new("L", image.size)
+            mask.paste(255, (0, 0, image.width // 2, image.height))
+        mask.save(path.with_name(path.stem + ".mask.png"))
+    training = prepare(settings_of(data__masks=True, data__flip=False))
+    batch = training._batch(training._order[0])
+    assert batch.masks is not None
+    losses = training.denoiser.losses(batch)
+    said, wanted = training.denoiser.predict(batch)
+    half = batch.latents.shape[-1] // 2
+    expected = (said - wanted)[..., :half].pow(2).mean(dim=(1, 2, 3))
+    # Scaling the mask softens its edge.
+    torch.testing.assert_close(losses, expected, rtol=0.02, atol=0)
+    assert not torch.allclose(losses, (said - wanted).pow(2).mean(dim=(1, 2, 3)), rtol=0.02)
+
+
+def test_prior_preservation_holds_other_prompts(settings_of: Run) -> None:
+    def moved(weight: float) -> float:
+        changes = {"prior__weight": weight, "prior__prompts": ["a cat"], "steps": 40, "learning_rate": "3e-3", "ema": 0}
+        training = prepare(settings_of(f"{weight}/style.pt", **changes))
+        training.run()
+        with torch.no_grad(), training.trainee.acting(training=False):
+            batch = training._batch(training._order[3])
+            return float(training._prior_loss(batch, training._order[3]))
+
+    assert moved(20.0) < 0.5 * moved(0.0)
+
+
+def test_previews_are_made_with_the_same_seeds_and_tiled(settings_of: Run) -> None:
+    from PIL import Image
+
+    changes = {"previews__every": 4, "previews__steps": 2, "previews__prompts": ["a", "{name} b"]}
+    result = train(settings_of(steps=8, learning_rate="1e-2", **changes))
+    folder = folder_of(result.output) / "previews"
+    names = sorted(path.name for path in folder.glob("step-*.png"))
+    assert names == [f"step-{step:08d}-{row}.png" for step in (1, 4, 8) for row in (0, 1)]
+    assert (folder / "step-00000001-0.png").read_bytes() != (folder / "step-00000008-0.png").read_bytes()
+    with Image.open(folder / "previews.gif") as animation:
+        assert animation.n_frames == 3
+    with Image.open(folder / "previews.png") as tiled:
+        assert tiled.width > tiled.height
