@@ -130,27 +130,31 @@ def _run(
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; at least 1 is needed")
-    cancel = cancel or threading.Event()
+    left = threading.Event()  # the consumer has left
+
+    def cancelled() -> bool:
+        return left.is_set() or (cancel is not None and cancel.is_set())
+
     waiting = deque(todo)
     running: set[Future[Result | None]] = set()
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="hnloader-convert")
     try:
-        while running or (waiting and not cancel.is_set()):
+        while running or (waiting and not cancelled()):
             # Two for each thread: none waits for work, and little is begun when the run is cancelled.
-            while waiting and len(running) < 2 * jobs and not cancel.is_set():
-                running.add(executor.submit(_settle, work, waiting.popleft(), cancel))
+            while waiting and len(running) < 2 * jobs and not cancelled():
+                running.add(executor.submit(_settle, work, waiting.popleft(), cancelled))
             done, running = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
             for future in done:
                 if (result := future.result()) is not None:
                     yield result
     finally:
-        cancel.set()
+        left.set()
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _settle(work: Callable[[Job], Result], job: Job, cancel: threading.Event) -> Result | None:
+def _settle(work: Callable[[Job], Result], job: Job, cancelled: Callable[[], bool]) -> Result | None:
     """One job with whatever may happen in it; None when the run was cancelled before."""
-    if cancel.is_set():
+    if cancelled():
         return None
     began = time.perf_counter()
     try:

@@ -251,6 +251,12 @@ def test_cancelling_finishes_what_is_under_way_and_begins_nothing_more(folder: P
     assert len(list(folder.rglob("*.copy"))) == len(results)
 
 
+def test_a_run_that_ends_by_itself_is_not_called_cancelled(folder: Path) -> None:
+    cancel = threading.Event()
+    run(folder, cancel=cancel)
+    assert not cancel.is_set()
+
+
 def test_a_consumer_that_leaves_ends_the_run(folder: Path) -> None:
     for number in range(50):
         (folder / f"{number}.pt").write_text("x")
@@ -259,7 +265,7 @@ def test_a_consumer_that_leaves_ends_the_run(folder: Path) -> None:
     next(running)
     running.close()
     begun = len(converter.seen)
-    time.sleep(0.05)
+    time.sleep(0.05)  # whatever would go on would go on now
     assert len(converter.seen) == begun < 10
     assert not list(folder.rglob(f"*{TEMPORARY_SUFFIX}"))
 
