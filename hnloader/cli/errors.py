@@ -19,6 +19,7 @@ from hnloader.cli.terminal import clean, note, stderr
 
 FAILED = 1
 USAGE = 2
+SOME_FAILED = 3
 BUG = 70
 INTERRUPTED = 130
 

@@ -1,0 +1,154 @@
+"""What `hnloader convert` shows while it runs, and at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from hnloader.cli.terminal import clean, progress_bar, size_text, stderr, stdout
+
+if TYPE_CHECKING:
+    from hnloader.conversion.planning import Plan
+    from hnloader.conversion.results import Outcome, Result
+
+# Up to this many files each one has a line of its own.
+_FEW = 20
+# Of files that were skipped for one reason, this many are named.
+_NAMED = 3
+# How often a line tells the progress where no bar can be drawn.
+_LINE_EVERY = 10.0  # seconds
+
+_STYLES: dict[Outcome, str] = {
+    "converted": "green",
+    "up to date": "green",
+    "proved": "green",
+    "planned": "cyan",
+    "skipped": "yellow",
+    "failed": "red",
+}
+
+
+class Progress:
+    """A bar with rate and time left on a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self, doing: str, plan: Plan) -> None:
+        self._doing = doing
+        self._files = len(plan.jobs)
+        self._size = max(plan.size, 1)
+        self._done_files = 0
+        self._done_size = 0
+        self._began = self._told = time.monotonic()
+        self._stack = contextlib.ExitStack()
+        self._settled = len(plan.settled)
+
+    def __enter__(self) -> Progress:
+        self._show = self._stack.enter_context(progress_bar(self._doing))
+        self._show(0, self._size, self._text())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, result: Result) -> None:
+        """Count one more file."""
+        if self._settled:  # these come first, and are no work
+            self._settled -= 1
+            return
+        self._done_files += 1
+        self._done_size += result.size
+        self._show(self._done_size, self._size, self._text())
+        now = time.monotonic()
+        if not stderr().is_terminal and now - self._told >= _LINE_EVERY:
+            self._told = now
+            stderr().print(Text(f"{self._text()}, {_duration(self._left())} left"))
+
+    def _text(self) -> str:
+        rate = self._done_size / max(time.monotonic() - self._began, 1e-3)
+        return f"{self._doing} {self._done_files:,} of {self._files:,} files, {size_text(rate)}/s"
+
+    def _left(self) -> float:
+        elapsed = time.monotonic() - self._began
+        return elapsed * (self._size - self._done_size) / max(self._done_size, 1)
+
+
+def show_results(results: Sequence[Result]) -> None:
+    """Every file that failed with its reason, the skipped ones by reason, and a table of counts."""
+    ordered = sorted(results, key=lambda result: str(result.source))
+    if not ordered:
+        stderr().print(Text("No .pt or .safetensors file was found.", "yellow"))
+        return
+    _show_good(ordered)
+    _show_skipped(ordered)
+    for result in ordered:
+        if result.outcome == "failed":
+            stdout().print(Text.assemble(("✗ ", "bold red"), _labelled(result)), soft_wrap=True)
+    if len(ordered) > 1:
+        stdout().print(_table(ordered))
+
+
+def _show_good(results: Sequence[Result]) -> None:
+    """What became of sound files: all of them where they are few or nothing was written, else the odd names."""
+    good = [result for result in results if result.outcome not in ("skipped", "failed")]
+    few = len(good) <= _FEW
+    for result in good:
+        if few or result.outcome == "planned" or result.reason:
+            stdout().print(_line(result), soft_wrap=True)
+
+
+def _line(result: Result) -> Text:
+    text = Text("• " if result.outcome == "planned" else "✓ ", f"bold {_STYLES[result.outcome]}")
+    text += Text(clean(result.label))
+    if result.target is not None:
+        text += Text(" → ", "dim") + Text(clean(result.target), "bold")
+    about = "; ".join(filter(None, (result.outcome, clean(result.reason))))
+    return text + Text(f"  {about}", "dim")
+
+
+def _show_skipped(results: Sequence[Result]) -> None:
+    by_reason: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        if result.outcome == "skipped":
+            by_reason[result.brief_reason].append(result)
+    for reason, skipped in by_reason.items():
+        names = ", ".join(clean(result.label) for result in skipped[:_NAMED])
+        if len(skipped) > _NAMED:
+            names += f" and {len(skipped) - _NAMED:,} more"
+        stdout().print(
+            Text.assemble(("- ", "bold yellow"), (names, "bold"), f": skipped; {clean(reason)}"), soft_wrap=True
+        )
+
+
+def _labelled(result: Result) -> Text:
+    """`name: what is wrong with it`."""
+    return Text.assemble((clean(result.label), "bold"), f": {clean(result.brief_reason)}")
+
+
+def _table(results: Sequence[Result]) -> Table:
+    from hnloader.conversion.results import counts
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("Outcome")
+    table.add_column("Files", justify="right")
+    table.add_column("Size", justify="right")
+    for outcome, count in counts(results).items():
+        size = sum(result.size for result in results if result.outcome == outcome)
+        table.add_row(Text(outcome, _STYLES[outcome]), f"{count:,}", size_text(size))
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

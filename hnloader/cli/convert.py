@@ -1,0 +1,286 @@
+"""`hnloader convert`: hypernetwork files in another format, one or thousands."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+
+import typer
+
+from hnloader.cli.conversion_output import Progress, show_results
+from hnloader.cli.errors import FAILED, INTERRUPTED, SOME_FAILED, reports_errors
+from hnloader.cli.terminal import note
+
+if TYPE_CHECKING:
+    from hnloader.conversion.bulk import Converter, OnExisting
+    from hnloader.conversion.planning import Plan
+    from hnloader.conversion.results import Result
+
+EXIT_CODES = (
+    "Exit codes: 0 every hypernetwork is converted; 3 some are, others failed; 1 none is; "
+    "2 the command line is wrong; 70 a bug in hnloader; 130 interrupted."
+)
+
+FORMATS = ("safetensors", "pt")
+DTYPES = ("float32", "float16", "bfloat16")
+_DTYPE_NICKNAMES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+ON_EXISTING = ("skip", "overwrite", "rename")
+
+_WHERE = "Where results go"
+_HOW = "How they are made"
+_RUN = "The run"
+
+
+@reports_errors
+def convert(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE|FOLDER|PATTERN...",
+            help="Files, folders with all that is below them, patterns such as 'old/**/*.pt'.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(FORMATS),
+            help="The format to write. Default: safetensors, or what --out ends in.",
+            show_default=False,
+            autocompletion=lambda: list(FORMATS),
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="A folder, in which the tree of folders is made anew, or one file. Default: beside each source.",
+            rich_help_panel=_WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="All results in --out itself, without folders.", rich_help_panel=_WHERE)
+    ] = False,
+    on_existing: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(ON_EXISTING),
+            help="Where another file has the result's name: leave both alone, replace it, or number the result.",
+            rich_help_panel=_WHERE,
+            autocompletion=lambda: list(ON_EXISTING),
+        ),
+    ] = "skip",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out files and folders with this name or path below the folder, e.g. '*-old' or 'loras'. "
+            "Repeat it for several.",
+            rich_help_panel=_WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    normalise: Annotated[
+        bool,
+        typer.Option(
+            "--normalise",
+            help="Rewrite old variants in today's form, with the same outputs.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(DTYPES),
+            help="Store the tensors in this type. Default: as they are, which loses nothing.",
+            rich_help_panel=_HOW,
+            show_default=False,
+            autocompletion=lambda: list(DTYPES),
+        ),
+    ] = None,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--proof/--no-proof",
+            help="Read each result back and compare it with its source before it takes its name.",
+            rich_help_panel=_HOW,
+        ),
+    ] = True,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing: prove results that are there already.", rich_help_panel=_RUN),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing: show what would be done.", rich_help_panel=_RUN)
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Files converted at once. Default: one for each processor core, at most 4.",
+            rich_help_panel=_RUN,
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json|FILE.csv",
+            help="Write what became of each file.",
+            rich_help_panel=_RUN,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Convert hypernetworks to safetensors, or to the .pt form of the webuis; bit for bit, and proved.
+
+    Sources are never changed. A run that was stopped goes on where it was when it is started again.
+    """
+    from hnloader.conversion.planning import plan as make_plan
+    from hnloader.library import SUFFIXES
+
+    target_format = _one_of("--to", to, FORMATS) if to else _format_of(out)
+    _check_usage(out=out, flat=flat, check=check, dry_run=dry_run, report=report)
+    existing = cast("OnExisting", _one_of("--on-existing", on_existing, ON_EXISTING, {"replace": "overwrite"}))
+    stored = None if dtype is None else _one_of("--dtype", dtype, DTYPES, _DTYPE_NICKNAMES)
+    converter = _converter(target_format, normalise=normalise, dtype=stored, prove=prove)
+    plan = make_plan(
+        files,
+        suffix=converter.suffix,
+        sources=SUFFIXES,
+        out=out,
+        flat=flat,
+        exclude=exclude or (),
+        rewrites=normalise or stored is not None,
+    )
+    workers = jobs or min(4, os.cpu_count() or 1)
+    with _stopping_cleanly() as cancel:
+        results = _run(plan, converter, workers, existing, cancel, check=check, dry_run=dry_run)
+    if report is not None:
+        from hnloader.conversion.reports import write_report
+
+        write_report(results, report)
+    show_results(results)
+    if cancel.is_set():
+        begun = len(results) - len(plan.settled)
+        note(f"Interrupted after {begun:,} of {len(plan.jobs):,} files. The same command goes on from here.")
+        raise typer.Exit(INTERRUPTED)
+    code = _exit_code(results)
+    if code:
+        raise typer.Exit(code)
+
+
+# -- what was asked for
+
+
+def _one_of(option: str, given: str, allowed: Sequence[str], nicknames: dict[str, str] | None = None) -> str:
+    value = given.lower()
+    value = (nicknames or {}).get(value, value)
+    if value in allowed:
+        return value
+    near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return _refuse(option, f"{given!r} is none of {', '.join(allowed)}.{hint}")
+
+
+def _format_of(out: Path | None) -> str:
+    suffix = "" if out is None or out.is_dir() else out.suffix.lower().removeprefix(".")
+    return suffix if suffix in FORMATS else "safetensors"
+
+
+def _check_usage(*, out: Path | None, flat: bool, check: bool, dry_run: bool, report: Path | None) -> None:
+    """What typer cannot tell by itself; a report that cannot be written is better said before hours of work."""
+    from hnloader.conversion.reports import REPORT_SUFFIXES
+
+    if flat and out is None:
+        _refuse("--flat", "needs --out: it says that all results go to that one folder.")
+    if check and dry_run:
+        _refuse("--dry-run", "and --check exclude each other; neither writes anything.")
+    if report is not None:
+        if report.suffix.lower() not in REPORT_SUFFIXES:
+            _refuse("--report", f"{report} ends in {report.suffix!r}; a report is a .json or a .csv file.")
+        if not report.absolute().parent.is_dir():
+            _refuse("--report", f"{report.parent} is no folder.")
+
+
+def _refuse(option: str, message: str) -> NoReturn:
+    raise typer.BadParameter(message, param_hint=f"'{option}'")
+
+
+def _converter(target_format: str, *, normalise: bool, dtype: str | None, prove: bool) -> Converter:
+    from hnloader.conversion.to_format import ToFormat
+
+    return ToFormat(f".{target_format}", normalise=normalise, dtype=dtype, prove=prove)
+
+
+# -- the run
+
+
+def _run(
+    plan: Plan,
+    converter: Converter,
+    jobs: int,
+    on_existing: OnExisting,
+    cancel: threading.Event,
+    *,
+    check: bool,
+    dry_run: bool,
+) -> list[Result]:
+    from hnloader.conversion import bulk
+
+    if check:
+        doing, running = "Checking", bulk.check_many(plan, converter, jobs=jobs, cancel=cancel)
+    elif dry_run:
+        doing = "Looking"
+        running = bulk.dry_run(plan, converter, jobs=jobs, on_existing=on_existing, cancel=cancel)
+    else:
+        doing = "Converting"
+        running = bulk.convert_many(plan, converter, jobs=jobs, on_existing=on_existing, cancel=cancel)
+    results = []
+    with Progress(doing, plan) as progress:
+        for result in running:
+            results.append(result)
+            progress.add(result)
+    return results
+
+
+@contextlib.contextmanager
+def _stopping_cleanly() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that files under way are finished; a second one stops at once."""
+    cancel = threading.Event()
+
+    def stop(*_: object) -> None:
+        if cancel.is_set():
+            raise KeyboardInterrupt
+        cancel.set()
+        os.write(2, b"\nFinishing the files that are under way. Ctrl-C again stops at once.\n")
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield cancel
+        return
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield cancel
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _exit_code(results: Sequence[Result]) -> int:
+    """0 for all, SOME_FAILED for some, FAILED for none. What is no hypernetwork counts only where nothing else is."""
+    from hnloader.conversion.results import GOOD
+
+    good = any(result.outcome in GOOD for result in results)
+    failed = any(result.outcome == "failed" for result in results)
+    if good:
+        return SOME_FAILED if failed else 0
+    return FAILED
