@@ -22,7 +22,7 @@ from hnloader.conversion.lora.chain import Chain
 from hnloader.conversion.lora.compare import compare
 from hnloader.conversion.lora.fitting import fit_context_map, measure, rank_directions
 from hnloader.conversion.lora.names import NameStyle
-from hnloader.conversion.lora.result import KIND_NAMES, POOR, Errors, Kind, LayerChange, LoraExport
+from hnloader.conversion.lora.result import ALPHA, KIND_NAMES, POOR, Errors, Kind, LayerChange, LoraExport
 from hnloader.conversion.lora.statistics import Layer, Progress, Sampling, Statistics, random_contexts, sample
 from hnloader.conversion.lora.writing import describe, name_style, named_tensors, overflowing, write
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
@@ -280,8 +280,8 @@ class _Job:
             rank = len(ranked.down) if self.rank == "full" else self.rank
         up, down = ranked.up[:, :rank], ranked.down[:rank]
         # Both factors get the same share of the size, so that neither leaves the range of half precision.
-        scale = down.norm(dim=1).clamp_min(1e-30).sqrt()
-        up, down = up * scale, down / scale[:, None]
+        share = (down.norm(dim=1).clamp_min(1e-30) * (rank / ALPHA)).sqrt()
+        up, down = up * share, down * ((rank / ALPHA) / share)[:, None]
         projection = "to_k" if side == "k" else "to_v"
         return [LayerChange(site, projection, down=down.to(self.dtype), up=up.to(self.dtype))], None  # type: ignore[arg-type]
 

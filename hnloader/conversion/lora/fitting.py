@@ -30,6 +30,10 @@ RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _UNSEEN = 1e-6
 
 
+# A change below this share of the squares of the whole is rounding, not something to be represented.
+_ROUNDING = 1e-12
+
+
 @dataclass(frozen=True)
 class Error:
     """Sums of squares: of what is wrong, of the change that was to be made, and of the whole output with it."""
@@ -44,7 +48,7 @@ class Error:
     @property
     def of_change(self) -> float:
         """What is wrong, relative to the hypernetworks' change: 1 would be as bad as doing nothing."""
-        return (self.wrong / self.change) ** 0.5 if self.change else 0.0
+        return (self.wrong / self.change) ** 0.5 if self.change > _ROUNDING * self.whole else 0.0
 
     @property
     def of_whole(self) -> float:

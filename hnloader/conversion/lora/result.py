@@ -18,6 +18,10 @@ from hnloader.network import SideName
 Kind = Literal["lora", "lycoris"]
 KIND_NAMES: Mapping[Kind, str] = {"lora": "LoRA", "lycoris": "LyCORIS"}
 
+# The scale of low-rank factors is alpha / rank. One alpha for all layers: diffusers 0.42 with peft 0.21 ignores those
+# that differ, and then scales layers of other ranks wrongly.
+ALPHA = 1.0
+
 # Above this error, relative to the hypernetworks' change of keys or values, a file counts as badly represented.
 POOR = 0.2
 
@@ -29,7 +33,7 @@ class LayerChange:
     Attributes:
         site: The attention layer.
         projection: `to_k`, `to_v` or `to_out.0`.
-        down, up: Low-rank factors [rank, inputs] and [outputs, rank], or None.
+        down, up: Low-rank factors [rank, inputs] and [outputs, rank], or None; `ALPHA / rank * up @ down` is added.
         diff: The full difference [outputs, inputs], or None.
         diff_b: What is added to the output [outputs], or None; only beside `diff`.
     """
@@ -69,12 +73,12 @@ class LayerChange:
         if self.diff is not None:
             return self.diff.double()
         assert self.up is not None and self.down is not None
-        return self.up.double() @ self.down.double()
+        return self.up.double() @ self.down.double() * (ALPHA / len(self.down))
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the file, by the last part of their names."""
         if self.down is not None and self.up is not None:
-            alpha = torch.tensor(float(len(self.down)), dtype=self.down.dtype)  # alpha / rank is the scale: 1
+            alpha = torch.tensor(ALPHA, dtype=self.down.dtype)
             return {"lora_down.weight": self.down, "lora_up.weight": self.up, "alpha": alpha}
         named = {"diff": self.diff, "diff_b": self.diff_b}
         return {name: tensor for name, tensor in named.items() if tensor is not None}

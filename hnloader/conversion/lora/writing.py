@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hnloader.conversion.lora.names import NameStyle, lora_name
-from hnloader.conversion.lora.result import Kind, LayerChange
+from hnloader.conversion.lora.result import ALPHA, Kind, LayerChange
 from hnloader.files import replacing
 from hnloader.formats.safetensors import tensor_bytes, write_tensors
 
@@ -49,7 +49,7 @@ def describe(
     metadata = {
         "ss_network_module": "networks.lora" if kind == "lora" else "lycoris.kohya",
         "ss_network_dim": rank,
-        "ss_network_alpha": rank,
+        "ss_network_alpha": f"{ALPHA:g}",
         "ss_network_args": json.dumps({} if kind == "lora" else {"algo": "full"}),
         "ss_v2": str(family == "SD 2"),
         "ss_base_model_version": version,
