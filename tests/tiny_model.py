@@ -54,7 +54,7 @@ def save_model(folder: Path) -> Path:
         unet=unet,
         vae=vae,
         text_encoder=CLIPTextModel(text),
-        tokenizer=_tokenizer(folder.parent / "words"),
+        tokenizer=make_tokenizer(folder.parent / "words"),
         scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
@@ -94,7 +94,7 @@ def save_checkpoint(model: Path, path: Path) -> Path:
     return path
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def make_tokenizer(folder: Path) -> CLIPTokenizer:
     folder.mkdir(exist_ok=True)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

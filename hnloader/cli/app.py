@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hnloader.cli import demo, errors, generate, inspect
+from hnloader.cli import dataset, demo, errors, generate, inspect, train
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a file, model or setting could not be used; 2 the command line is wrong; "
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.command("inspect", epilog=inspect.EXIT_CODES)(inspect.inspect)
 app.command("generate", epilog=EXIT_CODES)(generate.generate)
+app.command("train", epilog=EXIT_CODES)(train.train)
+app.add_typer(dataset.app, name="dataset")
 app.command("demo", epilog=EXIT_CODES)(demo.demo)
 
 

@@ -69,7 +69,7 @@ def strip(folder: Path, prompts: Sequence[str]) -> tuple[Path, Path] | None:
     columns = [f"step {step:,}" for step in chosen]
     with replacing(tiled) as temporary:
         labelled_grid(pictures, columns=columns, rows=list(prompts)).save(temporary, format="PNG")
-    frames: list[Image.Image] = []
+    frames: list[Image] = []
     for column, label in enumerate(columns):
         frames.append(labelled_grid([[row[column] for row in pictures]], columns=list(prompts), rows=[label]))
     durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]

@@ -1,0 +1,110 @@
+"""`hnloader dataset check`: what a training would see of a folder, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from hnloader.cli.errors import reports_errors
+from hnloader.cli.terminal import clean, progress_bar, stderr, stdout
+
+if TYPE_CHECKING:
+    from hnloader.training.config import Config
+    from hnloader.training.dataset import Dataset
+
+_CELL = 160
+_SHEET_COLUMNS = 6
+
+app = typer.Typer(help="Pictures to train on.", no_args_is_help=True)
+
+
+@app.callback()
+def dataset() -> None:
+    """Pictures to train on."""
+
+
+@app.command("check")
+@reports_errors
+def check(
+    folder: Annotated[Path, typer.Argument(help="The folder with the pictures.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The training's YAML file, for its `data` settings.")
+    ] = None,
+    resolution: Annotated[int, typer.Option(min=64, help="Pixels, where the configuration says none.")] = 512,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG): each picture as it is trained.")
+    ] = None,
+) -> None:
+    """List the pictures with the size and caption that they are trained at and with, and what is wrong.
+
+    Exit code 1 when a file would be left out.
+    """
+    from hnloader.training import read_config
+    from hnloader.training.dataset import read_folder
+
+    chosen = read_config(config)
+    with progress_bar("Reading the pictures") as show:
+        found = read_folder(folder, chosen.data, lambda done, total: show(done, total, "Reading the pictures"))
+    side = chosen.data.resolution or resolution
+    stdout().print(_table(found, chosen, side))
+    for problem in found.problems:
+        kind = Text("left out: ", "bold red") if problem.fatal else Text("note: ", "bold yellow")
+        stderr().print(kind + Text(clean(f"{problem.path} {problem.what}")), soft_wrap=True)
+    left_out = sum(problem.fatal for problem in found.problems)
+    stderr().print(Text(f"{len(found.pictures)} pictures to train on, {left_out} files left out"))
+    if sheet is not None:
+        stdout().print(Text(clean(_write_sheet(found, chosen, side, sheet).resolve())), soft_wrap=True)
+    if left_out:
+        raise typer.Exit(1)
+
+
+def _table(found: Dataset, config: Config, side: int) -> Table:
+    from hnloader.training.dataset import caption_of
+    from hnloader.training.images import bucket
+
+    table = Table("picture", "size", "trained at", "caption", box=None, header_style="bold", pad_edge=False)
+    for index, picture in enumerate(found.pictures):
+        wide, high = bucket(picture.size, side, 64) if config.data.buckets else (side, side)
+        table.add_row(
+            Text(clean(picture.path.relative_to(found.folder))),
+            f"{picture.size[0]} x {picture.size[1]}",
+            f"{wide} x {high}",
+            Text(clean(caption_of(picture, config.data, config.name or "{name}", index))),
+        )
+    return table
+
+
+def _write_sheet(found: Dataset, config: Config, side: int, path: Path) -> Path:
+    from PIL import Image
+
+    from hnloader.files import replacing
+    from hnloader.grids import labelled_grid
+    from hnloader.training.images import prepare
+
+    cells: list[Image.Image] = []
+    for picture in found.pictures:
+        pixels = prepare(picture, config.data, side, 64).pixels
+        shown = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        cells.append(Image.fromarray(shown))
+    labels = [clean(picture.path.name) for picture in found.pictures]
+    columns = min(_SHEET_COLUMNS, len(cells))
+    blank = Image.new("RGB", (1, 1), "white")
+    short = -len(cells) % columns
+    cells, labels = [*cells, *[blank] * short], [*labels, *[""] * short]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    names = [", ".join(filter(None, labels[start : start + columns])) for start in range(0, len(cells), columns)]
+    grid = labelled_grid(
+        rows,
+        columns=[str(index + 1) for index in range(columns)],
+        rows=names,
+        title=clean(found.folder.name),
+        caption=f"{len(found.pictures)} pictures as they are trained",
+        cell=_CELL,
+    )
+    with replacing(path) as temporary:
+        grid.save(temporary, format="PNG")
+    return path

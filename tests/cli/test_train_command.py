@@ -1,0 +1,144 @@
+"""`hnloader train` and `hnloader dataset check` as they are typed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import hnloader
+from hnloader.cli.app import app
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(6):
+        Image.fromarray(random.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(pictures / f"{index}.png")
+    return pictures
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_init_prints_a_configuration_that_works(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    code, text, _ = run("train", "--init")
+    assert code == 0
+    config = tmp_path / "config.yaml"
+    text = text.replace("model: ''", f"model: {tiny_model}").replace("pictures: ''", f"pictures: {folder}")
+    config.write_text(text.replace("output: ''", f"output: {tmp_path / 'style.pt'}"))
+    code, out, err = run("train", config, "--steps", 3, "--set", "previews.every=0", "--set", "learning_rate=1e-3")
+    assert code == 0, err
+    assert out.strip() == str(tmp_path / "style.pt")
+    assert "step 3 of 3: loss" in err
+    assert hnloader.load(tmp_path / "style.pt").metadata["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "model is missing"),
+        (("--set", "stepps=3"), "did you mean 'steps'"),
+        (("--set", "steps"), "key=value"),
+        (("--preset", "portrait"), "no preset 'portrait'"),
+        (("none.yaml",), "none.yaml cannot be read: No such file"),
+        (("--model", "M", "--pictures", "none", "-o", "a.pt"), "none does not exist"),
+        (("--model", "M", "--pictures", "P", "-o", "a.jpg"), ".safetensors was expected"),
+        (("--model", "nowhere/", "--pictures", "P", "-o", "a.pt"), "nowhere"),
+    ],
+)
+def test_mistakes_get_a_line_and_no_traceback(
+    arguments: tuple[str, ...], words: str, tiny_model: Path, folder: Path, tmp_path: Path
+) -> None:
+    names = {"M": tiny_model, "P": folder, "a.pt": tmp_path / "a.pt"}
+    code, _, err = run("train", *(names.get(each, each) for each in arguments))
+    assert code in (1, 2)
+    assert words in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (tmp_path / "a.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_everything_and_resume_ends_the_same(
+    number: int, tiny_model: Path, folder: Path, tmp_path: Path
+) -> None:
+    def command(name: str, *more: str) -> list[str]:
+        given = ["--model", tiny_model, "--pictures", folder, "-o", tmp_path / name / "style.pt", "--steps", 60]
+        quick = ["--set", "previews.every=0", "--set", "measure_every=5"]
+        return [str(each) for each in [sys.executable, "-m", "hnloader", "train", *given, *quick, *more]]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    child = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("step 1 "):
+            break
+    child.send_signal(number)
+    child.communicate(timeout=60)
+    assert child.returncode == 130
+    stopped = hnloader.load(tmp_path / "cut" / "style.pt").metadata["step"]
+    assert 1 <= stopped < 60
+    subprocess.run(command("cut", "--resume"), check=True, capture_output=True)
+    one, two = (torch.load(tmp_path / name / "style.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(
+        torch.equal(one[width][side][name], two[width][side][name])
+        for width in (16, 24)
+        for side in (0, 1)
+        for name in one[width][side]
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    def command(name: str, *more: str) -> list[str]:
+        given = ["--model", tiny_model, "--pictures", folder, "-o", tmp_path / name / "style.pt", "--steps", 40]
+        quick = ["--set", "previews.every=0", "--set", "measure_every=5", "--set", "save_every=3"]
+        return [str(each) for each in [sys.executable, "-m", "hnloader", "train", *given, *quick, *more]]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    random = np.random.default_rng(1)
+    states = tmp_path / "cut" / "style.training"
+    for _ in range(10):
+        child = subprocess.Popen(command("cut", "--resume"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        before = set(states.glob("state-*"))
+        while child.poll() is None and set(states.glob("state-*")) <= before:
+            time.sleep(0.01)
+        time.sleep(float(random.uniform(0, 0.05)))
+        child.kill()
+        child.wait()
+    subprocess.run(command("cut", "--resume"), check=True, capture_output=True)
+    # The zip containers differ in nothing either: the whole file is the same but for where it lies.
+    whole, cut = (torch.load(tmp_path / name / "style.pt", weights_only=True) for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    for width in (16, 24):
+        for one, two in zip(whole[width], cut[width], strict=True):
+            assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_dataset_check_lists_captions_and_what_is_wrong(folder: Path, tmp_path: Path) -> None:
+    (folder / "0.txt").write_text("a red house")
+    (folder / "broken.png").write_text("no picture")
+    code, out, err = run("dataset", "check", folder, "--sheet", tmp_path / "sheet.png", "--resolution", 64)
+    assert code == 1
+    assert "a red house" in out
+    assert "48 x 48" in out
+    assert "left out" in err
+    assert "broken.png cannot be read" in err
+    assert "6 pictures to train on, 1 files left out" in err
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 6 * 160
+    (folder / "broken.png").unlink()
+    assert run("dataset", "check", folder)[0] == 0
