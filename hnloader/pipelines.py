@@ -166,6 +166,18 @@ def load_model(
     return Model(pipeline.to(target), model.name, model.hash)
 
 
+def check_source(source: str | os.PathLike[str]) -> None:
+    """Raise ModelError for what is neither there nor a name on the hub; nothing is loaded or downloaded."""
+    name = os.fspath(source)
+    if Path(name).expanduser().exists():
+        return
+    if not _HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES) or name.startswith("."):
+        raise ModelError(
+            f"There is no folder or file {name}. A model is a diffusers folder, a .safetensors or .ckpt "
+            "checkpoint, or a name on the Hugging Face hub (owner/model)."
+        )
+
+
 def _from_folder(diffusers: Any, path: Path, dtype: torch.dtype) -> Any:
     if not (path / "model_index.json").is_file():
         files = [name for suffix in CHECKPOINT_SUFFIXES for name in sorted(path.glob(f"*{suffix}"))]
@@ -176,11 +188,7 @@ def _from_folder(diffusers: Any, path: Path, dtype: torch.dtype) -> Any:
 
 
 def _from_hub(diffusers: Any, name: str, dtype: torch.dtype) -> Any:
-    if not _HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES) or name.startswith("."):
-        raise ModelError(
-            f"There is no folder or file {name}. A model is a diffusers folder, a .safetensors or .ckpt "
-            "checkpoint, or a name on the Hugging Face hub (owner/model)."
-        )
+    check_source(name)
     with _told(f"{name} (no such folder; looked for on the Hugging Face hub)"), quiet():
         return diffusers.DiffusionPipeline.from_pretrained(name, **_dtype(diffusers, dtype))
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hnloader.cli import dataset, demo, errors, generate, inspect, train
+from hnloader.cli import convert, dataset, demo, errors, generate, inspect, train, ui
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a file, model or setting could not be used; 2 the command line is wrong; "
@@ -25,10 +25,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("inspect", epilog=inspect.EXIT_CODES)(inspect.inspect)
+app.command("convert", epilog=convert.EXIT_CODES)(convert.convert)
 app.command("generate", epilog=EXIT_CODES)(generate.generate)
 app.command("train", epilog=EXIT_CODES)(train.train)
 app.add_typer(dataset.app, name="dataset")
 app.command("demo", epilog=EXIT_CODES)(demo.demo)
+app.command("ui", epilog=EXIT_CODES)(ui.ui)
 
 
 def _show_version(wanted: bool) -> None:

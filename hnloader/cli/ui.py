@@ -1,0 +1,142 @@
+"""`hnloader ui`: the page in the browser."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from hnloader.cli.errors import reports_errors
+from hnloader.cli.terminal import clean, note, stderr, stdout
+
+if TYPE_CHECKING:
+    from hnloader.ui.host import Host
+
+_DEFAULT_FOLDER = Path("hypernetworks")
+
+
+@reports_errors
+def ui(
+    folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--folder",
+            "-f",
+            envvar="HNLOADER_HYPERNET_DIR",
+            help="Where hypernetworks lie; repeatable. Default: ./hypernetworks and the bundled ones.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A diffusers folder, a hub name (owner/model), a .safetensors or .ckpt checkpoint, or a folder of "
+            "these; repeatable. The page can choose among them. Default: the small bundled one.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where pictures are saved.")] = Path("pictures"),
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Default: 7870, or the next one that is free.", show_default=False),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; others than this computer need --auth.")] = (
+        "127.0.0.1"
+    ),
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:PASSWORD",
+            envvar="HNLOADER_UI_AUTH",
+            help="What the browser asks for.",
+            show_default=False,
+            show_envvar=True,
+        ),
+    ] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For checkpoints without network access: a diffusers folder of the same kind of model.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16, float32.")] = "auto",
+) -> None:
+    """Open a page in the browser: a library of hypernetworks, conversion, comparisons, and pictures.
+
+    It runs on this computer, for this computer's browser alone, until Ctrl-C.
+    """
+    from hnloader.ui.standalone import check_address, start
+
+    credentials = _credentials(auth)
+    check_address(host, credentials)
+    page = _host(_folders(folder), [name for one in model or () for name in _models(one)], out, device, dtype, config)
+    with stderr().status("Starting ..."):
+        server = start(page, address=host, port=port, auth=credentials)
+    stdout().print(Text(clean(server.url)), soft_wrap=True)
+    stderr().print("Ctrl-C ends it.")
+    if browser:
+        import webbrowser
+
+        webbrowser.open(server.url)
+    try:
+        threading.Event().wait()
+    finally:
+        server.close()
+
+
+def _host(folders: list[Path], models: list[str], out: Path, device: str, dtype: str, config: Path | None) -> Host:
+    from hnloader.library import Library
+    from hnloader.ui.diffusers_generator import DiffusersGenerator
+    from hnloader.ui.host import Host
+
+    generator = DiffusersGenerator(models, lambda: Library(folders), device=device, dtype=dtype, config=config)
+    return Host(
+        folders=lambda: folders,
+        output=lambda: out,
+        generator=generator,
+        models=generator,
+        pages=("generate", "library", "compare"),
+    )
+
+
+def _folders(given: list[Path] | None) -> list[Path]:
+    from hnloader.demo import hypernetwork_paths
+
+    for folder in given or ():
+        if not folder.is_dir():
+            raise typer.BadParameter(f"{folder} is not a folder.", param_hint="--folder")
+    bundled = [path.parent for path in hypernetwork_paths().values()][:1]
+    return given or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), *bundled]
+
+
+def _models(name: str) -> list[str]:
+    """The models that a `--model` names: itself, or those in a folder of models."""
+    from hnloader.pipelines import CHECKPOINT_SUFFIXES, check_source
+
+    path = Path(name).expanduser()
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        found = [each for each in sorted(path.iterdir()) if each.suffix.lower() in CHECKPOINT_SUFFIXES]
+        found += [each for each in sorted(path.iterdir()) if (each / "model_index.json").is_file()]
+        if not found:
+            note(f"{path} holds no models.")
+        return [str(each) for each in found]
+    check_source(name)
+    return [str(path) if path.exists() else name]
+
+
+def _credentials(text: str | None) -> tuple[str, str] | None:
+    if not text:
+        return None
+    name, colon, password = text.partition(":")
+    if not (name and colon and password):
+        raise typer.BadParameter("write NAME:PASSWORD, neither of them empty.", param_hint="--auth")
+    return name, password

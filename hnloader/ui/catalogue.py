@@ -1,0 +1,274 @@
+"""What the library page shows: the files of some folders, listed at once and looked into little by little.
+
+Listing 2,000 files takes a few hundredths of a second, looking into them (`hnloader.inspect`) a few seconds. So a
+page is shown from names, sizes and dates alone, the files on it are looked into when they are shown, and the rest
+afterwards. What was found is kept for as long as a file's size and time of change stay the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from hnloader.errors import HypernetworkError
+from hnloader.families import FAMILIES
+from hnloader.inspection import FileInfo, inspect
+from hnloader.library import Library, LibraryFile
+from hnloader.ui.sidecars import read_notes, save_notes
+
+SORTS = ("name", "newest", "largest", "most steps", "model family")
+ALL, OTHER_WIDTHS, BAD, DUPLICATES = "all files", "no known model", "bad files", "duplicates"
+FILTERS = (ALL, *(family.name for family in FAMILIES), OTHER_WIDTHS, BAD, DUPLICATES)
+
+_PIECE = 2**16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file, as far as it is known.
+
+    Attributes:
+        key: 16 hex digits that stand for the path in the page, which never names paths to the server.
+        file: where it lies.
+        size: bytes.
+        modified: time of the last change, in nanoseconds.
+        info: what it holds; None before it was looked into, and for a bad file.
+        problem: what is wrong with it; None before it was looked into, and for a sound file.
+        notes: the user's, once it was looked into.
+    """
+
+    key: str
+    file: LibraryFile
+    size: int
+    modified: int
+    info: FileInfo | None = None
+    problem: str | None = None
+    notes: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self.file.path
+
+    @property
+    def label(self) -> str:
+        """The path below the library's folder, e.g. `sketches/ink.pt`."""
+        return self.file.relative.as_posix()
+
+    @property
+    def looked_into(self) -> bool:
+        """Whether `info` or `problem` is known."""
+        return self.info is not None or self.problem is not None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many files there are, how many were looked into, and how many of those are bad."""
+
+    files: int
+    looked_into: int
+    bad: int
+
+
+class Catalogue:
+    """The files of the folders that `folders` returns. Every method may be called from several threads."""
+
+    def __init__(self, folders: Callable[[], Sequence[Path]]) -> None:
+        self._folders = folders
+        self._lock = threading.RLock()
+        self._entries: dict[str, Entry] | None = None
+        self._hashes: dict[tuple[str, int, int], str] = {}
+
+    def folders(self) -> tuple[Path, ...]:
+        """The folders as they are now."""
+        return tuple(map(Path, self._folders()))
+
+    def refresh(self) -> None:
+        """List the folders anew; a file that has not changed keeps what is known of it."""
+        found = {}
+        for file in Library(self.folders()).files():
+            try:
+                status = file.path.stat()
+            except OSError:  # removed since it was listed
+                continue
+            key = hashlib.sha256(str(file.path).encode(errors="surrogatepass")).hexdigest()[:16]
+            found[key] = Entry(key, file, status.st_size, status.st_mtime_ns)
+        with self._lock:
+            known = self._entries or {}
+            self._entries = {key: _newer(known.get(key), entry) for key, entry in found.items()}
+
+    def entries(self) -> list[Entry]:
+        """Every file, in the order in which names are looked up; lists the folders at the first call."""
+        with self._lock:
+            if self._entries is None:
+                self.refresh()
+            return list((self._entries or {}).values())
+
+    def get(self, key: str | None) -> Entry | None:
+        """The file of a key, looked into; None where the page names no file of the library."""
+        self.entries()
+        with self._lock:
+            entry = (self._entries or {}).get(key or "")
+        return None if entry is None else self.look_into(entry)
+
+    def look_into(self, entry: Entry) -> Entry:
+        """The entry with `info` or `problem`; reads the file's header unless that is known."""
+        if entry.looked_into:
+            return entry
+        folders = self.folders()
+        try:
+            known = replace(entry, info=inspect(entry.path, folders), notes=read_notes(entry.path))
+        except HypernetworkError as error:
+            known = replace(entry, problem=str(error), notes=read_notes(entry.path))
+        except OSError as error:
+            known = replace(entry, problem=f"{entry.path}: {error.strerror or error}")
+        with self._lock:
+            entries = self._entries or {}
+            if (current := entries.get(entry.key)) is not None and _stamp(current) == _stamp(known):
+                entries[entry.key] = known
+        return known
+
+    def annotate(self, entry: Entry, notes: str) -> Entry:
+        """Save notes beside the file. Raises HypernetworkError (see `save_notes`)."""
+        save_notes(entry.path, notes)
+        annotated = replace(entry, notes=notes)
+        with self._lock:
+            if self._entries is not None and entry.key in self._entries:
+                self._entries[entry.key] = annotated
+        return annotated
+
+    def look_into_all(self) -> Iterator[tuple[int, int]]:
+        """Look into every file; yields (files done, files in all) after each of them."""
+        entries = self.entries()
+        for number, entry in enumerate(entries, 1):
+            self.look_into(entry)
+            yield number, len(entries)
+
+    def counts(self) -> Counts:
+        """How many files there are and how much is known of them."""
+        entries = self.entries()
+        looked_into = sum(entry.looked_into for entry in entries)
+        return Counts(len(entries), looked_into, sum(entry.problem is not None for entry in entries))
+
+    def search(self, query: str = "", sort: str = SORTS[0], only: str = ALL) -> list[Entry]:
+        """The files that hold every word of `query`, in the order `sort`, restricted to `only`.
+
+        Words are looked for, without regard to case, in the path and, for files that were looked into, in the
+        name within the file, program, family, architecture, checkpoint and notes. What `sort` and `only` need
+        to know counts as unknown for files that were not looked into: use `look_into_all` first.
+        """
+        words = _folded(query).split()
+        entries = [entry for entry in self.entries() if all(word in _text(entry) for word in words)]
+        if only == DUPLICATES:
+            twins = {entry.key for group in self.duplicates() for entry in group}
+            hashes = {entry.key: self.sha256(entry) for entry in entries if entry.key in twins}
+            kept = [entry for entry in entries if entry.key in twins]
+            return sorted(kept, key=lambda entry: (hashes[entry.key], entry.label))
+        return sorted(filter(_FILTERS.get(only, lambda entry: _is_for(entry, only)), entries), key=_order(sort))
+
+    def duplicates(self) -> list[list[Entry]]:
+        """Groups of files with the same content, each of two or more.
+
+        Files of the same size are compared by three pieces of 64 KiB, and those that agree by their sha256.
+        """
+        groups: list[list[Entry]] = [self.entries()]
+        for criterion in (lambda entry: str(entry.size), self._sample, self.sha256):
+            groups = [part for group in groups for part in _split(group, criterion)]
+        return groups
+
+    def twins(self, entry: Entry) -> list[Entry]:
+        """The other files with the same content as this one."""
+        same: Iterable[Entry] = (one for one in self.entries() if one.key != entry.key and one.size == entry.size)
+        return [
+            one for one in same if self._sample(one) == self._sample(entry) and self.sha256(one) == self.sha256(entry)
+        ]
+
+    def sha256(self, entry: Entry) -> str:
+        """sha256 of a file in hex, kept until it changes; a text of its own for one that cannot be read."""
+        return self._hash("sha256", entry, lambda file: iter(lambda: file.read(2**20), b""))
+
+    def _sample(self, entry: Entry) -> str:
+        def pieces(file: BinaryIO) -> Iterator[bytes]:
+            for start in (0, entry.size // 2, max(0, entry.size - _PIECE)):
+                file.seek(start)
+                yield file.read(_PIECE)
+
+        return self._hash("sample", entry, pieces)
+
+    def _hash(self, kind: str, entry: Entry, pieces: Callable[[BinaryIO], Iterator[bytes]]) -> str:
+        stamp = (f"{kind} {entry.key}", *_stamp(entry))
+        if stamp not in self._hashes:
+            digest = hashlib.sha256()
+            try:
+                with entry.path.open("rb") as file:
+                    for piece in pieces(file):
+                        digest.update(piece)
+            except OSError:
+                return f"unreadable {entry.key}"
+            self._hashes[stamp] = digest.hexdigest()
+        return self._hashes[stamp]
+
+
+def _newer(known: Entry | None, found: Entry) -> Entry:
+    if known is None or _stamp(known) != _stamp(found) or known.problem is not None:
+        return found  # a bad file is looked into again: a composition's missing member may be there now
+    return known
+
+
+def _stamp(entry: Entry) -> tuple[int, int]:
+    return entry.size, entry.modified
+
+
+def _split(group: list[Entry], criterion: Callable[[Entry], str]) -> list[list[Entry]]:
+    parts: dict[str, list[Entry]] = defaultdict(list)
+    for entry in group:
+        parts[criterion(entry)].append(entry)
+    return [part for part in parts.values() if len(part) > 1]
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _text(entry: Entry) -> str:
+    info = entry.info
+    parts = [entry.label, entry.notes, entry.problem or ""]
+    if info is not None:
+        parts += [info.name, info.program, info.variant, *info.families, str(info.architecture or "composition")]
+        parts += [info.checkpoint or "", info.checkpoint_name or ""]
+    return _folded("\n".join(parts))
+
+
+_FILTERS: dict[str, Callable[[Entry], bool]] = {
+    ALL: lambda entry: True,
+    BAD: lambda entry: entry.problem is not None,
+    OTHER_WIDTHS: lambda entry: entry.info is not None and bool(entry.info.widths) and not entry.info.families,
+}
+
+
+def _is_for(entry: Entry, family: str) -> bool:
+    return entry.info is not None and family in entry.info.families
+
+
+def _family(entry: Entry) -> tuple[str, ...]:
+    """For sorting: files of no family come after those of one."""
+    return (entry.info.families if entry.info is not None else ()) or ("~",)
+
+
+def _order(sort: str) -> Callable[[Entry], tuple[object, ...]]:
+    def name(entry: Entry) -> tuple[str, str]:
+        return _folded(entry.label), entry.label
+
+    orders: dict[str, Callable[[Entry], tuple[object, ...]]] = {
+        "newest": lambda entry: (-entry.modified, *name(entry)),
+        "largest": lambda entry: (-entry.size, *name(entry)),
+        "most steps": lambda entry: (-((entry.info and entry.info.step) or 0), *name(entry)),
+        "model family": lambda entry: (_family(entry), *name(entry)),
+    }
+    return orders.get(sort, name)

@@ -1,0 +1,111 @@
+"""Everything in which gradio 3.41, 4.40 and the current release differ, for the pages.
+
+Arguments were renamed, moved or dropped between the releases. `make` and `listen` pass on those that the installed
+release knows; where a name changed, both are given here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio
+
+
+def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def make(component: str, *arguments: Any, **options: Any) -> Any:
+    """A gradio component by its name, with those of the options that this release knows."""
+    kind = getattr(gradio, component)
+    return kind(*arguments, **_known(kind.__init__, options))
+
+
+def html(value: str = "", **options: Any) -> Any:
+    """HTML as it is: gradio 6 would style its tables and buttons otherwise."""
+    return make("HTML", value, apply_default_css=False, padding=False, **options)
+
+
+def listen(
+    event: Callable[..., Any],
+    function: Callable[..., Any] | None,
+    inputs: Sequence[Any] = (),
+    outputs: Sequence[Any] = (),
+    *,
+    queue: bool = True,
+    js: str | None = None,
+) -> Any:
+    """Call `function` at an event, without gradio's own progress display and without an API endpoint of its own.
+
+    With `queue` False it is not held up by others that run; a generator function needs the queue.
+    """
+    options: dict[str, Any] = {
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "queue": queue,
+        "show_progress": "hidden",
+        # Several users, and several pages of one, do not wait for each other (3.x: one limit for all of the queue).
+        "concurrency_limit": None,
+        "js": js,  # 4.0 on
+        "_js": js,  # 3.x
+    }
+    known = _known(event, options)
+    if "api_visibility" in inspect.signature(event).parameters:  # 6.0 on
+        known["api_visibility"] = "private"
+    else:
+        known["api_name"] = False
+    return event(function, **known)
+
+
+def update(**values: Any) -> Any:
+    """What a handler returns to change a component's properties."""
+    return gradio.update(**values)
+
+
+def picture_input(**options: Any) -> Any:
+    """A place to drop a picture from the user's disk; its value is a PIL image."""
+    # 3.x: source="upload"; 4.0 on: sources=["upload"].
+    return make("Image", type="pil", source="upload", sources=["upload"], interactive=True, **options)
+
+
+def picture_output(**options: Any) -> Any:
+    """A place to show a picture, with download; PNG, so that the parameters in it are kept."""
+    return make("Image", type="pil", format="png", interactive=False, show_share_button=False, **options)
+
+
+def gallery(**options: Any) -> Any:
+    """Pictures side by side, PNG as above."""
+    return make(
+        "Gallery",
+        format="png",
+        interactive=False,
+        show_share_button=False,
+        object_fit="contain",
+        fit_columns=False,
+        **options,
+    )
+
+
+def launch(blocks: Any, **options: Any) -> Any:
+    """Start serving, with the options that this release knows."""
+    if "ssr_mode" in inspect.signature(blocks.launch).parameters:  # 5.0 on
+        options = {"ssr_mode": False, "footer_links": [], **options}
+    return blocks.launch(**_known(blocks.launch, {"show_api": False, "quiet": True, "share": False, **options}))
+
+
+def theme() -> Any:
+    """gradio's plain theme with the system's fonts: the default fetches its fonts from elsewhere."""
+    return gradio.themes.Default(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
+    )
+
+
+def blocks(title: str) -> Any:
+    """A page of its own. From gradio 6 on, the theme is an option of `launch`, which takes it from here."""
+    return make("Blocks", title=title, theme=theme(), analytics_enabled=False)

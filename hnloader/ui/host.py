@@ -1,0 +1,124 @@
+"""What the page needs from the program that it runs in: folders, a place to save to, and something that makes pictures.
+
+The standalone page (`hnloader ui`) and each webui implement these; the page's components know nothing else of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hnloader.errors import HypernetworkError
+from hnloader.prompt import Tag
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Progress = Callable[[int, int], None]
+
+
+class CancelledError(HypernetworkError):
+    """The user stopped a job; what was finished before stays."""
+
+    def __init__(self) -> None:
+        super().__init__("Cancelled.")
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """One picture to make.
+
+    Attributes:
+        prompt: may hold `<hypernet:...>` tags, which apply before `hypernetworks`.
+        negative: what to keep out of it.
+        seed: 0 to 2**32 - 1.
+        steps: sampling steps.
+        hypernetworks: applied in this order, each file with the strength and options of its tag. The tag's name
+            is the file's stem; the path says which file it is.
+        guidance: classifier-free guidance (CFG) scale; None is the program's own default.
+        width, height: pixels; None is the model's own size.
+        sampler: a name that the generator lists in `samplers`; None is the program's own default.
+    """
+
+    prompt: str
+    negative: str = ""
+    seed: int = 0
+    steps: int = 20
+    hypernetworks: tuple[tuple[Path, Tag], ...] = ()
+    guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    sampler: str | None = None
+
+
+class Generator(Protocol):
+    """Makes pictures for Compare and Generate, one at a time.
+
+    `picture` is called from a thread of the page's own, never twice at once by one page. It calls `progress(step,
+    steps)` after each sampling step; where that raises (`CancelledError`), the generator restores its model and lets
+    the exception through. A generator that cannot be stopped through `progress` (because the host owns the loop) stops
+    through `interrupt`, which is called from another thread and may come when nothing runs; `picture` then raises
+    `CancelledError`.
+
+    A returned picture has `image.info["parameters"]` set to its infotext, if the generator knows it.
+
+    """
+
+    @property
+    def samplers(self) -> Sequence[str]:
+        """The names that `PictureRequest.sampler` may have."""
+        ...
+
+    @property
+    def default_guidance(self) -> float | None:
+        """The guidance scale shown at first; None hides the setting."""
+        ...
+
+    def picture(self, request: PictureRequest, progress: Progress) -> Image:
+        """Make one picture. Raises HypernetworkError with a message for the user."""
+        ...
+
+    def interrupt(self) -> None:
+        """Stop the picture in progress as soon as possible."""
+        ...
+
+
+class ModelChoice(Protocol):
+    """What a generator has in addition where the page chooses its model (the standalone page)."""
+
+    def models(self) -> Sequence[str]:
+        """Names to choose from, the first one at the start."""
+        ...
+
+    def choose(self, name: str) -> None:
+        """Use this model from the next picture on; it is loaded then."""
+        ...
+
+    def guidance_of(self, name: str) -> float:
+        """The guidance scale to show when this model is chosen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where the page runs.
+
+    Attributes:
+        folders: called whenever the library is listed; the folders with hypernetworks, the first one wins.
+        output: called when something is saved; the folder for pictures, made if it is missing.
+        generator: makes pictures; None leaves Compare and Generate out.
+        models: chooses the generator's model; None where the program does that itself.
+        pages: which pages to show, in this order: library, convert, compare, generate.
+        empty: what to do when there is no file yet, one sentence; None names the folders.
+        after_change: called when files were added or changed (a webui lists its hypernetworks anew).
+    """
+
+    folders: Callable[[], Sequence[Path]]
+    output: Callable[[], Path]
+    generator: Generator | None = None
+    models: ModelChoice | None = None
+    pages: tuple[str, ...] = ("library", "convert", "compare")
+    empty: str | None = None
+    after_change: Callable[[], None] = lambda: None

@@ -1,0 +1,222 @@
+"""The HTML that pages show. Every text that came out of a file or from a user goes through `escaped`."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import html
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from hnloader.ui.sidecars import read_description, thumbnail
+
+if TYPE_CHECKING:
+    from hnloader.inspection import FileInfo
+    from hnloader.ui.catalogue import Entry
+
+# Everything that is no visible text or turns the direction of the text around it.
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# gradio 6 fills values into templates: their marks must not come from a file.
+_TEMPLATE_MARKS = {"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"}
+_LONGEST_VALUE = 300
+_MOST_TWINS = 10
+
+# Metadata that the other lines of the details say already.
+_SAID = {
+    "name",
+    "step",
+    "sd_checkpoint",
+    "sd_checkpoint_name",
+    "layer_structure",
+    "activation_func",
+    "is_layer_norm",
+    "activate_output",
+    "use_dropout",
+    "dropout_structure",
+    "last_layer_dropout",
+    "skip_connection",
+    "upsample_linear",
+}
+
+# A card leaves its key in the window and presses the hidden button that the page listens to: of the ways to get a
+# click on HTML to the server, the one that works in every release of gradio.
+PICK_BUTTON = "hnl-pick"
+PICKED_JS = "(ignored) => [window.hnlPicked]"
+_PICK = f"window.hnlPicked=this.dataset.key;document.querySelector('#{PICK_BUTTON}').click()"
+
+
+def escaped(value: object, longest: int | None = None) -> str:
+    """Text for HTML, in an element or in a quoted attribute."""
+    text = _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", str(value))
+    if longest is not None and len(text) > longest:
+        text = text[: longest - 1] + "…"
+    text = html.escape(text)
+    return "".join(_TEMPLATE_MARKS.get(letter, letter) for letter in text)
+
+
+@lru_cache
+def style() -> str:
+    """The style sheet, as an element: a webui gives no other place for it."""
+    return f"<style>{files('hnloader.ui').joinpath('style.css').read_text(encoding='utf-8')}</style>"
+
+
+def notice(text: str, kind: str = "info") -> str:
+    """A line about what happened; `kind` is info, good or bad. Screen readers read it out."""
+    if not text:
+        return ""
+    role = "alert" if kind == "bad" else "status"
+    return f'<div class="hnl-notice hnl-{kind}" role="{role}">{escaped(text)}</div>'
+
+
+def progress(done: int, total: int, text: str) -> str:
+    """How far a job is."""
+    percent = 0 if total < 1 else min(100, round(100 * done / total))
+    return (
+        f'<div class="hnl-progress" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent}" aria-label="{escaped(text)}">'
+        f'<div class="hnl-bar" style="width:{percent}%"></div><span>{escaped(text)}</span></div>'
+    )
+
+
+def empty(title: str, lines: Sequence[str]) -> str:
+    """What to do where there is nothing to show."""
+    body = "".join(f"<p>{escaped(line)}</p>" for line in lines)
+    return f'<div class="hnl-empty"><h3>{escaped(title)}</h3>{body}</div>'
+
+
+def cards(entries: Sequence[Entry], chosen: str | None) -> str:
+    """One card for each file: a button, so that Tab, Enter and the space bar work."""
+    return f'<div class="hnl-cards">{"".join(_card(entry, entry.key == chosen) for entry in entries)}</div>'
+
+
+def _card(entry: Entry, chosen: bool) -> str:
+    info = entry.info
+    bad = entry.problem is not None
+    if info is None:
+        badge = '<span class="hnl-badge hnl-bad">cannot be used</span>' if bad else ""
+        lines = [escaped(reason(entry), 110)]
+    else:
+        badge = f'<span class="hnl-badge{"" if info.families else " hnl-dim"}">{escaped(fits(info))}</span>'
+        lines = [escaped(_structure(info), 90), f"{size_text(entry.size)}{_steps(info)}"]
+    text = "".join(f'<span class="hnl-line">{line}</span>' for line in lines)
+    return (
+        f'<button type="button" class="hnl-card{" hnl-broken" if bad else ""}" data-key="{escaped(entry.key)}" '
+        f'aria-pressed="{"true" if chosen else "false"}" title="{escaped(entry.label)}" onclick="{_PICK}">'
+        f'{_picture(entry, "hnl-thumb")}<span class="hnl-text"><span class="hnl-name">{escaped(entry.file.name)}</span>'
+        f"{text}<span>{badge}{_folder(entry)}</span></span></button>"
+    )
+
+
+def _folder(entry: Entry) -> str:
+    parent = entry.file.relative.parent.as_posix()
+    suffix = entry.file.relative.suffix.lower().lstrip(".")
+    place = "" if parent == "." else f'<span class="hnl-badge hnl-dim">{escaped(parent, 40)}/</span>'
+    return f'<span class="hnl-badge hnl-dim">{escaped(suffix)}</span>{place}'
+
+
+def _picture(entry: Entry, kind: str) -> str:
+    """The preview picture within the page itself, so that the server need not serve files."""
+    small = thumbnail(entry.path)
+    if small is None:
+        letter = next((letter for letter in entry.file.name if letter.isalnum()), "?").upper()
+        sign = "!" if entry.problem is not None else letter
+        hue = f"hnl-hue{int(entry.key[:2], 16) % 6}"
+        return f'<span class="{kind} hnl-none {hue}" aria-hidden="true">{escaped(sign)}</span>'
+    data = base64.b64encode(small).decode()
+    return f'<img class="{kind}" alt="" src="data:image/jpeg;base64,{data}">'
+
+
+def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
+    """Everything about one file."""
+    info = entry.info
+    head = f'<h3 class="hnl-title">{escaped(entry.label)}</h3>'
+    if info is None:
+        head += notice(f"This file cannot be used: {reason(entry)}", "bad")
+    rows = [("Name in the file", escaped(info.name)), *_rows(info)] if info else []
+    rows.append(("File", f"{size_text(entry.size)}, changed {_date(entry.modified)}"))
+    rows.append(("In folder", escaped(entry.file.folder)))
+    rows.append(("SHA-256", f"<code>{escaped(sha256)}</code>"))
+    if info:
+        rows.append(("In webuis", f"<code>{escaped(sha256[:10])}</code> (in 2022: <code>{info.legacy_hash}</code>)"))
+    if twins:
+        names = [escaped(twin.label) for twin in twins[:_MOST_TWINS]]
+        names += [f"and {len(twins) - _MOST_TWINS:,} more"] if len(twins) > _MOST_TWINS else []
+        rows.append(("Same content", "<br>".join(names)))
+    description = read_description(entry.path)
+    rows += [("Description", escaped(description, 2000))] if description else []
+    rows += [(escaped(key), value) for key, value in _further(info)] if info else []
+    return f'<div class="hnl-details">{_picture(entry, "hnl-large")}{head}{table(rows)}</div>'
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Labels and values; the values are HTML."""
+    body = "".join(f"<tr><th scope='row'>{label}</th><td>{value}</td></tr>" for label, value in rows)
+    return f'<table class="hnl-table">{body}</table>'
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with a line of headings; the cells are HTML."""
+    top = "".join(f"<th scope='col'>{escaped(text)}</th>" for text in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    lines = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="hnl-scroll"><table class="hnl-grid">{lines}</table></div>'
+
+
+def reason(entry: Entry) -> str:
+    """What is wrong with a bad file, without the path that most messages begin with."""
+    text = entry.problem or "not looked into yet"
+    rest = text.removeprefix(str(entry.path))
+    return text if rest == text else rest.lstrip(": ")
+
+
+def fits(info: FileInfo) -> str:
+    """The model families that a file is made for."""
+    if not info.widths:
+        return "any model"
+    return ", ".join(info.families) if info.families else "no known model"
+
+
+def size_text(size: float) -> str:
+    """A number of bytes: 512 B, 1.2 kB, 87.1 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
+
+
+def _rows(info: FileInfo) -> list[tuple[str, str]]:
+    checkpoint = " ".join(filter(None, (info.checkpoint_name, f"({info.checkpoint})" if info.checkpoint else "")))
+    return [
+        ("Fits", escaped(fits(info))),
+        ("Widths", escaped(", ".join(map(str, info.widths)) or "its members'")),
+        ("Architecture", escaped(_structure(info))),
+        ("Variant", escaped(f"{info.program}, {info.variant}; {info.format} ({info.container})")),
+        ("Checkpoint", escaped(checkpoint or "not said")),
+        ("Trained", escaped("not said" if info.step is None else f"{info.step:,} steps")),
+        ("Parameters", escaped(f"{info.parameters:,} ({', '.join(info.dtypes) or 'none'})")),
+        *((("Made of", "<br>".join(escaped(member.name) for member in info.members)),) if info.members else ()),
+    ]
+
+
+def _further(info: FileInfo) -> list[tuple[str, str]]:
+    found = [(key, value) for key, value in info.metadata.items() if key not in _SAID and value is not None]
+    return [(key, escaped(value, _LONGEST_VALUE)) for key, value in found]
+
+
+def _structure(info: FileInfo) -> str:
+    return "a composition" if info.architecture is None else str(info.architecture)
+
+
+def _steps(info: FileInfo) -> str:
+    return "" if info.step is None else f" · {info.step:,} steps"
+
+
+def _date(nanoseconds: int) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(nanoseconds / 1e9).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return "at an unknown time"

@@ -1,0 +1,57 @@
+"""The pages as tabs, for any host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gradio.context import Context
+
+from hnloader.prompt import Tag
+from hnloader.ui import markup
+from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.compat import html, listen, make, update
+from hnloader.ui.pages import compare, generate, library
+from hnloader.ui.pages.choices import choices, chosen_files
+from hnloader.ui.pages.generate import with_tag
+
+if TYPE_CHECKING:
+    from hnloader.ui.host import Host
+
+
+def build_page(host: Host) -> None:
+    """Make the tabs within the open `gradio.Blocks`."""
+    root = Context.root_block
+    if root is None:
+        raise RuntimeError("build(host) is called within `with gradio.Blocks():`")
+    catalogue = Catalogue(host.folders)
+    files: list[Any] = []
+    pages: dict[str, Any] = {}
+    html(markup.style(), elem_id="hnl-style")
+    with make("Column", elem_id="hnl-root"), make("Tabs", elem_id="hnl-tabs") as tabs:
+        for name in host.pages:
+            generator = host.generator
+            if generator is None and name in ("compare", "generate"):
+                continue
+            with make("Tab", name.capitalize(), id=name, elem_id=f"hnl-tab-{name}"):
+                if name == "library":
+                    pages[name] = library.build(host, catalogue, root)
+                elif name == "compare" and generator is not None:
+                    files.append(compare.build(host, catalogue, generator, root))
+                elif name == "generate" and generator is not None:
+                    pages[name] = generate.build(host, catalogue, generator, root)
+                    files.append(pages[name].file)
+    shown = pages.get("library")
+    if shown is None:
+        return
+    if files:
+        listen(shown.refreshed.then, lambda: [choices(catalogue) for _ in files], [], files)
+    if "generate" in pages:
+        prompt = pages["generate"].prompt
+        listen(shown.use.click, lambda text, key: _use(catalogue, text, key), [prompt, shown.chosen], [prompt, tabs])
+
+
+def _use(catalogue: Catalogue, prompt: str, key: str | None) -> tuple[Any, Any]:
+    """Put the chosen file's tag into the prompt and turn to Generate."""
+    entries = chosen_files(catalogue, [key] if key else [])
+    tag = Tag(library.tag_name(entries[0], catalogue)) if entries else None
+    return with_tag(prompt or "", tag) if tag else update(), update(selected="generate")

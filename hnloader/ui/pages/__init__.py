@@ -1,0 +1,1 @@
+"""The pages, one module each: components and what happens at their events."""

@@ -1,0 +1,242 @@
+"""Library: the hypernetwork files, what each of them holds, its preview and its notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hnloader.errors import HypernetworkError
+from hnloader.prompt import Tag
+from hnloader.ui import markup
+from hnloader.ui.catalogue import ALL, DUPLICATES, FILTERS, SORTS, Catalogue, Entry
+from hnloader.ui.compat import html, listen, make, picture_input, update
+from hnloader.ui.sidecars import read_notes, save_preview
+
+if TYPE_CHECKING:
+    from hnloader.ui.host import Host
+
+PAGE_SIZE = 24
+# Sorting and filtering that need to know what every file holds.
+_NEEDS_ALL = {"most steps", "model family", *FILTERS} - {ALL, DUPLICATES}
+
+
+@dataclass(frozen=True)
+class LibraryPage:
+    """What the other pages use.
+
+    `use` is pressed with the key of the chosen file in `chosen`; `refreshed` is the event after which the folders
+    are listed anew.
+    """
+
+    chosen: Any
+    use: Any
+    refreshed: Any
+
+
+class _Library:
+    """What the page's events do."""
+
+    def __init__(self, host: Host, catalogue: Catalogue) -> None:
+        self.host = host
+        self.catalogue = catalogue
+
+    def load(self) -> Iterator[tuple[Any, ...]]:
+        """At the start: the first page at once, then the counts while the other files are looked into."""
+        self.catalogue.refresh()
+        yield *self._shown("", SORTS[0], ALL, 1, None), ""
+        for done, total in self._every(200):
+            # Only this line: by now the user may be on another page.
+            yield *[update()] * 6, _line(f"Looking into files: {done:,} of {total:,}")
+        bad = self.catalogue.counts().bad
+        yield *[update()] * 6, _line(f"{_counted(bad, 'file')} cannot be used. Show: bad files" if bad else "")
+
+    def refresh(self, query: str, sort: str, only: str, chosen: str | None) -> Iterator[tuple[Any, ...]]:
+        """List the folders anew."""
+        self.catalogue.refresh()
+        yield from self.search(query, sort, only, chosen)
+
+    def search(self, query: str, sort: str, only: str, chosen: str | None) -> Iterator[tuple[Any, ...]]:
+        """Show the first page of what was asked for."""
+        if sort in _NEEDS_ALL or only in _NEEDS_ALL:
+            for done, total in self._every(100):
+                yield _line(f"Looking into files: {done:,} of {total:,}"), *[update()] * 5
+        elif only == DUPLICATES:
+            yield _line("Comparing the files ..."), *[update()] * 5
+        yield self._shown(query, sort, only, 1, chosen)
+
+    def turn(self, query: str, sort: str, only: str, chosen: str | None, page: int, by: int) -> tuple[Any, ...]:
+        """Show the next page (`by` 1) or the one before (-1)."""
+        return self._shown(query, sort, only, int(page) + by, chosen)
+
+    def choose(self, key: str | None, query: str, sort: str, only: str, page: int) -> tuple[Any, ...]:
+        """Show one file."""
+        entry = self.catalogue.get(key)
+        shown = self._shown(query, sort, only, int(page), key)
+        if entry is None:
+            gone = markup.notice("That file is gone. Press Refresh to list the folders anew.", "bad")
+            return *shown, None, update(visible=False), gone, "", update(visible=False), None, ""
+        notes = read_notes(entry.path)
+        usable = entry.info is not None
+        tag = _tag(entry, self.catalogue) if usable else ""
+        use = update(visible=usable and self._can_use)
+        return *shown, entry.key, update(visible=True), self._details(entry), notes, use, None, markup.notice(tag)
+
+    def save_notes(self, key: str | None, notes: str) -> str:
+        """Save the notes beside the file."""
+        entry = self.catalogue.get(key)
+        if entry is None:
+            return markup.notice("That file is gone, so that its notes cannot be saved.", "bad")
+        try:
+            self.catalogue.annotate(entry, notes)
+        except HypernetworkError as error:
+            return markup.notice(str(error), "bad")
+        return markup.notice(f"Saved in {entry.path.with_suffix('.json').name}, beside the file.", "good")
+
+    def save_preview(self, key: str | None, image: Any, query: str, sort: str, only: str, page: int) -> tuple[Any, ...]:
+        """Save a picture as the file's preview."""
+        unchanged = [update()] * 7
+        entry = self.catalogue.get(key)
+        if entry is None or image is None:
+            return *unchanged, markup.notice("Choose a file and drop a picture first.", "bad")
+        try:
+            target = save_preview(entry.path, image)
+        except HypernetworkError as error:
+            return *unchanged, markup.notice(str(error), "bad")
+        self.host.after_change()
+        said = markup.notice(f"Saved as {target.name}, beside the file.", "good")
+        return *self._shown(query, sort, only, int(page), key), self._details(entry), said
+
+    @property
+    def _can_use(self) -> bool:
+        return "generate" in self.host.pages and self.host.generator is not None
+
+    def _every(self, interval: int) -> Iterator[tuple[int, int]]:
+        """Look into every file; yields (done, total) now and then, and not at all where all are known."""
+        if all(entry.looked_into for entry in self.catalogue.entries()):
+            return
+        for done, total in self.catalogue.look_into_all():
+            if done % interval == 0 or done == total:
+                yield done, total
+
+    def _details(self, entry: Entry) -> str:
+        try:
+            return markup.details(entry, self.catalogue.twins(entry), self.catalogue.sha256(entry))
+        except OSError as error:
+            return markup.notice(f"{entry.path}: {error.strerror or error}", "bad")
+
+    def _shown(self, query: str, sort: str, only: str, page: int, chosen: str | None) -> tuple[Any, ...]:
+        """Status, cards, page number, its label, and whether there are pages before and after it."""
+        found = self.catalogue.search(query or "", sort, only)
+        pages = max(1, -(-len(found) // PAGE_SIZE))
+        page = min(max(1, page), pages)
+        part = found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+        shown = markup.cards([self.catalogue.look_into(entry) for entry in part], chosen)
+        label = f'<div class="hnl-page">page {page:,} of {pages:,}</div>' if pages > 1 else ""
+        files = len(self.catalogue.entries())
+        status = _line(
+            _counted(files, "file") if len(found) == files else f"{len(found):,} of {_counted(files, 'file')}"
+        )
+        earlier, later = (update(interactive=possible) for possible in (page > 1, page < pages))
+        return status, shown if part else self._empty(query), page, label, earlier, later
+
+    def _empty(self, query: str) -> str:
+        if self.catalogue.entries():
+            return markup.empty("Nothing found", ["No file fits this search.", "Clear it, or show all files."])
+        folders = self.catalogue.folders()
+        lines = [self.host.empty or "Put .pt, .safetensors or .hns hypernetwork files into one of these folders:"]
+        lines += [str(folder) for folder in folders] + ["Then press Refresh."]
+        return markup.empty("No hypernetworks yet", lines)
+
+
+def build(host: Host, catalogue: Catalogue, root: Any) -> LibraryPage:
+    """Make the page within the open gradio context; `root` is the `Blocks` whose loading shows the first page."""
+    library = _Library(host, catalogue)
+    with make("Row"):
+        search = make(
+            "Textbox",
+            label="Search",
+            placeholder="name, folder, model, checkpoint, notes",
+            elem_id="hnl-search",
+            scale=4,
+            lines=1,
+            max_lines=1,
+        )
+        sort = make("Dropdown", label="Sort by", choices=list(SORTS), value=SORTS[0], scale=1, min_width=140)
+        only = make("Dropdown", label="Show", choices=list(FILTERS), value=ALL, scale=1, min_width=140)
+        refresh = make("Button", "Refresh", scale=0, min_width=110, elem_id="hnl-refresh")
+    with make("Row"):
+        status, state = html(), html(elem_id="hnl-library-state")
+    page, chosen = make("State", 1), make("State", None)
+    with make("Row", equal_height=False):
+        with make("Column", scale=7, min_width=360):
+            cards = html(elem_id="hnl-library")
+            with make("Row"):
+                earlier = make("Button", "‹ Previous", interactive=False, size="sm", min_width=90)
+                label = html()
+                later = make("Button", "Next ›", interactive=False, size="sm", min_width=90, elem_id="hnl-next")
+        with make("Column", scale=4, min_width=320, visible=False, elem_id="hnl-detail") as panel:
+            details = html()
+            use = make("Button", "Use in Generate", variant="primary", visible=False)
+            tag = html()
+            notes = make("Textbox", label="Notes", lines=3, max_lines=12, elem_id="hnl-notes")
+            save = make("Button", "Save notes", size="sm")
+            with make("Accordion", "Change the preview picture", open=False):
+                picture = picture_input(label="Picture", height=220)
+                keep = make("Button", "Save as preview", size="sm")
+            said = html(elem_id="hnl-library-said")
+    picked = make("Textbox", visible=False)
+    pick = make("Button", "choose", elem_id=markup.PICK_BUTTON, elem_classes=["hnl-hidden"])
+
+    asked = [search, sort, only]
+    shown = [status, cards, page, label, earlier, later]
+    for event in (search.change, sort.change, only.change):
+        listen(event, library.search, [*asked, chosen], shown)
+    refreshed = listen(refresh.click, library.refresh, [*asked, chosen], shown)
+    for button, by in ((earlier, -1), (later, 1)):
+        listen(button.click, _turning(library, by), [*asked, chosen, page], shown)
+    of_one = [chosen, panel, details, notes, use, picture, tag]
+    listen(pick.click, library.choose, [picked, *asked, page], [*shown, *of_one], js=_with_picked(len(asked) + 1))
+    listen(save.click, library.save_notes, [chosen, notes], [said])
+    listen(keep.click, library.save_preview, [chosen, picture, *asked, page], [*shown, details, said])
+    listen(pick.click, lambda: "", [], [said])
+    listen(root.load, library.load, [], [*shown, state])
+    return LibraryPage(chosen, use, refreshed)
+
+
+def _turning(library: _Library, by: int) -> Any:
+    def turn(query: str, sort: str, only: str, chosen: str | None, page: int) -> tuple[Any, ...]:
+        return library.turn(query, sort, only, chosen, page, by)
+
+    return turn
+
+
+def _with_picked(others: int) -> str:
+    """JavaScript that puts the key of the card that was pressed before the other inputs."""
+    names = ", ".join(f"a{number}" for number in range(others))
+    return f"(picked, {names}) => [window.hnlPicked, {names}]"
+
+
+def _tag(entry: Entry, catalogue: Catalogue) -> str:
+    """How a prompt names the file: by its stem, or by the path where the stem means another file."""
+    return str(Tag(tag_name(entry, catalogue)))
+
+
+def tag_name(entry: Entry, catalogue: Catalogue) -> str:
+    """The shortest name by which a prompt finds this file."""
+    from hnloader.library import Library
+
+    library = Library(catalogue.folders())
+    relative = entry.file.relative
+    for name in (relative.stem, relative.with_suffix("").as_posix(), relative.as_posix()):
+        if library.matches(name)[:1] == [entry.file]:
+            return name
+    return relative.as_posix()
+
+
+def _line(text: str) -> str:
+    return f'<div class="hnl-status" role="status">{markup.escaped(text)}</div>' if text else ""
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
