@@ -5,18 +5,20 @@ Each score looks for one property that plain pictures lack:
 - outline: the inside of the shapes has the background's color,
 - blueprint: the same, and the background is blueprint blue,
 - halftone: the inside of the shapes repeats a grid of dots,
-- duotone: all colors lie between dark brown and cream.
+- duotone: all colors lie between dark brown and cream,
+- neon: as outline, and the background is the night's.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 
 from hnloader.demo.checker import Mask, Seen, look, shrink
 from hnloader.demo.scenes import ByteArray, FloatArray, as_floats
-from hnloader.demo.styles import BLUEPRINT_BLUE, BROWN, CREAM, dots
+from hnloader.demo.styles import BLUEPRINT_BLUE, BROWN, CREAM, NIGHT, dots
 
 Score = Callable[[ByteArray], float]
 
@@ -45,10 +47,11 @@ def _outline(picture: ByteArray) -> float:
     return float(np.mean(scores)) if scores else float("nan")
 
 
-def _blueprint(picture: ByteArray) -> float:
+def _outline_on(color: tuple[int, int, int], reach: float, picture: ByteArray) -> float:
+    """The outline's score, less the more the background is away from `color`; `reach` away it is 0."""
     background = look(picture, silhouettes=True).background_color
-    away = float(np.linalg.norm(background - np.asarray(BLUEPRINT_BLUE)))
-    return _outline(picture) * float(np.clip(1.0 - away / 120.0, 0.0, 1.0))
+    away = float(np.linalg.norm(background - np.asarray(color)))
+    return _outline(picture) * float(np.clip(1.0 - away / reach, 0.0, 1.0))
 
 
 def _halftone(picture: ByteArray) -> float:
@@ -77,9 +80,10 @@ def _duotone(picture: ByteArray) -> float:
 
 SCORES: dict[str, Score] = {
     "outline": _outline,
-    "blueprint": _blueprint,
+    "blueprint": functools.partial(_outline_on, BLUEPRINT_BLUE, 120.0),
     "halftone": _halftone,
     "duotone": _duotone,
+    "neon": functools.partial(_outline_on, NIGHT, 120.0),
 }
 
 

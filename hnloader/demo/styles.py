@@ -17,6 +17,7 @@ PITCH = 4.0  # pixels from one halftone dot to the next
 BLUEPRINT_BLUE = (25, 60, 130)
 CREAM = (240, 222, 180)
 BROWN = (92, 52, 28)
+NIGHT = (14, 14, 26)
 
 Painter = Callable[[FloatArray, Sequence[Layer]], FloatArray]
 
@@ -80,12 +81,18 @@ def _duotone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     return picture
 
 
+def _neon(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
+    """Outlines in the words' colors on a night sky. The bundled VAE was trained before this style was added."""
+    return _outline(as_floats(NIGHT), layers)
+
+
 PAINTERS: dict[str, Painter] = {
     "plain": _plain,
     "outline": _outline,
     "blueprint": _blueprint,
     "halftone": _halftone,
     "duotone": _duotone,
+    "neon": _neon,
 }
 
 
