@@ -58,6 +58,10 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+        if self._done_files > 1:
+            elapsed = time.monotonic() - self._began
+            rate = size_text(self._done_size / max(elapsed, 1e-3))
+            stderr().print(Text(f"{self._done_files:,} files in {_duration(elapsed)}, {rate}/s", "dim"))
 
     def add(self, result: Result) -> None:
         """Count one more file."""
@@ -85,7 +89,7 @@ def show_results(results: Sequence[Result]) -> None:
     """Every file that failed with its reason, the skipped ones by reason, and a table of counts."""
     ordered = sorted(results, key=lambda result: str(result.source))
     if not ordered:
-        stderr().print(Text("No .pt or .safetensors file was found.", "yellow"))
+        stderr().print(Text("No .pt, .safetensors or .hns file was found.", "yellow"))
         return
     _show_good(ordered)
     _show_skipped(ordered)
@@ -147,6 +151,8 @@ def _table(results: Sequence[Result]) -> Table:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

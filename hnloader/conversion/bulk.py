@@ -169,7 +169,7 @@ def _result(job: Job, outcome: Outcome, reason: str = "", details: Mapping[str, 
 
 
 def _failed(job: Job, error: Exception) -> Result:
-    if isinstance(error, OtherModelError) and not job.named:
+    if isinstance(error, OtherModelError):
         return Result(job.source, job.label, "skipped", reason=str(error))
     failed = _result(job, "failed", _explained(job, error))
     return replace(failed, error=type(error).__name__)

@@ -8,7 +8,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from hnloader.conversion.results import Result
@@ -24,7 +24,6 @@ class Job:
         source: the file.
         target: the file to write; its folder need not be there yet.
         label: what output calls the source.
-        named: it was named itself; False for one that was found in a folder, where other models may lie too.
         size: bytes of the source.
         note: why the target is called otherwise than the source; "" where it is not.
         sibling: a file of the same name with another suffix, which is converted too and may hold the same.
@@ -33,7 +32,6 @@ class Job:
     source: Path
     target: Path
     label: str
-    named: bool
     size: int
     note: str = ""
     sibling: Path | None = None
@@ -98,7 +96,7 @@ def plan(
     for one, (target, note) in zip(found, targets, strict=True):
         sibling = stems[one.path.parent, one.path.stem]
         other = sibling if note and sibling != one.path else None
-        jobs.append(Job(one.path, target, one.label, one.named, one.size, note, other))
+        jobs.append(Job(one.path, target, one.label, one.size, note, other))
     return Plan(tuple(jobs), tuple(settled))
 
 
@@ -128,7 +126,6 @@ class _Found:
     path: Path
     relative: PurePath
     label: str
-    named: bool
     size: int
 
 
@@ -150,14 +147,9 @@ def _look(
                 settled.setdefault(os.path.abspath(one.source), one)  # noqa: PTH100 (resolve would follow links)
             else:
                 name = os.path.abspath(one.path)  # noqa: PTH100
-                found[name] = _merged(found.get(name, one), one)
+                # A file that was named and lies in a folder that was named too keeps its place in the tree.
+                found[name] = max(found.get(name, one), one, key=lambda found: len(found.relative.parts))
     return list(found.values()), [result for name, result in settled.items() if name not in found]
-
-
-def _merged(one: _Found, other: _Found) -> _Found:
-    """A file that was named and lies in a folder that was named as well keeps its place in the folder's tree."""
-    deeper = max(one, other, key=lambda found: (len(found.relative.parts), found.relative.as_posix()))
-    return replace(deeper, named=one.named or other.named)
 
 
 def _expanded(path: Path) -> list[Path]:
@@ -179,7 +171,7 @@ def _named(path: Path) -> _Found | Result:
     problem = _problem(path)
     if problem:
         return Result(path, str(path), "failed", reason=problem, error="HypernetworkError")
-    return _Found(path, PurePath(path.name), str(path), True, path.stat().st_size)
+    return _Found(path, PurePath(path.name), str(path), path.stat().st_size)
 
 
 def _problem(path: Path) -> str:
@@ -213,7 +205,7 @@ def _in_folder(
             continue
         elif entry.kind == "file" and not entry.relative.name.startswith("._"):
             size = _size(entry)
-            yield _Found(entry.path, below / entry.relative, label, False, size)
+            yield _Found(entry.path, below / entry.relative, label, size)
         else:
             yield _odd(entry, label)
 
@@ -333,7 +325,7 @@ def _without_finished(
     for one, target in zip(found, targets, strict=True):
         if one.path.suffix.lower() != suffix:
             kept.append((one, target))
-        elif one.named or str(one.path) not in made:
+        elif str(one.path) not in made:
             reason = f"{one.label} is a {suffix} file already"
             results.append(Result(one.path, one.label, "skipped", reason=reason, size=one.size))
     return [one for one, _ in kept], [target for _, target in kept], results

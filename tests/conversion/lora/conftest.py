@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from transformers import CLIPTokenizer
@@ -10,7 +11,8 @@ from transformers import CLIPTokenizer
 ROOT = Path(__file__).parents[3]
 sys.path += [str(ROOT), str(ROOT / "tests" / "attention")]  # benchmarks, small_models
 
-from lora_models import Pipelines
+if TYPE_CHECKING:
+    from lora_models import Pipelines
 
 
 @pytest.fixture(scope="session")
@@ -26,4 +28,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
 @pytest.fixture(scope="session")
 def pipelines(tokenizer: CLIPTokenizer) -> Pipelines:
     """Small pipelines of each family, made anew at each call."""
+    from lora_models import Pipelines
+
     return Pipelines(tokenizer)
