@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from hnloader.affine import AffineMap
 
 SideName = Literal["k", "v"]
 SIDES: tuple[SideName, SideName] = ("k", "v")
+T = TypeVar("T")
 LayerKind = Literal["linear", "activation", "norm", "dropout"]
 
 
@@ -261,6 +262,7 @@ class Hypernetwork(nn.Module):
         self.old_names = old_names
         self.sides = nn.ModuleDict({str(width): nn.ModuleDict({"k": k, "v": v}) for width, (k, v) in sides.items()})
         self._copies: dict[tuple[int, SideName, torch.device, torch.dtype], Side] = {}
+        self._derived: dict[object, Any] = {}
         self.eval()
 
     @classmethod
@@ -312,6 +314,19 @@ class Hypernetwork(nn.Module):
         run = self._in(dtype, context.device, width, side)
         return run(context.to(dtype), strength).to(context.dtype)
 
+    def resident(self, width: int, side: SideName, dtype: torch.dtype, device: torch.device | str) -> Side:
+        """The k or the v side of `width` in `dtype` on `device`: itself where it is so, else a copy that is kept.
+
+        `release` drops the copies. Raises KeyError for a width that it does not hold.
+        """
+        stored, place = self.side(width, side), torch.device(device)
+        if all(p.dtype == dtype and p.device == place for p in stored.parameters()):
+            return stored
+        key = (width, side, place, dtype)
+        if key not in self._copies:
+            self._copies[key] = copy.deepcopy(stored).to(device=place, dtype=dtype).requires_grad_(False)
+        return self._copies[key]
+
     def prepare(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
         """Make now the copies that contexts on `device` need; without it they are made at first use."""
         for width in self.widths:
@@ -326,6 +341,14 @@ class Hypernetwork(nn.Module):
     def release(self) -> None:
         """Drop the copies in other dtypes and on other devices that were kept since their first use."""
         self._copies.clear()
+        self._derived.clear()
+
+    def derived(self, key: object, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for a key and kept until `release`, or until the parameters are converted."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: T = self._derived[key]
+        return found
 
     def _in(
         self, dtype: torch.dtype, device: torch.device, width: int, side: SideName
@@ -333,14 +356,9 @@ class Hypernetwork(nn.Module):
         """The side, computing in `dtype` on `device`: itself, a kept copy, or a cast that passes gradients."""
         stored = self.side(width, side)
         parameters = list(stored.parameters())
-        if all(p.dtype == dtype and p.device == device for p in parameters):
-            return stored
-        if any(p.requires_grad for p in parameters):
+        if any(p.requires_grad and (p.dtype != dtype or p.device != device) for p in parameters):
             return _casting(stored, device, dtype)
-        key = (width, side, device, dtype)
-        if key not in self._copies:
-            self._copies[key] = copy.deepcopy(stored).to(device=device, dtype=dtype)
-        return self._copies[key]
+        return self.resident(width, side, dtype, device)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """`.to`, `.half` and the like change the parameters: the kept copies are of no use afterwards."""
@@ -348,7 +366,7 @@ class Hypernetwork(nn.Module):
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_copies": {}}
+        return {**self.__dict__, "_copies": {}, "_derived": {}}
 
     def extra_repr(self) -> str:
         """What `print` shows besides the modules."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from hnloader.attention.attach import Application, Attachment, PartialMatchWarning, attach, attachments
+from hnloader.attention.explain import Explanation
 from hnloader.attention.sites import AttentionSite, find_sites
 
 __all__ = [
     "Application",
     "Attachment",
     "AttentionSite",
+    "Explanation",
     "PartialMatchWarning",
     "attach",
     "attachments",

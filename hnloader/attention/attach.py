@@ -13,13 +13,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from hnloader.attention.explain import Explanation, explain
 from hnloader.attention.injector import Injector, injector_of, lock
 from hnloader.attention.matching import check_match
 from hnloader.attention.schedule import SamplingClock, is_active
 from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.attention.strengths import Strength, check_number, check_strength, site_strengths
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
-from hnloader.network import Hypernetwork
+from hnloader.network import Hypernetwork, SideName
 
 Source: TypeAlias = "Hypernetwork | str | os.PathLike[str]"
 
@@ -76,7 +77,12 @@ class Attachment:
         sites: Sequence[AttentionSite],
         applications: Sequence[tuple[Application, Hypernetwork]],
         clock: SamplingClock,
+        *,
+        edit_weights: bool = True,
+        exact: bool = False,
     ) -> None:
+        self.edit_weights = edit_weights
+        self.exact = exact
         self._injector: Injector | None = None
         self._sites = tuple(sites)
         self._clock = clock
@@ -121,8 +127,7 @@ class Attachment:
             NoMatchingSitesError: A pattern matches no attention layer of the model; nothing is changed then.
         """
         with lock:
-            if self._injector is None:
-                raise HypernetworkError("this attachment was detached from its model: attach the hypernetworks again")
+            injector = self._joined()
             positions = self._find(which)
             changed = [
                 _Entry(
@@ -136,7 +141,7 @@ class Attachment:
                 for position, entry in enumerate(self._entries)
             ]
             self._entries = changed
-            self._injector.stale = True
+            injector.stale = True
 
     def detach(self) -> None:
         """Take the hypernetworks off the model.
@@ -174,6 +179,26 @@ class Attachment:
                 )
             lines.append(line)
         return "\n".join(lines)
+
+    def explain(self, *, batch: int | None = None, size: int | tuple[int, int] | None = None) -> Explanation:
+        """How each layer computes what is attached to the model, why so, and what it costs: `print` it.
+
+        All that is attached to the model is counted, since the layers compute it together.
+
+        Args:
+            batch: Pictures in one call of the model; by default as in the last call, or 2 before the first.
+            size: Height and width of the latents; by default as in the last call, or the model's own before.
+
+        Raises:
+            HypernetworkError: It is detached.
+        """
+        with lock:
+            return explain(self._joined(), batch, size)
+
+    def _joined(self) -> Injector:
+        if self._injector is None:
+            raise HypernetworkError("this attachment was detached from its model: attach the hypernetworks again")
+        return self._injector
 
     def __repr__(self) -> str:
         state = f"{len(self.sites)} of {len(self._sites)} attention layers" if self.attached else "detached"
@@ -216,12 +241,12 @@ class Attachment:
             entry.active = active
         return changed
 
-    def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, float, float]]:
+    def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, dict[SideName, float]]]:
         """The hypernetworks that act at a site now, in order, with their strengths for k and v."""
         for entry in self._entries:
             if entry.active and site.width in entry.hypernetwork.widths:
                 strength = entry.strengths[site.index]
-                yield entry.hypernetwork, strength * entry.application.k, strength * entry.application.v
+                yield entry.hypernetwork, {"k": strength * entry.application.k, "v": strength * entry.application.v}
 
 
 class _Entry:
@@ -258,14 +283,17 @@ def attach(
     *,
     start: float = 0.0,
     end: float = 1.0,
+    edit_weights: bool = True,
+    exact: bool = False,
 ) -> Attachment:
     """Attach hypernetworks to the attention layers of a model.
 
     In every self- and cross-attention layer of the UNet whose context has a width that a hypernetwork holds,
     the keys become `to_k(h_k(context))` and the values `to_v(h_v(context))`. Several are chained in order, k
     by k and v by v, each fed with the output of the one before, and those attached earlier come first. Text
-    encoders, VAEs, ControlNets and the image projections of IP-Adapters are never touched. No weight of the
-    model is changed.
+    encoders, VAEs, ControlNets and the image projections of IP-Adapters are never touched. No parameter of the
+    model is changed. Each layer computes it in the cheapest way that gives the same; `Attachment.explain` tells
+    which, and docs/plans.md why.
 
     Args:
         model: A diffusers pipeline, or anything else with a `unet`; or the UNet itself, compiled or not. A
@@ -283,9 +311,13 @@ def attach(
             is `1 - timestep / 1000`. The timestep is read back from the device in each step only if a window
             is set.
         end: Fraction of the sampling up to which it acts.
+        edit_weights: Hypernetworks without activation and norm may be folded into a second copy of the weights of
+            self-attention. False where the weights belong to a host, as in the webuis.
+        exact: Compute as the original programs do: in float32, module by module, in every step. The default
+            agrees with it within 1e-5 of the largest value in float32.
 
     Returns:
-        The attachment: `set_strength`, `detach`, and a context manager that detaches.
+        The attachment: `set_strength`, `explain`, `detach`, and a context manager that detaches.
 
     Raises:
         NoMatchingSitesError: The model has no UNet, or no attention layer of a width that a hypernetwork
@@ -305,7 +337,8 @@ def attach(
     for remark in [check_match(hypernetwork, sites) for _, hypernetwork in applications]:
         if remark is not None:
             warnings.warn(remark, PartialMatchWarning, stacklevel=2)
-    attachment = Attachment(sites, applications, SamplingClock(None if isinstance(model, nn.Module) else model))
+    clock = SamplingClock(None if isinstance(model, nn.Module) else model)
+    attachment = Attachment(sites, applications, clock, edit_weights=edit_weights, exact=exact)
     with lock:
         attachment.join(injector_of(unet) or Injector(unet, sites))
     return attachment

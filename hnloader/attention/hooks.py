@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hnloader.attention.folding import Projection, foreign_hooks
+from hnloader.attention.plans import NO_PLAN, SidePlan
 from hnloader.attention.sites import AttentionSite
-from hnloader.network import Hypernetwork
-
-Chain = tuple[tuple[Hypernetwork, float], ...]
+from hnloader.attention.stages import Chain, compiling
+from hnloader.network import SideName
 
 # The parts of an attention layer that receive the context. diffusers keeps to_k and to_v when it adds fused
 # ones and keeps the fused ones when it goes back, so each that exists is hooked; the layer's processor calls
@@ -24,18 +25,27 @@ class SideHook:
 
     Attributes:
         side: Which side of the hypernetworks.
-        chain: Hypernetworks with their strengths, in order. Empty: the context passes unchanged.
+        plan: How the chain is computed. That of an empty chain lets the context pass unchanged.
+        idle: The projection's own forward does it.
+        contexts: How many contexts came last, None before the first.
     """
 
-    def __init__(self, side: Literal["k", "v"]) -> None:
-        self.side: Literal["k", "v"] = side
-        self.chain: Chain = ()
+    def __init__(self, side: SideName) -> None:
+        self.side: SideName = side
+        self.plan: SidePlan = NO_PLAN
+        self.idle = False
+        self.contexts: int | None = None
+
+    @property
+    def chain(self) -> Chain:
+        """Hypernetworks with their strengths, in order."""
+        return self.plan.chain
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Called by torch before the module's forward, with what the module was called with."""
-        if not self.chain:
+        if self.idle or not self.plan.chain:
             return None
         if args:
             return (self.apply(args[0]), *args[1:]), kwargs
@@ -44,9 +54,9 @@ class SideHook:
 
     def apply(self, context: Tensor) -> Tensor:
         """The context [..., width] that the projection is to receive; same shape, dtype and device."""
-        for hypernetwork, strength in self.chain:
-            context = hypernetwork.transform(self.side, context, strength)
-        return context
+        if not compiling():
+            self.contexts = context.numel() // context.shape[-1]
+        return self.plan(context)
 
 
 class FusedHook:
@@ -58,49 +68,68 @@ class FusedHook:
 
     Args:
         parts: Into how many equal parts the processor splits the output: 3 for `to_qkv`, 2 for `to_kv`.
-        k: The hook of `to_k`, whose chain is used.
+        k: The hook of `to_k`, whose plan is used.
         v: The hook of `to_v`.
+
+    Attributes:
+        idle: The projection's own forward does it.
     """
 
     def __init__(self, parts: int, k: SideHook, v: SideHook) -> None:
         self.parts = parts
         self.k = k
         self.v = v
+        self.idle = False
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
         """Called by torch after the forward; `output` is [..., parts * inner width]."""
-        if not self.k.chain and not self.v.chain:
+        if self.idle or not (self.k.plan.chain or self.v.plan.chain):
             return None
         context = args[0] if args else next(iter(kwargs.values()))
         *query, key, value = output.chunk(self.parts, dim=-1)
-        if self.k.chain:
+        if self.k.plan.chain:
             key = module.forward(self.k.apply(context)).chunk(self.parts, dim=-1)[-2]
-        if self.v.chain:
+        if self.v.plan.chain:
             value = module.forward(self.v.apply(context)).chunk(self.parts, dim=-1)[-1]
         return torch.cat([*query, key, value], dim=-1)
 
 
 class Hooked:
-    """A hook on a module, until `remove`."""
+    """A hook on a module and, on a plain one, a forward of our own, until `remove`."""
 
-    def __init__(self, module: nn.Module, hook: SideHook | FusedHook) -> None:
+    def __init__(self, module: nn.Module, hook: SideHook | FusedHook, projection: Projection) -> None:
         if isinstance(hook, SideHook):
             self._handle = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             self._handle = module.register_forward_hook(hook, with_kwargs=True)
         self.module = module
+        self.hook = hook
+        self.projection = projection
         # Code that torch.compile made before does not look for hooks that came later, but it does check that
-        # a module's forward was not replaced. So the forward is replaced by itself, and compiled code sees a
-        # change.
+        # a module's forward was not replaced. So the forward is replaced, and compiled code sees a change.
         self._forward: Callable[..., Any] | None = None
         if "forward" not in module.__dict__:
-            self._forward = module.__dict__["forward"] = module.forward
+            forward = projection.forward if type(module) is nn.Linear else module.forward
+            self._forward = module.__dict__["forward"] = forward
+
+    def sync(self, model_moves: str) -> None:
+        """Have the projection's forward apply the hypernetworks where nobody else changes the module, else the hook."""
+        owned = (
+            type(self.module) is nn.Linear
+            and self.module.__dict__.get("forward") is self._forward
+            and self._forward is not None
+            and not foreign_hooks(self.module, [self.hook])
+        )
+        self.projection.check(model_moves)
+        self.projection.owned = self.hook.idle = owned
 
     def remove(self) -> None:
         """Leave the module as it was found."""
         self._handle.remove()
+        self.projection.owned = False  # what somebody has made of the module's forward may still hold ours
+        self.projection.fold = None
         if self._forward is not None and self.module.__dict__.get("forward") is self._forward:
             del self.module.__dict__["forward"]
 
@@ -124,19 +153,50 @@ class SiteHooks:
             "to_qkv": FusedHook(3, self.k, self.v),
             "to_kv": FusedHook(2, self.k, self.v),
         }
+        self._parts: dict[str, tuple[SideHook | None, ...]] = {
+            "to_k": (self.k,),
+            "to_v": (self.v,),
+            "to_qkv": (None, self.k, self.v),
+            "to_kv": (self.k, self.v),
+        }
         self._hooked: dict[str, Hooked] = {}
 
-    def sync(self) -> None:
-        """Hook the modules that the layer has now: peft may have wrapped one, fusing added one."""
+    def sync(self, model_moves: str = "") -> None:
+        """Hook the modules that the layer has now: peft may have wrapped one, fusing added one.
+
+        Args:
+            model_moves: What moves the model's weights about, so that none can be folded; empty for nothing.
+        """
         modules = self.site.module._modules
         for slot in SLOTS:
             module, hooked = modules.get(slot), self._hooked.get(slot)
-            if module is (hooked and hooked.module):
-                continue
+            if module is not (hooked and hooked.module):
+                if hooked is not None:
+                    self._hooked.pop(slot).remove()
+                hooked = None
+                if module is not None:
+                    projection = Projection(module, self._parts[slot])
+                    hooked = self._hooked[slot] = Hooked(module, self._hooks[slot], projection)
             if hooked is not None:
-                self._hooked.pop(slot).remove()
-            if module is not None:
-                self._hooked[slot] = Hooked(module, self._hooks[slot])
+                hooked.sync(model_moves if slot in self._in_use else "the layer does not use it now")
+
+    @property
+    def _in_use(self) -> tuple[str, ...]:
+        """The projections that diffusers' processors call."""
+        fused = getattr(self.site.module, "fused_projections", False)
+        return ("to_qkv", "to_kv") if fused else ("to_k", "to_v")
+
+    def projections(self) -> list[Projection]:
+        """Those that the layer has now."""
+        return [hooked.projection for hooked in self._hooked.values()]
+
+    def projection(self, side: SideName) -> Projection | None:
+        """The one in use that computes a side."""
+        hook = self.k if side == "k" else self.v
+        for slot in self._in_use:
+            if slot in self._hooked and hook in self._parts[slot]:
+                return self._hooked[slot].projection
+        return None
 
     def remove(self) -> None:
         """Take all the hooks off."""

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hnloader.attention.hooks import Chain, SiteHooks
+from hnloader.attention.folding import Maps, Projection, Watch, moves_weights
+from hnloader.attention.hooks import SiteHooks
+from hnloader.attention.plans import SidePlan, make_plan, signature
 from hnloader.attention.schedule import timestep_of
-from hnloader.attention.sites import AttentionSite
-from hnloader.network import Hypernetwork
+from hnloader.attention.sites import AttentionSite, Kind
+from hnloader.attention.stages import Chain, Link
+from hnloader.network import SIDES, Hypernetwork, SideName
 
 if TYPE_CHECKING:
     from hnloader.attention.attach import Attachment
@@ -29,21 +32,30 @@ class Injector:
     It is found among the model's forward pre-hooks and nowhere else, so it is copied, pickled and dropped
     with the model. Before each call of the model it moves the hooks of layers whose modules have changed,
     opens and closes the windows of sampling, and puts new strengths in force, so that one call sees one set
-    of strengths.
+    of strengths. Where weights of the model or parameters of a hypernetwork are no longer what was folded or
+    kept, it has that made anew.
 
     Attributes:
         attachments: What is attached, in order.
+        model: The model.
         sites: Every attention layer of the model.
         stale: The strengths have changed since the last call of the model.
+        sample_shape: Of the latents of the last call, None before the first.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[AttentionSite]) -> None:
         self.attachments: list[Attachment] = []
+        self.model = model
         self.sites = tuple(sites)
         self.stale = False
+        self.sample_shape: tuple[int, ...] | None = None
         self._layers: dict[int, SiteHooks] = {}  # by the index of their site
-        self._acting: set[Hypernetwork] = set()
-        self._prepared: dict[Hypernetwork, tuple[torch.device, torch.dtype, int]] = {}
+        self._plans: dict[tuple[Chain, SideName, int, Kind], SidePlan] = {}
+        self._acting: tuple[Hypernetwork, ...] = ()
+        self._signature: tuple[object, ...] = ()
+        self._watch = Watch(())
+        self._movable = _around(model, self.sites)
+        self._prepared: dict[SidePlan, tuple[object, ...]] = {}
         _keep_out_of_graphs()
         self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
 
@@ -71,32 +83,57 @@ class Injector:
         """Hook the layers that some attachment changes, unhook the others, and give each its chains."""
         self.stale = False
         widths = {width for attachment in self.attachments for width in attachment.widths}
+        moves = self._moves()
         for site in self.sites:
             if site.width in widths:
                 layer = self._layers.setdefault(site.index, SiteHooks(site))
-                layer.sync()
-                layer.k.chain, layer.v.chain = self._chains(site)
+                layer.sync(moves)
+                layer.k.plan, layer.v.plan = (self._plan(site, side) for side in SIDES)
             elif site.index in self._layers:
                 self._layers.pop(site.index).remove()
-        self._acting = {hn for layer in self._layers.values() for hn, _ in layer.k.chain + layer.v.chain}
+        in_use = {plan for layer in self._layers.values() for plan in (layer.k.plan, layer.v.plan)}
+        self._plans = {key: plan for key, plan in self._plans.items() if plan in in_use}
+        self._acting = tuple(dict.fromkeys(link.hypernetwork for plan in in_use for link in plan.chain))
+        self._signature = signature(self._acting)
+        self._refold()
         self._prepared.clear()
 
-    def _chains(self, site: AttentionSite) -> tuple[Chain, Chain]:
-        k: list[tuple[Hypernetwork, float]] = []
-        v: list[tuple[Hypernetwork, float]] = []
-        for attachment in self.attachments:
-            for hypernetwork, k_strength, v_strength in attachment.at(site):
-                if k_strength != 0:
-                    k.append((hypernetwork, k_strength))
-                if v_strength != 0:
-                    v.append((hypernetwork, v_strength))
-        return tuple(k), tuple(v)
+    def _refold(self) -> None:
+        maps: Maps = {}
+        for projection in self._projections():
+            projection.refresh(maps)
+        self._watch = Watch(self._projections())
+
+    def _projections(self) -> list[Projection]:
+        return [projection for layer in self._layers.values() for projection in layer.projections()]
+
+    def _moves(self) -> str:
+        return next(filter(None, map(moves_weights, self._movable)), "")
+
+    def _plan(self, site: AttentionSite, side: SideName) -> SidePlan:
+        """One plan for all the sites of a chain, kept from refresh to refresh with what it has computed."""
+        chain = self._chain(site, side)
+        key = (chain, side, site.width, site.kind)
+        if key not in self._plans:
+            self._plans[key] = make_plan(chain, side, site.width, site.kind)
+        return self._plans[key]
+
+    def _chain(self, site: AttentionSite, side: SideName) -> Chain:
+        return tuple(
+            Link(hypernetwork, strength[side], attachment.exact, attachment.edit_weights)
+            for attachment in self.attachments
+            for hypernetwork, strength in attachment.at(site)
+            if strength[side] != 0
+        )
+
+    def layer(self, site: AttentionSite) -> SiteHooks | None:
+        """The hooks of a site, None where nothing is attached."""
+        return self._layers.get(site.index)
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called by torch before the model's forward, with what the model was called with."""
         with lock:
-            for layer in self._layers.values():
-                layer.sync()
+            self._see_changes()
             windowed = [attachment for attachment in self.attachments if attachment.windowed]
             if windowed:
                 timestep = timestep_of(args, kwargs)
@@ -106,16 +143,58 @@ class Injector:
                 self.refresh()
             self._prepare(args[0] if args else kwargs.get("sample"))
 
+    def update(self) -> None:
+        """Put in force now what would be at the next call, but for windows."""
+        self._see_changes()
+        if self.stale:
+            self.refresh()
+
+    def _see_changes(self) -> None:
+        """Notice what has happened to the model and to the hypernetworks since the last call."""
+        if signature(self._acting) != self._signature:
+            self._plans.clear()
+            self.stale = True
+        moves, before = self._moves(), [(p, p.owned, p.why_not) for p in self._projections()]
+        for layer in self._layers.values():
+            layer.sync(moves)
+        now = [(p, p.owned, p.why_not) for p in self._projections()]
+        if self._watch.changed():
+            for projection in self._projections():
+                projection.count_change()
+            self.stale = True
+        others = [projection for projection in self._projections() if projection.stale()]
+        self.stale |= now != before or bool(others)
+
     def _prepare(self, sample: object) -> None:
-        """Make the float32 copies that compiled code cannot make, unless they are there since the last call."""
+        """Make now what compiled code cannot make, unless it is there since the last call."""
         if not isinstance(sample, torch.Tensor):
             return
-        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        for hypernetwork in self._acting:
-            place = (sample.device, dtype, hypernetwork.kept_copies)
-            if self._prepared.get(hypernetwork) != place:
-                hypernetwork.prepare(sample.device, dtype)
-                self._prepared[hypernetwork] = (sample.device, dtype, hypernetwork.kept_copies)
+        self.sample_shape = tuple(sample.shape)
+        for layer in self._layers.values():
+            for side in SIDES:
+                plan = (layer.k if side == "k" else layer.v).plan
+                projection = layer.projection(side)
+                folded = projection is not None and projection.fold is not None
+                copies = sum(link.hypernetwork.kept_copies for link in plan.chain)
+                place = (sample.device, sample.dtype, copies, folded)
+                if plan.chain and self._prepared.get(plan) != place:
+                    plan.prepare(sample.device, sample.dtype, folded=folded)
+                    copies = sum(link.hypernetwork.kept_copies for link in plan.chain)
+                    self._prepared[plan] = (sample.device, sample.dtype, copies, folded)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies fold anew at their first call."""
+        return {**self.__dict__, "stale": True, "_watch": Watch(()), "_prepared": {}}
+
+
+def _around(model: nn.Module, sites: Sequence[AttentionSite]) -> list[nn.Module]:
+    """The model and all the modules that its sites lie in, themselves and their projections' included."""
+    names = {site.name[:end] for site in sites for end in range(len(site.name) + 1) if end in _ends(site.name)}
+    return [module for name, module in model.named_modules() if name in names or not name]
+
+
+def _ends(name: str) -> list[int]:
+    return [index for index, letter in enumerate(name + ".") if letter == "."]
 
 
 def injector_of(model: nn.Module) -> Injector | None:

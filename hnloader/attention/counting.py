@@ -1,0 +1,114 @@
+"""What one call of a UNet takes, counted from its modules without running it.
+
+Multiply-adds of convolutions, Linear layers and attention; norms and activations are not counted. Only the layout of
+diffusers is known: of other models nothing is said.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hnloader.attention.sites import AttentionSite, input_width
+
+TEXT_TOKENS = 77
+
+_BLOCK = re.compile(r"^(down|up)_blocks\.(\d+)\.|^(mid_block)\.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the model.
+
+    Attributes:
+        batch: Pictures in it; 2 for one picture with guidance.
+        size: Height and width of the latents.
+        text_tokens: Tokens of the text.
+        multiply_adds: Of the model without hypernetworks.
+    """
+
+    batch: int
+    size: tuple[int, int]
+    text_tokens: int
+    multiply_adds: int
+
+
+def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens: int = TEXT_TOKENS) -> Step | None:
+    """Count one call of a diffusers UNet; None for a model of another layout."""
+    levels = _levels(model)
+    if levels is None:
+        return None
+    total = 0
+    for name, module in model.named_modules():
+        positions = math.prod(_shrunk(size, _level(name, levels)))
+        if isinstance(module, nn.Conv2d):
+            per_position = module.weight.numel() if module.weight is not None else 0
+            total += per_position * math.prod(_shrunk(size, _level(name, levels, after=True)))
+        elif name.endswith((".attn1", ".attn2")) and hasattr(module, "to_k"):
+            total += _attention(module, positions, text_tokens)
+        elif _is_linear(module) and ".attn1." not in name and ".attn2." not in name:
+            rows = positions if ".attentions." in name else 1
+            total += int(module.in_features) * int(module.out_features) * rows
+    return Step(batch, size, text_tokens, total * batch)
+
+
+def contexts_at(model: nn.Module, site: AttentionSite, step: Step) -> int | None:
+    """How many contexts a site receives in a call; None where that is not known."""
+    if site.kind == "cross":
+        return step.batch * step.text_tokens
+    levels = _levels(model)
+    return None if levels is None else step.batch * math.prod(_shrunk(step.size, _level(site.name, levels)))
+
+
+def _attention(module: Any, positions: int, text_tokens: int) -> int:
+    """The projections, and the products of queries with keys and of weights with values."""
+    inner, queries = int(module.to_q.out_features), int(module.to_q.in_features)
+    keys = text_tokens if getattr(module, "is_cross_attention", False) else positions
+    projections = queries * inner * positions * 2 + input_width(module.to_k) * inner * keys * 2
+    return projections + 2 * positions * keys * inner
+
+
+def _is_linear(module: Any) -> bool:
+    return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
+
+
+def _levels(model: Any) -> dict[str, int] | None:
+    """How often the latents have been halved where a block begins, by the block's name."""
+    downs, ups = getattr(model, "down_blocks", None), getattr(model, "up_blocks", ())
+    if not isinstance(downs, nn.ModuleList):
+        return None
+    levels, level = {}, 0
+    for index, block in enumerate(downs):
+        levels[f"down_blocks.{index}"] = level
+        level += _resamples(block, "downsamplers")
+    levels["mid_block"] = level
+    for index, block in enumerate(ups if isinstance(ups, nn.ModuleList) else ()):
+        levels[f"up_blocks.{index}"] = level
+        level -= _resamples(block, "upsamplers")
+    return levels
+
+
+def _resamples(block: Any, name: str) -> bool:
+    return bool(getattr(block, name, None))
+
+
+def _level(name: str, levels: dict[str, int], *, after: bool = False) -> int:
+    """Of a module by its name; with `after`, of what comes out of it."""
+    match = _BLOCK.match(name)
+    if match is None:
+        return 0
+    level = levels[match[3] or f"{match[1]}_blocks.{match[2]}"]
+    if after and ".downsamplers." in name:
+        return level + 1
+    if after and ".upsamplers." in name:
+        return level - 1
+    return level
+
+
+def _shrunk(size: Sequence[int], level: int) -> tuple[int, int]:
+    return math.ceil(size[0] / 2**level), math.ceil(size[1] / 2**level)

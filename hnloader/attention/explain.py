@@ -1,0 +1,291 @@
+"""What an attachment costs and why, site by site: `Attachment.explain`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hnloader.attention.counting import TEXT_TOKENS, Step, contexts_at, count_step
+from hnloader.attention.plans import PlanName, SidePlan, multiply_adds
+from hnloader.attention.sites import AttentionSite
+from hnloader.attention.stages import AffineStage, ExactStage, LiveStage, Stage
+from hnloader.network import SIDES, Side, SideName
+
+if TYPE_CHECKING:
+    from hnloader.attention.hooks import SiteHooks
+    from hnloader.attention.injector import Injector
+
+
+@dataclass(frozen=True)
+class Row:
+    """One side of one attention layer. Counts are per call of the model.
+
+    Attributes:
+        site: Name of the layer.
+        block: `down.0`, ..., `mid`, `up.0`, ...
+        kind: `self` or `cross`.
+        width: Of the contexts.
+        side: `k` or `v`.
+        plan: `fold`, `collapse`, `cache`, `live`, `exact` or `none`; docs/plans.md says what each is.
+        why: Why this plan and no cheaper one.
+        contexts: How many contexts the layer receives, None when that is not known; the counts are then for one.
+        multiply_adds_before: What plain hooks would add to the call.
+        multiply_adds: What this adds to the call.
+        multiply_adds_once: What it takes once: for each fold, or each new text (named at the first layer that uses it).
+        bytes_before: Weights and contexts that plain hooks read and write, every pass over them counted.
+        bytes: Those that this reads and writes.
+        kept_bytes: Memory beyond the model and the file (named at the first layer that uses it).
+        share_before: `multiply_adds_before` by those of the model without hypernetworks; None when not known.
+        share: The same for `multiply_adds`.
+    """
+
+    site: str
+    block: str
+    kind: str
+    width: int
+    side: SideName
+    plan: PlanName
+    why: str
+    contexts: int | None
+    multiply_adds_before: int
+    multiply_adds: int
+    multiply_adds_once: int
+    bytes_before: int
+    bytes: int
+    kept_bytes: int
+    share_before: float | None
+    share: float | None
+
+
+COUNTS = ("multiply_adds_before", "multiply_adds", "multiply_adds_once", "bytes_before", "bytes", "kept_bytes")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The plans of everything that is attached to a model; `print` it, or see `rows`.
+
+    Attributes:
+        rows: One for each side of each layer that something attached has the width of.
+        step: The call of the model that is counted; None for a model whose layout is not known.
+    """
+
+    rows: tuple[Row, ...]
+    step: Step | None
+
+    def total(self, count: str) -> int:
+        """The sum of a count over all rows; `count` is one of `COUNTS`."""
+        return sum(getattr(row, count) for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: `step`, `totals` and `rows`."""
+        totals: dict[str, Any] = {count: self.total(count) for count in COUNTS}
+        totals["plans"] = dict(Counter(row.plan for row in self.rows))
+        if self.step is not None:
+            totals["share_before"] = totals["multiply_adds_before"] / self.step.multiply_adds
+            totals["share"] = totals["multiply_adds"] / self.step.multiply_adds
+        return {
+            "step": None if self.step is None else asdict(self.step),
+            "totals": totals,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def grouped(self) -> Iterator[tuple[list[Row], list[str]]]:
+        """Rows that are alike but for the layer and side, with what a line of a table says of them: see `HEADER`."""
+        groups: dict[tuple[object, ...], list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault((row.block, row.kind, row.width, row.plan, row.why), []).append(row)
+        for rows in groups.values():
+            yield rows, self._cells(rows)
+
+    def _cells(self, rows: Sequence[Row]) -> list[str]:
+        first, sums = rows[0], {count: sum(getattr(row, count) for row in rows) for count in COUNTS}
+        layers = len({row.site for row in rows})
+        sides = "".join(sorted({row.side for row in rows}))
+        shares = [sum(row.share_before or 0 for row in rows), sum(row.share or 0 for row in rows)]
+        return [
+            f"{first.block} {first.kind}",
+            f"{layers} x {sides}",
+            str(first.width),
+            first.plan,
+            _arrow(*(_count(sums[name]) for name in ("multiply_adds_before", "multiply_adds"))),
+            _arrow(*(_size(sums[name]) for name in ("bytes_before", "bytes"))),
+            _size(sums["kept_bytes"]),
+            "?" if first.share is None else _arrow(*(f"{share:.2%}" for share in shares)),
+            first.why,
+        ]
+
+    def summary(self) -> str:
+        """What it all amounts to, in a line or two."""
+        added = _arrow(_count(self.total("multiply_adds_before")), _count(self.total("multiply_adds")))
+        lines = [f"multiply-adds per call: {added}; once: {_count(self.total('multiply_adds_once'))}"]
+        lines[0] += f"; kept in memory: {_size(self.total('kept_bytes'))}"
+        if self.step is None:
+            lines.append("counted for one context, since the layout of this model is not known")
+        else:
+            shares = [self.total(name) / self.step.multiply_adds for name in ("multiply_adds_before", "multiply_adds")]
+            height, width = self.step.size
+            lines.append(
+                f"share of a call with {self.step.batch} x {height} x {width} latents and {self.step.text_tokens} "
+                f"tokens ({_count(self.step.multiply_adds)}): {_arrow(*(f'{share:.2%}' for share in shares))}"
+            )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        lines = [list(HEADER), *(cells for _, cells in self.grouped())]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+        table = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([*(line.rstrip() for line in table), "", self.summary()])
+
+
+def _arrow(before: str, after: str) -> str:
+    return f"{before} -> {after}"
+
+
+def _count(number: float) -> str:
+    """As 0, 640, 1.2 M, 34 G."""
+    return _scaled(number, ("", " k", " M", " G", " T"))
+
+
+def _size(number: float) -> str:
+    """Of bytes, as 0 B, 640 B, 1.2 MB."""
+    return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
+
+
+def _scaled(number: float, units: Sequence[str]) -> str:
+    unit = 0
+    while number >= 999.5 and unit < len(units) - 1:
+        number, unit = number / 1000, unit + 1
+    return f"{number:.0f}{units[unit]}" if unit == 0 or number >= 99.95 else f"{number:.1f}{units[unit]}"
+
+
+HEADER = ("block", "layers", "width", "plan", "multiply-adds", "bytes moved", "kept", "share of call", "why")
+
+
+def explain(injector: Injector, batch: int | None, size: int | tuple[int, int] | None) -> Explanation:
+    """Describe the plans that an injector makes for the next call; see `Attachment.explain`."""
+    injector.update()
+    model = injector.model
+    shape = injector.sample_shape
+    if batch is None:
+        batch = 2 if shape is None else shape[0]
+    if size is None:
+        size = shape[-2:] if shape is not None else _own_size(model)  # type: ignore[assignment]
+    height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
+    step = count_step(model, batch, (int(height), int(width)), _text_tokens(injector, shape))
+    seen: set[SidePlan] = set()
+    rows = []
+    for site in injector.sites:
+        layer = injector.layer(site)
+        if layer is not None:
+            rows += [_row(model, site, layer, side, step, seen) for side in SIDES]
+    return Explanation(tuple(rows), step)
+
+
+def _own_size(model: Any) -> int:
+    size = getattr(getattr(model, "config", None), "sample_size", None)
+    return size if isinstance(size, int) else 64
+
+
+def _text_tokens(injector: Injector, shape: tuple[int, ...] | None) -> int:
+    """As many as came in the last call."""
+    layers = [injector.layer(site) for site in injector.sites if site.kind == "cross"]
+    counts = [layer.k.contexts for layer in layers if layer is not None and layer.k.contexts is not None]
+    return counts[0] // shape[0] if counts and shape else TEXT_TOKENS
+
+
+def _row(
+    model: nn.Module, site: AttentionSite, layer: SiteHooks, side: SideName, step: Step | None, seen: set[SidePlan]
+) -> Row:
+    hook = layer.k if side == "k" else layer.v
+    plan, projection = hook.plan, layer.projection(side)
+    folded = projection is not None and projection.fold is not None and bool(plan.foldable)
+    name, why = _named(plan, folded, "" if projection is None else projection.why_not or _hooks_of_others(projection))
+    contexts = contexts_at(model, site, step) if step is not None else hook.contexts
+    rows = contexts or 1
+    before = [_plain_cost(link.hypernetwork.side(site.width, side), site.width) for link in plan.chain]
+    after = [_stage_cost(stage) for stage in (plan.stages if folded else (*plan.stages, *plan.tail))]
+    once, kept = 0, 0
+    if plan not in seen:  # what all layers of a plan share
+        seen.add(plan)
+        once = sum(each.multiply_adds for each in before) * rows if name == "cache" else 0
+        kept = plan.kept_bytes
+    if folded:
+        assert projection is not None and projection.fold is not None
+        parts = len(projection.fold.plans)
+        once += site.width * site.width * (len(projection.fold.weight) // parts)
+        kept += projection.fold.bytes // parts
+    element = next(model.parameters()).element_size()
+    sums = [sum(each.multiply_adds for each in costs) * rows for costs in (before, after)]
+    total = None if step is None else step.multiply_adds
+    return Row(
+        site=site.name,
+        block=site.block,
+        kind=site.kind,
+        width=site.width,
+        side=side,
+        plan=name,
+        why=why,
+        contexts=contexts,
+        multiply_adds_before=sums[0],
+        multiply_adds=sums[1],
+        multiply_adds_once=once,
+        bytes_before=sum(each.bytes(rows, 4) for each in before),
+        bytes=sum(each.bytes(rows, 4 if name == "exact" else element) for each in after),
+        kept_bytes=kept,
+        share_before=None if total is None else sums[0] / total,
+        share=None if total is None else sums[1] / total,
+    )
+
+
+def _hooks_of_others(projection: Any) -> str:
+    return "" if projection.owned else "somebody else has hooks on the projection"
+
+
+def _named(plan: SidePlan, folded: bool, why_not: str) -> tuple[PlanName, str]:
+    """The plan as the projection allows it, and why."""
+    if folded or not plan.foldable:
+        return plan.name, plan.why
+    if not plan.stages and any(isinstance(stage, AffineStage) for stage in plan.tail):
+        return "collapse", f"not folded: {why_not}"
+    return "live", f"not folded: {why_not}"
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What runs on contexts: multiply-adds per context, values of its weights, values read and written per context."""
+
+    multiply_adds: int
+    weights: int
+    moved: int
+
+    def bytes(self, contexts: int, element: int) -> int:
+        return element * (self.weights + contexts * self.moved)
+
+
+def _plain_cost(side: Side, width: int) -> _Cost:
+    """Module by module, each reading what the one before wrote; then times the strength, and the sum."""
+    moved, values = 2 * width + 3 * width, width
+    for module in side.modules():
+        if isinstance(module, nn.Linear):
+            moved += module.in_features + module.out_features
+            values = module.out_features
+        elif not isinstance(module, nn.Dropout) and not list(module.children()):
+            moved += 2 * values
+    return _Cost(multiply_adds(side), sum(p.numel() for p in side.parameters()), moved)
+
+
+def _stage_cost(stage: Stage) -> _Cost:
+    """What a stage takes for every context; nothing where the result is kept."""
+    if isinstance(stage, AffineStage):
+        square = stage.width * stage.width
+        return _Cost(square, square + stage.width, 2 * stage.width)
+    if isinstance(stage, ExactStage):
+        plain = _plain_cost(stage.hypernetwork.side(stage.width, stage.side), stage.width)
+        if isinstance(stage, LiveStage):  # hidden values stay in the processor's cache
+            return _Cost(plain.multiply_adds, plain.weights, 5 * stage.width)
+        return plain
+    return _Cost(0, 0, 0)

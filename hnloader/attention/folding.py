@@ -1,0 +1,331 @@
+"""Projections that are our own to compute, with the affine end of a chain folded into their matrix.
+
+A fold is a second matrix beside the module's own: K = (Wk (I + s A)) c + (bk + s Wk a). The module's parameters are
+never edited, so there is nothing to restore, `state_dict` shows the originals, and training or saving sees nothing
+of it. What it costs is one copy of each projection that has a fold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hnloader.affine import AffineMap
+from hnloader.attention.plans import SidePlan, signature
+from hnloader.attention.stages import HALF, stretch_map
+
+if TYPE_CHECKING:
+    from hnloader.attention.hooks import SideHook
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# How many values of a weight are compared at each call, to see changes that torch does not count: `weight.data += x`.
+SAMPLES = 256
+# A weight that has changed so often while attached is being trained or merged: folding it again would not pay.
+MOST_CHANGES = 8
+# How much the rounding of a fold may grow when folds at new strengths are made from those at old ones.
+MOST_GROWTH = 32.0
+# Contexts that a fold is tried on.
+PROBES = 8
+
+
+# The map of a plan's affine end, by the plan and where it is computed; made once for all sites of the plan.
+Maps: TypeAlias = "dict[tuple[SidePlan, torch.dtype, torch.device], AffineMap]"
+# The module's parameters; the hypernetworks that are folded, by part; their strengths.
+Key: TypeAlias = "tuple[object, object, tuple[tuple[float, ...], ...]]"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A projection with something folded into it.
+
+    Attributes:
+        plans: The plan of each part, None for a part that stays (the queries).
+        weight: [outputs, inputs], of the module's dtype.
+        bias: [outputs]
+        key: What it was made from; another key asks for another fold.
+        sample: Values of the module's weight.
+        growth: How much larger its rounding is than that of a fold made anew.
+    """
+
+    plans: tuple[SidePlan | None, ...]
+    weight: Tensor
+    bias: Tensor
+    key: Key
+    sample: Sample
+    growth: float = 1.0
+
+    @property
+    def bytes(self) -> int:
+        """What it takes."""
+        return (self.weight.numel() + self.bias.numel()) * self.weight.element_size()
+
+
+class Projection:
+    """The forward of a `to_k`, `to_v`, `to_qkv` or `to_kv` that is a plain Linear, called as nobody else changes it.
+
+    Attributes:
+        module: The projection.
+        owned: Whether it applies the hypernetworks. When not, it is the module's own forward and hooks apply them.
+        fold: What is folded in now.
+        why_not: Why nothing may be folded into it; empty when it may.
+    """
+
+    def __init__(self, module: nn.Module, parts: Sequence[SideHook | None]) -> None:
+        self.module = module
+        self.parts = tuple(parts)
+        self.owned = False
+        self.fold: Fold | None = None
+        self.why_not = ""
+        self._asleep: Fold | None = None  # kept while a window is closed
+        self._changes = 0
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's forward calls it so
+        """What `nn.Linear.forward` is for the module, with the hypernetworks applied if `owned`."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        bias: Tensor | None = self.module.bias  # type: ignore[assignment]
+        if not self.owned:
+            return functional.linear(input, weight, bias)
+        fold = self.fold
+        if fold is None or not _fits(fold, input, weight):
+            contexts = [input if part is None else part.apply(input) for part in self.parts]
+        else:
+            weight, bias = fold.weight, fold.bias
+            contexts = [input if plan is None else plan.before_fold(input) for plan in fold.plans]
+        if all(context is contexts[0] for context in contexts):
+            return functional.linear(contexts[0], weight, bias)
+        count = len(contexts)
+        biases = [None] * count if bias is None else bias.chunk(count)
+        parts = zip(contexts, weight.chunk(count), biases, strict=True)
+        return torch.cat([functional.linear(context, w, b) for context, w, b in parts], dim=-1)
+
+    def check(self, model_moves: str) -> None:
+        """Find out whether something may be folded in; `model_moves` says what moves the model's weights, if any."""
+        unsteady = "its weight keeps changing" if self._changes > MOST_CHANGES else ""
+        self.why_not = model_moves or _why_not(self.module) or unsteady
+
+    def refresh(self, maps: Maps) -> None:
+        """Fold in what the plans ask for now, or nothing."""
+        plans = tuple(None if part is None else part.plan for part in self.parts)
+        if not self.owned or self.why_not:
+            self.fold = self._asleep = None
+            return
+        if not any(plan is not None and plan.foldable for plan in plans):
+            self._asleep, self.fold = self.fold or self._asleep, None
+            return
+        old, key = self.fold or self._asleep, _key(self.module, plans)
+        self._asleep = None
+        with torch.inference_mode(False), torch.no_grad():
+            if old is not None and old.key[0] == key[0] and not old.sample.changed():
+                if old.key == key:
+                    self.fold = replace(old, plans=plans)
+                    return
+                self.fold = _rescaled(old, key, plans, self.module)
+                if self.fold is not None:
+                    return
+            self.fold = None  # freed before another is made
+            del old
+            fold = _make(self.module, plans, key, maps)
+            self.why_not = _too_rough(fold, self.module)
+            self.fold = None if self.why_not else fold
+
+    def stale(self) -> bool:
+        """Whether the module's parameters are other tensors, or in another version or place, than those folded."""
+        if self.fold is None or self.fold.key[0] == _identity(self.module):
+            return False
+        self._changes += 1
+        return True
+
+    def count_change(self) -> None:
+        """Note that the weight's values have changed where torch does not count it."""
+        if self.fold is not None and self.fold.sample.changed():
+            self._changes += 1
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "fold": None, "_asleep": None}
+
+
+class Sample:
+    """Some values of a weight, to see changes that torch does not count, such as `weight.data += delta`.
+
+    LoRA merged by peft changes a weight in this way. It changes nearly all of its values, so some are enough.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        step = weight.numel() // SAMPLES | 1  # odd, so that it does not stay within some columns
+        self.view = weight.detach().view(-1)[::step]
+        self.values = self.view.clone()
+
+    def changed(self) -> bool:
+        """Whether the weight has other values now."""
+        return not torch.equal(self.view, self.values)
+
+
+class Watch:
+    """The samples of all folds, compared in one go for each device and dtype."""
+
+    def __init__(self, projections: Iterable[Projection]) -> None:
+        groups: dict[tuple[torch.device, torch.dtype], list[Sample]] = {}
+        for projection in projections:
+            if projection.fold is not None:
+                sample = projection.fold.sample
+                groups.setdefault((sample.values.device, sample.values.dtype), []).append(sample)
+        self._groups = [
+            ([sample.view for sample in samples], torch.cat([sample.values for sample in samples]))
+            for samples in groups.values()
+        ]
+
+    def changed(self) -> bool:
+        """Whether one of the weights has other values than when it was folded."""
+        return any(not torch.equal(torch.cat(views), values) for views, values in self._groups)
+
+
+def _fits(fold: Fold, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
+    """Whether the fold can stand for the weight: no gradients through either, and all in one place."""
+    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+        return False
+    return input.device == fold.weight.device
+
+
+def moves_weights(module: nn.Module) -> str:
+    """What moves the weights of a module between devices, as far as it leaves a sign; empty for nothing."""
+    if "_hf_hook" in module.__dict__ or "_diffusers_hook" in module.__dict__:
+        return "the model is offloaded"
+    return ""
+
+
+def _why_not(module: nn.Module) -> str:
+    """Why nothing may be folded into a projection."""
+    if type(module) is not nn.Linear:
+        return f"the projection is a {type(module).__name__}"
+    weight = module._parameters.get("weight")
+    if type(weight) is not nn.Parameter or weight.layout != torch.strided or not weight.is_contiguous():
+        return f"its weight is a {type(weight).__name__}"
+    if weight.dtype not in DTYPES:
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}"
+    if weight.device.type == "meta":
+        return "its weight is not in memory"
+    if weight.is_inference():
+        return "its weight is of inference mode, whose changes cannot be seen"
+    if not (module.bias is None or type(module.bias) is nn.Parameter):
+        return f"its bias is a {type(module.bias).__name__}"
+    return ""
+
+
+def foreign_hooks(module: nn.Module, own: Sequence[object]) -> bool:
+    """Whether somebody else has hooks on a module, which may look at or change what goes in and comes out."""
+    if module._backward_hooks or module._backward_pre_hooks:
+        return True
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return any(all(hook is not each for each in own) for hook in hooks)
+
+
+def _identity(module: nn.Module) -> tuple[object, ...]:
+    parameters = [module._parameters.get(name) for name in ("weight", "bias")]
+    return tuple(None if p is None else (id(p), p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
+
+
+def _key(module: nn.Module, plans: Sequence[SidePlan | None]) -> Key:
+    folded = [() if plan is None else plan.foldable for plan in plans]
+    hypernetworks = tuple(tuple(link.hypernetwork for link in links) for links in folded)
+    signatures = tuple(signature(each) for each in hypernetworks)
+    strengths = tuple(tuple(link.strength for link in links) for links in folded)
+    return _identity(module), (hypernetworks, signatures), strengths
+
+
+def _tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    assert weight is not None
+    return weight.detach(), None if bias is None else bias.detach()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _make(module: nn.Module, plans: tuple[SidePlan | None, ...], key: Key, maps: Maps) -> Fold:
+    """Fold anew: in float32 (float64 for a float64 module), rounded once to the module's dtype."""
+    weight, bias = _tensors(module)
+    whole_bias = weight.new_zeros(len(weight)) if bias is None else bias
+    result, result_bias = torch.empty_like(weight), torch.empty_like(whole_bias)
+    chunks = (x.chunk(len(plans)) for x in (weight, whole_bias, result, result_bias))
+    for plan, w, b, new, new_bias in zip(plans, *chunks, strict=True):
+        if plan is None or not plan.foldable:
+            new.copy_(w)
+            new_bias.copy_(b)
+            continue
+        inner, own = _map(plan, _wide(weight.dtype), weight.device, maps), w.to(_wide(weight.dtype))
+        new.copy_(own @ inner.matrix)
+        new_bias.copy_(inner.bias @ own.T + b)
+    return Fold(plans, result, result_bias, key, Sample(weight))
+
+
+def _map(plan: SidePlan, dtype: torch.dtype, device: torch.device, maps: Maps) -> AffineMap:
+    found = maps.get((plan, dtype, device))
+    if found is None:
+        found = maps[plan, dtype, device] = stretch_map(plan.foldable, plan.side, plan.width, dtype, device)
+    return found
+
+
+def _rescaled(old: Fold, key: Key, plans: tuple[SidePlan | None, ...], module: nn.Module) -> Fold | None:
+    """The fold at another strength of one hypernetwork, from the fold at the old one: W + r (W' - W).
+
+    Exact but for rounding, which grows with the ratio r of the strengths: None where it grows too large, where
+    more than a strength has changed, and in half precision, where the old fold is too much rounded for it.
+    """
+    strengths = [pair for pair in zip(old.key[2], key[2], strict=True) if any(pair)]
+    if old.key[:2] != key[:2] or old.weight.dtype in HALF or any(len(new) != 1 for _, new in strengths):
+        return None
+    ratios = {new[0] / before[0] for before, new in strengths}
+    ratio = ratios.pop()
+    growth = math.sqrt(ratio**2 * (old.growth**2 + 1) + 1)
+    if ratios or growth > MOST_GROWTH:
+        return None
+    weight, bias = _tensors(module)
+    torch.lerp(weight, old.weight, ratio, out=old.weight)
+    torch.lerp(torch.zeros_like(old.bias) if bias is None else bias, old.bias, ratio, out=old.bias)
+    return replace(old, plans=plans, key=key, growth=growth)
+
+
+def _too_rough(fold: Fold, module: nn.Module) -> str:
+    """Why a fold is not as good as the exact path, tried on contexts of unit variance; empty when it is.
+
+    In float32 and float64 both must agree within a fifth of the 1e-5 that all plans are held to. In half
+    precision the root mean square error against float32 may be twice that of the exact path's own rounding.
+    """
+    weight, bias = _tensors(module)
+    wide = _wide(weight.dtype)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(PROBES, weight.shape[1], generator=generator).to(weight)
+    folded = functional.linear(x, fold.weight, fold.bias).to(wide)
+    biases = [None] * len(fold.plans) if bias is None else bias.chunk(len(fold.plans))
+    parts = list(zip(fold.plans, weight.chunk(len(fold.plans)), biases, strict=True))
+
+    def unfolded(x: Tensor, dtype: torch.dtype) -> Tensor:
+        results = [functional.linear(_changed(plan, x), w.to(dtype), _to(b, dtype)) for plan, w, b in parts]
+        return torch.cat(results, dim=-1).to(wide)
+
+    exact = unfolded(x.to(wide), wide)
+    if wide == weight.dtype:
+        good = (folded - exact).abs().max() <= 2e-6 * exact.abs().max()
+    else:
+        rounded = unfolded(x, weight.dtype)
+        good = (folded - exact).square().mean() <= 4 * (rounded - exact).square().mean()
+    return "" if good else "its matrix would round too much"
+
+
+def _changed(plan: SidePlan | None, x: Tensor) -> Tensor:
+    """What the exact path makes of the contexts before `foldable` is folded in."""
+    if plan is not None:
+        for link in plan.foldable:
+            x = link.hypernetwork.transform(plan.side, x, link.strength)
+    return x
+
+
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
