@@ -6,6 +6,7 @@ model. diffusers is imported only where it runs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.conversion.lora.names import diffusers_name
 from hnloader.families import model_family
+from hnloader.formats.safetensors import tensor_bytes
 from hnloader.pipelines import CHECKPOINT_SUFFIXES, ModelError, choose_device, choose_dtype, load_model, quiet
 
 Projection = Literal["to_k", "to_v", "to_out.0"]
@@ -65,6 +67,7 @@ class BaseModel:
         name: For messages and metadata: the file's or folder's name, or the class.
         sites: The attention layers, in the order in which they run. Read from files, their modules hold no data.
         layers: `layers_per_block`, which the original names depend on.
+        folder: The model's folder, of one that is read from a folder.
     """
 
     def __init__(
@@ -74,12 +77,11 @@ class BaseModel:
         layers: int,
         read: Callable[[str], Tensor],
         run: Callable[[], tuple[Any, nn.Module]],
-        run_always_whole: bool | None,
+        folder: Path | None = None,
     ) -> None:
-        self.name, self.sites, self.layers = name, sites, layers
+        self.name, self.sites, self.layers, self.folder = name, sites, layers, folder
         self._read, self._run = read, run
         self._runnable: tuple[Any, nn.Module] | None = None
-        self.whole = run_always_whole
 
     @property
     def family(self) -> str | None:
@@ -90,6 +92,11 @@ class BaseModel:
     def weight(self, site: AttentionSite, projection: Projection) -> Tensor:
         """The weight [outputs, inputs] of a layer's projection, as stored, on the CPU."""
         return self._read(f"{site.name}.{projection}.weight")
+
+    def fingerprint(self) -> str:
+        """16 digits that tell models apart: of the sha256 of the first layer's key weight, in float32."""
+        weight = self.weight(self.sites[0], "to_k").float().contiguous()
+        return hashlib.sha256(tensor_bytes(weight)).hexdigest()[:16]
 
     def runnable(self) -> tuple[Any, nn.Module]:
         """(pipeline or None, UNet), loaded at the first call. Raises ModelError."""
@@ -147,7 +154,7 @@ def _of_modules(name: str, pipeline: Any, unet: nn.Module) -> BaseModel:
         return weight
 
     layers = max(int(match[1]) for key, _ in unet.named_parameters() if (match := _RESNET.match(key))) + 1
-    return BaseModel(name, sites, layers, read, lambda: (pipeline, unet), pipeline is not None)
+    return BaseModel(name, sites, layers, read, lambda: (pipeline, unet))
 
 
 # -- a model in files
@@ -169,7 +176,7 @@ def _of_folder(path: Path, device: str, dtype: str) -> BaseModel:
         return None, _load_unet_folder(path, device, dtype)
 
     tensors = _Tensors(_weight_files(folder))
-    return _of_tensors(path.resolve().name, tensors, run, whole)
+    return _of_tensors(path.resolve().name, tensors, run, path)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -200,12 +207,12 @@ def _of_file(
                 note(f"{error} Its UNet is used without its text encoder.")
         return None, _load_unet_file(path, tensors, base.family, config, device, dtype)
 
-    base = _of_tensors(path.stem, tensors, run, None if tensors.whole else False)
+    base = _of_tensors(path.stem, tensors, run, None)
     return base
 
 
 def _of_tensors(
-    name: str, tensors: _Tensors, run: Callable[[], tuple[Any, nn.Module]], whole: bool | None
+    name: str, tensors: _Tensors, run: Callable[[], tuple[Any, nn.Module]], folder: Path | None
 ) -> BaseModel:
     sites = tuple(_sites(tensors))
     if not sites:
@@ -213,7 +220,7 @@ def _of_tensors(
             f"{tensors.label} has no attention layers of a Stable Diffusion UNet. Give a diffusers folder, its unet "
             "folder, or a checkpoint of SD 1, SD 2 or SDXL."
         )
-    return BaseModel(name, sites, tensors.layers, tensors.read, run, whole)
+    return BaseModel(name, sites, tensors.layers, tensors.read, run, folder)
 
 
 class _Tensors:

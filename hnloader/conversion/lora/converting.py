@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from hnloader.conversion.lora.writing import describe, name_style, named_tensors
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
 from hnloader.families import families
 from hnloader.files import replacing
+from hnloader.inspection import FileInfo
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 Source: TypeAlias = "Hypernetwork | str | os.PathLike[str]"
@@ -69,7 +71,8 @@ def to_lora(
         hypernetworks: One, or several that are chained in this order, as in `hnloader.attach`: hypernetworks, paths
             of files, pairs of these and a strength, or `Application`s without start and end.
         base: The model that the file is for: a diffusers pipeline or UNet; the path of a diffusers folder, of its
-            `unet` folder, or of a single file; a name on the Hugging Face hub.
+            `unet` folder, or of a single file; a name on the Hugging Face hub. Or an opened `BaseModel`, to use one
+            for many files.
         target: The file to write, `.safetensors`.
         kind: `lora`: low-rank, for every program. `lycoris`: full differences, exact for affine hypernetworks.
         strength: Of those that come without their own; by block as in `hnloader.attach`.
@@ -104,11 +107,13 @@ def to_lora(
     path = _checked_target(target)
     _check_settings(rank, fidelity)
     applications, sources = _loaded(hypernetworks, strength)
-    model = open_base(base, config=config, device=device, note=note)
+    model = base if isinstance(base, BaseModel) else open_base(base, config=config, device=device, note=note)
     for application in applications:
-        _check_family(application.hypernetwork, model, note)
+        assert isinstance(application.hypernetwork, Hypernetwork)
+        check_family(application.hypernetwork, model, note)
     chain = Chain(applications, model.sites)
-    sampling = Sampling(_prompts(prompts, base), pictures, steps, seed, guidance)
+    sampling = Sampling(prompt_list(prompts, model), pictures, steps, seed, guidance)
+    style = name_style(model.family) if names == "auto" else names
     job = _Job(model, chain, kind, rank, 1 - fidelity, dtype, bias)
     statistics = _statistics(job, sampling, progress)
     changes, errors = job.run(statistics, progress)
@@ -118,9 +123,9 @@ def to_lora(
     grid = differences = None
     if compare_to is not None:
         grid, differences = _compared(model, applications, changes, sampling, kind, progress)
-    style = name_style(model.family) if names == "auto" else names
     metadata = describe(changes, kind, model.family, model.name, path.stem, style)
-    metadata |= _own_metadata(job, sources, changes, errors, statistics, warnings, differences)
+    metadata |= _own_metadata(job, errors, statistics, warnings, differences)
+    metadata |= stated(sources, model, kind, settings_of(kind, rank, fidelity, sampling, dtype, style, bias))
     tensors = named_tensors(changes, style, model.layers)
     if (name := overflowing(tensors)) is not None:
         raise HypernetworkError(f"{name} does not fit into {str(dtype).removeprefix('torch.')}: take float32.")
@@ -193,31 +198,62 @@ def _loaded(items: Item | Sequence[Item], strength: Strength) -> tuple[list[Appl
     return applications, sources
 
 
-def _check_family(hypernetwork: object, base: BaseModel, note: Callable[[str], None]) -> None:
-    """Refuse a hypernetwork of another family; tell of widths that the model does not have."""
-    assert isinstance(hypernetwork, Hypernetwork)
-    remark = check_match(hypernetwork, base.sites)
+def check_family(made: Hypernetwork | FileInfo, base: BaseModel, note: Callable[[str], None]) -> None:
+    """Compare the widths of a hypernetwork with the model's, and tell of those that the model does not have.
+
+    Raises:
+        NoMatchingSitesError: It is made for another family.
+    """
+    remark = check_match(cast("Hypernetwork", made), base.sites)  # which asks for name and widths
     if remark is None:
         return
-    named = families(hypernetwork.widths)
+    named = families(made.widths)
     text = {site.width for site in base.sites if site.kind == "cross"}
-    wrong = base.family not in named if named and base.family else not text & set(hypernetwork.widths)
+    wrong = base.family not in named if named and base.family else not text & set(made.widths)
     if wrong:
         raise NoMatchingSitesError(f"{remark}. Give a base model of the kind that the file was trained on.")
     note(remark)
 
 
-def _prompts(given: Sequence[str] | str | os.PathLike[str] | None, base: Any) -> tuple[str, ...]:
+def prompt_list(given: Sequence[str] | str | os.PathLike[str] | None, base: BaseModel) -> tuple[str, ...]:
+    """The prompts to sample with, each once. Raises HypernetworkError for a file that cannot be read."""
     if given is not None and not isinstance(given, (str, os.PathLike)):
-        return tuple(given)
-    path = Path(given) if given is not None else PROMPTS
-    if given is None and isinstance(base, (str, os.PathLike)) and (Path(base) / OWN_PROMPTS).is_file():
-        path = Path(base) / OWN_PROMPTS
+        return tuple(dict.fromkeys(given))
+    path = PROMPTS
+    if given is not None:
+        path = Path(given)
+    elif base.folder is not None and (base.folder / OWN_PROMPTS).is_file():
+        path = base.folder / OWN_PROMPTS
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise HypernetworkError(f"{path} cannot be read as a list of prompts: {error}") from error
     return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def settings_of(
+    kind: Kind, rank: Rank, fidelity: float, sampling: Sampling, dtype: torch.dtype, style: NameStyle, bias: BiasPlace
+) -> dict[str, object]:
+    """What a file was made with, as its metadata state it."""
+    settings: dict[str, object] = {"dtype": str(dtype).removeprefix("torch."), "names": style}
+    settings |= {"bias": bias} if kind == "lycoris" else {"rank": rank}
+    if kind == "lora" and rank == "auto":
+        settings["fidelity"] = fidelity
+    words = hashlib.sha256("\n".join(sampling.prompts).encode()).hexdigest()
+    sampled = {"prompts_sha256": words, "pictures": sampling.pictures, "steps": sampling.steps}
+    return settings | sampled | {"seed": sampling.seed, "guidance": sampling.guidance}
+
+
+def stated(
+    sources: Sequence[Mapping[str, object]], base: BaseModel, kind: Kind, settings: Mapping[str, object]
+) -> dict[str, str]:
+    """The metadata that say what a file was made of, for which model, and with which settings."""
+    return {
+        "hnloader.kind": kind,
+        "hnloader.sources": json.dumps(sources),
+        "hnloader.base": json.dumps({"name": base.name, "family": base.family, "fingerprint": base.fingerprint()}),
+        "hnloader.settings": json.dumps(settings),
+    }
 
 
 # -- the work
@@ -368,28 +404,16 @@ def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statist
 
 
 def _own_metadata(
-    job: _Job,
-    sources: list[dict[str, object]],
-    changes: Sequence[LayerChange],
-    errors: Errors,
-    statistics: Statistics,
-    warnings: tuple[str, ...],
-    pictures: dict[str, float] | None,
+    job: _Job, errors: Errors, statistics: Statistics, warnings: tuple[str, ...], pictures: Mapping[str, float] | None
 ) -> dict[str, str]:
     from hnloader import __version__
 
     about = {
         "hnloader.version": __version__,
-        "hnloader.kind": job.kind,
-        "hnloader.sources": json.dumps(sources),
         "hnloader.exact": str(job.exact).lower(),
         "hnloader.errors": json.dumps(errors.to_json()),
         "hnloader.statistics": statistics.description,
     }
-    if job.kind == "lora":
-        about["hnloader.rank"] = str(job.rank)
-        if job.rank == "auto":
-            about["hnloader.fidelity"] = f"{1 - job.error:g}"
     if warnings:
         about["hnloader.warning"] = " ".join(warnings)
     if pictures is not None:

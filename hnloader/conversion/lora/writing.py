@@ -71,15 +71,20 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     Raises:
         HypernetworkError: It cannot be written.
     """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):  # all of one dtype, so this is their order in the file
-        digest.update(tensor_bytes(tensors[name]))
-    value = digest.hexdigest()
+    value = tensors_sha256(tensors)
     # kohya's hash of a network and ModelSpec's are of the tensor data, so that metadata can be edited.
     hashes = {"sshs_model_hash": value, "modelspec.hash_sha256": f"0x{value}"}
     with replacing(path) as temporary:
         write_tensors(temporary, dict(tensors), {"format": "pt", **metadata, **hashes})
         return temporary.stat().st_size
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of a file's tensor data. All tensors are of one dtype, so they lie in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensor_bytes(tensors[name].contiguous()))
+    return digest.hexdigest()
 
 
 def overflowing(tensors: Mapping[str, Tensor]) -> str | None:
