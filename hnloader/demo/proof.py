@@ -28,9 +28,10 @@ from hnloader.attention import attach
 from hnloader.demo import pipeline_folder
 from hnloader.demo.checker import look
 from hnloader.demo.evaluate import generate, load_pipeline
-from hnloader.demo.scenes import COLORS, ByteArray, Scene, held_out_scenes, lay_out, random_scene
+from hnloader.demo.pictures import PICTURES, draw_pictures
+from hnloader.demo.scenes import COLORS, ByteArray, Scene, held_out_scenes
 from hnloader.demo.style_scores import style_score
-from hnloader.demo.styles import PAINTERS, paint
+from hnloader.demo.styles import PAINTERS
 from hnloader.files import replacing
 from hnloader.formats import load
 from hnloader.grids import labelled_grid
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 STYLES = tuple(style for style in PAINTERS if style != "plain")
 # Styles that keep the colors which the words ask for.
 COLORFUL = frozenset({"outline", "halftone", "neon"})
-PICTURES = 20
 PROMPTS, SEEDS = 8, 8
 # From this score on a picture counts as showing the style; plain pictures have about 0, painted ones about 1.
 SHOWN = 0.5
@@ -79,17 +79,6 @@ class Row:
     shown: float
     held: float
     score: float
-
-
-def draw_pictures(style: str, folder: Path, count: int = PICTURES, seed: int = 5) -> Path:
-    """Draw `count` scenes in a style with their captions beside them, as NAME.png and NAME.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    for index in range(count):
-        scene = random_scene(rng)
-        Image.fromarray(paint(style, *lay_out(scene, rng))).save(folder / f"{index:02}.png")
-        (folder / f"{index:02}.txt").write_text(scene.caption())
-    return folder
 
 
 def train_both(style: str, work: Path, steps: int) -> dict[str, float]:

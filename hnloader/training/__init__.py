@@ -63,8 +63,10 @@ def prepare(config: Config, *, resume: bool = False, restart: bool = False, devi
             "or begin anew with --restart"
         )
     dataset = read_folder(Path(config.pictures).expanduser(), config.data)
-    model = load_model(config.model, device=device, dtype=config.precision)
-    training = Training(config, Denoiser(model.pipeline), dataset, model, _processes())
+    processes = _processes()
+    place = device if processes is None else str(processes.device)
+    model = load_model(config.model, device=place, dtype=config.precision)
+    training = Training(config, Denoiser(model.pipeline), dataset, model, processes)
     if restart:
         for path in found:
             path.unlink(missing_ok=True)

@@ -1,0 +1,26 @@
+"""Training on several devices at once, here two processes on the CPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hnloader
+from hnloader.training.loop import folder_of
+from hnloader.training.state import states
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_training_and_write_one_file(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "style.pt"
+    quick = ["--set", "previews.every=0", "--set", "measure_every=2", "--set", "save_every=2"]
+    given = ["train", "--model", tiny_model, "--pictures", pictures, "-o", output, "--steps", 4, *quick]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "hnloader"]
+    command = [str(each) for each in [sys.executable, *launch, *given]]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert hnloader.load(output).metadata["step"] == 4
+    assert [path.name for path in states(folder_of(output))] == [f"state-0000000{step}.safetensors" for step in (2, 4)]
