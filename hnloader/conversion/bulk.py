@@ -41,7 +41,8 @@ class Converter(Protocol):
     def convert(self, source: Path, target: Path) -> Mapping[str, object]:
         """Write `target`, all at once or not at all, replacing what is there; tell about it in plain values.
 
-        Raises HypernetworkError (OtherModelError for a sound model that is no hypernetwork).
+        Raises HypernetworkError (OtherModelError for a sound model that is no hypernetwork). One that takes long
+        may raise KeyboardInterrupt when it finds its run cancelled; the file then counts as not begun.
         """
 
     def look(self, source: Path) -> None:
@@ -153,12 +154,14 @@ def _run(
 
 
 def _settle(work: Callable[[Job], Result], job: Job, cancelled: Callable[[], bool]) -> Result | None:
-    """One job with whatever may happen in it; None when the run was cancelled before."""
+    """One job with whatever may happen in it; None when the run was cancelled before or in the midst of it."""
     if cancelled():
         return None
     began = time.perf_counter()
     try:
         result = work(job)
+    except KeyboardInterrupt:  # a converter that noticed by itself that the run is cancelled
+        return None
     except Exception as error:  # one bad file never stops the others
         result = _failed(job, error)
     return replace(result, size=job.size, seconds=round(time.perf_counter() - began, 6))

@@ -249,6 +249,20 @@ def test_cancelling_finishes_what_is_under_way_and_begins_nothing_more(folder: P
     assert len(list(folder.rglob("*.copy"))) == len(results)
 
 
+def test_a_converter_may_give_up_a_file_of_a_cancelled_run(folder: Path) -> None:
+    converter = Copier()
+    cancel = threading.Event()
+
+    def give_up(source: Path) -> None:
+        if source.name == "b.pt":
+            cancel.set()
+            raise KeyboardInterrupt
+
+    converter.before = give_up
+    assert outcomes(run(folder, converter, cancel=cancel)) == {"a.pt": "converted"}
+    assert sorted(contents(folder.parent / "new")) == ["a.copy"]
+
+
 def test_a_run_that_ends_by_itself_is_not_called_cancelled(folder: Path) -> None:
     cancel = threading.Event()
     run(folder, cancel=cancel)
