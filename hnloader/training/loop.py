@@ -6,6 +6,7 @@ import contextlib
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from hnloader.training.denoiser import Batch, Denoiser, Text
 from hnloader.training.images import bucket
 from hnloader.training.optimizers import make_optimizer, set_rate
 from hnloader.training.rates import parse_rate
+from hnloader.training.report import write_report
 from hnloader.training.sampling import Draw, Order, chance, held_out, random_of, whole
 from hnloader.training.state import State, load_state, save_state, states
 from hnloader.training.trainees import Checkpoint, Trainee, load_companion, make_trainee
@@ -105,6 +107,7 @@ class Training:
         self.state = State(config=schema.plain(config))
         self.resolution = _resolution(config, denoiser)
         self.cache = Cache(self.folder / "cache", denoiser, config.data, self.resolution)
+        self.dataset = dataset
         self.trainee: Trainee = make_trainee(config, denoiser)
         self.rate = parse_rate(config.rate_text, config.steps)
         self.optimizer = make_optimizer(config.optimizer, self.trainee.parameters, self.rate.at(1), config.weight_decay)
@@ -169,10 +172,12 @@ class Training:
         why: Why = "done"
         with _signals(self.stop):
             for step in range(self.state.step + 1, self.config.steps + 1):
+                began = time.monotonic()
                 loss = self._step(step)
                 mean = self.state.loss
                 self.state.loss = loss if mean is None else _SMOOTHING * mean + (1 - _SMOOTHING) * loss
                 self.state.step = step
+                self.state.seconds += time.monotonic() - began
                 better = self._measure(step)
                 saved, message = self._save(step)
                 tell(self._event(saved, message or self._preview(step)))
@@ -186,6 +191,7 @@ class Training:
                 saved, message = self._save(self.state.step, now=True)
                 tell(self._event(saved, message))
         self._write(self.output)
+        self._report(why)
         best = None
         if self.state.best is not None:
             best = (*self.state.best, self._best_path)
@@ -370,9 +376,17 @@ class Training:
                 images = previews.render(self.denoiser.pipeline, self.trainee, self.preview_prompts, config)
             previews.keep(images, self.folder / "previews", step)
             previews.strip(self.folder / "previews", self.preview_prompts)
+            self._report("running")
         except (HypernetworkError, OSError) as error:
             return f"the previews of step {step} are not kept: {error}. The training goes on."
         return ""
+
+    def _report(self, why: str) -> None:
+        """Write the report; where that fails, the training itself is none the worse."""
+        if self._is_main:
+            about = {"ended": why, "model": self.checkpoint.name}
+            with contextlib.suppress(HypernetworkError, OSError):
+                write_report(self.folder / "report.html", self.config, self.state, self.dataset, self._kept, about)
 
     @property
     def preview_prompts(self) -> tuple[str, ...]:

@@ -35,7 +35,8 @@ class State:
         best: the lowest held-out loss so far, and the step of it.
         bad: measurements since then.
         loss: running mean of the training loss, None before the first step.
-        history: one entry per measured or logged step.
+        seconds: how long was trained, over all interruptions.
+        history: one entry per measurement.
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class State:
     best: tuple[float, int] | None = None
     bad: int = 0
     loss: float | None = None
+    seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -75,6 +77,7 @@ def save_state(
         "best": state.best,
         "bad": state.bad,
         "loss": state.loss,
+        "seconds": state.seconds,
         "history": state.history,
         "optimizer": {"kind": type(optimizer).__name__, "scalars": scalars, "groups": described["param_groups"]},
     }
@@ -129,7 +132,7 @@ def load_state(
         raise HypernetworkError(f"{path}: its optimizer's state does not fit ({error}); start anew") from error
     best = about["best"]
     best = tuple(best) if best else None
-    return State(about["step"], about["config"], best, about["bad"], about["loss"], about["history"])
+    return State(about["step"], about["config"], best, about["bad"], about["loss"], about["seconds"], about["history"])
 
 
 def read_config(path: Path) -> dict[str, Any]:

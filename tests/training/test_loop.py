@@ -346,3 +346,16 @@ def test_previews_are_made_with_the_same_seeds_and_tiled(settings_of: Run) -> No
         assert animation.n_frames == 3
     with Image.open(folder / "previews.png") as tiled:
         assert tiled.width > tiled.height
+
+
+def test_the_report_shows_everything_in_one_file(settings_of: Run, pictures: Path) -> None:
+    (pictures / "0.txt").write_text("<script>alert('a')</script> & more")
+    (pictures / "broken.png").write_text("")
+    result = train(settings_of(previews__every=6, previews__steps=2, measure_every=3))
+    page = (folder_of(result.output) / "report.html").read_text()
+    for words in ("held out", "layer_structure", "<polyline", "broken.png", "cannot be read", torch.__version__):
+        assert words in page
+    assert "&lt;script&gt;alert" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64,") == 7  # the previews and six pictures
