@@ -14,6 +14,17 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from hnloader.cli.conversion_output import Progress, show_results
+from hnloader.cli.convert_lora import KINDS as LORA_KINDS
+from hnloader.cli.convert_lora import PANEL as _LORA
+from hnloader.cli.convert_lora import (
+    LoraOptions,
+    LoraProgress,
+    check_lora_usage,
+    convert_chain,
+    make_converter,
+    refuse_lora_options,
+    show_exports,
+)
 from hnloader.cli.errors import FAILED, INTERRUPTED, SOME_FAILED, reports_errors
 from hnloader.cli.terminal import note
 
@@ -27,7 +38,7 @@ EXIT_CODES = (
     "2 the command line is wrong; 70 a bug in hnloader; 130 interrupted."
 )
 
-FORMATS = ("safetensors", "pt")
+FORMATS = ("safetensors", "pt", *LORA_KINDS)
 DTYPES = ("float32", "float16", "bfloat16")
 _DTYPE_NICKNAMES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 ON_EXISTING = ("skip", "overwrite", "rename")
@@ -141,8 +152,123 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The model that the file is for: a diffusers folder, its unet folder, a checkpoint, or a hub name.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|full|NUMBER",
+            help="Rank of a LoRA. Default: auto, per layer the least for the fidelity.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    fidelity: Annotated[
+        float | None,
+        typer.Option(
+            help="With --rank auto: 1 less the error of keys and values, relative to the change. Default: 0.95.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    strength: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Strength that becomes the LoRA's 1; with --chain also one for each file: 0.8,0.5. Default: 1.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    chain: Annotated[
+        bool,
+        typer.Option("--chain", help="One LoRA of all files, applied in this order.", rich_help_panel=_LORA),
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts to sample the model with, one on a line. Default: prompts.txt in the model's folder, else a "
+            "list of neutral ones.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    pictures: Annotated[
+        int | None,
+        typer.Option(
+            min=5,
+            help="Pictures that are denoised to sample the model. Default: 10.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sampling steps of each. Default: 8.", rich_help_panel=_LORA, show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the first one. Default: 0.", rich_help_panel=_LORA, show_default=False),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Their guidance (CFG) scale. Default: 5.", rich_help_panel=_LORA, show_default=False),
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="diffusers|original",
+            help="Names of layers. Default: those that all programs read: for SDXL the original ones, else "
+            "those of diffusers.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    bias: Annotated[
+        str | None,
+        typer.Option(
+            metavar="output|projection",
+            help="Where LyCORIS files put the constant of values. Default: output, which every program applies.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="GRID.png",
+            help="Write pictures without the hypernetwork, with it, and with the LoRA, side by side.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For a checkpoint as --base without network access: a diffusers folder of the same kind of model.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the model runs: auto, cpu, cuda, cuda:1, mps. Default: auto.",
+            rich_help_panel=_LORA,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Convert hypernetworks to safetensors, or to the .pt form of the webuis; bit for bit, and proved.
+    """Convert hypernetworks to safetensors, to the .pt form of the webuis (both bit for bit), to LoRA or LyCORIS.
 
     Sources are never changed. A run that was stopped goes on where it was when it is started again.
     """
@@ -153,10 +279,31 @@ def convert(
     _check_usage(out=out, flat=flat, check=check, dry_run=dry_run, report=report)
     existing = cast("OnExisting", _one_of("--on-existing", on_existing, ON_EXISTING, {"replace": "overwrite"}))
     stored = None if dtype is None else _one_of("--dtype", dtype, DTYPES, _DTYPE_NICKNAMES)
-    converter = _converter(target_format, normalise=normalise, dtype=stored, prove=prove)
+    lora = LoraOptions(
+        base,
+        rank,
+        fidelity,
+        strength,
+        chain,
+        prompts,
+        pictures,
+        steps,
+        seed,
+        guidance,
+        names,
+        bias,
+        compare,
+        config,
+        device,
+    )
+    if target_format in LORA_KINDS:
+        _check_lora(normalise=normalise, prove=prove, alone=chain and (check or dry_run))
+        check_lora_usage(lora, target_format, out, files)
+    else:
+        refuse_lora_options(lora)
     plan = make_plan(
-        files,
-        suffix=converter.suffix,
+        [] if chain else files,
+        suffix=f"-{target_format}.safetensors" if target_format in LORA_KINDS else f".{target_format}",
         sources=SUFFIXES,
         out=out,
         flat=flat,
@@ -165,12 +312,24 @@ def convert(
     )
     workers = jobs or min(4, os.cpu_count() or 1)
     with _stopping_cleanly() as cancel:
-        results = _run(plan, converter, workers, existing, cancel, check=check, dry_run=dry_run)
+        if target_format in LORA_KINDS:
+            progress = LoraProgress(cancel.is_set)
+            to_lora = make_converter(lora, target_format, stored, progress)
+            with progress.bar():
+                if chain:
+                    assert out is not None
+                    results = [convert_chain(to_lora, files, strength, out, existing)]
+                else:
+                    results = list(_running(plan, to_lora, 1, existing, cancel, check=check, dry_run=dry_run)[1])
+        else:
+            converter = _converter(target_format, normalise=normalise, dtype=stored, prove=prove)
+            results = _run(plan, converter, workers, existing, cancel, check=check, dry_run=dry_run)
     if report is not None:
         from hnloader.conversion.reports import write_report
 
         write_report(results, report)
     show_results(results)
+    show_exports(results)
     if cancel.is_set():
         begun = len(results) - len(plan.settled)
         note(f"Interrupted after {begun:,} of {len(plan.jobs):,} files. The same command goes on from here.")
@@ -213,6 +372,16 @@ def _check_usage(*, out: Path | None, flat: bool, check: bool, dry_run: bool, re
             _refuse("--report", f"{report.parent} is no folder.")
 
 
+def _check_lora(*, normalise: bool, prove: bool, alone: bool) -> None:
+    """Options of other formats that LoRA and LyCORIS files have no use for."""
+    if normalise:
+        _refuse("--normalise", "is for --to safetensors and --to pt.")
+    if not prove:
+        _refuse("--no-proof", "is for --to safetensors and --to pt; a LoRA's error is always measured.")
+    if alone:
+        _refuse("--chain", "goes with neither --check nor --dry-run.")
+
+
 def _refuse(option: str, message: str) -> NoReturn:
     raise typer.BadParameter(message, param_hint=f"'{option}'")
 
@@ -236,22 +405,33 @@ def _run(
     check: bool,
     dry_run: bool,
 ) -> list[Result]:
-    from hnloader.conversion import bulk
-
-    if check:
-        doing, running = "Checking", bulk.check_many(plan, converter, jobs=jobs, cancel=cancel)
-    elif dry_run:
-        doing = "Looking"
-        running = bulk.dry_run(plan, converter, jobs=jobs, on_existing=on_existing, cancel=cancel)
-    else:
-        doing = "Converting"
-        running = bulk.convert_many(plan, converter, jobs=jobs, on_existing=on_existing, cancel=cancel)
+    doing, running = _running(plan, converter, jobs, on_existing, cancel, check=check, dry_run=dry_run)
     results = []
     with Progress(doing, plan) as progress:
         for result in running:
             results.append(result)
             progress.add(result)
     return results
+
+
+def _running(
+    plan: Plan,
+    converter: Converter,
+    jobs: int,
+    on_existing: OnExisting,
+    cancel: threading.Event,
+    *,
+    check: bool,
+    dry_run: bool,
+) -> tuple[str, Iterator[Result]]:
+    """What is done, and its results as they come."""
+    from hnloader.conversion import bulk
+
+    if check:
+        return "Checking", bulk.check_many(plan, converter, jobs=jobs, cancel=cancel)
+    if dry_run:
+        return "Looking", bulk.dry_run(plan, converter, jobs=jobs, on_existing=on_existing, cancel=cancel)
+    return "Converting", bulk.convert_many(plan, converter, jobs=jobs, on_existing=on_existing, cancel=cancel)
 
 
 @contextlib.contextmanager
