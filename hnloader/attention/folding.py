@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hnloader.affine import AffineMap
-from hnloader.attention.plans import SidePlan, signature
+from hnloader.attention.plans import SidePlan, Signature
 from hnloader.attention.stages import HALF, stretch_map
 
 if TYPE_CHECKING:
@@ -134,15 +134,13 @@ class Projection:
             self.why_not = _too_rough(fold, self.module)
             self.fold = None if self.why_not else fold
 
-    def stale(self) -> bool:
-        """Whether the module's parameters are other tensors, or in another version or place, than those folded."""
-        if self.fold is None or self.fold.key[0] == _identity(self.module):
-            return False
-        self._changes += 1
-        return True
+    def count_replacement(self) -> None:
+        """Note it when the module's parameters are not those that were folded."""
+        if self.fold is not None and self.fold.key[0] != versions(self.module._parameters.values()):
+            self._changes += 1
 
     def count_change(self) -> None:
-        """Note that the weight's values have changed where torch does not count it."""
+        """Note it when the weight's values have changed where torch does not count it."""
         if self.fold is not None and self.fold.sample.changed():
             self._changes += 1
 
@@ -192,10 +190,14 @@ def _fits(fold: Fold, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
     return input.device == fold.weight.device
 
 
-def moves_weights(module: nn.Module) -> str:
-    """What moves the weights of a module between devices, as far as it leaves a sign; empty for nothing."""
-    if "_hf_hook" in module.__dict__ or "_diffusers_hook" in module.__dict__:
-        return "the model is offloaded"
+def moves_weights(modules: Iterable[dict[str, Any]]) -> str:
+    """What moves weights between devices, by the attributes of the modules around them; empty for nothing.
+
+    accelerate and diffusers leave these on what they offload.
+    """
+    for attributes in modules:
+        if "_hf_hook" in attributes or "_diffusers_hook" in attributes:
+            return "the model is offloaded"
     return ""
 
 
@@ -225,17 +227,23 @@ def foreign_hooks(module: nn.Module, own: Sequence[object]) -> bool:
     return any(all(hook is not each for each in own) for hook in hooks)
 
 
-def _identity(module: nn.Module) -> tuple[object, ...]:
-    parameters = [module._parameters.get(name) for name in ("weight", "bias")]
-    return tuple(None if p is None else (id(p), p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
+def versions(parameters: Iterable[nn.Parameter | None]) -> list[object]:
+    """Other numbers when parameters are replaced, moved, converted, or changed in place in a way that torch counts."""
+    state: list[object] = []
+    for parameter in parameters:
+        if parameter is None or parameter.is_inference():
+            state.append(id(parameter))
+        else:
+            state += (id(parameter), parameter._version, parameter.data_ptr())
+    return state
 
 
 def _key(module: nn.Module, plans: Sequence[SidePlan | None]) -> Key:
     folded = [() if plan is None else plan.foldable for plan in plans]
     hypernetworks = tuple(tuple(link.hypernetwork for link in links) for links in folded)
-    signatures = tuple(signature(each) for each in hypernetworks)
+    signatures = [Signature(each).value for each in hypernetworks]
     strengths = tuple(tuple(link.strength for link in links) for links in folded)
-    return _identity(module), (hypernetworks, signatures), strengths
+    return versions(module._parameters.values()), (hypernetworks, signatures), strengths
 
 
 def _tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:

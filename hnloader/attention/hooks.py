@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hnloader.attention.folding import Projection, foreign_hooks
+from hnloader.attention.folding import Projection, foreign_hooks, moves_weights, versions
 from hnloader.attention.plans import NO_PLAN, SidePlan
 from hnloader.attention.sites import AttentionSite
 from hnloader.attention.stages import Chain, compiling
@@ -17,6 +17,7 @@ from hnloader.network import SideName
 # The parts of an attention layer that receive the context. diffusers keeps to_k and to_v when it adds fused
 # ones and keeps the fused ones when it goes back, so each that exists is hooked; the layer's processor calls
 # one or the other.
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 SLOTS = ("to_k", "to_v", "to_qkv", "to_kv")
 
 
@@ -122,7 +123,7 @@ class Hooked:
             and self._forward is not None
             and not foreign_hooks(self.module, [self.hook])
         )
-        self.projection.check(model_moves)
+        self.projection.check(model_moves or moves_weights([self.module.__dict__]))
         self.projection.owned = self.hook.idle = owned
 
     def remove(self) -> None:
@@ -179,6 +180,23 @@ class SiteHooks:
                     hooked = self._hooked[slot] = Hooked(module, self._hooks[slot], projection)
             if hooked is not None:
                 hooked.sync(model_moves if slot in self._in_use else "the layer does not use it now")
+
+    def state(self) -> list[object]:
+        """What `sync` and the fold of each projection depend on; cheap enough for every call of the model."""
+        attributes = self.site.module.__dict__
+        modules = attributes["_modules"]
+        state: list[object] = [attributes.get("fused_projections")]
+        for slot in SLOTS:
+            module = modules.get(slot)
+            state.append(module)
+            if module is not None:
+                own = module.__dict__
+                state.append(own.get("forward"))
+                state += [len(own[name]) for name in HOOKS]
+                hooked = self._hooked.get(slot)
+                if hooked is not None and hooked.projection.owned:
+                    state += versions(own["_parameters"].values())
+        return state
 
     @property
     def _in_use(self) -> tuple[str, ...]:

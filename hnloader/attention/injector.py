@@ -12,7 +12,7 @@ from torch import nn
 
 from hnloader.attention.folding import Maps, Projection, Watch, moves_weights
 from hnloader.attention.hooks import SiteHooks
-from hnloader.attention.plans import SidePlan, make_plan, signature
+from hnloader.attention.plans import SidePlan, Signature, make_plan
 from hnloader.attention.schedule import timestep_of
 from hnloader.attention.sites import AttentionSite, Kind
 from hnloader.attention.stages import Chain, Link
@@ -52,10 +52,11 @@ class Injector:
         self._layers: dict[int, SiteHooks] = {}  # by the index of their site
         self._plans: dict[tuple[Chain, SideName, int, Kind], SidePlan] = {}
         self._acting: tuple[Hypernetwork, ...] = ()
-        self._signature: tuple[object, ...] = ()
+        self._signature = Signature(())
         self._watch = Watch(())
+        self._seen: list[object] = []
         self._movable = _around(model, self.sites)
-        self._prepared: dict[SidePlan, tuple[object, ...]] = {}
+        self._prepared: tuple[object, ...] | None = None
         _keep_out_of_graphs()
         self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
 
@@ -94,21 +95,19 @@ class Injector:
         in_use = {plan for layer in self._layers.values() for plan in (layer.k.plan, layer.v.plan)}
         self._plans = {key: plan for key, plan in self._plans.items() if plan in in_use}
         self._acting = tuple(dict.fromkeys(link.hypernetwork for plan in in_use for link in plan.chain))
-        self._signature = signature(self._acting)
-        self._refold()
-        self._prepared.clear()
-
-    def _refold(self) -> None:
+        self._signature = Signature(self._acting)
         maps: Maps = {}
         for projection in self._projections():
             projection.refresh(maps)
         self._watch = Watch(self._projections())
+        self._seen = self._state()
+        self._prepared = None
 
     def _projections(self) -> list[Projection]:
         return [projection for layer in self._layers.values() for projection in layer.projections()]
 
     def _moves(self) -> str:
-        return next(filter(None, map(moves_weights, self._movable)), "")
+        return moves_weights(self._movable)
 
     def _plan(self, site: AttentionSite, side: SideName) -> SidePlan:
         """One plan for all the sites of a chain, kept from refresh to refresh with what it has computed."""
@@ -151,46 +150,57 @@ class Injector:
 
     def _see_changes(self) -> None:
         """Notice what has happened to the model and to the hypernetworks since the last call."""
-        if signature(self._acting) != self._signature:
+        if self._signature.changed():
             self._plans.clear()
             self.stale = True
-        moves, before = self._moves(), [(p, p.owned, p.why_not) for p in self._projections()]
-        for layer in self._layers.values():
-            layer.sync(moves)
-        now = [(p, p.owned, p.why_not) for p in self._projections()]
         if self._watch.changed():
             for projection in self._projections():
                 projection.count_change()
             self.stale = True
-        others = [projection for projection in self._projections() if projection.stale()]
-        self.stale |= now != before or bool(others)
+        state = self._state()
+        if state != self._seen:
+            for projection in self._projections():
+                projection.count_replacement()
+            self.stale = True
+
+    def _state(self) -> list[object]:
+        """All that decides how a layer is hooked and what may be folded; compared before each call of the model."""
+        return [self._moves(), *(layer.state() for layer in self._layers.values())]
 
     def _prepare(self, sample: object) -> None:
         """Make now what compiled code cannot make, unless it is there since the last call."""
         if not isinstance(sample, torch.Tensor):
             return
         self.sample_shape = tuple(sample.shape)
+        if self._prepared == self._place(sample):
+            return
         for layer in self._layers.values():
-            for side in SIDES:
-                plan = (layer.k if side == "k" else layer.v).plan
-                projection = layer.projection(side)
+            for hook in (layer.k, layer.v):
+                projection = layer.projection(hook.side)
                 folded = projection is not None and projection.fold is not None
-                copies = sum(link.hypernetwork.kept_copies for link in plan.chain)
-                place = (sample.device, sample.dtype, copies, folded)
-                if plan.chain and self._prepared.get(plan) != place:
-                    plan.prepare(sample.device, sample.dtype, folded=folded)
-                    copies = sum(link.hypernetwork.kept_copies for link in plan.chain)
-                    self._prepared[plan] = (sample.device, sample.dtype, copies, folded)
+                hook.plan.prepare(sample.device, sample.dtype, folded=folded)
+        self._prepared = self._place(sample)
+
+    def _place(self, sample: torch.Tensor) -> tuple[object, ...]:
+        """Where and in what the model computes, and whether copies for that have been released."""
+        return (sample.device, sample.dtype, *(hypernetwork.kept_copies for hypernetwork in self._acting))
 
     def __getstate__(self) -> dict[str, object]:
         """Copies fold anew at their first call."""
-        return {**self.__dict__, "stale": True, "_watch": Watch(()), "_prepared": {}}
+        return {
+            **self.__dict__,
+            "stale": True,
+            "_watch": Watch(()),
+            "_signature": Signature(()),
+            "_seen": [],
+            "_prepared": None,
+        }
 
 
-def _around(model: nn.Module, sites: Sequence[AttentionSite]) -> list[nn.Module]:
-    """The model and all the modules that its sites lie in, themselves and their projections' included."""
+def _around(model: nn.Module, sites: Sequence[AttentionSite]) -> list[dict[str, Any]]:
+    """The attributes of the model and of all the modules that its sites lie in, their own included."""
     names = {site.name[:end] for site in sites for end in range(len(site.name) + 1) if end in _ends(site.name)}
-    return [module for name, module in model.named_modules() if name in names or not name]
+    return [module.__dict__ for name, module in model.named_modules() if name in names or not name]
 
 
 def _ends(name: str) -> list[int]:

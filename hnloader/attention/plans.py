@@ -156,10 +156,21 @@ def _why_live(chain: Chain, side: SideName, width: int) -> str:
     return "a context that changes in each step"
 
 
-def signature(hypernetworks: Iterable[Hypernetwork]) -> tuple[object, ...]:
-    """Changes when parameters of one of them are replaced, converted, changed in place, or trained from now on."""
-    return tuple(
-        (id(p), p.data_ptr(), p.dtype, p.requires_grad, -1 if p.is_inference() else p._version)
-        for hypernetwork in hypernetworks
-        for p in hypernetwork.parameters()
-    )
+class Signature:
+    """Tells when parameters of hypernetworks are replaced, converted, changed in place, or trained from now on."""
+
+    def __init__(self, hypernetworks: Iterable[Hypernetwork]) -> None:
+        modules = [module for hypernetwork in hypernetworks for module in hypernetwork.modules()]
+        self._parameters = [module._parameters for module in modules if module._parameters]
+        self.value = self._now()
+
+    def changed(self) -> bool:
+        """Whether something happened since this was made."""
+        return self._now() != self.value
+
+    def _now(self) -> list[object]:
+        return [
+            None if p is None else (id(p), p.data_ptr(), p.requires_grad, -1 if p.is_inference() else p._version)
+            for parameters in self._parameters
+            for p in parameters.values()
+        ]
