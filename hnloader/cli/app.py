@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hnloader.cli import convert, dataset, demo, errors, generate, inspect, train, ui
+from hnloader.cli import compare, convert, dataset, demo, errors, generate, inspect, train, ui
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a file, model or setting could not be used; 2 the command line is wrong; "
@@ -18,7 +18,7 @@ EXIT_CODES = (
 
 app = typer.Typer(
     name="hnloader",
-    help="Stable Diffusion hypernetworks: inspect them, and make pictures with them.",
+    help="Stable Diffusion hypernetworks: inspect, convert, train, and make pictures with them.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -28,6 +28,7 @@ app.command("inspect", epilog=inspect.EXIT_CODES)(inspect.inspect)
 app.command("convert", epilog=convert.EXIT_CODES)(convert.convert)
 app.command("generate", epilog=EXIT_CODES)(generate.generate)
 app.command("train", epilog=EXIT_CODES)(train.train)
+app.command("compare", epilog=EXIT_CODES)(compare.compare)
 app.add_typer(dataset.app, name="dataset")
 app.command("demo", epilog=EXIT_CODES)(demo.demo)
 app.command("ui", epilog=EXIT_CODES)(ui.ui)

@@ -54,7 +54,7 @@ def train(
         return
     given = {"model": model, "pictures": pictures, "output": output, "method": method, "steps": steps}
     overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    overrides |= _settings(set_ or [])
+    overrides |= settings_of(set_ or [])
     chosen = read_config(config, overrides, preset)
     with stderr().status("Reading the pictures and loading the model"):
         training = prepare(chosen, resume=resume, restart=restart, device=device)
@@ -64,7 +64,7 @@ def train(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _settings(given: list[str]) -> dict[str, Any]:
+def settings_of(given: list[str]) -> dict[str, Any]:
     """The settings of `--set key=value`; values are read as YAML."""
     import yaml
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -236,6 +237,20 @@ def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
     if len(scenes) < count:
         raise ValueError(f"only {len(scenes)} different held-out scenes were found; asked for {count}")
     return list(scenes.values())
+
+
+_PHRASE = re.compile(rf"a ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) (?:at|in) the ([a-z ]+)")
+
+
+def parse_caption(caption: str) -> Scene | None:
+    """The scene whose `Scene.caption` this is; None when it is no such caption."""
+    words, on, background = caption.removesuffix(" background").rpartition(" on a ")
+    found = [_PHRASE.fullmatch(phrase) for phrase in words.split(" and ")]
+    if not on or background not in BACKGROUNDS or not 1 <= len(found) <= 2:
+        return None
+    objects = [SceneObject(match[3], match[2], match[1], match[4]) for match in found if match is not None]
+    scene = Scene(tuple(objects), background)
+    return scene if scene.caption() == caption and all(item.position in POSITIONS for item in objects) else None
 
 
 def training_caption(scene: Scene, rng: np.random.Generator) -> str:

@@ -47,8 +47,13 @@ def train(
     return prepare(config, resume=resume, restart=restart, device=device).run(report)
 
 
-def prepare(config: Config, *, resume: bool = False, restart: bool = False, device: str = "auto") -> Any:
-    """Everything before the first step: a `hnloader.training.loop.Training`; see `train` for the rest."""
+def prepare(
+    config: Config, *, resume: bool = False, restart: bool = False, judged: bool = False, device: str = "auto"
+) -> Any:
+    """Everything before the first step: a `hnloader.training.loop.Training`; see `train` for the rest.
+
+    With `judged` it is not to be run but only to be looked at: saved states are neither read nor removed.
+    """
     from hnloader.pipelines import load_model
     from hnloader.training.dataset import read_folder
     from hnloader.training.denoiser import Denoiser
@@ -57,7 +62,7 @@ def prepare(config: Config, *, resume: bool = False, restart: bool = False, devi
 
     config.check()
     found = states(folder_of(Path(config.output)))
-    if found and not resume and not restart:
+    if found and not (resume or restart or judged):
         raise ConfigError(
             f"{found[-1]} is a saved state of an earlier training of {config.output}: go on from it with --resume, "
             "or begin anew with --restart"

@@ -118,7 +118,7 @@ class Training:
         self._saved_step = 0
         trained, kept = held_out(len(dataset.pictures), config.data.held_out, config.seed)
         self._pictures = [dataset.pictures[index] for index in trained]
-        self._kept = [dataset.pictures[index] for index in kept]
+        self.held_out = [dataset.pictures[index] for index in kept]
         sizes = [self._size(picture) for picture in self._pictures]
         self._order = Order(sizes, config.batch_size, config.data.repeats, config.seed)
         if config.start_from and config.method == "hypernetwork":
@@ -323,7 +323,7 @@ class Training:
             return True
         entry = {"step": float(step), "loss": self.state.loss or 0.0, "rate": self.optimizer.param_groups[0]["lr"]}
         self.state.history.append(entry)
-        if not self._kept:
+        if not self.held_out:
             return True
         entry["held_out"] = loss = self.held_out_loss()
         if self.state.best is None or loss < self.state.best[0]:
@@ -338,15 +338,15 @@ class Training:
     def held_out_loss(self) -> float:
         """The loss on the pictures that are not trained on, always at the same noise and noise levels."""
         losses: list[float] = []
-        with self._averaged(), self.trainee.acting(training=False):
-            for index, picture in enumerate(self._kept):
+        with self.showing():
+            for index, picture in enumerate(self.held_out):
                 found = self.cache.latents(picture, flipped=False)
                 text = self.trainee.texts([self._caption(picture, 0)], self.cache)
                 for place, share in enumerate(MEASURED_AT):
                     noise = torch.randn(found.mean.shape, generator=random_of(0, "held out", index * 16 + place))
                     time = int(share * (len(self.denoiser.alphas) - 1))
                     batch = self._made_batch([found], text, [found.mean], [noise], [time])
-                    losses.append(float(self.denoiser.losses(batch).mean()))
+                    losses.append(float(self.denoiser.losses(batch, self.config.min_snr).mean()))
         return sum(losses) / len(losses)
 
     def _save(self, step: int, *, now: bool = False) -> tuple[Path | None, str]:
@@ -386,14 +386,14 @@ class Training:
         if self._is_main:
             about = {"ended": why, "model": self.checkpoint.name}
             with contextlib.suppress(HypernetworkError, OSError):
-                write_report(self.folder / "report.html", self.config, self.state, self.dataset, self._kept, about)
+                write_report(self.folder / "report.html", self.config, self.state, self.dataset, self.held_out, about)
 
     @property
     def preview_prompts(self) -> tuple[str, ...]:
         """The prompts of the previews: those of the settings, else captions of pictures, held-out ones first."""
         config = self.config
         given = config.previews.prompts or tuple(
-            dict.fromkeys(self._caption(picture, 0) for picture in [*self._kept, *self._pictures])
+            dict.fromkeys(self._caption(picture, 0) for picture in [*self.held_out, *self._pictures])
         )
         return tuple(
             prompt.replace("{name}", config.name if config.method == "hypernetwork" else config.token)
@@ -417,6 +417,12 @@ class Training:
     @property
     def _best_path(self) -> Path:
         return self.folder / f"best{self.output.suffix}"
+
+    @contextlib.contextmanager
+    def showing(self) -> Iterator[None]:
+        """While this holds, the model draws with what is trained, as it would be written now."""
+        with self._averaged(), self.trainee.acting(training=False):
+            yield
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:

@@ -69,11 +69,11 @@ def environment() -> dict[str, str]:
 def _summary(config: Config, state: State, about: dict[str, Any]) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("output", Path(config.output).name),
-        ("steps", state.step),
+        ("steps", f"{state.step:,}"),
         ("time", f"{state.seconds:,.0f} s"),
     ]
     if state.loss is not None:
-        rows.append(("training loss", state.loss))
+        rows.append(("training loss", f"{state.loss:.4g}"))
     if state.best is not None:
         rows.append(("lowest held-out loss", f"{state.best[0]:.4g} at step {state.best[1]:,}"))
     return [*rows, *about.items()]

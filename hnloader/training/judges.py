@@ -1,0 +1,179 @@
+"""Figures for pictures: how much of the style they show, whether they show the prompt, how far they drifted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hnloader.errors import HypernetworkError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SIDE = 64
+
+
+class Judge(Protocol):
+    """Gives figures; None where it has none of that kind.
+
+    Attributes:
+        name: what the report calls it.
+        style_means, adherence_means: what its figures mean, in a sentence.
+    """
+
+    name: str
+    style_means: str
+    adherence_means: str
+
+    def style(self, pictures: Sequence[Image]) -> float | None:
+        """How much of the trained style the pictures show; more is more."""
+
+    def adherence(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float | None:
+        """How well each picture shows its prompt; more is better."""
+
+
+def drift(pictures: Sequence[Image], before: Sequence[Image]) -> float:
+    """Root mean square difference of pictures of the same prompts and seeds, 0 to 1 (of the full range)."""
+    differences = [np.square(_floats(a) - _floats(b)).mean() for a, b in zip(pictures, before, strict=True)]
+    return float(np.sqrt(np.mean(differences)))
+
+
+class PaletteJudge:
+    """Compares colours and edges with those of the training pictures; it needs nothing but the pixels.
+
+    Each picture becomes a cloud of (red, green, blue, edge strength); the figure is 1 - d(pictures)/d(without),
+    d being the Fréchet distance of the clouds' means and covariances from those of the training pictures, and
+    `without` the model's own pictures. 0: as without what was trained; 1: as the training pictures.
+    """
+
+    name = "palette"
+    style_means = "how far colours and edges moved from the model's own (0) to those of the training pictures (1)"
+    adherence_means = ""
+
+    def __init__(self, trained_on: Sequence[Image], without: Sequence[Image]) -> None:
+        self._wanted = _cloud(trained_on)
+        self._start = _frechet(_cloud(without), self._wanted)
+
+    def style(self, pictures: Sequence[Image]) -> float | None:
+        """See the class."""
+        return 1 - _frechet(_cloud(pictures), self._wanted) / max(self._start, 1e-9)
+
+    def adherence(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float | None:
+        """Pixels alone do not tell."""
+        return None
+
+
+class SceneJudge:
+    """The bundled pipeline's own checker: for its prompts and for the styles that the package draws."""
+
+    name = "checker"
+    style_means = "share of the pictures that show the style, by their pixels"
+    adherence_means = "share of the pictures with the prompt's shapes at the prompt's positions"
+
+    def __init__(self, style: str) -> None:
+        from hnloader.demo.style_scores import SCORES
+
+        if style not in SCORES:
+            raise HypernetworkError(f"there is no score for a style {style!r}; known: {', '.join(SCORES)}")
+        self._style = style
+
+    def style(self, pictures: Sequence[Image]) -> float | None:
+        """See the class; a picture shows the style from a score of 0.5 on."""
+        from hnloader.demo.style_scores import style_score
+
+        return float(np.mean([style_score(self._style, _bytes(picture)) >= 0.5 for picture in pictures]))
+
+    def adherence(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float | None:
+        """See the class; None when a prompt is not one of the checker's."""
+        from hnloader.demo.checker import holds
+        from hnloader.demo.scenes import parse_caption
+
+        scenes = [parse_caption(prompt) for prompt in prompts]
+        if any(scene is None for scene in scenes):
+            return None
+        pairs = zip(pictures, scenes, strict=True)
+        return float(np.mean([holds(_bytes(picture), scene) for picture, scene in pairs if scene is not None]))
+
+
+class ClipJudge:
+    """CLIP, by transformers: likeness to the training pictures, and of pictures to prompts.
+
+    Args:
+        model: a folder or a name on the hub, such as openai/clip-vit-base-patch32.
+        trained_on: the training pictures.
+    """
+
+    name = "CLIP"
+    style_means = "cosine of the pictures' CLIP embeddings with the mean of the training pictures'"
+    adherence_means = "mean cosine of each picture's CLIP embedding with its prompt's"
+
+    def __init__(self, model: str | Path, trained_on: Sequence[Image]) -> None:
+        from transformers import CLIPModel, CLIPProcessor
+
+        try:
+            self._model: Any = CLIPModel.from_pretrained(model).eval()
+            self._processor: Any = CLIPProcessor.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise HypernetworkError(f"the CLIP model {model} cannot be loaded: {str(error).splitlines()[0]}") from error
+        self._wanted = self._of_pictures(trained_on).mean(dim=0)
+
+    @torch.no_grad()
+    def style(self, pictures: Sequence[Image]) -> float | None:
+        """See the class."""
+        wanted = self._wanted / self._wanted.norm()
+        return float((self._of_pictures(pictures) @ wanted).mean())
+
+    @torch.no_grad()
+    def adherence(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float | None:
+        """See the class."""
+        inputs = self._processor(text=list(prompts), return_tensors="pt", padding=True, truncation=True)
+        encoded = self._model.get_text_features(**inputs)
+        text = _features(encoded)
+        return float((self._of_pictures(pictures) * text).sum(dim=-1).mean())
+
+    @torch.no_grad()
+    def _of_pictures(self, pictures: Sequence[Image]) -> torch.Tensor:
+        inputs = self._processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        return _features(self._model.get_image_features(**inputs))
+
+
+def _features(encoded: Any) -> torch.Tensor:
+    """The embeddings at length 1; newer transformers put them into an output object."""
+    found: torch.Tensor = encoded if isinstance(encoded, torch.Tensor) else encoded.pooler_output
+    normalised: torch.Tensor = found / found.norm(dim=-1, keepdim=True)
+    return normalised
+
+
+def _floats(picture: Image) -> NDArray[np.float64]:
+    return np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
+
+
+def _bytes(picture: Image) -> NDArray[np.uint8]:
+    return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _cloud(pictures: Sequence[Image]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean [4] and covariance [4, 4] of (red, green, blue, edge strength) over all pixels."""
+    points = []
+    for picture in pictures:
+        small = picture.convert("RGB").resize((_SIDE, _SIDE))
+        values = _floats(small)
+        down, across = np.gradient(values.mean(axis=2))
+        edges = np.hypot(down, across)
+        points.append(np.concatenate([values.reshape(-1, 3), edges.reshape(-1, 1)], axis=1))
+    every = np.concatenate(points)
+    return every.mean(axis=0), np.cov(every, rowvar=False)
+
+
+def _frechet(
+    one: tuple[NDArray[np.float64], NDArray[np.float64]], two: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> float:
+    """Distance of two normal distributions: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)); Dowson and Landau 1982."""
+    eigenvalues = np.linalg.eigvals(one[1] @ two[1])
+    root = np.sqrt(np.maximum(eigenvalues.real, 0)).sum()
+    return float(np.square(one[0] - two[0]).sum() + np.trace(one[1] + two[1]) - 2 * root)

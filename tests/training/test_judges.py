@@ -1,0 +1,81 @@
+"""The figures of a comparison say what they claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import make_tokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+from hnloader.demo.scenes import held_out_scenes, lay_out, parse_caption
+from hnloader.demo.styles import paint
+from hnloader.errors import HypernetworkError
+from hnloader.training.judges import ClipJudge, PaletteJudge, SceneJudge, drift
+
+
+def drawn(style: str, count: int = 8, seed: int = 0) -> tuple[list[Image.Image], list[str]]:
+    random = np.random.default_rng(seed)
+    scenes = held_out_scenes(count, seed)
+    return [Image.fromarray(paint(style, *lay_out(scene, random))) for scene in scenes], [s.caption() for s in scenes]
+
+
+def test_captions_are_read_back() -> None:
+    for scene in held_out_scenes(60):
+        assert parse_caption(scene.caption()) == scene
+    for other in ("a cat", "a large red circle", "a large red cat in the center on a white background", ""):
+        assert parse_caption(other) is None
+
+
+def test_the_palette_tells_the_style_from_the_models_own_pictures() -> None:
+    trained_on, without = drawn("duotone", seed=1)[0], drawn("plain", seed=2)[0]
+    judge = PaletteJudge(trained_on, without)
+    assert judge.style(without) == pytest.approx(0)
+    assert judge.style(trained_on) == pytest.approx(1)
+    assert judge.style(drawn("duotone", seed=3)[0]) > 0.9
+    halfway = [
+        Image.blend(a, b, 0.5) for a, b in zip(drawn("plain", seed=3)[0], drawn("duotone", seed=3)[0], strict=True)
+    ]
+    assert 0.1 < judge.style(halfway) < 0.95
+    assert judge.adherence(without, ["a"] * 8) is None
+
+
+def test_the_checker_tells_style_and_prompt() -> None:
+    judge = SceneJudge("outline")
+    pictures, prompts = drawn("outline")
+    assert judge.style(pictures) == 1
+    assert judge.adherence(pictures, prompts) == 1
+    assert judge.adherence(pictures, [*prompts[1:], prompts[0]]) < 0.5
+    assert judge.style(drawn("plain")[0]) == 0
+    assert judge.adherence(pictures, ["a cat"] * 8) is None
+    with pytest.raises(HypernetworkError, match="known: outline"):
+        SceneJudge("cubism")
+
+
+def test_drift_is_the_difference_of_the_pixels() -> None:
+    black, white = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "white")
+    assert drift([black, white], [black, white]) == 0
+    assert drift([black], [white]) == 1
+    assert drift([black, black], [white, black]) == pytest.approx(0.5**0.5)
+
+
+def test_clip_judges_by_its_embeddings(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = {"vocab_size": 54, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "max_position_embeddings": 32, "bos_token_id": 52, "eos_token_id": 53}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(images, make_tokenizer(tmp_path / "words")).save_pretrained(tmp_path / "clip")
+    pictures, prompts = drawn("plain", 4)
+    judge = ClipJudge(tmp_path / "clip", pictures[:1])
+    assert judge.style(pictures[:1]) == pytest.approx(1, abs=1e-5)
+    assert judge.style(pictures) < 1
+    assert -1 <= judge.adherence(pictures, prompts) <= 1
+    with pytest.raises(HypernetworkError, match="cannot be loaded"):
+        ClipJudge(tmp_path / "none", pictures)
