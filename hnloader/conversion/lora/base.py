@@ -369,5 +369,6 @@ def _unet_config(path: Path, family: str | None, config: str | os.PathLike[str] 
 
 def _placed(unet: Any, device: str, dtype: str) -> nn.Module:
     target = choose_device(device)
-    placed: nn.Module = unet.to(device=target, dtype=choose_dtype(dtype, target)).eval()
+    with quiet():
+        placed: nn.Module = unet.to(device=target, dtype=choose_dtype(dtype, target)).eval()
     return placed
