@@ -104,7 +104,8 @@ def _host(folders: list[Path], models: list[str], out: Path, device: str, dtype:
         output=lambda: out,
         generator=generator,
         models=generator,
-        pages=("generate", "library", "compare"),
+        lora_base=lambda: {"base": generator.source(), "config": config, "device": device},
+        pages=("generate", "library", "compare", "convert"),
     )
 
 

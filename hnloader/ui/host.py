@@ -5,10 +5,10 @@ The standalone page (`hnloader ui`) and each webui implement these; the page's c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag
@@ -110,6 +110,10 @@ class Host:
         output: called when something is saved; the folder for pictures, made if it is missing.
         generator: makes pictures; None leaves Compare and Generate out.
         models: chooses the generator's model; None where the program does that itself.
+        converted: the folder for converted files that are not to lie beside their sources; None puts them into
+            `converted` below `output`.
+        lora_base: called when a LoRA is asked for; the keyword arguments `base`, `config` and `device` of
+            `hnloader.conversion.lora.to_lora`. None leaves LoRA out of Convert (it needs diffusers).
         pages: which pages to show, in this order: library, convert, compare, generate.
         empty: what to do when there is no file yet, one sentence; None names the folders.
         after_change: called when files were added or changed (a webui lists its hypernetworks anew).
@@ -119,6 +123,8 @@ class Host:
     output: Callable[[], Path]
     generator: Generator | None = None
     models: ModelChoice | None = None
+    converted: Callable[[], Path] | None = None
+    lora_base: Callable[[], Mapping[str, Any]] | None = None
     pages: tuple[str, ...] = ("library", "convert", "compare")
     empty: str | None = None
     after_change: Callable[[], None] = lambda: None

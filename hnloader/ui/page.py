@@ -10,7 +10,7 @@ from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.catalogue import Catalogue
 from hnloader.ui.compat import html, listen, make, update
-from hnloader.ui.pages import compare, generate, library
+from hnloader.ui.pages import compare, convert, generate, library
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.generate import with_tag
 
@@ -37,17 +37,26 @@ def build_page(host: Host) -> None:
                     pages[name] = library.build(host, catalogue, root)
                 elif name == "compare" and generator is not None:
                     files.append(compare.build(host, catalogue, generator, root))
+                elif name == "convert":
+                    pages[name] = convert.build(host, catalogue, root)
+                    files.append(pages[name].files)
                 elif name == "generate" and generator is not None:
                     pages[name] = generate.build(host, catalogue, generator, root)
                     files.append(pages[name].file)
     shown = pages.get("library")
     if shown is None:
         return
-    if files:
-        listen(shown.refreshed.then, lambda: [choices(catalogue) for _ in files], [], files)
+    changes = [shown.refreshed] + ([pages["convert"].converted] if "convert" in pages else [])
+    for change in changes if files else ():
+        listen(change.then, lambda: _choices(catalogue, len(files)), [], files)
     if "generate" in pages:
         prompt = pages["generate"].prompt
         listen(shown.use.click, lambda text, key: _use(catalogue, text, key), [prompt, shown.chosen], [prompt, tabs])
+
+
+def _choices(catalogue: Catalogue, dropdowns: int) -> Any:
+    found = [choices(catalogue) for _ in range(dropdowns)]
+    return found if dropdowns > 1 else found[0]
 
 
 def _use(catalogue: Catalogue, prompt: str, key: str | None) -> tuple[Any, Any]:

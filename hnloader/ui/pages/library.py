@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.prompt import Tag
+from hnloader.prompt import PromptTagError, Tag
 from hnloader.ui import markup
 from hnloader.ui.catalogue import ALL, DUPLICATES, FILTERS, SORTS, Catalogue, Entry
 from hnloader.ui.compat import html, listen, make, picture_input, update
@@ -218,8 +218,11 @@ def _with_picked(others: int) -> str:
 
 
 def _tag(entry: Entry, catalogue: Catalogue) -> str:
-    """How a prompt names the file: by its stem, or by the path where the stem means another file."""
-    return str(Tag(tag_name(entry, catalogue)))
+    """How a prompt names the file, or why it cannot."""
+    try:
+        return str(Tag(tag_name(entry, catalogue)))
+    except PromptTagError as error:
+        return str(error)
 
 
 def tag_name(entry: Entry, catalogue: Catalogue) -> str:

@@ -1,0 +1,223 @@
+"""Convert: one file or all of them, to safetensors, to the webuis' .pt, or to LoRA."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from hnloader.errors import HypernetworkError
+from hnloader.ui import jobs, markup
+from hnloader.ui.compat import html, listen, make, update
+from hnloader.ui.pages.choices import choices, chosen_files
+from hnloader.ui.pages.running import buttons, complaint
+
+if TYPE_CHECKING:
+    from hnloader.conversion.bulk import Converter, OnExisting
+    from hnloader.conversion.planning import Plan
+    from hnloader.conversion.results import Result
+    from hnloader.ui.catalogue import Catalogue
+    from hnloader.ui.host import Host
+
+_CHOSEN, _ALL = "chosen files", "all files of the library"
+_BESIDE, _ELSEWHERE = "beside each file", "in a folder of their own"
+_SAFETENSORS, _PT, _LORA = "safetensors", "pt (webuis)", "LoRA"
+_SUFFIXES = {_SAFETENSORS: ".safetensors", _PT: ".pt", _LORA: "-lora.safetensors"}
+_EXISTING = {"leave it": "skip", "number the new one": "rename", "replace it": "overwrite"}
+# A longer table would make the page slow; what failed stands first.
+_MOST_ROWS = 300
+
+
+@dataclass(frozen=True)
+class _ToLora:
+    """A `Converter` that makes a LoRA for the host's model of each file."""
+
+    options: Mapping[str, Any]
+    tell: Callable[[str], None]
+    check_cancelled: Callable[[], None]
+    suffix: str = _SUFFIXES[_LORA]
+
+    def convert(self, source: Path, target: Path) -> Mapping[str, object]:
+        from hnloader.conversion.lora import to_lora
+
+        def progress(done: int, total: int, text: str) -> None:
+            self.check_cancelled()
+            self.tell(f"{source.name}: {text}")
+
+        made = to_lora(source, target=target, **self.options, progress=progress)
+        return {"notes": [f"fidelity {made.fidelity:.0%}", *made.warnings]}
+
+    def look(self, source: Path) -> None:
+        from hnloader import inspect
+
+        inspect(source)
+
+    def made(self, source: Path, target: Path) -> bool:
+        return False  # a LoRA is also of a model and of settings: what is there is not assumed to be the same
+
+    def came_from(self, file: Path, source: Path) -> bool:
+        return False
+
+    def check(self, source: Path, target: Path) -> Mapping[str, object]:
+        raise HypernetworkError(f"{target} is a LoRA, which is near to {source.name} and not the same")
+
+
+@dataclass(frozen=True)
+class ConvertPage:
+    """What the other pages use: the dropdown of files, and the event after which there are new ones."""
+
+    files: Any
+    converted: Any
+
+
+class _Convert:
+    """What the page's events do."""
+
+    def __init__(self, host: Host, catalogue: Catalogue) -> None:
+        self.host = host
+        self.catalogue = catalogue
+
+    def elsewhere(self) -> Path:
+        """The folder for files that are not to lie beside their sources."""
+        return self.host.converted() if self.host.converted is not None else self.host.output() / "converted"
+
+    def place_for(self, target: str) -> Any:
+        """A LoRA is no hypernetwork: it goes to a folder of its own unless the user says otherwise."""
+        return update(value=_ELSEWHERE if target == _LORA else _BESIDE)
+
+    def run(
+        self, scope: str, keys: list[str] | None, target: str, place: str, existing: str, report: bool
+    ) -> Iterator[tuple[Any, ...]]:
+        """Convert: yields the job's token, progress or notice, the table, and the two buttons."""
+        idle = (update(interactive=True), update(interactive=False))
+        busy = (update(interactive=False), update(interactive=True))
+        try:
+            plan = self._plan(scope, keys, target, place)
+        except Exception as error:
+            yield None, complaint(error), "", *idle
+            return
+        cancel = threading.Event()
+        on_existing = cast("OnExisting", _EXISTING.get(existing, "skip"))
+        job = jobs.Job(lambda job: self._work(job, plan, target, on_existing, cancel), cancel.set)
+        yield job.token, markup.progress(0, 1, "Looking for files ..."), "", *busy
+        for news in job.updates():
+            yield job.token, markup.progress(news.done, news.total, news.text), update(), *busy
+        try:
+            results = job.result()
+            said = self._said(results, plan, cancel.is_set(), report)
+        except Exception as error:
+            yield None, complaint(error), "", *idle
+            return
+        yield None, said, _table(results), *idle
+        self.catalogue.refresh()
+        self.host.after_change()
+
+    def _plan(self, scope: str, keys: list[str] | None, target: str, place: str) -> Plan:
+        from hnloader.conversion.planning import plan as make_plan
+
+        if target not in _SUFFIXES:
+            raise HypernetworkError(f"There is no format {target!r}.")
+        chosen = [entry.path for entry in chosen_files(self.catalogue, keys)] if scope == _CHOSEN else []
+        if scope == _CHOSEN and not chosen:
+            raise HypernetworkError("No file is chosen. Choose some, or all files of the library.")
+        out = self.elsewhere() if place == _ELSEWHERE else None
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        paths = chosen or [folder for folder in self.catalogue.folders() if folder.is_dir()]
+        return make_plan(paths, suffix=_SUFFIXES[target], out=out)
+
+    def _work(
+        self, job: jobs.Job[Any], plan: Plan, target: str, on_existing: OnExisting, cancel: threading.Event
+    ) -> list[Result]:
+        from hnloader.conversion.bulk import convert_many
+
+        results: list[Result] = []
+
+        def tell(text: str = "") -> None:
+            done = len(results) - len(plan.settled)
+            line = f"{done:,} of {len(plan.jobs):,} files" + (f"; {text}" if text else "")
+            if not cancel.is_set():  # what is under way is finished
+                job.report(max(0, done), max(1, len(plan.jobs)), line)
+
+        converter = self._converter(target, tell, job.check)
+        at_once = 1 if target == _LORA else min(4, os.cpu_count() or 1)
+        for result in convert_many(plan, converter, jobs=at_once, on_existing=on_existing, cancel=cancel):
+            results.append(result)
+            tell()
+        return results
+
+    def _converter(self, target: str, tell: Callable[[str], None], check: Callable[[], None]) -> Converter:
+        if target == _LORA:
+            if self.host.lora_base is None:
+                raise HypernetworkError("LoRA needs diffusers, which is not here.")
+            return _ToLora(self.host.lora_base(), tell, check)
+        from hnloader.conversion.to_format import ToFormat
+
+        return ToFormat(_SUFFIXES[target])
+
+    def _said(self, results: Sequence[Result], plan: Plan, cancelled: bool, report: bool) -> str:
+        from hnloader.conversion.reports import write_report
+        from hnloader.conversion.results import counts
+
+        found = counts(results)
+        text = ", ".join(f"{number:,} {outcome}" for outcome, number in found.items()) or "There was no file to convert"
+        if cancelled:
+            left = len(plan.jobs) + len(plan.settled) - len(results)
+            text = f"Cancelled: {text}; {left:,} not begun. Convert again to go on."
+        if report and results:
+            folder = self.host.output()
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "conversion-report.csv"
+            write_report(results, path)
+            text += f". Report: {path}"
+        bad = "failed" in found or not results
+        return markup.notice(text, "bad" if bad else "info" if cancelled else "good")
+
+
+def _table(results: Sequence[Result]) -> str:
+    if not results:
+        return ""
+    ordered = sorted(results, key=lambda result: (result.outcome != "failed", result.outcome, result.label))
+    rows = [_row(result) for result in ordered[:_MOST_ROWS]]
+    more = len(results) - len(rows)
+    rows += [["", "", f"and {more:,} more"]] if more else []
+    return markup.grid(["File", "Outcome", "Result"], rows)
+
+
+def _row(result: Result) -> list[str]:
+    kind = {"failed": "hnl-bad", "skipped": "hnl-dim"}.get(result.outcome, "hnl-good")
+    outcome = f'<span class="hnl-badge {kind}">{markup.escaped(result.outcome)}</span>'
+    parts = [result.target.name] if result.target is not None and result.outcome != "failed" else []
+    parts += [result.brief_reason] if result.reason else []
+    parts += [str(note) for note in cast("Sequence[object]", result.details.get("notes", ()))]
+    return [markup.escaped(result.label), outcome, markup.escaped("; ".join(parts), 400)]
+
+
+def build(host: Host, catalogue: Catalogue, root: Any) -> ConvertPage:
+    """Make the page within the open gradio context."""
+    page = _Convert(host, catalogue)
+    targets = [target for target in _SUFFIXES if target != _LORA or host.lora_base is not None]
+    with make("Row", equal_height=False):
+        with make("Column", scale=4, min_width=340):
+            scope = make("Radio", label="What", choices=[_CHOSEN, _ALL], value=_CHOSEN, elem_id="hnl-convert-scope")
+            files = make("Dropdown", label="Files", choices=[], value=[], multiselect=True, elem_id="hnl-convert-files")
+            target = make("Radio", label="To", choices=targets, value=_SAFETENSORS, elem_id="hnl-convert-to")
+            place = make("Radio", label="Where", choices=[_BESIDE, _ELSEWHERE], value=_BESIDE)
+            existing = make("Radio", label="Where a file is there already", choices=list(_EXISTING), value="leave it")
+            report = make("Checkbox", label="Save a report (CSV) where pictures are saved", value=False)
+            run, cancel = buttons("Convert", "hnl-convert")
+        with make("Column", scale=7, min_width=360):
+            status = html(elem_id="hnl-convert-status")
+            table = html(elem_id="hnl-convert-table")
+    token = make("State", None)
+    converted = listen(
+        run.click, page.run, [scope, files, target, place, existing, report], [token, status, table, run, cancel]
+    )
+    listen(cancel.click, jobs.cancel, [token], [], queue=False)
+    listen(scope.change, lambda scope: update(visible=scope == _CHOSEN), [scope], [files])
+    listen(target.change, page.place_for, [target], [place])
+    listen(root.load, lambda: choices(catalogue), [], [files])
+    return ConvertPage(files, converted)

@@ -1,0 +1,120 @@
+"""The pictures of the page in the documentation.
+
+    HNLOADER_SCREENSHOTS=docs/images pytest tests/ui/test_screenshots.py
+
+writes them; without the variable they go to the test's own folder, and the test sees that there is something on them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from builders import Recipe, make_sides, metadata, tree, write
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from hnloader.demo import hypernetwork_paths
+from hnloader.ui.sidecars import save_notes
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = [
+    "a large red circle in the center on a white background",
+    "a large blue star at the top left on a cyan background",
+]
+STYLES = {
+    "watercolor": (Recipe(structure=(1, 0.05, 1), activation="relu"), (768,), 9000),
+    "ink wash": (Recipe(structure=(1, 0.1, 0.1, 1), activation="mish", norm=True), (768,), 22000),
+    "neon": (Recipe(structure=(1, 0.05, 1), activation="linear"), (1024,), 4000),
+    "oil": (Recipe(structure=(1, 0.05, 1), activation="swish"), (2048,), 12500),
+    "pixel": (Recipe(structure=(1, 0.1, 1), activation="gelu"), (768, 320), 800),
+}
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """A library as in the documentation."""
+    folder = tmp_path / "hypernetworks"
+    (folder / "sketches").mkdir(parents=True)
+    for style, path in hypernetwork_paths().items():
+        shutil.copy(path, folder)
+        _preview(style).save(folder / f"{style}.preview.png")
+    save_notes(folder / "outline.pt", "Strength 0.8 to 1. Works with every color.")
+    for name, (recipe, widths, step) in STYLES.items():
+        target = folder / ("sketches" if name == "ink wash" else "") / f"{name}.pt"
+        write(target, tree(make_sides(recipe, widths), metadata(recipe, "2022-11", name=name, step=step)))
+    (folder / "download.pt").write_text("<!DOCTYPE html><html><title>404</title></html>")
+    return folder
+
+
+def _preview(style: str) -> Image.Image:
+    """The cell of the demo's grid that shows the style at strength 1."""
+    column = {"halftone": 2, "outline": 5}[style]
+    with Image.open(Path(__file__).parents[2] / "docs" / "images" / "demo.png") as grid:
+        right = grid.width - 28
+        cell = 192
+        left = right - cell - (5 - column) * (cell + 10) - (20 if column < 3 else 0)
+        return grid.crop((left, grid.height - 28 - 4 * cell - 30, left + cell, grid.height - 28 - 3 * cell - 30))
+
+
+@pytest.fixture
+def shoot(tmp_path: Path):
+    folder = Path(os.environ.get("HNLOADER_SCREENSHOTS", tmp_path / "shots"))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def take(page: Page, name: str) -> None:
+        page.mouse.move(0, 0)
+        page.evaluate("window.scrollTo(0, 0)")
+        page.wait_for_timeout(400)  # what fades in has done so
+        path = folder / f"ui-{name}.png"
+        page.screenshot(path=path)
+        with Image.open(path) as picture:
+            assert len(set(picture.convert("RGB").resize((136, 95)).getdata())) > 50
+
+    return take
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_screenshots(host_of, server_for, open_page, album: Path, shoot, scheme: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # so that no path of this machine is on the pictures
+    page = open_page(server_for(host_of(Path("hypernetworks"), output=Path("pictures"))).url, color_scheme=scheme)
+    page.get_by_role("tab", name="Library").click()
+    expect(page.locator(".hnl-card")).to_have_count(8)
+    page.locator(".hnl-card").filter(has_text="outline").click()
+    expect(page.locator("#hnl-detail")).to_contain_text("SHA-256")
+    shoot(page, f"library-{scheme}")
+    _generate(page)
+    shoot(page, f"generate-{scheme}")
+    _compare(page)
+    shoot(page, f"compare-{scheme}")
+    page.get_by_role("tab", name="Convert").click()
+    page.get_by_label("all files of the library").check()
+    page.locator("#hnl-convert").click()
+    expect(page.locator("#hnl-convert-status")).to_contain_text("7 converted")
+    shoot(page, f"convert-{scheme}")
+
+
+def _generate(page: Page) -> None:
+    page.get_by_role("button", name="Use in Generate").click()
+    page.locator("#hnl-prompt textarea").fill(f"{PROMPTS[0]} <hypernet:outline:1>")
+    page.locator("#hnl-count input[type=number]").fill("4")
+    page.get_by_label("Seed").fill("3")
+    page.get_by_label("Seed").press("Tab")
+    page.locator("#hnl-generate").click()
+    expect(page.locator("#hnl-generate-status")).to_contain_text("Saved 4 pictures")
+    expect(page.locator("#hnl-pictures img")).to_have_count(4)
+
+
+def _compare(page: Page) -> None:
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#hnl-compare-prompts textarea").fill("\n".join(PROMPTS))
+    for name in ("halftone.pt", "outline.pt"):
+        page.locator("#hnl-compare-files input").first.click()
+        page.get_by_role("option", name=name, exact=True).click()
+    page.keyboard.press("Escape")
+    page.locator("#hnl-compare").click()
+    expect(page.locator("#hnl-compare-status")).to_contain_text("Saved as")
+    expect(page.locator("#hnl-compare-picture img")).to_be_visible()
