@@ -180,7 +180,9 @@ class Attachment:
             lines.append(line)
         return "\n".join(lines)
 
-    def explain(self, *, batch: int | None = None, size: int | tuple[int, int] | None = None) -> Explanation:
+    def explain(
+        self, *, batch: int | None = None, size: int | tuple[int, int] | None = None, tokens: int | None = None
+    ) -> Explanation:
         """How each layer computes what is attached to the model, why so, and what it costs: `print` it.
 
         All that is attached to the model is counted, since the layers compute it together.
@@ -188,12 +190,13 @@ class Attachment:
         Args:
             batch: Pictures in one call of the model; by default as in the last call, or 2 before the first.
             size: Height and width of the latents; by default as in the last call, or the model's own before.
+            tokens: Length of the text; by default as in the last call, or 77 before.
 
         Raises:
             HypernetworkError: It is detached.
         """
         with lock:
-            return explain(self._joined(), batch, size)
+            return explain(self._joined(), batch, size, tokens)
 
     def _joined(self) -> Injector:
         if self._injector is None:

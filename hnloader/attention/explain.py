@@ -165,7 +165,9 @@ def _scaled(number: float, units: Sequence[str]) -> str:
 HEADER = ("block", "layers", "width", "plan", "multiply-adds", "bytes moved", "kept", "share of call", "why")
 
 
-def explain(injector: Injector, batch: int | None, size: int | tuple[int, int] | None) -> Explanation:
+def explain(
+    injector: Injector, batch: int | None, size: int | tuple[int, int] | None, tokens: int | None
+) -> Explanation:
     """Describe the plans that an injector makes for the next call; see `Attachment.explain`."""
     injector.update()
     model = injector.model
@@ -175,7 +177,8 @@ def explain(injector: Injector, batch: int | None, size: int | tuple[int, int] |
     if size is None:
         size = shape[-2:] if shape is not None else _own_size(model)  # type: ignore[assignment]
     height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
-    step = count_step(model, batch, (int(height), int(width)), _text_tokens(injector, shape))
+    tokens = _text_tokens(injector, shape) if tokens is None else tokens
+    step = count_step(model, batch, (int(height), int(width)), tokens)
     seen: set[SidePlan] = set()
     rows = []
     for site in injector.sites:
@@ -211,7 +214,7 @@ def _row(
     once, kept = 0, 0
     if plan not in seen:  # what all layers of a plan share
         seen.add(plan)
-        once = sum(each.multiply_adds for each in before) * rows if name == "cache" else 0
+        once = sum(each.multiply_adds for each in before) * rows if name == "cache" else _matrix(plan)
         kept = plan.kept_bytes
     if folded:
         assert projection is not None and projection.fold is not None
@@ -239,6 +242,19 @@ def _row(
         share_before=None if total is None else sums[0] / total,
         share=None if total is None else sums[1] / total,
     )
+
+
+def _matrix(plan: SidePlan) -> int:
+    """Multiply-adds to make one matrix of a plan's affine stretches."""
+    stages = [stage for stage in (*plan.stages, *plan.tail) if isinstance(stage, AffineStage)]
+    stretches = [stage.links for stage in stages] or ([plan.foldable] if plan.foldable else [])
+    total = 0
+    for links in stretches:
+        for link in links:  # its layers but the first, each by the matrix so far
+            linears = [m for m in link.hypernetwork.side(plan.width, plan.side).modules() if isinstance(m, nn.Linear)]
+            total += plan.width * sum(linear.weight.numel() for linear in linears[1:])
+        total += (len(links) - 1) * plan.width**3
+    return total
 
 
 def _hooks_of_others(projection: Any) -> str:

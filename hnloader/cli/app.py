@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hnloader.cli import compare, convert, dataset, demo, errors, generate, inspect, train, ui
+from hnloader.cli import compare, convert, dataset, demo, errors, explain, generate, inspect, train, ui
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a file, model or setting could not be used; 2 the command line is wrong; "
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("inspect", epilog=inspect.EXIT_CODES)(inspect.inspect)
 app.command("convert", epilog=convert.EXIT_CODES)(convert.convert)
 app.command("generate", epilog=EXIT_CODES)(generate.generate)
+app.command("explain", epilog=EXIT_CODES)(explain.explain)
 app.command("train", epilog=EXIT_CODES)(train.train)
 app.command("compare", epilog=EXIT_CODES)(compare.compare)
 app.add_typer(dataset.app, name="dataset")

@@ -171,13 +171,13 @@ def generate(
         sampler=sampler,
         init_image=None if init is None else _open(init),
         denoise=denoise,
-        **_given(steps=steps, guidance=_bundled_guidance(model, guidance), **_read_size(size)),
+        **_given(steps=steps, guidance=_bundled_guidance(model, guidance), **read_size(size)),
     )
     factors = None if sweep is None else _read_factors(sweep)
     target = _Target(out, one_file=count == 1 or factors is not None)
-    library = _library(hypernet_dir)
+    library = hypernetwork_library(hypernet_dir)
     _announce(settings, library)
-    loaded = _load(model, device, dtype, config)
+    loaded = load_for_pictures(model, device, dtype, config)
     with progress_bar("Sampling") as show:
         advance = _counter(show, 1 if factors is None else len(factors))
         if factors is None:
@@ -237,7 +237,8 @@ def _given(**options: float | None) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _read_size(text: str | None) -> dict[str, int]:
+def read_size(text: str | None) -> dict[str, int]:
+    """Read a `--size` value: `width` and `height` in pixels, nothing for None."""
     if text is None:
         return {}
     match = re.fullmatch(r"(\d{1,5})(?:[x*×](\d{1,5}))?", text.strip().lower())
@@ -297,7 +298,8 @@ def _open(path: Path) -> Image:
         raise HypernetworkError(f"{path} is no picture that Pillow can read") from error
 
 
-def _library(folders: Sequence[Path] | None) -> Library:
+def hypernetwork_library(folders: Sequence[Path] | None) -> Library:
+    """The folders of `--hypernet-dir`, or the default ones, as a library."""
     from hnloader.demo import hypernetwork_paths
     from hnloader.library import Library
 
@@ -324,7 +326,8 @@ def _announce(settings: Settings, library: Library) -> None:
         note(f"{text} is no hypernet tag and stays in the prompt as words.")
 
 
-def _load(model: str | None, device: str, dtype: str, config: Path | None) -> Model:
+def load_for_pictures(model: str | None, device: str, dtype: str, config: Path | None) -> Model:
+    """The model of `--model`, or the bundled one."""
     from hnloader.demo import pipeline_folder
     from hnloader.pipelines import load_model
 

@@ -1,0 +1,75 @@
+"""`hnloader explain`: the table, the JSON, and how each failure ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hnloader.cli.app import app
+
+
+@pytest.fixture
+def run(tiny_model: Path, styles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run `explain` with the tiny model."""
+    monkeypatch.chdir(tmp_path)
+
+    def explain(*arguments: object):
+        defaults = ["--model", tiny_model, "--hypernet-dir", styles, "--device", "cpu"]
+        return CliRunner().invoke(app, ["explain", *map(str, [*defaults, *arguments])])
+
+    return explain
+
+
+def test_the_table_names_plans_and_costs(run) -> None:
+    result = run("ink:0.8", "--batch", 4)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert any("cross" in line and "cache" in line and "text stays the same" in line for line in lines)
+    assert any("latents and" in line and "4 x" in line for line in lines)
+
+
+def test_the_json_has_every_side_of_every_layer(run) -> None:
+    result = run("ink:0.8", "oil:0.5", "--json", "--size", "64x32")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert {row["side"] for row in found["rows"]} == {"k", "v"}
+    height, width = found["step"]["size"]
+    assert width == 2 * height
+    totals = found["totals"]
+    assert totals["multiply_adds"] < totals["multiply_adds_before"]
+    assert totals["multiply_adds_before"] == sum(row["multiply_adds_before"] for row in found["rows"])
+    assert 0 <= totals["share"] < totals["share_before"] < 1
+
+
+def test_exact_and_no_fold(run) -> None:
+    exact = json.loads(run("ink", "--json", "--exact").stdout)
+    assert set(exact["totals"]["plans"]) == {"exact"}
+    assert exact["totals"]["multiply_adds"] == exact["totals"]["multiply_adds_before"]
+    hosts = json.loads(run("ink", "--json", "--no-fold").stdout)
+    assert "fold" not in hosts["totals"]["plans"]
+
+
+def test_windows_are_left_out_with_a_note(run) -> None:
+    result = run("ink:0.8:start=0.5", "--json")
+    assert "none" not in json.loads(result.stdout)["totals"]["plans"]
+    assert "start and end are left out" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nothing"], 1, "nothing"),
+        (["sd1"], 1, "sd1"),
+        (["ink", "--size", "big"], 2, "big"),
+        (["ink:strong"], 2, "strong"),
+        (["ink", "--model", "missing-folder"], 1, "missing-folder"),
+    ],
+)
+def test_failures_say_what_is_wrong(run, arguments, code: int, message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.output
