@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hnloader import HypernetworkError
 from hnloader.conversion.planning import Plan, plan
@@ -118,6 +122,37 @@ def test_the_plan_does_not_depend_on_the_order_of_the_paths(tmp_path: Path) -> N
     for seed in range(5):
         shuffled = random.Random(seed).sample(paths, len(paths))
         assert targets(plan(shuffled, suffix=".safetensors", out=tmp_path / "new", flat=True), tmp_path) == expected
+
+
+NAMES = st.sampled_from(["a", "A", "a-2", "a-3", "b-a", "a-b", "\u00e9", "e\u0301", "A-2", "ss", "\u00df"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.lists(NAMES, max_size=2), NAMES, st.sampled_from([".pt", ".PT", ".safetensors"])), max_size=12
+    ),
+    st.booleans(),
+    st.randoms(),
+)
+def test_no_two_targets_meet_whatever_the_names(
+    paths: list[tuple[list[str], str, str]], flat: bool, shuffler: random.Random
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        old, new = Path(place, "old"), Path(place, "new")
+        files(old, *("/".join([*folders, name + suffix]) for folders, name, suffix in paths))
+        made = plan([old], suffix=".safetensors", out=new, flat=flat)
+        assert len(made.jobs) == sum(path.is_file() for path in old.rglob("*"))
+        spelled = {unicodedata.normalize("NFC", str(job.target)).casefold() for job in made.jobs}
+        assert len(spelled) == len(made.jobs)
+        for job in made.jobs:
+            assert new in job.target.parents
+            assert not flat or job.target.parent == new
+            assert job.target.suffix == ".safetensors"
+        named = sorted(job.source for job in made.jobs)
+        shuffler.shuffle(named)
+        again = plan([old, *named], suffix=".safetensors", out=new, flat=flat)
+        assert len({job.target for job in again.jobs}) == len(made.jobs)
 
 
 def test_files_in_the_wanted_format_are_left_alone(old: Path) -> None:
