@@ -109,6 +109,10 @@ def test_names_that_differ_only_in_case_or_composition_stay_apart(tmp_path: Path
         "new/e\u0301.safetensors",
         "new/\u00e9-2.safetensors",
     }
+    files(old, "ink-2.pt")  # a file of that name keeps it
+    made = targets(plan([old], suffix=".safetensors", out=tmp_path / "new"), tmp_path)
+    assert made["old/ink-2.pt"] == "new/ink-2.safetensors"
+    assert {made["old/Ink.pt"], made["old/ink.pt"]} == {"new/Ink-3.safetensors", "new/ink-4.safetensors"}
     beside = targets(plan([old], suffix=".safetensors"), tmp_path)  # where both sources are, both results can be
     assert beside["old/Ink.pt"] == "old/Ink.safetensors"
     assert beside["old/ink.pt"] == "old/ink.safetensors"
