@@ -73,20 +73,15 @@ def picture_input(**options: Any) -> Any:
 
 def picture_output(**options: Any) -> Any:
     """A place to show a picture, with download; PNG, so that the parameters in it are kept."""
-    return make("Image", type="pil", format="png", interactive=False, show_share_button=False, **options)
+    bare = {"show_share_button": False, "buttons": ["download", "fullscreen"]}  # 3.x and 4.x; 6.0 on
+    return make("Image", type="pil", format="png", interactive=False, show_label=False, **bare, **options)
 
 
 def gallery(**options: Any) -> Any:
     """Pictures side by side, PNG as above."""
-    return make(
-        "Gallery",
-        format="png",
-        interactive=False,
-        show_share_button=False,
-        object_fit="contain",
-        fit_columns=False,
-        **options,
-    )
+    bare = {"show_share_button": False, "buttons": ["download", "fullscreen"], "fit_columns": False}
+    shown = {"format": "png", "interactive": False, "object_fit": "contain", "show_label": False}
+    return make("Gallery", **bare, **shown, **options)
 
 
 def launch(blocks: Any, **options: Any) -> Any:

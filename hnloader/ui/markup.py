@@ -100,8 +100,11 @@ def _card(entry: Entry, chosen: bool) -> str:
         lines = [escaped(reason(entry), 110)]
     else:
         badge = f'<span class="hnl-badge{"" if info.families else " hnl-dim"}">{escaped(fits(info))}</span>'
-        lines = [escaped(_structure(info), 90), f"{size_text(entry.size)}{_steps(info)}"]
+        lines = [escaped(_structure(info), 90)]
+    suffix = entry.file.relative.suffix.lower()
+    facts = " · ".join(filter(None, (suffix, size_text(entry.size), "" if info is None else _steps(info))))
     text = "".join(f'<span class="hnl-line">{line}</span>' for line in lines)
+    text += f'<span class="hnl-line hnl-one">{facts}</span>'
     return (
         f'<button type="button" class="hnl-card{" hnl-broken" if bad else ""}" data-key="{escaped(entry.key)}" '
         f'aria-pressed="{"true" if chosen else "false"}" title="{escaped(entry.label)}" onclick="{_PICK}">'
@@ -112,9 +115,7 @@ def _card(entry: Entry, chosen: bool) -> str:
 
 def _folder(entry: Entry) -> str:
     parent = entry.file.relative.parent.as_posix()
-    suffix = entry.file.relative.suffix.lower().lstrip(".")
-    place = "" if parent == "." else f'<span class="hnl-badge hnl-dim">{escaped(parent, 40)}/</span>'
-    return f'<span class="hnl-badge hnl-dim">{escaped(suffix)}</span>{place}'
+    return "" if parent == "." else f'<span class="hnl-badge hnl-dim">{escaped(parent, 40)}/</span>'
 
 
 def _picture(entry: Entry, kind: str) -> str:
@@ -129,12 +130,17 @@ def _picture(entry: Entry, kind: str) -> str:
     return f'<img class="{kind}" alt="" src="data:image/jpeg;base64,{data}">'
 
 
-def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
-    """Everything about one file."""
-    info = entry.info
+def headline(entry: Entry) -> str:
+    """The picture and the name of one file, and what is wrong with a bad one."""
     head = f'<h3 class="hnl-title">{escaped(entry.label)}</h3>'
-    if info is None:
+    if entry.problem is not None:
         head += notice(f"This file cannot be used: {reason(entry)}", "bad")
+    return f'<div class="hnl-details">{_picture(entry, "hnl-large")}{head}</div>'
+
+
+def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
+    """What one file holds."""
+    info = entry.info
     rows = [("Name in the file", escaped(info.name)), *_rows(info)] if info else []
     rows.append(("File", f"{size_text(entry.size)}, changed {_date(entry.modified)}"))
     rows.append(("In folder", escaped(entry.file.folder)))
@@ -148,7 +154,7 @@ def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
     description = read_description(entry.path)
     rows += [("Description", escaped(description, 2000))] if description else []
     rows += [(escaped(key), value) for key, value in _further(info)] if info else []
-    return f'<div class="hnl-details">{_picture(entry, "hnl-large")}{head}{table(rows)}</div>'
+    return f'<div class="hnl-details">{table(rows)}</div>'
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
@@ -169,7 +175,7 @@ def reason(entry: Entry) -> str:
     """What is wrong with a bad file, without the path that most messages begin with."""
     text = entry.problem or "not looked into yet"
     rest = text.removeprefix(str(entry.path))
-    return text if rest == text else rest.lstrip(": ")
+    return text if rest == text else rest.lstrip(": ").removeprefix("is ")
 
 
 def fits(info: FileInfo) -> str:
@@ -212,7 +218,7 @@ def _structure(info: FileInfo) -> str:
 
 
 def _steps(info: FileInfo) -> str:
-    return "" if info.step is None else f" · {info.step:,} steps"
+    return "" if info.step is None else f"{info.step:,} steps"
 
 
 def _date(nanoseconds: int) -> str:

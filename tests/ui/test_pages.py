@@ -80,7 +80,7 @@ def test_a_file_is_shown_with_all_that_it_holds(page: Page, folder: Path) -> Non
 def test_a_bad_file_says_what_is_wrong_with_it(page: Page) -> None:
     card(page, "download").click()
     alert = page.locator("#hnl-detail").get_by_role("alert")
-    expect(alert).to_contain_text("This file cannot be used: is a web page (HTML)")
+    expect(alert).to_contain_text("This file cannot be used: a web page (HTML)")
     expect(page.get_by_role("button", name="Use in Generate")).to_be_hidden()
 
 

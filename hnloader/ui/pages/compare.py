@@ -144,7 +144,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                 )
                 guidance = make(
                     "Slider",
-                    label="Guidance (CFG scale)",
+                    label="Guidance",
                     value=generator.default_guidance or 7.0,
                     minimum=1,
                     maximum=20,

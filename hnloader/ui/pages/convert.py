@@ -111,7 +111,7 @@ class _Convert:
         except Exception as error:
             yield None, complaint(error), "", *idle
             return
-        yield None, said, _table(results), *idle
+        yield None, said, self._table(results), *idle
         self.catalogue.refresh()
         self.host.after_change()
 
@@ -160,7 +160,7 @@ class _Convert:
 
     def _said(self, results: Sequence[Result], plan: Plan, cancelled: bool, report: bool) -> str:
         from hnloader.conversion.reports import write_report
-        from hnloader.conversion.results import counts
+        from hnloader.conversion.results import GOOD, counts
 
         found = counts(results)
         text = ", ".join(f"{number:,} {outcome}" for outcome, number in found.items()) or "There was no file to convert"
@@ -173,27 +173,32 @@ class _Convert:
             path = folder / "conversion-report.csv"
             write_report(results, path)
             text += f". Report: {path}"
-        bad = "failed" in found or not results
-        return markup.notice(text, "bad" if bad else "info" if cancelled else "good")
+        good = sum(result.outcome in GOOD for result in results)
+        return markup.notice(text, "bad" if not good else "info" if cancelled or "failed" in found else "good")
 
+    def _table(self, results: Sequence[Result]) -> str:
+        if not results:
+            return ""
+        ordered = sorted(results, key=lambda result: (result.outcome != "failed", result.outcome, result.label))
+        rows = [self._row(result) for result in ordered[:_MOST_ROWS]]
+        more = len(results) - len(rows)
+        rows += [["", "", f"and {more:,} more"]] if more else []
+        return markup.grid(["File", "Outcome", "Result"], rows)
 
-def _table(results: Sequence[Result]) -> str:
-    if not results:
-        return ""
-    ordered = sorted(results, key=lambda result: (result.outcome != "failed", result.outcome, result.label))
-    rows = [_row(result) for result in ordered[:_MOST_ROWS]]
-    more = len(results) - len(rows)
-    rows += [["", "", f"and {more:,} more"]] if more else []
-    return markup.grid(["File", "Outcome", "Result"], rows)
+    def _row(self, result: Result) -> list[str]:
+        kind = {"failed": "hnl-bad", "skipped": "hnl-dim"}.get(result.outcome, "hnl-good")
+        outcome = f'<span class="hnl-badge {kind}">{markup.escaped(result.outcome)}</span>'
+        parts = [result.target.name] if result.target is not None and result.outcome != "failed" else []
+        parts += [result.brief_reason] if result.reason else []
+        parts += [str(note) for note in cast("Sequence[object]", result.details.get("notes", ()))]
+        return [markup.escaped(self._label(result)), outcome, markup.escaped("; ".join(parts), 400)]
 
-
-def _row(result: Result) -> list[str]:
-    kind = {"failed": "hnl-bad", "skipped": "hnl-dim"}.get(result.outcome, "hnl-good")
-    outcome = f'<span class="hnl-badge {kind}">{markup.escaped(result.outcome)}</span>'
-    parts = [result.target.name] if result.target is not None and result.outcome != "failed" else []
-    parts += [result.brief_reason] if result.reason else []
-    parts += [str(note) for note in cast("Sequence[object]", result.details.get("notes", ()))]
-    return [markup.escaped(result.label), outcome, markup.escaped("; ".join(parts), 400)]
+    def _label(self, result: Result) -> str:
+        """The file's path below the library's folder, as everywhere on the page."""
+        for folder in self.catalogue.folders():
+            if result.source.is_relative_to(folder):
+                return result.source.relative_to(folder).as_posix()
+        return result.label
 
 
 def build(host: Host, catalogue: Catalogue, root: Any) -> ConvertPage:

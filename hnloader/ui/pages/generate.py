@@ -167,7 +167,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                 steps = make("Slider", label="Steps", value=20, minimum=1, maximum=100, step=1, elem_id="hnl-steps")
                 guidance = make(
                     "Slider",
-                    label="Guidance (CFG scale)",
+                    label="Guidance",
                     value=generator.default_guidance or 7.0,
                     minimum=1,
                     maximum=20,
@@ -194,7 +194,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                     height = make("Number", label="Height", info="0: the model's own", value=0, precision=0, minimum=0)
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-generate-status")
-            pictures = gallery(label="Pictures", columns=2, height=560, elem_id="hnl-pictures")
+            pictures = gallery(label="Pictures", columns=2, elem_id="hnl-pictures")
             text = make(
                 "Textbox", label="Parameters", lines=3, max_lines=12, interactive=False, elem_id="hnl-parameters"
             )

@@ -75,12 +75,14 @@ class _Library:
         shown = self._shown(query, sort, only, int(page), key)
         if entry is None:
             gone = markup.notice("That file is gone. Press Refresh to list the folders anew.", "bad")
-            return *shown, None, update(visible=False), gone, "", update(visible=False), None, ""
+            return *shown, None, update(visible=True), gone, "", "", update(visible=False), None, ""
         notes = read_notes(entry.path)
         usable = entry.info is not None
         tag = _tag(entry, self.catalogue) if usable else ""
         use = update(visible=usable and self._can_use)
-        return *shown, entry.key, update(visible=True), self._details(entry), notes, use, None, markup.notice(tag)
+        head = markup.headline(entry)
+        one = entry.key, update(visible=True), head, self._details(entry), notes, use, None
+        return *shown, *one, f'<code class="hnl-tag">{markup.escaped(tag)}</code>' if tag else ""
 
     def save_notes(self, key: str | None, notes: str) -> str:
         """Save the notes beside the file."""
@@ -105,7 +107,7 @@ class _Library:
             return *unchanged, markup.notice(str(error), "bad")
         self.host.after_change()
         said = markup.notice(f"Saved as {target.name}, beside the file.", "good")
-        return *self._shown(query, sort, only, int(page), key), self._details(entry), said
+        return *self._shown(query, sort, only, int(page), key), markup.headline(entry), said
 
     @property
     def _can_use(self) -> bool:
@@ -137,7 +139,7 @@ class _Library:
         status = _line(
             _counted(files, "file") if len(found) == files else f"{len(found):,} of {_counted(files, 'file')}"
         )
-        earlier, later = (update(interactive=possible) for possible in (page > 1, page < pages))
+        earlier, later = (update(interactive=possible, visible=pages > 1) for possible in (page > 1, page < pages))
         return status, shown if part else self._empty(query), page, label, earlier, later
 
     def _empty(self, query: str) -> str:
@@ -166,19 +168,25 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> LibraryPage:
         only = make("Dropdown", label="Show", choices=list(FILTERS), value=ALL, scale=1, min_width=140)
         refresh = make("Button", "Refresh", scale=0, min_width=110, elem_id="hnl-refresh")
     with make("Row"):
-        status, state = html(), html(elem_id="hnl-library-state")
+        with make("Column", scale=1, min_width=150):
+            status = html()
+        with make("Column", scale=5, min_width=300):
+            state = html(elem_id="hnl-library-state")
     page, chosen = make("State", 1), make("State", None)
     with make("Row", equal_height=False):
         with make("Column", scale=7, min_width=360):
             cards = html(elem_id="hnl-library")
             with make("Row"):
-                earlier = make("Button", "‹ Previous", interactive=False, size="sm", min_width=90)
+                earlier = make("Button", "‹ Previous", interactive=False, visible=False, size="sm", min_width=90)
                 label = html()
-                later = make("Button", "Next ›", interactive=False, size="sm", min_width=90, elem_id="hnl-next")
+                later = make(
+                    "Button", "Next ›", interactive=False, visible=False, size="sm", min_width=90, elem_id="hnl-next"
+                )
         with make("Column", scale=4, min_width=320, visible=False, elem_id="hnl-detail") as panel:
-            details = html()
-            use = make("Button", "Use in Generate", variant="primary", visible=False)
+            headline = html()
             tag = html()
+            use = make("Button", "Use in Generate", variant="primary", visible=False)
+            details = html()
             notes = make("Textbox", label="Notes", lines=3, max_lines=12, elem_id="hnl-notes")
             save = make("Button", "Save notes", size="sm")
             with make("Accordion", "Change the preview picture", open=False):
@@ -195,10 +203,10 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> LibraryPage:
     refreshed = listen(refresh.click, library.refresh, [*asked, chosen], shown)
     for button, by in ((earlier, -1), (later, 1)):
         listen(button.click, _turning(library, by), [*asked, chosen, page], shown)
-    of_one = [chosen, panel, details, notes, use, picture, tag]
+    of_one = [chosen, panel, headline, details, notes, use, picture, tag]
     listen(pick.click, library.choose, [picked, *asked, page], [*shown, *of_one], js=_with_picked(len(asked) + 1))
     listen(save.click, library.save_notes, [chosen, notes], [said])
-    listen(keep.click, library.save_preview, [chosen, picture, *asked, page], [*shown, details, said])
+    listen(keep.click, library.save_preview, [chosen, picture, *asked, page], [*shown, headline, said])
     listen(pick.click, lambda: "", [], [said])
     listen(root.load, library.load, [], [*shown, state])
     return LibraryPage(chosen, use, refreshed)
