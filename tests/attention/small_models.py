@@ -73,10 +73,12 @@ def run(unet: nn.Module, kind: str = "sd1", **changes: object) -> Tensor:
         return unet(**{**unet_inputs(kind), **changes}).sample
 
 
-def make_hypernetwork(widths: Sequence[int], seed: int = 0, name: str = "style") -> Hypernetwork:
-    """A random 1-2-1 relu hypernetwork, strong enough to be seen."""
+def make_hypernetwork(
+    widths: Sequence[int], seed: int = 0, name: str = "style", activation: str | None = "relu"
+) -> Hypernetwork:
+    """A random 1-2-1 hypernetwork, strong enough to be seen."""
     torch.manual_seed(seed + 100)
-    hypernetwork = Hypernetwork.new(tuple(widths), Architecture((1, 2, 1), "relu"), name=name)
+    hypernetwork = Hypernetwork.new(tuple(widths), Architecture((1, 2, 1), activation), name=name)
     with torch.no_grad():
         for parameter in hypernetwork.parameters():
             parameter.copy_(torch.randn_like(parameter) * (0.15 if parameter.ndim > 1 else 0.3))

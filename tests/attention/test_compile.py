@@ -185,6 +185,56 @@ def test_a_file_in_half_precision_and_a_model_in_another(dtype):
             hypernetwork.release()
 
 
+AFFINE = make_hypernetwork(WIDTHS, 4, activation=None)
+
+
+def expect_exactly(*applied):
+    unet = make_small_unet()
+    with attach(unet, [(hypernetwork, strength) for hypernetwork, strength in applied], exact=True):
+        return run(unet)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("way", "edit_weights"),
+    [
+        ("torch.compile(unet, fullgraph=True)", True),
+        ("unet.compile_repeated_blocks(fullgraph=True)", True),
+        ("unet.compile_repeated_blocks(fullgraph=True)", False),
+    ],
+)
+def test_folding_in_a_compiled_model(way, edit_weights):
+    unet, graphs = make_small_unet(), Graphs()
+    compiler, fullgraph = WAYS[way]
+    compiled = compiler(unet, backend=graphs, fullgraph=fullgraph)
+    plain = run(compiled)
+    attachment = attach(unet, AFFINE, 1.0, edit_weights=edit_weights)
+    assert_same(run(compiled), expect_exactly((AFFINE, 1.0)))
+    attachment.set_strength(0.7)
+    assert_same(run(compiled), expect_exactly((AFFINE, 0.7)))
+    count = graphs.count
+    for strength in (0.5, 0.4, -0.3):
+        attachment.set_strength(strength)
+        assert_same(run(compiled), expect_exactly((AFFINE, strength)))
+    assert graphs.count == count
+    with torch.no_grad():
+        unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_k.weight.mul_(1.0)  # a new version
+    assert_same(run(compiled), expect_exactly((AFFINE, -0.3)))
+    with attach(unet, HN, 0.5):
+        assert_same(run(compiled), expect_exactly((AFFINE, -0.3), (HN, 0.5)))
+    attachment.detach()
+    assert torch.equal(run(compiled), plain)
+
+
+@pytest.mark.slow
+def test_the_exact_path_in_a_compiled_model():
+    unet = make_small_unet()
+    compiled = torch.compile(unet, backend="eager", fullgraph=True)
+    with attach(unet, [HN, AFFINE], 0.6, exact=True) as attachment:
+        assert_same(run(compiled), expect_exactly((HN, 0.6), (AFFINE, 0.6)))
+        assert {row.plan for row in attachment.explain().rows} == {"exact"}
+
+
 def add_lora(unet):
     torch.manual_seed(3)
     unet.add_adapter(peft.LoraConfig(r=3, target_modules=["to_k", "to_v"], init_lora_weights="gaussian"))
