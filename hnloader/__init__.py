@@ -13,18 +13,27 @@ hnloader.save(hn, "style.safetensors")  # or .pt, which every webui loads
 info = hnloader.inspect("style.pt")  # header only: no tensor data is read
 """
 
-from hnloader.attention import Application, Attachment, attach, attachments
-from hnloader.errors import (
-    CorruptFileError,
-    HypernetworkError,
-    NoMatchingSitesError,
-    UnknownFormatError,
-    UnsafeFileError,
-    UnsupportedArchitectureError,
-)
-from hnloader.formats import load, save
-from hnloader.inspection import FileInfo, inspect
-from hnloader.network import Architecture, Hypernetwork
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hnloader.attention import Application, Attachment, attach, attachments
+    from hnloader.conversion import Converted, convert
+    from hnloader.conversion.lora import LoraExport, to_lora
+    from hnloader.errors import (
+        CorruptFileError,
+        HypernetworkError,
+        NoMatchingSitesError,
+        OtherModelError,
+        UnknownFormatError,
+        UnsafeFileError,
+        UnsupportedArchitectureError,
+    )
+    from hnloader.formats import load, save
+    from hnloader.inspection import FileInfo, inspect
+    from hnloader.network import Architecture, Hypernetwork
 
 __version__ = "0.1.0"
 
@@ -32,17 +41,54 @@ __all__ = [
     "Application",
     "Architecture",
     "Attachment",
+    "Converted",
     "CorruptFileError",
     "FileInfo",
     "Hypernetwork",
     "HypernetworkError",
+    "LoraExport",
     "NoMatchingSitesError",
+    "OtherModelError",
     "UnknownFormatError",
     "UnsafeFileError",
     "UnsupportedArchitectureError",
     "attach",
     "attachments",
+    "convert",
     "inspect",
     "load",
     "save",
+    "to_lora",
 ]
+
+# Where each name is defined. They are imported at first use: torch takes a second, which `hnloader --help` and
+# the errors do not need.
+_HOMES = {
+    "hnloader.attention": ("Application", "Attachment", "attach", "attachments"),
+    "hnloader.conversion": ("Converted", "convert"),
+    "hnloader.conversion.lora": ("LoraExport", "to_lora"),
+    "hnloader.errors": (
+        "CorruptFileError",
+        "HypernetworkError",
+        "NoMatchingSitesError",
+        "OtherModelError",
+        "UnknownFormatError",
+        "UnsafeFileError",
+        "UnsupportedArchitectureError",
+    ),
+    "hnloader.formats": ("load", "save"),
+    "hnloader.inspection": ("FileInfo", "inspect"),
+    "hnloader.network": ("Architecture", "Hypernetwork"),
+}
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
+
+    def __getattr__(name: str) -> object:
+        for home, names in _HOMES.items():
+            if name in names:
+                value = globals()[name] = getattr(importlib.import_module(home), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
