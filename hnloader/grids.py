@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from hnloader.errors import HypernetworkError
 
 _PAPER = (250, 250, 248)
 _INK = (34, 34, 40)
 _FAINT = (110, 110, 120)
 _LINE = (222, 222, 218)
+_FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf")
 
 
 def labelled_grid(
@@ -61,7 +67,21 @@ def _resized(image: Image.Image, cell: int | None) -> Image.Image:
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1, as in AUTOMATIC1111's webui, has no scalable font of its own
+        return _installed_font(size)
+
+
+def _installed_font(size: int) -> ImageFont.FreeTypeFont:
+    """A font of the system's, or the one that matplotlib brings (which every gradio 3 needs)."""
+    matplotlib = importlib.util.find_spec("matplotlib")
+    folders = list(matplotlib.submodule_search_locations or ()) if matplotlib is not None else []
+    places = [Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf" for folder in folders]
+    for name in (*_FONTS, *map(str, places)):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, size)
+    raise HypernetworkError("Labels need a font: install Pillow 10.1 or newer, or DejaVuSans.ttf.")
 
 
 def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:

@@ -42,3 +42,13 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         labelled_grid([], columns=[], rows=[])
     with pytest.raises(ValueError, match="groups cover 1 of 2"):
         labelled_grid([[RED, BLUE]], columns=["0", "1"], rows=["a"], groups=[("g", 1)])
+
+
+def test_labels_are_drawn_by_an_older_pillow_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Pillow 10.1 the default font had one size, and took none."""
+    monkeypatch.setattr("PIL.ImageFont.load_default", lambda: pytest.fail("the font of one size was taken"))
+    picture = Image.new("RGB", (192, 192), "white")
+    grid = labelled_grid([[picture]], columns=["strength 0.5"], rows=["a red circle"])
+    blank = labelled_grid([[picture]], columns=[" "], rows=[" "])
+    dark = [sum(value < 128 for value in image.convert("L").tobytes()) for image in (grid, blank)]
+    assert dark[0] > dark[1] + 100

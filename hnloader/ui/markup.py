@@ -102,13 +102,14 @@ def _card(entry: Entry, chosen: bool) -> str:
         badge = f'<span class="hnl-badge{"" if info.families else " hnl-dim"}">{escaped(fits(info))}</span>'
         lines = [escaped(_structure(info), 90)]
     suffix = entry.file.relative.suffix.lower()
-    facts = " · ".join(filter(None, (suffix, size_text(entry.size), "" if info is None else _steps(info))))
+    facts = " · ".join(filter(None, (size_text(entry.size), "" if info is None else _steps(info))))
     text = "".join(f'<span class="hnl-line">{line}</span>' for line in lines)
     text += f'<span class="hnl-line hnl-one">{facts}</span>'
     return (
         f'<button type="button" class="hnl-card{" hnl-broken" if bad else ""}" data-key="{escaped(entry.key)}" '
         f'aria-pressed="{"true" if chosen else "false"}" title="{escaped(entry.label)}" onclick="{_PICK}">'
-        f'{_picture(entry, "hnl-thumb")}<span class="hnl-text"><span class="hnl-name">{escaped(entry.file.name)}</span>'
+        f'{_picture(entry, "hnl-thumb")}<span class="hnl-text">'
+        f'<span class="hnl-name" data-suffix="{suffix}">{escaped(entry.file.name)}</span>'
         f"{text}<span>{badge}{_folder(entry)}</span></span></button>"
     )
 

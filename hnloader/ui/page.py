@@ -11,7 +11,7 @@ from hnloader.ui import markup
 from hnloader.ui.catalogue import Catalogue
 from hnloader.ui.compat import html, listen, make, update
 from hnloader.ui.pages import compare, convert, generate, library
-from hnloader.ui.pages.choices import choices, chosen_files
+from hnloader.ui.pages.choices import choices
 from hnloader.ui.pages.generate import with_tag
 
 if TYPE_CHECKING:
@@ -61,6 +61,6 @@ def _choices(catalogue: Catalogue, dropdowns: int) -> Any:
 
 def _use(catalogue: Catalogue, prompt: str, key: str | None) -> tuple[Any, Any]:
     """Put the chosen file's tag into the prompt and turn to Generate."""
-    entries = chosen_files(catalogue, [key] if key else [])
-    tag = Tag(library.tag_name(entries[0], catalogue)) if entries else None
-    return with_tag(prompt or "", tag) if tag else update(), update(selected="generate")
+    entry = catalogue.get(key)
+    text = update() if entry is None else with_tag(prompt or "", Tag(library.tag_name(entry, catalogue)))
+    return text, update(selected="generate")

@@ -1,7 +1,8 @@
-"""Choosing hypernetwork files in a dropdown."""
+"""Choosing hypernetwork files in a dropdown. Its choices are labels, the one kind that gradio 3.41 knows."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
@@ -15,23 +16,27 @@ if TYPE_CHECKING:
 
 def choices(catalogue: Catalogue) -> Any:
     """The dropdown's choices anew: every file that is not known to be bad, by its path below its folder."""
-    entries = [entry for entry in catalogue.search() if entry.problem is None]
-    labels = [entry.label for entry in entries]
-    return update(choices=[(_label(entry, labels.count(entry.label) > 1), entry.key) for entry in entries])
+    return update(choices=[label for label, entry in _labelled(catalogue).items() if entry.problem is None])
 
 
-def chosen_files(catalogue: Catalogue, keys: Iterable[str] | None) -> list[Entry]:
+def chosen_files(catalogue: Catalogue, labels: Iterable[str] | None) -> list[Entry]:
     """The files that were chosen. Raises HypernetworkError for one that is gone or bad."""
+    known = _labelled(catalogue) if labels else {}
     entries = []
-    for key in keys or ():
-        entry = catalogue.get(key)
-        if entry is None:
-            raise HypernetworkError("A chosen file is gone. Press Refresh in Library and choose anew.")
+    for label in labels or ():
+        if label not in known:
+            raise HypernetworkError(f"{label} is gone. Press Refresh in Library and choose anew.")
+        entry = catalogue.look_into(known[label])
         if entry.problem is not None:
             raise HypernetworkError(entry.problem)
         entries.append(entry)
     return entries
 
 
-def _label(entry: Entry, twice: bool) -> str:
-    return f"{entry.label} ({entry.file.folder})" if twice else entry.label
+def _labelled(catalogue: Catalogue) -> dict[str, Entry]:
+    """Every file by a label of its own: where two folders hold the same path, with the folder."""
+    entries = catalogue.search()
+    counts = Counter(entry.label for entry in entries)
+    return {
+        entry.label if counts[entry.label] == 1 else f"{entry.label} ({entry.file.folder})": entry for entry in entries
+    }

@@ -33,7 +33,7 @@ class _Compare:
         self,
         prompts: str,
         negative: str,
-        keys: list[str] | None,
+        labels: list[str] | None,
         strengths: str,
         seed: float | None,
         seeds: float | None,
@@ -42,7 +42,7 @@ class _Compare:
     ) -> Comparison:
         """The comparison that the inputs describe. Raises HypernetworkError."""
         request = PictureRequest("", negative or "", steps=int(steps or 0), guidance=guidance)
-        files = tuple(entry.path for entry in chosen_files(self.catalogue, keys))
+        files = tuple(entry.path for entry in chosen_files(self.catalogue, labels))
         comparison = Comparison(
             read_prompts(prompts or ""),
             files,

@@ -89,13 +89,13 @@ class _Convert:
         return update(value=_ELSEWHERE if target == _LORA else _BESIDE)
 
     def run(
-        self, scope: str, keys: list[str] | None, target: str, place: str, existing: str, report: bool
+        self, scope: str, labels: list[str] | None, target: str, place: str, existing: str, report: bool
     ) -> Iterator[tuple[Any, ...]]:
         """Convert: yields the job's token, progress or notice, the table, and the two buttons."""
         idle = (update(interactive=True), update(interactive=False))
         busy = (update(interactive=False), update(interactive=True))
         try:
-            plan = self._plan(scope, keys, target, place)
+            plan = self._plan(scope, labels, target, place)
         except Exception as error:
             yield None, complaint(error), "", *idle
             return
@@ -115,12 +115,12 @@ class _Convert:
         self.catalogue.refresh()
         self.host.after_change()
 
-    def _plan(self, scope: str, keys: list[str] | None, target: str, place: str) -> Plan:
+    def _plan(self, scope: str, labels: list[str] | None, target: str, place: str) -> Plan:
         from hnloader.conversion.planning import plan as make_plan
 
         if target not in _SUFFIXES:
             raise HypernetworkError(f"There is no format {target!r}.")
-        chosen = [entry.path for entry in chosen_files(self.catalogue, keys)] if scope == _CHOSEN else []
+        chosen = [entry.path for entry in chosen_files(self.catalogue, labels)] if scope == _CHOSEN else []
         if scope == _CHOSEN and not chosen:
             raise HypernetworkError("No file is chosen. Choose some, or all files of the library.")
         out = self.elsewhere() if place == _ELSEWHERE else None

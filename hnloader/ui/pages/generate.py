@@ -44,10 +44,10 @@ class _Generate:
         self.catalogue = catalogue
         self.generator = generator
 
-    def add(self, prompt: str, key: str | None, strength: float) -> tuple[str, str]:
+    def add(self, prompt: str, label: str | None, strength: float) -> tuple[str, str]:
         """The prompt with the chosen hypernetwork's tag at its end."""
         try:
-            entries = chosen_files(self.catalogue, [key] if key else [])
+            entries = chosen_files(self.catalogue, [label] if label else [])
             if not entries:
                 raise HypernetworkError("Choose a hypernetwork first.")
             return with_tag(prompt, Tag(tag_name(entries[0], self.catalogue), strength)), ""
