@@ -338,6 +338,11 @@ class Hypernetwork(nn.Module):
         """How many sides are kept as copies in another dtype or on another device; 0 after `release`."""
         return len(self._copies)
 
+    def copied_bytes(self, width: int, side: SideName) -> int:
+        """What the kept copies of one side take."""
+        copies = [copied for key, copied in self._copies.items() if key[:2] == (width, side)]
+        return sum(p.numel() * p.element_size() for copied in copies for p in copied.parameters())
+
     def release(self) -> None:
         """Drop the copies in other dtypes and on other devices that were kept since their first use."""
         self._copies.clear()

@@ -179,7 +179,7 @@ def explain(
     height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
     tokens = _text_tokens(injector, shape) if tokens is None else tokens
     step = count_step(model, batch, (int(height), int(width)), tokens)
-    seen: set[SidePlan] = set()
+    seen: set[object] = set()
     rows = []
     for site in injector.sites:
         layer = injector.layer(site)
@@ -201,7 +201,7 @@ def _text_tokens(injector: Injector, shape: tuple[int, ...] | None) -> int:
 
 
 def _row(
-    model: nn.Module, site: AttentionSite, layer: SiteHooks, side: SideName, step: Step | None, seen: set[SidePlan]
+    model: nn.Module, site: AttentionSite, layer: SiteHooks, side: SideName, step: Step | None, seen: set[object]
 ) -> Row:
     hook = layer.k if side == "k" else layer.v
     plan, projection = hook.plan, layer.projection(side)
@@ -216,6 +216,10 @@ def _row(
         seen.add(plan)
         once = sum(each.multiply_adds for each in before) * rows if name == "cache" else _matrix(plan)
         kept = plan.kept_bytes
+    for hypernetwork in dict.fromkeys(link.hypernetwork for link in plan.chain):
+        if (hypernetwork, site.width, side) not in seen:
+            seen.add((hypernetwork, site.width, side))
+            kept += hypernetwork.copied_bytes(site.width, side)
     if folded:
         assert projection is not None and projection.fold is not None
         parts = len(projection.fold.plans)

@@ -87,10 +87,12 @@ class Projection:
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's forward calls it so
         """What `nn.Linear.forward` is for the module, with the hypernetworks applied if `owned`."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
-        bias: Tensor | None = self.module.bias  # type: ignore[assignment]
+        module = self.module
         if not self.owned:
-            return functional.linear(input, weight, bias)
+            unchanged: Tensor = type(module).forward(module, input)
+            return unchanged
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        bias: Tensor | None = module.bias  # type: ignore[assignment]
         fold = self.fold
         if fold is None or not _fits(fold, input, weight):
             contexts = [input if part is None else part.apply(input) for part in self.parts]
@@ -130,8 +132,11 @@ class Projection:
                     return
             self.fold = None  # freed before another is made
             del old
-            fold = _make(self.module, plans, key, maps)
-            self.why_not = _too_rough(fold, self.module)
+            try:
+                fold = _make(self.module, plans, key, maps)
+                self.why_not = _too_rough(fold, self.module)
+            except (MemoryError, torch.cuda.OutOfMemoryError):
+                self.why_not = "there is no memory for a copy of its weight"
             self.fold = None if self.why_not else fold
 
     def count_replacement(self) -> None:
@@ -201,21 +206,33 @@ def moves_weights(modules: Iterable[dict[str, Any]]) -> str:
     return ""
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a projection is a Linear and nothing more.
+
+    AUTOMATIC1111's webui puts its LoRA into `nn.Linear.forward` itself, for all modules; that one is not plain.
+    """
+    return (
+        type(module) is nn.Linear
+        and nn.Linear.forward.__module__ == "torch.nn.modules.linear"
+        and type(module._parameters.get("weight")) is nn.Parameter
+        and type(module._parameters.get("bias")) in (nn.Parameter, type(None))
+        and module.weight.dtype in DTYPES
+    )
+
+
 def _why_not(module: nn.Module) -> str:
     """Why nothing may be folded into a projection."""
-    if type(module) is not nn.Linear:
-        return f"the projection is a {type(module).__name__}"
-    weight = module._parameters.get("weight")
-    if type(weight) is not nn.Parameter or weight.layout != torch.strided or not weight.is_contiguous():
-        return f"its weight is a {type(weight).__name__}"
-    if weight.dtype not in DTYPES:
-        return f"its weight is {str(weight.dtype).removeprefix('torch.')}"
+    if not is_plain(module):
+        own = module._parameters.get("weight")
+        what = "" if own is None else f", {str(own.dtype).removeprefix('torch.')}"
+        return f"the projection is no plain Linear ({type(module).__name__}{what})"
+    weight, _ = _tensors(module)
+    if weight.layout != torch.strided or not weight.is_contiguous():
+        return "its weight is not contiguous"
     if weight.device.type == "meta":
         return "its weight is not in memory"
     if weight.is_inference():
         return "its weight is of inference mode, whose changes cannot be seen"
-    if not (module.bias is None or type(module.bias) is nn.Parameter):
-        return f"its bias is a {type(module.bias).__name__}"
     return ""
 
 
@@ -248,7 +265,7 @@ def _key(module: nn.Module, plans: Sequence[SidePlan | None]) -> Key:
 
 def _tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     weight, bias = module._parameters["weight"], module._parameters.get("bias")
-    assert weight is not None
+    assert weight is not None, "a projection that is plain has a weight"
     return weight.detach(), None if bias is None else bias.detach()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hnloader.attention.folding import Projection, foreign_hooks, moves_weights, versions
+from hnloader.attention.folding import Projection, foreign_hooks, is_plain, moves_weights, versions
 from hnloader.attention.plans import NO_PLAN, SidePlan
 from hnloader.attention.sites import AttentionSite
 from hnloader.attention.stages import Chain, compiling
@@ -112,15 +112,15 @@ class Hooked:
         # a module's forward was not replaced. So the forward is replaced, and compiled code sees a change.
         self._forward: Callable[..., Any] | None = None
         if "forward" not in module.__dict__:
-            forward = projection.forward if type(module) is nn.Linear else module.forward
+            forward = projection.forward if is_plain(module) else module.forward
             self._forward = module.__dict__["forward"] = forward
 
     def sync(self, model_moves: str) -> None:
         """Have the projection's forward apply the hypernetworks where nobody else changes the module, else the hook."""
         owned = (
-            type(self.module) is nn.Linear
+            is_plain(self.module)
             and self.module.__dict__.get("forward") is self._forward
-            and self._forward is not None
+            and self._forward == self.projection.forward
             and not foreign_hooks(self.module, [self.hook])
         )
         self.projection.check(model_moves or moves_weights([self.module.__dict__]))

@@ -165,7 +165,7 @@ class Injector:
 
     def _state(self) -> list[object]:
         """All that decides how a layer is hooked and what may be folded; compared before each call of the model."""
-        return [self._moves(), *(layer.state() for layer in self._layers.values())]
+        return [self._moves(), nn.Linear.forward, *(layer.state() for layer in self._layers.values())]
 
     def _prepare(self, sample: object) -> None:
         """Make now what compiled code cannot make, unless it is there since the last call."""

@@ -51,18 +51,26 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def records_gradients(context: Tensor) -> bool:
+    """Whether what is computed from a context is to be differentiated."""
+    return torch.is_grad_enabled() and context.requires_grad
+
+
 def needs_modules(context: Tensor) -> bool:
     """Whether gradients are recorded or autocast decides the dtypes: then the modules themselves must run."""
-    return (torch.is_grad_enabled() and context.requires_grad) or _autocast(context.device.type)
+    return records_gradients(context) or autocast_dtype(context.device.type) is not None
 
 
-def _autocast(device_type: str) -> bool:
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast computes in on a kind of device, None where it is off."""
     try:
-        return torch.is_autocast_enabled(device_type)
-    except TypeError:  # before torch 2.4 it takes no argument
-        return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
+        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
     except RuntimeError:  # a device that has no autocast
-        return False
+        return None
+    except (TypeError, AttributeError):  # torch 2.0 to 2.3 ask for each kind of device in another way
+        if device_type == "cpu":
+            return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
 
 
 class Stage:
@@ -227,7 +235,7 @@ class CachedStages(Stage):
 
     def __call__(self, context: Tensor) -> Tensor:
         """See `Stage`."""
-        if compiling() or needs_modules(context) or not _keepable(context):
+        if compiling() or records_gradients(context) or not _keepable(context):
             return self._compute(context)
         kept = self._results.pop(id(context), None)
         if kept is None or not kept.serves(context):
@@ -267,17 +275,17 @@ class _Kept:
         key = id(context)
         # The results go with the context, and nothing here keeps it alive.
         self._context = weakref.ref(context, lambda _: home.pop(key, None))
-        self._version = _version(context)
-        self._values = context.clone() if self._version is None else None
-        self._mode = torch.is_inference_mode_enabled()
-        self._result_version = _version(result)
+        self._state = _state(context)
+        self._values = context.clone() if context.is_inference() else None
+        self._mode = _mode(context)
+        self._result_state = _state(result)
         self.result = result
 
     def serves(self, context: Tensor) -> bool:
         """Whether the result is what this context would give now."""
-        if self._context() is not context or self._version != _version(context):
+        if self._context() is not context or self._state != _state(context):
             return False
-        if self._mode != torch.is_inference_mode_enabled() or self._result_version != _version(self.result):
+        if self._mode != _mode(context) or self._result_state != _state(self.result):
             return False
         return self._values is None or torch.equal(self._values, context)
 
@@ -287,8 +295,13 @@ class _Kept:
         return _bytes(self.result) + (0 if self._values is None else _bytes(self._values))
 
 
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+def _state(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.dtype, None if tensor.is_inference() else tensor._version
+
+
+def _mode(context: Tensor) -> tuple[object, ...]:
+    """What else the result depends on, or who may use it."""
+    return torch.is_inference_mode_enabled(), autocast_dtype(context.device.type)
 
 
 # -- a side as a program over blocks of rows

@@ -436,6 +436,63 @@ def test_quantised_projections_are_not_folded(unet):
         assert "Quantised" in attachment.explain().rows[0].why
 
 
+def test_a_linear_whose_class_somebody_has_changed_is_left_to_them(unet, monkeypatch):
+    """As AUTOMATIC1111's webui puts LoRA into every Linear."""
+    original = nn.Linear.forward
+    changed = {site.module.to_k for site in find_sites(unet)}
+
+    def patched(self, x):
+        return original(self, x) * (1.25 if self in changed else 1.0)
+
+    expected = exactly(AFFINE)
+    for when in ("before", "after"):
+        with monkeypatch.context() as patch:
+            if when == "before":
+                patch.setattr(nn.Linear, "forward", patched)
+            with attach(unet, AFFINE) as attachment:
+                if when == "after":
+                    run(unet)
+                    patch.setattr(nn.Linear, "forward", patched)
+                result = run(unet)
+                assert plans(attachment, "self") == {"collapse"}
+            with attach(unet, AFFINE, exact=True):
+                assert_same(result, run(unet))
+        assert (result - expected).abs().max() > 1e-3
+        with attach(unet, AFFINE):
+            assert_same(run(unet), expected)
+
+
+def test_weights_stored_in_eight_bits(unet):
+    def cast(unet):
+        unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        return unet
+
+    with attach(cast(make_unet("sd1")), AFFINE, exact=True) as attachment:
+        expected = run(attachment._joined().model)
+    with attach(unet, AFFINE) as attachment:
+        run(unet)
+        cast(unet)
+        assert_same(run(unet), expected)
+        assert plans(attachment, "self") == {"collapse"}
+    with attach(unet, AFFINE) as attachment:
+        assert_same(run(unet), expected)
+        assert plans(attachment, "self") == {"collapse"}
+
+
+def test_autocast_turned_on_and_off(unet, monkeypatch):
+    inputs = unet_inputs()
+    for name in ("affine", "relu"):
+        with attach(unet, KINDS[name]):
+            calls = counted(monkeypatch)
+            for _ in range(2):
+                assert_same(run(unet, **inputs), exactly(KINDS[name]))
+                with torch.autocast("cpu", torch.bfloat16):
+                    for _ in range(2):
+                        result = run(unet, **inputs)
+                assert_same(result.float(), exactly(KINDS[name]), 5e-2)
+            assert len(calls) == 2 * 4  # k and v, each time that it was turned on or off
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
 @pytest.mark.parametrize("name", ["affine", "relu", "norm and dropout"])
 def test_other_dtypes_before_and_after(unet, dtype, tolerance, name):
@@ -599,8 +656,12 @@ def test_a_context_that_is_changed_in_place_is_computed_anew(unet, inference):
     with torch.inference_mode(inference):
         inputs = unet_inputs()
         context = inputs["encoder_hidden_states"]
+
+        def replaced():
+            context.data = context * 0.5
+
         with attach(unet, RELU):
-            for change in (lambda: None, lambda: context.mul_(-1.1), lambda: context[:, 3].zero_()):
+            for change in (lambda: None, lambda: context.mul_(-1.1), lambda: context[:, 3].zero_(), replaced):
                 change()
                 result = unet(**inputs).sample.clone()
                 assert_same(result, exactly(RELU, encoder_hidden_states=context.clone()))
