@@ -25,7 +25,7 @@ from hnloader.conversion.lora.statistics import Layer, Role
 from hnloader.network import SideName
 
 # Tried as multiples of the mean of C's diagonal; the one with the least error on samples kept for it is taken.
-RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Added to C's diagonal when ranking directions, so that those never seen come last instead of in any order.
 _UNSEEN = 1e-6
 
@@ -182,15 +182,22 @@ def _inner(x: Tensor) -> Tensor:
 
 
 def _regression(ac: Tensor, cc: Tensor, choose: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """`ac (cc + ridge)^-1` [width, width] with the ridge whose error on `choose`, pairs of c and a, is least."""
+    """`ac (cc + ridge)^-1` [width, width] with the ridge whose error on `choose`, pairs of c and a, is least.
+
+    Zero where every ridge does worse than that: what was fitted then holds for the fitted samples alone.
+    """
     values, vectors = torch.linalg.eigh(cc)
-    scale = float(cc.diagonal().mean())
     projected = ac @ vectors
     contexts, targets = (torch.cat(part) for part in zip(*choose, strict=True))
-    best, least = torch.zeros_like(ac), float("inf")
+    turned = contexts @ vectors
+    # |targets - turned S projected^T|^2 for diagonal S, without the product for each of them.
+    linear = (turned * (targets @ projected)).sum(0)
+    square = (turned.T @ turned) * (projected.T @ projected)
+    best, least = torch.zeros_like(values), 0.0
     for ridge in RIDGES:
-        found = (projected / (values.clamp_min(0) + ridge * scale)) @ vectors.T
-        wrong = float((targets - contexts @ found.T).square().sum())
-        if wrong < least:
-            best, least = found, wrong
-    return best
+        shrunk = 1 / (values.clamp_min(0) + ridge * float(cc.diagonal().mean()))
+        change = float(shrunk @ square @ shrunk - 2 * shrunk @ linear)
+        if change < least:
+            best, least = shrunk, change
+    found: Tensor = (projected * best) @ vectors.T
+    return found

@@ -27,7 +27,7 @@ ROLES: tuple[Role, ...] = ("fit", "fit", "choose", "fit", "measure")
 
 TOKENS = 256  # of each sequence of a self-attention layer, drawn at random
 KEPT_SEQUENCES = 32  # per layer and role, for choosing and for measuring
-KEPT_TOKENS = {"self": 32, "cross": 77}
+KEPT_TOKENS = 32
 
 Progress = Callable[[int, int, str], None]
 
@@ -95,13 +95,16 @@ class Layer:
             self.moments.ac[side] = zeros.clone()
             self.moments.inner_ac[side] = zeros.clone()
         self.kept: dict[Role, list[Tensor]] = {"choose": [], "measure": []}
+        self._generator = torch.Generator().manual_seed(site.index)
 
     def add(self, contexts: Tensor, role: Role) -> None:
         """Take in contexts [sequences, tokens, width]."""
         contexts = contexts.float().cpu()
         if role != "fit":
             room = KEPT_SEQUENCES - len(self.kept[role])
-            self.kept[role].extend(contexts[:room, : KEPT_TOKENS[self.site.kind]].unbind())
+            for sequence in contexts[:room]:
+                tokens = torch.randperm(len(sequence), generator=self._generator)[:KEPT_TOKENS]
+                self.kept[role].append(sequence[tokens])
             return
         c = contexts.double()
         inner = (c - c.mean(1, keepdim=True)).flatten(0, 1)
