@@ -89,6 +89,10 @@ class Checkpoint:
             self._storages[storage.key] = flat
         return self._storages[storage.key].as_strided(ref.shape, ref.stride, ref.offset)
 
+    def forget(self) -> None:
+        """Drop the storages that were read; they are kept because tensors may share them."""
+        self._storages.clear()
+
 
 def read_checkpoint(source: Source) -> Checkpoint:
     """What the file holds, without its tensor data.

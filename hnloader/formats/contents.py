@@ -49,6 +49,8 @@ class Contents:
         sides: (width, side) -> tensors by normalised name.
         old_names: the file says linear1 and linear2.
         read: gives the tensor that a `TensorInfo` describes.
+        forget: drops what `read` keeps for tensors that share memory; called by who needs each tensor once.
+        notes: further text in the file's header, by key.
     """
 
     label: str
@@ -60,6 +62,8 @@ class Contents:
     sides: dict[tuple[int, SideName], SideTensors]
     old_names: bool
     read: Callable[[Any], Tensor] = field(repr=False)
+    forget: Callable[[], None] = field(default=lambda: None, repr=False)
+    notes: Mapping[str, str] = field(default_factory=dict)
     architecture: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +95,7 @@ class Contents:
         Raises:
             CorruptFileError: damaged data, or values that are not finite.
         """
-        sides = {width: (self._side(width, "k"), self._side(width, "v")) for width in self.widths}
+        sides = {width: (self.side(width, "k"), self.side(width, "v")) for width in self.widths}
         name = self.metadata.get("name")
         return Hypernetwork(
             sides,
@@ -102,12 +106,13 @@ class Contents:
             old_names=self.old_names,
         )
 
-    def _side(self, width: int, side: SideName) -> Side:
+    def side(self, width: int, side: SideName) -> Side:
+        """Read one side; raises CorruptFileError for damaged data, or values that are not finite."""
         with torch.device("meta"):
             made = make_side(self.architecture, width)
         for name, info in self.sides[width, side].items():
             tensor = self.read(info)
-            _check_finite(tensor, f"{self.label}: {name} of the {side} side of width {width}")
+            check_finite(tensor, f"{self.label}: {name} of the {side} side of width {width}")
             _set_parameter(made, name, tensor)
         return made.eval()
 
@@ -162,7 +167,8 @@ def _check_dtypes(tensors: SideTensors, where: str) -> None:
             )
 
 
-def _check_finite(tensor: Tensor, where: str) -> None:
+def check_finite(tensor: Tensor, where: str) -> None:
+    """Raise CorruptFileError where a value is NaN or infinite; `where` names the tensor."""
     # One NaN or infinity makes the sum one too, and a sum is far quicker than a look at each value. A sum of
     # finite values may overflow; the count below then finds nothing.
     if torch.isfinite(tensor.sum()):

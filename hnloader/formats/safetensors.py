@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ import torch
 from torch import Tensor
 
 from hnloader.errors import CorruptFileError, OtherModelError, UnsupportedArchitectureError
+from hnloader.families import families
 from hnloader.files import replacing
 from hnloader.formats.checkpoint import item_size
-from hnloader.formats.contents import Contents, SideTensors, named_tensors, state_dict
+from hnloader.formats.contents import Contents, SideTensors, named_tensors
 from hnloader.formats.identify import kind_of_names
+from hnloader.formats.outgoing import Lazy, Outgoing, from_hypernetwork
 from hnloader.formats.pickles import MAX_INT_BYTES, has_chosen_hash
 from hnloader.formats.source import Source
 from hnloader.network import SIDES, Hypernetwork, SideName
@@ -33,6 +37,14 @@ MAX_HEADER_SIZE = 8 << 20
 MAX_JSON_DEPTH = 64
 # The key of the header's metadata that makes a file one of ours.
 METADATA_KEY = "hypernetwork"
+# ModelSpec: the sha256 of all bytes after the header. Its place is held until the data are written.
+HASH_KEY = "modelspec.hash_sha256"
+_NO_HASH = "0x" + "?" * 64
+_SPEC_ARCHITECTURES = {
+    "SD 1": "stable-diffusion-v1",
+    "SD 2": "stable-diffusion-v2",
+    "SDXL": "stable-diffusion-xl-v1-base",
+}
 
 _DTYPES = {
     "F64": "float64",
@@ -102,8 +114,18 @@ def read(source: Source) -> Contents:
         return flat.reshape(info.shape)
 
     variant = str(about.get("variant", ""))
+    notes = {key: value for key, value in metadata.items() if key != METADATA_KEY}
     return Contents(
-        source.label, "safetensors", "safetensors", "hnloader", variant, values, sides, old_names, read_tensor
+        source.label,
+        "safetensors",
+        "safetensors",
+        "hnloader",
+        variant,
+        values,
+        sides,
+        old_names,
+        read_tensor,
+        notes=notes,
     )
 
 
@@ -214,14 +236,14 @@ def _natural(name: str) -> list[tuple[int, str]]:
 # rest is an object with one key that names the type.
 
 
-def _encode(value: object, tensors: dict[str, Tensor], depth: int = 0) -> object:
+def _encode(value: object, tensors: dict[str, Lazy], depth: int = 0) -> object:
     if depth > MAX_JSON_DEPTH:
         raise UnsupportedArchitectureError("its metadata nest too deeply to be written")
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, Tensor):
+    if isinstance(value, Lazy):
         name = f"metadata.{len(tensors)}"
         tensors[name] = value
         return {"tensor": name}
@@ -278,30 +300,41 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
         UnsupportedArchitectureError: a composition, or metadata of a type that cannot be written.
         HypernetworkError: the file cannot be written.
     """
-    if hypernetwork.architecture is None:
-        raise UnsupportedArchitectureError(
-            f"{hypernetwork.name} is a composition of several hypernetworks; a .safetensors file holds one. "
-            "Save its members."
-        )
-    extras: dict[str, Tensor] = {}
-    metadata = {key: _encode(value, extras) for key, value in hypernetwork.metadata.items()}
+    outgoing = from_hypernetwork(hypernetwork, SUFFIX)
+    with replacing(path) as temporary:
+        write_outgoing(outgoing, temporary)
+
+
+def write_outgoing(outgoing: Outgoing, path: Path) -> None:
+    """As `write`, to exactly this path; raises OSError where it cannot be written."""
+    extras: dict[str, Lazy] = {}
+    metadata = {key: _encode(value, extras) for key, value in outgoing.metadata.items()}
     about = {
         "layout": LAYOUT_VERSION,
-        "widths": list(hypernetwork.widths),
-        "variant": hypernetwork.variant,
+        "widths": list(outgoing.widths),
+        "variant": outgoing.variant,
         "metadata": metadata,
     }
-    header = {"format": "pt", METADATA_KEY: json.dumps(about, ensure_ascii=True)}
-    with replacing(path) as temporary:
-        write_tensors(temporary, {**_tensors(hypernetwork), **extras}, header)
-
-
-def _tensors(hypernetwork: Hypernetwork) -> dict[str, Tensor]:
-    return {
+    tensors = {
         f"{width}.{side}.{name}": tensor
-        for width in hypernetwork.widths
+        for width in outgoing.widths
         for side in SIDES
-        for name, tensor in state_dict(hypernetwork, width, side).items()
+        for name, tensor in outgoing.sides[width, side].items()
+    }
+    header = {"format": "pt", METADATA_KEY: json.dumps(about, ensure_ascii=True), **_model_spec(outgoing)}
+    _write_lazily(path, {**tensors, **extras}, {**header, **outgoing.notes})
+
+
+def _model_spec(outgoing: Outgoing) -> dict[str, str]:
+    """The keys of Stability AI's ModelSpec 1.0.0, by which programs tell what kind of model a file is."""
+    made_for = families(outgoing.widths)
+    base = _SPEC_ARCHITECTURES[made_for[0]] if len(made_for) == 1 else "stable-diffusion"
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{base}/hypernetwork",
+        "modelspec.implementation": "https://github.com/AUTOMATIC1111/stable-diffusion-webui",
+        "modelspec.title": outgoing.name,
+        HASH_KEY: _NO_HASH,
     }
 
 
@@ -311,21 +344,39 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     The library's own writer needs NumPy, which hnloader does not, and holds all data twice.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _write_lazily(path, {name: _at_hand(tensor) for name, tensor in plain.items()}, metadata)
+
+
+def _at_hand(tensor: Tensor) -> Lazy:
+    return Lazy(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
+
+
+def _write_lazily(path: Path, tensors: Mapping[str, Lazy], metadata: dict[str, str]) -> None:
+    """Write the tensors as they are fetched; the hash of their data goes where the metadata hold a place for it."""
     # Widest values first, as the library does, so that every tensor is aligned.
-    names = sorted(plain, key=lambda name: (-plain[name].element_size(), name))
+    names = sorted(tensors, key=lambda name: (-item_size(tensors[name].dtype), name))
     header: dict[str, object] = {"__metadata__": metadata}
     at = 0
     for name in names:
-        size = plain[name].numel() * plain[name].element_size()
-        dtype = _DTYPE_CODES[str(plain[name].dtype).removeprefix("torch.")]
-        header[name] = {"dtype": dtype, "shape": list(plain[name].shape), "data_offsets": [at, at + size]}
+        size = math.prod(tensors[name].shape) * item_size(tensors[name].dtype)
+        dtype = _DTYPE_CODES[tensors[name].dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        digest = hashlib.sha256() if metadata.get(HASH_KEY) == _NO_HASH else None
         for name in names:
-            file.write(tensor_bytes(plain[name]))
+            tensor = tensors[name].get()
+            data = tensor_bytes(tensor)
+            file.write(data)
+            if digest is not None:
+                digest.update(data)
+        if digest is not None:
+            place = text.index(_NO_HASH.encode("ascii"))
+            file.seek(8 + place)
+            file.write(b"0x" + digest.hexdigest().encode("ascii"))
     with safetensors.safe_open(path, framework="pt") as opened:
         assert set(opened.keys()) == set(names)
 

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from hnloader.errors import OtherModelError, UnsupportedArchitectureError
 from hnloader.files import replacing
 from hnloader.formats.checkpoint import ZIP_MAGIC, Checkpoint, is_legacy_stream, read_checkpoint
-from hnloader.formats.contents import Contents, SideTensors, named_tensors, state_dict
+from hnloader.formats.contents import Contents, SideTensors, named_tensors
 from hnloader.formats.identify import kind_of_tree
+from hnloader.formats.outgoing import Outgoing, from_hypernetwork
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import Source
+from hnloader.formats.torch_zip import write_tree
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 SUFFIX = ".pt"
@@ -71,7 +71,18 @@ def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) ->
     if odd:
         raise UnsupportedArchitectureError(f"{label} has a key {str(odd[0])[:80]!r} that is neither a width nor text")
     program, variant = identify_variant(metadata, old_names=old_names, lists=list in containers)
-    return Contents(label, "pt", checkpoint.container, program, variant, metadata, sides, old_names, checkpoint.read)
+    return Contents(
+        label,
+        "pt",
+        checkpoint.container,
+        program,
+        variant,
+        metadata,
+        sides,
+        old_names,
+        checkpoint.read,
+        checkpoint.forget,
+    )
 
 
 def _pair(width: int, pair: object) -> list[tuple[SideName, Mapping[object, object]]]:
@@ -133,13 +144,15 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
         UnsupportedArchitectureError: a composition, which this format cannot hold.
         HypernetworkError: the file cannot be written.
     """
-    if hypernetwork.architecture is None:
-        raise UnsupportedArchitectureError(
-            f"{hypernetwork.name} is a composition of several hypernetworks; a .pt file holds one. Save its members."
-        )
+    outgoing = from_hypernetwork(hypernetwork, SUFFIX)
+    with replacing(path) as temporary:
+        write_outgoing(outgoing, temporary)
+
+
+def write_outgoing(outgoing: Outgoing, path: Path) -> None:
+    """As `write`, to exactly this path; raises OSError where it cannot be written."""
     tree: dict[object, object] = {}
-    for width in hypernetwork.widths:
-        tree[width] = tuple(state_dict(hypernetwork, width, side) for side in SIDES)
-    tree.update(hypernetwork.metadata)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(tree, file)
+    for width in outgoing.widths:
+        tree[width] = tuple(dict(outgoing.sides[width, side]) for side in SIDES)
+    tree.update(outgoing.metadata)
+    write_tree(path, tree)

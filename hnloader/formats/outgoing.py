@@ -1,0 +1,115 @@
+"""What a format writes: a hypernetwork whose tensors are fetched one at a time, so that none waits in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hnloader.errors import UnsupportedArchitectureError
+from hnloader.formats.contents import Contents, check_finite, is_tensor_info, state_dict
+from hnloader.formats.proof import OLD_NAMES
+from hnloader.network import SIDES, Hypernetwork, SideName
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """A tensor to be written: its shape, the name of its torch dtype, and how to get it.
+
+    `get` gives it on the CPU and contiguous, of exactly that shape and dtype.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    get: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Outgoing:
+    """What is to be written.
+
+    Attributes:
+        name: what the hypernetwork is called.
+        widths: in the order of the file.
+        sides: tensors of each side by the names in the file.
+        metadata: its keys besides the widths; tensors in it are `Lazy`.
+        variant: where it came from, in words.
+        notes: further text for the header of a format that has one, by key.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    sides: Mapping[tuple[int, SideName], Mapping[str, Lazy]]
+    metadata: Mapping[str, object]
+    variant: str
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
+    """A hypernetwork in memory; raises UnsupportedArchitectureError for a composition, which no `suffix` file holds."""
+    if hypernetwork.architecture is None:
+        raise UnsupportedArchitectureError(
+            f"{hypernetwork.name} is a composition of several hypernetworks; a {suffix} file holds one. "
+            "Save its members, or make one of it with hnloader.merge."
+        )
+    sides = {
+        (width, side): {name: _held(tensor) for name, tensor in state_dict(hypernetwork, width, side).items()}
+        for width in hypernetwork.widths
+        for side in SIDES
+    }
+    metadata = {key: _without_tensors(value) for key, value in hypernetwork.metadata.items()}
+    return Outgoing(hypernetwork.name, hypernetwork.widths, sides, metadata, hypernetwork.variant)
+
+
+def from_contents(contents: Contents, stem: str) -> Outgoing:
+    """A file whose tensors are not read yet; `stem` is its name where it holds none.
+
+    `get` raises CorruptFileError where the data are damaged or not finite.
+    """
+    old = {new: name for name, new in OLD_NAMES.items()} if contents.old_names else {}
+
+    def written(name: str) -> str:
+        module, _, leaf = name.rpartition(".")
+        return old.get(f"{module}.", f"{module}.") + leaf
+
+    sides = {
+        (width, side): {
+            written(name): _stored(contents, info, f"{name} of the {side} side of width {width}")
+            for name, info in tensors.items()
+        }
+        for (width, side), tensors in contents.sides.items()
+    }
+    name = contents.metadata.get("name")
+    metadata = {key: _without_tensors(value, contents) for key, value in contents.metadata.items()}
+    return Outgoing(name if isinstance(name, str) and name else stem, contents.widths, sides, metadata, contents.origin)
+
+
+def _held(tensor: Tensor) -> Lazy:
+    ready = tensor.detach().cpu().contiguous()
+    return Lazy(tuple(ready.shape), str(ready.dtype).removeprefix("torch."), lambda: ready)
+
+
+def _stored(contents: Contents, info: Any, where: str | None) -> Lazy:
+    def get() -> Tensor:
+        tensor = contents.read(info).contiguous()
+        contents.forget()
+        if where is not None:
+            check_finite(tensor, f"{contents.label}: {where}")
+        return tensor
+
+    return Lazy(tuple(info.shape), info.dtype, get)
+
+
+def _without_tensors(value: object, contents: Contents | None = None) -> object:
+    """`value` with each tensor in it as a `Lazy`."""
+    if isinstance(value, Tensor):
+        return _held(value)
+    if contents is not None and is_tensor_info(value):
+        return _stored(contents, value, None)
+    if isinstance(value, dict):
+        return {key: _without_tensors(part, contents) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_without_tensors(part, contents) for part in value)  # type: ignore[attr-defined, call-arg]
+    return value

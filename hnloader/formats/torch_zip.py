@@ -1,0 +1,110 @@
+"""Writes what `torch.save` writes, one tensor at a time: torch itself wants all of them in memory.
+
+The file is a zip archive of stored (not compressed) members below one folder: `data.pkl`, `byteorder`, one
+`data/<n>` per tensor, and `version`. Members begin at multiples of 64 bytes, as torch's do, so that torch can map
+the file. `torch.load` reads it in every version since 1.6, with `weights_only=True` as well.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._utils
+
+from hnloader.formats.checkpoint import item_size
+from hnloader.formats.outgoing import Lazy
+from hnloader.formats.safetensors import tensor_bytes
+
+_ROOT = "archive"
+_ALIGNMENT = 64
+_HEADER_SIZE = 30  # of a zip member, before its name
+# A zip member's date cannot be before 1980; torch writes no date either.
+_NO_DATE = (1980, 1, 1, 0, 0, 0)
+_STORAGES = {
+    "float64": torch.DoubleStorage,
+    "float32": torch.FloatStorage,
+    "float16": torch.HalfStorage,
+    "bfloat16": torch.BFloat16Storage,
+    "int64": torch.LongStorage,
+    "int32": torch.IntStorage,
+    "int16": torch.ShortStorage,
+    "int8": torch.CharStorage,
+    "uint8": torch.ByteStorage,
+    "bool": torch.BoolStorage,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Storage:
+    key: str
+    kind: Any
+    count: int
+
+
+class _Pickler(pickle.Pickler):
+    """Puts a description in the place of each `Lazy`, and notes which there were, in order."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=2)
+        self.tensors: list[Lazy] = []
+
+    def persistent_id(self, obj: Any) -> Any:
+        """How torch names a storage that lies elsewhere in the file."""
+        return ("storage", obj.kind, obj.key, "cpu", obj.count) if isinstance(obj, _Storage) else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """A tensor is a call of torch's own function with its storage, shape and strides."""
+        if not isinstance(obj, Lazy):
+            return NotImplemented
+        count = 1
+        strides: list[int] = []
+        for size in reversed(obj.shape):
+            strides.insert(0, count)
+            count *= size
+        storage = _Storage(str(len(self.tensors)), _STORAGES[obj.dtype], count)
+        self.tensors.append(obj)
+        described: tuple[object, ...] = (storage, 0, obj.shape, tuple(strides), False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, described
+
+
+def write_tree(path: Path, tree: object) -> None:
+    """Write a tree of plain values and `Lazy` tensors.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    data = io.BytesIO()
+    pickler = _Pickler(data)
+    pickler.dump(tree)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        _add(archive, "data.pkl", data.getvalue())
+        _add(archive, "byteorder", b"little")
+        for index, tensor in enumerate(pickler.tensors):
+            ready = tensor.get()
+            assert ready.numel() * ready.element_size() == _size(tensor)
+            _add(archive, f"data/{index}", tensor_bytes(ready))
+        _add(archive, "version", b"3\n")
+
+
+def _size(tensor: Lazy) -> int:
+    count = item_size(tensor.dtype)
+    for size in tensor.shape:
+        count *= size
+    return count
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: Any) -> None:
+    """Add a member whose data begin at a multiple of 64 bytes, padded in its extra field as torch does."""
+    assert archive.fp is not None
+    info = zipfile.ZipInfo(f"{_ROOT}/{name}", _NO_DATE)
+    begin = archive.fp.tell() + _HEADER_SIZE + len(info.filename) + 4
+    padding = -begin % _ALIGNMENT
+    info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+    archive.writestr(info, data)
