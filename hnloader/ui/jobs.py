@@ -47,10 +47,10 @@ class Job(Generic[T]):
 
     def report(self, done: int, total: int, text: str, partial: object = None) -> None:
         """Tell how far the work is. Raises CancelledError when the user has asked to stop."""
+        self.check()
         with self._changed:
             self._update = Update(done, total, text, partial)
             self._changed.notify_all()
-        self.check()
 
     def check(self) -> None:
         """Raise CancelledError when the user has asked to stop."""
