@@ -210,6 +210,33 @@ def test_a_unet_alone_gives_a_file_that_says_so(tmp_path: Path) -> None:
         assert_same(run(changed, "sdxl"), live(make_unet("sdxl"), hypernetwork, "sdxl"), 2e-5)
 
 
+def test_contexts_are_sampled_with_the_hypernetwork_applied(pipelines: Pipelines) -> None:
+    from hnloader.conversion.lora.base import open_base
+    from hnloader.conversion.lora.chain import Chain
+    from hnloader.conversion.lora.statistics import Sampling, sample
+
+    pipeline, hypernetwork = pipelines("sd1"), make_affine(WIDTHS["sd1"])
+    base = open_base(pipeline)
+    last = [site for site in base.sites if site.kind == "self"][-1]
+    chain = Chain([hnloader.Application(hypernetwork)], base.sites)
+    found = sample(base, chain, Sampling(PROMPTS, 5, 2), lambda *_: None).of(last).moments.cc
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].double().flatten(0, 1))
+
+    handle = last.module.register_forward_pre_hook(keep)
+    with hnloader.attach(pipeline, hypernetwork), torch.no_grad():
+        for index in (0, 1, 3):  # those that are for fitting
+            generator = torch.Generator().manual_seed(index)
+            pipeline(
+                PROMPTS[index], num_inference_steps=2, guidance_scale=5.0, generator=generator, output_type="latent"
+            )
+    handle.remove()
+    contexts = torch.cat(seen)  # a layer of 256 tokens, which are all taken
+    assert_same(found, contexts.T @ contexts, 1e-4)
+
+
 def test_kept_samples_stay_few(pipelines: Pipelines) -> None:
     from hnloader.conversion.lora.base import open_base
     from hnloader.conversion.lora.chain import Chain
