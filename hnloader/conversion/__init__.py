@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hnloader.conversion.single import Checked, Converted, check, convert
+    from hnloader.conversion.single import Checked, Converted, Origin, check, convert, origin
 
-__all__ = ["Checked", "Converted", "check", "convert"]
+__all__ = ["Checked", "Converted", "Origin", "check", "convert", "origin"]
 
-_HOMES = {name: "hnloader.conversion.single" for name in ("Checked", "Converted", "check", "convert")}
+_HOMES = dict.fromkeys(__all__, "hnloader.conversion.single")
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
 

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-import hnloader.formats as formats
-from hnloader.errors import HypernetworkError
-from hnloader.inspection import inspect
+from hnloader.conversion.companions import carry
+from hnloader.conversion.normalising import normalised, why_not
+from hnloader.conversion.planning import numbered
+from hnloader.conversion.proof import prove_equal
+from hnloader.errors import HypernetworkError, OtherModelError, UnknownFormatError
+from hnloader.files import replacing
+from hnloader.formats import hns, read_contents, safetensors, webui
+from hnloader.formats.contents import Contents
+from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
+from hnloader.formats.source import open_source
 
 OnExisting = Literal["overwrite", "skip", "rename"]
+Writer = Callable[[Outgoing, Path], None]
+DTYPES = ("float32", "float16", "bfloat16")
+
+_WRITERS: dict[str, Writer] = {webui.SUFFIX: webui.write_outgoing, safetensors.SUFFIX: safetensors.write_outgoing}
+_CHUNK = 1 << 20
+# What a safetensors file states of where it came from.
+_SOURCE_HASH, _SOURCE_NAME = "hnloader.source_sha256", "hnloader.source_name"
+_NORMALISED, _DTYPE = "hnloader.normalised", "hnloader.dtype"
+_DATE = "modelspec.date"
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,16 @@ class Converted:
     source_sha256: str | None = None
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a converted safetensors file states of where it came from; None or False where it states nothing."""
+
+    sha256: str | None
+    name: str | None
+    normalised: bool
+    dtype: str | None
+
+
 def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -64,6 +95,8 @@ def convert(
     on_existing: OnExisting = "overwrite",
 ) -> Converted:
     """Convert one hypernetwork file to `.safetensors` or `.pt`, by the ending of `target`.
+
+    Tensors are read and written one at a time. A `.pt.optim` beside the source is written beside the target.
 
     Args:
         source: a `.pt` or `.safetensors` file. It is never written to.
@@ -79,20 +112,212 @@ def convert(
             the source itself, or the proof failed. Nothing is left behind then.
     """
     given, wanted = Path(source), Path(target)
-    if on_existing == "skip" and wanted.exists():
-        return Converted(given, wanted, "skipped", lossless=True)
-    hypernetwork = formats.load(given)
-    formats.save(hypernetwork, wanted)
-    return Converted(given, wanted, "converted", lossless=True, source_sha256=inspect(given).sha256)
+    write = _writer(wanted)
+    wanted_dtype = _dtype_name(dtype)
+    _check_target(given, wanted)
+    if os.path.lexists(wanted) and on_existing != "overwrite":
+        if on_existing == "skip":
+            return Converted(given, wanted, "skipped", lossless=True)
+        wanted = next(path for path in numbered(wanted) if not os.path.lexists(path))
+    with _opened(given) as contents, _Hash(given) as hashed:
+        outgoing, notes = _prepared(contents, given, normalise=normalise, dtype=wanted_dtype)
+        changed = wanted_dtype is not None and any(info.dtype != wanted_dtype for info in _infos(contents))
+        with replacing(wanted) as temporary:
+            sha256 = hashed.result()
+            write(replace(outgoing, notes=_stated(given, sha256, normalise, wanted_dtype)), temporary)
+            proved = _proved(outgoing, temporary, wanted) if prove else ()
+            written = _sha256(temporary) if given.with_name(given.name + ".optim").is_file() else ""
+    if written:
+        told = carry(given, sha256, wanted, written)
+        notes += (told,) if told else ()
+    if changed:
+        notes += (f"the tensors are rounded to {wanted_dtype}: this is not lossless",)
+    return Converted(given, wanted, "converted", not changed and not normalise, proved, notes, sha256)
 
 
 def check(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Checked:
     """Prove that `target` was made from `source`: tensors, metadata and outputs are compared.
 
-    A target that was normalised or is stored in another dtype, as its metadata say, is held against what the
-    source becomes by that.
+    A target that was normalised or is stored in another dtype, as its metadata say or as its tensors show, is held
+    against what the source becomes by that.
 
     Raises:
         HypernetworkError: they differ, and where; or one of them cannot be read.
     """
-    raise HypernetworkError(f"{target} cannot be compared with {source} yet")
+    given, made = Path(source), Path(target)
+    with _opened(given) as contents, _opened(made) as found:
+        stated = _origin(found.notes)
+        if stated.sha256 is not None and stated.sha256 != (actual := _sha256(given)):
+            raise HypernetworkError(
+                f"{made} was made from another file: it states the sha256 {stated.sha256[:10]}..., and {given} has "
+                f"{actual[:10]}..."
+            )
+        dtype = stated.dtype or _shown_dtype(contents, found)
+        rewritten = stated.normalised or (
+            made.suffix.lower() == webui.SUFFIX and list(found.metadata) != list(contents.metadata)
+        )
+        expected, _ = _prepared(contents, given, normalise=rewritten, dtype=dtype)
+        return Checked(given, made, prove_equal(expected, found, made))
+
+
+def origin(path: str | os.PathLike[str]) -> Origin:
+    """What a converted file states of where it came from; only the header is read.
+
+    Raises:
+        HypernetworkError: it cannot be read or is no hypernetwork.
+    """
+    with _opened(Path(path)) as contents:
+        return _origin(contents.notes)
+
+
+# -- what is written
+
+
+def _prepared(
+    contents: Contents, source: Path, *, normalise: bool, dtype: str | None
+) -> tuple[Outgoing, tuple[str, ...]]:
+    """What is to be written, and what is to be said about it."""
+    outgoing = from_contents(contents, source.stem)
+    notes: tuple[str, ...] = ()
+    if normalise:
+        reason = why_not(contents.architecture)
+        if reason is None:
+            outgoing = normalised(outgoing, contents)
+        else:
+            notes = (f"not normalised: {reason}",)
+    return (_cast(outgoing, dtype, contents.label) if dtype else outgoing), notes
+
+
+def _cast(outgoing: Outgoing, dtype: str, label: str) -> Outgoing:
+    sides = {
+        (width, side): {
+            name: _cast_tensor(tensor, dtype, f"{label}: {name} of the {side} side of width {width}")
+            for name, tensor in tensors.items()
+        }
+        for (width, side), tensors in outgoing.sides.items()
+    }
+    return replace(outgoing, sides=sides)
+
+
+def _cast_tensor(tensor: Lazy, dtype: str, where: str) -> Lazy:
+    def get() -> torch.Tensor:
+        full = tensor.get()
+        small: torch.Tensor = full.to(getattr(torch, dtype))
+        if not torch.isfinite(small).all():
+            largest = float(full.float().abs().max())
+            raise HypernetworkError(f"{where} has the value {largest:g}, which {dtype} cannot hold; take bfloat16")
+        return small
+
+    return Lazy(tensor.shape, dtype, get)
+
+
+def _stated(source: Path, sha256: str, normalise: bool, dtype: str | None) -> dict[str, str]:
+    """What a safetensors file says of its source. The date is that of the source: conversion makes nothing new."""
+    changed = datetime.fromtimestamp(source.stat().st_mtime, tz=timezone.utc)
+    stated = {
+        _SOURCE_HASH: sha256,
+        _SOURCE_NAME: source.name,
+        _DATE: changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    stated |= {_NORMALISED: "true"} if normalise else {}
+    return stated | ({_DTYPE: dtype} if dtype else {})
+
+
+def _origin(notes: Mapping[str, str]) -> Origin:
+    return Origin(notes.get(_SOURCE_HASH), notes.get(_SOURCE_NAME), notes.get(_NORMALISED) == "true", notes.get(_DTYPE))
+
+
+def _proved(expected: Outgoing, temporary: Path, target: Path) -> tuple[str, ...]:
+    with open_source(temporary) as source:
+        return prove_equal(expected, read_contents(source), target)
+
+
+# -- looking before
+
+
+def _writer(target: Path) -> Writer:
+    suffix = target.suffix.lower()
+    if suffix not in _WRITERS:
+        raise UnknownFormatError(f"{target} ends in {suffix!r}; {' or '.join(_WRITERS)} was expected")
+    return _WRITERS[suffix]
+
+
+def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise HypernetworkError(f"there is no dtype {name!r} to convert to; {', '.join(DTYPES)} were expected")
+    return name
+
+
+def _check_target(source: Path, target: Path) -> None:
+    with contextlib.suppress(OSError):
+        if target.samefile(source):
+            raise HypernetworkError(f"{target} is the source itself; write the result elsewhere")
+    if os.path.isdir(target):  # noqa: PTH112 - Path.is_dir raises for paths that are too long
+        raise HypernetworkError(f"{target} is a folder; name a file")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Contents]:
+    with open_source(path) as source:
+        if hns.detect(source):
+            raise OtherModelError(
+                f"{path} is a composition of several hypernetworks, and a file holds one; "
+                "'hnloader merge' makes one of it"
+            )
+        yield read_contents(source)
+
+
+def _infos(contents: Contents) -> list[Lazy]:
+    return [Lazy(info.shape, info.dtype, torch.empty) for side in contents.sides.values() for info in side.values()]
+
+
+def _shown_dtype(contents: Contents, found: Contents) -> str | None:
+    """The dtype to which all tensors seem to have been cast; None when they are as they were."""
+    before, after = ({info.dtype for info in _infos(each)} for each in (contents, found))
+    return after.pop() if len(after) == 1 and before != after else None
+
+
+# -- hashing
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise HypernetworkError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+class _Hash:
+    """sha256 of a file, taken in a thread of its own while the header is looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._outcome: str | HypernetworkError = ""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Hash:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._outcome = _sha256(self._path)
+        except HypernetworkError as error:
+            self._outcome = error
+
+    def result(self) -> str:
+        """The hash in hex; waits for it. Raises HypernetworkError where the file cannot be read."""
+        self._thread.join()
+        if isinstance(self._outcome, HypernetworkError):
+            raise self._outcome
+        return self._outcome

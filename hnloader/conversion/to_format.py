@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hnloader.conversion.single import check, convert
+from hnloader.conversion.single import check, convert, origin
 from hnloader.errors import HypernetworkError, OtherModelError
 from hnloader.inspection import inspect
 
@@ -39,14 +41,28 @@ class ToFormat:
     def made(self, source: Path, target: Path) -> bool:
         """Whether the target states this source and these settings; a `.pt`, which states neither, is compared."""
         try:
-            check(source, target)
+            stated = origin(target)
+            if stated.sha256 is None:
+                return self._compared(source, target)
+            same = (stated.normalised, stated.dtype) == (self.normalise, self.dtype)
+            return same and stated.sha256 == inspect(source).sha256
         except HypernetworkError:
             return False
-        return True
 
     def came_from(self, file: Path, source: Path) -> bool:
         """Whether the file states the sha256 of `source` as that of its own source."""
-        return False
+        try:
+            stated = origin(file).sha256
+            return stated is not None and stated == inspect(source).sha256
+        except HypernetworkError:
+            return False
+
+    def _compared(self, source: Path, target: Path) -> bool:
+        """Whether a target that states nothing holds what `convert` would write."""
+        with tempfile.TemporaryDirectory() as folder:
+            anew = Path(folder) / f"anew{self.suffix}"
+            convert(source, anew, normalise=self.normalise, dtype=self.dtype, prove=False)
+            return filecmp.cmp(anew, target, shallow=False)
 
     def check(self, source: Path, target: Path) -> Mapping[str, object]:
         """See `hnloader.conversion.check`."""

@@ -108,13 +108,11 @@ class Contents:
 
     def side(self, width: int, side: SideName) -> Side:
         """Read one side; raises CorruptFileError for damaged data, or values that are not finite."""
-        with torch.device("meta"):
-            made = make_side(self.architecture, width)
+        tensors = {}
         for name, info in self.sides[width, side].items():
-            tensor = self.read(info)
-            check_finite(tensor, f"{self.label}: {name} of the {side} side of width {width}")
-            _set_parameter(made, name, tensor)
-        return made.eval()
+            tensors[name] = self.read(info)
+            check_finite(tensors[name], f"{self.label}: {name} of the {side} side of width {width}")
+        return build_side(self.architecture, width, tensors)
 
     def _with_tensors(self, value: object) -> object:
         """`value` with each `TensorInfo` in it replaced by its tensor."""
@@ -123,6 +121,15 @@ class Contents:
         if type(value) in (list, tuple):
             return type(value)(self._with_tensors(part) for part in value)  # type: ignore[attr-defined, call-arg]
         return self.read(value) if is_tensor_info(value) else value
+
+
+def build_side(architecture: Architecture, width: int, tensors: Mapping[str, Tensor]) -> Side:
+    """A side in eval mode whose parameters are these tensors, not copies of them."""
+    with torch.device("meta"):
+        made = make_side(architecture, width)
+    for name, tensor in tensors.items():
+        _set_parameter(made, name, tensor)
+    return made.eval()
 
 
 def is_tensor_info(value: object) -> bool:

@@ -227,8 +227,9 @@ def _sides(
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts linear.2 before linear.10, and weight before bias as modules hold them."""
-    parts = name.replace("weight", "0weight").replace("bias", "1bias").split(".")
+    """Sorts linear.2 before linear.10, and weight before bias and upsample_layer before linear as modules do."""
+    ordered = name.replace("weight", "0weight").replace("bias", "1bias").replace("upsample_layer", "0upsample_layer")
+    parts = ordered.split(".")
     return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 

@@ -1,0 +1,80 @@
+"""The `.pt.optim` beside a hypernetwork: the optimizer's state, from which a webui goes on training.
+
+It names the file that it belongs to by the first ten hex digits of that file's sha256. A converted file has other
+bytes, so the name is written anew; nothing else in it changes, and nothing in it is ever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from hnloader.errors import HypernetworkError
+from hnloader.files import replacing
+from hnloader.formats.checkpoint import read_checkpoint
+from hnloader.formats.outgoing import Lazy
+from hnloader.formats.pickles import TensorRef
+from hnloader.formats.refusals import check_refusals
+from hnloader.formats.source import open_source
+from hnloader.formats.torch_zip import write_tree
+
+SUFFIX = ".optim"
+_SHORT = 10
+
+
+def companion_of(path: Path) -> Path:
+    """Where the optimizer's state of a file lies: `style.pt.optim`, `style.safetensors.optim`."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def carry(source: Path, source_sha256: str, target: Path, target_sha256: str) -> str | None:
+    """Write the companion of `source`, if there is one, as that of `target`.
+
+    Returns:
+        What became of it, for the user; None when there is none.
+
+    Raises:
+        HypernetworkError: it cannot be written.
+    """
+    given, wanted = companion_of(source), companion_of(target)
+    if not given.is_file():
+        return None
+    try:
+        with open_source(given) as opened:
+            checkpoint = read_checkpoint(opened)
+            check_refusals(checkpoint.refused, opened.label, inert_allowed=False)
+            tree = checkpoint.tree
+            if not isinstance(tree, dict) or "optimizer_state_dict" not in tree:
+                return f"{given.name} is no optimizer state, and was left where it is"
+            belongs = tree.get("hash") == source_sha256[:_SHORT]
+            written = {**tree, "hash": target_sha256[:_SHORT]} if belongs else tree
+            with replacing(wanted) as temporary:
+                write_tree(temporary, _lazily(written, checkpoint.read, checkpoint.forget))
+    except HypernetworkError as error:
+        if str(error).startswith("cannot write"):
+            raise
+        return f"{given.name} was left where it is: {error}"
+    if not belongs:
+        return f"{given.name} was copied to {wanted.name}, but belongs to another file: its hash differs"
+    return f"{given.name} was copied to {wanted.name} and names the new file"
+
+
+def _lazily(value: object, read: Callable[[TensorRef], Tensor], forget: Callable[[], None]) -> object:
+    if isinstance(value, TensorRef):
+        return _lazy(value, read, forget)
+    if isinstance(value, dict):
+        return {key: _lazily(part, read, forget) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_lazily(part, read, forget) for part in value)  # type: ignore[attr-defined, call-arg]
+    return value
+
+
+def _lazy(ref: TensorRef, read: Callable[[TensorRef], Tensor], forget: Callable[[], None]) -> Lazy:
+    def get() -> Tensor:
+        tensor = read(ref).contiguous()
+        forget()
+        return tensor
+
+    return Lazy(ref.shape, ref.dtype, get)
