@@ -87,6 +87,11 @@ def test_families_in_metadata(family: str, version: str, is_sd2: str, architectu
     assert describe(changes, "lycoris", family, "base", "title", "diffusers")["ss_network_module"] == "lycoris.kohya"
 
 
+def test_the_package_offers_it() -> None:
+    assert hnloader.to_lora is to_lora
+    assert isinstance(hnloader.LoraExport, type)
+
+
 def refused(target: Path, match: str, **options: Any) -> None:
     with pytest.raises(hnloader.HypernetworkError, match=match):
         to_lora(make_affine(WIDTHS["sd1"]), options.pop("base", None) or make_unet(), target, **options)
