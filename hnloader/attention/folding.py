@@ -7,6 +7,7 @@ of it. What it costs is one copy of each projection that has a fold.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -34,8 +35,8 @@ MOST_GROWTH = 32.0
 PROBES = 8
 
 
-# The map of a plan's affine end, by the plan and where it is computed; made once for all sites of the plan.
-Maps: TypeAlias = "dict[tuple[SidePlan, torch.dtype, torch.device], AffineMap]"
+# By the plan and the weight's dtype and device; made once for all sites of the plan.
+Maps: TypeAlias = "dict[tuple[SidePlan, torch.dtype, torch.device], _Stretch]"
 # The module's parameters; the hypernetworks that are folded, by part; their strengths.
 Key: TypeAlias = "tuple[object, object, tuple[tuple[float, ...], ...]]"
 
@@ -134,7 +135,7 @@ class Projection:
             del old
             try:
                 fold = _make(self.module, plans, key, maps)
-                self.why_not = _too_rough(fold, self.module)
+                self.why_not = _too_rough(fold, self.module, maps)
             except (MemoryError, torch.cuda.OutOfMemoryError):
                 self.why_not = "there is no memory for a copy of its weight"
             self.fold = None if self.why_not else fold
@@ -284,17 +285,43 @@ def _make(module: nn.Module, plans: tuple[SidePlan | None, ...], key: Key, maps:
             new.copy_(w)
             new_bias.copy_(b)
             continue
-        inner, own = _map(plan, _wide(weight.dtype), weight.device, maps), w.to(_wide(weight.dtype))
+        inner, own = _stretch(plan, weight, maps).map, w.to(_wide(weight.dtype))
         new.copy_(own @ inner.matrix)
         new_bias.copy_(inner.bias @ own.T + b)
     return Fold(plans, result, result_bias, key, Sample(weight))
 
 
-def _map(plan: SidePlan, dtype: torch.dtype, device: torch.device, maps: Maps) -> AffineMap:
-    found = maps.get((plan, dtype, device))
-    if found is None:
-        found = maps[plan, dtype, device] = stretch_map(plan.foldable, plan.side, plan.width, dtype, device)
-    return found
+@dataclass(frozen=True)
+class _Stretch:
+    """What is folded, and what the exact path makes of contexts that folds are tried on.
+
+    Attributes:
+        map: In float32, or float64 for a float64 model.
+        contexts: [PROBES, width], of the model's dtype.
+        changed: They in the dtype of `map`, after the hypernetworks.
+    """
+
+    map: AffineMap
+    contexts: Tensor
+    changed: Tensor
+
+
+def _stretch(plan: SidePlan, weight: Tensor, maps: Maps) -> _Stretch:
+    key = (plan, weight.dtype, weight.device)
+    if key not in maps:
+        dtype = _wide(weight.dtype)
+        inner = stretch_map(plan.foldable, plan.side, plan.width, dtype, weight.device)
+        contexts = _probes(plan.width, weight)
+        changed = contexts.to(dtype)
+        for link in plan.foldable:
+            stored = link.hypernetwork.side(plan.width, plan.side)
+            changed = copy.deepcopy(stored).to(weight.device, dtype)(changed, link.strength)
+        maps[key] = _Stretch(inner, contexts, changed)
+    return maps[key]
+
+
+def _probes(width: int, like: Tensor) -> Tensor:
+    return torch.randn(PROBES, width, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def _rescaled(old: Fold, key: Key, plans: tuple[SidePlan | None, ...], module: nn.Module) -> Fold | None:
@@ -317,40 +344,26 @@ def _rescaled(old: Fold, key: Key, plans: tuple[SidePlan | None, ...], module: n
     return replace(old, plans=plans, key=key, growth=growth)
 
 
-def _too_rough(fold: Fold, module: nn.Module) -> str:
+def _too_rough(fold: Fold, module: nn.Module, maps: Maps) -> str:
     """Why a fold is not as good as the exact path, tried on contexts of unit variance; empty when it is.
 
     In float32 and float64 both must agree within a fifth of the 1e-5 that all plans are held to. In half
     precision the root mean square error against float32 may be twice that of the exact path's own rounding.
     """
     weight, bias = _tensors(module)
-    wide = _wide(weight.dtype)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(PROBES, weight.shape[1], generator=generator).to(weight)
-    folded = functional.linear(x, fold.weight, fold.bias).to(wide)
-    biases = [None] * len(fold.plans) if bias is None else bias.chunk(len(fold.plans))
-    parts = list(zip(fold.plans, weight.chunk(len(fold.plans)), biases, strict=True))
-
-    def unfolded(x: Tensor, dtype: torch.dtype) -> Tensor:
-        results = [functional.linear(_changed(plan, x), w.to(dtype), _to(b, dtype)) for plan, w, b in parts]
-        return torch.cat(results, dim=-1).to(wide)
-
-    exact = unfolded(x.to(wide), wide)
-    if wide == weight.dtype:
-        good = (folded - exact).abs().max() <= 2e-6 * exact.abs().max()
-    else:
-        rounded = unfolded(x, weight.dtype)
-        good = (folded - exact).square().mean() <= 4 * (rounded - exact).square().mean()
-    return "" if good else "its matrix would round too much"
-
-
-def _changed(plan: SidePlan | None, x: Tensor) -> Tensor:
-    """What the exact path makes of the contexts before `foldable` is folded in."""
-    if plan is not None:
-        for link in plan.foldable:
-            x = link.hypernetwork.transform(plan.side, x, link.strength)
-    return x
-
-
-def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
+    count = len(fold.plans)
+    biases = [None] * count if bias is None else bias.chunk(count)
+    folded = functional.linear(_probes(weight.shape[1], weight), fold.weight, fold.bias).chunk(count, dim=-1)
+    for plan, result, w, b in zip(fold.plans, folded, weight.chunk(count), biases, strict=True):
+        if plan is not None and plan.foldable:
+            changed = _stretch(plan, weight, maps).changed
+            exact = functional.linear(changed, w.to(changed), None if b is None else b.to(changed))
+            error = (result.to(exact) - exact).abs()
+            if exact.dtype == weight.dtype:
+                good = error.max() <= 2e-6 * exact.abs().max()
+            else:
+                rounded = functional.linear(changed.to(weight), w, b).to(exact)
+                good = error.square().mean() <= 4 * (rounded - exact).square().mean()
+            if not good:
+                return "its matrix would round too much"
+    return ""

@@ -111,13 +111,17 @@ class ReferenceProcessor:
     @staticmethod
     def _change(hypernetwork: Hypernetwork, side: str, context: Tensor, strength: float) -> Tensor:
         tensors = hypernetwork.state_dict()
+        active = hypernetwork.architecture.activation == "relu"
         names = [
-            f"sides.{context.shape[-1]}.{side}.linear.{name}" for name in ("0.weight", "0.bias", "2.weight", "2.bias")
+            f"sides.{context.shape[-1]}.{side}.linear.{index}.{name}"
+            for index in (0, 2 if active else 1)
+            for name in ("weight", "bias")
         ]
         if names[0] not in tensors:
             return context
         first, first_bias, last, last_bias = (tensors[name].to(context.device, torch.float32) for name in names)
-        hidden = (context.float() @ first.T + first_bias).clamp(min=0)
+        hidden = context.float() @ first.T + first_bias
+        hidden = hidden.clamp(min=0) if active else hidden
         return (context.float() + strength * (hidden @ last.T + last_bias)).to(context.dtype)
 
 

@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from small_models import assert_same, fingerprint, make_hypernetwork, make_unet, reference, run, unet_inputs
 
-from hnloader.attention import attach, attachments
+from hnloader.attention import attach, attachments, find_sites
 
-HYPERNETWORKS = [make_hypernetwork(widths, seed) for seed, widths in enumerate([(20, 48), (48,), (20,)])]
+HYPERNETWORKS = [
+    make_hypernetwork((20, 48), 0),
+    make_hypernetwork((48,), 1),
+    make_hypernetwork((20,), 2),
+    make_hypernetwork((20, 48), 3, activation=None),
+    make_hypernetwork((20,), 4, activation=None),
+]
 STRENGTHS = st.sampled_from([0.0, 0.3, 0.8, 1.0, -0.5])
 LORA = peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights="gaussian")
 
@@ -47,6 +53,7 @@ class Operations(RuleBasedStateMachine):
         self.attached: list[list] = []  # [attachment, hypernetwork, strength]
         self.lora = self.fused = False
         self.dtype = torch.float32
+        self.scale = 1.0
 
     @rule(hypernetwork=st.sampled_from(HYPERNETWORKS), strength=STRENGTHS)
     def attach(self, hypernetwork, strength) -> None:
@@ -104,6 +111,14 @@ class Operations(RuleBasedStateMachine):
     def save_and_load(self) -> None:
         self.unet.load_state_dict({name: tensor.clone() for name, tensor in self.unet.state_dict().items()})
 
+    @precondition(lambda self: not self.lora and not self.fused)
+    @rule(counted=st.booleans())
+    def change_weights(self, counted) -> None:
+        for projection in (find_sites(self.unet)[0].module.to_k, find_sites(self.unet)[1].module.to_v):
+            with torch.no_grad():
+                (projection.weight if counted else projection.weight.data).mul_(0.9)
+        self.scale *= 0.9
+
     @invariant()
     def computes_what_the_reference_does(self) -> None:
         applied = [(hypernetwork, strength, strength) for _, hypernetwork, strength in self.attached]
@@ -111,7 +126,10 @@ class Operations(RuleBasedStateMachine):
             name: value.to(self.dtype) if value.is_floating_point() else value for name, value in unet_inputs().items()
         }
         assert attachments(self.unet) == [attachment for attachment, _, _ in self.attached]
-        assert_same(run(self.unet, **inputs).float(), run(reference(small_unet(self.lora), applied)))
+        twin = small_unet(self.lora)
+        for projection in (find_sites(twin)[0].module.to_k, find_sites(twin)[1].module.to_v):
+            getattr(projection, "base_layer", projection).weight.mul_(self.scale)
+        assert_same(run(self.unet, **inputs).float(), run(reference(twin, applied)))
 
     def teardown(self) -> None:
         if not hasattr(self, "unet"):
@@ -125,8 +143,12 @@ class Operations(RuleBasedStateMachine):
         if self.lora:
             self.unet.unload_lora()
         now = fingerprint(self.unet)["bytes"]
+        scaled = [f"{find_sites(self.unet)[0].name}.to_k.weight", f"{find_sites(self.unet)[1].name}.to_v.weight"]
         for name, tensor in self.before["bytes"].items():
-            assert torch.equal(now[name].float(), tensor)
+            if name in scaled:
+                assert_same(now[name].float(), tensor * self.scale)
+            else:
+                assert torch.equal(now[name].float(), tensor)
 
 
 Operations.TestCase.settings = settings(
