@@ -17,7 +17,7 @@ import torch
 from hnloader.conversion.companions import carry
 from hnloader.conversion.normalising import normalised, why_not
 from hnloader.conversion.planning import numbered
-from hnloader.conversion.proof import prove_equal
+from hnloader.conversion.proof import ProofError, prove_equal
 from hnloader.errors import HypernetworkError, OtherModelError, UnknownFormatError
 from hnloader.files import replacing
 from hnloader.formats import hns, read_contents, safetensors, webui
@@ -158,6 +158,37 @@ def check(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Che
         )
         expected, _ = _prepared(contents, given, normalise=rewritten, dtype=dtype)
         return Checked(given, made, prove_equal(expected, found, made))
+
+
+def is_result(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    normalise: bool = False,
+    dtype: torch.dtype | str | None = None,
+) -> bool:
+    """Whether `target` is whole and what `convert` would write from `source` as it is now.
+
+    What a safetensors file states is held against the settings and the hash of the source. A file that states
+    nothing, as every `.pt`, is compared with the source as `check` does.
+
+    Raises:
+        HypernetworkError: one of them cannot be read or is no hypernetwork.
+    """
+    given, made = Path(source), Path(target)
+    wanted_dtype = _dtype_name(dtype)
+    with _opened(made) as found:
+        stated = _origin(found.notes)
+        if stated.sha256 is not None:
+            settings = (stated.normalised, stated.dtype)
+            return settings == (normalise, wanted_dtype) and stated.sha256 == _sha256(given)
+        with _opened(given) as contents:
+            expected, _ = _prepared(contents, given, normalise=normalise, dtype=wanted_dtype)
+            try:
+                prove_equal(expected, found, made)
+            except ProofError:
+                return False
+            return True
 
 
 def origin(path: str | os.PathLike[str]) -> Origin:
