@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.terminal import clean, progress_bar, size_text, stderr, stdout
+from hnloader.cli.terminal import clean, note, progress_bar, size_text, stderr, stdout
 
 if TYPE_CHECKING:
     from hnloader.conversion.planning import Plan
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 # Up to this many files each one has a line of its own.
 _FEW = 20
-# Of files that were skipped for one reason, this many are named.
+# Of files that were skipped for one reason, or that a note is about, this many are named.
 _NAMED = 3
+# Of notes on single files, this many are shown; a report has them all.
+_NOTES = 20
 # How often a line tells the progress where no bar can be drawn.
 _LINE_EVERY = 10.0  # seconds
 
@@ -98,6 +100,7 @@ def show_results(results: Sequence[Result]) -> None:
             stdout().print(Text.assemble(("✗ ", "bold red"), _labelled(result)), soft_wrap=True)
     if len(ordered) > 1:
         stdout().print(_table(ordered))
+    _show_notes(ordered)
 
 
 def _show_good(results: Sequence[Result]) -> None:
@@ -114,7 +117,8 @@ def _line(result: Result) -> Text:
     text += Text(clean(result.label))
     if result.target is not None:
         text += Text(" → ", "dim") + Text(clean(result.target), "bold")
-    about = "; ".join(filter(None, (result.outcome, clean(result.reason))))
+    proved = "and proved" if result.outcome == "converted" and result.details.get("proved") else ""
+    about = "; ".join(filter(None, (f"{result.outcome} {proved}".strip(), clean(result.reason))))
     return text + Text(f"  {about}", "dim")
 
 
@@ -124,12 +128,29 @@ def _show_skipped(results: Sequence[Result]) -> None:
         if result.outcome == "skipped":
             by_reason[result.brief_reason].append(result)
     for reason, skipped in by_reason.items():
-        names = ", ".join(clean(result.label) for result in skipped[:_NAMED])
-        if len(skipped) > _NAMED:
-            names += f" and {len(skipped) - _NAMED:,} more"
+        names = _names(skipped)
         stdout().print(
             Text.assemble(("- ", "bold yellow"), (names, "bold"), f": skipped; {clean(reason)}"), soft_wrap=True
         )
+
+
+def _show_notes(results: Sequence[Result]) -> None:
+    """What the converter has to say about files that it converted, the same about several said once."""
+    by_text: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        told = result.details.get("notes")
+        for text in told if isinstance(told, list) else ():
+            by_text[text].append(result)
+    for text, about in list(by_text.items())[:_NOTES]:
+        note(f"{_names(about)}: {text}")
+    if len(by_text) > _NOTES:
+        note(f"{len(by_text) - _NOTES:,} more such notes; --report has them all.")
+
+
+def _names(results: Sequence[Result]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(results) - _NAMED:,} more" if len(results) > _NAMED else ""
+    return ", ".join(clean(result.label) for result in results[:_NAMED]) + more
 
 
 def _labelled(result: Result) -> Text:

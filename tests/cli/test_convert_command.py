@@ -55,7 +55,7 @@ def mixed(old: Path) -> Path:
 def test_one_file_becomes_safetensors_beside_it(old: Path) -> None:
     result = run(old / "relu_121.pt")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"✓ {old / 'relu_121.pt'} → {old / 'relu_121.safetensors'}")
+    assert result.stdout == f"✓ {old / 'relu_121.pt'} → {old / 'relu_121.safetensors'}  converted and proved\n"
     assert hnloader.load(old / "relu_121.safetensors").metadata == hnloader.load(old / "relu_121.pt").metadata
 
 
@@ -168,6 +168,15 @@ def test_reports_hold_every_file(mixed: Path, tmp_path: Path) -> None:
         "relu_121.pt": "up to date",
     }
     assert rows["page.pt"]["target"] == str(tmp_path / "new" / "page.safetensors")
+
+
+def test_what_is_to_be_said_about_converted_files_is_said_once(old: Path) -> None:
+    result = run(old, "--dtype", "bfloat16", "--no-proof")
+    assert result.exit_code == 0
+    names_first = f"Note: {old / 'relu_121.pt'}, {old / 'sub' / 'gelu_full.pt'}: the tensors are rounded to bfloat16"
+    assert result.stderr.count("rounded to bfloat16") == 1
+    assert names_first in result.stderr
+    assert "proved" not in result.stdout
 
 
 def test_compositions_are_named_with_what_to_do(old: Path) -> None:

@@ -87,7 +87,7 @@ def folder(path: Path) -> None:
 
 # How to make one, and a part of the reason that is told for it.
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
-    "truncated": (truncated, "cut off"),
+    "truncated": (truncated, "the zip archive is damaged"),
     "with_code": (with_code, "not safe: its pickle holds"),
     "empty": (empty, "empty (0 bytes)"),
     "not_finite": (not_finite, "NaN or infinite"),
