@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hnloader.attention import Application, Attachment, attach, attachments
     from hnloader.conversion import Converted, convert
     from hnloader.conversion.lora import LoraExport, to_lora
+    from hnloader.conversion.merging import Merged, merge
     from hnloader.errors import (
         CorruptFileError,
         HypernetworkError,
@@ -47,6 +48,7 @@ __all__ = [
     "Hypernetwork",
     "HypernetworkError",
     "LoraExport",
+    "Merged",
     "NoMatchingSitesError",
     "OtherModelError",
     "UnknownFormatError",
@@ -57,6 +59,7 @@ __all__ = [
     "convert",
     "inspect",
     "load",
+    "merge",
     "save",
     "to_lora",
 ]
@@ -67,6 +70,7 @@ _HOMES = {
     "hnloader.attention": ("Application", "Attachment", "attach", "attachments"),
     "hnloader.conversion": ("Converted", "convert"),
     "hnloader.conversion.lora": ("LoraExport", "to_lora"),
+    "hnloader.conversion.merging": ("Merged", "merge"),
     "hnloader.errors": (
         "CorruptFileError",
         "HypernetworkError",

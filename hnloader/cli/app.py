@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hnloader.cli import compare, convert, dataset, demo, errors, explain, generate, inspect, train, ui
+from hnloader.cli import compare, convert, dataset, demo, errors, explain, generate, inspect, merge, train, ui
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a file, model or setting could not be used; 2 the command line is wrong; "
@@ -18,7 +18,7 @@ EXIT_CODES = (
 
 app = typer.Typer(
     name="hnloader",
-    help="Stable Diffusion hypernetworks: inspect, convert, train, and make pictures with them.",
+    help="Stable Diffusion hypernetworks: inspect, convert, merge, train, and make pictures with them.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("inspect", epilog=inspect.EXIT_CODES)(inspect.inspect)
 app.command("convert", epilog=convert.EXIT_CODES)(convert.convert)
+app.command("merge", epilog=EXIT_CODES)(merge.merge)
 app.command("generate", epilog=EXIT_CODES)(generate.generate)
 app.command("explain", epilog=EXIT_CODES)(explain.explain)
 app.command("train", epilog=EXIT_CODES)(train.train)
