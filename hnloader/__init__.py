@@ -19,7 +19,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hnloader.attention import Application, Attachment, attach, attachments
+    from hnloader.attention.attach import Application, Attachment, attach, attachments
     from hnloader.conversion import Converted, convert
     from hnloader.conversion.lora import LoraExport, to_lora
     from hnloader.conversion.merging import Merged, merge
