@@ -123,8 +123,9 @@ def convert(
         outgoing, notes = _prepared(contents, given, normalise=normalise, dtype=wanted_dtype)
         changed = wanted_dtype is not None and any(info.dtype != wanted_dtype for info in _infos(contents))
         with replacing(wanted) as temporary:
+            notes_of_file = _stated(given, normalise, wanted_dtype)
+            write(replace(outgoing, notes=notes_of_file, hashes={_SOURCE_HASH: hashed.result}), temporary)
             sha256 = hashed.result()
-            write(replace(outgoing, notes=_stated(given, sha256, normalise, wanted_dtype)), temporary)
             proved = _proved(outgoing, temporary, wanted) if prove else ()
             written = _sha256(temporary) if given.with_name(given.name + ".optim").is_file() else ""
     if written:
@@ -242,11 +243,10 @@ def _cast_tensor(tensor: Lazy, dtype: str, where: str) -> Lazy:
     return Lazy(tensor.shape, dtype, get)
 
 
-def _stated(source: Path, sha256: str, normalise: bool, dtype: str | None) -> dict[str, str]:
+def _stated(source: Path, normalise: bool, dtype: str | None) -> dict[str, str]:
     """What a safetensors file says of its source. The date is that of the source: conversion makes nothing new."""
     changed = datetime.fromtimestamp(source.stat().st_mtime, tz=timezone.utc)
     stated = {
-        _SOURCE_HASH: sha256,
         _SOURCE_NAME: source.name,
         _DATE: changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }

@@ -37,6 +37,7 @@ class Outgoing:
         metadata: its keys besides the widths; tensors in it are `Lazy`.
         variant: where it came from, in words.
         notes: further text for the header of a format that has one, by key.
+        hashes: the same for sha256 in hex that are known when the tensors are written, not before.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Outgoing:
     metadata: Mapping[str, object]
     variant: str
     notes: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, Callable[[], str]] = field(default_factory=dict)
 
 
 def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:

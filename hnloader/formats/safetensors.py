@@ -11,10 +11,11 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import torch
@@ -39,7 +40,7 @@ MAX_JSON_DEPTH = 64
 METADATA_KEY = "hypernetwork"
 # ModelSpec: the sha256 of all bytes after the header. Its place is held until the data are written.
 HASH_KEY = "modelspec.hash_sha256"
-_NO_HASH = "0x" + "?" * 64
+_NO_HASH = "?" * 64
 _SPEC_ARCHITECTURES = {
     "SD 1": "stable-diffusion-v1",
     "SD 2": "stable-diffusion-v2",
@@ -323,7 +324,7 @@ def write_outgoing(outgoing: Outgoing, path: Path) -> None:
         for name, tensor in outgoing.sides[width, side].items()
     }
     header = {"format": "pt", METADATA_KEY: json.dumps(about, ensure_ascii=True), **_model_spec(outgoing)}
-    _write_lazily(path, {**tensors, **extras}, {**header, **outgoing.notes})
+    _write_lazily(path, {**tensors, **extras}, {**header, **outgoing.notes}, outgoing.hashes, hashed=True)
 
 
 def _model_spec(outgoing: Outgoing) -> dict[str, str]:
@@ -335,7 +336,6 @@ def _model_spec(outgoing: Outgoing) -> dict[str, str]:
         "modelspec.architecture": f"{base}/hypernetwork",
         "modelspec.implementation": "https://github.com/AUTOMATIC1111/stable-diffusion-webui",
         "modelspec.title": outgoing.name,
-        HASH_KEY: _NO_HASH,
     }
 
 
@@ -352,11 +352,25 @@ def _at_hand(tensor: Tensor) -> Lazy:
     return Lazy(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
 
 
-def _write_lazily(path: Path, tensors: Mapping[str, Lazy], metadata: dict[str, str]) -> None:
-    """Write the tensors as they are fetched; the hash of their data goes where the metadata hold a place for it."""
+def _write_lazily(
+    path: Path,
+    tensors: Mapping[str, Lazy],
+    metadata: Mapping[str, str],
+    hashes: Mapping[str, Callable[[], str]] | None = None,
+    *,
+    hashed: bool = False,
+) -> None:
+    """Write the tensors as they are fetched.
+
+    Args:
+        hashes: sha256 in hex by key, asked for when the data are written; their places in the header are held.
+        hashed: put ModelSpec's hash of the data into the header too.
+    """
+    late = dict(hashes or {})
+    places = dict.fromkeys(late, _NO_HASH) | ({HASH_KEY: f"0x{_NO_HASH}"} if hashed else {})
     # Widest values first, as the library does, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-item_size(tensors[name].dtype), name))
-    header: dict[str, object] = {"__metadata__": metadata}
+    header: dict[str, object] = {"__metadata__": {**metadata, **places}}
     at = 0
     for name in names:
         size = math.prod(tensors[name].shape) * item_size(tensors[name].dtype)
@@ -367,19 +381,34 @@ def _write_lazily(path: Path, tensors: Mapping[str, Lazy], metadata: dict[str, s
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        digest = hashlib.sha256() if metadata.get(HASH_KEY) == _NO_HASH else None
-        for name in names:
-            tensor = tensors[name].get()
-            data = tensor_bytes(tensor)
-            file.write(data)
-            if digest is not None:
-                digest.update(data)
-        if digest is not None:
-            place = text.index(_NO_HASH.encode("ascii"))
+        digest = _write_data(file, [tensors[name] for name in names], hashed=hashed)
+        late |= {HASH_KEY: lambda: digest} if hashed else {}
+        for key, known in late.items():
+            place = text.index(b"?", text.index(f'"{key}":"'.encode("ascii")))
             file.seek(8 + place)
-            file.write(b"0x" + digest.hexdigest().encode("ascii"))
+            file.write(known().encode("ascii"))
     with safetensors.safe_open(path, framework="pt") as opened:
         assert set(opened.keys()) == set(names)
+
+
+def _write_data(file: BinaryIO, tensors: Sequence[Lazy], *, hashed: bool) -> str:
+    """Write one tensor after the other; their sha256 in hex, taken in a thread beside the writing."""
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(1) as beside:
+        under_way: Future[None] | None = None
+        for each in tensors:
+            tensor = each.get()
+            data = tensor_bytes(tensor)
+            if under_way is not None:
+                under_way.result()  # no more than two tensors are held
+            if hashed:
+                under_way = beside.submit(_update, digest, tensor)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, tensor: Tensor) -> None:
+    digest.update(tensor_bytes(tensor))
 
 
 def tensor_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
