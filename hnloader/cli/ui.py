@@ -104,7 +104,7 @@ def _host(folders: list[Path], models: list[str], out: Path, device: str, dtype:
         output=lambda: out,
         generator=generator,
         models=generator,
-        lora_base=lambda: {"base": generator.source(), "config": config, "device": device},
+        lora_base=lambda: {"source": generator.source(), "config": config, "device": device},
         pages=("generate", "library", "compare", "convert"),
     )
 

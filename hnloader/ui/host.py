@@ -112,8 +112,9 @@ class Host:
         models: chooses the generator's model; None where the program does that itself.
         converted: the folder for converted files that are not to lie beside their sources; None puts them into
             `converted` below `output`.
-        lora_base: called when a LoRA is asked for; the keyword arguments `base`, `config` and `device` of
-            `hnloader.conversion.lora.to_lora`. None leaves LoRA out of Convert (it needs diffusers).
+        lora_base: called when a LoRA is asked for; the arguments of `hnloader.conversion.lora.base.open_base` by
+            name: `source`, and `config` and `device` if they are needed. None leaves LoRA out of Convert (it needs
+            diffusers).
         pages: which pages to show, in this order: library, convert, compare, generate.
         empty: what to do when there is no file yet, one sentence; None names the folders.
         after_change: called when files were added or changed (a webui lists its hypernetworks anew).

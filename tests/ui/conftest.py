@@ -107,7 +107,7 @@ def host_of(tmp_path: Path) -> Callable[..., Host]:
             output=lambda: output,
             generator=generator,
             models=generator,
-            lora_base=lambda: {"base": generator.source(), "device": "cpu"},
+            lora_base=lambda: {"source": generator.source(), "device": "cpu"},
             pages=("generate", "library", "compare", "convert"),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,40 +29,6 @@ _SUFFIXES = {_SAFETENSORS: ".safetensors", _PT: ".pt", _LORA: "-lora.safetensors
 _EXISTING = {"leave it": "skip", "number the new one": "rename", "replace it": "overwrite"}
 # A longer table would make the page slow; what failed stands first.
 _MOST_ROWS = 300
-
-
-@dataclass(frozen=True)
-class _ToLora:
-    """A `Converter` that makes a LoRA for the host's model of each file."""
-
-    options: Mapping[str, Any]
-    tell: Callable[[str], None]
-    check_cancelled: Callable[[], None]
-    suffix: str = _SUFFIXES[_LORA]
-
-    def convert(self, source: Path, target: Path) -> Mapping[str, object]:
-        from hnloader.conversion.lora import to_lora
-
-        def progress(done: int, total: int, text: str) -> None:
-            self.check_cancelled()
-            self.tell(f"{source.name}: {text}")
-
-        made = to_lora(source, target=target, **self.options, progress=progress)
-        return {"notes": [f"fidelity {made.fidelity:.0%}", *made.warnings]}
-
-    def look(self, source: Path) -> None:
-        from hnloader import inspect
-
-        inspect(source)
-
-    def made(self, source: Path, target: Path) -> bool:
-        return False  # a LoRA is also of a model and of settings: what is there is not assumed to be the same
-
-    def came_from(self, file: Path, source: Path) -> bool:
-        return False
-
-    def check(self, source: Path, target: Path) -> Mapping[str, object]:
-        raise HypernetworkError(f"{target} is a LoRA, which is near to {source.name} and not the same")
 
 
 @dataclass(frozen=True)
@@ -135,28 +101,39 @@ class _Convert:
         from hnloader.conversion.bulk import convert_many
 
         results: list[Result] = []
+        files = max(1, len(plan.jobs))
 
-        def tell(text: str = "") -> None:
-            done = len(results) - len(plan.settled)
-            line = f"{done:,} of {len(plan.jobs):,} files" + (f"; {text}" if text else "")
-            if not cancel.is_set():  # what is under way is finished
-                job.report(max(0, done), max(1, len(plan.jobs)), line)
+        def tell(text: str = "", part: float = 0.0) -> None:
+            done = max(0, len(results) - len(plan.settled))
+            if not cancel.is_set():  # otherwise what is under way is finished
+                job.report(int(100 * (done + part)), 100 * files, f"{done:,} of {len(plan.jobs):,} files{text}")
 
-        converter = self._converter(target, tell, job.check)
-        at_once = 1 if target == _LORA else min(4, os.cpu_count() or 1)
+        tell()
+        converter, at_once = self._converter(target, tell, cancel)
         for result in convert_many(plan, converter, jobs=at_once, on_existing=on_existing, cancel=cancel):
             results.append(result)
             tell()
         return results
 
-    def _converter(self, target: str, tell: Callable[[str], None], check: Callable[[], None]) -> Converter:
-        if target == _LORA:
-            if self.host.lora_base is None:
-                raise HypernetworkError("LoRA needs diffusers, which is not here.")
-            return _ToLora(self.host.lora_base(), tell, check)
-        from hnloader.conversion.to_format import ToFormat
+    def _converter(
+        self, target: str, tell: Callable[[str, float], None], cancel: threading.Event
+    ) -> tuple[Converter, int]:
+        """What converts one file, and how many at once."""
+        if target != _LORA:
+            from hnloader.conversion.to_format import ToFormat
 
-        return ToFormat(_SUFFIXES[target])
+            return ToFormat(_SUFFIXES[target]), min(4, os.cpu_count() or 1)
+        if self.host.lora_base is None:
+            raise HypernetworkError("LoRA needs diffusers, which is not here.")
+        from hnloader.conversion.lora.base import open_base
+        from hnloader.conversion.lora.files import ToLora
+
+        def progress(done: int, total: int, text: str) -> None:
+            if cancel.is_set():
+                raise KeyboardInterrupt  # the sign that `bulk` asks for
+            tell(f": {text}", done / max(1, total))
+
+        return ToLora(open_base(**self.host.lora_base()), progress=progress), 1
 
     def _said(self, results: Sequence[Result], plan: Plan, cancelled: bool, report: bool) -> str:
         from hnloader.conversion.reports import write_report
@@ -190,7 +167,10 @@ class _Convert:
         outcome = f'<span class="hnl-badge {kind}">{markup.escaped(result.outcome)}</span>'
         parts = [result.target.name] if result.target is not None and result.outcome != "failed" else []
         parts += [result.brief_reason] if result.reason else []
-        parts += [str(note) for note in cast("Sequence[object]", result.details.get("notes", ()))]
+        details = result.details
+        parts += [f"fidelity {details['fidelity']:.0%}"] if "fidelity" in details else []
+        for kind_of_note in ("notes", "warnings"):
+            parts += map(str, cast("Sequence[object]", details.get(kind_of_note, ())))
         return [markup.escaped(self._label(result)), outcome, markup.escaped("; ".join(parts), 400)]
 
     def _label(self, result: Result) -> str:
