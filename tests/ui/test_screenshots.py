@@ -62,7 +62,7 @@ def _preview(style: str) -> Image.Image:
 
 @pytest.fixture
 def shoot(tmp_path: Path):
-    folder = Path(os.environ.get("HNLOADER_SCREENSHOTS", tmp_path / "shots"))
+    folder = Path(os.environ.get("HNLOADER_SCREENSHOTS", tmp_path / "shots")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
 
     def take(page: Page, name: str) -> None:
