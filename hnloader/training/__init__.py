@@ -71,6 +71,8 @@ def prepare(
     processes = _processes()
     place = device if processes is None else str(processes.device)
     model = load_model(config.model, device=place, dtype=config.precision)
+    if config.checkpointing:
+        model.pipeline.unet.enable_gradient_checkpointing()
     training = Training(config, Denoiser(model.pipeline), dataset, model, processes)
     if restart:
         for path in found:
