@@ -72,7 +72,7 @@ class Checkpoint:
     container: Literal["zip", "legacy"]
     refused: list[Refusal]
     label: str
-    _read_storage: Callable[[StorageRef], bytearray] = field(repr=False)
+    _read_storage: Callable[[StorageRef], Iterator[bytearray]] = field(repr=False)
     _storages: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def read(self, ref: TensorRef) -> Tensor:
@@ -84,10 +84,20 @@ class Checkpoint:
         storage = ref.storage
         if storage.key not in self._storages:
             dtype: torch.dtype = getattr(torch, storage.dtype)
-            data = self._read_storage(storage)
+            data = _joined(self._read_storage(storage), storage.count * item_size(storage.dtype))
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             self._storages[storage.key] = flat
         return self._storages[storage.key].as_strided(ref.shape, ref.stride, ref.offset)
+
+    def stream(self, ref: TensorRef) -> Iterator[bytearray] | None:
+        """The bytes of a tensor in pieces, for who needs no more than one at a time; None where it must be read whole.
+
+        Raises:
+            CorruptFileError: the file is damaged.
+        """
+        strides = [math.prod(ref.shape[axis + 1 :]) for axis in range(len(ref.shape))]
+        whole = ref.offset == 0 and ref.count == ref.storage.count and list(ref.stride) == strides
+        return self._read_storage(ref.storage) if whole else None
 
     def forget(self) -> None:
         """Drop the storages that were read; they are kept because tensors may share them."""
@@ -111,6 +121,16 @@ def is_legacy_stream(head: bytes) -> bool:
     """True when the file's first bytes are those of a legacy (non-zip) `torch.save`."""
     start = head[:64]
     return LEGACY_MAGIC_NUMBER.to_bytes(10, "little") in start or str(LEGACY_MAGIC_NUMBER).encode() in start
+
+
+def _joined(pieces: Iterator[bytearray], size: int) -> bytearray:
+    data = bytearray(size)
+    at = 0
+    for piece in pieces:
+        data[at : at + len(piece)] = piece
+        at += len(piece)
+    assert at == size == len(data)
+    return data
 
 
 def _check_tensors(tree: object, source: Source) -> None:
@@ -214,8 +234,27 @@ def _read_zip(source: Source) -> Checkpoint:
         "zip",
         pickle.refused,
         source.label,
-        lambda ref: bytearray(read(f"{root}data/{ref.key}")),
+        lambda ref: _member_pieces(archive, members[f"{root}data/{ref.key}"], source),
     )
+
+
+def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source) -> Iterator[bytearray]:
+    """The contents of a member in pieces; raises CorruptFileError at the end where their CRC is wrong."""
+    with _zip_errors(source), archive.open(member) as opened:  # which compares the member's two headers
+        if member.compress_type != zipfile.ZIP_STORED:
+            yield bytearray(opened.read())
+            return
+    # What is not compressed is read without zipfile's own buffers.
+    name_size, extra_size = struct.unpack("<HH", source.read(member.header_offset + 26, 4))
+    crc = 0
+    for piece in source.pieces(member.header_offset + 30 + name_size + extra_size, member.file_size):
+        crc = zlib.crc32(piece, crc)
+        yield piece
+    if crc != member.CRC:
+        raise CorruptFileError(
+            f"{source.label}: the zip archive is damaged (Bad CRC-32 for file {member.filename!r}). "
+            "Copy or download it again."
+        )
 
 
 class _Directory:
@@ -307,8 +346,8 @@ def _read_legacy(source: Source) -> Checkpoint:
         _check_tensors(tree, source)
         places = _legacy_places(source, tree, keys, pickles[-1].end)
 
-    def read_storage(ref: StorageRef) -> bytearray:
-        return bytearray(source.read(places[ref.key], ref.count * item_size(ref.dtype)))
+    def read_storage(ref: StorageRef) -> Iterator[bytearray]:
+        return source.pieces(places[ref.key], ref.count * item_size(ref.dtype))
 
     return Checkpoint(tree, "legacy", refused, source.label, read_storage)
 

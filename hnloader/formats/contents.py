@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ class Contents:
         old_names: the file says linear1 and linear2.
         read: gives the tensor that a `TensorInfo` describes.
         forget: drops what `read` keeps for tensors that share memory; called by who needs each tensor once.
+        stream: gives the bytes of the tensor in pieces; None for one that must be read whole.
         notes: further text in the file's header, by key.
     """
 
@@ -63,6 +64,7 @@ class Contents:
     old_names: bool
     read: Callable[[Any], Tensor] = field(repr=False)
     forget: Callable[[], None] = field(default=lambda: None, repr=False)
+    stream: Callable[[Any], Iterator[bytearray] | None] = field(default=lambda info: None, repr=False)
     notes: Mapping[str, str] = field(default_factory=dict)
     architecture: Architecture = field(init=False)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ctypes
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hnloader.errors import UnsupportedArchitectureError
 from hnloader.formats.contents import Contents, check_finite, is_tensor_info, state_dict
 from hnloader.formats.proof import OLD_NAMES
+from hnloader.formats.source import PIECE_SIZE
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 
@@ -18,12 +21,25 @@ from hnloader.network import SIDES, Hypernetwork, SideName
 class Lazy:
     """A tensor to be written: its shape, the name of its torch dtype, and how to get it.
 
-    `get` gives it on the CPU and contiguous, of exactly that shape and dtype.
+    `get` gives it on the CPU and contiguous, of exactly that shape and dtype; `stream` its bytes in pieces, or None
+    where they can only be got all at once.
     """
 
     shape: tuple[int, ...]
     dtype: str
     get: Callable[[], Tensor]
+    stream: Callable[[], Iterator[bytearray] | None] = lambda: None
+
+    def pieces(self) -> Iterator[bytes | bytearray]:
+        """Its bytes in the order of the file, each piece a buffer of its own that nothing else changes."""
+        streamed = self.stream()
+        if streamed is not None:
+            yield from streamed
+            return
+        tensor = self.get()
+        view = memoryview(tensor_bytes(tensor)).cast("B")
+        for at in range(0, len(view), PIECE_SIZE):
+            yield bytes(view[at : at + PIECE_SIZE])
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +117,28 @@ def _stored(contents: Contents, info: Any, where: str | None) -> Lazy:
             check_finite(tensor, f"{contents.label}: {where}")
         return tensor
 
-    return Lazy(tuple(info.shape), info.dtype, get)
+    def stream() -> Iterator[bytearray] | None:
+        pieces = contents.stream(info)
+        return pieces if pieces is None or where is None else _finite(pieces, getattr(torch, info.dtype), get)
+
+    return Lazy(tuple(info.shape), info.dtype, get, stream)
+
+
+def _finite(pieces: Iterator[bytearray], dtype: torch.dtype, get: Callable[[], Tensor]) -> Iterator[bytearray]:
+    """`pieces`; where a value is NaN or infinite, `get` raises what is to be said about the whole tensor."""
+    for piece in pieces:
+        values = torch.frombuffer(piece, dtype=dtype)
+        # As in check_finite; float16 is summed in float32, where it does not overflow.
+        total = values.sum(dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        if not torch.isfinite(total) and not torch.isfinite(values).all():
+            get()
+        yield piece
+
+
+def tensor_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
+    """The memory of a contiguous CPU tensor, without a copy."""
+    size = tensor.numel() * tensor.element_size()
+    return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
 
 
 def _without_tensors(value: object, contents: Contents | None = None) -> object:

@@ -6,11 +6,11 @@ docs/format.md describes the layout. A safetensors file cannot run code, and its
 from __future__ import annotations
 
 import base64
-import ctypes
 import hashlib
 import json
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,6 +46,9 @@ _SPEC_ARCHITECTURES = {
     "SD 2": "stable-diffusion-v2",
     "SDXL": "stable-diffusion-xl-v1-base",
 }
+
+# How far the writing may be before the hashing.
+_PIECES_AHEAD = 8
 
 _DTYPES = {
     "F64": "float64",
@@ -126,6 +129,7 @@ def read(source: Source) -> Contents:
         sides,
         old_names,
         read_tensor,
+        stream=lambda info: source.pieces(info.offset, info.size),
         notes=notes,
     )
 
@@ -395,23 +399,13 @@ def _write_data(file: BinaryIO, tensors: Sequence[Lazy], *, hashed: bool) -> str
     """Write one tensor after the other; their sha256 in hex, taken in a thread beside the writing."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as beside:
-        under_way: Future[None] | None = None
-        for each in tensors:
-            tensor = each.get()
-            data = tensor_bytes(tensor)
-            if under_way is not None:
-                under_way.result()  # no more than two tensors are held
+        under_way: deque[Future[None]] = deque()
+        for piece in (piece for tensor in tensors for piece in tensor.pieces()):
             if hashed:
-                under_way = beside.submit(_update, digest, tensor)
-            file.write(data)
+                under_way.append(beside.submit(digest.update, piece))
+                if len(under_way) > _PIECES_AHEAD:
+                    under_way.popleft().result()
+            file.write(piece)
+        for each in under_way:
+            each.result()
     return digest.hexdigest()
-
-
-def _update(digest: Any, tensor: Tensor) -> None:
-    digest.update(tensor_bytes(tensor))
-
-
-def tensor_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
-    """The memory of a contiguous CPU tensor, without a copy."""
-    size = tensor.numel() * tensor.element_size()
-    return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""

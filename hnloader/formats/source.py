@@ -14,6 +14,7 @@ from hnloader.errors import CorruptFileError, HypernetworkError
 
 FileLike = str | os.PathLike[str] | BinaryIO
 HEAD_SIZE = 4096
+PIECE_SIZE = 1 << 20  # of data that are passed on; a multiple of every value's size
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,18 @@ class Source:
         if len(data) != size:
             raise CorruptFileError(f"{self.label} became shorter while it was read; try again")
         return data
+
+    def pieces(self, offset: int, size: int) -> Iterator[bytearray]:
+        """The same in pieces of `PIECE_SIZE`, each a buffer of its own; raises what `read` raises."""
+        self.read(offset + size, 0)  # the file reaches that far
+        for at in range(offset, offset + size, PIECE_SIZE):
+            piece = bytearray(min(PIECE_SIZE, offset + size - at))
+            try:
+                self.file.seek(at)
+                done = self.file.readinto(piece) if hasattr(self.file, "readinto") else None
+            except (OSError, ValueError) as error:
+                raise HypernetworkError(f"{self.label} cannot be read: {_reason(error)}") from error
+            yield piece if done == len(piece) else bytearray(self.read(at, len(piece)))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ import torch._utils
 
 from hnloader.formats.checkpoint import item_size
 from hnloader.formats.outgoing import Lazy
-from hnloader.formats.safetensors import tensor_bytes
 
 _ROOT = "archive"
 _ALIGNMENT = 64
@@ -84,13 +84,11 @@ def write_tree(path: Path, tree: object) -> None:
     pickler = _Pickler(data)
     pickler.dump(tree)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        _add(archive, "data.pkl", data.getvalue())
-        _add(archive, "byteorder", b"little")
+        _add(archive, "data.pkl", [data.getvalue()], len(data.getvalue()))
+        _add(archive, "byteorder", [b"little"], 6)
         for index, tensor in enumerate(pickler.tensors):
-            ready = tensor.get()
-            assert ready.numel() * ready.element_size() == _size(tensor)
-            _add(archive, f"data/{index}", tensor_bytes(ready))
-        _add(archive, "version", b"3\n")
+            _add(archive, f"data/{index}", tensor.pieces(), _size(tensor))
+        _add(archive, "version", [b"3\n"], 2)
 
 
 def _size(tensor: Lazy) -> int:
@@ -100,11 +98,14 @@ def _size(tensor: Lazy) -> int:
     return count
 
 
-def _add(archive: zipfile.ZipFile, name: str, data: Any) -> None:
+def _add(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes | bytearray], size: int) -> None:
     """Add a member whose data begin at a multiple of 64 bytes, padded in its extra field as torch does."""
     assert archive.fp is not None
     info = zipfile.ZipInfo(f"{_ROOT}/{name}", _NO_DATE)
     begin = archive.fp.tell() + _HEADER_SIZE + len(info.filename) + 4
     padding = -begin % _ALIGNMENT
     info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-    archive.writestr(info, data)
+    info.file_size = size  # zipfile leaves room for large sizes by it
+    with archive.open(info, "w") as member:
+        written = sum(member.write(piece) for piece in pieces)
+    assert written == size, f"{name} has {written} bytes where {size} were to come"

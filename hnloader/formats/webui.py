@@ -82,6 +82,7 @@ def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) ->
         old_names,
         checkpoint.read,
         checkpoint.forget,
+        checkpoint.stream,
     )
 
 

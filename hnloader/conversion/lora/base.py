@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.conversion.lora.names import diffusers_name
 from hnloader.families import model_family
-from hnloader.formats.safetensors import tensor_bytes
+from hnloader.formats.outgoing import tensor_bytes
 from hnloader.pipelines import CHECKPOINT_SUFFIXES, ModelError, choose_device, choose_dtype, load_model, quiet
 
 Projection = Literal["to_k", "to_v", "to_out.0"]

@@ -14,7 +14,8 @@ from torch import Tensor
 from hnloader.conversion.lora.names import NameStyle, lora_name
 from hnloader.conversion.lora.result import ALPHA, Kind, LayerChange
 from hnloader.files import replacing
-from hnloader.formats.safetensors import tensor_bytes, write_tensors
+from hnloader.formats.outgoing import tensor_bytes
+from hnloader.formats.safetensors import write_tensors
 
 # By family: kohya's ss_base_model_version, ModelSpec's architecture, and the native size in pixels.
 _FAMILIES = {
