@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -115,7 +114,7 @@ def _same(one: object, two: object, found: Contents) -> bool:
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
         return len(one) == len(two) and all(_same(a, b, found) for a, b in zip(one, two, strict=True))
     if isinstance(one, float) and isinstance(two, float):
-        return one == two or (math.isnan(one) and math.isnan(two))
+        return repr(one) == repr(two)  # which tells -0.0 from 0.0, and no NaN from another
     return one == two
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from hnloader.conversion.companions import carry
+from hnloader.conversion.companions import carry, companion_of
 from hnloader.conversion.normalising import normalised, why_not
 from hnloader.conversion.planning import numbered
 from hnloader.conversion.proof import ProofError, prove_equal
@@ -127,10 +127,10 @@ def convert(
             write(replace(outgoing, notes=notes_of_file, hashes={_SOURCE_HASH: hashed.result}), temporary)
             sha256 = hashed.result()
             proved = _proved(outgoing, temporary, wanted) if prove else ()
-            written = _sha256(temporary) if given.with_name(given.name + ".optim").is_file() else ""
-    if written:
-        told = carry(given, sha256, wanted, written)
-        notes += (told,) if told else ()
+            # Before the file takes its name: one that is there is complete.
+            if companion_of(given).is_file():
+                told = carry(given, sha256, wanted, _sha256(temporary))
+                notes += (told,) if told else ()
     if changed:
         notes += (f"the tensors are rounded to {wanted_dtype}: this is not lossless",)
     return Converted(given, wanted, "converted", not changed and not normalise, proved, notes, sha256)

@@ -40,7 +40,7 @@ from hnloader.formats.pickles import (
     read_pickle,
 )
 from hnloader.formats.refusals import check_refusals
-from hnloader.formats.source import Source
+from hnloader.formats.source import PIECE_SIZE, Source
 
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY_SIZE = 8 << 20
@@ -242,7 +242,8 @@ def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: So
     """The contents of a member in pieces; raises CorruptFileError at the end where their CRC is wrong."""
     with _zip_errors(source), archive.open(member) as opened:  # which compares the member's two headers
         if member.compress_type != zipfile.ZIP_STORED:
-            yield bytearray(opened.read())
+            while data := opened.read(PIECE_SIZE):
+                yield bytearray(data)
             return
     # What is not compressed is read without zipfile's own buffers.
     name_size, extra_size = struct.unpack("<HH", source.read(member.header_offset + 26, 4))

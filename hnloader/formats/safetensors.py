@@ -332,11 +332,11 @@ def write_outgoing(outgoing: Outgoing, path: Path) -> None:
 
 
 def _model_spec(outgoing: Outgoing) -> dict[str, str]:
-    """The keys of Stability AI's ModelSpec 1.0.0, by which programs tell what kind of model a file is."""
+    """The keys of Stability AI's ModelSpec 1.0.1, by which programs tell what kind of model a file is."""
     made_for = families(outgoing.widths)
     base = _SPEC_ARCHITECTURES[made_for[0]] if len(made_for) == 1 else "stable-diffusion"
     return {
-        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{base}/hypernetwork",
         "modelspec.implementation": "https://github.com/AUTOMATIC1111/stable-diffusion-webui",
         "modelspec.title": outgoing.name,

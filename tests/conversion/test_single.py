@@ -139,7 +139,7 @@ def test_the_header_says_what_the_file_is_and_where_it_came_from(tmp_path: Path)
     found = header(tmp_path / "new.safetensors")
     data = (tmp_path / "new.safetensors").read_bytes()
     body = data[8 + struct.unpack("<Q", data[:8])[0] :]
-    assert found["modelspec.sai_model_spec"] == "1.0.0"
+    assert found["modelspec.sai_model_spec"] == "1.0.1"
     assert found["modelspec.architecture"] == "stable-diffusion-v1/hypernetwork"
     assert found["modelspec.title"] == "ink"
     assert found["modelspec.date"] == "2022-11-09T13:20:00Z"
