@@ -135,14 +135,13 @@ def _growth_of_memory(panel: Axes, along: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _line(way: str) -> dict[str, Any]:
-    """hnloader solid with dots, hooks dashed; a colour for each kind of file."""
-    colour = "#6b4fa0" if way.endswith("linear") else "#1668b3"
-    if way.startswith("live hooks"):
-        colour = "#d1a02d" if way.endswith("linear") else "#d1702d"
+    """hnloader solid, hooks dashed; a colour for each kind of file."""
+    colours = {"hnloader, relu": "#1668b3", "hnloader, linear": "#6b4fa0", "live hooks, relu": "#d1702d"}
+    colour = colours.get(way, "#d1a02d" if way.startswith("live") else "#5c9e6f")
     return {"color": colour, "marker": "o", "markersize": 3, "linestyle": "--" if way.startswith("live") else "-"}
 
 
-def _places(panel: Axes, places: Sequence[int]) -> None:
+def _places(panel: Axes, places: Sequence[float]) -> None:
     panel.set_xscale("log", base=2)
-    panel.set_xticks(places, [str(place) for place in places])
+    panel.set_xticks(places, [f"{place:g}" for place in places])
     panel.minorticks_off()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -17,7 +16,6 @@ from hnloader.network import Hypernetwork, SideName
 Way: TypeAlias = "Callable[[nn.Module, Sequence[Hypernetwork]], object]"
 LORA_RANK = 16
 STRENGTH = 0.8
-EXACT_IS_THERE = "exact" in inspect.signature(hnloader.attach).parameters
 
 
 def bare(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
@@ -101,17 +99,20 @@ def _chain(hypernetworks: Sequence[Hypernetwork], width: int, side: SideName) ->
 
 
 class Attaching:
-    """Attaches with hnloader's defaults when it is called, and keeps the attachment."""
+    """Attaches with hnloader when it is called, and keeps the attachment."""
 
     attachment: hnloader.Attachment
 
-    def __init__(self, model: object, hypernetworks: Sequence[Hypernetwork]) -> None:
-        self._model, self._hypernetworks = model, list(hypernetworks)
+    def __init__(self, model: object, hypernetworks: Sequence[Hypernetwork], *, edit_weights: bool = True) -> None:
+        self._model, self._hypernetworks, self._edit_weights = model, list(hypernetworks), edit_weights
 
     def __call__(self) -> None:
-        self.attachment = hnloader.attach(self._model, self._hypernetworks, STRENGTH)
+        self.attachment = hnloader.attach(self._model, self._hypernetworks, STRENGTH, edit_weights=self._edit_weights)
 
 
 def plans(attachment: hnloader.Attachment) -> str:
-    """How hnloader computes what is attached, in a few words."""
-    return "live"
+    """How hnloader computes what is attached, in a few words: `self fold, cross cache`. The model must have run."""
+    found: dict[str, dict[str, None]] = {}
+    for row in attachment.explain().rows:
+        found.setdefault(row.kind, {})[row.plan] = None
+    return ", ".join(f"{kind} {' + '.join(names)}" for kind, names in sorted(found.items(), reverse=True))

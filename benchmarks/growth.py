@@ -3,8 +3,8 @@
     python -m benchmarks.growth [--quick] [--threads N] [--results FOLDER]
 
 The model is one transformer block of each level of SD 1, at their true widths, and nothing else: there a hypernetwork
-weighs more than in a whole UNet. Each cell has relu and linear files, each with live hooks and with hnloader. Prints
-Markdown.
+weighs more than in a whole UNet. Each cell has relu files, linear files, and linear files that may not be folded into
+the model, each with hnloader and with live hooks. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -22,11 +22,32 @@ from benchmarks._report import Target
 from hnloader.network import Architecture
 
 BARE = "bare model"
-ACTIVATIONS = {"relu": "relu", "linear": None}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file and how it is attached.
+
+    Attributes:
+        activation: Of its hidden layers.
+        edit_weights: Whether it may be folded into the model's weights; a webui does not let it.
+        hooks: Name of the way with live hooks on such files.
+    """
+
+    activation: str | None
+    edit_weights: bool
+    hooks: str
+
+
+KINDS = {
+    "relu": Kind("relu", True, "live hooks, relu"),
+    "linear": Kind(None, True, "live hooks, linear"),
+    "linear, not to be folded": Kind(None, False, "live hooks, linear"),
+}
 # What a cell is when it is not the one that grows.
-USUAL = {"hidden width": 2, "files": 1, "latents": 64, "batch": 1}
-AXES: dict[str, tuple[int, ...]] = {
-    "hidden width": (1, 2, 4, 8),
+USUAL: dict[str, float] = {"hidden width": 2, "files": 1, "latents": 64, "batch": 1}
+AXES: dict[str, tuple[float, ...]] = {
+    "hidden width": (0.25, 1, 2, 4, 8),
     "files": (1, 2, 4, 8),
     "latents": (32, 64, 96, 128),
     "batch": (1, 2, 4, 8),
@@ -46,7 +67,7 @@ class Cell:
     """
 
     axis: str
-    value: int
+    value: float
     rounds: Rounds
     memory: dict[str, int]
     plans: dict[str, str]
@@ -62,46 +83,40 @@ class Cell:
         }
 
 
-def hooks(kind: str) -> str:
-    """Name of the way with live hooks."""
-    return f"live hooks, {kind}"
-
-
 def ours(kind: str) -> str:
     """Name of hnloader's way."""
     return f"hnloader, {kind}"
 
 
-def measure(subject: Subject, axis: str, value: int, seconds: float, *, width: int, files: int) -> Cell:
+def measure(subject: Subject, axis: str, value: float, seconds: float, *, width: float, files: int) -> Cell:
     """Time one cell: files with hidden layers `width` times as wide as the context, so many chained."""
     steps: dict[str, Callable[[], Tensor]] = {BARE: subject.step(subject.copy())}
-    kept = {BARE: 0}
+    kept: dict[str, int] = {}
     plans = {}
-    for kind, activation in ACTIVATIONS.items():
-        made = _files.hypernetworks(Architecture((1, width, 1), activation), subject.widths, files)
+    for name, kind in KINDS.items():
+        made = _files.hypernetworks(Architecture((1, width, 1), kind.activation), subject.widths, files)
+        if kind.hooks not in steps:
+            model = subject.copy()
+            _ways.live_hooks(model, made)
+            steps[kind.hooks] = subject.step(model)
         model = subject.copy()
-        _ways.live_hooks(model, made)
-        steps[hooks(kind)], kept[hooks(kind)] = subject.step(model), 0
-        model = subject.copy()
-        step = subject.step(model)
-        attach = _ways.Attaching(model, made)
-        kept[ours(kind)] = memory_of(attach).kept
-        kept[ours(kind)] += memory_of(step).kept
-        steps[ours(kind)] = step
-        plans[kind] = _ways.plans(attach.attachment)
+        steps[ours(name)] = subject.step(model)
+        attach = _ways.Attaching(model, made, edit_weights=kind.edit_weights)
+        kept[ours(name)] = memory_of(attach).kept + memory_of(steps[ours(name)]).kept
+        plans[name] = _ways.plans(attach.attachment)
     rounds = take_turns(steps, seconds=seconds, most=9)
-    peaks = {way: memory_of(step).peak + kept[way] for way, step in steps.items()}
+    peaks = {way: memory_of(step).peak + kept.get(way, 0) for way, step in steps.items()}
     memory = {way: peak - peaks[BARE] for way, peak in peaks.items() if way != BARE}
     return Cell(axis, value, rounds, memory, plans)
 
 
-def cells(axes: dict[str, tuple[int, ...]], seconds: float, make: Callable[[int, int], Subject]) -> Iterable[Cell]:
+def cells(axes: dict[str, tuple[float, ...]], seconds: float, make: Callable[[int, int], Subject]) -> Iterable[Cell]:
     """Every cell of every axis; `make` gives the model for a size of latents and a batch."""
     for axis, values in axes.items():
         for value in values:
             point = {**USUAL, axis: value}
-            subject = make(point["latents"], point["batch"])
-            yield measure(subject, axis, value, seconds, width=point["hidden width"], files=point["files"])
+            subject = make(int(point["latents"]), int(point["batch"]))
+            yield measure(subject, axis, value, seconds, width=point["hidden width"], files=int(point["files"]))
             gc.collect()
 
 
@@ -109,18 +124,18 @@ def growth_table(found: Sequence[Cell]) -> str:
     """One line per cell and kind of file."""
     rows = []
     for cell in found:
-        for kind in ACTIVATIONS:
+        for kind in KINDS:
             rounds = cell.rounds
             rows.append(
                 [
-                    f"{cell.axis} {cell.value}" if kind == "relu" else "",
+                    f"{cell.axis} {cell.value:g}" if kind == "relu" else "",
                     kind,
                     cell.plans[kind],
                     _report.duration(rounds.seconds(BARE).median),
-                    _report.with_spread(rounds.ratio(hooks(kind), BARE)),
+                    _report.with_spread(rounds.ratio(KINDS[kind].hooks, BARE)),
                     _report.with_spread(rounds.ratio(ours(kind), BARE)),
-                    _report.with_spread(rounds.ratio(ours(kind), hooks(kind))),
-                    _report.megabytes(cell.memory[hooks(kind)]),
+                    _report.with_spread(rounds.ratio(ours(kind), KINDS[kind].hooks)),
+                    _report.megabytes(cell.memory[KINDS[kind].hooks]),
                     _report.megabytes(cell.memory[ours(kind)]),
                 ]
             )
@@ -131,8 +146,8 @@ def growth_table(found: Sequence[Cell]) -> str:
 def targets(found: Sequence[Cell]) -> list[Target]:
     """No cell is slower than the live hooks; only the slowest one is listed."""
     listed = []
-    for kind in ACTIVATIONS:
-        ratios = [(cell.rounds.ratio(ours(kind), hooks(kind)), f"{cell.axis} {cell.value}") for cell in found]
+    for kind in KINDS:
+        ratios = [(cell.rounds.ratio(ours(kind), KINDS[kind].hooks), f"{cell.axis} {cell.value:g}") for cell in found]
         slowest, where = max(ratios, key=lambda each: each[0].median)
         listed.append(Target(f"{kind}: the slowest cell to live hooks", where, slowest, 1))
     return listed
@@ -140,10 +155,10 @@ def targets(found: Sequence[Cell]) -> list[Target]:
 
 def main() -> None:
     options = _options.parse(__doc__)
-    quick: dict[str, tuple[int, ...]] = {"hidden width": (1, 2), "latents": (16, 32)}
+    quick: dict[str, tuple[float, ...]] = {"hidden width": (0.25, 1), "latents": (16, 32)}
     axes = quick if options.quick else AXES
-    print(f"\n### Growth: {_models.blocks(USUAL['latents'], USUAL['batch']).title}\n", flush=True)
-    usual = ", ".join(f"{axis} {value}" for axis, value in USUAL.items())
+    print(f"\n### Growth: {_models.blocks(64, 1).title}\n", flush=True)
+    usual = ", ".join(f"{axis} {value:g}" for axis, value in USUAL.items())
     found = list(cells(axes, 0.5 if options.quick else 8, _models.blocks))
     print(f"What does not grow: {usual}. Ratios are to the bare step, medians with quartiles.\n")
     print(growth_table(found))

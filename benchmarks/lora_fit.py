@@ -48,8 +48,10 @@ def compare_fits(ranks: Sequence[int], pictures: int = 10, steps: int = 8) -> It
                         delta = ranked.up[:, :rank] @ ranked.down[:rank]
                         errors[rank, way, side] += measure(weight, layer, side, delta)
         for rank in ranks:
-            by_way = [{side: errors[rank, way, side].of_change for side in SIDES} for way in ("plain", "fitted")]
-            yield Row(style, rank, *by_way)
+            plain, fitted = (
+                {str(side): errors[rank, way, side].of_change for side in SIDES} for way in ("plain", "fitted")
+            )
+            yield Row(style, rank, plain, fitted)
 
 
 def main() -> None:

@@ -53,14 +53,13 @@ class Group:
     @property
     def ways(self) -> tuple[str, ...]:
         """In the order of the table."""
-        others = (way for way in self.others if way != EXACT or _ways.EXACT_IS_THERE)
-        return (BARE, HOOKS, *others, OURS)
+        return (BARE, HOOKS, *self.others, OURS)
 
 
 GROUPS = (
     Group(_files.RELU, (WEBUI, LORA, EXACT)),
     Group(_files.NORM, (WEBUI,)),
-    Group(_files.LINEAR, (WEBUI, EXACT)),
+    Group(_files.LINEAR, (WEBUI,)),
     Group(_files.CROSS),
     Group(_files.FIVE_RELU, (ONE,)),
     Group(_files.FIVE_LINEAR, (ONE,)),
@@ -121,14 +120,17 @@ class Result:
 def measure(subject: Subject, group: Group, seconds: float, least: int = 3, most: int = 15) -> Result:
     """Time a group on a model for about so many seconds."""
     files = group.case.make(subject)
-    steps: dict[str, Callable[[], Tensor]] = {}
-    for way in group.ways:
+    outputs: dict[str, Tensor] = {}
+
+    def step_of(way: str) -> Callable[[], None]:
         model = subject.copy()
         WAYS[way](model, files[:1] if way == ONE else files)
-        steps[way] = subject.step(model)
-    rounds = take_turns(steps, seconds=seconds, least=least, most=most)
-    reference = steps[HOOKS]().float()
-    errors = {way: _difference(steps[way]().float(), reference) for way in steps if way not in (HOOKS, ONE, LORA)}
+        step = subject.step(model)
+        return lambda: outputs.update({way: step()})
+
+    rounds = take_turns({way: step_of(way) for way in group.ways}, seconds=seconds, least=least, most=most)
+    reference = outputs[HOOKS].float()
+    errors = {way: _difference(outputs[way].float(), reference) for way in outputs if way not in (HOOKS, ONE, LORA)}
     return Result(subject.title, group, rounds, _arithmetic.bound(subject, files), errors)
 
 

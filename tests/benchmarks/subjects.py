@@ -1,0 +1,12 @@
+"""A subject for the benchmarks that takes milliseconds."""
+
+from __future__ import annotations
+
+from small_models import make_unet, unet_inputs
+
+from benchmarks._models import Subject
+
+
+def tiny_subject() -> Subject:
+    """A UNet with a sixteenth of SD 1's widths."""
+    return Subject("tiny", make_unet("sd1"), unet_inputs("sd1"))
