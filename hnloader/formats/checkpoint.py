@@ -40,7 +40,7 @@ from hnloader.formats.pickles import (
     read_pickle,
 )
 from hnloader.formats.refusals import check_refusals
-from hnloader.formats.source import PIECE_SIZE, Source
+from hnloader.formats.source import PIECE_SIZE, Source, joined
 
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY_SIZE = 8 << 20
@@ -84,7 +84,7 @@ class Checkpoint:
         storage = ref.storage
         if storage.key not in self._storages:
             dtype: torch.dtype = getattr(torch, storage.dtype)
-            data = _joined(self._read_storage(storage), storage.count * item_size(storage.dtype))
+            data = joined(self._read_storage(storage), storage.count * item_size(storage.dtype))
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             self._storages[storage.key] = flat
         return self._storages[storage.key].as_strided(ref.shape, ref.stride, ref.offset)
@@ -121,16 +121,6 @@ def is_legacy_stream(head: bytes) -> bool:
     """True when the file's first bytes are those of a legacy (non-zip) `torch.save`."""
     start = head[:64]
     return LEGACY_MAGIC_NUMBER.to_bytes(10, "little") in start or str(LEGACY_MAGIC_NUMBER).encode() in start
-
-
-def _joined(pieces: Iterator[bytearray], size: int) -> bytearray:
-    data = bytearray(size)
-    at = 0
-    for piece in pieces:
-        data[at : at + len(piece)] = piece
-        at += len(piece)
-    assert at == size == len(data)
-    return data
 
 
 def _check_tensors(tree: object, source: Source) -> None:

@@ -29,7 +29,7 @@ from hnloader.formats.contents import Contents, SideTensors, named_tensors
 from hnloader.formats.identify import kind_of_names
 from hnloader.formats.outgoing import Lazy, Outgoing, from_hypernetwork
 from hnloader.formats.pickles import MAX_INT_BYTES, has_chosen_hash
-from hnloader.formats.source import Source
+from hnloader.formats.source import Source, joined
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 SUFFIX = ".safetensors"
@@ -113,7 +113,7 @@ def read(source: Source) -> Contents:
 
     def read_tensor(info: StoredTensor) -> Tensor:
         dtype = getattr(torch, info.dtype)
-        data = bytearray(source.read(info.offset, info.size))
+        data = joined(source.pieces(info.offset, info.size), info.size)
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return flat.reshape(info.shape)
 

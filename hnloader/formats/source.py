@@ -69,6 +69,17 @@ class Source:
             yield piece if done == len(piece) else bytearray(self.read(at, len(piece)))
 
 
+def joined(pieces: Iterator[bytearray], size: int) -> bytearray:
+    """All pieces in one buffer of `size` bytes, without a second copy of all."""
+    data = bytearray(size)
+    at = 0
+    for piece in pieces:
+        data[at : at + len(piece)] = piece
+        at += len(piece)
+    assert at == size == len(data)
+    return data
+
+
 @contextlib.contextmanager
 def open_source(given: FileLike) -> Iterator[Source]:
     """Open a path, or look at an open binary file from its beginning (it is left open).
