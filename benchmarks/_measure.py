@@ -73,27 +73,27 @@ class Rounds:
         return Spread.of([one.cpu / max(other.cpu, 1e-9) for one, other in pairs])
 
     def share(self, way: str, of: str, base: str) -> Spread:
-        """What `way` adds to `base` as a fraction of what `of` adds: (way - base) / (of - base).
+        """What `way` adds to `base` as a fraction of what `of` adds: (way / base - 1) / (of / base - 1).
 
-        Both differences are small against the noise of one round, so the ratio is taken of their medians, and its
-        quartiles are those of 1000 resamplings of the rounds (bootstrap, always with the same seed).
+        Both are small against the noise of one round, so the medians of the rounds are divided, and the quartiles are
+        those of 1000 resamplings of the rounds (bootstrap, always with the same seed).
         """
-        ways = [self._excess(way, base), self._excess(of, base)]
+        ways = [self._added(way, base), self._added(of, base)]
         draw = random.Random(0)
         shares = []
         for _ in range(1000):
             rounds = draw.choices(range(self.count), k=self.count)
-            shares.append(_quotient(*(statistics.median(excess[i] for i in rounds) for excess in ways)))
+            shares.append(_quotient(*(statistics.median(added[i] for i in rounds) for added in ways)))
         spread = Spread.of(shares)
         return Spread(_quotient(*map(statistics.median, ways)), spread.low, spread.high)
 
     def excess(self, way: str, base: str) -> float:
-        """Seconds that `way` adds to `base`: the median of the rounds."""
-        return statistics.median(self._excess(way, base))
+        """Seconds that `way` adds to `base`: by the median ratio, which a slow round does not move."""
+        return statistics.median(self._added(way, base)) * self.seconds(base).median
 
-    def _excess(self, way: str, base: str) -> list[float]:
+    def _added(self, way: str, base: str) -> list[float]:
         pairs = zip(self.samples[way], self.samples[base], strict=True)
-        return [one.wall - other.wall for one, other in pairs]
+        return [one.wall / other.wall - 1 for one, other in pairs]
 
 
 def _quotient(part: float, whole: float) -> float:

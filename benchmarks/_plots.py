@@ -88,7 +88,7 @@ def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             shown.setdefault(label, handle)
     figure.legend(
-        list(shown.values()), list(shown), loc="lower center", ncols=len(shown), bbox_to_anchor=(0.5, 1), frameon=False
+        list(shown.values()), list(shown), loc="lower center", ncols=4, bbox_to_anchor=(0.5, 1), frameon=False
     )
 
 
@@ -122,8 +122,15 @@ def _growth_of_time(panel: Axes, along: Sequence[Mapping[str, Any]]) -> None:
         if before["plans"] != after["plans"]:
             middle = (before["value"] * after["value"]) ** 0.5
             panel.axvline(middle, color="#333333", linestyle=":", linewidth=1)
-            changed = [f"{kind}: {plan}" for kind, plan in after["plans"].items() if plan != before["plans"][kind]]
-            panel.annotate("\n".join(changed), (middle, 0.98), xycoords=("data", "axes fraction"), fontsize=6, va="top")
+            changed = [f"{kind}:\n{plan}" for kind, plan in after["plans"].items() if plan != before["plans"][kind]]
+            panel.annotate(
+                "\n".join(changed),
+                (middle, 0.98),
+                xycoords=("data", "axes fraction"),
+                fontsize=6,
+                va="top",
+                ha="center",
+            )
 
 
 def _growth_of_memory(panel: Axes, along: Sequence[Mapping[str, Any]]) -> None:

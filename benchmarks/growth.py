@@ -10,6 +10,7 @@ the model, each with hnloader and with live hooks. Prints Markdown.
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -116,6 +117,7 @@ def cells(axes: dict[str, tuple[float, ...]], seconds: float, make: Callable[[in
         for value in values:
             point = {**USUAL, axis: value}
             subject = make(int(point["latents"]), int(point["batch"]))
+            print(f"... {axis} {value:g}", file=sys.stderr, flush=True)
             yield measure(subject, axis, value, seconds, width=point["hidden width"], files=int(point["files"]))
             gc.collect()
 

@@ -9,6 +9,7 @@ ways of one file take turns. Prints Markdown.
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,7 +59,7 @@ class Group:
 
 GROUPS = (
     Group(_files.RELU, (WEBUI, LORA, EXACT)),
-    Group(_files.NORM, (WEBUI,)),
+    Group(_files.NORM),
     Group(_files.LINEAR, (WEBUI,)),
     Group(_files.CROSS),
     Group(_files.FIVE_RELU, (ONE,)),
@@ -219,7 +220,7 @@ def summary(results: Sequence[Result]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model, made when its turn comes, with the groups and the seconds that each of them gets."""
+    """A model, made when its turn comes, with the groups, and about how many seconds each of their ways gets."""
 
     make: Callable[[], Subject]
     groups: Sequence[Group]
@@ -232,14 +233,14 @@ def plans(*, quick: bool) -> list[Plan]:
     """What is measured on this machine."""
     if quick:
         few = (Group(_files.RELU), Group(_files.LINEAR))
-        return [Plan(lambda: _models.sd1(32, 1), few, 1, has_targets=True), Plan(_models.bundled, few, 1)]
+        return [Plan(lambda: _models.sd1(32, 1), few, 0.3, has_targets=True), Plan(_models.bundled, few, 0.3)]
     found = [
-        Plan(lambda: _models.sd1(64, 1), GROUPS, 70, has_targets=True),
-        Plan(lambda: _models.sd1(32, 2), SINGLE, 30, has_targets=True),
-        Plan(lambda: _models.sd1(32, 2, full=False), SINGLE, 8),
-        Plan(lambda: _models.sd1(32, 2, torch.bfloat16, full=False), SINGLE, 8),
-        Plan(lambda: _models.sdxl(32, 2), SINGLE, 15),
-        Plan(_models.bundled, SINGLE, 5),
+        Plan(lambda: _models.sd1(64, 1), GROUPS, 19, has_targets=True),
+        Plan(lambda: _models.sd1(32, 2), SINGLE, 8, has_targets=True),
+        Plan(lambda: _models.sd1(32, 2, full=False), SINGLE, 2.5),
+        Plan(lambda: _models.sd1(32, 2, torch.bfloat16, full=False), SINGLE, 2.5),
+        Plan(lambda: _models.sdxl(32, 2), SINGLE, 4),
+        Plan(_models.bundled, SINGLE, 1.5),
     ]
     return found + (gpu_plans() if torch.cuda.is_available() else [])
 
@@ -247,12 +248,10 @@ def plans(*, quick: bool) -> list[Plan]:
 def gpu_plans() -> list[Plan]:
     """The full UNet of SD 1 in the types and batches that GPUs are used with."""
     kinds = [(dtype, batch) for dtype in (torch.float16, torch.bfloat16) for batch in (1, 2, 4, 8)]
-    eager = [Plan(partial(_models.sd1, 64, batch, dtype), SINGLE, 10) for dtype, batch in kinds]
+    eager = [Plan(partial(_models.sd1, 64, batch, dtype), SINGLE, 3) for dtype, batch in kinds]
     few = (Group(_files.RELU), Group(_files.LINEAR))
     compiled = [
-        Plan(partial(_models.sd1, 64, batch, dtype), few, 10, compiled=True)
-        for dtype, batch in kinds
-        if batch in (2, 8)
+        Plan(partial(_models.sd1, 64, batch, dtype), few, 3, compiled=True) for dtype, batch in kinds if batch in (2, 8)
     ]
     return eager + compiled
 
@@ -265,7 +264,8 @@ def run(plan: Plan) -> list[Result]:
     print(f"\n### {subject.title}\n", flush=True)
     results = []
     for group in plan.groups:
-        results.append(measure(subject, group, plan.seconds))
+        print(f"... {group.case.title}", file=sys.stderr, flush=True)
+        results.append(measure(subject, group, plan.seconds * len(group.ways)))
         gc.collect()
     print(model_table(results) + "\n\n" + arithmetic_table(results), flush=True)
     return results
