@@ -63,14 +63,17 @@ class Architecture:
 
     def to_metadata(self) -> dict[str, object]:
         """The keys by which a `.pt` file states this architecture; docs/format.md describes each."""
+        # A file has a rate for each position of layer_structure; those that are not given are 0.
+        count = len(self.layer_structure)
+        rates = [*self.dropout, *[0] * count][:count]
         keys: dict[str, object] = {
             "layer_structure": list(self.layer_structure),
             "activation_func": self.activation or "linear",
             "is_layer_norm": self.norm,
             "activate_output": self.activate_output,
-            "use_dropout": any(self.dropout),
-            "dropout_structure": list(self.dropout),
-            "last_layer_dropout": len(self.dropout) > 1 and self.dropout[-2] > 0,
+            "use_dropout": any(rates),
+            "dropout_structure": rates,
+            "last_layer_dropout": count > 1 and rates[-2] > 0,
         }
         if self.residual is not None:
             keys |= {"skip_connection": True, "upsample_linear": "Linear" if self.residual == "linear" else None}

@@ -45,3 +45,17 @@ def test_a_new_hypernetwork_can_be_trained() -> None:
     k, v = made(torch.randn(2, 7, 32))
     (k.sum() + v.sum()).backward()
     assert all(parameter.grad is not None for parameter in made.parameters())
+
+
+@pytest.mark.parametrize("structure", [(1, 1), (1, 2, 2, 1), (1, 2, 2, 2, 1)])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_rates_of_dropout_that_are_not_given_are_written_as_zeros(
+    structure: tuple[float, ...], suffix: str, tmp_path: Path
+) -> None:
+    made = Hypernetwork.new((32,), Architecture(structure, "relu"), name="new")
+    hnloader.save(made, tmp_path / f"file{suffix}")
+    read = hnloader.load(tmp_path / f"file{suffix}")
+    assert read.metadata["dropout_structure"] == [0] * len(structure)
+    context = torch.randn(2, 7, 32)
+    for one, two in zip(made(context), read(context), strict=True):
+        assert torch.equal(one, two)
