@@ -1,0 +1,1 @@
+"""The package `modules` of the stand-in host; see `standins`."""

@@ -1,0 +1,1 @@
+"""The hypernetworks that the stand-in host brings along."""

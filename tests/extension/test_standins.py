@@ -1,0 +1,227 @@
+"""The stand-ins keep the hosts' contract; what the extension's tests say rests on it."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from standins.unets import ALL_WIDTHS, make_unet
+from standins.webui import Webui, running
+from tiny_model import save_hypernetwork
+
+RECORDER = """
+    import sys
+    from modules import scripts, script_callbacks, extra_networks
+    log = vars(script_callbacks).setdefault("log", [])
+
+    class Recorder(extra_networks.ExtraNetwork):
+        def activate(self, p, params_list):
+            log.append(("activate", [params.items for params in params_list]))
+
+        def deactivate(self, p):
+            log.append(("deactivate",))
+
+    def before_ui():
+        log.append(("before_ui", list(extra_networks.extra_network_registry)))
+        extra_networks.register_extra_network(Recorder("hypernet"))
+
+    class Always(scripts.Script):
+        def title(self):
+            return "Always"
+
+        def show(self, is_img2img):
+            return scripts.AlwaysVisible
+
+        def process(self, p, *args):
+            log.append(("process", args))
+
+        def process_before_every_sampling(self, p, *args, **kwargs):
+            log.append(("sampling", p.sd_model.name, p.is_hr_pass))
+
+    log.append(("loaded", sys.path[0], scripts.basedir()))
+    script_callbacks.on_before_ui(before_ui)
+    script_callbacks.on_script_unloaded(lambda: log.append(("unloaded",)))
+    script_callbacks.on_model_loaded(lambda model: log.append(("model", model.name)))
+"""
+
+
+def add_script(webui: Webui, text: str, extension: str = "one") -> Path:
+    file = webui.folder / "extensions" / extension / "scripts" / "entry.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(textwrap.dedent(text))
+    return file.parents[1]
+
+
+def log_of(webui: Webui) -> list[tuple]:
+    """What the script recorded since the last call."""
+    log = webui.part("script_callbacks").log
+    found = list(log)
+    log.clear()
+    return found
+
+
+@pytest.fixture
+def recorded(webui: Webui) -> Webui:
+    add_script(webui, RECORDER)
+    webui.start()
+    log_of(webui)
+    return webui
+
+
+def test_scripts_are_loaded_before_the_model_and_the_built_in_registers_before_the_ui(webui: Webui) -> None:
+    root = str(add_script(webui, RECORDER))
+    webui.start()
+    assert log_of(webui) == [("loaded", root, root), ("model", "first"), ("before_ui", ["hypernet"])]
+    assert (root in sys.path) == webui.forge  # only Forge leaves it there
+
+
+def test_reload_unloads_then_loads_with_the_registry_emptied(recorded: Webui) -> None:
+    recorded.reload()
+    assert [entry[0] for entry in log_of(recorded)] == ["unloaded", "loaded", "before_ui"]
+    recorded.reload()
+    assert [entry[0] for entry in log_of(recorded)].count("unloaded") == 1  # callbacks were cleared in between
+
+
+def test_activate_is_called_without_a_tag_and_deactivate_is_not(recorded: Webui) -> None:
+    recorded.generate("a cat", n_iter=2)
+    assert [entry for entry in log_of(recorded) if entry[0].endswith("activate")] == [("activate", [])] * 2
+
+
+def test_tags_of_the_first_prompt_count_and_the_hires_pass_activates_again(recorded: Webui) -> None:
+    recorded.generate(["a<hypernet:x:0.5:start=0.2>", "b<hypernet:y>"], batch_size=2, enable_hr=True)
+    tag = ["x", "0.5", "start=0.2"]
+    assert [entry for entry in log_of(recorded) if entry[0] != "process"] == [
+        ("activate", [tag]),
+        ("sampling", "first", False),
+        ("activate", [tag]),
+        ("sampling", "first", True),
+        ("deactivate",),
+    ]
+
+
+def test_an_error_in_sampling_leaves_without_deactivate(recorded: Webui) -> None:
+    def fail(step: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        recorded.generate("a<hypernet:x>", at_step=fail)
+    assert ("deactivate",) not in log_of(recorded)
+
+
+def test_an_interruption_ends_the_job_with_the_picture_as_it_is(recorded: Webui) -> None:
+    steps = []
+
+    def interrupt(step: int) -> None:
+        steps.append(step)
+        if step == 1:
+            recorded.shared.state.interrupt()
+
+    assert len(recorded.generate("a<hypernet:x>", at_step=interrupt, n_iter=3).images) == 1
+    assert steps == [0, 1]
+    assert log_of(recorded)[-1] == ("deactivate",)
+
+
+def test_the_refiner_swaps_the_model_without_activating_again(recorded: Webui) -> None:
+    names = []
+    recorded.generate("a", refiner="second", at_step=lambda step: names.append(recorded.shared.sd_model.name))
+    assert names == ["first", "first", "first", "second"]
+    found = log_of(recorded)
+    assert ("model", "second") in found
+    assert [entry[0] for entry in found].count("activate") == 1
+
+
+def test_a_checkpoint_kept_in_memory_comes_back_silently(recorded: Webui) -> None:
+    recorded.sd_models.settings.keep = 1
+    first = recorded.unet
+    recorded.switch("second")
+    recorded.switch("first")
+    assert recorded.unet is first
+    assert log_of(recorded) == [("model", "second")]
+
+
+def test_a_checkpoint_may_be_loaded_into_the_same_modules(recorded: Webui) -> None:
+    recorded.sd_models.settings.into_same_modules = True
+    module, weight = recorded.unet, recorded.unet.out.weight.clone()
+    recorded.switch("second")
+    assert recorded.unet is module
+    assert not torch.equal(module.out.weight, weight)
+
+
+def test_errors_of_extensions_are_swallowed(webui: Webui) -> None:
+    add_script(webui, "import nothing_of_this_name", "broken")
+    add_script(
+        webui,
+        """
+        from modules import script_callbacks
+        script_callbacks.on_before_ui(lambda: 1 / 0)
+        """,
+        "failing",
+    )
+    webui.start()
+    assert [type(error) for _, error in webui.reports] == [ModuleNotFoundError, ZeroDivisionError]
+    assert len(webui.generate("a").images) == 1
+
+
+def test_api_arguments_reach_the_script(recorded: Webui) -> None:
+    recorded.generate("a", alwayson_scripts={"ALWAYS": ["<hypernet:x>"]})
+    assert ("process", ("<hypernet:x>",)) in log_of(recorded)
+
+
+def test_pictures_depend_on_prompt_seed_and_model_alone(webui: Webui) -> None:
+    webui.start()
+    picture = webui.generate("a").images[0]
+    assert torch.equal(picture, webui.generate("a").images[0])
+    assert not torch.equal(picture, webui.generate("b").images[0])
+    assert torch.equal(webui.generate("a", seed=0, n_iter=2).images[1], picture)
+    webui.switch("second")
+    assert not torch.equal(picture, webui.generate("a").images[0])
+
+
+def test_the_built_in_acts_in_a1111_and_does_nothing_in_forge(webui: Webui) -> None:
+    save_hypernetwork(webui.folder / "models" / "hypernetworks" / "ink.pt", ALL_WIDTHS)
+    webui.start()
+    plain, tagged = webui.generate("a").images[0], webui.generate("a<hypernet:ink:1>").images[0]
+    assert torch.equal(plain, tagged) == webui.forge
+    assert torch.equal(plain, webui.generate("a").images[0])
+    webui.shared.opts.sd_hypernetwork = "ink"
+    quick = webui.generate("a")
+    assert torch.equal(quick.images[0], tagged)
+    assert quick.infotexts[0].startswith("a<hypernet:ink:1.0>\n")
+    assert not webui.reports
+
+
+def test_infotext_is_quoted_and_read_back(webui: Webui) -> None:
+    webui.start()
+    webui.part("script_callbacks").on_infotext_pasted(lambda text, fields: fields.update(seen=True))
+    processing = webui.part("processing")
+    p = processing.StableDiffusionProcessing("a cat")
+    p.extra_generation_params["Hypernet rows"] = "<hypernet:ink:0.5:start=0.2,end=0.8>"
+    fields = webui.part("infotext_utils").paste(processing.process_images(p).infotexts[0])
+    assert fields["Hypernet rows"] == "<hypernet:ink:0.5:start=0.2,end=0.8>"
+    assert fields["seen"]
+    old = webui.part("infotext_utils").paste("a cat\nSteps: 20, Hypernet: ink, Hypernet strength: 0.7")
+    assert old["Prompt"] == "a cat<hypernet:ink:0.7>"
+
+
+def test_nothing_of_a_host_is_left(tmp_path: Path) -> None:
+    path = list(sys.path)
+    with running(tmp_path / "webui", forge=True) as webui:
+        add_script(webui, "import sys")
+        webui.start()
+        assert {"modules.shared", "modules_forge"} <= set(sys.modules)
+    assert sys.path == path
+    assert not {"modules", "modules.shared", "modules_forge", "backend"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16", "int8"])
+def test_forge_weights_are_cast_at_each_call(storage: str) -> None:
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 5, 24)
+    stored, plain = make_unet(0, forge=True, storage=storage), make_unet(0)
+    found, expected = stored(*inputs[:2], context=inputs[2]), plain(*inputs[:2], context=inputs[2])
+    projection = stored.input_blocks[1][1].transformer_blocks[0].attn1.to_k
+    assert projection.weight.dtype == getattr(torch, storage)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 0.05 * expected.norm()
