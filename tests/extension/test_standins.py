@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from standins.reference import wrap
 from standins.unets import ALL_WIDTHS, make_unet
 from standins.webui import Webui, running
 from tiny_model import save_hypernetwork
@@ -79,8 +80,12 @@ def test_scripts_are_loaded_before_the_model_and_the_built_in_registers_before_t
 
 
 def test_reload_unloads_then_loads_with_the_registry_emptied(recorded: Webui) -> None:
+    networks = recorded.part("extra_networks")
+    networks.register_extra_network(networks.ExtraNetwork("of_before"))
     recorded.reload()
-    assert [entry[0] for entry in log_of(recorded)] == ["unloaded", "loaded", "before_ui"]
+    found = log_of(recorded)
+    assert [entry[0] for entry in found] == ["unloaded", "loaded", "before_ui"]
+    assert found[-1] == ("before_ui", ["hypernet"])
     recorded.reload()
     assert [entry[0] for entry in log_of(recorded)].count("unloaded") == 1  # callbacks were cleared in between
 
@@ -191,6 +196,18 @@ def test_the_built_in_acts_in_a1111_and_does_nothing_in_forge(webui: Webui) -> N
     assert torch.equal(quick.images[0], tagged)
     assert quick.infotexts[0].startswith("a<hypernet:ink:1.0>\n")
     assert not webui.reports
+
+
+def test_the_built_in_of_a1111_computes_the_formula(tmp_path: Path) -> None:
+    with running(tmp_path / "webui") as webui:
+        folder = webui.folder / "models" / "hypernetworks"
+        files = [save_hypernetwork(folder / f"{name}.pt", ALL_WIDTHS, seed) for seed, name in enumerate(("ink", "oil"))]
+        webui.start()
+        plain = webui.generate("a").images[0]
+        found = webui.generate("a<hypernet:ink:0.8><hypernet:oil:-0.5>").images[0]
+        wrap(webui.unet, [(files[0], 0.8), (files[1], -0.5)])
+        expected = webui.generate("a").images[0]
+    assert (found - expected).norm() < 1e-4 * (expected - plain).norm()
 
 
 def test_infotext_is_quoted_and_read_back(webui: Webui) -> None:
