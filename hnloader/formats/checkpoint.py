@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import struct
 import zipfile
 import zlib
@@ -270,8 +271,14 @@ def _members(archive: zipfile.ZipFile, source: Source) -> dict[str, zipfile.ZipI
     if len(infos) > MAX_MEMBERS:
         raise CorruptFileError(f"{source.label}: {len(infos):,} zip members, more than {MAX_MEMBERS:,}")
     members = {info.filename: info for info in infos}
-    if len(members) != len(infos):
+    # torch itself looks members up without regard to case.
+    if len({name.lower() for name in members}) != len(infos):
         raise UnsafeFileError(f"{source.label}: two zip members have the same name; programs would read different ones")
+    for name in members:
+        if _OUTSIDE.search(name):
+            raise UnsafeFileError(
+                f"{source.label}: the zip member {name!r} would be unpacked outside of its folder; not loaded"
+            )
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.flag_bits & 1:
@@ -298,6 +305,9 @@ def _check_byte_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipIn
                 f"{source.label} was saved on a big-endian machine; save it again on a little-endian one"
             )
 
+
+# Absolute paths, drives, and steps upwards, of Windows as well.
+_OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 # zipfile lets its parts' errors through: of struct and zlib, and RuntimeError for encryption.
 _ZIP_ERRORS = (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError, struct.error, zlib.error)
@@ -328,6 +338,8 @@ def _read_legacy(source: Source) -> Checkpoint:
     pickles = _legacy_pickles(source)
     magic, protocol, system, tree, keys = (pickle.value for pickle in pickles)
     refused = [refusal for pickle in pickles for refusal in pickle.refused]
+    # Said before anything else: a reader that executes would run them before it came to these values.
+    check_refusals([refusal for pickle in pickles[:3] for refusal in pickle.refused], source.label, inert_allowed=False)
     if magic != LEGACY_MAGIC_NUMBER or protocol != _LEGACY_PROTOCOL:
         raise CorruptFileError(f"{source.label}: a legacy torch file of an unknown protocol ({str(protocol)[:40]})")
     if not isinstance(system, dict) or system.get("little_endian") is not True:

@@ -1,0 +1,98 @@
+"""Files made to do harm: refused with the right error by every reader, nothing executed, the process usable after."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import simple_tree, write
+from hostile import HostileFile, hostile_files
+
+OPENING = Path(__file__).with_name("opening.py")
+# Stands in for "quickly": all files together take some seconds, and one that hangs ends the process.
+TIMEOUT = 300
+
+
+def file_name(index: int, file: HostileFile) -> str:
+    return f"{index:03}{file.suffix}"
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("canary") / "sang"
+
+
+@pytest.fixture(scope="module")
+def corpus(canary: Path) -> list[HostileFile]:
+    return list(hostile_files(canary))
+
+
+@pytest.fixture(scope="module")
+def results(
+    corpus: list[HostileFile], canary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, list[str] | str]]:
+    """What each reader said of each file, in a process with little memory."""
+    folder, sound = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("sound") / "sound.pt"
+    write(sound, simple_tree())
+    for index, file in enumerate(corpus):
+        (folder / file_name(index, file)).write_bytes(file.data)
+    before = sorted(path.name for path in folder.iterdir())
+    done = subprocess.run([sys.executable, OPENING, folder, sound], capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(path.name for path in folder.iterdir()) == before, "something was left behind"
+    return json.loads(done.stdout)
+
+
+def test_there_are_enough_kinds_and_each_has_a_name(corpus: list[HostileFile]) -> None:
+    assert len({file.name for file in corpus}) == len(corpus) >= 60
+    assert max(len(file.data) for file in corpus) < 2 << 20
+
+
+def test_every_reader_refuses_every_file_with_the_right_error(
+    corpus: list[HostileFile], results: dict[str, dict[str, list[str] | str]]
+) -> None:
+    wrong = []
+    for index, file in enumerate(corpus):
+        for reader in file.readers:
+            said = results[file_name(index, file)][reader]
+            if file.error not in said:
+                wrong.append(f"{file.name}: {reader}: {file.error} was expected, not {said[0] if said else said}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_reader_raises_another_exception_where_it_need_not_refuse(
+    corpus: list[HostileFile], results: dict[str, dict[str, list[str] | str]]
+) -> None:
+    for index, file in enumerate(corpus):
+        for reader, said in results[file_name(index, file)].items():
+            assert said == "accepted" or "HypernetworkError" in said, (file.name, reader, said)
+
+
+def test_nothing_was_executed(results: dict[str, dict[str, list[str] | str]], canary: Path) -> None:
+    assert results and not canary.exists()
+
+
+def test_the_process_is_usable_afterwards(results: dict[str, dict[str, list[str] | str]]) -> None:
+    assert results["SOUND"] == "accepted"
+
+
+def test_the_canary_sings_for_a_reader_that_executes(tmp_path: Path) -> None:
+    """In a process of its own: some of them end it, or leave things open."""
+    program = "import pickle, sys; pickle.loads(open(sys.argv[1], 'rb').read())"
+    bird = tmp_path / "sang"
+    silent = []
+    seen = set()
+    for file in hostile_files(bird):
+        if not file.runs or file.pickle in seen or b"torch" in file.pickle or b"numpy" in file.pickle:
+            continue
+        seen.add(file.pickle)
+        (tmp_path / "file").write_bytes(file.pickle)
+        subprocess.run([sys.executable, "-c", program, tmp_path / "file"], capture_output=True, timeout=TIMEOUT)
+        if not list(tmp_path.glob("sang*")):
+            silent.append(file.name)
+        for left in tmp_path.glob("sang*"):
+            left.unlink()
+    assert len(seen) > 40 and not silent, silent
