@@ -16,7 +16,7 @@ from torch import nn
 from hnloader.attention.explain import Explanation, explain
 from hnloader.attention.injector import Injector, injector_of, lock
 from hnloader.attention.matching import check_match
-from hnloader.attention.schedule import SamplingClock, is_active
+from hnloader.attention.schedule import Clock, SamplingClock, is_active
 from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.attention.strengths import Strength, check_number, check_strength, site_strengths
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
@@ -76,7 +76,7 @@ class Attachment:
         self,
         sites: Sequence[AttentionSite],
         applications: Sequence[tuple[Application, Hypernetwork]],
-        clock: SamplingClock,
+        clock: Clock,
         *,
         edit_weights: bool = True,
         exact: bool = False,
@@ -288,6 +288,7 @@ def attach(
     end: float = 1.0,
     edit_weights: bool = True,
     exact: bool = False,
+    clock: Clock | None = None,
 ) -> Attachment:
     """Attach hypernetworks to the attention layers of a model.
 
@@ -318,6 +319,8 @@ def attach(
             self-attention. False where the weights belong to a host, as in the webuis.
         exact: Compute as the original programs do: in float32, module by module, in every step. The default
             agrees with it within 1e-5 of the largest value in float32.
+        clock: Tells the position in the sampling instead of the pipeline's scheduler: for programs that have a
+            sampling loop of their own.
 
     Returns:
         The attachment: `set_strength`, `explain`, `detach`, and a context manager that detaches.
@@ -340,7 +343,7 @@ def attach(
     for remark in [check_match(hypernetwork, sites) for _, hypernetwork in applications]:
         if remark is not None:
             warnings.warn(remark, PartialMatchWarning, stacklevel=2)
-    clock = SamplingClock(None if isinstance(model, nn.Module) else model)
+    clock = clock or SamplingClock(None if isinstance(model, nn.Module) else model)
     attachment = Attachment(sites, applications, clock, edit_weights=edit_weights, exact=exact)
     with lock:
         attachment.join(injector_of(unet) or Injector(unet, sites))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -34,6 +34,14 @@ def timestep_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
     if isinstance(timestep, torch.Tensor):
         return float(timestep.max())
     return float(timestep)
+
+
+class Clock(Protocol):
+    """Tells where in the sampling a call of the model is."""
+
+    def step(self, timestep: float) -> tuple[float, float]:
+        """Fractions of the sampling, 0 to 1, at which the step with this timestep begins and ends."""
+        ...
 
 
 class SamplingClock:

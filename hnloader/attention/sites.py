@@ -7,6 +7,7 @@ model is another pattern here, and everything else works on `AttentionSite`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,12 @@ _DIFFUSERS = re.compile(
     r"(?:^|\.)(?:(?P<side>down|up)_blocks\.(?P<number>\d+)|mid_block)"
     r"\.attentions\.\d+\.transformer_blocks\.\d+\.attn[12]$"
 )
+# The same blocks in the layout of the original code, which the webuis keep: one list of modules for all the down
+# blocks and one for all the up blocks.
+_ORIGINAL = re.compile(
+    r"(?:^|\.)(?:(?P<block>(?:input|output)_blocks\.\d+)|middle_block)"
+    r"\.\d+\.transformer_blocks\.\d+\.attn[12]$"
+)
 _ORDER = {"down": 0, "mid": 1, "up": 2}
 
 
@@ -31,8 +38,9 @@ class AttentionSite:
     Attributes:
         index: Position among the model's sites in the order in which they run: down, mid, up.
         name: Dotted name of the layer's module, for example
-            `down_blocks.1.attentions.0.transformer_blocks.0.attn2`.
-        block: `down.0`, `down.1`, ..., `mid`, `up.0`, ...
+            `down_blocks.1.attentions.0.transformer_blocks.0.attn2`, or in a webui
+            `input_blocks.4.1.transformer_blocks.0.attn2`.
+        block: `down.0`, `down.1`, ..., `mid`, `up.0`, ..., numbered as in diffusers in both layouts.
         kind: `self` where the context is the layer's own normalised input, `cross` where it is the text.
         width: Last dimension of the context, which is what `to_k` and `to_v` receive.
         module: The attention layer; it has `to_k` and `to_v`, and `to_qkv` or `to_kv` once they are fused.
@@ -72,31 +80,73 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
     VAEs, text encoders and transformer models have none, so nothing is ever found in them.
 
     Args:
-        model: A diffusers UNet (a ControlNet has the same layout).
+        model: A diffusers UNet (a ControlNet has the same layout), or a UNet in the layout of the original
+            Stable Diffusion code as the webuis have it.
 
     Returns:
         The sites in the order in which they run; empty for a model of another kind.
     """
     found: list[tuple[str, str, nn.Module]] = []
+    levels = _levels(model)
     for name, module in model.named_modules():
-        match = _DIFFUSERS.search(name)
-        if match and all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_k", "to_v")):
-            block = f"{match['side']}.{match['number']}" if match["side"] else "mid"
+        block = _block(name, levels)
+        if block and all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_k", "to_v")):
             found.append((block, name, module))
     found.sort(key=lambda entry: _ORDER[entry[0].partition(".")[0]])  # stable: the order within a section stays
     return tuple(
-        AttentionSite(index, name, block, _kind(name, module), input_width(module.to_k), module)
+        AttentionSite(index, name, block, _kind(model, name, module), input_width(module.to_k), module)
         for index, (block, name, module) in enumerate(found)
     )
 
 
-def _kind(name: str, module: nn.Module) -> Kind:
+def _block(name: str, levels: Mapping[str, str]) -> str | None:
+    """The block that an attention layer of this name lies in; None for every other module."""
+    match = _DIFFUSERS.search(name)
+    if match:
+        return f"{match['side']}.{match['number']}" if match["side"] else "mid"
+    match = _ORIGINAL.search(name)
+    if match is None:
+        return None
+    return levels.get(name[: match.end("block")]) if match["block"] else "mid"
+
+
+def _levels(model: nn.Module) -> dict[str, str]:
+    """`down.0`, ... and `up.0`, ... for the members of the original layout's lists, by their names.
+
+    A level ends with the module that halves or doubles the resolution.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        listed = name.rpartition(".")[2]
+        if listed not in ("input_blocks", "output_blocks"):
+            continue
+        level = 0
+        for number, member in module.named_children():
+            found[f"{name}.{number}"] = f"{'down' if listed == 'input_blocks' else 'up'}.{level}"
+            level += any(type(part).__name__ in ("Downsample", "Upsample") for part in member.children())
+    return found
+
+
+def _kind(model: nn.Module, name: str, module: nn.Module) -> Kind:
     """What the layer says of itself: in some models `attn1` is cross- or `attn2` self-attention."""
+    if name.endswith("attn1") and getattr(model.get_submodule(name.rpartition(".")[0]), "disable_self_attn", False):
+        return "cross"
     return "cross" if getattr(module, "is_cross_attention", name.endswith("attn2")) else "self"
 
 
 def input_width(projection: Any) -> int:
-    """Number of input features of a projection, also when it is wrapped (by peft's LoRA layers)."""
+    """Number of input features of a projection, also when it is wrapped (by peft's LoRA layers) or quantised.
+
+    0 where it does not tell: nothing fits then.
+    """
     while hasattr(projection, "base_layer"):
         projection = projection.base_layer
-    return int(projection.in_features)
+    if hasattr(projection, "in_features"):
+        return int(projection.in_features)
+    # Packed weights have another shape than the matrix that they stand for.
+    weight = getattr(projection, "weight", None)
+    for holder in (getattr(weight, "quant_state", None), weight):
+        for shape in (getattr(holder, "real_shape", None), getattr(holder, "shape", None)):
+            if shape is not None and len(shape) == 2:
+                return int(shape[1])
+    return 0

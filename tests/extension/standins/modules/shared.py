@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,7 +81,8 @@ def options_section(section, options: dict) -> dict:
 
 
 def reload_hypernetworks() -> None:
-    """The host's own list: `.pt` files alone, by their stems. The dictionary is a new one each time."""
+    """The dictionary is a new one each time."""
     global hypernetworks
-    files = sorted(Path(cmd_opts.hypernetwork_dir).rglob("*.pt"), key=lambda path: str(path).lower())
-    hypernetworks = {path.stem: str(path) for path in files if path.stem != "None"}
+    from modules.hypernetworks import hypernetwork
+
+    hypernetworks = hypernetwork.list_hypernetworks(cmd_opts.hypernetwork_dir)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from modules import shared
 from torch import Tensor
@@ -25,6 +27,12 @@ class Hypernetwork:
         for position, key in enumerate(keys):
             hidden = functional.linear(hidden.relu() if position else hidden, side[key + "weight"], side[key + "bias"])
         return x + (hidden * self.strength).to(x.dtype)
+
+
+def list_hypernetworks(path: str) -> dict[str, str]:
+    """The host's own list: `.pt` files alone, by their stems."""
+    files = sorted(Path(path).rglob("*.pt"), key=lambda file: str(file).lower())
+    return {file.stem: str(file) for file in files if file.stem != "None"}
 
 
 def load_hypernetworks(names: list[str], multipliers: list[float]) -> None:

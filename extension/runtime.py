@@ -1,0 +1,67 @@
+"""Starting the extension: one object that the seams share, and what happens when."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from hnloader.library import Library
+
+from .applying import Applier
+from .host import WebuiHost
+
+
+@dataclass
+class Extension:
+    """What the seams to the host share.
+
+    Attributes:
+        host: The webui.
+        library: The files in the host's folders.
+        applier: Applies them to the job that runs.
+    """
+
+    host: WebuiHost
+    library: Library = field(init=False)
+    applier: Applier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.library = Library(self.host.folders())
+        self.applier = Applier(self.host, self.find)
+
+    def names(self) -> dict[str, str]:
+        """Every hypernetwork's name and path, listed anew: what the host adds to its own list."""
+        self.library = Library(self.host.folders())
+        return {name: str(self.library.find(name)) for name in self.library.names()}
+
+    def find(self, name: str) -> str:
+        """The path of the file of this name; a file that was added since is found too.
+
+        Raises HypernetworkNotFoundError, with the nearest names.
+        """
+        if not self.library.matches(name):
+            self.library = Library(self.host.folders())
+        return str(self.library.find(name))
+
+
+def start(host: WebuiHost | None = None) -> Extension:
+    """Register with the host; called once for each loading of its scripts."""
+    from .hosts import detect
+
+    extension = Extension(host or detect())
+    restore = []
+
+    def before_ui() -> None:
+        extension.host.register_tag(extension.applier.activate_items, extension.applier.deactivate)
+        restore.append(extension.host.list_files_with(extension.names))
+
+    def unloaded() -> None:
+        extension.applier.deactivate()
+        while restore:
+            restore.pop()()
+        # Another copy may be the one that the host loads next.
+        sys.modules.pop(__package__, None)
+
+    extension.host.on_events(before_ui=before_ui, model_loaded=extension.applier.model_changed, unloaded=unloaded)
+    extension.host.on_steps(extension.applier.step)
+    return extension

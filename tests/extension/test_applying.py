@@ -1,0 +1,144 @@
+"""The extension, loaded by the stand-ins as a webui loads it: what the tag does, and what it leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from standins.reference import wrap
+from standins.unets import ALL_WIDTHS
+from standins.webui import Webui
+from tiny_model import save_hypernetwork
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def running(webui: Webui) -> Webui:
+    """A host with the extension and two files, started."""
+    copy = webui.folder / "extensions" / "hnloader"
+    copy.mkdir()
+    for name in ("scripts", "extension", "hnloader"):
+        (copy / name).symlink_to(ROOT / name)
+    save_hypernetwork(file(webui, "ink.pt"), ALL_WIDTHS, seed=1)
+    save_hypernetwork(file(webui, "wash.pt"), ALL_WIDTHS, seed=2)
+    webui.start()
+    return webui
+
+
+def file(webui: Webui, name: str) -> Path:
+    return webui.folder / "models" / "hypernetworks" / name
+
+
+def hooks(webui: Webui) -> int:
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in webui.unet.modules())
+
+
+def picture(webui: Webui, prompt: str, **fields: object) -> torch.Tensor:
+    return webui.generate(prompt, **fields).images[0]
+
+
+def test_pictures_are_those_of_the_formula(running: Webui) -> None:
+    plain = picture(running, "a")
+    tagged = picture(running, "a<hypernet:ink:0.7><hypernet:wash:0.4>")
+    wrap(running.unet, [(file(running, "ink.pt"), 0.7), (file(running, "wash.pt"), 0.4)])
+    expected = picture(running, "a")
+    assert (tagged - expected).abs().max() < 1e-4 * (expected - plain).abs().max()
+
+
+def test_nothing_is_left_after_a_job(running: Webui) -> None:
+    before = {name: value.clone() for name, value in running.unet.state_dict().items()}
+    plain = picture(running, "a")
+    assert not torch.equal(picture(running, "a<hypernet:ink>"), plain)
+    assert hooks(running) == 0
+    assert torch.equal(picture(running, "a"), plain)
+    assert all(torch.equal(value, before[name]) for name, value in running.unet.state_dict().items())
+    assert not running.reports
+
+
+def test_strength_0_changes_nothing(running: Webui) -> None:
+    assert torch.equal(picture(running, "a<hypernet:ink:0>"), picture(running, "a"))
+
+
+def test_an_unknown_name_is_said_with_the_nearest_one_and_the_picture_is_made(running: Webui) -> None:
+    plain = picture(running, "a")
+    job = running.generate("a<hypernet:inkk>")
+    assert torch.equal(job.images[0], plain)
+    assert any("inkk" in text and "'ink'" in text for text in job.comments.splitlines())
+    assert "Hypernet not applied: inkk" in job.infotexts[0]
+    assert "Hypernet hashes" not in job.infotexts[0]
+
+
+def test_a_broken_file_and_a_wrong_option_leave_the_others(running: Webui) -> None:
+    file(running, "broken.pt").write_bytes(b"not a hypernetwork")
+    expected = picture(running, "a<hypernet:ink>")
+    job = running.generate("a<hypernet:broken><hypernet:ink><hypernet:wash:1:stat=0.5>")
+    assert torch.equal(job.images[0], expected)
+    assert len(job.comments.splitlines()) == 2
+    assert "Hypernet hashes: " in job.infotexts[0]
+
+
+def test_a_window_acts_in_its_steps_only(running: Webui) -> None:
+    counts = []
+    running.generate("a<hypernet:ink:1:start=0.5>", steps=4, at_step=lambda step: counts.append(step))
+    whole, late, none = (
+        picture(running, f"a{tag}", steps=4) for tag in ("<hypernet:ink>", "<hypernet:ink:1:start=0.5>", "")
+    )
+    assert counts == [0, 1, 2, 3]
+    assert not torch.equal(late, whole)
+    assert not torch.equal(late, none)
+    assert torch.equal(picture(running, "a<hypernet:ink:1:start=0,end=1>", steps=4), whole)
+
+
+@pytest.mark.parametrize("ending", ["interrupt", "raise"])
+def test_a_job_that_ends_early_leaves_nothing(running: Webui, ending: str) -> None:
+    during = []
+
+    def end(step: int) -> None:
+        during.append(hooks(running))
+        if step == 1 and ending == "interrupt":
+            running.shared.state.interrupt()
+        elif step == 1:
+            raise ZeroDivisionError
+
+    if ending == "raise":
+        with pytest.raises(ZeroDivisionError):
+            running.generate("a<hypernet:ink>", at_step=end)
+    else:
+        running.generate("a<hypernet:ink>", at_step=end)
+    assert max(during) > 0
+    assert hooks(running) == 0
+
+
+def test_the_refiner_is_changed_too_and_both_models_are_left_clean(running: Webui) -> None:
+    first = running.unet
+    plain = picture(running, "a", refiner="second")
+    tagged = picture(running, "a<hypernet:ink:1:start=0.75>", refiner="second")
+    assert not torch.equal(plain, tagged)
+    assert hooks(running) == 0
+    assert not any(module._forward_pre_hooks for module in first.modules())
+
+
+def test_the_quick_setting_adds_its_tag_once(running: Webui) -> None:
+    tagged = picture(running, "a<hypernet:ink:1>")
+    running.shared.opts.sd_hypernetwork = "ink"
+    job = running.generate("a", n_iter=2)
+    assert torch.equal(job.images[0], tagged)
+    assert job.infotexts[0].count("<hypernet:ink:1>") == 1
+    assert hooks(running) == 0
+
+
+def test_reload_registers_once_and_keeps_working(running: Webui) -> None:
+    tagged = picture(running, "a<hypernet:ink>")
+    running.reload()
+    assert torch.equal(picture(running, "a<hypernet:ink>"), tagged)
+    assert hooks(running) == 0
+    assert not running.reports
+
+
+def test_safetensors_are_in_the_hosts_list(running: Webui) -> None:
+    save_hypernetwork(file(running, "new.safetensors"), ALL_WIDTHS)
+    running.shared.reload_hypernetworks()
+    assert running.shared.hypernetworks["new"] == str(file(running, "new.safetensors"))
+    assert not torch.equal(picture(running, "a<hypernet:new>"), picture(running, "a"))
