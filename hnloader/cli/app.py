@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hnloader.cli import compare, convert, dataset, demo, errors, explain, generate, inspect, merge, train, ui
+from hnloader.cli import compare, convert, dataset, demo, errors, explain, generate, inspect, merge, scan, train, ui
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a file, model or setting could not be used; 2 the command line is wrong; "
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("inspect", epilog=inspect.EXIT_CODES)(inspect.inspect)
+app.command("scan", epilog=scan.EXIT_CODES)(scan.scan)
 app.command("convert", epilog=convert.EXIT_CODES)(convert.convert)
 app.command("merge", epilog=EXIT_CODES)(merge.merge)
 app.command("generate", epilog=EXIT_CODES)(generate.generate)

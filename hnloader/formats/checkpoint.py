@@ -185,7 +185,7 @@ def _parse(data: bytes, start: int, source: Source) -> Pickle:
 def _read_zip(source: Source) -> Checkpoint:
     with _zip_errors(source):
         source.file.seek(0)
-        archive = zipfile.ZipFile(_Directory(source.file))
+        archive = zipfile.ZipFile(Directory(source.file))
         archive.fp = source.file
     members = _members(archive, source)
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
@@ -249,7 +249,7 @@ def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: So
         )
 
 
-class _Directory:
+class Directory:
     """A file as zipfile sees it while it lists the members, which it reads in one piece of a declared size."""
 
     def __init__(self, file: BinaryIO) -> None:

@@ -60,9 +60,11 @@ class MalformedPickleError(Exception):
 
     Attributes:
         refused: what the pickle named or called before that; see `Pickle.refused`.
+        names: every global that it named before that; see `Pickle.names`.
     """
 
     refused: Sequence[Refusal] = ()
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +125,13 @@ class Pickle:
         value: the top-level object.
         end: offset of the first byte after it.
         refused: what it names or calls that is not on the allow-list, in order, with offsets; empty for a safe one.
+        names: every global that it names, allowed or not, once, in order.
     """
 
     value: object
     end: int
     refused: list[Refusal]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
         value = machine.run()
         _check_tree(value)
     except MalformedPickleError as error:
-        error.refused = machine.refused
+        error.refused, error.names = machine.refused, tuple(machine.names)
         raise
     except (
         IndexError,
@@ -166,9 +170,9 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
     ) as error:
         detail = f"{type(error).__name__}: {error}"[:120]
         malformed = MalformedPickleError(f"it makes no sense at byte {machine.at} ({detail})")
-        malformed.refused = machine.refused
+        malformed.refused, malformed.names = machine.refused, tuple(machine.names)
         raise malformed from error
-    return Pickle(value, machine.at, machine.refused)
+    return Pickle(value, machine.at, machine.refused, tuple(machine.names))
 
 
 def _check_tree(value: object) -> None:
@@ -203,6 +207,7 @@ class _Machine:
     stack: list[object] = field(default_factory=list)
     memo: dict[int, object] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
+    names: dict[str, None] = field(default_factory=dict)
     copied: int = 0
 
     def run(self) -> object:
@@ -325,6 +330,7 @@ class _Machine:
     # -- globals and calls: named, never resolved
 
     def named(self, name: str) -> None:
+        self.names[name] = None
         module, _, attribute = name.rpartition(".")
         known = (
             name in _TENSOR_BUILDERS
@@ -429,6 +435,7 @@ class _Machine:
     def inst(self) -> None:
         module = self.line()
         name = f"{module}.{self.line()}"
+        self.names[name] = None
         self.pop_mark()
         self.push(self.refuse(f"an object of {name!r}", name))
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 
 from hnloader.errors import UnsafeFileError
 from hnloader.formats.pickles import Refusal
 
 # Globals of programs whose full checkpoints carry more than tensors. They are not honoured either; they only
-# decide whether a file is called "another kind of model" (or a damaged one) or "unsafe".
-_INERT = (
-    "pytorch_lightning.",
-    "lightning.",
-    "lightning_fabric.",
-    "omegaconf.",
-    "numpy.core.multiarray.",
-    "numpy._core.multiarray.",
-    "numpy.dtype",
-    "torch.storage.",
-    "torch.nn.modules.container.ParameterDict",
-    "collections.defaultdict",
-    "typing.Any",
+# decide whether a file is called "another kind of model" (or a damaged one) or "unsafe". Of a package only classes
+# count, and none that it would have from a module of Python's: `pytorch_lightning.trainer.os.system` is a call of the
+# system, by a name that begins well.
+_CLASS = re.compile(r"(pytorch_lightning|lightning|lightning_fabric|omegaconf)\.(?P<modules>([a-z_0-9]+\.)*)[A-Z]\w*")
+_EXACT = re.compile(
+    r"numpy\.(core|_core)\.multiarray\.(scalar|_reconstruct)|numpy\.(dtype|ndarray)|torch\.storage\.\w*Storage"
+    r"|torch\.nn\.modules\.container\.ParameterDict|collections\.defaultdict|typing\.Any"
 )
+
+
+def is_inert(name: str) -> bool:
+    """True for a global that sound checkpoints of other kinds name and that runs nothing of the file's choice."""
+    found = _CLASS.fullmatch(name)
+    if found is not None:
+        return not sys.stdlib_module_names.intersection(found["modules"].split("."))
+    return _EXACT.fullmatch(name) is not None
 
 
 def check_refusals(refused: Sequence[Refusal], label: str, *, inert_allowed: bool) -> None:
@@ -33,7 +37,7 @@ def check_refusals(refused: Sequence[Refusal], label: str, *, inert_allowed: boo
         inert_allowed: the file is refused anyway, as another kind of model or as damaged, so that the usual
             extras of full checkpoints need no alarm.
     """
-    if inert_allowed and all(refusal.name.startswith(_INERT) for refusal in refused):
+    if inert_allowed and all(is_inert(refusal.name) for refusal in refused):
         return
     if refused:
         named = ", ".join(dict.fromkeys(_printable(refusal) for refusal in refused[:3]))

@@ -1,0 +1,153 @@
+"""`hnloader scan`: whether files from strangers hold code, without opening them the dangerous way."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from hnloader.cli.errors import FAILED, reports_errors
+from hnloader.cli.terminal import clean, stderr, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hnloader.scanning import Finding, Scan
+
+SUSPICIOUS = 4
+EXIT_CODES = (
+    "Exit codes: 0 nothing suspicious, everything could be read; 1 a file could not be read; "
+    "2 the command line is wrong; 4 a suspicious file; 70 a bug in hnloader; 130 interrupted."
+)
+
+_STYLES = {"safe": "green", "suspicious": "bold red", "not a hypernetwork": "dim", "unreadable": "yellow"}
+_SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+_RULES = {
+    "suspicious": ("error", "The file names or calls something that no hypernetwork needs."),
+    "unreadable": ("warning", "The file is damaged or cannot be opened, so that nothing is known of what it holds."),
+}
+
+
+@reports_errors
+def scan(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE|FOLDER...", help="Files, or folders with all in them.", show_default=False),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Write a JSON array, one object per file.")] = False,
+    sarif: Annotated[
+        Path | None, typer.Option("--sarif", metavar="FILE", help="Also write the findings as SARIF 2.1.0.")
+    ] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="In folders also list what is no hypernetwork, and each file's callables.")
+    ] = False,
+) -> None:
+    """Say whether files would run something when unpickled: which callable, where. Nothing in them is run.
+
+    Works for every kind of pickle, zip archive and torch file, hypernetwork or not.
+    """
+    from hnloader.scanning import scan_all
+
+    found = list(scan_all(paths))
+    if sarif is not None:
+        _write(sarif, json.dumps(_sarif(found), indent=2) + "\n")
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
+    else:
+        _show(found, show_all or all(path.is_file() for path in paths), show_all)
+    verdicts = {one.verdict for one in found}
+    if "suspicious" in verdicts:
+        raise typer.Exit(SUSPICIOUS)
+    if "unreadable" in verdicts:
+        raise typer.Exit(FAILED)
+
+
+def _show(found: Sequence[Scan], others: bool, callables: bool) -> None:
+    from hnloader.scanning import VERDICTS
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("Verdict", no_wrap=True)
+    table.add_column("File", style="bold", overflow="fold")
+    table.add_column("Why", overflow="fold")
+    for one in sorted(found, key=lambda one: VERDICTS.index(one.verdict)):
+        if others or one.verdict != "not a hypernetwork":
+            table.add_row(Text(one.verdict, _STYLES[one.verdict]), clean(one.path), _why(one, callables))
+    if table.row_count:
+        stdout().print(table)
+    counts = Counter(one.verdict for one in found)
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    stderr().print(Text(f"{len(found)} file{'' if len(found) == 1 else 's'}: {summary or 'none'}"))
+
+
+def _why(one: Scan, callables: bool) -> str:
+    if one.findings:
+        lines = [_place(finding) for finding in one.findings[:5]]
+        lines += [f"and {len(one.findings) - 5} more"] if len(one.findings) > 5 else []
+    else:
+        lines = [clean(one.reason).removeprefix(clean(one.path)).lstrip(" :")] if one.reason else []
+    if callables and one.callables:
+        lines.append("names " + ", ".join(clean(name) for name in one.callables[:40]))
+    return "\n".join(lines)
+
+
+def _place(finding: Finding) -> str:
+    member = f" of {clean(finding.member)}" if finding.member is not None else ""
+    where = f" at byte {finding.offset:,}{member}" if finding.offset is not None else ""
+    return f"{clean(finding.what)}{where}"
+
+
+def _sarif(found: Sequence[Scan]) -> dict[str, Any]:
+    from hnloader import __version__
+
+    rules = [
+        {"id": name, "shortDescription": {"text": text}, "defaultConfiguration": {"level": level}}
+        for name, (level, text) in _RULES.items()
+    ]
+    results = [result for one in found if one.verdict in _RULES for result in _results(one)]
+    driver = {"name": "hnloader scan", "version": __version__, "rules": rules}
+    return {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
+
+
+def _results(one: Scan) -> list[dict[str, Any]]:
+    uri = one.path.as_uri() if one.path.is_absolute() else _quoted(one.path)
+    results = []
+    findings: list[Finding | None] = [*one.findings] or [None]
+    for finding in findings:
+        location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri}}}
+        properties: dict[str, Any] = {}
+        if finding is not None:
+            properties = {key: value for key, value in vars(finding).items() if value is not None}
+            if finding.offset is not None and finding.member is None:
+                location["physicalLocation"]["region"] = {"byteOffset": finding.offset, "byteLength": 1}
+            if finding.member is not None:
+                location["logicalLocations"] = [{"name": clean(finding.member), "kind": "member"}]
+        message = clean(one.reason) if finding is None else _place(finding)
+        results.append(
+            {
+                "ruleId": one.verdict,
+                "level": _RULES[one.verdict][0],
+                "message": {"text": message},
+                "locations": [location],
+                "properties": properties,
+            }
+        )
+    return results
+
+
+def _quoted(path: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(path.as_posix(), errors="surrogatepass")
+
+
+def _write(path: Path, text: str) -> None:
+    from hnloader.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
