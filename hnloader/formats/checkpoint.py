@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ from hnloader.formats.pickles import (
     TensorRef,
     read_pickle,
 )
-from hnloader.formats.refusals import check_refusals
-from hnloader.formats.source import PIECE_SIZE, Source, joined
+from hnloader.formats.refusals import check_refusals, is_inert
+from hnloader.formats.source import PIECE_SIZE, FileLike, Source, joined, open_source
 
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY_SIZE = 8 << 20
@@ -108,7 +108,7 @@ class Checkpoint:
 def read_checkpoint(source: Source) -> Checkpoint:
     """What the file holds, without its tensor data.
 
-    The sizes of a file whose pickle holds something that is not allowed are not checked: that is said first.
+    The sizes of a file whose pickle holds something unsafe are not checked: that is said first.
 
     Raises:
         CorruptFileError: it is damaged, or declares sizes that do not fit the file.
@@ -116,6 +116,35 @@ def read_checkpoint(source: Source) -> Checkpoint:
         UnsafeFileError: the archive holds code, or the same name twice.
     """
     return _read_zip(source) if source.head.startswith(ZIP_MAGIC) else _read_legacy(source)
+
+
+def load_plain(file: FileLike) -> Any:
+    """The object in a `torch.save` file of any kind, with its tensors: `torch.load` that runs nothing on any torch.
+
+    What the classes of other programs stand for in a full checkpoint is left out: it stays `Opaque`.
+
+    Raises:
+        UnsafeFileError: it names or calls something that no checkpoint needs.
+        HypernetworkError: it is damaged, or torch.save did not write it.
+    """
+    with open_source(file) as source:
+        checkpoint = read_checkpoint(source)
+        check_refusals(checkpoint.refused, source.label, inert_allowed=True)
+        return _with_tensors(checkpoint.tree, checkpoint)
+
+
+def _with_tensors(item: Any, checkpoint: Checkpoint) -> Any:
+    if isinstance(item, TensorRef):
+        return checkpoint.read(item)
+    if isinstance(item, dict):
+        return {key: _with_tensors(value, checkpoint) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return type(item)(_with_tensors(value, checkpoint) for value in item)
+    return item
+
+
+def _all_inert(refused: list[Refusal]) -> bool:
+    return all(is_inert(refusal.name) for refusal in refused)
 
 
 def is_legacy_stream(head: bytes) -> bool:
@@ -216,7 +245,7 @@ def _read_zip(source: Source) -> Checkpoint:
     if members[pickles[0]].file_size > MAX_PICKLE_SIZE:
         raise CorruptFileError(f"{source.label}: data.pkl is larger than {MAX_PICKLE_SIZE >> 20} MiB")
     pickle = _parse(read(pickles[0]), 0, source)
-    if not pickle.refused:
+    if _all_inert(pickle.refused):
         _check_tensors(pickle.value, source)
         for ref in _tensors(pickle.value):
             check_storage(ref.storage)
@@ -345,7 +374,7 @@ def _read_legacy(source: Source) -> Checkpoint:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UnsupportedArchitectureError(f"{source.label} was saved on a big-endian machine; it cannot be read here")
     places: dict[str, int] = {}
-    if not refused:
+    if _all_inert(refused):
         _check_tensors(tree, source)
         places = _legacy_places(source, tree, keys, pickles[-1].end)
 

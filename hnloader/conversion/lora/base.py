@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.conversion.lora.names import diffusers_name
+from hnloader.errors import HypernetworkError
 from hnloader.families import model_family
+from hnloader.formats.checkpoint import load_plain
 from hnloader.formats.outgoing import tensor_bytes
 from hnloader.pipelines import CHECKPOINT_SUFFIXES, ModelError, choose_device, choose_dtype, load_model, quiet
 
@@ -278,12 +279,14 @@ class _Tensors:
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{file} is no sound safetensors file: {error}") from error
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zipfile and torch each raise their own
+            content = load_plain(file)
+        except HypernetworkError as error:
             raise ModelError(
                 f"{file} cannot be read as plain weights ({str(error).strip().splitlines()[0][:120]}). Give the model "
                 "as .safetensors or as a diffusers folder."
             ) from error
+        if not isinstance(content, dict):
+            raise ModelError(f"{file} holds a {type(content).__name__} where a dict of weights was expected.")
         content = content.get("state_dict", content)
         self._loaded[file] = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
         return list(self._loaded[file])

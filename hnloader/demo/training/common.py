@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hnloader.formats.checkpoint import load_plain
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -137,7 +139,7 @@ class Trainer:
     def _resume(self) -> tuple[int, float]:
         if not self.checkpoint.exists():
             return 0, 0.0
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        state = load_plain(self.checkpoint)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         for average, stored in zip(self._average.averages, state["average"], strict=True):
@@ -149,7 +151,7 @@ class Trainer:
 
 def load_average(checkpoint: Path, modules: dict[str, nn.Module]) -> int:
     """Put a checkpoint's averaged weights into the modules; returns its step."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = load_plain(checkpoint)
     parameters = [parameter for module in modules.values() for parameter in module.parameters()]
     with torch.no_grad():
         for parameter, stored in zip(parameters, state["average"], strict=True):

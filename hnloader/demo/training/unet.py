@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from hnloader.demo.scenes import PICTURE_SIZE, POSITIONS, RADII, Scene, draw, random_scene, training_caption
 from hnloader.demo.training.common import Budget, Trainer, as_tensor, load_average, write_checkpoint
 from hnloader.demo.training.text import PROMPT_TOKENS, TEXT_WIDTH, build_text_encoder, write_tokenizer
+from hnloader.formats.checkpoint import load_plain
 
 UNET_WIDTHS = (64, 96, 128)
 EMPTY_CAPTIONS = 0.1  # share trained without words, for classifier-free guidance
@@ -166,7 +167,7 @@ def cached_latents(folder: Path, vae: AutoencoderKL, count: int, seed: int) -> L
     """The latents of `folder`/latents.pt, made first if they are missing or of another number."""
     path = folder / "latents.pt"
     if path.exists():
-        latents = torch.load(path, map_location="cpu", weights_only=True)["latents"]
+        latents = load_plain(path)["latents"]
         if len(latents) == count:
             return LatentSet(latents.float(), training_scenes(count, seed))
     data = encode_scenes(vae, count, seed)
