@@ -34,20 +34,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         HypernetworkError: the folder is missing or not writable, or the disk is full.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
-        # Made with the usual permissions: asking for the umask means setting it, for all threads of the program.
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        temporary, handle = _create(target)
     except (OSError, ValueError) as error:
         raise HypernetworkError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
     try:
-        with _marked_as_in_use(handle):
+        with _kept_open(handle):
             yield temporary
             _finish(temporary, target)
     except OSError as error:
         raise HypernetworkError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Gone under its final name; or the disk refuses even this, and what went wrong before is to be told.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
@@ -65,38 +65,56 @@ def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
             leftovers = [Path(entry.path) for entry in entries if entry.name.endswith(TEMPORARY_SUFFIX)]
             for path in leftovers:
                 with contextlib.suppress(OSError):
-                    if not _in_use(path):
-                        path.unlink()
+                    if _removed_unless_in_use(path):
                         removed.append(path)
     return removed
 
 
+def _create(target: Path) -> tuple[Path, int]:
+    """A new temporary file beside `target`, open and locked: the system drops the lock however the program ends."""
+    while True:
+        temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+        # Made with the usual permissions: asking for the umask means setting it, for all threads of the program.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if fcntl is None:
+            return temporary, handle
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # Before the lock was there, another program may have taken it for a leftover and removed it.
+        if temporary.exists():
+            return temporary, handle
+        os.close(handle)
+
+
 @contextlib.contextmanager
-def _marked_as_in_use(handle: int) -> Iterator[None]:
-    """Hold a lock on an open file: the system drops it when the program ends, however it ends."""
+def _kept_open(handle: int) -> Iterator[None]:
+    """Keep the file, and with it the lock, until the end."""
     if fcntl is None:
         os.close(handle)  # Windows renames no open file
         yield
         return
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)
 
 
-def _in_use(path: Path) -> bool:
+def _removed_unless_in_use(path: Path) -> bool:
     if fcntl is not None:
         with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return False
             except BlockingIOError:
-                return True
+                return False
             except OSError:  # a file system without locks
                 pass
-    return time.time() - path.stat().st_mtime < _ABANDONED_AFTER
+            else:
+                path.unlink()  # with the lock held, so that nobody begins to write to it in between
+                return True
+    if time.time() - path.stat().st_mtime < _ABANDONED_AFTER:
+        return False
+    path.unlink()
+    return True
 
 
 def _finish(temporary: Path, target: Path) -> None:

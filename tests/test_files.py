@@ -13,7 +13,7 @@ import pytest
 from builders import simple_tree, write
 
 import hnloader
-from hnloader import HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
+from hnloader import HypernetworkError, UnknownFormatError, UnsupportedArchitectureError, files
 from hnloader.files import TEMPORARY_SUFFIX, remove_leftovers, replacing
 
 
@@ -100,3 +100,39 @@ def test_a_composition_cannot_be_saved(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitectureError, match="Save its members"):
         hnloader.save(hnloader.load(tmp_path / "both.hns"), tmp_path / f"saved{suffix}")
     assert not (tmp_path / f"saved{suffix}").exists()
+
+
+def test_what_went_wrong_is_told_even_where_the_temporary_file_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with (
+        pytest.raises(HypernetworkError, match="No space left"),
+        replacing(tmp_path / "style.pt"),
+    ):
+        raise OSError(28, "No space left on device")
+    with replacing(tmp_path / "style.pt") as temporary:
+        temporary.write_bytes(b"new")
+    assert (tmp_path / "style.pt").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks are POSIX")
+def test_a_temporary_file_that_another_program_took_for_a_leftover_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, removed = files.fcntl.flock, []
+
+    def removed_before_it_is_locked(handle: int, how: int) -> None:
+        if not removed:
+            removed.extend(tmp_path.iterdir())
+            removed[0].unlink()
+        lock(handle, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", removed_before_it_is_locked)
+    with replacing(tmp_path / "style.pt") as temporary:
+        temporary.write_bytes(b"new")
+    assert len(removed) == 1
+    assert (tmp_path / "style.pt").read_bytes() == b"new"

@@ -7,6 +7,7 @@ Four forms exist: the webui's dict with `string_to_param`; diffusers' `{token: t
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hnloader.embeddings import pictures
@@ -26,6 +26,7 @@ from hnloader.formats.checkpoint import ZIP_MAGIC, is_legacy_stream, read_checkp
 from hnloader.formats.identify import kind_of_bytes, kind_of_names, kind_of_tree
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
+from hnloader.formats.safetensors import write_tensors
 from hnloader.formats.source import Source, open_source
 
 Form = Literal["webui", "diffusers"]
@@ -83,8 +84,8 @@ def save_embedding(
     target = Path(path)
     suffix = target.suffix.lower()
     writers: dict[str, Callable[[Path], None]] = {
-        ".pt": lambda file: torch.save(_tree(embedding, form, token), file),
-        ".bin": lambda file: torch.save(_tree(embedding, "diffusers", token), file),
+        ".pt": lambda file: _write_pickle(_tree(embedding, form, token), file),
+        ".bin": lambda file: _write_pickle(_tree(embedding, "diffusers", token), file),
         ".safetensors": lambda file: _write_safetensors(embedding, file, form, token),
         ".png": lambda file: pictures.write(_picture_tree(embedding), file, pictures.card(embedding)),
     }
@@ -257,4 +258,11 @@ def _write_safetensors(embedding: Embedding, path: Path, form: Form, token: str 
         for key, value in about.items()
         if value not in (None, "")
     }
-    save_file(tensors, path, metadata={"format": "pt", **text})
+    write_tensors(path, tensors, {"format": "pt", **text})
+
+
+def _write_pickle(tree: dict[str, object], path: Path) -> None:
+    """What torch.save writes; through memory, because its own writer hides what the disk answered."""
+    data = io.BytesIO()
+    torch.save(tree, data)
+    path.write_bytes(data.getbuffer())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import remove_leftovers
 from hnloader.training import previews, schema
 from hnloader.training.cache import Cache, Latents
 from hnloader.training.config import Config
@@ -167,6 +168,8 @@ class Training:
             HypernetworkError: the output cannot be written.
         """
         tell = report or (lambda event: None)
+        if self._is_main:
+            self._clear_up()
         for note in self.notes:
             tell(self._event(message=note))
         why: Why = "done"
@@ -196,6 +199,10 @@ class Training:
         if self.state.best is not None:
             best = (*self.state.best, self._best_path)
         return Result(self.output, self.state.step, why, best, self.state.history)
+
+    def _clear_up(self) -> None:
+        """Remove what a run that was killed had half written."""
+        remove_leftovers([self.folder, self.folder / "cache", self.folder / "previews", self.output.parent])
 
     # -- a step
 

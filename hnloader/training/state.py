@@ -88,16 +88,25 @@ def save_state(
             temporary,
             metadata={_KEY: json.dumps(about, default=_plain)},
         )
-    for old in states(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+    # One that cannot be removed now is removed with the next: the state that was asked for is there.
+    with contextlib.suppress(OSError, HypernetworkError):
+        for old in states(folder)[:-keep]:
+            old.unlink(missing_ok=True)
     return path
 
 
 def states(folder: Path) -> list[Path]:
-    """The saved states, oldest first."""
-    if not folder.is_dir():
+    """The saved states, oldest first.
+
+    Raises:
+        HypernetworkError: the folder is there and cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    except OSError as error:
+        raise HypernetworkError(f"{folder} cannot be read: {error.strerror or error}") from error
 
 
 def load_state(

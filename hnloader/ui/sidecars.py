@@ -98,8 +98,8 @@ def read_description(path: Path) -> str:
 def save_notes(path: Path, notes: str) -> Path:
     """Save notes on a hypernetwork file and keep what else its JSON file holds.
 
-    Raises HypernetworkError where that file is no JSON object (it is somebody else's), the text is longer than
-    100,000 characters, the folder is not writable or the disk is full.
+    Raises HypernetworkError where that file is no JSON object (it is somebody else's) or cannot be read, the text
+    is longer than 100,000 characters, the folder is not writable or the disk is full.
     """
     if len(notes) > _LONGEST_TEXT:
         raise HypernetworkError(f"notes have at most {_LONGEST_TEXT:,} characters; these have {len(notes):,}")
@@ -124,9 +124,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_something_else(path: Path) -> bool:
-    """Whether a file stands there that is neither empty nor an empty JSON object."""
+    """Whether a file stands there that is neither empty nor an empty JSON object; raises HypernetworkError."""
     try:
         content = path.read_bytes()[:_LARGEST_NOTES].decode("utf-8-sig", errors="replace").strip()
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise HypernetworkError(f"{path} cannot be read, and would be lost: {error.strerror or error}") from error
     return bool(content) and "".join(content.split()) != "{}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -244,3 +245,24 @@ def test_metadata_of_others_is_kept(tmp_path: Path) -> None:
     header = (tmp_path / "b.safetensors").read_bytes()
     size = int.from_bytes(header[:8], "little")
     assert json.loads(header[8 : 8 + size])["__metadata__"]["step"] == "9"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="limits on the size of files are POSIX")
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", ".png"])
+def test_a_disk_without_room_is_told_and_the_old_file_stands(suffix: str, tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / f"style{suffix}"
+    save_embedding(Embedding(VECTORS, name="old"), path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(HypernetworkError, match="cannot write"):
+            save_embedding(Embedding(VECTORS, name="new"), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

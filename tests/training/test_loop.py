@@ -14,6 +14,7 @@ import torch
 import hnloader
 from hnloader.embeddings import load_embedding
 from hnloader.errors import HypernetworkError
+from hnloader.files import TEMPORARY_SUFFIX
 from hnloader.training import ConfigError, prepare, read_config, train
 from hnloader.training import state as states_on_disk
 from hnloader.training.loop import DivergedError, Event, folder_of
@@ -381,3 +382,28 @@ def test_the_report_shows_everything_in_one_file(settings_of: Run, pictures: Pat
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == 7  # the previews and six pictures
+
+
+def test_what_a_killed_training_had_half_written_is_cleared_up(settings_of: Run) -> None:
+    config = settings_of(steps=2)
+    folder = folder_of(Path(config.output))
+    halves = [folder.parent, folder, folder / "cache", folder / "previews"]
+    for place in halves:
+        place.mkdir(exist_ok=True)
+        (place / f".half.0123456789ab{TEMPORARY_SUFFIX}").write_bytes(b"half")
+    train(config)
+    assert not list(folder.parent.rglob(f"*{TEMPORARY_SUFFIX}"))
+
+
+def test_an_old_state_that_cannot_be_removed_stops_nothing(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("state-"):
+            raise OSError(30, "Read-only file system")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    result = train(settings_of(steps=4, save_every=1, keep=1))
+    assert result.why == "done"
+    assert len(states(folder_of(result.output))) == 4

@@ -97,3 +97,17 @@ def test_notes_have_a_limit(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     with pytest.raises(HypernetworkError, match="cannot write"):
         save_notes(tmp_path / "gone" / "ink.pt", "x")
+
+
+def test_notes_that_cannot_be_read_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_notes(tmp_path / "ink.pt", "old")
+
+    def refuse(*_: object, **__: object) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        patched.setattr(Path, "read_text", refuse)
+        with pytest.raises(HypernetworkError, match="Permission denied"):
+            save_notes(tmp_path / "ink.pt", "new")
+    assert read_notes(tmp_path / "ink.pt") == "old"
