@@ -175,13 +175,22 @@ def parse_tag(body: str) -> Tag:
         if option in given:
             raise PromptTagError(f"Hypernetwork {name!r}: {option}= is given twice.")
         given[option] = value
-    blocks = _blocks(name, given.pop("block")) if "block" in given else ()
+    blocks = parse_blocks(name, given.pop("block")) if "block" in given else ()
     return Tag(
         name,
         strength,
         blocks,
         **{option: _number(name, f"{option}=", text) for option, text in given.items()},
     )
+
+
+def parse_blocks(name: str, text: str) -> tuple[BlockWeight, ...]:
+    """Read what stands after `block=`, e.g. `mid+up@0.5`. Raises PromptTagError, with the hypernetwork's `name`."""
+    parts = []
+    for part in text.split("+"):
+        block, at, weight = (piece.strip() for piece in part.partition("@"))
+        parts.append(BlockWeight(block, _number(name, f"the factor of block {block}", weight) if at else 1.0))
+    return tuple(parts)
 
 
 def _split_name(body: str) -> tuple[str, str | None]:
@@ -201,14 +210,6 @@ def _split_name(body: str) -> tuple[str, str | None]:
     if pattern is _QUOTED_NAME:
         return match[1].replace('""', '"'), match[2]
     return match[1].strip(), match[2]
-
-
-def _blocks(name: str, text: str) -> tuple[BlockWeight, ...]:
-    parts = []
-    for part in text.split("+"):
-        block, at, weight = (piece.strip() for piece in part.partition("@"))
-        parts.append(BlockWeight(block, _number(name, f"the factor of block {block}", weight) if at else 1.0))
-    return tuple(parts)
 
 
 def _number(name: str, what: str, text: str) -> float:

@@ -13,8 +13,14 @@ from typing import Any
 import gradio
 
 
+def _names(function: Callable[..., Any]) -> set[str]:
+    """The arguments that a component or an event takes by name."""
+    # Forge puts each event into an object that passes everything on, whose own signature names nothing.
+    return set(inspect.signature(getattr(function, "replaced_event", function)).parameters)
+
+
 def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    names = inspect.signature(function).parameters
+    names = _names(function)
     return {name: value for name, value in arguments.items() if name in names}
 
 
@@ -53,7 +59,7 @@ def listen(
         "_js": js,  # 3.x
     }
     known = _known(event, options)
-    if "api_visibility" in inspect.signature(event).parameters:  # 6.0 on
+    if "api_visibility" in _names(event):  # 6.0 on
         known["api_visibility"] = "private"
     else:
         known["api_name"] = False

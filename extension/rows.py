@@ -1,0 +1,123 @@
+"""Hypernetworks as the panel and the API give them, each a row of values, and the tags that they stand for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hnloader.prompt import PromptTagError, Tag, parse_blocks, parse_prompt
+
+FIELDS = ("enabled", "name", "strength", "block", "start", "end", "k", "v")
+NUMBERS = ("strength", "start", "end", "k", "v")
+
+_PIECE = re.compile(r"<[^>]*>|[^<]+|<")
+# More than anybody has, few enough to be read in no time.
+_MOST = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its values by `FIELDS`, and the tag that acts.
+
+    `tag` is None for a row that is switched off, names no file yet, or can't be read; then `problem` says why.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tag: Tag | None = None
+    problem: str = ""
+
+
+def read_rows(given: Any) -> list[Row]:
+    """Rows from a text of tags, from a list of objects with `FIELDS`, or from such a list as JSON text.
+
+    Never raises: what can't be read is a row with a problem, and the others are read.
+    """
+    if given is None:
+        return []
+    if isinstance(given, str):
+        text = given.strip()
+        if not text.startswith(("[", "{")):
+            return _rows_of_tags(text)
+        try:
+            given = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return [Row(problem=f"The rows are no JSON text: {error}.")]
+    if not isinstance(given, list):
+        found = "one object" if isinstance(given, dict) else type(given).__name__
+        return [
+            Row(problem=f"The rows are {found}. Write a list of objects within `args`, [[{{...}}]], or a text of tags.")
+        ]
+    if len(given) > _MOST:
+        return [Row(problem=f"There are {len(given)} rows; {_MOST} are possible.")]
+    return [_row(number, each) for number, each in enumerate(given, 1)]
+
+
+def tags_of(rows: Sequence[Row]) -> list[Tag]:
+    """The tags that act, in order."""
+    return [row.tag for row in rows if row.tag is not None]
+
+
+def text_of(tags: Sequence[Tag]) -> str:
+    """The same as text, for a prompt or an infotext."""
+    return "".join(map(str, tags))
+
+
+def values_of(tag: Tag) -> dict[str, Any]:
+    """The values of the row that stands for a tag."""
+    block = "+".join(map(str, tag.blocks))
+    return {"enabled": True, "name": tag.name, "block": block, **{key: getattr(tag, key) for key in NUMBERS}}
+
+
+def _rows_of_tags(text: str) -> list[Row]:
+    rows = []
+    for piece in _PIECE.findall(text):
+        if not piece.strip(" \t\r\n,"):
+            continue
+        try:
+            tags = parse_prompt(piece).tags
+        except PromptTagError as error:
+            rows.append(Row(problem=str(error)))
+            continue
+        rows += [Row(values_of(tag), tag) for tag in tags]
+        if not tags:
+            rows.append(Row(problem=f"{piece.strip()!r} is not a tag. Write <hypernet:name:strength>."))
+    return rows
+
+
+def _row(number: int, given: Any) -> Row:
+    if not isinstance(given, dict):
+        return Row(problem=f"Row {number} is {type(given).__name__}, not an object with {', '.join(FIELDS)}.")
+    try:
+        return Row(given, _tag(given))
+    except PromptTagError as error:
+        return Row(given, problem=f"Row {number}: {error}")
+
+
+def _tag(given: dict[Any, Any]) -> Tag | None:
+    """Raises PromptTagError, also for a name that no tag can hold: every row can be written into an infotext."""
+    unknown = [str(key) for key in given if key not in FIELDS]
+    if unknown:
+        raise PromptTagError(f"there is no {unknown[0]!r}. A row has {', '.join(FIELDS)}.")
+    enabled, name, block = given.get("enabled", True), given.get("name"), given.get("block") or ""
+    if not isinstance(enabled, bool):
+        raise PromptTagError(f"enabled is {enabled!r}, not true or false.")
+    if not isinstance(name, str) or not isinstance(block, str):
+        raise PromptTagError("name and block are texts, and a name is needed.")
+    if not enabled or not name.strip():
+        return None
+    numbers = {key: _number(key, given[key]) for key in NUMBERS if given.get(key) is not None}
+    tag = Tag(name.strip(), blocks=parse_blocks(name, block) if block.strip() else (), **numbers)
+    str(tag)
+    return tag
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError
+        return float(value)
+    except (ValueError, OverflowError):
+        raise PromptTagError(f"{key} is {value!r:.40}, not a number such as 0.8.") from None
