@@ -66,7 +66,7 @@ def train(
 
 def settings_of(given: list[str]) -> dict[str, Any]:
     """The settings of `--set key=value`; values are read as YAML."""
-    import yaml
+    from hnloader.training.schema import ConfigError, read_yaml
 
     settings: dict[str, Any] = {}
     for each in given:
@@ -74,8 +74,8 @@ def settings_of(given: list[str]) -> dict[str, Any]:
         if not equals:
             raise typer.BadParameter(f"{each!r}: key=value was expected", param_hint="--set")
         try:
-            settings[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            settings[key.strip()] = read_yaml(value)
+        except ConfigError as error:
             raise typer.BadParameter(f"{each!r}: the value is no YAML", param_hint="--set") from error
     return settings
 

@@ -159,9 +159,9 @@ def _check_tensors(tree: object, source: Source) -> None:
     total = 0
     for ref in _tensors(tree):
         reach = ref.offset + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride, strict=False))
-        inside = ref.offset >= 0 and reach < ref.storage.count and ref.count <= ref.storage.count
+        inside = reach < ref.storage.count and ref.count <= ref.storage.count
         largest = max(math.prod(size for size in ref.shape if size), ref.offset, *ref.stride, 0)
-        proper = len(ref.shape) == len(ref.stride) and largest <= MAX_TENSOR_VALUES
+        proper = len(ref.shape) == len(ref.stride) and ref.offset >= 0 and largest <= MAX_TENSOR_VALUES
         known = storages.setdefault(ref.storage.key, ref.storage)
         if (known.dtype, known.count) != (ref.storage.dtype, ref.storage.count):
             raise CorruptFileError(f"{source.label}: the storage {known.key!r} is described in two ways")

@@ -244,7 +244,12 @@ def _structure_from_shapes(sides: list[SideShapes]) -> tuple[float, ...]:
         weights = _weights(side)
         if not weights:
             raise UnsupportedArchitectureError(f"{side.where} has no Linear weight (a tensor of two dimensions)")
-        rows.append((side.width, [weights[0][1][1], *(shape[0] for _, shape in weights)]))
+        sizes = [weights[0][1][1], *(shape[0] for _, shape in weights)]
+        if sizes[0] != side.width or sizes[-1] != side.width or 0 in sizes:
+            raise UnsupportedArchitectureError(
+                _broken_chain(side) or f"{side.where} has a layer without values: {_listed(side.shapes)}"
+            )
+        rows.append((side.width, sizes))
     if len({len(sizes) for _, sizes in rows}) != 1:
         counts = ", ".join(f"{len(sizes) - 1} at {width}" for width, sizes in rows)
         raise UnsupportedArchitectureError(f"its sides have different numbers of layers: {counts}")

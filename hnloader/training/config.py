@@ -259,8 +259,7 @@ def read_config(path: Path | None = None, overrides: dict[str, Any] | None = Non
         raise ConfigError(f"there is no preset {preset!r}; {' or '.join(PRESETS)} was expected")
     merged = _merged(schema.plain(Config()), PRESETS[preset])
     if path is not None:
-        schema.read_file(Config, path)  # names the file in its messages
-        merged = _merged(merged, _given(path))
+        merged = _merged(merged, schema.read_file(Config, path))
     for key, value in (overrides or {}).items():
         nested: Any = value
         for part in reversed(key.split(".")):
@@ -272,13 +271,6 @@ def read_config(path: Path | None = None, overrides: dict[str, Any] | None = Non
 def template(preset: str = "style") -> str:
     """A commented YAML file with every setting at its default."""
     return schema.write(read_config(preset=preset))
-
-
-def _given(path: Path) -> dict[str, Any]:
-    import yaml
-
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return found
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +22,12 @@ import yaml
 from hnloader.errors import HypernetworkError
 
 T = TypeVar("T")
+
+# Of a configuration file, in characters. The commented one with every setting has some 8,000.
+_LARGEST = 1 << 20
+_LARGEST_INT = 2**63 - 1
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxlong, _BRIEF.maxother = 3, 80, 80, 80
 
 
 class ConfigError(HypernetworkError):
@@ -59,7 +67,7 @@ def read(kind: type[T], given: object, where: str = "") -> T:
     """
     if not isinstance(given, Mapping):
         raise ConfigError(f"{where or 'the configuration'} is {_shown(given)}; keys with values were expected")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, object] = {}
     for key, value in given.items():
@@ -70,25 +78,48 @@ def read(kind: type[T], given: object, where: str = "") -> T:
     return kind(**values)
 
 
-def read_file(kind: type[T], path: Path) -> T:
-    """Read a YAML file.
+def read_file(kind: type, path: Path) -> dict[str, Any]:
+    """The values in a YAML file, as far as it has any, held against what `kind` allows.
 
     Raises:
         ConfigError: it cannot be opened, is no YAML, or says something impossible; the message names the file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LARGEST + 1)
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path} cannot be read: {reason}") from error
+    if len(text) > _LARGEST:
+        raise ConfigError(f"{path} has more than {_LARGEST:,} characters: it is no configuration")
     try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        given = read_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path} {error}") from error
+    given = {} if given is None else given
     try:
-        return read(kind, {} if given is None else given)
+        read(kind, given)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    assert isinstance(given, dict)
+    return given
+
+
+def read_yaml(text: str) -> object:
+    """YAML as plain values; nothing that it names is made.
+
+    Raises:
+        ConfigError: it is no YAML, or has a value that its own tag does not allow.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is no YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError("is no YAML for a configuration: it nests too deeply") from error
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        # The YAML package lets these through: `2001-99-99`, `!!float x`, `!!timestamp x`, ...
+        raise ConfigError(f"is no YAML for a configuration: {error}") from error
 
 
 def write(config: object, *, comments: bool = True) -> str:
@@ -110,6 +141,11 @@ def plain(config: object) -> dict[str, object]:
 
 
 # -- reading
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _value(hint: Any, value: object, at: str, rule: Rule) -> object:
@@ -145,12 +181,10 @@ def _fits(kind: Any, value: object, at: str, rule: Rule) -> tuple[bool, object]:
 
 def _number(value: object) -> float | None:
     """YAML 1.1 takes 1e-4 for text; everybody means the number."""
-    if type(value) in (int, float):
-        return float(value)  # type: ignore[arg-type]
-    if isinstance(value, str):
+    if type(value) in (int, float) or isinstance(value, str):
         try:
-            return float(value)
-        except ValueError:
+            return float(value)  # type: ignore[arg-type]
+        except (ValueError, OverflowError):
             return None
     return None
 
@@ -159,6 +193,8 @@ def _check_range(value: object, at: str, rule: Rule) -> None:
     if type(value) not in (int, float):
         return
     assert isinstance(value, (int, float))
+    if isinstance(value, int) and abs(value) > _LARGEST_INT:
+        raise ConfigError(f"{at} is a number of {len(bin(value)) - 2:,} bits; at most 63 were expected")
     low = value <= rule.least if rule.above else value < rule.least
     if not math.isfinite(value) or low or value > rule.most:
         lower = f"{'above' if rule.above else 'at least'} {rule.least:g}" if rule.least > -math.inf else ""
@@ -186,7 +222,8 @@ def _meant(given: str, known: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    return repr(value)[:80]
+    # YAML's aliases make lists of lists that would take all memory if they were written out.
+    return _BRIEF.repr(value)[:80]
 
 
 # -- writing

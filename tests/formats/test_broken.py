@@ -187,6 +187,7 @@ BAD_TENSORS = {
     "negative size": tensor_code(b"J\xff\xff\xff\xff\x85", b"K\x01\x85"),
     "negative stride": tensor_code(b"K\x02\x85", b"J\xff\xff\xff\xff\x85"),
     "one value repeated": tensor_code(b"M\xff\xff\x85", b"K\x00\x85"),
+    "negative offset of nothing": tensor_code(b"K\x00\x85", b"K\x01\x85", offset=b"J\xf9\xff\xff\xff"),
     "huge size": tensor_code(HUGE + b"\x85", b"K\x01\x85"),
     "huge size of nothing": tensor_code(b"K\x00" + HUGE + b"\x86", b"K\x01K\x01\x86"),
     "huge stride of nothing": tensor_code(b"K\x00\x85", HUGE + b"\x85"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,22 @@ def test_only_the_file_with_everything_in_order_loads(tmp_path: Path) -> None:
     """Guards the tests above: what they change is what makes the difference."""
     assert hnloader.load(write(tmp_path / "style.pt", changed(lambda content: None))).widths == (8,)
     assert issubclass(UnsupportedArchitectureError, HypernetworkError)
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(("key", "width"), [(8, 4), (4, 8), (13, 0)])
+def test_tensors_of_another_width_than_the_key(
+    key: int, width: int, reader: Callable[[Path], object], tmp_path: Path
+) -> None:
+    side = {"linear.0.weight": torch.zeros(2 * width, width), "linear.0.bias": torch.zeros(2 * width)}
+    side |= {"linear.1.weight": torch.zeros(width, 2 * width), "linear.1.bias": torch.zeros(width)}
+    path = write(tmp_path / "style.pt", {key: (side, dict(side))})
+    with pytest.raises(UnsupportedArchitectureError, match=f"receives {key} values"):
+        reader(path)
+
+
+def test_a_layer_without_values(tmp_path: Path) -> None:
+    side = {"linear.0.weight": torch.zeros(0, 4), "linear.0.bias": torch.zeros(0)}
+    side |= {"linear.1.weight": torch.zeros(4, 0), "linear.1.bias": torch.zeros(4)}
+    with pytest.raises(UnsupportedArchitectureError, match="without values"):
+        hnloader.load(write(tmp_path / "style.pt", {4: (side, dict(side))}))

@@ -126,3 +126,35 @@ def test_a_single_rate_falls_to_a_hundredth_and_never_rises(number: float, steps
 def test_warmup_rises_evenly() -> None:
     rate = parse_rate("1e-3", 100)
     assert [rate.at(step, warmup=4) for step in (1, 2, 4, 50)] == pytest.approx([2.5e-4, 5e-4, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 2001-99-99", "month must be in"),
+        ("steps: !!float x", "could not convert"),
+        ("steps: !!timestamp x", "no YAML for a configuration"),
+        ("[" * 3000, "nests too deeply"),
+        ("steps: 1" + "0" * 200, "bits"),
+        ("min_snr: 1" + "0" * 400, "min_snr"),
+        ("steps: !!python/object/apply:os.system [exit]", "could not determine a constructor"),
+        ("steps: &a [*a]", "steps is"),
+    ],
+)
+def test_what_yaml_lets_through_is_a_mistake_like_others(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_config(written(tmp_path / "config.yaml", text))
+
+
+def test_aliases_that_unfold_to_billions_of_values_are_told_in_few_words(tmp_path: Path) -> None:
+    aliased = "x"
+    for name in "abcdefghijk":
+        aliased = f"[&{name} [{aliased}], {', '.join([f'*{name}'] * 9)}]"
+    with pytest.raises(ConfigError, match="model is") as caught:
+        read_config(written(tmp_path / "config.yaml", f"model: {aliased}"))
+    assert len(str(caught.value)) < 400
+
+
+def test_a_file_that_is_too_large_for_a_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no configuration"):
+        read_config(written(tmp_path / "config.yaml", "# " + "x" * 2_000_000))
