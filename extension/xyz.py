@@ -35,7 +35,8 @@ def _plot() -> ModuleType | None:
 
     for data in scripts.scripts_data:
         if Path(data.path).name == "xyz_grid.py" and hasattr(data.module, "axis_options"):
-            return data.module
+            module: ModuleType = data.module
+            return module
     return None
 
 
