@@ -50,6 +50,33 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def held(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs, so that one program at a time does what it stands for.
+
+    The file stays; the lock ends with the block or with the program, however that ends. Where the file cannot be
+    made or the file system has no locks, nothing is held.
+
+    Args:
+        path: the lock file; its folder is made where it is missing.
+        refusal: what the error says when another program holds it.
+
+    Raises:
+        HypernetworkError: another program holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("ab"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise HypernetworkError(refusal) from error
+            except OSError:  # a folder that cannot be written, a file system without locks
+                pass
+        yield
+
+
 def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
     """Remove the temporary files of `replacing` that killed programs left in these folders (not below them).
 

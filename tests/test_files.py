@@ -14,7 +14,7 @@ from builders import simple_tree, write
 
 import hnloader
 from hnloader import HypernetworkError, UnknownFormatError, UnsupportedArchitectureError, files
-from hnloader.files import TEMPORARY_SUFFIX, remove_leftovers, replacing
+from hnloader.files import TEMPORARY_SUFFIX, held, remove_leftovers, replacing
 
 
 def test_the_file_takes_its_name_at_the_end(tmp_path: Path) -> None:
@@ -136,3 +136,24 @@ def test_a_temporary_file_that_another_program_took_for_a_leftover_is_made_anew(
         temporary.write_bytes(b"new")
     assert len(removed) == 1
     assert (tmp_path / "style.pt").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks are POSIX")
+def test_a_lock_is_held_by_one_program_and_ends_with_it(tmp_path: Path) -> None:
+    lock = tmp_path / "made" / "lock"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom hnloader.files import held\n"
+        "with held(Path(sys.argv[1]), 'taken'):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    running = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        with pytest.raises(HypernetworkError, match="taken"), held(lock, "taken"):
+            pass
+        running.send_signal(signal.SIGKILL)
+    with held(lock, "taken"):
+        pass
+    (tmp_path / "file").touch()
+    with held(tmp_path / "file" / "lock", "taken"):  # nothing can be made there: nothing is held
+        pass

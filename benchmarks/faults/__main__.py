@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.faults import kills, writing
+from benchmarks.faults import crowds, kills, load, memory, reading, writing
 from benchmarks.faults._subjects import Subject, Training, careless, subjects
 from benchmarks.faults._trials import Count
 
@@ -24,34 +24,57 @@ DISTURBANCES: dict[str, Callable[[Subject, Path, int, int], Count]] = {
     "full-tmpfs": writing.full_tmpfs,
     "read-only": writing.read_only,
     "unreadable": writing.unreadable,
+    "two-processes": crowds.pairs,
+}
+# What has subjects of its own: name -> (what it is done to, the scenario).
+OTHERS: dict[str, dict[str, Callable[[Path, int, int], Count]]] = {
+    "changed-while-read": {
+        suffix: lambda place, rounds, seed, suffix=suffix: reading.changed(suffix, place, rounds, seed)  # type: ignore
+        for suffix in (".pt", ".legacy.pt", ".safetensors")
+    },
+    "threads": {"one model": lambda place, rounds, seed: crowds.storms(rounds, seed)},
+    "no-memory": {
+        "each operation": lambda place, rounds, seed: memory.at_operations(rounds, seed),
+        "the process": lambda place, rounds, seed: memory.for_real(rounds, seed),
+    },
+    "load": load.SCENARIOS,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for."""
+    known = [*DISTURBANCES, *OTHERS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", help=f"of {', '.join(DISTURBANCES)}; all by default")
+    parser.add_argument("scenarios", nargs="*", help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--rounds", type=int, default=100, help="trials of each subject in each scenario")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--subject", action="append", help="only this one; may be given several times")
     options = parser.parse_args(arguments)
-    unknown = set(options.scenarios) - set(DISTURBANCES)
-    if unknown:
-        parser.error(f"there is no scenario {sorted(unknown)[0]!r}")
+    for name in options.scenarios:
+        if name not in known:
+            parser.error(f"there is no scenario {name!r}; {', '.join(known)} were expected")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # threads of torch's would not survive a fork
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="hnloader-faults-") as name:
         place = Path(name)
-        chosen = _chosen(options.subject, place)
-        for scenario in options.scenarios or DISTURBANCES:
-            for subject in chosen:
-                count = DISTURBANCES[scenario](subject, place, options.rounds, options.seed)
-                print(f"{scenario:<22} {subject.name:<20} {count}", flush=True)
-                for text in count.wrong[:3]:
-                    print(f"    {text}", flush=True)
-                wrong += len(count.wrong)
+        scenarios = options.scenarios or known
+        chosen = _chosen(options.subject, place) if set(scenarios) & set(DISTURBANCES) else []
+        for scenario in scenarios:
+            for subject in chosen if scenario in DISTURBANCES else ():
+                wrong += _show(
+                    scenario, subject.name, DISTURBANCES[scenario](subject, place, options.rounds, options.seed)
+                )
+            for what, run in OTHERS.get(scenario, {}).items():
+                wrong += _show(scenario, what, run(place, options.rounds, options.seed))
     return 1 if wrong else 0
+
+
+def _show(scenario: str, subject: str, count: Count) -> int:
+    print(f"{scenario:<22} {subject:<20} {count}", flush=True)
+    for text in [*count.notes, *count.wrong[:3]]:
+        print(f"    {text}", flush=True)
+    return len(count.wrong)
 
 
 def _chosen(names: list[str] | None, place: Path) -> list[Subject]:

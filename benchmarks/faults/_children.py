@@ -210,7 +210,12 @@ def small_memory(extra: int) -> None:
     """No more than `extra` bytes of address space beyond what is in use."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + extra
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def all_memory() -> None:
+    """As much as there was before `small_memory`."""
+    resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
 
 
 def obey_permissions() -> None:

@@ -22,11 +22,13 @@ class Count:
         endings: how often the work was killed, ended with an error of hnloader, or was done.
         finished: how often the next run went on to the end.
         wrong: what was found wrong, one text each.
+        notes: what else was measured, one line each.
     """
 
     endings: Counter[str] = field(default_factory=Counter)
     finished: int = 0
     wrong: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def trials(self) -> int:
@@ -52,9 +54,6 @@ class Count:
             check()
         except Exception as error:
             self.wrong.append(f"{when}: {type(error).__name__}: {error}")
-
-    def __add__(self, other: Count) -> Count:
-        return Count(self.endings + other.endings, self.finished + other.finished, [*self.wrong, *other.wrong])
 
     def __str__(self) -> str:
         parts = ", ".join(f"{number} {how}" for how, number in sorted(self.endings.items()))

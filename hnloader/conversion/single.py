@@ -23,7 +23,7 @@ from hnloader.files import replacing
 from hnloader.formats import hns, read_contents, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
-from hnloader.formats.source import open_source
+from hnloader.formats.source import open_source, unchanged
 
 OnExisting = Literal["overwrite", "skip", "rename"]
 Writer = Callable[[Outgoing, Path], None]
@@ -122,7 +122,7 @@ def convert(
     with _opened(given) as contents, _Hash(given) as hashed:
         outgoing, notes = _prepared(contents, given, normalise=normalise, dtype=wanted_dtype)
         changed = wanted_dtype is not None and any(info.dtype != wanted_dtype for info in _infos(contents))
-        with replacing(wanted) as temporary:
+        with replacing(wanted) as temporary, unchanged(given):
             notes_of_file = _stated(given, normalise, wanted_dtype)
             write(replace(outgoing, notes=notes_of_file, hashes={_SOURCE_HASH: hashed.result}), temporary)
             sha256 = hashed.result()

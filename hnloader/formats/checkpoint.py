@@ -262,8 +262,12 @@ def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: So
     """The contents of a member in pieces; raises CorruptFileError at the end where their CRC is wrong."""
     with _zip_errors(source), archive.open(member) as opened:  # which compares the member's two headers
         if member.compress_type != zipfile.ZIP_STORED:
+            left = member.file_size
             while data := opened.read(PIECE_SIZE):
+                left -= len(data)
                 yield bytearray(data)
+            if left:
+                raise zipfile.BadZipFile(f"{member.filename!r} unpacks to {left:,} bytes less than it declares")
             return
     # What is not compressed is read without zipfile's own buffers.
     name_size, extra_size = struct.unpack("<HH", source.read(member.header_offset + 26, 4))

@@ -157,7 +157,8 @@ def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str
     if not 2 <= size <= MAX_HEADER_SIZE:
         raise CorruptFileError(f"{source.label}: a header of {size:,} bytes; at most {MAX_HEADER_SIZE:,} are read")
     try:
-        header = json.loads(source.read(8, size), object_pairs_hook=_unique, parse_int=_integer)
+        # From bytes, json would also take UTF-16 and lone surrogates, which no other program reads.
+        header = json.loads(source.read(8, size).decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
         metadata = header.pop("__metadata__", {})
         tensors = {name: _stored(name, entry, 8 + size, source.size) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -90,10 +90,33 @@ def open_source(given: FileLike) -> Iterator[Source]:
     """
     if isinstance(given, (str, os.PathLike)):
         path = _path(given)
-        with _open(path) as file:
+        with _open(path) as file, _unchanged(path, lambda: os.fstat(file.fileno())):
             yield _source(file, path)
     else:
         yield _source(_seekable(given), _path_of(given))
+
+
+def unchanged(path: Path) -> contextlib.AbstractContextManager[None]:
+    """At the end of the block, raise CorruptFileError where the file is no longer what it was at its beginning.
+
+    Every read of a file by `open_source` has this check at its end; here it is for who writes before that.
+    """
+    return _unchanged(path, path.stat)
+
+
+@contextlib.contextmanager
+def _unchanged(path: Path, look: Callable[[], os.stat_result]) -> Iterator[None]:
+    def stamp() -> tuple[int, int]:
+        try:
+            status = look()
+        except OSError as error:
+            raise HypernetworkError(f"{path} cannot be read: {_reason(error)}") from error
+        return status.st_size, status.st_mtime_ns
+
+    before = stamp()
+    yield
+    if stamp() != before:
+        raise CorruptFileError(f"{path} was changed by another program while it was read; try again")
 
 
 def _path(given: str | os.PathLike[str]) -> Path:

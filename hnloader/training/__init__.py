@@ -42,7 +42,7 @@ def train(
             `restart` says what to do.
         DatasetError, ModelError: the pictures or the model cannot be used.
         DivergedError: the loss became NaN or infinite; the saved states stand.
-        HypernetworkError: the output cannot be written.
+        HypernetworkError: the output cannot be written, or another training of it is running.
     """
     return prepare(config, resume=resume, restart=restart, device=device).run(report)
 
@@ -57,7 +57,7 @@ def prepare(
     from hnloader.pipelines import load_model
     from hnloader.training.dataset import read_folder
     from hnloader.training.denoiser import Denoiser
-    from hnloader.training.loop import Training, folder_of
+    from hnloader.training.loop import Training, alone, folder_of
     from hnloader.training.state import states
 
     config.check()
@@ -74,10 +74,11 @@ def prepare(
     if config.checkpointing:
         model.pipeline.unet.enable_gradient_checkpointing()
     training = Training(config, Denoiser(model.pipeline), dataset, model, processes)
-    if restart:
-        for path in found:
-            path.unlink(missing_ok=True)
-    elif resume:
+    if restart and (processes is None or processes.is_main_process):
+        with alone(Path(config.output)):
+            for path in found:
+                path.unlink(missing_ok=True)
+    elif resume and not restart:
         training.resume()
     return training
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import remove_leftovers
+from hnloader.files import held, remove_leftovers
 from hnloader.training import previews, schema
 from hnloader.training.cache import Cache, Latents
 from hnloader.training.config import Config
@@ -86,6 +86,15 @@ class Result:
 def folder_of(output: Path) -> Path:
     """Where a training keeps its states, its cache and its previews: beside the output."""
     return output.with_name(output.stem + ".training")
+
+
+def alone(output: Path) -> contextlib.AbstractContextManager[None]:
+    """While this holds, no other program trains the same output; HypernetworkError where one does already."""
+    folder = folder_of(output)
+    return held(
+        folder / "lock",
+        f"another training of {output} is running: its states lie in {folder}. Wait for it, or choose another output",
+    )
 
 
 class Training:
@@ -165,11 +174,14 @@ class Training:
 
         Raises:
             DivergedError: the loss became NaN or infinite; saved states and the output of the last stand.
-            HypernetworkError: the output cannot be written.
+            HypernetworkError: the output cannot be written, or another training of it is running.
         """
-        tell = report or (lambda event: None)
-        if self._is_main:
-            self._clear_up()
+        with alone(self.output) if self._is_main else contextlib.nullcontext():
+            if self._is_main:
+                self._clear_up()
+            return self._run(report or (lambda event: None))
+
+    def _run(self, tell: Callable[[Event], None]) -> Result:
         for note in self.notes:
             tell(self._event(message=note))
         why: Why = "done"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -26,10 +27,11 @@ def named(subjects: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.slow
 def test_nothing_is_lost_or_half_written_whatever_is_interrupted() -> None:
-    found = ran("--rounds", "3", *named(SAVED))
+    scenarios = [name for name in DISTURBANCES if name != "two-processes"]
+    found = ran(*scenarios, "--rounds", "3", *named(SAVED))
     assert found.returncode == 0, found.stdout + found.stderr
     lines = found.stdout.splitlines()
-    assert len(lines) == len(DISTURBANCES) * len(SAVED)
+    assert len(lines) == len(scenarios) * len(SAVED)
     assert all(line.endswith(" 0 wrong") for line in lines)
     assert "3 killed" in found.stdout
     assert "3 error" in found.stdout
@@ -50,3 +52,20 @@ def test_a_program_that_writes_in_place_is_found_out(scenario: str) -> None:
     found = ran(scenario, "--rounds", "3", *named(("careless",)))
     assert found.returncode == 1
     assert " 0 wrong" not in found.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_files_that_change_threads_and_no_memory() -> None:
+    scenarios = ("two-processes", "changed-while-read", "threads", "no-memory")
+    found = ran(*scenarios, "--rounds", "4", *named(("notes", "convert", "train")))
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.count(" 0 wrong") == 3 + 3 + 1 + 2
+    assert re.search(r"no-memory +each operation +4 trials \(.*[1-9]\d* error\)", found.stdout)
+
+
+@pytest.mark.slow
+def test_large_libraries_and_long_lives() -> None:
+    found = ran("load", "--rounds", "10")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "listing 1,000 files" in found.stdout
+    assert found.stdout.count(" 0 wrong") == 3

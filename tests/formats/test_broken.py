@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from hnloader import CorruptFileError, HypernetworkError, UnsafeFileError, Unsup
 from hnloader.formats import checkpoint, pickles
 from hnloader.formats.checkpoint import LEGACY_MAGIC_NUMBER
 from hnloader.formats.pickles import MalformedPickleError, read_pickle
+from hnloader.formats.source import Source
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 READERS: dict[str, Callable[[io.BytesIO], object]] = {"load": hnloader.load, "inspect": hnloader.inspect}
@@ -540,3 +543,51 @@ def test_generated_files_are_read_as_torch_reads_them(dtype: torch.dtype, legacy
     recipe = Recipe((1, 1.5, 2, 1), "prelu", True, True, (0, 0.1, 0.2, 0))
     content = tree(make_sides(recipe, (8, 12), dtype=dtype), metadata(recipe, "2022-11"), dtype=dtype)
     assert_as_torch(saved(content, legacy=legacy))
+
+
+# -- files that are not what they were when they were opened
+
+
+def test_a_file_that_is_overwritten_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "style.safetensors"
+    path.write_bytes(saved_safetensors(tmp_path))
+    hnloader.save(hnloader.load(path), path)
+    os.utime(path, (1, 1))
+    read = Source.pieces
+
+    def meanwhile(source: Source, offset: int, size: int) -> Iterator[bytearray]:
+        content = path.read_bytes()
+        path.write_bytes(content[:-4] + bytes(4))
+        return read(source, offset, size)
+
+    monkeypatch.setattr(Source, "pieces", meanwhile)
+    for use in (hnloader.load, lambda path: hnloader.convert(path, tmp_path / "made.pt")):
+        with pytest.raises(CorruptFileError, match="changed by another program"):
+            use(path)
+        os.utime(path, (1, 1))
+    assert not (tmp_path / "made.pt").exists()
+
+
+def test_a_compressed_member_that_unpacks_to_less_than_it_declares() -> None:
+    data = bytearray(rezipped(ZIP, compression=zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        info = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+        content = archive.read(info)
+        start = info.header_offset + 30 + len(info.filename)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    short = packer.compress(content[:-4]) + packer.flush()
+    packed = short.ljust(info.compress_size, b"\0")
+    assert len(packed) == info.compress_size
+    data[start : start + info.compress_size] = packed
+    crc = data.replace(info.CRC.to_bytes(4, "little"), zlib.crc32(content[:-4]).to_bytes(4, "little"))
+    assert_refused(bytes(crc), CorruptFileError, "less than it declares", readers=("load",))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8"])
+def test_a_safetensors_header_that_is_no_utf_8(encoding: str, tmp_path: Path) -> None:
+    data = saved_safetensors(tmp_path)
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].decode().replace('"style"', '"\ud800"').replace('"format":"pt"', '"format":"\ud800"')
+    encoded = header.encode(encoding, "surrogatepass").removeprefix(b"\xff\xfe")
+    changed = len(encoded).to_bytes(8, "little") + encoded + data[8 + size :]
+    assert_refused(changed, CorruptFileError, "header is damaged")

@@ -407,3 +407,21 @@ def test_an_old_state_that_cannot_be_removed_stops_nothing(settings_of: Run, mon
     result = train(settings_of(steps=4, save_every=1, keep=1))
     assert result.why == "done"
     assert len(states(folder_of(result.output))) == 4
+
+
+def test_a_second_training_of_the_same_output_is_refused_while_one_runs(settings_of: Run) -> None:
+    config = settings_of(steps=3, save_every=1)
+    second = prepare(config)
+    refused: list[str] = []
+
+    def meanwhile(event: Event) -> None:
+        if event.step == 1:
+            with pytest.raises(HypernetworkError, match="another training of") as caught:
+                second.run()
+            refused.append(str(caught.value))
+            with pytest.raises(HypernetworkError, match="another training of"):
+                prepare(config, restart=True)
+
+    train(config, report=meanwhile)
+    assert len(refused) == 1
+    assert len(states(folder_of(Path(config.output)))) == 3
