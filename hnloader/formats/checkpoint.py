@@ -316,6 +316,11 @@ def _members(archive: zipfile.ZipFile, source: Source) -> dict[str, zipfile.ZipI
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.flag_bits & 1:
             raise CorruptFileError(f"{source.label}: the zip member {info.filename!r} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise CorruptFileError(
+                f"{source.label}: the zip member {info.filename!r} is compressed by method {info.compress_type}; "
+                "torch.save compresses nothing. Pack the archive again without compression"
+            )
         if info.file_size > MAX_RATIO * max(info.compress_size, 1):
             raise UnsafeFileError(
                 f"{source.label}: the zip member {info.filename!r} unpacks to more than {MAX_RATIO} times its size"
@@ -330,7 +335,9 @@ def _members(archive: zipfile.ZipFile, source: Source) -> dict[str, zipfile.ZipI
 
 def _check_byte_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], root: str, source: Source) -> None:
     name = f"{root}byteorder"
-    if name in members and members[name].file_size <= 16:
+    if name in members:
+        if members[name].file_size > 16:
+            raise CorruptFileError(f"{source.label}: its byte order is stated in {members[name].file_size:,} bytes")
         with _zip_errors(source):
             order = archive.read(members[name])
         if order.strip() != b"little":

@@ -71,9 +71,10 @@ def prepare(
     processes = _processes()
     place = device if processes is None else str(processes.device)
     model = load_model(config.model, device=place, dtype=config.precision)
+    denoiser = Denoiser(model.pipeline)
     if config.checkpointing:
-        model.pipeline.unet.enable_gradient_checkpointing()
-    training = Training(config, Denoiser(model.pipeline), dataset, model, processes)
+        _checkpoint(model.pipeline.unet)
+    training = Training(config, denoiser, dataset, model, processes)
     if restart and (processes is None or processes.is_main_process):
         with alone(Path(config.output)):
             for path in found:
@@ -81,6 +82,16 @@ def prepare(
     elif resume and not restart:
         training.resume()
     return training
+
+
+def _checkpoint(unet: Any) -> None:
+    """Have the UNet keep less for the gradients and compute it again."""
+    unet.enable_gradient_checkpointing()
+    # Before 0.33, diffusers does so only in modules that are being trained. Their own flag says so; what lies in
+    # them, dropout above all, stays as it is.
+    for module in unet.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
 
 
 def _processes() -> Any:

@@ -336,7 +336,7 @@ def test_a_member_that_declares_two_sizes() -> None:
 
 
 def test_an_unknown_compression() -> None:
-    assert_refused(changed_entry(10, "<H", 99, member=b"data.pkl"), CorruptFileError, "damaged")
+    assert_refused(changed_entry(10, "<H", 99, member=b"data.pkl"), CorruptFileError, "compressed by method 99")
 
 
 def test_a_member_that_unpacks_to_very_much() -> None:
@@ -591,3 +591,16 @@ def test_a_safetensors_header_that_is_no_utf_8(encoding: str, tmp_path: Path) ->
     encoded = header.encode(encoding, "surrogatepass").removeprefix(b"\xff\xfe")
     changed = len(encoded).to_bytes(8, "little") + encoded + data[8 + size :]
     assert_refused(changed, CorruptFileError, "header is damaged")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_compressed_as_torch_never_does(method: int) -> None:
+    assert_refused(rezipped(ZIP, compression=method), CorruptFileError, f"compressed by method {method}")
+
+
+def test_a_byte_order_that_is_no_word() -> None:
+    assert_refused(
+        rezipped(ZIP, lambda name, content: b"big" + b" " * 40 if name.endswith("byteorder") else content),
+        CorruptFileError,
+        "byte order",
+    )
