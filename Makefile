@@ -1,11 +1,14 @@
 # make demo · make test · make lint · make bench     (they share .venv, made at first use)
 PYTHON ?= python3
+# LOCKED=1 installs exactly what requirements.lock names, by hash (CPython 3.11 on Linux, x86-64; torch comes without).
+LOCKED ?=
+MINUTES ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench dist screenshots webui-gradio clean
+.PHONY: help demo test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio clean
 
 help:
 	@echo "make demo       render a labelled grid with the bundled pipeline and hypernetworks"
@@ -13,7 +16,10 @@ help:
 	@echo "make test-fast  run all tests but the slow ones"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      run the benchmarks"
-	@echo "make dist       build wheel and sdist into dist/"
+	@echo "make faults     kill, fail and crowd what writes files and attaches, hundreds of times (docs/faults.md)"
+	@echo "make fuzz MINUTES=10   fuzz each reader of strangers' files for so long (docs/fuzzing.md)"
+	@echo "make dist       build wheel and sdist into dist/, the same bytes each time"
+	@echo "make lock · make audit · make sbom   dependencies: pin by hash, look for known holes, list (docs/supply-chain.md)"
 	@echo "make screenshots   take the pictures of the page in docs/images anew"
 	@echo "make webui-gradio  drive the pages in the gradio of both webuis"
 
@@ -22,7 +28,13 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "hnloader needs Python 3.10 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+ifeq ($(LOCKED),)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+else
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+endif
 	@touch $@
 
 demo: $(READY)
@@ -46,8 +58,38 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+faults: $(READY)
+	$(BIN)/python -m benchmarks.faults
+
+# atheris guides by coverage; where there is no wheel of it, hypothesis draws inputs at random.
+fuzz: $(READY)
+	-@$(BIN)/python -m pip install --quiet --only-binary :all: --constraint constraints.txt atheris
+	$(BIN)/python -m fuzz --minutes $(MINUTES)
+
+# The date of the last commit stands in the archives, not that of the build.
 dist: $(READY)
-	$(BIN)/python -m build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) $(BIN)/python -m build --no-isolation
+
+# Tools that are no part of the project's own environment.
+TOOLS := .venv-tools/bin
+$(TOOLS)/.ready:
+	$(PYTHON) -m venv .venv-tools
+	$(TOOLS)/python -m pip install --quiet 'uv>=0.5' 'pip-audit>=2.7' 'cyclonedx-bom>=5'
+	@touch $@
+
+lock: $(TOOLS)/.ready
+	echo 'torch; python_version < "3"' > .venv-tools/without-torch.txt
+	$(TOOLS)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --override .venv-tools/without-torch.txt \
+		--constraint constraints.txt --extra dev pyproject.toml --output-file requirements.lock
+
+audit: $(TOOLS)/.ready
+	$(TOOLS)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
+sbom: $(READY) $(TOOLS)/.ready
+	@mkdir -p dist
+	$(TOOLS)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/hnloader.cdx.json
 
 screenshots: $(READY)
 	HNLOADER_SCREENSHOTS=docs/images $(BIN)/python -m pytest --quiet tests/ui/test_screenshots.py
@@ -67,4 +109,4 @@ webui-gradio: $(READY)
 	done
 
 clean:
-	rm -rf .venv-gradio $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv-gradio .venv-tools $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

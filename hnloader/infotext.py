@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 CHUNK = "parameters"
 
 _NEGATIVE = "Negative prompt:"
-# A key is a word of two or more characters; a value is a JSON string or runs to the next comma.
-_SETTING = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# A key is a word of two or more characters before a colon; a value is a JSON string or runs to the next comma.
+_KEY_CHARACTERS = re.compile(r"[\w \-/]+")
+_KEY_START = re.compile(r"\w")
+_VALUE = re.compile(r'\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _KEY = re.compile(r"\w[\w \-/]+")
 # Fewer settings than this in the last line, and the webuis take it for a part of the prompt.
 _FEWEST_SETTINGS = 3
@@ -58,7 +60,7 @@ class Infotext:
 def parse(text: str) -> Infotext:
     """Read a picture's parameters. Any text is accepted: what is no setting is prompt."""
     *lines, last = text.strip().split("\n")
-    found = _SETTING.findall(last)
+    found = _settings(last)
     if len(found) < _FEWEST_SETTINGS:
         lines.append(last)
         found = []
@@ -73,6 +75,25 @@ def parse(text: str) -> Infotext:
             part.append(line)
     settings = {key: _unquoted(value) for key, value in found}
     return Infotext("\n".join(prompt), "\n".join(negative), settings)
+
+
+def _settings(line: str) -> list[tuple[str, str]]:
+    """Keys and values in a line.
+
+    Every character is looked at once: pictures of strangers hold lines of a megabyte that are made to take hours.
+    """
+    found = []
+    at = 0
+    while (run := _KEY_CHARACTERS.search(line, at)) is not None:
+        at = run.end()
+        start = _KEY_START.search(line, run.start(), at)
+        if start is None or at - start.start() < 2 or line[at : at + 1] != ":":
+            continue
+        value = _VALUE.match(line, at + 1)
+        assert value is not None
+        found.append((line[start.start() : at], value[1]))
+        at = value.end()
+    return found
 
 
 def save_png(image: Image, path: str | os.PathLike[str], infotext: Infotext) -> None:

@@ -138,12 +138,19 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
         tags.append(parse_tag(match[2]))
         return ""
 
-    return ParsedPrompt(_TAG.sub(take, prompt), tuple(tags))
+    tagged, rest = _may_hold_tags(prompt)
+    return ParsedPrompt(_TAG.sub(take, tagged) + rest, tuple(tags))
 
 
 def other_tags(prompt: str) -> list[str]:
     """The tags in a prompt that are not for hypernetworks, e.g. `<lora:x:1>`."""
-    return [match[0] for match in _TAG.finditer(prompt) if match[1] != _KIND]
+    return [match[0] for match in _TAG.finditer(_may_hold_tags(prompt)[0]) if match[1] != _KIND]
+
+
+def _may_hold_tags(prompt: str) -> tuple[str, str]:
+    """The part up to the last `>`, and the rest, in which many a `<a:` would each be followed to the end in vain."""
+    end = prompt.rfind(">") + 1
+    return prompt[:end], prompt[end:]
 
 
 def parse_items(items: Sequence[str]) -> Tag:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from hnloader.errors import HypernetworkError
-from hnloader.infotext import Infotext, parse, read_png, save_png
+from hnloader.infotext import Infotext, _settings, parse, read_png, save_png
 
 FROM_A_WEBUI = """a cat, (best quality:1.2) <hypernet:ink:0.8>
 second line
@@ -99,3 +100,17 @@ def test_a_png_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> Non
         save_png(Unwritable(), target, Infotext("a"))  # type: ignore[arg-type]
     assert target.read_bytes() == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+@pytest.mark.parametrize(
+    "line", ["a" * 1_000_000, "a b, c: " + "d " * 500_000, 'ab: "' * 200_000, 'ab: "\\\\' * 100_000, "," * 1_000_000]
+)
+def test_a_line_that_is_made_to_take_hours(line: str) -> None:
+    assert parse(f"a red circle\n{line}").prompt.startswith("a red circle")
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(alphabet='ab1 -/:,"\\\n\t.', max_size=60))
+def test_settings_are_those_of_the_plain_rule(line: str) -> None:
+    rule = r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)'
+    assert _settings(line) == re.findall(rule, line)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hnloader.errors import HypernetworkError
 from hnloader.prompt import (
     BlockWeight,
+    ParsedPrompt,
     PromptTagError,
     Tag,
     format_number,
@@ -151,3 +152,9 @@ def test_any_text_parses_or_raises_the_one_error(text: str) -> None:
 def test_text_without_hypernet_tags_is_untouched(text: str) -> None:
     text = text.replace("<hypernet:", "")
     assert parse_prompt(text).prompt == text
+
+
+@pytest.mark.parametrize("prompt", ["<a:" * 300_000, "<hypernet:a" * 100_000, "<a:" * 300_000 + ">" + "<b:" * 300_000])
+def test_a_prompt_that_is_made_to_take_hours(prompt: str) -> None:
+    assert parse_prompt(prompt) == ParsedPrompt(prompt, ())
+    assert len(other_tags(prompt)) == prompt.count(">")

@@ -311,6 +311,8 @@ class _Parser:
             key = self.value(depth + 1)
             weight = self.value(depth + 1) if self.took(":") else None
             pairs = [pair for pair in pairs if pair[0] != key] + [(key, weight)]
+            if len(pairs) > MAX_MEMBERS:
+                raise self.fail(f"at most {MAX_MEMBERS} members were expected")
             if not self.took(","):
                 self.need("}")
                 break

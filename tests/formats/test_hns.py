@@ -192,3 +192,8 @@ def test_any_text_gives_a_structure_or_says_where_it_is_wrong(text: str) -> None
         assert str(error)
     else:
         assert structure.names()
+
+
+def test_braces_stop_at_more_entries_than_a_composition_may_have() -> None:
+    with pytest.raises(hns._SyntaxError, match=r"at most 100 members were expected, found ',b,c"):
+        hns.parse("{" + ",".join(f"a{n}" for n in range(101)) + ",b,c}")
