@@ -66,8 +66,8 @@ def _fuzz(name: str, options: argparse.Namespace) -> int:
         if options.keep and options.engine == "atheris":
             _keep(name, fresh)
     said = done.stdout + done.stderr
-    runs = re.search(r"number_of_executed_units: (\d+)|executed (\d+) inputs", said)
-    count = int(runs[1] or runs[2]) if runs else 0
+    runs = re.findall(r"^#(\d+)\t|number_of_executed_units: (\d+)|executed (\d+) inputs", said, re.MULTILINE)
+    count = max((int(number) for found in runs for number in found if number), default=0)
     reached = re.findall(r"cov: (\d+)", said)
     minutes = (time.monotonic() - began) / 60
     verdict = "nothing found" if done.returncode == 0 else "FOUND"

@@ -29,13 +29,13 @@ STRICTER: tuple[tuple[str, str], ...] = (
     (r"stands in it as a value", "a class or a storage is no data"),
     (r"list of storages does not name", "torch ignores storages that no tensor uses, or fails later"),
     (r"is described in two ways|does not fit its storage", "torch takes the first description of a storage for all"),
-    (r"add up to more than", "our limits"),
+    (r"add up to more than|unpacks to more than", "our limits"),
     (r"big-endian", "no hypernetwork from such a machine is known; torch swaps the bytes"),
     (r"have the same name", "other programs would read another of the two members"),
     (r"outside of its folder", "torch unpacks nothing, other programs do"),
     (r"TorchScript archive", "an archive with code is no hypernetwork"),
     (r"is compressed by method", "torch.save compresses nothing; of what unpacks with little memory, deflate is read"),
-    (r"its byte order is stated in", "torch reads what follows `little` as a part of the word"),
+    (r"declares two sizes", "torch believes one of them"),
     (r"overlaps another or is cut off", "torch reads two members from the same place"),
     (
         r"zip archive is damaged",
@@ -55,6 +55,7 @@ MORE_LENIENT: tuple[tuple[str, str], ...] = (
     ),
     (r"values to unpack \(expected [45]", "a storage named with or without the view that no file has any more"),
     (r"positional argument", "a tensor described without the gradients and hooks that are not used"),
+    (r"GLOBAL (\S+\.)?(set|frozenset|bytes|bytearray) was not", "plain containers, made by us"),
     (r"ParameterDict", "in which the first textual-inversion embeddings keep their tensors"),
     (
         r"Trying to resize storage|setStorage|storage offset|negative (dimension|stride)|is not allowed|record size"
@@ -174,3 +175,13 @@ def summary() -> str:
     """The counts so far, a line each."""
     rows = sorted(counts.items(), key=lambda item: -item[1])
     return "".join(f"  compared: {number:,} {what}\n" for what, number in rows)
+
+
+def table() -> str:
+    """The rows for docs/fuzzing.md."""
+    rows = ["| who refuses | what it says (a pattern) | why that is as it should be |", "| --- | --- | --- |"]
+    for who, reasons in (("hnloader", STRICTER), ("torch", MORE_LENIENT)):
+        for pattern, why in reasons:
+            shown = pattern.replace("|", "\\|")
+            rows.append(f"| {who} | `{shown}` | {why} |")
+    return "\n".join(rows)
