@@ -3,7 +3,6 @@
     "use strict";
 
     const STORE = "hnloader.rows.";
-    const TRIES = 20;
     const panels = {};
 
     function element(tag, properties, ...children) {
@@ -18,12 +17,13 @@
             this.tab = frame.dataset.tab;
             this.fresh = JSON.parse(frame.dataset.fresh);
             this.rows = [];
-            this.sent = this.box.value;
+            this.sent = this.box.value.trim();
             frame.addEventListener("input", (event) => this.edited(event));
             frame.addEventListener("change", (event) => this.edited(event));
             frame.addEventListener("click", (event) => this.clicked(event));
             frame.addEventListener("focusin", (event) => this.offer(event.target));
             frame.addEventListener("focusout", (event) => this.restore(event.target));
+            setInterval(() => frame.isConnected && this.watch(), 500);
             if (this.box.value === "") this.remembered();
         }
 
@@ -32,17 +32,17 @@
             return document.querySelector(`#hnl_${this.tab}_rows :is(textarea, input)`);
         }
 
-        // What Python read last.
-        read() {
-            return document.querySelector(`#hnl_${this.tab}_state .hnl-panel-state`);
+        // The text that Python read last, with what it read.
+        get read() {
+            return document.querySelector(`#hnl_${this.tab}_state .hnl-panel-state`)?.dataset ?? {};
         }
 
         // Draw what Python read, when it was not this panel that wrote it. Answers to older texts are passed over.
         follow() {
-            const read = this.read();
-            if (read?.dataset.source !== this.box.value || this.box.value === this.sent) return;
-            this.sent = this.box.value;
-            this.rows = JSON.parse(read.dataset.rows).map((row) => ({ ...this.fresh, strength: 1, ...row }));
+            const { source, rows } = this.read;
+            if (source !== this.box.value || source.trim() === this.sent) return;
+            this.sent = source.trim();
+            this.rows = JSON.parse(rows).map((row) => ({ ...this.fresh, strength: 1, ...row }));
             this.draw();
             this.remember();
         }
@@ -62,27 +62,27 @@
 
         write() {
             this.sent = this.rows.length ? JSON.stringify(this.rows) : "";
-            this.deliver(this.sent, this.box.value, TRIES);
+            this.type(this.sent);
             this.remember();
-        }
-
-        // While gradio 4 builds the page it loses a change, and does not take the same text for another one.
-        // So this is repeated, with an empty text between, until Python has read it.
-        deliver(text, before, tries) {
-            this.type(text);
-            setTimeout(() => {
-                const changed = text !== this.sent || ![text, before].includes(this.box.value);
-                const done = this.box.value === text && this.read()?.dataset.source === text;
-                if (changed || done || tries === 1) return;
-                this.type("");
-                setTimeout(() => this.deliver(text, "", tries - 1));
-            }, 500);
         }
 
         type(text) {
             const { box } = this;
             box.value = text;
             box.dispatchEvent(new Event("input", { bubbles: true }));
+        }
+
+        // gradio loses changes: 4.40 while it builds the page, 3.41 where two follow each other closely. The same text
+        // again is no change to it, so the text is typed with and without a space at its end until Python has read it.
+        watch() {
+            const text = this.box.value.trim();
+            if (text !== this.watched) {
+                this.watched = text;
+                this.tries = 0;
+            } else if (this.read.source?.trim() !== text && this.tries < 20) {
+                this.tries += 1;
+                this.type(this.tries % 2 ? `${text} ` : text);
+            }
         }
 
         remember() {
