@@ -599,8 +599,8 @@ def test_members_compressed_as_torch_never_does(method: int) -> None:
 
 
 def test_a_byte_order_that_is_no_word() -> None:
-    assert_refused(
-        rezipped(ZIP, lambda name, content: b"big" + b" " * 40 if name.endswith("byteorder") else content),
-        CorruptFileError,
-        "byte order",
-    )
+    without = rezipped(ZIP, lambda name, content: None if name.endswith("byteorder") else content)
+    data = io.BytesIO(without)  # torch before 2.1 writes none
+    with zipfile.ZipFile(data, "a") as archive:
+        archive.writestr("archive/byteorder", b"big" + b" " * 40)
+    assert_refused(data.getvalue(), CorruptFileError, "byte order")
