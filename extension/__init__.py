@@ -6,6 +6,7 @@ package called `extension` too. Nothing of a webui is imported before `start`.
 
 from __future__ import annotations
 
+from .panel import script_class
 from .runtime import Extension, start
 
-__all__ = ["Extension", "start"]
+__all__ = ["Extension", "script_class", "start"]

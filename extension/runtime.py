@@ -64,4 +64,16 @@ def start(host: WebuiHost | None = None) -> Extension:
 
     extension.host.on_events(before_ui=before_ui, model_loaded=extension.applier.model_changed, unloaded=unloaded)
     extension.host.on_steps(extension.applier.step)
+    _register_seams(extension)
     return extension
+
+
+def _register_seams(extension: Extension) -> None:
+    """One that fails, in a host that has changed there, is said and does not stop the others."""
+    from . import settings, xyz
+
+    for seam in (settings, xyz):
+        try:
+            seam.register(extension)
+        except Exception as error:
+            print(f"[hnloader] Without {seam.__name__.rpartition('.')[2]}: {type(error).__name__}: {error}")

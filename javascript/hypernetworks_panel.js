@@ -17,7 +17,7 @@
             this.tab = frame.dataset.tab;
             this.fresh = JSON.parse(frame.dataset.fresh);
             this.rows = [];
-            this.sent = this.box.value.trim();
+            this.sent = "";
             frame.addEventListener("input", (event) => this.edited(event));
             frame.addEventListener("change", (event) => this.edited(event));
             frame.addEventListener("click", (event) => this.clicked(event));

@@ -25,7 +25,9 @@ def _start() -> None:
         own = Path(str(hnloader.__file__)).resolve().parent == _ROOT / "hnloader"
         if not own:
             print(f"[hnloader] Using hnloader {hnloader.__version__} from {Path(str(hnloader.__file__)).parent}.")
-        _load().start()
+        extension = _load()
+        # The host looks for classes of scripts among the names of this module.
+        globals()["HypernetworksPanel"] = extension.script_class(extension.start())
     except Exception as error:
         print(f"[hnloader] Hypernetworks are off: {type(error).__name__}: {error}. See docs/webui.md in {_ROOT}.")
 

@@ -142,3 +142,21 @@ def test_safetensors_are_in_the_hosts_list(running: Webui) -> None:
     running.shared.reload_hypernetworks()
     assert running.shared.hypernetworks["new"] == str(file(running, "new.safetensors"))
     assert not torch.equal(picture(running, "a<hypernet:new>"), picture(running, "a"))
+
+
+def test_rows_equal_tags_and_are_in_the_infotext(running: Webui) -> None:
+    tagged = picture(running, "a<hypernet:ink:0.5:start=0.5><hypernet:wash>")
+    rows = [{"name": "ink", "strength": 0.5, "start": 0.5}, {"name": "wash"}]
+    for given in (rows, "<hypernet:ink:0.5:start=0.5><hypernet:wash>"):
+        job = running.generate("a", alwayson_scripts={"Hypernetworks": [given]})
+        assert torch.equal(job.images[0], tagged)
+        assert "Hypernet rows: " in job.infotexts[0]
+        assert hooks(running) == 0
+    assert not running.reports
+
+
+def test_the_settings_are_those_that_are_read(running: Webui) -> None:
+    keys = {key for key in running.shared.opts.data_labels if key.startswith("hnloader_")}
+    read = "".join(path.read_text() for path in (ROOT / "extension").rglob("*.py") if path.name != "settings.py")
+    assert keys
+    assert all(f'"{key}"' in read for key in keys)

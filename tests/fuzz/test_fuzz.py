@@ -87,3 +87,8 @@ def test_a_reader_that_takes_memory_or_calls_what_a_file_names_is_noticed() -> N
 def test_a_disagreement_without_a_reason_is_a_find() -> None:
     with pytest.raises(differential.DisagreementError, match="stricter: nobody has said why"):
         differential._explain("stricter", differential.STRICTER, "nobody has said why")
+
+
+def test_the_docs_name_every_reason() -> None:
+    page = (CORPUS.parent.parent / "docs" / "fuzzing.md").read_text(encoding="utf-8")
+    assert differential.table() in page

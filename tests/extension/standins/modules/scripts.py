@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from modules import errors, paths, script_callbacks
 
@@ -24,8 +24,18 @@ CALLS = (
     "postprocess",
 )
 
+
+class ScriptClassData(NamedTuple):
+    """One class of a script and the module that it stands in."""
+
+    script_class: type[Script]
+    path: str
+    basedir: str
+    module: Any
+
+
 current_basedir = ""
-scripts_data: list[type[Script]] = []
+scripts_data: list[ScriptClassData] = []
 loaded_modules: dict[str, Any] = {}
 
 
@@ -77,7 +87,7 @@ def load_scripts(*, forge: bool) -> None:
             for found in vars(module).values():
                 if inspect.isclass(found) and issubclass(found, Script):
                     found.filename = str(file)
-                    scripts_data.append(found)
+                    scripts_data.append(ScriptClassData(found, str(file), current_basedir, module))
         except Exception:
             errors.report(f"Error loading script: {file.name}", exc_info=True)
         finally:
@@ -90,7 +100,7 @@ class ScriptRunner:
 
     def __init__(self, is_img2img: bool = False) -> None:
         self.alwayson_scripts = []
-        for script_class in scripts_data:
+        for script_class, *_ in scripts_data:
             try:
                 script = script_class()
                 script.is_img2img, script.is_txt2img = is_img2img, not is_img2img
