@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import warnings
 from collections import OrderedDict
@@ -29,6 +30,7 @@ NOT_APPLIED = "Hypernet not applied"
 _ROWS = "hnloader_rows"
 _OVERRIDE = "hnloader_override"
 _CLOSES = "hnloader_closes"
+_LEFT_OUT = "hnloader_left_out"
 # Files kept in memory after their job, so that the next one does not read them again.
 _KEPT = 4
 _HASH_DIGITS = 10
@@ -207,8 +209,10 @@ class Applier:
 
     def _report(self, processing: Any, left: Sequence[tuple[str, str]]) -> None:
         """Tell the user what was left out, and the picture's infotext what was applied."""
-        for name, reason in left:
-            self.host.comment(processing, f"Hypernetwork {name!r} was not applied: {reason}")
+        texts = [f"Hypernetwork {name!r} was not applied: {self._without_folders(reason)}" for name, reason in left]
+        for text in texts:
+            self.host.comment(processing, text)
+        setattr(processing, _LEFT_OUT, tuple(dict.fromkeys((*left_out(processing), *texts))))
         parameters = getattr(processing, "extra_generation_params", None)
         if not isinstance(parameters, dict):
             return
@@ -222,6 +226,17 @@ class Applier:
                 parameters[key] = value
             else:
                 parameters.pop(key, None)
+
+    def _without_folders(self, text: str) -> str:
+        """A message for whoever looks at the pictures: with names of files, not where this computer keeps them."""
+        for folder in map(str, self.host.folders()):
+            text = text.replace(folder.rstrip(os.sep) + os.sep, "").replace(folder, Path(folder).name)
+        return text
+
+
+def left_out(processing: Any) -> tuple[str, ...]:
+    """What a job was asked to apply and did not, as it was said under the picture."""
+    return tuple(getattr(processing, _LEFT_OUT, ()))
 
 
 def _strength(tag: Tag) -> Strength:

@@ -70,6 +70,14 @@ def test_an_unknown_name_is_said_with_the_nearest_one_and_the_picture_is_made(ru
     assert "Hypernet hashes" not in job.infotexts[0]
 
 
+def test_messages_under_pictures_name_files_and_no_folders(running: Webui) -> None:
+    file(running, "broken.pt").write_bytes(b"not a hypernetwork")
+    said = running.generate("a<hypernet:broken><hypernet:inkk>").comments
+    assert "broken.pt" in said
+    assert "Searched hypernetworks (3 files)" in said
+    assert str(running.folder) not in said
+
+
 def test_a_broken_file_and_a_wrong_option_leave_the_others(running: Webui) -> None:
     file(running, "broken.pt").write_bytes(b"not a hypernetwork")
     expected = picture(running, "a<hypernet:ink>")
