@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hnloader.ui import PictureRequest
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What came of a picture that the host was asked for.
+
+    Attributes:
+        image: None where the job ended before there was one.
+        complete: whether all of its steps were made; not after an interruption.
+        processing: the host's object for the job.
+    """
+
+    image: Image | None
+    complete: bool
+    processing: Any
 
 
 class WebuiHost(Protocol):
@@ -19,6 +41,18 @@ class WebuiHost(Protocol):
 
     def folders(self) -> list[Path]:
         """The folders with hypernetworks; the first one wins."""
+        ...
+
+    def output(self) -> Path:
+        """The folder where comparisons are saved."""
+        ...
+
+    def lora_folder(self) -> Path:
+        """The folder where the host looks for LoRA files."""
+        ...
+
+    def checkpoint(self) -> Path | None:
+        """The file of the checkpoint that is chosen, None where there is none."""
         ...
 
     def unet(self, processing: Any = None) -> nn.Module | None:
@@ -50,6 +84,32 @@ class WebuiHost(Protocol):
 
         Returns a function that undoes it.
         """
+        ...
+
+    def refresh(self) -> None:
+        """Have the host list its hypernetworks anew."""
+        ...
+
+    def samplers(self) -> Sequence[str]:
+        """The names that a picture's sampler may have; the first one is used where none is asked for."""
+        ...
+
+    def turn(self, waiting: Callable[[], None]) -> AbstractContextManager[None]:
+        """Within it no other job runs.
+
+        `waiting` is called until then, a few times each second; it raises to give up.
+        """
+        ...
+
+    def render(self, request: PictureRequest) -> Rendered:
+        """Make a picture as the host's txt2img does, without scripts and without saving it; within `turn`.
+
+        `request.hypernetworks` is empty: they are tags in the prompt. Raises what the host raises.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """End the job that runs after its present step."""
         ...
 
     def on_steps(self, step: Callable[[int, int], None]) -> None:

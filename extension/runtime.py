@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass, field
 
@@ -9,6 +10,9 @@ from hnloader.library import Library
 
 from .applying import Applier
 from .host import WebuiHost
+
+# Modules beside this one, each with a function `register(extension)`.
+SEAMS = ("settings", "xyz", "tab")
 
 
 @dataclass
@@ -70,10 +74,8 @@ def start(host: WebuiHost | None = None) -> Extension:
 
 def _register_seams(extension: Extension) -> None:
     """One that fails, in a host that has changed there, is said and does not stop the others."""
-    from . import settings, xyz
-
-    for seam in (settings, xyz):
+    for seam in SEAMS:
         try:
-            seam.register(extension)
+            importlib.import_module(f".{seam}", __package__).register(extension)
         except Exception as error:
-            print(f"[hnloader] Without {seam.__name__.rpartition('.')[2]}: {type(error).__name__}: {error}")
+            print(f"[hnloader] Without {seam}: {type(error).__name__}: {error}")

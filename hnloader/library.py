@@ -97,6 +97,18 @@ class Library:
             raise HypernetworkNotFoundError(self._not_found(name))
         return found[0].path
 
+    def name_of(self, path: str | os.PathLike[str]) -> str:
+        """The shortest name by which `find` finds this file: `ink`, `sketches/ink` or `sketches/ink.pt`.
+
+        Raises HypernetworkNotFoundError for a file that is not in the folders.
+        """
+        wanted = Path(path)
+        file = next((file for file in self.files() if file.path == wanted), None)
+        if file is None:
+            raise HypernetworkNotFoundError(f"{wanted} is not in {self._searched()}.")
+        names = (file.name, file.relative.with_suffix("").as_posix(), file.relative.as_posix())
+        return next((name for name in names if self.matches(name)[:1] == [file]), names[-1])
+
     def suggestions(self, name: str) -> list[str]:
         """Up to three names near to `name`, the nearest first."""
         wanted = _folded(name).rpartition("/")[2]

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+from ..host import Rendered  # noqa: TID252 - the package has another name in a webui
+
+if TYPE_CHECKING:
+    from hnloader.ui import PictureRequest
+
+# Seconds between two attempts to get a turn.
+_PATIENCE = 0.1
 
 
 class Automatic1111:
@@ -20,6 +30,26 @@ class Automatic1111:
 
         more = str(self.option("hnloader_folders", "")).splitlines()
         return [Path(shared.cmd_opts.hypernetwork_dir), *(Path(line.strip()) for line in more if line.strip())]
+
+    def output(self) -> Path:
+        """Where the grids of txt2img go."""
+        return Path(self.option("outdir_grids", "") or self.option("outdir_txt2img_grids", "") or "outputs")
+
+    def lora_folder(self) -> Path:
+        """The folder of `--lora-dir`."""
+        from modules import paths, shared
+
+        return Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(paths.models_path) / "Lora")
+
+    def checkpoint(self) -> Path | None:
+        """The one of the menu."""
+        from modules import sd_models
+
+        try:
+            chosen = sd_models.select_checkpoint()
+        except FileNotFoundError:
+            return None
+        return None if chosen is None else Path(chosen.filename)
 
     def unet(self, processing: Any = None) -> nn.Module | None:
         """The UNet of the model in use; a refiner replaces it in the middle of a job."""
@@ -80,6 +110,85 @@ class Automatic1111:
         hypernetwork.list_hypernetworks = list_hypernetworks
         shared.reload_hypernetworks()
         return undo
+
+    def refresh(self) -> None:
+        """Through `list_files_with`."""
+        from modules import shared
+
+        shared.reload_hypernetworks()
+
+    def samplers(self) -> Sequence[str]:
+        """Those of the page's menu."""
+        from modules import sd_samplers
+
+        return tuple(sd_samplers.visible_sampler_names())
+
+    @contextmanager
+    def turn(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Jobs of the page and of the API that wait already go first."""
+        from modules import call_queue
+
+        while not call_queue.queue_lock.acquire(False):
+            waiting()
+            time.sleep(_PATIENCE)
+        try:
+            yield
+        finally:
+            call_queue.queue_lock.release()
+
+    def render(self, request: PictureRequest) -> Rendered:
+        """By the host's own processing, as its API does it."""
+        from modules import processing, shared
+
+        state = shared.state
+        state.begin(job="hypernetworks")
+        try:
+            side = self._own_size()
+            fields = {
+                "prompt": request.prompt,
+                "negative_prompt": request.negative,
+                "seed": request.seed,
+                "steps": request.steps,
+                "cfg_scale": 7.0 if request.guidance is None else request.guidance,
+                "width": request.width or side,
+                "height": request.height or side,
+                "sampler_name": request.sampler or next(iter(self.samplers()), None),
+                "outpath_samples": str(self.output()),
+                "outpath_grids": str(self.output()),
+                "do_not_save_samples": True,
+                "do_not_save_grid": True,
+                "override_settings": self._without_quick_setting(),
+            }
+            with closing(processing.StableDiffusionProcessingTxt2Img(**fields)) as p:
+                images = processing.process_images(p).images
+            complete = not (state.interrupted or state.skipped or getattr(state, "stopping_generation", False))
+            return Rendered(images[0] if images else None, complete, p)
+        finally:
+            state.interrupted = state.skipped = state.stopping_generation = False
+            state.end()
+            if getattr(shared, "total_tqdm", None) is not None:
+                shared.total_tqdm.clear()
+
+    def interrupt(self) -> None:
+        """As its button does."""
+        from modules import shared
+
+        shared.state.interrupt()
+
+    def _own_size(self) -> int:
+        """Pixels of the side of a square that the model was trained on."""
+        model = self._model()
+        return 1024 if getattr(model, "is_sdxl", False) else 768 if getattr(model, "is_sd2", False) else 512
+
+    def _model(self) -> Any:
+        """The model, loaded if it is not yet."""
+        from modules import shared
+
+        return shared.sd_model
+
+    def _without_quick_setting(self) -> dict[str, str]:
+        """'Add hypernetwork to prompt' would act beside what is compared."""
+        return {} if self.option("sd_hypernetwork", "None") in (None, "", "None") else {"sd_hypernetwork": "None"}
 
     def on_steps(self, step: Callable[[int, int], None]) -> None:
         """Every sampler calls the denoiser, and that calls back."""

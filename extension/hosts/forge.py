@@ -14,6 +14,12 @@ class Forge(Automatic1111):
 
     name = "Forge"
 
+    def _model(self) -> Any:
+        """A job loads the model; before the first one there is none."""
+        from modules import sd_models
+
+        return sd_models.forge_model_reload()[0]
+
     def unet(self, processing: Any = None) -> nn.Module | None:
         """All patchers of a model share one UNet."""
         from modules import shared

@@ -11,9 +11,9 @@ package takes no gradio, diffusers or Pillow; `build` takes gradio and Pillow.
 
 from __future__ import annotations
 
-from hnloader.ui.host import CancelledError, Generator, Host, ModelChoice, PictureRequest
+from hnloader.ui.host import CancelledError, Generator, Host, ModelChoice, PictureRequest, Use
 
-__all__ = ["CancelledError", "Generator", "Host", "ModelChoice", "PictureRequest", "build"]
+__all__ = ["CancelledError", "Generator", "Host", "ModelChoice", "PictureRequest", "Use", "build"]
 
 
 def build(host: Host) -> None:

@@ -102,6 +102,19 @@ class ModelChoice(Protocol):
 
 
 @dataclass(frozen=True)
+class Use:
+    """What the button below a file does with its tag in a program that has a prompt of its own.
+
+    Attributes:
+        label: of the button.
+        js: JavaScript, a function that takes the tag as text.
+    """
+
+    label: str
+    js: str
+
+
+@dataclass(frozen=True)
 class Host:
     """Where the page runs.
 
@@ -112,10 +125,12 @@ class Host:
         models: chooses the generator's model; None where the program does that itself.
         converted: the folder for converted files that are not to lie beside their sources; None puts them into
             `converted` below `output`.
+        loras: the same for LoRA files; None puts them where `converted` says.
         lora_base: called when a LoRA is asked for; the arguments of `hnloader.conversion.lora.base.open_base` by
             name: `source`, and `config` and `device` if they are needed. None leaves LoRA out of Convert (it needs
             diffusers).
         pages: which pages to show, in this order: library, convert, compare, generate.
+        use: what Library does with a file's tag; None puts it into the prompt of Generate, if that page is shown.
         empty: what to do when there is no file yet, one sentence; None names the folders.
         after_change: called when files were added or changed (a webui lists its hypernetworks anew).
     """
@@ -125,7 +140,9 @@ class Host:
     generator: Generator | None = None
     models: ModelChoice | None = None
     converted: Callable[[], Path] | None = None
+    loras: Callable[[], Path] | None = None
     lora_base: Callable[[], Mapping[str, Any]] | None = None
     pages: tuple[str, ...] = ("library", "convert", "compare")
+    use: Use | None = None
     empty: str | None = None
     after_change: Callable[[], None] = lambda: None

@@ -49,7 +49,7 @@ def build_page(host: Host) -> None:
     changes = [shown.refreshed] + ([pages["convert"].converted] if "convert" in pages else [])
     for change in changes if files else ():
         listen(change.then, lambda: _choices(catalogue, len(files)), [], files)
-    if "generate" in pages:
+    if "generate" in pages and host.use is None:
         prompt = pages["generate"].prompt
         listen(shown.use.click, lambda text, key: _use(catalogue, text, key), [prompt, shown.chosen], [prompt, tabs])
 

@@ -11,6 +11,7 @@ from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import Comparison, read_prompts, read_strengths, save_comparison
 from hnloader.ui.compat import html, listen, make, picture_output, update
 from hnloader.ui.host import CancelledError, PictureRequest
+from hnloader.ui.pages import settings
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.running import buttons, complaint
 
@@ -39,9 +40,11 @@ class _Compare:
         seeds: float | None,
         steps: float | None,
         guidance: float | None,
+        *sampler_and_size: Any,
     ) -> Comparison:
         """The comparison that the inputs describe. Raises HypernetworkError."""
-        request = PictureRequest("", negative or "", steps=int(steps or 0), guidance=guidance)
+        more = settings.asked(*sampler_and_size)
+        request = PictureRequest("", negative or "", steps=int(steps or 0), guidance=guidance, **more)
         files = tuple(entry.path for entry in chosen_files(self.catalogue, labels))
         comparison = Comparison(
             read_prompts(prompts or ""),
@@ -85,7 +88,7 @@ class _Compare:
         except Exception as error:
             yield None, complaint(error), update(), *idle
             return
-        text = f"Saved as {path}" if complete else f"CancelledError; the rows that were complete are saved as {path}"
+        text = f"Saved as {path}" if complete else f"Cancelled; the rows that were complete are saved as {path}"
         yield None, markup.notice(text, "good" if complete else "info"), grid, *idle
 
     def _work(self, job: jobs.Job[Any], comparison: Comparison) -> tuple[Image, Path, bool]:
@@ -151,13 +154,15 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                     step=0.5,
                     visible=generator.default_guidance is not None,
                 )
+            with make("Accordion", "Sampler, size", open=False):
+                more = settings.sampler_and_size(generator)
             summary = html()
             run, cancel = buttons("Compare", "hnl-compare")
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-compare-status")
             picture = picture_output(label="Comparison", elem_id="hnl-compare-picture")
     token = make("State", None)
-    inputs = [prompts, negative, files, strengths, seed, seeds, steps, guidance]
+    inputs = [prompts, negative, files, strengths, seed, seeds, steps, guidance, *more]
     outputs = [token, status, picture, run, cancel]
     for event in (run.click, strengths.submit):
         listen(event, compare.run, inputs, outputs)

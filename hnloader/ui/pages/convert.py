@@ -46,8 +46,10 @@ class _Convert:
         self.host = host
         self.catalogue = catalogue
 
-    def elsewhere(self) -> Path:
+    def elsewhere(self, target: str) -> Path:
         """The folder for files that are not to lie beside their sources."""
+        if target == _LORA and self.host.loras is not None:
+            return self.host.loras()
         return self.host.converted() if self.host.converted is not None else self.host.output() / "converted"
 
     def place_for(self, target: str) -> Any:
@@ -89,7 +91,7 @@ class _Convert:
         chosen = [entry.path for entry in chosen_files(self.catalogue, labels)] if scope == _CHOSEN else []
         if scope == _CHOSEN and not chosen:
             raise HypernetworkError("No file is chosen. Choose some, or all files of the library.")
-        out = self.elsewhere() if place == _ELSEWHERE else None
+        out = self.elsewhere(target) if place == _ELSEWHERE else None
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
         paths = chosen or [folder for folder in self.catalogue.folders() if folder.is_dir()]

@@ -13,6 +13,7 @@ from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import numbered
 from hnloader.ui.compat import gallery, html, listen, make, update
 from hnloader.ui.host import CancelledError, PictureRequest
+from hnloader.ui.pages import settings
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.library import tag_name
 from hnloader.ui.pages.running import buttons, complaint
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from hnloader.ui.catalogue import Catalogue
     from hnloader.ui.host import Generator, Host
-
-_DEFAULT = "the model's own"
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,7 @@ class _Generate:
             first,
             int(steps),
             guidance=guidance,
-            width=int(width or 0) or None,
-            height=int(height or 0) or None,
-            sampler=None if sampler == _DEFAULT else sampler,
+            **settings.asked(sampler, width, height),
         )
         made: list[tuple[Image, Path]] = []
         job = jobs.Job(lambda job: self._work(job, request, int(count), made), self.generator.interrupt)
@@ -188,10 +185,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                     visible=bool(names),
                     elem_id="hnl-model",
                 )
-                sampler = make("Dropdown", label="Sampler", choices=[_DEFAULT, *generator.samplers], value=_DEFAULT)
-                with make("Row"):
-                    width = make("Number", label="Width", info="0: the model's own", value=0, precision=0, minimum=0)
-                    height = make("Number", label="Height", info="0: the model's own", value=0, precision=0, minimum=0)
+                sampler, width, height = settings.sampler_and_size(generator)
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-generate-status")
             pictures = gallery(label="Pictures", columns=2, elem_id="hnl-pictures")

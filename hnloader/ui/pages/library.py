@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.library import HypernetworkNotFoundError, Library
 from hnloader.prompt import PromptTagError, Tag
 from hnloader.ui import markup
 from hnloader.ui.catalogue import ALL, DUPLICATES, FILTERS, SORTS, Catalogue, Entry
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hnloader.ui.host import Host
 
 PAGE_SIZE = 24
+_TAG_JS = "document.querySelector('#hnl-detail .hnl-tag').textContent"
 # Sorting and filtering that need to know what every file holds.
 _NEEDS_ALL = {"most steps", "model family", *FILTERS} - {ALL, DUPLICATES}
 
@@ -111,7 +113,7 @@ class _Library:
 
     @property
     def _can_use(self) -> bool:
-        return "generate" in self.host.pages and self.host.generator is not None
+        return self.host.use is not None or ("generate" in self.host.pages and self.host.generator is not None)
 
     def _every(self, interval: int) -> Iterator[tuple[int, int]]:
         """Look into every file; yields (done, total) now and then, and not at all where all are known."""
@@ -185,7 +187,8 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> LibraryPage:
         with make("Column", scale=4, min_width=320, visible=False, elem_id="hnl-detail") as panel:
             headline = html()
             tag = html()
-            use = make("Button", "Use in Generate", variant="primary", visible=False)
+            label_of_use = "Use in Generate" if host.use is None else host.use.label
+            use = make("Button", label_of_use, variant="primary", visible=False, elem_id="hnl-use")
             details = html()
             notes = make("Textbox", label="Notes", lines=3, max_lines=12, elem_id="hnl-notes")
             save = make("Button", "Save notes", size="sm")
@@ -208,6 +211,9 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> LibraryPage:
     listen(save.click, library.save_notes, [chosen, notes], [said])
     listen(keep.click, library.save_preview, [chosen, picture, *asked, page], [*shown, headline, said])
     listen(pick.click, lambda: "", [], [said])
+    if host.use is not None:
+        # In the browser alone: the prompt is the host's, and its page knows it by name only.
+        listen(use.click, None, js=f"() => {{ ({host.use.js})({_TAG_JS}); return []; }}")
     listen(root.load, library.load, [], [*shown, state])
     return LibraryPage(chosen, use, refreshed)
 
@@ -235,14 +241,10 @@ def _tag(entry: Entry, catalogue: Catalogue) -> str:
 
 def tag_name(entry: Entry, catalogue: Catalogue) -> str:
     """The shortest name by which a prompt finds this file."""
-    from hnloader.library import Library
-
-    library = Library(catalogue.folders())
-    relative = entry.file.relative
-    for name in (relative.stem, relative.with_suffix("").as_posix(), relative.as_posix()):
-        if library.matches(name)[:1] == [entry.file]:
-            return name
-    return relative.as_posix()
+    try:
+        return Library(catalogue.folders()).name_of(entry.path)
+    except HypernetworkNotFoundError:  # removed since it was listed
+        return entry.file.relative.as_posix()
 
 
 def _line(text: str) -> str:

@@ -27,7 +27,8 @@ class Webui:
             paths.script_path = paths.data_path = str(folder)
             paths.models_path, paths.extensions_dir = str(folder / "models"), str(folder / "extensions")
         self.shared.cmd_opts.hypernetwork_dir = str(folder / "models" / "hypernetworks")
-        self.shared.opts.outdir_samples = str(folder / "output")
+        for option in ("outdir_samples", "outdir_grids"):
+            setattr(self.shared.opts, option, str(folder / "output"))
         self.sd_models = self.part("sd_models")
         for number, name in enumerate(("first", "second")):
             self.sd_models.checkpoints[name] = lambda name=name, number=number: self._make(name, number)
@@ -82,6 +83,10 @@ class Webui:
         callbacks = self.part("script_callbacks")
         callbacks.run("before_ui")
         callbacks.run("ui_settings")
+
+    def tabs(self) -> list[tuple[Any, str, str]]:
+        """The pages that extensions add to the host's; it asks for them whenever it builds its own."""
+        return self.part("script_callbacks").run("ui_tabs")
 
     def switch(self, checkpoint: str) -> None:
         """Choose another checkpoint in the UI."""

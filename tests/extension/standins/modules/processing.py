@@ -61,20 +61,57 @@ class StableDiffusionProcessing:
 
 
 @dataclass
+class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
+    """A job as the hosts' txt2img makes it, with PIL pictures; whoever makes it gives it scripts, or it has none."""
+
+    sampler_name: str | None = None
+    cfg_scale: float = 7.0
+    width: int = 512
+    height: int = 512
+    outpath_samples: str = ""
+    outpath_grids: str = ""
+    do_not_save_samples: bool = False
+    do_not_save_grid: bool = False
+    override_settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scripts = None
+        made.append(self)
+
+
+# For tests: the jobs of this kind.
+made: list[StableDiffusionProcessingTxt2Img] = []
+
+
+@dataclass
 class Processed:
-    images: list[Tensor]
+    images: list[Any]
     infotexts: list[str]
     comments: str
 
 
 def process_images(p: StableDiffusionProcessing) -> Processed:
-    """Make the pictures of a job. As in the hosts, an error leaves without deactivating anything."""
-    p.scripts.call("before_process", p)
+    """Make the pictures of a job; its own settings hold until it is over."""
+    own = getattr(p, "override_settings", {})
+    before = {key: getattr(shared.opts, key) for key in own}
+    try:
+        for key, value in own.items():
+            setattr(shared.opts, key, value)
+        return _process(p)
+    finally:
+        for key, value in before.items():
+            setattr(shared.opts, key, value)
+
+
+def _process(p: StableDiffusionProcessing) -> Processed:
+    """As in the hosts, an error leaves without deactivating anything."""
+    _call(p, "before_process")
     sd_models.reload_model_weights()
     prompts = p.prompt if isinstance(p.prompt, list) else [p.prompt] * p.batch_size * p.n_iter
     p.all_prompts, p.all_hr_prompts = list(prompts), [p.hr_prompt or prompt for prompt in prompts]
     p.extra_network_data = {}
-    p.scripts.call("process", p)
+    _call(p, "process")
     images, infotexts = [], []
     with torch.no_grad():
         for iteration in range(p.n_iter):
@@ -82,13 +119,31 @@ def process_images(p: StableDiffusionProcessing) -> Processed:
             if shared.state.interrupted:
                 break
             latents, texts = _batch(p)
-            images += list(latents)
+            images += [_draw(p, latent, text) for latent, text in zip(latents, texts, strict=True)]
             infotexts += texts
     if not p.disable_extra_networks and p.extra_network_data:
         extra_networks.deactivate(p, p.extra_network_data)
     processed = Processed(images, infotexts, "".join(f"{comment}\n" for comment in p.comments))
-    p.scripts.call("postprocess", p, processed=processed)
+    _call(p, "postprocess", processed=processed)
     return processed
+
+
+def _call(p: StableDiffusionProcessing, what: str, **kwargs: Any) -> None:
+    if p.scripts is not None:
+        p.scripts.call(what, p, **kwargs)
+
+
+def _draw(p: StableDiffusionProcessing, latent: Tensor, infotext: str) -> Any:
+    """The latent itself, or a PIL picture of three of its channels."""
+    if not isinstance(p, StableDiffusionProcessingTxt2Img):
+        return latent
+    from PIL import Image
+
+    colors = (latent[:3].permute(1, 2, 0) * 60 + 128).clamp(0, 255).to(torch.uint8)
+    size = colors.shape[1], colors.shape[0]
+    image = Image.frombytes("RGB", size, bytes(colors.flatten().tolist())).resize((p.width, p.height), 0)
+    image.info["parameters"] = infotext
+    return image
 
 
 def _batch(p: StableDiffusionProcessing) -> tuple[Tensor, list[str]]:
@@ -96,19 +151,19 @@ def _batch(p: StableDiffusionProcessing) -> tuple[Tensor, list[str]]:
     part = slice(p.iteration * p.batch_size, (p.iteration + 1) * p.batch_size)
     p.prompts = p.all_prompts[part]
     p.seeds = [p.seed + index for index in range(part.start, part.stop)]
-    p.scripts.call("before_process_batch", p, batch_number=p.iteration, prompts=p.prompts, seeds=p.seeds)
+    _call(p, "before_process_batch", batch_number=p.iteration, prompts=p.prompts, seeds=p.seeds)
     p.prompts, p.extra_network_data = extra_networks.parse_prompts(p.prompts)
     p.hr_prompts, p.hr_extra_network_data = extra_networks.parse_prompts(p.all_hr_prompts[part])
     if not p.disable_extra_networks:
         _activate(p, p.extra_network_data)
-    p.scripts.call("process_batch", p, batch_number=p.iteration, prompts=p.prompts, seeds=p.seeds)
+    _call(p, "process_batch", batch_number=p.iteration, prompts=p.prompts, seeds=p.seeds)
     p.setup_conds()
     noise = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in p.seeds]
     latents = _sample(p, torch.stack(noise))
     if p.enable_hr and not shared.state.interrupted:
         latents = _hires(p, latents)
     p.prompts = p.all_prompts[part]  # with their tags again, for the infotext
-    p.scripts.call("postprocess_batch", p, images=latents, batch_number=p.iteration)
+    _call(p, "postprocess_batch", images=latents, batch_number=p.iteration)
     return latents, [create_infotext(p, index) for index in range(len(p.prompts))]
 
 
@@ -119,7 +174,7 @@ def _hires(p: StableDiffusionProcessing, latents: Tensor) -> Tensor:
     if not p.disable_extra_networks:
         _activate(p, p.hr_extra_network_data)
     p.setup_conds()
-    p.scripts.call("before_hr", p)
+    _call(p, "before_hr")
     latents = _sample(p, torch.nn.functional.interpolate(latents, scale_factor=2.0))
     p.is_hr_pass = False
     return latents
@@ -127,12 +182,12 @@ def _hires(p: StableDiffusionProcessing, latents: Tensor) -> Tensor:
 
 def _activate(p: StableDiffusionProcessing, data: dict) -> None:
     extra_networks.activate(p, data)
-    p.scripts.call("after_extra_networks_activate", p, batch_number=p.iteration, extra_network_data=data)
+    _call(p, "after_extra_networks_activate", batch_number=p.iteration, extra_network_data=data)
 
 
 def _sample(p: StableDiffusionProcessing, x: Tensor) -> Tensor:
     c, uc = p.conditioning
-    p.scripts.call("process_before_every_sampling", p, x=x, noise=x, c=c, uc=uc)
+    _call(p, "process_before_every_sampling", x=x, noise=x, c=c, uc=uc)
     shared.state.sampling_steps = p.steps
     try:
         for step in range(p.steps):

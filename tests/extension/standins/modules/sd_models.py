@@ -10,7 +10,19 @@ from modules import script_callbacks, shared
 
 checkpoints: dict[str, Any] = {}  # name -> function that makes the model
 kept: list[Any] = []  # in memory beside the present one
-settings = SimpleNamespace(chosen="", keep=0, into_same_modules=False)
+settings = SimpleNamespace(chosen="", filename="", keep=0, into_same_modules=False)
+
+
+def select_checkpoint() -> Any:
+    """What is known of the checkpoint that is chosen; it need not be loaded."""
+    return SimpleNamespace(filename=settings.filename or f"{settings.chosen}.safetensors")
+
+
+def forge_model_reload() -> tuple[Any, bool]:
+    """Forge: load what is chosen, if it is not yet."""
+    before = shared.sd_model
+    reload_model_weights()
+    return shared.sd_model, shared.sd_model is not before
 
 
 def unet_of(model: Any) -> Any:

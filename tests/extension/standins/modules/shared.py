@@ -34,6 +34,8 @@ class Options:
             "sd_hypernetwork": OptionInfo("None", "Add hypernetwork to prompt"),
             "extra_networks_default_multiplier": OptionInfo(1.0, "Default multiplier for extra networks"),
             "outdir_samples": OptionInfo(""),
+            "outdir_grids": OptionInfo(""),
+            "outdir_txt2img_grids": OptionInfo(""),
         }
 
     def __getattr__(self, key: str) -> Any:
@@ -63,6 +65,14 @@ class State:
 
     def interrupt(self) -> None:
         self.interrupted = True
+
+    def begin(self, job: str = "(unknown)") -> None:
+        """A job begins; an interruption of the one before is forgotten."""
+        self.interrupted = self.skipped = self.stopping_generation = False
+        self.job, self.job_count, self.job_no, self.sampling_step = job, -1, 0, 0
+
+    def end(self) -> None:
+        self.job, self.job_count = "", 0
 
 
 OptionHTML = OptionInfo

@@ -1,0 +1,105 @@
+"""Pictures by the webui, for the comparisons of the tab: with its model, samplers and settings, one job for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hnloader.errors import HypernetworkError
+from hnloader.ui import CancelledError, PictureRequest
+
+from .applying import left_out
+from .runtime import Extension
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hnloader.ui.host import Progress
+
+
+class WebuiGenerator:
+    """See `hnloader.ui.Generator`. Make one for each loading of the extension: it listens to the host's steps."""
+
+    default_guidance = 7.0
+
+    def __init__(self, extension: Extension) -> None:
+        self._extension = extension
+        self._watch: _Watch | None = None
+        extension.host.on_steps(self._step)
+
+    @property
+    def samplers(self) -> Sequence[str]:
+        """Those of the webui's menu."""
+        return self._extension.host.samplers()
+
+    def picture(self, request: PictureRequest, progress: Progress) -> Image:
+        """Make one picture when no other job runs."""
+        host = self._extension.host
+        asked = replace(request, prompt=self._prompt(request), hypernetworks=())
+        with host.turn(lambda: progress(0, request.steps)):
+            self._watch = watch = _Watch(progress, request.steps, host.interrupt)
+            try:
+                rendered = host.render(asked)
+            except (HypernetworkError, MemoryError):
+                raise
+            except Exception as error:
+                if type(error).__name__ == "OutOfMemoryError":  # torch's, which the page knows
+                    raise
+                raise HypernetworkError(
+                    f"{host.name} could not make the picture: {type(error).__name__}: {error}"
+                ) from error
+            finally:
+                self._watch = None
+        watch.check()
+        if rendered.image is None or not rendered.complete:
+            raise CancelledError
+        if problems := left_out(rendered.processing):
+            raise HypernetworkError("\n".join(problems))
+        return rendered.image
+
+    def interrupt(self) -> None:
+        """Stop the picture that is being made here; other jobs of the webui go on."""
+        watch = self._watch
+        if watch is not None:
+            watch.stop()
+
+    def _prompt(self, request: PictureRequest) -> str:
+        """The prompt with a tag for each hypernetwork, so that the picture's own text says how it was made."""
+        tags = []
+        for path, tag in request.hypernetworks:
+            self._extension.find(path.stem)  # lists the folders anew if it is not known yet
+            tags.append(str(replace(tag, name=self._extension.library.name_of(path))))
+        return " ".join([request.prompt, "".join(tags)]) if tags else request.prompt
+
+    def _step(self, index: int, steps: int) -> None:
+        watch = self._watch
+        if watch is not None:
+            watch.step(index)
+
+
+class _Watch:
+    """One picture in the making. Exceptions would be swallowed by the host, so they wait here until it has stopped."""
+
+    def __init__(self, progress: Progress, steps: int, interrupt: Callable[[], None]) -> None:
+        self._progress, self._steps, self._interrupt = progress, steps, interrupt
+        self._error: BaseException | None = None
+
+    def step(self, index: int) -> None:
+        """Before step `index`, counted from 0."""
+        try:
+            self.check()
+            self._progress(min(index + 1, self._steps), self._steps)
+        except BaseException as error:
+            self._error = error
+            self._interrupt()
+
+    def stop(self) -> None:
+        """Called from another thread; the job may be about to begin, which forgets an interruption, so `step` asks."""
+        self._error = CancelledError()
+        self._interrupt()
+
+    def check(self) -> None:
+        """Raise what stopped the picture."""
+        if self._error is not None:
+            raise self._error
