@@ -21,7 +21,7 @@ help:
 	@echo "make dist       build wheel and sdist into dist/, the same bytes each time"
 	@echo "make lock · make audit · make sbom   dependencies: pin by hash, look for known holes, list (docs/supply-chain.md)"
 	@echo "make screenshots   take the pictures of the page in docs/images anew"
-	@echo "make webui-gradio  drive the pages in the gradio of both webuis"
+	@echo "make webui-gradio  drive the pages, the panel and the tab in the gradio of both webuis"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -92,7 +92,7 @@ sbom: $(READY) $(TOOLS)/.ready
 		--output-file dist/hnloader.cdx.json
 
 screenshots: $(READY)
-	HNLOADER_SCREENSHOTS=docs/images $(BIN)/python -m pytest --quiet tests/ui/test_screenshots.py
+	HNLOADER_SCREENSHOTS=docs/images $(BIN)/python -m pytest --quiet tests/ui/test_screenshots.py tests/extension/test_in_browser.py
 
 # Each gradio has an environment of its own with what it needs; all else comes from .venv, which stands behind it.
 webui-gradio: $(READY)
@@ -105,7 +105,9 @@ webui-gradio: $(READY)
 				> $$($$place/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth; \
 			touch $$place/.ready; \
 		fi; \
-		$$place/bin/python tests/ui/in_webui_gradio.py; \
+		for driver in tests/ui/in_webui_gradio.py tests/extension/panel_in_gradio.py tests/extension/tab_in_gradio.py; do \
+			$$place/bin/python $$driver; \
+		done; \
 	done
 
 clean:

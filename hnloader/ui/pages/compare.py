@@ -13,7 +13,7 @@ from hnloader.ui.compat import html, listen, make, picture_output, update
 from hnloader.ui.host import CancelledError, PictureRequest
 from hnloader.ui.pages import settings
 from hnloader.ui.pages.choices import choices, chosen_files
-from hnloader.ui.pages.running import buttons, complaint
+from hnloader.ui.pages.running import buttons, complaint, stop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -168,6 +168,6 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
         listen(event, compare.run, inputs, outputs)
     for component in (prompts, files, strengths, seed, seeds):
         listen(component.change, compare.summary, inputs, [summary])
-    listen(cancel.click, jobs.cancel, [token], [], queue=False)
+    listen(cancel.click, stop, [token], [], queue=False)
     listen(root.load, lambda: choices(catalogue), [], [files])
     return files

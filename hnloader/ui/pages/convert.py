@@ -13,7 +13,7 @@ from hnloader.errors import HypernetworkError
 from hnloader.ui import jobs, markup
 from hnloader.ui.compat import html, listen, make, update
 from hnloader.ui.pages.choices import choices, chosen_files
-from hnloader.ui.pages.running import buttons, complaint
+from hnloader.ui.pages.running import buttons, complaint, stop
 
 if TYPE_CHECKING:
     from hnloader.conversion.bulk import Converter, OnExisting
@@ -203,7 +203,7 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> ConvertPage:
     converted = listen(
         run.click, page.run, [scope, files, target, place, existing, report], [token, status, table, run, cancel]
     )
-    listen(cancel.click, jobs.cancel, [token], [], queue=False)
+    listen(cancel.click, stop, [token], [], queue=False)
     listen(scope.change, lambda scope: update(visible=scope == _CHOSEN), [scope], [files])
     listen(target.change, page.place_for, [target], [place])
     listen(root.load, lambda: choices(catalogue), [], [files])

@@ -16,7 +16,7 @@ from hnloader.ui.host import CancelledError, PictureRequest
 from hnloader.ui.pages import settings
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.library import tag_name
-from hnloader.ui.pages.running import buttons, complaint
+from hnloader.ui.pages.running import buttons, complaint, stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,7 +197,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
     outputs = [token, status, pictures, text, run, cancel]
     for event in (run.click, prompt.submit, negative.submit):
         listen(event, page.run, inputs, outputs)
-    listen(cancel.click, jobs.cancel, [token], [], queue=False)
+    listen(cancel.click, stop, [token], [], queue=False)
     listen(add.click, page.add, [prompt, file, strength], [prompt, status])
     if names:
         listen(model.change, page.choose_model, [model], [guidance, status])

@@ -36,6 +36,11 @@ def watched(job: jobs.Job[Any], show: Callable[[jobs.Update], tuple[Any, ...]]) 
         yield show(update)
 
 
+def stop(token: str | None) -> None:
+    """Cancel the job of a token."""
+    jobs.cancel(token)
+
+
 def buttons(start: str, elem_id: str) -> tuple[Any, Any]:
     """The button that starts and the one that cancels."""
     with make("Row"):

@@ -1,0 +1,43 @@
+"""Panel and tab in a real browser, each in a process that gradio and the stand-in host have for themselves.
+
+    HNLOADER_SCREENSHOTS=docs/images pytest tests/extension/test_in_browser.py
+
+writes the pictures of docs/webui.md; without the variable they go to the test's own folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+def drive(what: str, *arguments: object) -> None:
+    """Run a driver; where it fails, its output says in which step."""
+    command = [sys.executable, str(HERE / f"{what}_in_gradio.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the {what} passed" in done.stdout
+
+
+def test_the_panel() -> None:
+    drive("panel")
+
+
+def test_the_tab(tmp_path: Path) -> None:
+    folder = Path(os.environ.get("HNLOADER_SCREENSHOTS", tmp_path)).resolve()
+    drive("tab", folder)
+    for name in ("webui-panel.png", "webui-tab.png"):
+        assert (folder / name).stat().st_size < 150_000
+        with Image.open(folder / name) as picture:
+            colors = picture.convert("RGB").resize((120, 80)).getcolors(maxcolors=9600)
+            assert len(colors) > 50
