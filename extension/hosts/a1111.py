@@ -159,7 +159,10 @@ class Automatic1111:
                 "do_not_save_grid": True,
                 "override_settings": self._without_quick_setting(),
             }
-            with closing(processing.StableDiffusionProcessingTxt2Img(**fields)) as p:
+            job = processing.StableDiffusionProcessingTxt2Img
+            if hasattr(job, "scheduler"):  # 1.9 on
+                fields["scheduler"] = "Automatic"
+            with closing(job(**fields)) as p:
                 images = processing.process_images(p).images
             complete = not (state.interrupted or state.skipped or getattr(state, "stopping_generation", False))
             return Rendered(images[0] if images else None, complete, p)

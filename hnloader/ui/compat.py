@@ -15,8 +15,11 @@ import gradio
 
 def _names(function: Callable[..., Any]) -> set[str]:
     """The arguments that a component or an event takes by name."""
-    # Forge puts each event into an object that passes everything on, whose own signature names nothing.
-    return set(inspect.signature(getattr(function, "replaced_event", function)).parameters)
+    # Forge puts each event into an object that passes everything on, whose own signature names nothing; components
+    # with two names (Text, Textbox) into two of them.
+    while hasattr(function, "replaced_event"):
+        function = function.replaced_event
+    return set(inspect.signature(function).parameters)
 
 
 def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
