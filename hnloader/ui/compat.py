@@ -11,15 +11,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio
+from gradio.context import Context
 
 
 def _names(function: Callable[..., Any]) -> set[str]:
     """The arguments that a component or an event takes by name."""
-    # Forge puts each event into an object that passes everything on, whose own signature names nothing; components
-    # with two names (Text, Textbox) into two of them.
-    while hasattr(function, "replaced_event"):
-        function = function.replaced_event
     return set(inspect.signature(function).parameters)
+
+
+def _names_of_event(event: Callable[..., Any]) -> set[str]:
+    """The same for an event, also where Forge has put it into something that passes everything on."""
+    # An object with the event in it; components with two names (Text, Textbox) have two around each other.
+    while hasattr(event, "replaced_event"):
+        event = event.replaced_event
+    names = _names(event)
+    if "inputs" not in names and Context.root_block is not None:
+        # A function around `then`, which does not tell what it calls: it takes what every event takes.
+        names = _names(Context.root_block.load)
+    return names
 
 
 def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -61,8 +70,9 @@ def listen(
         "js": js,  # 4.0 on
         "_js": js,  # 3.x
     }
-    known = _known(event, options)
-    if "api_visibility" in _names(event):  # 6.0 on
+    names = _names_of_event(event)
+    known = {name: value for name, value in options.items() if name in names}
+    if "api_visibility" in names:  # 6.0 on
         known["api_visibility"] = "private"
     else:
         known["api_name"] = False

@@ -19,11 +19,17 @@ class Wrapped:
         return self.replaced_event(*args, **kwargs)
 
 
-def test_events_that_are_wrapped_once_or_twice_keep_their_inputs_and_outputs() -> None:
+def test_events_that_are_wrapped_keep_their_inputs_and_outputs() -> None:
     with gradio.Blocks(analytics_enabled=False) as page:
         box = gradio.Textbox()
-        for event in (box.change, Wrapped(box.change), Wrapped(Wrapped(box.change))):
+        first = listen(box.change, lambda text: text, [box], [box])
+        then = first.then
+
+        def passed_on(*args: Any, _js: str | None = None, **kwargs: Any) -> Any:
+            return then(*args, **kwargs)
+
+        for event in (Wrapped(box.change), Wrapped(Wrapped(box.change)), passed_on):
             listen(event, lambda text: text, [box], [box])
-    assert len(page.fns) == 3
+    assert len(page.fns) == 4
     for function in page.fns.values():
         assert function.inputs == function.outputs == [box]
