@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from benchmarks._measure import timed
 from benchmarks._models import DEVICE, Subject
 from hnloader.attention import find_sites
 from hnloader.attention.sites import Kind
-from hnloader.network import Hypernetwork
+from hnloader.network import SIDES, Architecture, Hypernetwork, LayerKind
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def multiply_adds(hypernetwork: Hypernetwork, width: int) -> int:
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast a product of the shapes in question runs: `rows` x `width` by `width` x `hidden`, and back."""
+    """How fast a product of the shapes in question runs: `rows` x `width` by `width` x `hidden`."""
 
     rows: int
     width: int
@@ -66,13 +66,39 @@ class Rate:
     flops: float
 
 
-def matmul_rate(rows: int, width: int, hidden: int, dtype: torch.dtype, repeats: int = 9) -> Rate:
-    """Measure it with `functional.linear`, the quickest of some runs; two operations per multiply-add."""
-    x = torch.randn(rows, width, device=DEVICE, dtype=dtype)
-    first = torch.randn(hidden, width, device=DEVICE, dtype=dtype)
-    second = torch.randn(width, hidden, device=DEVICE, dtype=dtype)
-    times = [timed(lambda: functional.linear(functional.linear(x, first), second)).wall for _ in range(repeats + 1)]
-    return Rate(rows, width, hidden, 4 * rows * width * hidden / min(times[1:]))
+# Rows at a time: what lies between two passes is then in the processor's cache, as in hnloader's own way.
+_BLOCK = 1024
+
+
+def _quickest(action: Callable[[], object], repeats: int = 9) -> float:
+    """Seconds of the quickest of some runs."""
+    return min(timed(action).wall for _ in range(repeats + 1))
+
+
+def _pieces(rows: int) -> tuple[int, float]:
+    """Rows of one piece, and how many such pieces there are. A GPU takes all at once."""
+    piece = min(rows, _BLOCK) if DEVICE.type == "cpu" else rows
+    return piece, rows / piece
+
+
+def matmul_rate(rows: int, width: int, hidden: int, dtype: torch.dtype) -> Rate:
+    """Measure it, into memory that is there already; two operations per multiply-add."""
+    piece, _ = _pieces(rows)
+    x = torch.randn(piece, width, device=DEVICE, dtype=dtype)
+    weight = torch.randn(hidden, width, device=DEVICE, dtype=dtype)
+    out = torch.empty(piece, hidden, device=DEVICE, dtype=dtype)
+    seconds = _quickest(lambda: torch.mm(x, weight.t(), out=out))
+    return Rate(rows, width, hidden, 2 * piece * width * hidden / seconds)
+
+
+def pass_seconds(kind: LayerKind, rows: int, width: int, dtype: torch.dtype) -> float:
+    """What an activation or a norm over so many values takes; nothing for a dropout, which is off."""
+    piece, pieces = _pieces(rows)
+    x = torch.randn(piece, width, device=DEVICE, dtype=dtype)
+    if kind == "norm":
+        scale = torch.ones(width, device=DEVICE, dtype=dtype)
+        return pieces * _quickest(lambda: functional.layer_norm(x, (width,), scale, scale))
+    return pieces * _quickest(x.relu_) if kind == "activation" else 0.0
 
 
 @dataclass(frozen=True)
@@ -83,8 +109,9 @@ class Bound:
         live: Multiply-adds per step when every side is computed at every layer.
         needed: Those that no exact way leaves out: of sides with an activation or a norm, in self-attention. Affine
             sides can be folded, and the contexts of cross-attention are the same in every step.
-        seconds: What `needed` takes at the measured rates.
-        rates: The rates.
+        seconds: What `needed` takes at the measured rates, with the activations and norms between the products; each
+            pass by itself, its values in the processor's cache.
+        rates: The rates of the products.
     """
 
     live: int
@@ -98,16 +125,29 @@ def bound(subject: Subject, hypernetworks: Sequence[Hypernetwork]) -> Bound:
     dtype = next(subject.model.parameters()).dtype
     live = needed = 0
     seconds = 0.0
-    rates = []
+    rates: list[Rate] = []
     for load in loads(subject):
-        each = [(hn, multiply_adds(hn, load.width) * load.rows * load.layers) for hn in hypernetworks]
-        live += sum(count for _, count in each)
-        if load.kind == "cross":
-            continue
-        count = sum(count for hn, count in each if hn.architecture is not None and not hn.architecture.affine)
-        if count:
-            rate = matmul_rate(load.rows, load.width, 2 * load.width, dtype)
-            rates.append(rate)
-            needed += count
-            seconds += 2 * count / rate.flops
+        for hypernetwork in hypernetworks:
+            count = multiply_adds(hypernetwork, load.width) * load.rows * load.layers
+            live += count
+            architecture = hypernetwork.architecture
+            if load.kind == "self" and count and architecture is not None and not architecture.affine:
+                needed += count
+                seconds += load.layers * _side_seconds(architecture, load, dtype, rates) * len(SIDES)
     return Bound(live, needed, seconds, tuple(rates))
+
+
+def _side_seconds(architecture: Architecture, load: Load, dtype: torch.dtype, rates: list[Rate]) -> float:
+    """One side of a file at one layer; rates that were measured are taken from `rates`, new ones put there."""
+    seconds = 0.0
+    for spec in architecture.layers(load.width):
+        if spec.kind != "linear":
+            seconds += pass_seconds(spec.kind, load.rows, spec.outputs, dtype)
+            continue
+        place = (load.rows, spec.inputs, spec.outputs)
+        known = next((rate for rate in rates if (rate.rows, rate.width, rate.hidden) == place), None)
+        if known is None:
+            known = matmul_rate(*place, dtype)
+            rates.append(known)
+        seconds += 2 * load.rows * spec.inputs * spec.outputs / known.flops
+    return seconds
