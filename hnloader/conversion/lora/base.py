@@ -367,7 +367,8 @@ def _unet_config(path: Path, family: str | None, config: str | os.PathLike[str] 
             f"{path} is a UNet of no known family, so how it is built has to be said: give a diffusers folder of the "
             "same kind of model as config."
         )
-    return {"_class_name": "UNet2DConditionModel", **UNET_CONFIGS[family]}
+    # diffusers 0.31 does not fall back to its default for this one.
+    return {"_class_name": "UNet2DConditionModel", "layers_per_block": 2, **UNET_CONFIGS[family]}
 
 
 def _placed(unet: Any, device: str, dtype: str) -> nn.Module:
