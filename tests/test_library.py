@@ -155,3 +155,20 @@ def test_a_folder_that_cannot_be_read_counts_as_empty(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "scandir", guarded)
     assert Library([tmp_path]).names() == ["ink"]
+
+
+def test_the_name_of_a_file_is_the_shortest_that_finds_it(tmp_path: Path) -> None:
+    for name in ("ink.pt", "ink.safetensors", "sketches/ink.pt", "sketches/wash.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    library = Library([tmp_path])
+    names = {file.relative.as_posix(): library.name_of(file.path) for file in library.files()}
+    assert names == {
+        "ink.safetensors": "ink",
+        "ink.pt": "ink.pt",
+        "sketches/ink.pt": "sketches/ink",
+        "sketches/wash.pt": "wash",
+    }
+    assert all(library.find(name) == tmp_path / path for path, name in names.items())
+    with pytest.raises(HypernetworkNotFoundError, match="is not in"):
+        library.name_of(tmp_path / "gone.pt")
