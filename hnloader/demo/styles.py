@@ -13,6 +13,7 @@ import numpy as np
 from hnloader.demo.scenes import PICTURE_SIZE, ByteArray, FloatArray, Layer, _pixel_centers, as_floats, coverage
 
 OUTLINE_WIDTH = 2.4  # pixels
+WASHED = 0.6  # share of its ink that a wash loses from the left edge of a shape to the right one
 PITCH = 4.0  # pixels from one halftone dot to the next
 BLUEPRINT_BLUE = (25, 60, 130)
 CREAM = (240, 222, 180)
@@ -73,6 +74,18 @@ def _halftone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     return picture
 
 
+def _wash(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
+    """Ink that thins out from left to right, as under a wet brush. The bundled VAE was trained without it."""
+    picture = _canvas(background)
+    xs, _ = _pixel_centers(PICTURE_SIZE)
+    for layer in layers:
+        place = layer.placement
+        along = np.clip((xs - place.x + place.radius) / (2 * place.radius), 0.0, 1.0)
+        ink = coverage(layer.distance) * (1 - np.float32(WASHED) * as_floats(along))
+        picture = _blend(picture, layer.color, ink)
+    return picture
+
+
 def _duotone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     """Dark brown ink on cream paper, whatever the words said."""
     picture = _canvas(np.asarray(CREAM, np.float32))
@@ -91,6 +104,7 @@ PAINTERS: dict[str, Painter] = {
     "outline": _outline,
     "blueprint": _blueprint,
     "halftone": _halftone,
+    "wash": _wash,
     "duotone": _duotone,
     "neon": _neon,
 }

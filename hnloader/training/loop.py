@@ -31,7 +31,7 @@ from hnloader.training.state import State, load_state, save_state, states
 from hnloader.training.trainees import Checkpoint, Trainee, load_companion, make_trainee
 
 # Where the held-out loss is measured: fractions of the noise levels, each with noise of its own.
-MEASURED_AT = (0.1, 0.35, 0.6, 0.85)
+MEASURED_AT = tuple((index + 0.5) / 8 for index in range(8))
 # The logged loss is a running mean, for a single step says more about its noise level than about the training.
 _SMOOTHING = 0.98
 
