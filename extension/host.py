@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,21 @@ class Rendered:
     image: Image | None
     complete: bool
     processing: Any
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use the host's API.
+
+    Attributes:
+        enabled: whether the host serves an API at all.
+        accounts: passwords by user, of the API's login and of the page's; empty where there is no login.
+        local: whether the host serves this computer alone.
+    """
+
+    enabled: bool
+    accounts: Mapping[str, str] = field(repr=False)
+    local: bool
 
 
 class WebuiHost(Protocol):
@@ -110,6 +125,14 @@ class WebuiHost(Protocol):
 
     def interrupt(self) -> None:
         """End the job that runs after its present step."""
+        ...
+
+    def access(self) -> Access:
+        """Who may use the API, as the host was started."""
+        ...
+
+    def on_app(self, serve: Callable[[Any], None]) -> None:
+        """Call `serve(app)` with the host's FastAPI app, anew after each 'Reload UI'."""
         ...
 
     def on_steps(self, step: Callable[[int, int], None]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..host import Rendered  # noqa: TID252 - the package has another name in a webui
+from ..host import Access, Rendered  # noqa: TID252 - the package has another name in a webui
 
 if TYPE_CHECKING:
     from hnloader.ui import PictureRequest
@@ -199,6 +199,21 @@ class Automatic1111:
 
         script_callbacks.on_cfg_denoiser(lambda params: step(params.sampling_step, params.total_sampling_steps))
 
+    def access(self) -> Access:
+        """By the command line. The host's own API ignores the page's login; ours asks for either."""
+        from modules import shared
+
+        flags = shared.cmd_opts
+        open_to_others = any(getattr(flags, name, None) for name in ("listen", "server_name", "share", "ngrok"))
+        enabled = bool(getattr(flags, "api", False) or getattr(flags, "nowebui", False))
+        return Access(enabled, _accounts(flags), not open_to_others)
+
+    def on_app(self, serve: Callable[[Any], None]) -> None:
+        """With the page or, by `--nowebui`, without it."""
+        from modules import script_callbacks
+
+        script_callbacks.on_app_started(lambda page, app: serve(app))
+
     def on_events(
         self, *, before_ui: Callable[[], None], model_loaded: Callable[[], None], unloaded: Callable[[], None]
     ) -> None:
@@ -215,3 +230,13 @@ def _follow(start: Any, path: str) -> Any:
     for name in path.split("."):
         start = getattr(start, name, None)
     return start
+
+
+def _accounts(flags: Any) -> dict[str, str]:
+    """Those of `--api-auth`, `--gradio-auth` and `--gradio-auth-path`, each `user:password`, separated by commas."""
+    texts = [str(getattr(flags, name, None) or "") for name in ("api_auth", "gradio_auth")]
+    path = getattr(flags, "gradio_auth_path", None)
+    if path:
+        texts += Path(path).read_text(encoding="utf-8").splitlines()
+    pairs = (part.strip().partition(":") for text in texts for part in text.split(","))
+    return {user: password for user, _, password in pairs if user}

@@ -1,0 +1,191 @@
+"""The API's routes in the stand-ins, asked over HTTP as clients do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from standins.unets import ALL_WIDTHS
+from standins.webui import Webui
+from tiny_model import save_hypernetwork
+
+import hnloader
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = "http://127.0.0.1:7860"
+V1 = "/hnloader/v1"
+
+
+def folder(webui: Webui) -> Path:
+    return webui.folder / "models" / "hypernetworks"
+
+
+@pytest.fixture
+def running(webui: Webui) -> Webui:
+    """A host with the extension, two sound files and a broken one, started."""
+    copy = webui.folder / "extensions" / "hnloader"
+    copy.mkdir()
+    for name in ("scripts", "extension", "hnloader"):
+        (copy / name).symlink_to(ROOT / name)
+    (folder(webui) / "sketches").mkdir(parents=True)
+    save_hypernetwork(folder(webui) / "ink.pt", ALL_WIDTHS, seed=1)
+    save_hypernetwork(folder(webui) / "sketches" / "wash.pt", ALL_WIDTHS, seed=2)
+    (folder(webui) / "page.pt").write_text("<!DOCTYPE html><html></html>")
+    webui.start()
+    return webui
+
+
+def client(webui: Webui, base: str = HERE, **flags: object) -> TestClient:
+    """Of an app that the host has begun to serve, started with these flags."""
+    vars(webui.shared.cmd_opts).update(flags)
+    app = FastAPI()
+    webui.part("script_callbacks").run("app_started", None, app)
+    return TestClient(app, base_url=base)
+
+
+def test_files_are_listed_in_parts_and_searched(running: Webui) -> None:
+    asked = client(running)
+    everything = asked.get(f"{V1}/hypernetworks").json()
+    assert everything["total"] == 3
+    assert {file["file"] for file in everything["files"]} == {"ink.pt", "page.pt", "sketches/wash.pt"}
+    part = asked.get(f"{V1}/hypernetworks", params={"limit": 1, "offset": 1}).json()
+    assert part == {"total": 3, "files": everything["files"][1:2]}
+    (found,) = asked.get(f"{V1}/hypernetworks", params={"search": "SKETCH"}).json()["files"]
+    size = (folder(running) / "sketches" / "wash.pt").stat().st_size
+    assert found == {"name": "wash", "file": "sketches/wash.pt", "size": size}
+
+
+def test_a_file_that_was_added_is_listed_at_once(running: Webui) -> None:
+    asked = client(running)
+    save_hypernetwork(folder(running) / "new.pt", ALL_WIDTHS)
+    assert asked.get(f"{V1}/hypernetworks").json()["total"] == 4
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "all"])
+def test_no_more_than_a_thousand_at_once(limit: str, running: Webui) -> None:
+    assert client(running).get(f"{V1}/hypernetworks", params={"limit": limit}).status_code == 422
+
+
+def test_inspecting_says_what_the_command_line_says_without_folders(running: Webui) -> None:
+    answer = client(running).get(f"{V1}/inspect", params={"name": "wash"})
+    told = answer.json()
+    expected = hnloader.inspect(folder(running) / "sketches" / "wash.pt").to_dict(hashes=False)
+    assert (told["name"], told["file"], told["problem"]) == ("wash", "sketches/wash.pt", None)
+    assert told["info"]["widths"] == expected["widths"] == list(ALL_WIDTHS)
+    assert told["info"].keys() == expected.keys()
+    assert str(running.folder) not in answer.text
+
+
+def test_what_is_wrong_with_a_file_is_said(running: Webui) -> None:
+    answer = client(running).get(f"{V1}/inspect", params={"name": "page"})
+    assert answer.status_code == 200
+    assert "web page" in answer.json()["problem"]
+    assert str(running.folder) not in answer.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["inc", "../ink", "/etc/passwd", "..\\..\\ink", "C:\\ink", "sketches/../ink.pt", "\N{FULLWIDTH FULL STOP}/ink"],
+)
+def test_only_the_library_is_reached_by_name(name: str, running: Webui) -> None:
+    (running.folder / "ink.pt").write_bytes(b"not for clients")
+    answer = client(running).get(f"{V1}/inspect", params={"name": name})
+    assert answer.status_code == 404
+    assert str(running.folder) not in answer.text
+    assert name != "inc" or "ink" in answer.json()["detail"]  # did you mean
+
+
+def test_a_file_is_converted_beside_its_source_and_listed(running: Webui) -> None:
+    asked = client(running)
+    before = (folder(running) / "sketches" / "wash.pt").read_bytes()
+    answer = asked.post(f"{V1}/convert", json={"name": "wash"})
+    assert answer.json() == {
+        "file": "sketches/wash.safetensors",
+        "action": "converted",
+        "lossless": True,
+        "proved": ["tensors", "metadata", "outputs"],
+        "notes": [],
+    }
+    assert (folder(running) / "sketches" / "wash.pt").read_bytes() == before
+    hnloader.load(folder(running) / "sketches" / "wash.safetensors")
+    assert asked.get(f"{V1}/hypernetworks").json()["total"] == 4
+    again = asked.post(f"{V1}/convert", json={"name": "sketches/wash.pt"}).json()
+    assert again["action"] == "skipped"
+
+
+def test_a_broken_file_is_not_converted_and_leaves_nothing(running: Webui) -> None:
+    files = sorted(folder(running).rglob("*"))
+    answer = client(running).post(f"{V1}/convert", json={"name": "page"})
+    assert answer.status_code == 422
+    assert "web page" in answer.json()["detail"]
+    assert str(running.folder) not in answer.text
+    assert sorted(folder(running).rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"name": "ink", "to": "exe"}, {"name": "i" * 301}, {}, {"name": "ink", "on_existing": "overwrite"}]
+)
+def test_requests_that_make_no_sense_are_refused(wanted: dict[str, str], running: Webui) -> None:
+    assert client(running).post(f"{V1}/convert", json=wanted).status_code == 422
+
+
+def test_without_the_hosts_api_there_is_none_of_ours(running: Webui) -> None:
+    assert client(running, api=False).get(f"{V1}/hypernetworks").status_code == 404
+
+
+@pytest.mark.parametrize("flag", ["api_auth", "gradio_auth"])
+def test_the_hosts_login_is_asked_for_on_every_route(flag: str, running: Webui) -> None:
+    asked = client(running, **{flag: "ann:first, bob:se:cond"})
+    for method, path in (("GET", "/hypernetworks"), ("GET", "/inspect?name=ink"), ("POST", "/convert")):
+        assert asked.request(method, V1 + path, json={"name": "ink"}).status_code == 401
+        assert asked.request(method, V1 + path, json={"name": "ink"}, auth=("bob", "first")).status_code == 401
+    assert asked.get(f"{V1}/hypernetworks", auth=("ann", "first")).status_code == 200
+    assert asked.get(f"{V1}/hypernetworks", auth=("bob", "se:cond")).status_code == 200
+
+
+def test_logins_of_a_file_count_too(running: Webui) -> None:
+    path = running.folder / "logins.txt"
+    path.write_text("ann:first\nbob:second\n")
+    asked = client(running, gradio_auth_path=str(path))
+    assert asked.get(f"{V1}/hypernetworks").status_code == 401
+    assert asked.get(f"{V1}/hypernetworks", auth=("bob", "second")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Host": "evil.example:7860"},
+        {"Host": "127.0.0.1.evil.example"},
+    ],
+)
+def test_pages_of_other_sites_are_refused(headers: dict[str, str], running: Webui) -> None:
+    asked = client(running)
+    assert asked.post(f"{V1}/convert", json={"name": "ink"}, headers=headers).status_code == 403
+    assert asked.get(f"{V1}/hypernetworks", headers=headers).status_code == 403
+    assert not (folder(running) / "ink.safetensors").exists()
+
+
+@pytest.mark.parametrize("base", ["http://localhost:7860", "http://127.0.0.1:7860", "http://[::1]:7860"])
+def test_the_webuis_own_page_may(base: str, running: Webui) -> None:
+    headers = {"Origin": base, "Sec-Fetch-Site": "same-origin"}
+    assert client(running, base).get(f"{V1}/hypernetworks", headers=headers).status_code == 200
+
+
+def test_a_webui_that_listens_to_others_is_reached_by_any_name(running: Webui) -> None:
+    assert client(running, "http://studio.lan:7860", listen=True).get(f"{V1}/hypernetworks").status_code == 200
+
+
+def test_the_hosts_own_list_has_ours(running: Webui) -> None:
+    client(running).post(f"{V1}/convert", json={"name": "ink"})
+    assert {"wash", "ink"} <= set(running.shared.hypernetworks)
+
+
+def test_after_reload_ui_the_routes_are_there_again(running: Webui) -> None:
+    running.reload()
+    assert client(running).get(f"{V1}/hypernetworks").json()["total"] == 3
