@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio clean
+.PHONY: help demo test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts clean
 
 help:
 	@echo "make demo       render a labelled grid with the bundled pipeline and hypernetworks"
@@ -109,6 +109,17 @@ webui-gradio: $(READY)
 			$$place/bin/python $$driver; \
 		done; \
 	done
+
+# Either webui alone will do. Its Python is the one of its own environment, unless A1111_PYTHON or FORGE_PYTHON name another.
+hosts: $(READY)
+	@test -n "$(A1111)$(FORGE)" -a -n "$(CHECKPOINT)" || \
+		{ echo "Name the webuis' folders and a checkpoint: make hosts A1111=folder FORGE=folder CHECKPOINT=file"; exit 1; }
+	@failed=0; \
+	if [ -n "$(A1111)" ]; then $(BIN)/python -m tests.real_hosts "$(A1111)" --checkpoint "$(CHECKPOINT)" \
+		$(if $(A1111_PYTHON),--python "$(A1111_PYTHON)") || failed=1; fi; \
+	if [ -n "$(FORGE)" ]; then $(BIN)/python -m tests.real_hosts "$(FORGE)" --checkpoint "$(CHECKPOINT)" \
+		$(if $(FORGE_PYTHON),--python "$(FORGE_PYTHON)") || failed=1; fi; \
+	exit $$failed
 
 clean:
 	rm -rf .venv-gradio .venv-tools $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,138 @@
+"""Start a real webui with and without the extension, check what it promises, and print a table.
+
+Needs a checkout of AUTOMATIC1111 or Forge that runs, the Python that it runs with, and any checkpoint of Stable
+Diffusion 1; also one of random weights will do. Nothing in the checkout is changed: models, extensions and settings are
+in a temporary folder. Exit status 1 where a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+import hnloader
+
+from . import checks, files
+from .server import Server, make_data
+
+MANY, BROKEN = 2000, 50
+# Seconds that a start may take longer with MANY files: it is measured once, and includes starting Python.
+LATER = 3.0
+
+
+def main() -> int:
+    """Run all checks on one host."""
+    parser = argparse.ArgumentParser(prog="python -m tests.real_hosts", description=__doc__)
+    parser.add_argument("checkout", type=Path, help="the webui's folder")
+    parser.add_argument("--python", type=Path, help="its Python; default: venv/bin/python in its folder")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of Stable Diffusion 1")
+    parser.add_argument("--only", default="", help="the checks whose names contain this")
+    parser.add_argument("--keep", type=Path, help="work in this new folder, and keep it")
+    parser.add_argument("arguments", nargs="*", help="more arguments for the webui, after --")
+    given = parser.parse_args()
+    checkout = given.checkout.resolve()
+    python = (given.python or checkout / "venv" / "bin" / "python").absolute()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.keep or Path(temporary)
+        results = list(run(checkout, python, given.checkpoint.resolve(), folder, given.only, given.arguments))
+    failed = results.count(False)
+    print(f"{len(results)} checks, {failed} failed")
+    return 1 if failed else 0
+
+
+def run(
+    checkout: Path, python: Path, checkpoint: Path, folder: Path, only: str, arguments: list[str]
+) -> Iterable[bool]:
+    """Each check's outcome."""
+    without = make_data(folder / "without", checkpoint, extension=False)
+    data = make_data(folder / "with", checkpoint, extension=True)
+    for each in (without, data):
+        fill(each / "models")
+    seen = checks.Seen(data)
+    with Server(checkout, python, without, arguments) as host:
+        print(f"{host.name} in {checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
+        seen.plain = host.picture(checks.PROMPT)
+        assert seen.plain == host.picture(checks.PROMPT), "this host does not make the same picture twice"
+        if host.name == "AUTOMATIC1111":
+            seen.built_in = host.picture(f"{checks.PROMPT}<hypernet:ink:0.7>")
+            host.picture(checks.PROMPT)
+        seen.state = host.state()
+    yield outcome("install.py", lambda: installs(python, checkout, data))
+    with Server(checkout, python, data, arguments) as host:
+        few = host.seconds
+        print(f"started with the extension in {few:.0f} s", flush=True)
+        for name, check in checks.RUNNING.items():
+            if only in name:
+                yield outcome(name, lambda check=check: check(host, seen))
+    if only in "many files":
+        files.save_many(data / "models" / "hypernetworks" / "many", MANY, BROKEN)
+        yield outcome("many files", lambda: many(checkout, python, data, arguments, few))
+    if only in "API alone":
+        yield outcome("API alone", lambda: api_alone(checkout, python, data, arguments, seen))
+
+
+def fill(models: Path) -> None:
+    """The hypernetworks and the LoRA that the checks name."""
+    folder = models / "hypernetworks"
+    ink = files.save_hypernetwork(folder / "ink.pt", seed=1)
+    files.save_hypernetwork(folder / "wash.pt", seed=2)
+    hnloader.save(hnloader.load(ink), folder / "dry.safetensors")
+    (folder / "torn.pt").write_bytes(ink.read_bytes()[:100_000])
+    files.save_lora(models / "Lora" / "thread.safetensors")
+
+
+def outcome(name: str, check: object) -> bool:
+    """Run one check and print its line."""
+    begun = time.monotonic()
+    try:
+        said, good = check(), True
+    except Exception as error:
+        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+        said, good = kind + (str(error) or traceback.format_tb(error.__traceback__)[-1]), False
+    print(f"{'ok    ' if good else 'FAILED'} {name:<20} {time.monotonic() - begun:5.1f} s  {said}", flush=True)
+    return good
+
+
+def installs(python: Path, checkout: Path, data: Path) -> str:
+    """As the host runs it at every launch; everything is there already."""
+    begun = time.monotonic()
+    done = subprocess.run(
+        [str(python), str(data / "extensions" / "hnloader" / "install.py")],
+        env={"PYTHONPATH": str(checkout), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and not done.stdout + done.stderr, done.stdout + done.stderr
+    return f"nothing to do, {time.monotonic() - begun:.2f} s"
+
+
+def many(checkout: Path, python: Path, data: Path, arguments: list[str], few: float) -> str:
+    """A large collection does not slow a start, and all of it is listed."""
+    with Server(checkout, python, data, arguments) as host:
+        begun = time.monotonic()
+        listed = len(host.get("/sdapi/v1/hypernetworks"))
+        said = f"start {few:.1f} s, with {MANY} more files {host.seconds:.1f} s; list {time.monotonic() - begun:.2f} s"
+        assert listed >= MANY, f"{listed} listed"
+        assert host.seconds < few + LATER, said
+    return said
+
+
+def api_alone(checkout: Path, python: Path, data: Path, arguments: list[str], seen: checks.Seen) -> str:
+    """With --nowebui there is no page."""
+    with Server(checkout, python, data, ["--nowebui", *arguments]) as host:
+        rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
+        tagged = host.picture(f"{checks.PROMPT}<hypernet:ink:0.7>")
+        checks.expect_other(tagged, seen.plain)
+        assert host.picture(checks.PROMPT, alwayson_scripts=rows) == tagged, "rows make another picture"
+        return checks.expect_clean(host, seen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+"""What the extension promises, asked of a real host. Each check raises AssertionError, or returns what was seen."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+import urllib.error
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .server import Picture, Server
+
+PROMPT = "a boat"
+# Of 255. The probe computes the formula in the same precision, but in another order.
+SAME = 2
+OTHER = 1.0
+
+
+@dataclass
+class Seen:
+    """What checks share: pictures of the host without the extension, by name, and the state of its model."""
+
+    folder: Path
+    plain: Picture | None = None
+    built_in: Picture | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+Check = Callable[[Server, Seen], str]
+
+
+def file(seen: Seen, name: str) -> str:
+    """The path of a hypernetwork."""
+    return str(seen.folder / "models" / "hypernetworks" / name)
+
+
+def formula(
+    host: Server, seen: Seen, *files: tuple[str, float], first: int = 0, prompt: str = PROMPT, **fields: Any
+) -> Picture:
+    """The picture that the probe makes of `.pt` files by the formula alone."""
+    chain = [{"path": file(seen, name), "strength": strength, "first": first} for name, strength in files]
+    host.post("/probe/wrap", chain)
+    try:
+        return host.picture(prompt, **fields)
+    finally:
+        host.post("/probe/wrap", [])
+
+
+def expect_same(found: Picture, wanted: Picture) -> str:
+    most, mean = found.far(wanted)
+    assert most <= SAME, f"pictures differ by up to {most} of 255, {mean:.2f} in the mean"
+    return f"differs by at most {most} of 255"
+
+
+def expect_other(found: Picture, wanted: Picture) -> str:
+    mean = found.far(wanted)[1]
+    assert mean > OTHER, f"pictures differ by {mean:.2f} of 255 in the mean only"
+    return f"differs by {mean:.0f} of 255 in the mean"
+
+
+def expect_clean(host: Server, seen: Seen) -> str:
+    """No hook is left, no weight changed, and the plain picture has the same bits as without the extension."""
+    for state in (host.state(), None):
+        if state is None or not state["loaded"]:  # a model is loaded for the first picture
+            assert host.picture(PROMPT) == seen.plain, "the plain picture is another one"
+            state = host.state()
+        for key in ("hooks", "weights", "built_in"):
+            assert state[key] == seen.state[key], f"{key}: {state[key]}, without the extension {seen.state[key]}"
+    return "no hook, weights and plain picture bit for bit"
+
+
+def plain(host: Server, seen: Seen) -> str:
+    return expect_clean(host, seen)
+
+
+def tag(host: Server, seen: Seen) -> str:
+    found = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+    seen_change = expect_other(found, seen.plain)
+    same = expect_same(found, formula(host, seen, ("ink.pt", 0.7)))
+    return f"{seen_change}; from the formula {same}"
+
+
+def like_the_built_in(host: Server, seen: Seen) -> str:
+    """AUTOMATIC1111 alone: its own hypernetworks make the same picture."""
+    if seen.built_in is None:
+        return "this host applies none of its own"
+    expect_other(seen.built_in, seen.plain)
+    return expect_same(host.picture(f"{PROMPT}<hypernet:ink:0.7>"), seen.built_in)
+
+
+def chain(host: Server, seen: Seen) -> str:
+    found = host.picture(f"{PROMPT}<hypernet:ink:0.7><hypernet:wash:-0.4>")
+    return expect_same(found, formula(host, seen, ("ink.pt", 0.7), ("wash.pt", -0.4)))
+
+
+def safetensors(host: Server, seen: Seen) -> str:
+    return expect_same(host.picture(f"{PROMPT}<hypernet:dry:0.7>"), host.picture(f"{PROMPT}<hypernet:ink:0.7>"))
+
+
+def strength_0(host: Server, seen: Seen) -> str:
+    assert host.picture(f"{PROMPT}<hypernet:ink:0>") == seen.plain, "strength 0 changes the picture"
+    return "same bits as without a tag"
+
+
+def unknown_name(host: Server, seen: Seen) -> str:
+    found = host.picture(f"{PROMPT}<hypernet:inc>")
+    assert found == seen.plain, "an unknown name changes the picture"
+    assert "Hypernet not applied: inc" in found.infotext, found.infotext
+    line = [line for line in host.console().splitlines() if "'inc' was not applied" in line]
+    assert line, "nothing on the console"
+    return line[-1][:150]
+
+
+def broken_file(host: Server, seen: Seen) -> str:
+    found = host.picture(f"{PROMPT}<hypernet:torn>")
+    assert found == seen.plain, "a broken file changes the picture"
+    line = [line for line in host.console().splitlines() if "'torn' was not applied" in line]
+    assert line, "nothing on the console"
+    return line[-1][:150]
+
+
+def window(host: Server, seen: Seen) -> str:
+    whole = host.picture(f"{PROMPT}<hypernet:ink:0.7>", steps=4)
+    late = host.picture(f"{PROMPT}<hypernet:ink:0.7:start=0.5>", steps=4)
+    early = host.picture(f"{PROMPT}<hypernet:ink:0.7:end=0.5>", steps=4)
+    expect_other(late, whole)
+    expect_other(early, late)
+    return "second half " + expect_same(late, formula(host, seen, ("ink.pt", 0.7), first=2, steps=4))
+
+
+def infotext(host: Server, seen: Seen) -> str:
+    text = host.picture(f"{PROMPT}<hypernet:ink:0.7>").infotext
+    assert "<hypernet:ink:0.7>" in text, text
+    assert "Hypernet hashes: ink: " in text.replace('"', ""), text
+    plain_text = host.picture(PROMPT).infotext
+    assert "Hypernet" not in plain_text, plain_text
+    return text.splitlines()[-1][-110:]
+
+
+def panel(host: Server, seen: Seen) -> str:
+    wanted = host.picture(f"{PROMPT}<hypernet:ink:0.7:start=0.3>")
+    given = {
+        "tags": "<hypernet:ink:0.7:start=0.3>",
+        "objects": [{"name": "ink", "strength": 0.7, "start": 0.3}, {"name": "wash", "enabled": False}],
+    }
+    for how, rows in given.items():
+        found = host.picture(PROMPT, alwayson_scripts={"Hypernetworks": {"args": [rows]}})
+        assert found == wanted, f"rows as {how} make another picture than the tag"
+        assert "Hypernet rows" in found.infotext, found.infotext
+    both = host.picture(f"{PROMPT}<hypernet:wash:0.5>", alwayson_scripts={"Hypernetworks": {"args": [given["tags"]]}})
+    swapped = host.picture(f"{PROMPT}<hypernet:ink:0.7:start=0.3><hypernet:wash:0.5>")
+    assert both == swapped, "rows do not act before the tags"
+    return "text and objects equal the tag; rows act before tags"
+
+
+def listing(host: Server, seen: Seen) -> str:
+    listed = {each["name"] for each in host.get("/sdapi/v1/hypernetworks")}
+    assert {"ink", "wash", "dry"} <= listed, listed
+    return ", ".join(sorted(listed))
+
+
+def quick_setting(host: Server, seen: Seen) -> str:
+    wanted = host.picture(f"{PROMPT}<hypernet:ink:1.0>")
+    # The hosts restore after a job only the settings that were once set.
+    host.post("/sdapi/v1/options", {"sd_hypernetwork": "None", "extra_networks_default_multiplier": 1.0})
+    found = host.picture(PROMPT, override_settings={"sd_hypernetwork": "ink"})
+    assert found == wanted, "'Add hypernetwork to prompt' makes another picture than the tag"
+    return "equals the tag"
+
+
+def batch(host: Server, seen: Seen) -> str:
+    found = host.pictures(f"{PROMPT}<hypernet:ink:0.7>", batch_size=2, n_iter=2)
+    wrapped = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+    pictures = [each for each in found if each.pixels.shape == wrapped.pixels.shape]
+    assert len(pictures) == 4, f"{len(pictures)} pictures"
+    return "first of four " + expect_same(pictures[0], wrapped)
+
+
+def image_to_image(host: Server, seen: Seen) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(seen.plain.pixels).save(buffer, "PNG")
+    start = [base64.b64encode(buffer.getvalue()).decode()]
+    fields: dict[str, Any] = {"verb": "img2img", "init_images": start, "denoising_strength": 0.8, "steps": 4}
+    tagged = host.picture(f"{PROMPT}<hypernet:ink:0.7>", **fields)
+    expect_other(tagged, host.picture(PROMPT, **fields))
+    return expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
+
+
+def hires(host: Server, seen: Seen) -> str:
+    fields: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.8}
+    if host.name == "Forge":
+        fields["hr_additional_modules"] = []
+    tagged = host.picture(f"{PROMPT}<hypernet:ink:0.7>", **fields)
+    expect_other(tagged, host.picture(PROMPT, **fields))
+    return expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
+
+
+def lora(host: Server, seen: Seen) -> str:
+    alone = host.picture(f"{PROMPT}<lora:thread:1>")
+    expect_other(alone, seen.plain)
+    both = host.picture(f"{PROMPT}<lora:thread:1><hypernet:ink:0.7>")
+    expect_other(both, alone)
+    return expect_same(both, formula(host, seen, ("ink.pt", 0.7), prompt=f"{PROMPT}<lora:thread:1>"))
+
+
+def other_checkpoint(host: Server, seen: Seen) -> str:
+    wanted = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+    other = host.picture(f"{PROMPT}<hypernet:ink:0.7>", override_settings={"sd_model_checkpoint": "second"})
+    assert "second" in other.infotext, other.infotext
+    back = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+    assert "first" in back.infotext, back.infotext
+    assert other == back == wanted, "another picture on a checkpoint of the same weights"
+    return "there and back: same bits on the same weights"
+
+
+def refiner(host: Server, seen: Seen) -> str:
+    prompt = f"{PROMPT}<hypernet:ink:0.7>"
+    found = host.picture(prompt, steps=4, refiner_checkpoint="second", refiner_switch_at=0.5)
+    assert "Refiner" in found.infotext, found.infotext
+    return "same weights: " + expect_same(found, host.picture(prompt, steps=4))
+
+
+def plot(host: Server, seen: Seen) -> str:
+    axes = host.state()["axes"]
+    label = "Hypernetwork strength"
+    assert label in axes["labels"], axes["labels"]
+    values = {"x_type": axes["labels"].index(label), "x_values": "0,0.7", "y_type": 0, "z_type": 0}
+    flags = {"include_lone_images": True, "margin_size": 0, "draw_legend": False}
+    given = {name: "" if "values" in name else False for name in axes["arguments"]} | values | flags
+    for axis in "xyz":
+        given[f"{axis}_values_dropdown"] = []
+    arguments = [given[name] for name in axes["arguments"]]
+    found = host.pictures(f"{PROMPT}<hypernet:ink:0.1>", script_name="x/y/z plot", script_args=arguments)
+    lone = [each for each in found if each.pixels.shape == seen.plain.pixels.shape]
+    assert len(lone) == 2, f"{len(lone)} pictures"
+    assert lone[0] == seen.plain, "at strength 0 the plot has another picture"
+    return expect_same(lone[1], host.picture(f"{PROMPT}<hypernet:ink:0.7>"))
+
+
+def interrupt(host: Server, seen: Seen) -> str:
+    prompt = f"{PROMPT}<hypernet:ink:0.7>"
+    made: list[Any] = []
+    job = threading.Thread(target=lambda: made.append(host.picture(prompt, steps=60)))
+    job.start()
+    for _ in range(600):
+        progress = host.get("/sdapi/v1/progress?skip_current_image=true")["state"]
+        if progress["sampling_step"] >= 2:
+            break
+        time.sleep(0.1)
+    hooks = host.state()["hooks"]
+    assert hooks > seen.state["hooks"], "no hook in the middle of the job"
+    host.post("/sdapi/v1/interrupt")
+    job.join()
+    assert made, "no picture after an interruption"
+    return f"{hooks} hooks in the job; then " + expect_clean(host, seen)
+
+
+def exception(host: Server, seen: Seen) -> str:
+    host.post("/probe/fail")
+    try:
+        host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+    except urllib.error.HTTPError as error:
+        said = f"answer {error.code}; "
+    else:
+        raise AssertionError("the probe's exception came to nothing")
+    return said + expect_clean(host, seen)
+
+
+def reload(host: Server, seen: Seen) -> str:
+    before = host.state()
+    wanted = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+    host.post("/probe/reload")
+    begun = len(host.console())
+    for _ in range(60):
+        time.sleep(1)
+        if "Restarting UI" in host.console() and "Startup time" in host.console()[begun:]:
+            break
+    host.wait()
+    assert host.picture(f"{PROMPT}<hypernet:ink:0.7>") == wanted, "another picture after 'Reload UI'"
+    after = host.state()
+    for key in ("callbacks", "axes", "owner"):
+        assert after[key] == before[key], f"{key}: {after[key]}, before {before[key]}"
+    return f"{after['callbacks']} callbacks as before; " + expect_clean(host, seen)
+
+
+def quiet(host: Server, seen: Seen) -> str:
+    lines = [line for line in host.console().splitlines() if "hnloader" in line]
+    unwanted = [line for line in lines if "was not applied" not in line]
+    assert not unwanted, unwanted[0]
+    return "no line of ours but those about files"
+
+
+RUNNING: dict[str, Check] = {
+    "without a tag": plain,
+    "tag": tag,
+    "like the host's own": like_the_built_in,
+    "chain of two": chain,
+    "safetensors": safetensors,
+    "strength 0": strength_0,
+    "unknown name": unknown_name,
+    "broken file": broken_file,
+    "start and end": window,
+    "infotext": infotext,
+    "panel's rows": panel,
+    "list in the API": listing,
+    "quick setting": quick_setting,
+    "batch": batch,
+    "img2img": image_to_image,
+    "hires pass": hires,
+    "with a LoRA": lora,
+    "XYZ plot": plot,
+    "interruption": interrupt,
+    "exception": exception,
+    "Reload UI": reload,
+    "another checkpoint": other_checkpoint,
+    "refiner": refiner,
+    "clean at the end": plain,
+    "console": quiet,
+}

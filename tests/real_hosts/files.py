@@ -1,0 +1,69 @@
+"""The files that the hosts are given, written without hnloader: what is applied is known from elsewhere."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+WIDTHS = (320, 640, 768, 1280)
+# `input_blocks.1.1...attn2` in the names of LoRA files, and the widths of its projections.
+_LORA_SITES = {
+    "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": (768, 320),
+    "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v": (768, 320),
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k": (768, 1280),
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v": (768, 1280),
+}
+
+
+def save_hypernetwork(path: Path, seed: int, widths: tuple[int, ...] = WIDTHS) -> Path:
+    """A `.pt` file as AUTOMATIC1111 writes it, with two layers and relu, which changes a picture a lot."""
+    random = torch.Generator().manual_seed(seed)
+
+    def side(width: int) -> dict[str, torch.Tensor]:
+        tensors = {}
+        for layer in (0, 2):
+            tensors[f"linear.{layer}.weight"] = torch.randn(width, width, generator=random) / width**0.5
+            tensors[f"linear.{layer}.bias"] = torch.randn(width, generator=random) * 0.1
+        return tensors
+
+    tree: dict[object, object] = {width: (side(width), side(width)) for width in widths}
+    tree |= {"layer_structure": [1, 1, 1], "activation_func": "relu", "activate_output": False, "step": 1}
+    tree |= {"is_layer_norm": False, "use_dropout": False, "weight_initialization": "Normal", "name": path.stem}
+    tree |= {"last_layer_dropout": False, "dropout_structure": [0, 0, 0], "optional_info": None}
+    tree |= {"sd_checkpoint": None, "sd_checkpoint_name": None}
+    content = io.BytesIO()
+    torch.save(tree, content)
+    # Newer versions of torch add members that AUTOMATIC1111's check of pickles refuses.
+    with zipfile.ZipFile(content) as written, zipfile.ZipFile(path, "w") as kept:
+        for name in written.namelist():
+            if not name.endswith((".format_version", ".storage_alignment")):
+                kept.writestr(name, written.read(name))
+    return path
+
+
+def save_lora(path: Path) -> Path:
+    """A LoRA of four projections that hypernetworks feed."""
+    random = torch.Generator().manual_seed(7)
+    tensors = {}
+    for name, (inside, outside) in _LORA_SITES.items():
+        tensors[f"{name}.lora_down.weight"] = torch.randn(4, inside, generator=random) / inside**0.5
+        tensors[f"{name}.lora_up.weight"] = torch.randn(outside, 4, generator=random) / 2
+        tensors[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, path)
+    return path
+
+
+def save_many(folder: Path, count: int, broken: int) -> None:
+    """A large collection: links to one file, and `broken` ones of four kinds."""
+    folder.mkdir()
+    whole = save_hypernetwork(folder / "many 0000.pt", seed=9, widths=(320,))
+    content = whole.read_bytes()
+    kinds = (b"", b"no such format", content[:5000], b"PK\x03\x04" + bytes(2000))
+    for number in range(1, count - broken):
+        (folder / f"many {number:04}.pt").hardlink_to(whole)
+    for number in range(broken):
+        (folder / f"broken {number:04}.pt").write_bytes(kinds[number % len(kinds)])

@@ -1,0 +1,148 @@
+"""Run inside a real webui as an extension of its own: looks at the model, and does what no public route can do.
+
+`server.py` copies it into `extensions/probe/scripts/`. Routes:
+
+- `GET /probe/state`: hooks on the UNet, a checksum of its attention's weights, who owns `<hypernet:...>`, and so on.
+- `POST /probe/wrap`: apply `.pt` files by the formula `to_k(h_k(context))`, `to_v(h_v(context))`, without hnloader.
+- `POST /probe/fail`: the next job's UNet raises in its second call.
+- `POST /probe/reload`: what the button 'Reload UI' does.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+
+import torch
+from fastapi import Body
+from modules import extra_networks, script_callbacks, shared
+
+_wrapped = []
+_step = [0, 1]
+
+
+def unet():
+    forge = getattr(shared.sd_model, "forge_objects", None)
+    return (forge.unet.model if forge is not None else shared.sd_model.model).diffusion_model
+
+
+def projections():
+    for module in unet().modules():
+        if hasattr(module, "to_k") and hasattr(module, "to_v"):
+            yield module.to_k, 0
+            yield module.to_v, 1
+
+
+def state():
+    try:
+        model = unet()
+    except AttributeError:
+        return {"loaded": False}
+    checksum = 0
+    for projection, _ in projections():
+        checksum = zlib.crc32(projection.weight.detach().cpu().contiguous().view(torch.uint8).numpy().data, checksum)
+    owner = extra_networks.extra_network_registry["hypernet"]
+    ours = [
+        callback.script
+        for callbacks in script_callbacks.callback_map.values()
+        for callback in callbacks
+        if "hnloader_webui" in getattr(callback.callback, "__module__", "")
+    ]
+    return {
+        "loaded": True,
+        "hooks": sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()),
+        "weights": checksum,
+        "owner": type(owner).__module__,
+        "built_in": len(getattr(shared, "loaded_hypernetworks", [])),
+        "callbacks": len(ours),
+        "axes": plot_axes(),
+    }
+
+
+def plot_axes():
+    """The labels that the plot of txt2img offers, by their positions, and how many arguments it takes."""
+    import inspect
+
+    for module in list(sys.modules.values()):
+        if str(getattr(module, "__file__", "")).endswith("xyz_grid.py") and hasattr(module, "axis_options"):
+            plain = [each for each in module.axis_options if type(each) is module.AxisOption or not each.is_img2img]
+            names = list(inspect.signature(module.Script.run).parameters)[2:]
+            return {"labels": [each.label for each in plain], "arguments": names}
+    from modules import scripts
+
+    for data in scripts.scripts_data:
+        if data.path.endswith("xyz_grid.py"):
+            module = data.module
+            plain = [each for each in module.axis_options if type(each) is module.AxisOption or not each.is_img2img]
+            names = list(inspect.signature(data.script_class.run).parameters)[2:]
+            return {"labels": [each.label for each in plain], "arguments": names}
+    return None
+
+
+def residual(side, context):
+    weights = [side[key] for key in side if key.endswith("weight")]
+    biases = [side[key] for key in side if key.endswith("bias")]
+    hidden = context
+    for position, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        hidden = hidden.relu() if position else hidden
+        hidden = torch.nn.functional.linear(hidden, weight.to(hidden), bias.to(hidden))
+    return hidden
+
+
+def wrap(files: list = Body(...)):  # noqa: B008 - the FastAPI of the webuis knows no other way
+    """`files`: objects with `path`, `strength` and perhaps `first`, the step from which on it acts; [] unwraps."""
+    for projection in _wrapped:
+        del projection.forward
+    _wrapped.clear()
+    if not files:
+        return {}
+    chain = [(torch.load(file["path"], weights_only=True), file["strength"], file.get("first", 0)) for file in files]
+    for projection, side in projections():
+        projection.forward = wrapped(projection, side, chain)
+        _wrapped.append(projection)
+    return {"wrapped": len(_wrapped)}
+
+
+def wrapped(projection, side, chain):
+    original = projection.forward
+
+    def forward(context):
+        for tree, strength, first in chain:
+            if _step[0] >= first and context.shape[-1] in tree:
+                context = context + strength * residual(tree[context.shape[-1]][side], context)
+        return original(context)
+
+    return forward
+
+
+def fail():
+    calls = []
+    handle = None
+
+    def raise_at_second(module, args):
+        calls.append(1)
+        if len(calls) == 2:
+            handle.remove()
+            raise RuntimeError("raised by the probe")
+
+    handle = unet().register_forward_pre_hook(raise_at_second)
+    return {}
+
+
+def reload():
+    shared.state.server_command = "restart"
+    return {}
+
+
+def started(demo, app):
+    app.add_api_route("/probe/state", state, methods=["GET"])
+    for call in (wrap, fail, reload):
+        app.add_api_route(f"/probe/{call.__name__}", call, methods=["POST"])
+
+
+def denoiser(params):
+    _step[:] = params.sampling_step, params.total_sampling_steps
+
+
+script_callbacks.on_app_started(started)
+script_callbacks.on_cfg_denoiser(denoiser)
