@@ -165,6 +165,19 @@ def listing(host: Server, seen: Seen) -> str:
     return ", ".join(sorted(listed))
 
 
+def routes(host: Server, seen: Seen) -> str:
+    listed = host.get("/hnloader/v1/hypernetworks?search=ink")
+    assert [each["file"] for each in listed["files"]] == ["ink.pt"], listed
+    assert host.get("/hnloader/v1/inspect?name=ink")["info"]["widths"] == [320, 640, 768, 1280]
+    assert "zip archive" in host.get("/hnloader/v1/inspect?name=torn")["problem"]
+    made = host.post("/hnloader/v1/convert", {"name": "wash"})
+    assert made["action"] == "converted" and made["proved"], made
+    Path(file(seen, made["file"])).unlink()
+    documented = [path for path in host.get("/openapi.json")["paths"] if path.startswith("/hnloader/")]
+    assert len(documented) == 3, documented
+    return f"lists, inspects, converts; {made['file']} proved: {', '.join(made['proved'])}"
+
+
 def quick_setting(host: Server, seen: Seen) -> str:
     wanted = host.picture(f"{PROMPT}<hypernet:ink:1.0>")
     # The hosts restore after a job only the settings that were once set.
@@ -309,6 +322,7 @@ RUNNING: dict[str, Check] = {
     "infotext": infotext,
     "panel's rows": panel,
     "list in the API": listing,
+    "routes of the API": routes,
     "quick setting": quick_setting,
     "batch": batch,
     "img2img": image_to_image,
