@@ -11,6 +11,8 @@ with hnloader.attach(pipe, hn, strength=0.8) as attachment:
 
 hnloader.save(hn, "style.safetensors")  # or .pt, which every webui loads
 info = hnloader.inspect("style.pt")  # header only: no tensor data is read
+
+hnloader.train({"model": "sd15/", "pictures": "pictures/", "output": "style.pt"})  # or a YAML file
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from hnloader.formats import load, save
     from hnloader.inspection import FileInfo, inspect
     from hnloader.network import Architecture, Hypernetwork
+    from hnloader.training import train
 
 __version__ = "0.1.0"
 
@@ -62,6 +65,7 @@ __all__ = [
     "merge",
     "save",
     "to_lora",
+    "train",
 ]
 
 # Where each name is defined. They are imported at first use: torch takes a second, which `hnloader --help` and
@@ -83,6 +87,7 @@ _HOMES = {
     "hnloader.formats": ("load", "save"),
     "hnloader.inspection": ("FileInfo", "inspect"),
     "hnloader.network": ("Architecture", "Hypernetwork"),
+    "hnloader.training": ("train",),
 }
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists

@@ -47,3 +47,29 @@ def test_it_works_without(blocked: str, tmp_path: Path) -> None:
         "print(hnloader.load(sys.argv[2])(torch.zeros(1, 2, 32))[0].shape[-1])\n"
     )
     assert run(program, GOLDEN, tmp_path / "saved.safetensors", blocked).splitlines()[-1] == "32"
+
+
+@pytest.mark.parametrize("blocked", ["yaml", "diffusers", "numpy"])
+def test_training_says_which_package_is_missing(blocked: str, tmp_path: Path) -> None:
+    """Naming `hnloader.train` needs nothing more; calling it does, and says so."""
+    program = (
+        "import sys\n"
+        "sys.modules[sys.argv[1]] = None\n"
+        "from hnloader import *\n"
+        "import hnloader\n"
+        "try:\n"
+        "    hnloader.train({'model': sys.argv[2], 'pictures': sys.argv[2], 'output': 'a.pt'}\n"
+        "                   if sys.argv[1] != 'yaml' else sys.argv[2] + '/config.yaml')\n"
+        "except hnloader.HypernetworkError as error:\n"
+        "    print(error)\n"
+    )
+    (tmp_path / "config.yaml").write_text("steps: 1")
+    (tmp_path / "a.ppm").write_text("")
+    said = run(program, blocked, tmp_path)
+    assert {"yaml": "pyyaml", "numpy": "numpy", "diffusers": "has no pictures"}[blocked] in said
+    assert "hnloader[train]" in said or blocked == "diffusers"
+
+
+def test_naming_train_imports_no_more_than_the_rest() -> None:
+    program = "import sys, hnloader\nhnloader.train\nprint(*{name.partition('.')[0] for name in sys.modules})\n"
+    assert not set(run(program).split()) & set(OTHERS)

@@ -101,6 +101,7 @@ def train_each(style: str, work: Path, steps: int, methods: Sequence[str]) -> di
             start = time.monotonic()
             result = train(read_config(None, {**SETTINGS, **given, **more}), resume=True)
             # Twenty pictures are learnt by heart in the end: the file of the lowest held-out loss is judged.
+            assert result.best is not None  # there are always pictures for measuring
             shutil.copyfile(result.best[2], output)
             before += time.monotonic() - start
             clock.write_text(str(before))

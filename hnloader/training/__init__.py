@@ -1,41 +1,51 @@
 """Training hypernetworks and textual-inversion embeddings on one's own pictures.
 
-    result = train(read_config(Path("config.yaml")))
+    result = hnloader.train("config.yaml")
+    result = hnloader.train({"model": "sd15/", "pictures": "pictures/", "output": "style.pt"})
 
 docs/training.md is the guide; `hnloader train --init` writes a commented configuration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hnloader.training.config import Config, read_config
 from hnloader.training.schema import ConfigError
+
+if TYPE_CHECKING:
+    from hnloader.training.loop import Event, Result, Training
 
 __all__ = ["Config", "ConfigError", "prepare", "read_config", "train"]
 
 
 def train(
-    config: Config,
+    config: Config | str | os.PathLike[str] | Mapping[str, Any],
     *,
     resume: bool = False,
     restart: bool = False,
     device: str = "auto",
-    report: Callable[[Any], None] | None = None,
-) -> Any:
-    """Train to the end and write `config.output`.
+    report: Callable[[Event], None] | None = None,
+) -> Result:
+    """Train a hypernetwork or an embedding on a folder of pictures, to the end, and write the file `output`.
+
+    It needs the extra `train`: `pip install 'hnloader[train]'`.
 
     Args:
-        config: what to train, on what and how; see `hnloader.training.config`.
+        config: what to train, on what and how: the path of a YAML file as `hnloader train --init` writes it, a
+            mapping of settings (keys may be dotted: `{"data.flip": False}`), or a `hnloader.training.Config`. Settings
+            that are not given have the defaults of the preset `style`.
         resume: go on from the newest saved state beside the output.
         restart: begin anew although there are saved states; they are removed.
         device: `auto`, `cpu`, `cuda`, ...
-        report: called with an `Event` after each step.
+        report: called with a `hnloader.training.loop.Event` after each step: step, loss, held-out loss, ...
 
     Returns:
-        A `hnloader.training.loop.Result`.
+        The file, how many steps were done, why it ended, the lowest held-out loss with its file, and the history of
+        the measurements.
 
     Raises:
         ConfigError: a setting is missing or impossible, or there are saved states and neither `resume` nor
@@ -43,22 +53,35 @@ def train(
         DatasetError, ModelError: the pictures or the model cannot be used.
         DivergedError: the loss became NaN or infinite; the saved states stand.
         HypernetworkError: the output cannot be written, or another training of it is running.
+        MissingExtraError: a package of the extra `train` is not installed.
     """
-    return prepare(config, resume=resume, restart=restart, device=device).run(report)
+    return prepare(_settings(config), resume=resume, restart=restart, device=device).run(report)
+
+
+def _settings(given: Config | str | os.PathLike[str] | Mapping[str, Any]) -> Config:
+    if isinstance(given, Config):
+        return given
+    if isinstance(given, Mapping):
+        return read_config(None, dict(given))
+    return read_config(Path(given))
 
 
 def prepare(
     config: Config, *, resume: bool = False, restart: bool = False, judged: bool = False, device: str = "auto"
-) -> Any:
-    """Everything before the first step: a `hnloader.training.loop.Training`; see `train` for the rest.
+) -> Training:
+    """Everything before the first step; see `train` for the rest.
 
     With `judged` it is not to be run but only to be looked at: saved states are neither read nor removed.
     """
-    from hnloader.pipelines import load_model
-    from hnloader.training.dataset import read_folder
-    from hnloader.training.denoiser import Denoiser
-    from hnloader.training.loop import Training, alone, folder_of
-    from hnloader.training.state import states
+    from hnloader.pipelines import MissingExtraError, load_model
+
+    try:
+        from hnloader.training.dataset import read_folder
+        from hnloader.training.denoiser import Denoiser
+        from hnloader.training.loop import Training, alone, folder_of
+        from hnloader.training.state import states
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"Training needs {error.name}: pip install 'hnloader[train]'") from error
 
     config.check()
     found = states(folder_of(Path(config.output)))

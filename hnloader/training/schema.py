@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 from hnloader.errors import HypernetworkError
+from hnloader.pipelines import MissingExtraError
 
 T = TypeVar("T")
 
@@ -110,7 +109,9 @@ def read_yaml(text: str) -> object:
 
     Raises:
         ConfigError: it is no YAML, or has a value that its own tag does not allow.
+        MissingExtraError: PyYAML is not installed.
     """
+    yaml = _yaml()
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -120,6 +121,15 @@ def read_yaml(text: str) -> object:
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         # The YAML package lets these through: `2001-99-99`, `!!float x`, `!!timestamp x`, ...
         raise ConfigError(f"is no YAML for a configuration: {error}") from error
+
+
+def _yaml() -> Any:
+    """The YAML package, at first use: `import hnloader` and its settings as mappings do without. MissingExtraError."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("Configurations in YAML need pyyaml: pip install 'hnloader[train]'") from error
+    return yaml
 
 
 def write(config: object, *, comments: bool = True) -> str:
@@ -240,6 +250,6 @@ def _lines(config: Any, depth: int, comments: bool) -> list[str]:
             lines += [line for line in _lines(value, depth + 1, comments) if line or comments]
         else:
             shown = list(value) if isinstance(value, tuple) else value
-            text = yaml.safe_dump(shown, default_flow_style=True, width=1_000, allow_unicode=True)
+            text = _yaml().safe_dump(shown, default_flow_style=True, width=1_000, allow_unicode=True)
             lines.append(f"{pad}{each.name}: {text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}")
     return lines

@@ -15,7 +15,7 @@ import hnloader
 from hnloader.embeddings import load_embedding
 from hnloader.errors import HypernetworkError
 from hnloader.files import TEMPORARY_SUFFIX
-from hnloader.training import ConfigError, prepare, read_config, train
+from hnloader.training import ConfigError, prepare, read_config, schema, train
 from hnloader.training import state as states_on_disk
 from hnloader.training.loop import DivergedError, Event, folder_of
 from hnloader.training.state import states
@@ -68,6 +68,26 @@ def test_the_file_is_a_webuis_with_step_checkpoint_and_settings(settings_of: Run
         True,
     )
     assert json.loads(written["training_config"])["steps"] == 12
+
+
+def test_train_takes_a_file_a_mapping_or_a_config(settings_of: Run, tmp_path: Path) -> None:
+    config = settings_of("one/style.pt", steps=2)
+    (tmp_path / "config.yaml").write_text(schema.write(config))
+    by_file = hnloader.train(tmp_path / "config.yaml")
+    settings = {**SETTINGS, "steps": 2, "model": config.model, "pictures": config.pictures}
+    steps: list[int] = []
+    by_mapping = hnloader.train(
+        {**settings, "output": str(tmp_path / "two" / "style.pt")}, report=lambda event: steps.append(event.step)
+    )
+    by_config = hnloader.train(settings_of("three/style.pt", steps=2))
+    assert steps[0] == 1
+    assert steps[-1] == 2
+    for result in (by_mapping, by_config):
+        assert all(torch.equal(a, b) for a, b in zip(weights(result.output), weights(by_file.output), strict=True))
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        hnloader.train({"stepps": 3})
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        hnloader.train(str(tmp_path / "none.yaml"))
 
 
 def test_training_lowers_the_loss_and_touches_nothing_else(settings_of: Run) -> None:
