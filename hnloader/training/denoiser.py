@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from hnloader.attention.sites import find_sites
 from hnloader.training.images import Sample
+from hnloader.training.lean import lean_graph
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,9 @@ class Denoiser:
                 "text_embeds": batch.pooled.to(self.dtype),
                 "time_ids": batch.sizes.to(self.dtype),
             }
-        said = self.unet(noisy.to(self.dtype), batch.timesteps, batch.states.to(self.dtype), **extra).sample.float()
+        with lean_graph(self.unet):
+            found = self.unet(noisy.to(self.dtype), batch.timesteps, batch.states.to(self.dtype), **extra)
+        said = found.sample.float()
         if self.predicts == "v_prediction":
             return said, alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * batch.latents
         return said, batch.latents if self.predicts == "sample" else batch.noise

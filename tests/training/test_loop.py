@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bytes_kept import bytes_kept
 
 import hnloader
 from hnloader.embeddings import load_embedding
@@ -147,24 +148,21 @@ def test_a_hypernetwork_of_chosen_widths(settings_of: Run) -> None:
     assert hnloader.load(result.output).widths == (24,)
 
 
-def test_checkpointing_computes_the_same_and_keeps_less(settings_of: Run) -> None:
+def test_checkpointing_computes_the_same_and_keeps_less(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def kept(**changes: object) -> tuple[list[torch.Tensor], int]:
-        """The gradients of a step, and how many values were kept for them."""
+        """The gradients of a step, and how many bytes were kept for them."""
         training = prepare(settings_of(hypernetwork__dropout=0, **changes))
-        sizes: list[int] = []
 
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            sizes.append(tensor.numel())
-            return tensor
+        def loss() -> torch.Tensor:
+            return training.denoiser.losses(training._batch(training._order[0])).mean()
 
         with training.trainee.acting(training=True):
-            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                loss = training.denoiser.losses(training._batch(training._order[0])).mean()
-            loss.backward()
-        return [parameter.grad for parameter in training.trainee.parameters], sum(sizes)
+            loss().backward()
+            found = [parameter.grad for parameter in training.trainee.parameters]
+            return found, bytes_kept(training.denoiser.unet, loss, monkeypatch)
 
-    (plain, all_values), (saving, fewer) = kept(), kept(checkpointing=True)
-    assert fewer < 0.7 * all_values
+    (plain, all_bytes), (saving, fewer) = kept(), kept(checkpointing=True)
+    assert fewer < 0.7 * all_bytes
     for one, two in zip(plain, saving, strict=True):
         torch.testing.assert_close(one, two)
 

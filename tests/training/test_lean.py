@@ -1,0 +1,135 @@
+"""What is not kept for the gradients is made again, and the gradients are the same."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from bytes_kept import bytes_kept
+from diffusers.models.activations import GEGLU
+from small_models import make_unet, unet_inputs
+from torch import Tensor, nn
+
+import hnloader
+from hnloader.network import Architecture, Hypernetwork
+from hnloader.training.lean import lean_graph
+
+
+def trained(kind: str) -> tuple[nn.Module, Hypernetwork, Callable[[], Tensor]]:
+    torch.manual_seed(0)
+    unet = make_unet(kind).requires_grad_(False)
+    inputs = unet_inputs(kind)
+    widths = tuple(sorted({site.width for site in hnloader.attention.find_sites(unet)}))
+    hypernetwork = Hypernetwork.new(widths, Architecture(activation="relu", norm=True)).requires_grad_(True)
+
+    def loss() -> Tensor:
+        with hnloader.attach(unet, hypernetwork):
+            result: Tensor = unet(**inputs)[0].square().mean()
+        return result
+
+    return unet, hypernetwork, loss
+
+
+def gradients(hypernetwork: nn.Module, loss: Tensor) -> list[Tensor]:
+    hypernetwork.zero_grad()
+    loss.backward()
+    return [parameter.grad.clone() for parameter in hypernetwork.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_gradients_are_the_same_and_less_is_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, hypernetwork, loss = trained(kind)
+
+    def lean() -> Tensor:
+        with lean_graph(unet):
+            return loss()
+
+    plain = gradients(hypernetwork, loss())
+    before = {name: (len(m._forward_hooks), len(m._forward_pre_hooks), set(m.__dict__)) for name, m in named(unet)}
+    sparing = gradients(hypernetwork, lean())
+    assert any(float(gradient.abs().max()) > 0 for gradient in plain)
+    assert all(torch.equal(one, two) for one, two in zip(plain, sparing, strict=True))
+    after = {name: (len(m._forward_hooks), len(m._forward_pre_hooks), set(m.__dict__)) for name, m in named(unet)}
+    assert after == before
+    assert bytes_kept(unet, lean, monkeypatch) < 0.8 * bytes_kept(unet, loss, monkeypatch)
+
+
+def named(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return list(module.named_modules())
+
+
+class Parts(nn.Module):
+    """One of each kind, and some that are used otherwise than in a UNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.group = nn.GroupNorm(2, 8)
+        self.layer = nn.LayerNorm(8)
+        self.gate = GEGLU(8, 8)
+
+    def forward(self, x: Tensor, change: bool = False) -> Tensor:
+        normed = self.group(x)
+        if change:
+            normed.mul_(2)
+        made = self.conv(normed * torch.sigmoid(normed))
+        made = made * self.conv(made) + made.square()  # what a convolution takes is needed by others as well
+        rows = self.layer(made.flatten(2).transpose(1, 2))
+        return self.gate(rows) * rows.exp()
+
+
+@pytest.mark.parametrize("change", [False, True])
+@pytest.mark.parametrize("train", ["nothing", "conv", "group", "layer"])
+def test_other_uses_and_trained_parts_get_the_same_gradients(change: bool, train: str) -> None:
+    torch.manual_seed(0)
+    parts = Parts().requires_grad_(False)
+    if train != "nothing":
+        getattr(parts, train).requires_grad_(True)
+    found = []
+    for context in (contextlib.nullcontext(), lean_graph(parts)):
+        x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        parts.zero_grad()
+        with context:
+            loss = parts(x, change).square().mean()
+        loss.backward()
+        found.append([x.grad, *(p.grad for p in parts.parameters() if p.requires_grad)])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_a_tensor_at_the_place_of_a_freed_one_is_not_taken_for_it() -> None:
+    norm = nn.LayerNorm(64).requires_grad_(False)
+    x = torch.randn(16, 64, requires_grad=True)
+    with lean_graph(norm):
+        place = norm(x).data_ptr()  # freed at once
+        others = [torch.full((16, 64), float(number)) for number in range(8)]
+        assert place in {each.data_ptr() for each in others}  # else this tests nothing
+        results = [(x * each).sum() for each in others]
+    for number, result in enumerate(results):
+        (gradient,) = torch.autograd.grad(result, x)
+        assert torch.equal(gradient, torch.full((16, 64), float(number)))
+
+
+def test_an_input_that_is_changed_before_it_is_needed_is_told() -> None:
+    norm = nn.LayerNorm(8).requires_grad_(False)
+    weight = torch.randn(8, requires_grad=True)
+    x = torch.randn(2, 8, requires_grad=True) * 1
+    with lean_graph(norm):
+        loss = (norm(x) * weight).sum()
+    with torch.no_grad():
+        x.mul_(2)
+    with pytest.raises(RuntimeError, match=r"in place|inplace"):
+        loss.backward()
+
+
+def test_without_gradients_and_under_autocast_nothing_is_done() -> None:
+    parts = Parts().requires_grad_(False)
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    with torch.no_grad(), lean_graph(parts):
+        assert not any(module._forward_hooks for module in parts.modules())
+    with torch.autocast("cpu", torch.bfloat16), lean_graph(parts):
+        assert not any(module._forward_hooks for module in parts.modules())
+        parts(x).sum().backward()
+    with lean_graph(parts):
+        assert any(module._forward_hooks for module in parts.modules())
