@@ -94,7 +94,7 @@ def prepare(
     processes = _processes()
     place = device if processes is None else str(processes.device)
     model = load_model(config.model, device=place, dtype=config.precision)
-    denoiser = Denoiser(model.pipeline)
+    denoiser = Denoiser(model.pipeline, _aside(config, model.pipeline.unet.device.type))
     if config.checkpointing:
         _checkpoint(model.pipeline.unet)
     training = Training(config, denoiser, dataset, model, processes)
@@ -105,6 +105,13 @@ def prepare(
     elif resume and not restart:
         training.resume()
     return training
+
+
+def _aside(config: Config, kind: str) -> tuple[str, ...]:
+    """The parts that need not be on a graphics card all the time; an embedding is trained through the encoders."""
+    if kind not in ("cuda", "xpu"):
+        return ()
+    return ("vae",) if config.method == "embedding" else ("vae", "text_encoder", "text_encoder_2")
 
 
 def _checkpoint(unet: Any) -> None:

@@ -204,7 +204,7 @@ class _Drawing:
         made: list[Image] = []
         for prompt in prompts:
             for seed in self._seeds:
-                with torch.no_grad(), _maybe(training, trained):
+                with torch.no_grad(), training.denoiser.awake(), _maybe(training, trained):
                     result = pipeline(
                         self.worded(prompt, word),
                         num_inference_steps=self._previews.steps,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hnloader.attention.sites import find_sites
@@ -56,9 +58,11 @@ class Denoiser:
 
     Args:
         pipeline: a diffusers pipeline of Stable Diffusion 1, 2 or XL. Its weights are frozen.
+        aside: names of parts ("vae", "text_encoder", ...) that lie in the computer's memory while they are not
+            used: latents and text states are computed once, and the graphics card's memory is for the UNet.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, aside: Sequence[str] = ()) -> None:
         self.pipeline = pipeline
         self.unet, self.vae = pipeline.unet, pipeline.vae
         for part in self._parts():
@@ -68,6 +72,26 @@ class Denoiser:
         self.predicts: str = config.get("prediction_type", "epsilon")
         self.alphas: Tensor = _alphas(config)
         self.is_xl: bool = getattr(pipeline, "text_encoder_2", None) is not None
+        self._aside = tuple(name for name in aside if getattr(pipeline, name, None) is not None)
+        self._awake: set[str] = set(self._aside)
+        self._put_aside(self._aside)
+
+    @contextlib.contextmanager
+    def awake(self, *names: str) -> Iterator[None]:
+        """While this holds, these parts (all, where none is named) are where the UNet is."""
+        woken = [name for name in names or self._aside if name in self._aside and name not in self._awake]
+        for name in woken:
+            _move(getattr(self.pipeline, name), self.device)
+            self._awake.add(name)
+        try:
+            yield
+        finally:
+            self._put_aside(woken)
+
+    def _put_aside(self, names: Iterable[str]) -> None:
+        for name in names:
+            _move(getattr(self.pipeline, name), torch.device("cpu"))
+            self._awake.discard(name)
 
     def _parts(self) -> list[Any]:
         names = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -115,7 +139,7 @@ class Denoiser:
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": False,
         }
-        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+        with self.awake("text_encoder", "text_encoder_2"), torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             encoded = self.pipeline.encode_prompt(**given)
         pooled = encoded[2][0].float().cpu() if self.is_xl else None
         return Text(encoded[0][0].float().cpu(), pooled)
@@ -125,7 +149,8 @@ class Denoiser:
         """Mean and deviation of the picture's latents, [channels, height, width], float32 on the CPU, scaled."""
         vae = self.vae
         pixels = sample.pixels.unsqueeze(0).to(self.device, next(iter(vae.parameters())).dtype)
-        found = vae.encode(pixels).latent_dist
+        with self.awake("vae"):
+            found = vae.encode(pixels).latent_dist
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         scale = vae.config.scaling_factor
         return ((found.mean[0].float() - shift) * scale).cpu(), (found.std[0].float() * scale).cpu()
@@ -179,6 +204,10 @@ class Denoiser:
                 total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 total.update(tensor.flatten()[:16].float().cpu().numpy().tobytes())
         return total.hexdigest()[:16]
+
+
+def _move(part: nn.Module, device: torch.device) -> None:
+    part.to(device)
 
 
 def _alphas(config: Any) -> Tensor:

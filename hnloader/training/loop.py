@@ -391,7 +391,7 @@ class Training:
         if not config.every or not (step % config.every == 0 or last or step == 1) or not self._is_main:
             return ""
         try:
-            with self._averaged():
+            with self._averaged(), self.denoiser.awake():
                 images = previews.render(self.denoiser.pipeline, self.trainee, self.preview_prompts, config)
             previews.keep(images, self.folder / "previews", step)
             previews.strip(self.folder / "previews", self.preview_prompts)

@@ -88,6 +88,41 @@ def test_latents_are_what_the_pipeline_would_decode(denoiser: Denoiser) -> None:
     assert (denoiser.grain_of_latents, denoiser.grain, denoiser.resolution) == (2, 4, 32)
 
 
+def test_parts_that_are_put_aside_are_there_when_they_are_used(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for a graphics card: only where a part was last moved to is noted."""
+    from hnloader.training import denoiser as module
+    from hnloader.training.images import Sample
+
+    pipeline = load_model(tiny_model, device="cpu").pipeline
+    names = {id(pipeline.vae): "vae", id(pipeline.text_encoder): "text_encoder"}
+    places = dict.fromkeys(names.values(), "card")
+    monkeypatch.setattr(module.Denoiser, "device", property(lambda self: torch.device("cpu:0")))
+    monkeypatch.setattr(
+        module,
+        "_move",
+        lambda part, device: places.update({names[id(part)]: "card" if device.index == 0 else "aside"}),
+    )
+    seen: list[dict[str, str]] = []
+    made = Denoiser(pipeline, ("vae", "text_encoder", "text_encoder_2"))
+    assert set(places.values()) == {"aside"}
+    handles = [
+        part.register_forward_pre_hook(lambda *_: seen.append(dict(places)))
+        for part in (pipeline.vae.encoder, pipeline.text_encoder)
+    ]
+    made.encode_text("a")
+    made.encode_picture(Sample(torch.zeros(3, 32, 32), None, (32, 32), (0, 0)))
+    for handle in handles:
+        handle.remove()
+    assert seen == [{"vae": "aside", "text_encoder": "card"}, {"vae": "card", "text_encoder": "aside"}]
+    with made.awake(), made.awake("vae"):
+        assert set(places.values()) == {"card"}
+        made.encode_text("b")
+        assert set(places.values()) == {"card"}
+    assert set(places.values()) == {"aside"}
+
+
 # -- SDXL
 
 
