@@ -94,10 +94,10 @@ class Subject:
 def sd1(size: int, batch: int, dtype: torch.dtype = torch.float32, *, full: bool = True) -> Subject:
     """The UNet of Stable Diffusion 1.5, or one with half its widths and one layer per block."""
     if full:
-        model = _filled(lambda: UNet2DConditionModel(cross_attention_dim=768), dtype)
+        model = filled(lambda: UNet2DConditionModel(cross_attention_dim=768), dtype)
     else:
         channels = (160, 320, 640, 640)
-        model = _filled(
+        model = filled(
             lambda: UNet2DConditionModel(
                 cross_attention_dim=768, block_out_channels=channels, layers_per_block=1, attention_head_dim=8
             ),
@@ -109,7 +109,7 @@ def sd1(size: int, batch: int, dtype: torch.dtype = torch.float32, *, full: bool
 
 def sdxl(size: int, batch: int, dtype: torch.dtype = torch.float32) -> Subject:
     """A UNet of SDXL's kind and widths with one layer per block and fewer transformer layers."""
-    model = _filled(
+    model = filled(
         lambda: UNet2DConditionModel(layers_per_block=1, transformer_layers_per_block=(1, 1, 2), **_SDXL), dtype
     )
     inputs = step_inputs(size, batch, 2048, dtype)
@@ -133,7 +133,7 @@ def bundled(batch: int = 2) -> Subject:
 
 def blocks(size: int, batch: int) -> Subject:
     """One transformer block of each level of SD 1: the layers that hypernetworks act on, at their true sizes."""
-    model = _filled(TransformerBlocks, torch.float32)
+    model = filled(TransformerBlocks, torch.float32)
     inputs = {
         "sample": torch.randn(batch, 320, size, size, device=DEVICE),
         "encoder_hidden_states": torch.randn(batch, TOKENS, 768, device=DEVICE),
@@ -171,7 +171,15 @@ class TransformerBlocks(nn.Module):
         return (sample,)
 
 
-def _filled(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+@dataclass(frozen=True)
+class Nameless:
+    """A model without a file, for what asks for its name and hash."""
+
+    name: str = "random"
+    hash: str | None = None
+
+
+def filled(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
     """The module with random weights, made without the minutes that torch's own initial values take."""
     with torch.device("meta"):
         module = make().to(dtype)

@@ -1,0 +1,387 @@
+"""How long a training step takes and how much memory it needs: hnloader beside plainly written loops, in one run.
+
+    python -m benchmarks.train_time [--quick] [--threads N] [--results FOLDER]
+
+The plain loop is what one writes first: hooks on `to_k` and `to_v` that run the hypernetwork, each picture and caption
+encoded when its turn comes, all that autograd keeps by itself. The UNet is frozen in it, too: nobody trains otherwise.
+The second plain loop keeps latents and text states as hnloader does, so that what is left is the step itself. All see
+the same pictures, noise and noise levels, and begin with the same weights. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import _models, _options, _report
+from benchmarks._measure import Memory, Rounds, Spread, memory_of, take_turns, timed
+from benchmarks._models import Subject
+from benchmarks._report import Target
+from hnloader.attention import find_sites
+from hnloader.demo import pipeline_folder
+from hnloader.demo.pictures import draw_pictures
+from hnloader.training import read_config
+from hnloader.training.cache import Latents
+from hnloader.training.dataset import read_folder
+from hnloader.training.denoiser import Batch, Denoiser, Text
+from hnloader.training.loop import Training
+
+OURS, PLAIN, KEPT = "hnloader", "plain loop", "plain loop, latents and texts kept"
+WAYS = (OURS, PLAIN, KEPT)
+COMPARED_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model to train on.
+
+    Attributes:
+        title: What it is.
+        make: The pipeline, with true shapes and random weights where none are at hand.
+        settings: Of the training, beside model, pictures and output.
+        seconds: About how long the ways are timed.
+        compared: Steps over which the losses are compared.
+        has_targets: The targets apply to it.
+    """
+
+    title: str
+    make: Callable[[], Any]
+    settings: dict[str, object]
+    seconds: float
+    compared: int
+    has_targets: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured.
+
+    Attributes:
+        title: Of the model.
+        rounds: Times of a step.
+        memory: What a step asks for beyond what is held all the time, by way.
+        held: Bytes that are held all the time: weights, optimizer and what is cached.
+        once: Seconds that hnloader and the second plain loop spend once on each picture, mirrored too, and caption.
+        losses: Of the first steps, by way.
+        has_targets: The targets apply.
+    """
+
+    title: str
+    rounds: Rounds
+    memory: dict[str, Memory]
+    held: dict[str, int]
+    once: float
+    losses: dict[str, list[float]]
+    has_targets: bool = False
+
+    @property
+    def difference(self) -> float:
+        """The largest relative difference of hnloader's losses from the plain loop's."""
+        pairs = zip(self.losses[OURS], self.losses[PLAIN], strict=True)
+        return max(abs(one - two) / abs(two) for one, two in pairs)
+
+    def peak(self, way: str) -> int:
+        """Bytes at most at one time."""
+        return self.held[way] + self.memory[way].peak
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "model": self.title,
+            "rounds": self.rounds.count,
+            "once": self.once,
+            "difference": self.difference,
+            "ways": {
+                way: {
+                    "seconds": self.rounds.seconds(way).to_json(),
+                    "ratio": self.rounds.ratio(way, PLAIN).to_json(),
+                    "step_bytes": self.memory[way].peak,
+                    "peak_bytes": self.peak(way),
+                    "losses": self.losses[way],
+                }
+                for way in WAYS
+            },
+        }
+
+
+# -- the plain loops
+
+
+class EncodingAnew:
+    """In the place of `hnloader.training.cache.Cache`: nothing is kept."""
+
+    def __init__(self, training: Training) -> None:
+        self._cache = training.cache
+
+    def latents(self, picture: Any, *, flipped: bool) -> Latents:
+        return self._cache._made_latents("", picture, flipped)
+
+    def text(self, caption: str) -> Text:
+        return self._cache._made_text("", caption)
+
+
+class PlainLoop:
+    """A training loop without any of hnloader's ways; only what is drawn at random is asked of `training`."""
+
+    def __init__(self, training: Training, *, keeps: bool) -> None:
+        self._training = training
+        self._unet: nn.Module = training.denoiser.unet
+        trainee: Any = training.trainee
+        self.hypernetwork = trainee.hypernetwork
+        self.parameters: list[nn.Parameter] = trainee.parameters
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=training.config.weight_decay)
+        if not keeps:
+            training.cache._store = lambda *_: None  # type: ignore[method-assign]
+            training.cache = EncodingAnew(training)  # type: ignore[assignment]
+        for site in find_sites(self._unet):
+            layer: Any = site.module
+            for part, side in (("to_k", "k"), ("to_v", "v")):
+                layer.__getattr__(part).register_forward_pre_hook(_hook(self.hypernetwork.side(site.width, side)))
+
+    def step(self, number: int) -> float:
+        training, config = self._training, self._training.config
+        batch: Batch = training._batch(training._order[number - 1])
+        alphas = training.denoiser.alphas.to(batch.latents.device)[batch.timesteps].view(-1, 1, 1, 1)
+        noisy = alphas.sqrt() * batch.latents + (1 - alphas).sqrt() * batch.noise
+        said = self._unet(noisy, batch.timesteps, batch.states).sample
+        wanted = batch.noise
+        ratio = (alphas / (1 - alphas)).view(-1)
+        weight = ratio.clamp(max=config.min_snr) / ratio
+        if training.denoiser.predicts == "v_prediction":
+            wanted = alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * batch.latents
+            weight = ratio.clamp(max=config.min_snr) / (ratio + 1)
+        loss = ((said - wanted).square().mean(dim=(1, 2, 3)) * weight).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = training.rate.at(number, schedule=config.schedule, warmup=config.warmup)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+
+def _hook(side: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    return lambda _, args: (side(args[0]),)
+
+
+# -- measuring
+
+
+def measure(bench: Bench, folder: Path) -> Result:
+    """Compare the losses, then time the steps in turns, then count the memory of one."""
+    pipeline = bench.make()
+    pictures = draw_pictures("blueprint", folder / "pictures", count=4)
+    trainings = {way: _training(bench, pipeline, pictures, folder / way.replace(" ", "-")) for way in WAYS}
+    once = timed(lambda: _fill(trainings[OURS])).wall
+    steps: dict[str, Callable[[int], float]] = {
+        OURS: trainings[OURS]._step,
+        PLAIN: PlainLoop(trainings[PLAIN], keeps=False).step,
+        KEPT: PlainLoop(trainings[KEPT], keeps=True).step,
+    }
+    # What was cached is the same for both.
+    shutil.copytree(trainings[OURS].folder / "cache", trainings[KEPT].folder / "cache", dirs_exist_ok=True)
+    losses: dict[str, list[float]] = {way: [] for way in WAYS}
+
+    def run(way: str) -> None:
+        losses[way].append(steps[way](len(losses[way]) + 1))
+
+    for number in range(bench.compared):
+        print(f"... {bench.title}: step {number + 1} of {bench.compared}", file=sys.stderr, flush=True)
+        for way in WAYS:
+            run(way)
+    compared = {way: each[: bench.compared] for way, each in losses.items()}
+    rounds = take_turns({way: lambda way=way: run(way) for way in WAYS}, seconds=bench.seconds)
+    memory = {way: memory_of(lambda way=way: run(way)) for way in WAYS}
+    held = {way: _held(trainings[way]) for way in WAYS}
+    return Result(bench.title, rounds, memory, held, once, compared, bench.has_targets)
+
+
+def _training(bench: Bench, pipeline: Any, pictures: Path, folder: Path) -> Training:
+    """Trains on a UNet that shares all but the projections, which carry hooks, with the others."""
+    given = {"model": "random", "pictures": str(pictures), "output": str(folder / "style.pt"), **bench.settings}
+    config = read_config(None, given)
+    config.check()
+    twin = copy.copy(pipeline)
+    twin.unet = Subject("", pipeline.unet, {}).copy()
+    return Training(config, Denoiser(twin), read_folder(pictures, config.data), _models.Nameless())
+
+
+def _fill(training: Training) -> None:
+    """Encode what a training on these pictures needs."""
+    for picture in training._pictures:
+        training.cache.text(training._caption(picture, 0))
+        for flipped in (False, True):
+            training.cache.latents(picture, flipped=flipped)
+    training.cache.text("")
+
+
+def _held(training: Training) -> int:
+    """Bytes of the tensors that live from step to step."""
+    denoiser, cache = training.denoiser, training.cache
+    pipeline = denoiser.pipeline
+    modules = [denoiser.unet, pipeline.vae, pipeline.text_encoder]
+    tensors = [each for module in modules for each in (*module.parameters(), *module.buffers())]
+    tensors += training.trainee.parameters
+    # Of AdamW: two for each parameter, whoever holds the optimizer.
+    total = 2 * sum(parameter.numel() * parameter.element_size() for parameter in training.trainee.parameters)
+    tensors += [latents.mean for latents in getattr(cache, "_latents", {}).values()] * 2
+    tensors += [text.states for text in getattr(cache, "_texts", {}).values()]
+    return total + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+# -- which models
+
+
+def benches(*, quick: bool) -> list[Bench]:
+    """What is measured on this machine."""
+    bundled = Bench(
+        "Bundled pipeline, 192 x 192 pictures, batch 2",
+        lambda: _bundled(),
+        {"batch_size": 2, "learning_rate": "1e-3"},
+        seconds=2 if quick else 20,
+        compared=4 if quick else COMPARED_STEPS,
+    )
+    if quick:
+        return [bundled]
+    reduced = Bench(
+        "SD 1, reduced (half the widths), 256 x 256 pictures, batch 1",
+        lambda: _sd1(full=False),
+        {"data.resolution": 256, "learning_rate": "1e-4"},
+        seconds=60,
+        compared=COMPARED_STEPS,
+        has_targets=True,
+    )
+    full = Bench(
+        "SD 1 (860 M parameters), 512 x 512 pictures, batch 1",
+        lambda: _sd1(full=True),
+        {"data.resolution": 512, "learning_rate": "1e-4"},
+        seconds=150,
+        compared=2,
+        has_targets=True,
+    )
+    return [bundled, reduced, full]
+
+
+def _bundled() -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(pipeline_folder(), safety_checker=None).to(_models.DEVICE)
+
+
+def _sd1(*, full: bool) -> Any:
+    """Stable Diffusion 1's three networks with random weights; half the widths where not `full`."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    channels = (128, 256, 512, 512) if full else (64, 128, 256, 256)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = _models.filled(
+        lambda: AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=4, **blocks),
+        torch.float32,
+    )
+    shape = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        # Made as transformers makes it: its buffers are not among those that can be filled afterwards.
+        text_encoder=CLIPTextModel(shape).eval().to(_models.DEVICE),
+        tokenizer=CLIPTokenizer.from_pretrained(pipeline_folder(), subfolder="tokenizer", model_max_length=77),
+        unet=_models.sd1(64, 1, full=full).model,
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+# -- what is printed
+
+
+def result_table(results: list[Result]) -> str:
+    """A line per model and way."""
+    rows = []
+    for result in results:
+        for way in WAYS:
+            speed = result.rounds.ratio(PLAIN, way)
+            memory = result.memory[way].peak / result.memory[PLAIN].peak
+            rows.append(
+                [
+                    result.title if way == OURS else "",
+                    way,
+                    _report.duration(result.rounds.seconds(way).median),
+                    "" if way == PLAIN else _report.with_spread(speed),
+                    _report.megabytes(result.memory[way].peak),
+                    "" if way == PLAIN else f"{memory:.2f}",
+                    _report.megabytes(result.peak(way)),
+                    "" if way == PLAIN else f"{result.peak(way) / result.peak(PLAIN):.2f}",
+                ]
+            )
+    headers = ["model", "way", "one step", "steps per second, to plain", "step's memory", "", "with weights", ""]
+    return _report.table(headers, rows, words=2)
+
+
+def notes(results: list[Result]) -> str:
+    """What the table does not hold."""
+    lines = []
+    for result in results:
+        steps = len(result.losses[OURS])
+        lines.append(
+            f"- {result.title}: losses of the first {steps} steps differ by at most {result.difference:.0e} of the plain "
+            f"loop's; encoding 4 pictures, mirrored too, and their captions takes {_report.duration(result.once)}, once."
+        )
+    return "\n".join(lines)
+
+
+def targets(results: list[Result]) -> list[Target]:
+    """Of the models that they apply to."""
+    found = []
+    for result in results:
+        if result.has_targets:
+            memory, weights = (
+                Spread.of([of(OURS) / of(PLAIN)]) for of in (lambda way: result.memory[way].peak, result.peak)
+            )
+            least = result.held[OURS] / result.peak(PLAIN)
+            found += [
+                Target("a step to that of the plain loop", result.title, result.rounds.ratio(OURS, PLAIN), 0.8),
+                Target("memory that a step asks for, to plain", result.title, memory, 0.8),
+                Target("memory with all weights, to plain", result.title, weights, 0.8, least),
+            ]
+    return found
+
+
+def main() -> None:
+    options = _options.parse(__doc__)
+    results = []
+    for bench in benches(quick=options.quick):
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(measure(bench, Path(folder)))
+        gc.collect()
+    print(f"\n### Training\n\n{result_table(results)}\n\n{notes(results)}")
+    goals = targets(results)
+    if goals:
+        print(f"\n### Targets of training\n\n{_report.target_table(goals)}")
+    _report.save_json(
+        options.results,
+        "train_time",
+        {
+            "machine": _report.machine(),
+            "results": [result.to_json() for result in results],
+            "targets": [goal.to_json() for goal in goals],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
