@@ -22,7 +22,7 @@ from benchmarks import _report
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 # These take the options and print Markdown; the others print lines.
-MARKDOWN = ("step_time", "attach_time", "growth")
+MARKDOWN = ("step_time", "attach_time", "growth", "train_time")
 PLOTS = ("speed-steps", "speed-growth")
 
 

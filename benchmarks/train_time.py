@@ -10,14 +10,12 @@ the same pictures, noise and noise levels, and begin with the same weights. Prin
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
-import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +189,13 @@ def measure(bench: Bench, folder: Path) -> Result:
     }
     # What was cached is the same for both.
     shutil.copytree(trainings[OURS].folder / "cache", trainings[KEPT].folder / "cache", dirs_exist_ok=True)
+    with trainings[OURS].trainee.ready():
+        return _measured(bench, trainings, steps, once)
+
+
+def _measured(
+    bench: Bench, trainings: dict[str, Training], steps: dict[str, Callable[[int], float]], once: float
+) -> Result:
     losses: dict[str, list[float]] = {way: [] for way in WAYS}
 
     def run(way: str) -> None:
@@ -338,8 +343,9 @@ def notes(results: list[Result]) -> str:
     for result in results:
         steps = len(result.losses[OURS])
         lines.append(
-            f"- {result.title}: losses of the first {steps} steps differ by at most {result.difference:.0e} of the plain "
-            f"loop's; encoding 4 pictures, mirrored too, and their captions takes {_report.duration(result.once)}, once."
+            f"- {result.title}: the losses of the first {steps} steps differ from the plain loop's by at most "
+            f"{result.difference:.0e} of it. Encoding 4 pictures, mirrored too, and their captions takes "
+            f"{_report.duration(result.once)}, once."
         )
     return "\n".join(lines)
 
@@ -349,9 +355,8 @@ def targets(results: list[Result]) -> list[Target]:
     found = []
     for result in results:
         if result.has_targets:
-            memory, weights = (
-                Spread.of([of(OURS) / of(PLAIN)]) for of in (lambda way: result.memory[way].peak, result.peak)
-            )
+            memory = Spread.of([result.memory[OURS].peak / result.memory[PLAIN].peak])
+            weights = Spread.of([result.peak(OURS) / result.peak(PLAIN)])
             least = result.held[OURS] / result.peak(PLAIN)
             found += [
                 Target("a step to that of the plain loop", result.title, result.rounds.ratio(OURS, PLAIN), 0.8),

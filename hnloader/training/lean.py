@@ -46,15 +46,18 @@ def lean_graph(unet: nn.Module) -> Iterator[None]:
 
 def _watch(module: nn.Module, known: _Known, stack: contextlib.ExitStack) -> None:
     """Have `known` learn what a module's results follow from."""
-    if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-        return
     # The very classes: what derives from them, or was wrapped by others, may compute something else.
-    if type(module) is nn.Conv2d and module.padding_mode == "zeros":
+    kind = type(module)
+    if kind not in (nn.Conv2d, nn.GroupNorm, nn.LayerNorm) and kind.__name__ != "GEGLU":
+        return
+    if any(parameter is not None and parameter.requires_grad for parameter in module._parameters.values()):
+        return
+    if kind is nn.Conv2d and module.padding_mode == "zeros":
         stack.callback(module.register_forward_pre_hook(known.needs_shape_of).remove)
         stack.callback(module.register_forward_hook(known.needs_it_no_more).remove)
-    elif type(module) in (nn.GroupNorm, nn.LayerNorm):
+    elif kind in (nn.GroupNorm, nn.LayerNorm):
         stack.callback(module.register_forward_hook(known.made_by_norm).remove)
-    elif type(module).__name__ == "GEGLU" and "gelu" not in module.__dict__ and hasattr(module, "gelu"):
+    elif kind.__name__ == "GEGLU" and "gelu" not in module.__dict__ and hasattr(module, "gelu"):
         plain: Any = module.gelu
         module.__dict__["gelu"] = known.told(plain)
         stack.callback(module.__dict__.pop, "gelu")

@@ -185,7 +185,7 @@ class Training:
         for note in self.notes:
             tell(self._event(message=note))
         why: Why = "done"
-        with _signals(self.stop):
+        with _signals(self.stop), self.trainee.ready():
             for step in range(self.state.step + 1, self.config.steps + 1):
                 began = time.monotonic()
                 loss = self._step(step)

@@ -30,6 +30,9 @@ class Trainee(Protocol):
 
     parameters: list[nn.Parameter]
 
+    def ready(self) -> contextlib.AbstractContextManager[object]:
+        """While this holds, `acting` begins and ends quickly; between, the model need not be as it is alone."""
+
     def acting(self, *, training: bool) -> contextlib.AbstractContextManager[object]:
         """While this holds, the model shows what is trained; with `training`, gradients and dropout are on."""
 
@@ -80,20 +83,32 @@ class HypernetworkTrainee:
         self.config, self.denoiser = config, denoiser
         self.hypernetwork = _first_hypernetwork(config, denoiser).to(denoiser.device)
         self.hypernetwork.requires_grad_(True)
+        self.hypernetwork.eval()
         self.parameters = list(self.hypernetwork.parameters())
         self._attachment: Any = None
 
     @contextlib.contextmanager
-    def acting(self, *, training: bool) -> Iterator[None]:
+    def ready(self) -> Iterator[None]:
         """See `Trainee`."""
-        before = self._attachment
-        self.hypernetwork.train(training)
+        if self._attachment is not None:
+            yield
+            return
         try:
             with attach(self.denoiser.unet, self.hypernetwork, 1.0) as self._attachment:
                 yield
         finally:
-            self.hypernetwork.eval()
-            self._attachment = before
+            self._attachment = None
+
+    @contextlib.contextmanager
+    def acting(self, *, training: bool) -> Iterator[None]:
+        """See `Trainee`."""
+        before = self.hypernetwork.training
+        self.hypernetwork.train(training)
+        try:
+            with self.ready():
+                yield
+        finally:
+            self.hypernetwork.train(before)
 
     @contextlib.contextmanager
     def idle(self) -> Iterator[None]:
@@ -169,6 +184,10 @@ class EmbeddingTrainee:
         self._words = [
             Word(pipeline, *pair, config.token, vectors) for pair, vectors in zip(pairs, self.parameters, strict=True)
         ]
+
+    def ready(self) -> contextlib.AbstractContextManager[object]:
+        """See `Trainee`; there is nothing that takes long."""
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def acting(self, *, training: bool) -> Iterator[None]:
