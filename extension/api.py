@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import os
 import secrets
 import threading
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -23,7 +21,7 @@ import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.library import HypernetworkNotFoundError, LibraryFile
 
-from .host import Access
+from .host import Access, without_folders
 from .runtime import Extension
 
 PREFIX = "/hnloader/v1"
@@ -155,7 +153,7 @@ class _Files:
 
     def all(self) -> list[LibraryFile]:
         """Every file, listed anew."""
-        self._extension.names()
+        self._extension.list_anew()
         return self._extension.library.files()
 
     def listed(self, file: LibraryFile) -> Listed:
@@ -164,15 +162,15 @@ class _Files:
             size = file.path.stat().st_size
         except OSError:
             size = 0
-        return Listed(name=self._extension.library.name_of(file.path), file=file.relative.as_posix(), size=size)
+        return Listed(name=self._extension.library.shortest_name(file), file=file.relative.as_posix(), size=size)
 
     def find(self, name: str) -> LibraryFile:
         """The file of this name; an answer with status 404 where there is none."""
         try:
-            path = Path(self._extension.find(name))
+            self._extension.find(name)
         except HypernetworkNotFoundError as error:
             raise HTTPException(404, self.without_folders(str(error))) from error
-        return next(file for file in self._extension.library.files() if file.path == path)
+        return self._extension.library.matches(name)[0]
 
     def told(self, value: Any) -> Any:
         """Plain values without the folders' paths; JSON has no infinite numbers."""
@@ -190,10 +188,8 @@ class _Files:
         return self.without_folders(text or type(error).__name__)
 
     def without_folders(self, text: str) -> str:
-        """`text` with files named by their path below the library's folders, the longest folder first."""
-        for folder in sorted(map(str, self._extension.host.folders()), key=len, reverse=True):
-            text = text.replace(folder.rstrip(os.sep) + os.sep, "").replace(folder, Path(folder).name)
-        return text
+        """See the function of this name."""
+        return without_folders(self._extension.host, text)
 
 
 # -- who may

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import warnings
 from collections import OrderedDict
@@ -22,7 +21,7 @@ from hnloader.errors import HypernetworkError
 from hnloader.network import Hypernetwork
 from hnloader.prompt import PromptTagError, Tag, parse_items
 
-from .host import WebuiHost
+from .host import WebuiHost, without_folders
 
 HASHES = "Hypernet hashes"
 NOT_APPLIED = "Hypernet not applied"
@@ -209,7 +208,9 @@ class Applier:
 
     def _report(self, processing: Any, left: Sequence[tuple[str, str]]) -> None:
         """Tell the user what was left out, and the picture's infotext what was applied."""
-        texts = [f"Hypernetwork {name!r} was not applied: {self._without_folders(reason)}" for name, reason in left]
+        texts = [
+            f"Hypernetwork {name!r} was not applied: {without_folders(self.host, reason)}" for name, reason in left
+        ]
         for text in texts:
             self.host.comment(processing, text)
         setattr(processing, _LEFT_OUT, tuple(dict.fromkeys((*left_out(processing), *texts))))
@@ -226,12 +227,6 @@ class Applier:
                 parameters[key] = value
             else:
                 parameters.pop(key, None)
-
-    def _without_folders(self, text: str) -> str:
-        """A message for whoever looks at the pictures: with names of files, not where this computer keeps them."""
-        for folder in map(str, self.host.folders()):
-            text = text.replace(folder.rstrip(os.sep) + os.sep, "").replace(folder, Path(folder).name)
-        return text
 
 
 def left_out(processing: Any) -> tuple[str, ...]:

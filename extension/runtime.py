@@ -30,12 +30,16 @@ class Extension:
     applier: Applier = field(init=False)
 
     def __post_init__(self) -> None:
-        self.library = Library(self.host.folders())
+        self.list_anew()
         self.applier = Applier(self.host, self.find)
+
+    def list_anew(self) -> None:
+        """Look at the host's folders again, which may be others by now."""
+        self.library = Library(self.host.folders())
 
     def names(self) -> dict[str, str]:
         """Every hypernetwork's name and path, listed anew: what the host adds to its own list."""
-        self.library = Library(self.host.folders())
+        self.list_anew()
         return {name: str(self.library.find(name)) for name in self.library.names()}
 
     def find(self, name: str) -> str:
@@ -44,7 +48,7 @@ class Extension:
         Raises HypernetworkNotFoundError, with the nearest names.
         """
         if not self.library.matches(name):
-            self.library = Library(self.host.folders())
+            self.list_anew()
         return str(self.library.find(name))
 
 

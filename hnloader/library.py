@@ -106,6 +106,10 @@ class Library:
         file = next((file for file in self.files() if file.path == wanted), None)
         if file is None:
             raise HypernetworkNotFoundError(f"{wanted} is not in {self._searched()}.")
+        return self.shortest_name(file)
+
+    def shortest_name(self, file: LibraryFile) -> str:
+        """The same for one of `files`."""
         names = (file.name, file.relative.with_suffix("").as_posix(), file.relative.as_posix())
         return next((name for name in names if self.matches(name)[:1] == [file]), names[-1])
 
