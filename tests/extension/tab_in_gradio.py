@@ -41,20 +41,15 @@ window.switch_to_txt2img = () =>
 
 def start(webui: Webui) -> None:
     """Install the extension and three hypernetworks; one of them fits no model."""
-    copy = webui.folder / "extensions" / "hnloader"
-    copy.mkdir()
-    for name in ("scripts", "extension", "hnloader"):
-        (copy / name).symlink_to(ROOT / name)
+    webui.install()
     recipe = Recipe(structure=(1, 2, 1), activation="relu")
     for name, widths in {"ink": ALL_WIDTHS, "wash": ALL_WIDTHS, "narrow": (12,)}.items():
-        write(files(webui) / f"{name}.pt", tree(make_sides(recipe, widths), metadata(recipe, "2022-11", name=name)))
-    (files(webui) / "download.pt").write_text("<!DOCTYPE html><html></html>")
+        write(
+            webui.hypernetworks / f"{name}.pt", tree(make_sides(recipe, widths), metadata(recipe, "2022-11", name=name))
+        )
+    (webui.hypernetworks / "download.pt").write_text("<!DOCTYPE html><html></html>")
     webui.start()
     assert webui.reports == []
-
-
-def files(webui: Webui) -> Path:
-    return webui.folder / "models" / "hypernetworks"
 
 
 def serve(webui: Webui) -> str:
@@ -115,7 +110,7 @@ def drive(page: Page, webui: Webui) -> None:
     page.get_by_text("all files of the library").click()
     page.locator("#hnl-convert").click()
     expect(page.locator("#hnl-convert-status").first).to_contain_text("3 converted")
-    assert (files(webui) / "ink.safetensors").is_file()
+    assert (webui.hypernetworks / "ink.safetensors").is_file()
     assert webui.shared.hypernetworks["wash"].endswith("wash.safetensors")
     said("converts")
     assert webui.reports == [], webui.reports
@@ -167,9 +162,9 @@ def compare(page: Page, webui: Webui) -> None:
 
 def take_pictures(browser: Browser, url: str, webui: Webui, folder: Path) -> None:
     """The pictures of docs/webui.md."""
-    for path in files(webui).iterdir():
+    for path in webui.hypernetworks.iterdir():
         path.unlink()
-    make_album(files(webui))
+    make_album(webui.hypernetworks)
     page = browser.new_page(viewport={"width": 1200, "height": 800}, color_scheme="light")
     page.add_init_script(path=ROOT / "javascript" / "hypernetworks_panel.js")
     page.goto(url)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -13,26 +11,18 @@ from tiny_model import save_hypernetwork
 
 import hnloader
 
-ROOT = Path(__file__).parent.parent.parent
 HERE = "http://127.0.0.1:7860"
 V1 = "/hnloader/v1"
-
-
-def folder(webui: Webui) -> Path:
-    return webui.folder / "models" / "hypernetworks"
 
 
 @pytest.fixture
 def running(webui: Webui) -> Webui:
     """A host with the extension, two sound files and a broken one, started."""
-    copy = webui.folder / "extensions" / "hnloader"
-    copy.mkdir()
-    for name in ("scripts", "extension", "hnloader"):
-        (copy / name).symlink_to(ROOT / name)
-    (folder(webui) / "sketches").mkdir(parents=True)
-    save_hypernetwork(folder(webui) / "ink.pt", ALL_WIDTHS, seed=1)
-    save_hypernetwork(folder(webui) / "sketches" / "wash.pt", ALL_WIDTHS, seed=2)
-    (folder(webui) / "page.pt").write_text("<!DOCTYPE html><html></html>")
+    webui.install()
+    (webui.hypernetworks / "sketches").mkdir(parents=True)
+    save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
+    save_hypernetwork(webui.hypernetworks / "sketches" / "wash.pt", ALL_WIDTHS, seed=2)
+    (webui.hypernetworks / "page.pt").write_text("<!DOCTYPE html><html></html>")
     webui.start()
     return webui
 
@@ -53,13 +43,13 @@ def test_files_are_listed_in_parts_and_searched(running: Webui) -> None:
     part = asked.get(f"{V1}/hypernetworks", params={"limit": 1, "offset": 1}).json()
     assert part == {"total": 3, "files": everything["files"][1:2]}
     (found,) = asked.get(f"{V1}/hypernetworks", params={"search": "SKETCH"}).json()["files"]
-    size = (folder(running) / "sketches" / "wash.pt").stat().st_size
+    size = (running.hypernetworks / "sketches" / "wash.pt").stat().st_size
     assert found == {"name": "wash", "file": "sketches/wash.pt", "size": size}
 
 
 def test_a_file_that_was_added_is_listed_at_once(running: Webui) -> None:
     asked = client(running)
-    save_hypernetwork(folder(running) / "new.pt", ALL_WIDTHS)
+    save_hypernetwork(running.hypernetworks / "new.pt", ALL_WIDTHS)
     assert asked.get(f"{V1}/hypernetworks").json()["total"] == 4
 
 
@@ -71,7 +61,7 @@ def test_no_more_than_a_thousand_at_once(limit: str, running: Webui) -> None:
 def test_inspecting_says_what_the_command_line_says_without_folders(running: Webui) -> None:
     answer = client(running).get(f"{V1}/inspect", params={"name": "wash"})
     told = answer.json()
-    expected = hnloader.inspect(folder(running) / "sketches" / "wash.pt").to_dict(hashes=False)
+    expected = hnloader.inspect(running.hypernetworks / "sketches" / "wash.pt").to_dict(hashes=False)
     assert (told["name"], told["file"], told["problem"]) == ("wash", "sketches/wash.pt", None)
     assert told["info"]["widths"] == expected["widths"] == list(ALL_WIDTHS)
     assert told["info"].keys() == expected.keys()
@@ -99,7 +89,7 @@ def test_only_the_library_is_reached_by_name(name: str, running: Webui) -> None:
 
 def test_a_file_is_converted_beside_its_source_and_listed(running: Webui) -> None:
     asked = client(running)
-    before = (folder(running) / "sketches" / "wash.pt").read_bytes()
+    before = (running.hypernetworks / "sketches" / "wash.pt").read_bytes()
     answer = asked.post(f"{V1}/convert", json={"name": "wash"})
     assert answer.json() == {
         "file": "sketches/wash.safetensors",
@@ -108,20 +98,20 @@ def test_a_file_is_converted_beside_its_source_and_listed(running: Webui) -> Non
         "proved": ["tensors", "metadata", "outputs"],
         "notes": [],
     }
-    assert (folder(running) / "sketches" / "wash.pt").read_bytes() == before
-    hnloader.load(folder(running) / "sketches" / "wash.safetensors")
+    assert (running.hypernetworks / "sketches" / "wash.pt").read_bytes() == before
+    hnloader.load(running.hypernetworks / "sketches" / "wash.safetensors")
     assert asked.get(f"{V1}/hypernetworks").json()["total"] == 4
     again = asked.post(f"{V1}/convert", json={"name": "sketches/wash.pt"}).json()
     assert again["action"] == "skipped"
 
 
 def test_a_broken_file_is_not_converted_and_leaves_nothing(running: Webui) -> None:
-    files = sorted(folder(running).rglob("*"))
+    files = sorted(running.hypernetworks.rglob("*"))
     answer = client(running).post(f"{V1}/convert", json={"name": "page"})
     assert answer.status_code == 422
     assert "web page" in answer.json()["detail"]
     assert str(running.folder) not in answer.text
-    assert sorted(folder(running).rglob("*")) == files
+    assert sorted(running.hypernetworks.rglob("*")) == files
 
 
 @pytest.mark.parametrize(
@@ -168,7 +158,7 @@ def test_pages_of_other_sites_are_refused(headers: dict[str, str], running: Webu
     asked = client(running)
     assert asked.post(f"{V1}/convert", json={"name": "ink"}, headers=headers).status_code == 403
     assert asked.get(f"{V1}/hypernetworks", headers=headers).status_code == 403
-    assert not (folder(running) / "ink.safetensors").exists()
+    assert not (running.hypernetworks / "ink.safetensors").exists()
 
 
 @pytest.mark.parametrize("base", ["http://localhost:7860", "http://127.0.0.1:7860", "http://[::1]:7860"])

@@ -17,18 +17,11 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture
 def running(webui: Webui) -> Webui:
     """A host with the extension and two files, started."""
-    copy = webui.folder / "extensions" / "hnloader"
-    copy.mkdir()
-    for name in ("scripts", "extension", "hnloader"):
-        (copy / name).symlink_to(ROOT / name)
-    save_hypernetwork(file(webui, "ink.pt"), ALL_WIDTHS, seed=1)
-    save_hypernetwork(file(webui, "wash.pt"), ALL_WIDTHS, seed=2)
+    webui.install()
+    save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
+    save_hypernetwork(webui.hypernetworks / "wash.pt", ALL_WIDTHS, seed=2)
     webui.start()
     return webui
-
-
-def file(webui: Webui, name: str) -> Path:
-    return webui.folder / "models" / "hypernetworks" / name
 
 
 def hooks(webui: Webui) -> int:
@@ -42,7 +35,7 @@ def picture(webui: Webui, prompt: str, **fields: object) -> torch.Tensor:
 def test_pictures_are_those_of_the_formula(running: Webui) -> None:
     plain = picture(running, "a")
     tagged = picture(running, "a<hypernet:ink:0.7><hypernet:wash:0.4>")
-    wrap(running.unet, [(file(running, "ink.pt"), 0.7), (file(running, "wash.pt"), 0.4)])
+    wrap(running.unet, [(running.hypernetworks / "ink.pt", 0.7), (running.hypernetworks / "wash.pt", 0.4)])
     expected = picture(running, "a")
     assert (tagged - expected).abs().max() < 1e-4 * (expected - plain).abs().max()
 
@@ -71,7 +64,7 @@ def test_an_unknown_name_is_said_with_the_nearest_one_and_the_picture_is_made(ru
 
 
 def test_messages_under_pictures_name_files_and_no_folders(running: Webui) -> None:
-    file(running, "broken.pt").write_bytes(b"not a hypernetwork")
+    (running.hypernetworks / "broken.pt").write_bytes(b"not a hypernetwork")
     said = running.generate("a<hypernet:broken><hypernet:inkk>").comments
     assert "broken.pt" in said
     assert "Searched hypernetworks (3 files)" in said
@@ -79,7 +72,7 @@ def test_messages_under_pictures_name_files_and_no_folders(running: Webui) -> No
 
 
 def test_a_broken_file_and_a_wrong_option_leave_the_others(running: Webui) -> None:
-    file(running, "broken.pt").write_bytes(b"not a hypernetwork")
+    (running.hypernetworks / "broken.pt").write_bytes(b"not a hypernetwork")
     expected = picture(running, "a<hypernet:ink>")
     job = running.generate("a<hypernet:broken><hypernet:ink><hypernet:wash:1:stat=0.5>")
     assert torch.equal(job.images[0], expected)
@@ -146,9 +139,9 @@ def test_reload_registers_once_and_keeps_working(running: Webui) -> None:
 
 
 def test_safetensors_are_in_the_hosts_list(running: Webui) -> None:
-    save_hypernetwork(file(running, "new.safetensors"), ALL_WIDTHS)
+    save_hypernetwork(running.hypernetworks / "new.safetensors", ALL_WIDTHS)
     running.shared.reload_hypernetworks()
-    assert running.shared.hypernetworks["new"] == str(file(running, "new.safetensors"))
+    assert running.shared.hypernetworks["new"] == str(running.hypernetworks / "new.safetensors")
     assert not torch.equal(picture(running, "a<hypernet:new>"), picture(running, "a"))
 
 

@@ -19,23 +19,14 @@ from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag
 from hnloader.ui import CancelledError, Host, PictureRequest
 
-ROOT = Path(__file__).parent.parent.parent
-
-
-def file(webui: Webui, name: str) -> Path:
-    return webui.folder / "models" / "hypernetworks" / name
-
 
 @pytest.fixture
 def running(webui: Webui) -> Webui:
     """A host with the extension and two files, started."""
-    copy = webui.folder / "extensions" / "hnloader"
-    copy.mkdir()
-    for name in ("scripts", "extension", "hnloader"):
-        (copy / name).symlink_to(ROOT / name)
-    file(webui, "sketches").mkdir(parents=True)
-    save_hypernetwork(file(webui, "ink.pt"), ALL_WIDTHS, seed=1)
-    save_hypernetwork(file(webui, "sketches/ink.pt"), ALL_WIDTHS, seed=2)
+    webui.install()
+    (webui.hypernetworks / "sketches").mkdir(parents=True)
+    save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
+    save_hypernetwork(webui.hypernetworks / "sketches/ink.pt", ALL_WIDTHS, seed=2)
     webui.start()
     return webui
 
@@ -51,7 +42,7 @@ def pages(running: Webui, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 def request(webui: Webui, *hypernetworks: tuple[str, float], **fields: Any) -> PictureRequest:
-    chosen = tuple((file(webui, name), Tag(Path(name).stem, strength)) for name, strength in hypernetworks)
+    chosen = tuple((webui.hypernetworks / name, Tag(Path(name).stem, strength)) for name, strength in hypernetworks)
     defaults = {"prompt": "a cat", "negative": "blurry", "seed": 7, "steps": 4, "hypernetworks": chosen}
     return PictureRequest(**{**defaults, **fields})
 
@@ -192,14 +183,14 @@ def test_two_pages_make_their_pictures_one_after_the_other(running: Webui, pages
 
 
 def test_what_cannot_be_applied_is_an_error_not_a_picture_without_it(running: Webui, pages: Host) -> None:
-    save_hypernetwork(file(running, "wide.pt"), (12,))
+    save_hypernetwork(running.hypernetworks / "wide.pt", (12,))
     with pytest.raises(HypernetworkError, match=r"'wide' was not applied"):
         pages.generator.picture(request(running, ("wide.pt", 1)), nothing)
     with pytest.raises(HypernetworkError, match=r"'inkk' was not applied.*'ink'"):
         pages.generator.picture(request(running, prompt="a <hypernet:inkk>"), nothing)
     with pytest.raises(HypernetworkError, match="gone"):
         pages.generator.picture(request(running, ("gone.pt", 1)), nothing)
-    file(running, "a>b.pt").write_bytes(file(running, "ink.pt").read_bytes())
+    (running.hypernetworks / "a>b.pt").write_bytes((running.hypernetworks / "ink.pt").read_bytes())
     with pytest.raises(HypernetworkError, match="Rename the file"):
         pages.generator.picture(request(running, ("a>b.pt", 1)), nothing)
     assert idle(running)
@@ -227,9 +218,9 @@ def test_an_error_of_the_host_is_told_and_the_next_job_runs(
 
 
 def test_the_folders_are_the_host_s(running: Webui, pages: Host) -> None:
-    assert list(pages.folders()) == [file(running, "")]
+    assert list(pages.folders()) == [running.hypernetworks]
     assert pages.output() == running.folder / "output"
-    assert pages.converted() == file(running, "converted")
+    assert pages.converted() == running.hypernetworks / "converted"
     assert pages.loras() == running.folder / "models" / "Lora"
     assert pages.lora_base() == {"source": Path("first.safetensors")}
 
@@ -247,7 +238,7 @@ def test_a_lora_without_a_checkpoint_says_what_to_do(
 
 
 def test_new_files_reach_the_host_s_list(running: Webui, pages: Host) -> None:
-    file(running, "late.safetensors").write_bytes(b"")
+    (running.hypernetworks / "late.safetensors").write_bytes(b"")
     pages.after_change()
     assert "late" in running.shared.hypernetworks
 

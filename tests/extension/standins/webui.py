@@ -14,6 +14,8 @@ from torch import nn
 
 from standins.unets import make_sd_model, make_unet
 
+ROOT = Path(__file__).parents[3]
+
 
 class Webui:
     """A running host. `modules` parts are attributes of it: `webui.shared`, `webui.script_callbacks` and so on."""
@@ -26,7 +28,7 @@ class Webui:
             paths = self.part(name)
             paths.script_path = paths.data_path = str(folder)
             paths.models_path, paths.extensions_dir = str(folder / "models"), str(folder / "extensions")
-        self.shared.cmd_opts.hypernetwork_dir = str(folder / "models" / "hypernetworks")
+        self.shared.cmd_opts.hypernetwork_dir = str(self.hypernetworks)
         for option in ("outdir_samples", "outdir_grids"):
             setattr(self.shared.opts, option, str(folder / "output"))
         self.sd_models = self.part("sd_models")
@@ -57,6 +59,18 @@ class Webui:
     def unet(self) -> nn.Module:
         """The UNet of the checkpoint that is loaded."""
         return self.sd_models.unet_of(self.shared.sd_model)
+
+    @property
+    def hypernetworks(self) -> Path:
+        """The folder of the host's hypernetworks."""
+        return self.folder / "models" / "hypernetworks"
+
+    def install(self) -> None:
+        """Put this repository's extension among the host's."""
+        copy = self.folder / "extensions" / "hnloader"
+        copy.mkdir()
+        for name in ("scripts", "extension", "hnloader"):
+            (copy / name).symlink_to(ROOT / name)
 
     def start(self) -> None:
         """From loading the scripts to the page that is served."""
