@@ -23,7 +23,7 @@ from hnloader.demo.styles import BLUEPRINT_BLUE, BROWN, CREAM, NIGHT, WASHED, do
 
 Score = Callable[[ByteArray], float]
 
-# An inside of fewer pixels says nothing.
+# An inside of fewer pixels says nothing of an outline.
 _SMALLEST_INSIDE = 6
 
 
@@ -36,16 +36,28 @@ def _ink(picture: FloatArray, seen: Seen, part: Mask) -> FloatArray:
     return as_floats(difference @ direction / max(float(direction @ direction), 1.0))
 
 
-def _outline(picture: ByteArray) -> float:
+def _mean_of_insides(
+    picture: ByteArray, rim: int, smallest: int, score: Callable[[FloatArray, Mask, Mask], float]
+) -> float:
+    """The mean over the objects of `score(ink inside, inside, whole object)`; NaN where there is none to look into.
+
+    The inside is the object without a rim of so many pixels, and counts from `smallest` pixels on.
+    """
     seen = look(picture, silhouettes=True)
     pixels = picture.astype(np.float32)
     scores = []
     for item in seen.objects:
-        inside = shrink(item.mask, 3)
-        if inside.sum() >= _SMALLEST_INSIDE:
-            empty = 1.0 - _ink(pixels, seen, item.mask)[inside]
-            scores.append(float(np.clip(empty, 0.0, 1.0).mean()))
+        inside = shrink(item.mask, rim)
+        if inside.sum() >= smallest:
+            scores.append(score(_ink(pixels, seen, item.mask)[inside], inside, item.mask))
     return float(np.mean(scores)) if scores else float("nan")
+
+
+def _outline(picture: ByteArray) -> float:
+    def empty(ink: FloatArray, inside: Mask, whole: Mask) -> float:
+        return float(np.clip(1.0 - ink, 0.0, 1.0).mean())
+
+    return _mean_of_insides(picture, 3, _SMALLEST_INSIDE, empty)
 
 
 def _outline_on(color: tuple[int, int, int], reach: float, picture: ByteArray) -> float:
@@ -57,34 +69,27 @@ def _outline_on(color: tuple[int, int, int], reach: float, picture: ByteArray) -
 
 def _halftone(picture: ByteArray) -> float:
     """Slope of the ink over the dots' pattern inside the shapes, as a share of the slope that `styles` paints."""
-    seen = look(picture, silhouettes=True)
-    pixels = picture.astype(np.float32)
     pattern = dots()
-    scores = []
-    for item in seen.objects:
-        inside = shrink(item.mask, 2)
-        if inside.sum() >= 16:
-            wanted = pattern[inside] - pattern[inside].mean()
-            slope = float(_ink(pixels, seen, item.mask)[inside] @ wanted / (wanted @ wanted))
-            scores.append(min(max(slope / 0.75, 0.0), 1.0))
-    return float(np.mean(scores)) if scores else float("nan")
+
+    def dotted(ink: FloatArray, inside: Mask, whole: Mask) -> float:
+        wanted = pattern[inside] - pattern[inside].mean()
+        slope = float(ink @ wanted / (wanted @ wanted))
+        return min(max(slope / 0.75, 0.0), 1.0)
+
+    return _mean_of_insides(picture, 2, 16, dotted)
 
 
 def _wash(picture: ByteArray) -> float:
     """Ink that is lost from the left edge of the shapes to the right one, as a share of what `styles` paints."""
-    seen = look(picture, silhouettes=True)
-    pixels = picture.astype(np.float32)
-    scores = []
-    for item in seen.objects:
-        inside = shrink(item.mask, 2)
-        if inside.sum() >= 16:
-            columns = np.flatnonzero(item.mask.any(0))
-            place = np.nonzero(inside)[1] / float(columns[-1] - columns[0])
-            ink = _ink(pixels, seen, item.mask)[inside]
-            # Of a shape in one color the ink is the same everywhere: the slope is 0.
-            slope = float(ink @ (place - place.mean()) / max(float(place.var()) * len(place), 1e-6))
-            scores.append(min(max(-slope / WASHED, 0.0), 1.0))
-    return float(np.mean(scores)) if scores else float("nan")
+
+    def thinned(ink: FloatArray, inside: Mask, whole: Mask) -> float:
+        columns = np.flatnonzero(whole.any(0))
+        place = np.nonzero(inside)[1] / float(columns[-1] - columns[0])
+        # Of a shape in one color the ink is the same everywhere: the slope is 0.
+        slope = float(ink @ (place - place.mean()) / max(float(place.var()) * len(place), 1e-6))
+        return min(max(-slope / WASHED, 0.0), 1.0)
+
+    return _mean_of_insides(picture, 2, 16, thinned)
 
 
 def _duotone(picture: ByteArray) -> float:
