@@ -14,6 +14,7 @@ from hnloader.attention import find_sites
 from hnloader.network import Hypernetwork, SideName
 
 Way: TypeAlias = "Callable[[nn.Module, Sequence[Hypernetwork]], object]"
+Hook: TypeAlias = "Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]"
 LORA_RANK = 16
 STRENGTH = 0.8
 
@@ -35,7 +36,7 @@ def ours_exact(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloa
 def live_hooks(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
     """What one writes first: a pre-hook on each `to_k` and `to_v` that runs the side in the model's dtype."""
 
-    def hook_with(chain: Sequence[nn.Module]) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    def hook_with(chain: Sequence[nn.Module]) -> Hook:
         def hook(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
             (context,) = args
             for module in chain:
@@ -45,10 +46,15 @@ def live_hooks(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
         return hook
 
     cast = _cast(hypernetworks, model, next(model.parameters()).dtype)
+    hook_projections(model, lambda width, side: hook_with(_chain(cast, width, side)))
+
+
+def hook_projections(model: nn.Module, hook_for: Callable[[int, SideName], Hook]) -> None:
+    """Register `hook_for(width, side)` before every `to_k` and `to_v`."""
     for site in find_sites(model):
         layer: Any = site.module
-        layer.to_k.register_forward_pre_hook(hook_with(_chain(cast, site.width, "k")))
-        layer.to_v.register_forward_pre_hook(hook_with(_chain(cast, site.width, "v")))
+        layer.to_k.register_forward_pre_hook(hook_for(site.width, "k"))
+        layer.to_v.register_forward_pre_hook(hook_for(site.width, "v"))
 
 
 def webui(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:

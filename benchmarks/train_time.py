@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks import _models, _options, _report
 from benchmarks._measure import Memory, Rounds, Spread, memory_of, take_turns, timed
 from benchmarks._models import Subject
 from benchmarks._report import Target
-from hnloader.attention import find_sites
+from benchmarks._ways import Hook, hook_projections
 from hnloader.demo import pipeline_folder
 from hnloader.demo.pictures import draw_pictures
 from hnloader.training import read_config
@@ -142,10 +142,7 @@ class PlainLoop:
         if not keeps:
             training.cache._store = lambda *_: None  # type: ignore[method-assign]
             training.cache = EncodingAnew(training)  # type: ignore[assignment]
-        for site in find_sites(self._unet):
-            layer: Any = site.module
-            for part, side in (("to_k", "k"), ("to_v", "v")):
-                layer.__getattr__(part).register_forward_pre_hook(_hook(self.hypernetwork.side(site.width, side)))
+        hook_projections(self._unet, lambda width, side: _hook(self.hypernetwork.side(width, side)))
 
     def step(self, number: int) -> float:
         training, config = self._training, self._training.config
@@ -169,7 +166,7 @@ class PlainLoop:
         return float(loss.detach())
 
 
-def _hook(side: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+def _hook(side: nn.Module) -> Hook:
     return lambda _, args: (side(args[0]),)
 
 
@@ -252,7 +249,7 @@ def benches(*, quick: bool) -> list[Bench]:
     """What is measured on this machine."""
     bundled = Bench(
         "Bundled pipeline, 192 x 192 pictures, batch 2",
-        lambda: _bundled(),
+        _bundled,
         {"batch_size": 2, "learning_rate": "1e-3"},
         seconds=2 if quick else 20,
         compared=4 if quick else COMPARED_STEPS,

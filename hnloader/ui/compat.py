@@ -31,15 +31,14 @@ def _names_of_event(event: Callable[..., Any]) -> set[str]:
     return names
 
 
-def _known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    names = _names(function)
+def _known(names: set[str], arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name in names}
 
 
 def make(component: str, *arguments: Any, **options: Any) -> Any:
     """A gradio component by its name, with those of the options that this release knows."""
     kind = getattr(gradio, component)
-    return kind(*arguments, **_known(kind.__init__, options))
+    return kind(*arguments, **_known(_names(kind.__init__), options))
 
 
 def html(value: str = "", **options: Any) -> Any:
@@ -71,7 +70,7 @@ def listen(
         "_js": js,  # 3.x
     }
     names = _names_of_event(event)
-    known = {name: value for name, value in options.items() if name in names}
+    known = _known(names, options)
     if "api_visibility" in names:  # 6.0 on
         known["api_visibility"] = "private"
     else:
@@ -105,9 +104,10 @@ def gallery(**options: Any) -> Any:
 
 def launch(blocks: Any, **options: Any) -> Any:
     """Start serving, with the options that this release knows."""
-    if "ssr_mode" in inspect.signature(blocks.launch).parameters:  # 5.0 on
+    names = _names(blocks.launch)
+    if "ssr_mode" in names:  # 5.0 on
         options = {"ssr_mode": False, "footer_links": [], **options}
-    return blocks.launch(**_known(blocks.launch, {"show_api": False, "quiet": True, "share": False, **options}))
+    return blocks.launch(**_known(names, {"show_api": False, "quiet": True, "share": False, **options}))
 
 
 def theme() -> Any:
