@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import simple_tree, write
+from builders import write
+from mixed import not_finite, web_page, with_code
 from safetensors.torch import save_file
 
 import hnloader.demo
@@ -35,13 +36,6 @@ TIMES = re.compile(r"in [\d.]+ s, [\d.]+ [kMG]?B/s")
 FIGURES = re.compile(r"\d+(\.\d+)?")
 
 
-class Code:
-    """What a pickle runs when something less careful opens it."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return print, ("this was run",)
-
-
 def fill(folder: Path) -> None:
     """The folder of the guide."""
     for name, files in HELD.items():
@@ -54,12 +48,10 @@ def fill(folder: Path) -> None:
         {f"{key}.lora_down.weight": torch.ones(2, 8), f"{key}.lora_up.weight": torch.ones(8, 2)},
         folder / "anime" / "ink-lora.safetensors",
     )
-    (folder / "anime" / "watercolor.pt").write_text("<!DOCTYPE html><html><title>Log in</title></html>")
+    web_page(folder / "anime" / "watercolor.pt")
     write(folder / "badhands.pt", {"string_to_param": {"*": torch.ones(1, 8)}, "name": "badhands", "step": 5})
-    write(folder / "free-style.pt", {**simple_tree(), "name": Code()})
-    burnt = simple_tree()
-    burnt[8][0]["linear.0.weight"][0, 0] = float("nan")
-    write(folder / "from 2022" / "burnt-20000.pt", burnt)
+    with_code(folder / "free-style.pt")
+    not_finite(folder / "from 2022" / "burnt-20000.pt")
     half = (GOLDENS / "relu_121.pt").read_bytes()
     (folder / "from 2022" / "half.pt").write_bytes(half[: len(half) // 2])
 

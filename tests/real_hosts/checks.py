@@ -64,14 +64,18 @@ def expect_other(found: Picture, wanted: Picture) -> str:
     return f"differs by {mean:.0f} of 255 in the mean"
 
 
+def expect_state(state: dict[str, Any], seen: Seen) -> None:
+    for key in ("hooks", "weights", "built_in"):
+        assert state[key] == seen.state[key], f"{key}: {state[key]}, without the extension {seen.state[key]}"
+
+
 def expect_clean(host: Server, seen: Seen) -> str:
     """No hook is left, no weight changed, and the plain picture has the same bits as without the extension."""
-    for state in (host.state(), None):
-        if state is None or not state["loaded"]:  # a model is loaded for the first picture
-            assert host.picture(PROMPT) == seen.plain, "the plain picture is another one"
-            state = host.state()
-        for key in ("hooks", "weights", "built_in"):
-            assert state[key] == seen.state[key], f"{key}: {state[key]}, without the extension {seen.state[key]}"
+    before = host.state()
+    if before["loaded"]:  # it is not before the first picture
+        expect_state(before, seen)
+    assert host.picture(PROMPT) == seen.plain, "the plain picture is another one"
+    expect_state(host.state(), seen)
     return "no hook, weights and plain picture bit for bit"
 
 

@@ -10,12 +10,12 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 import zlib
 
 import torch
 from fastapi import Body
-from modules import extra_networks, script_callbacks, shared
+from modules import extra_networks, script_callbacks, scripts, shared
 
 _wrapped = []
 _step = [0, 1]
@@ -61,15 +61,6 @@ def state():
 
 def plot_axes():
     """The labels that the plot of txt2img offers, by their positions, and how many arguments it takes."""
-    import inspect
-
-    for module in list(sys.modules.values()):
-        if str(getattr(module, "__file__", "")).endswith("xyz_grid.py") and hasattr(module, "axis_options"):
-            plain = [each for each in module.axis_options if type(each) is module.AxisOption or not each.is_img2img]
-            names = list(inspect.signature(module.Script.run).parameters)[2:]
-            return {"labels": [each.label for each in plain], "arguments": names}
-    from modules import scripts
-
     for data in scripts.scripts_data:
         if data.path.endswith("xyz_grid.py"):
             module = data.module
