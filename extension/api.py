@@ -122,7 +122,7 @@ def router(extension: Extension, access: Access) -> APIRouter:
     def convert(wanted: ConvertRequest) -> ConvertResponse:
         """Convert one file, proved; the source stays. One conversion at a time."""
         file = files.find(wanted.name)
-        if file.path.stat().st_size > MAX_CONVERTED:
+        if files.size(file) > MAX_CONVERTED:
             raise HTTPException(413, f"{file.relative} is larger than {MAX_CONVERTED >> 30} GB; use 'hnloader convert'")
         if not converting.acquire(blocking=False):
             raise HTTPException(409, "another file is being converted; try again when it is done")
@@ -156,11 +156,18 @@ class _Files:
         self._extension.list_anew()
         return self._extension.library.files()
 
+    def size(self, file: LibraryFile) -> int:
+        """In bytes; an answer with status 404 where the file vanished since it was found."""
+        try:
+            return file.path.stat().st_size
+        except OSError as error:
+            raise HTTPException(404, f"{file.relative.as_posix()} is gone: {self.said(error)}") from error
+
     def listed(self, file: LibraryFile) -> Listed:
         """A file that vanished since has the size 0."""
         try:
-            size = file.path.stat().st_size
-        except OSError:
+            size = self.size(file)
+        except HTTPException:
             size = 0
         return Listed(name=self._extension.library.shortest_name(file), file=file.relative.as_posix(), size=size)
 

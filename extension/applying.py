@@ -149,10 +149,10 @@ class Applier:
 
     def _quick_setting(self, processing: Any, tags: Sequence[Tag]) -> list[Tag]:
         """The host's setting 'Add hypernetwork to prompt'; it is written into the prompts, as the built-in does."""
-        name = self.host.option("sd_hypernetwork", "None")
-        if name in (None, "", "None") or any(tag.name == name for tag in tags):
+        name = self.host.quick_setting()
+        if name is None or any(tag.name == name for tag in tags):
             return []
-        tag = Tag(str(name), float(self.host.option("extra_networks_default_multiplier", 1.0)))
+        tag = Tag(name, float(self.host.option("extra_networks_default_multiplier", 1.0)))
         prompts = getattr(processing, "all_prompts", None)
         if isinstance(prompts, list):
             text = str(tag)

@@ -36,7 +36,8 @@ class WebuiGenerator:
     def picture(self, request: PictureRequest, progress: Progress) -> Image:
         """Make one picture when no other job runs."""
         host = self._extension.host
-        asked = replace(request, prompt=self._prompt(request), hypernetworks=())
+        guidance = self.default_guidance if request.guidance is None else request.guidance
+        asked = replace(request, prompt=self._prompt(request), hypernetworks=(), guidance=guidance)
         with host.turn(lambda: progress(0, request.steps)):
             self._watch = watch = _Watch(progress, request.steps, host.interrupt)
             try:

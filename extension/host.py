@@ -79,6 +79,10 @@ class WebuiHost(Protocol):
         """A setting of the host, `default` where it has none of this name."""
         ...
 
+    def quick_setting(self) -> str | None:
+        """The name in the host's setting 'Add hypernetwork to prompt', None where it adds nothing."""
+        ...
+
     def comment(self, processing: Any, text: str) -> None:
         """Show a message under the job's pictures."""
         ...
@@ -120,7 +124,8 @@ class WebuiHost(Protocol):
     def render(self, request: PictureRequest) -> Rendered:
         """Make a picture as the host's txt2img does, without scripts and without saving it; within `turn`.
 
-        `request.hypernetworks` is empty: they are tags in the prompt. Raises what the host raises.
+        `request.hypernetworks` is empty, they are tags in the prompt, and `request.guidance` is set.
+        Raises what the host raises.
         """
         ...
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Seconds between two attempts to get a turn.
 _PATIENCE = 0.1
+# The key of the setting 'Add hypernetwork to prompt', and its value for nothing.
+_QUICK, _NOTHING = "sd_hypernetwork", "None"
 
 
 class Automatic1111:
@@ -63,6 +65,11 @@ class Automatic1111:
         from modules import shared
 
         return getattr(shared.opts, key, default)
+
+    def quick_setting(self) -> str | None:
+        """Its menu has the entry 'None'."""
+        name = str(self.option(_QUICK, None) or _NOTHING)
+        return None if name == _NOTHING else name
 
     def comment(self, processing: Any, text: str) -> None:
         """Under the pictures and on the console."""
@@ -149,7 +156,7 @@ class Automatic1111:
                 "negative_prompt": request.negative,
                 "seed": request.seed,
                 "steps": request.steps,
-                "cfg_scale": 7.0 if request.guidance is None else request.guidance,
+                "cfg_scale": request.guidance,
                 "width": request.width or side,
                 "height": request.height or side,
                 "sampler_name": request.sampler or next(iter(self.samplers()), None),
@@ -191,7 +198,7 @@ class Automatic1111:
 
     def _without_quick_setting(self) -> dict[str, str]:
         """'Add hypernetwork to prompt' would act beside what is compared."""
-        return {} if self.option("sd_hypernetwork", "None") in (None, "", "None") else {"sd_hypernetwork": "None"}
+        return {} if self.quick_setting() is None else {_QUICK: _NOTHING}
 
     def on_steps(self, step: Callable[[int, int], None]) -> None:
         """Every sampler calls the denoiser, and that calls back."""

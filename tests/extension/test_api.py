@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -103,6 +105,25 @@ def test_a_file_is_converted_beside_its_source_and_listed(running: Webui) -> Non
     assert asked.get(f"{V1}/hypernetworks").json()["total"] == 4
     again = asked.post(f"{V1}/convert", json={"name": "sketches/wash.pt"}).json()
     assert again["action"] == "skipped"
+
+
+def test_a_file_that_vanishes_between_being_found_and_being_measured_is_not_there(
+    running: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = client(running)
+    library = sys.modules["hnloader_webui.runtime"].Library
+    matches = library.matches
+
+    def vanish(self: object, name: str) -> object:
+        found = matches(self, name)
+        (running.hypernetworks / "ink.pt").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(library, "matches", vanish)
+    answer = asked.post(f"{V1}/convert", json={"name": "ink"})
+    assert answer.status_code == 404
+    assert "ink.pt is gone" in answer.json()["detail"]
+    assert str(running.folder) not in answer.text
 
 
 def test_a_broken_file_is_not_converted_and_leaves_nothing(running: Webui) -> None:
