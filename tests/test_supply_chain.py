@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -92,3 +93,6 @@ def test_the_wheel_and_the_source_archive_are_the_same_bytes_each_time(tmp_path:
         names = archive.namelist()
     assert all(name.startswith(("hnloader/", "hnloader-")) for name in names)
     assert "hnloader/py.typed" in names
+    with tarfile.open(next((tmp_path / "0" / "dist").glob("*.gz"))) as archive:
+        sources = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"SECURITY.md", "LICENSE", "docs/security.md", "extension/api.py", "tests/test_supply_chain.py"} <= sources

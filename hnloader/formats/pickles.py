@@ -155,6 +155,8 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
     machine = _Machine(data[: start + MAX_PICKLE_SIZE], start)
     try:
         value = machine.run()
+        if machine.unknown_text is not None:
+            raise MalformedPickleError(f"the text before byte {machine.unknown_text} is no UTF-8")
         _check_tree(value)
     except MalformedPickleError as error:
         error.refused, error.names = machine.refused, tuple(machine.names)
@@ -209,6 +211,7 @@ class _Machine:
     refused: list[Refusal] = field(default_factory=list)
     names: dict[str, None] = field(default_factory=dict)
     copied: int = 0
+    unknown_text: int | None = None  # offset after the first text of Python 2 whose encoding is not known
 
     def run(self) -> object:
         data, end, opcodes = self.data, len(self.data), _OPCODES
@@ -290,7 +293,18 @@ class _Machine:
         if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
             raise MalformedPickleError(f"a string without quotes before byte {self.at}")
         data, _ = codecs.escape_decode(text[1:-1].encode("utf-8", "surrogateescape"))
-        self.push(bytes(data).decode("latin1"))
+        self.old_text(bytes(data))
+
+    def old_text(self, data: bytes) -> None:
+        """Text of Python 2, which did not say how it is encoded: UTF-8 for torch.load and so for the webuis.
+
+        Anything else is refused, but only at the end: what the pickle names or calls after it is to be known.
+        """
+        try:
+            self.push(data.decode("utf-8"))
+        except UnicodeDecodeError:
+            self.unknown_text = self.unknown_text or self.at
+            self.push(data.decode("utf-8", "surrogateescape"))
 
     def text(self, size: int) -> None:
         self.push(self.take(size).decode("utf-8", "surrogatepass"))
@@ -511,8 +525,8 @@ _OPCODES: dict[int, _Action] = {
         "\x8b": lambda m: m.long_bytes(m.number(4, signed=True)),
         # text and bytes
         "S": lambda m: m.quoted(),
-        "T": lambda m: m.push(m.take(m.number(4, signed=True)).decode("latin1")),
-        "U": lambda m: m.push(m.take(m.number(1)).decode("latin1")),
+        "T": lambda m: m.old_text(m.take(m.number(4, signed=True))),
+        "U": lambda m: m.old_text(m.take(m.number(1))),
         "V": lambda m: m.push(m.line().encode("utf-8", "surrogateescape").decode("raw_unicode_escape")),
         "X": lambda m: m.text(m.number(4)),
         "\x8c": lambda m: m.text(m.number(1)),

@@ -408,6 +408,37 @@ def test_a_billion_laughs_through_calls() -> None:
     refuse_pickle(code + b"N.", "copies more than")
 
 
+OLD_TEXTS = {
+    "STRING": lambda data: b"S'" + data.decode("latin1").encode("unicode_escape") + b"'\n",
+    "BINSTRING": lambda data: b"T" + struct.pack("<i", len(data)) + data,
+    "SHORT_BINSTRING": lambda data: b"U" + bytes([len(data)]) + data,
+}
+
+
+@pytest.mark.parametrize("opcode", OLD_TEXTS)
+def test_text_of_python_2_is_utf_8_as_for_torch_and_the_webuis(opcode: str) -> None:
+    code = OLD_TEXTS[opcode]("Größe ☃".encode())
+    assert read_pickle(code + b".").value == "Größe ☃" == pickle.loads(code + b".", encoding="utf-8")
+    data = with_extra(code)
+    assert hnloader.load(io.BytesIO(data)).metadata["x"] == "Größe ☃"
+    if opcode == "SHORT_BINSTRING":  # the only one of them that torch reads with weights_only
+        assert_as_torch(data)
+
+
+@pytest.mark.parametrize("opcode", OLD_TEXTS)
+@pytest.mark.parametrize("data", [b"Gr\xf6\xdfe", b"\xed\xa0\x80", b"\xff"])
+def test_text_of_python_2_that_is_no_utf_8_is_refused_and_calls_after_it_are_still_named(
+    opcode: str, data: bytes
+) -> None:
+    code = OLD_TEXTS[opcode](data)
+    with pytest.raises(UnicodeDecodeError):
+        pickle.loads(code + b".", encoding="utf-8")
+    assert_refused(with_extra(code), CorruptFileError, "no UTF-8")
+    with pytest.raises(MalformedPickleError, match="no UTF-8") as caught:
+        read_pickle(code + b"0cos\nsystem\nN\x85R.")
+    assert caught.value.names == ("os.system",)
+
+
 def test_too_many_opcodes() -> None:
     refuse_pickle(b"N0" * pickles.MAX_OPCODES, "opcodes")
 
