@@ -7,7 +7,6 @@ login for the API or for the page needs it here too. A page of another site cann
 from __future__ import annotations
 
 import ipaddress
-import math
 import secrets
 import threading
 from typing import Any, Literal
@@ -21,8 +20,9 @@ import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.library import HypernetworkNotFoundError, LibraryFile
 
-from .host import Access, without_folders
+from .host import Access
 from .runtime import Extension
+from .telling import looked_into, said, values_of, without_folders
 
 PREFIX = "/hnloader/v1"
 MAX_LISTED = 1000
@@ -112,10 +112,11 @@ def router(extension: Extension, access: Access) -> APIRouter:
         """What one file holds, by its name; only its header is read."""
         file = files.find(name)
         answer = Inspected(name=file.name, file=file.relative.as_posix())
-        try:
-            answer.info = files.told(hnloader.inspect(file.path, extension.host.folders()).to_dict(hashes=False))
-        except (HypernetworkError, OSError) as error:
-            answer.problem = files.said(error)
+        found = looked_into(extension.host, file.path)
+        if isinstance(found, str):
+            answer.problem = found
+        else:
+            answer.info = values_of(extension.host, found)
         return answer
 
     @routes.post("/convert", response_model=ConvertResponse)
@@ -130,7 +131,7 @@ def router(extension: Extension, access: Access) -> APIRouter:
             target = file.path.with_suffix(f".{wanted.to}")
             done = hnloader.convert(file.path, target, on_existing=wanted.on_existing)
         except (HypernetworkError, OSError) as error:
-            raise HTTPException(422, files.said(error)) from error
+            raise HTTPException(422, said(extension.host, error)) from error
         finally:
             converting.release()
         extension.host.refresh()
@@ -139,7 +140,7 @@ def router(extension: Extension, access: Access) -> APIRouter:
             action=done.action,
             lossless=done.lossless,
             proved=list(done.proved),
-            notes=[files.without_folders(note) for note in done.notes],
+            notes=[without_folders(extension.host, note) for note in done.notes],
         )
 
     return routes
@@ -161,7 +162,9 @@ class _Files:
         try:
             return file.path.stat().st_size
         except OSError as error:
-            raise HTTPException(404, f"{file.relative.as_posix()} is gone: {self.said(error)}") from error
+            raise HTTPException(
+                404, f"{file.relative.as_posix()} is gone: {said(self._extension.host, error)}"
+            ) from error
 
     def listed(self, file: LibraryFile) -> Listed:
         """A file that vanished since has the size 0."""
@@ -176,27 +179,8 @@ class _Files:
         try:
             self._extension.find(name)
         except HypernetworkNotFoundError as error:
-            raise HTTPException(404, self.without_folders(str(error))) from error
+            raise HTTPException(404, said(self._extension.host, error)) from error
         return self._extension.library.matches(name)[0]
-
-    def told(self, value: Any) -> Any:
-        """Plain values without the folders' paths; JSON has no infinite numbers."""
-        if isinstance(value, str):
-            return self.without_folders(value)
-        if isinstance(value, dict):
-            return {self.without_folders(str(key)): self.told(part) for key, part in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.told(part) for part in value]
-        return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    def said(self, error: Exception) -> str:
-        """A message of ours, or of the system without the path."""
-        text = str(error) if isinstance(error, HypernetworkError) else getattr(error, "strerror", None)
-        return self.without_folders(text or type(error).__name__)
-
-    def without_folders(self, text: str) -> str:
-        """See the function of this name."""
-        return without_folders(self._extension.host, text)
 
 
 # -- who may

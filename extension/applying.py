@@ -21,7 +21,8 @@ from hnloader.errors import HypernetworkError
 from hnloader.network import Hypernetwork
 from hnloader.prompt import PromptTagError, Tag, parse_items
 
-from .host import WebuiHost, without_folders
+from .host import WebuiHost
+from .telling import without_folders
 
 HASHES = "Hypernet hashes"
 NOT_APPLIED = "Hypernet not applied"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -150,14 +149,3 @@ class WebuiHost(Protocol):
     ) -> None:
         """Call these before the page is built, after a checkpoint was loaded, and before the scripts are reloaded."""
         ...
-
-
-def without_folders(host: WebuiHost, text: str) -> str:
-    """`text` with files named by their path below the host's folders, not where this computer keeps them.
-
-    For messages to whoever looks at the pictures or asks the API. The longest folder goes first, as one may lie in
-    another.
-    """
-    for folder in sorted(map(str, host.folders()), key=len, reverse=True):
-        text = text.replace(folder.rstrip(os.sep) + os.sep, "").replace(folder, Path(folder).name)
-    return text

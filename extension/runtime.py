@@ -12,7 +12,7 @@ from .applying import Applier
 from .host import WebuiHost
 
 # Modules beside this one, each with a function `register(extension)`.
-SEAMS = ("settings", "xyz", "tab", "api")
+SEAMS = ("settings", "cards", "xyz", "tab", "api")
 
 
 @dataclass

@@ -142,7 +142,7 @@ def headline(entry: Entry) -> str:
 def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
     """What one file holds."""
     info = entry.info
-    rows = [("Name in the file", escaped(info.name)), *_rows(info)] if info else []
+    rows = [("Name in the file", escaped(info.name)), *facts(info)] if info else []
     rows.append(("File", f"{size_text(entry.size)}, changed {_date(entry.modified)}"))
     rows.append(("In folder", escaped(entry.file.folder)))
     rows.append(("SHA-256", f"<code>{escaped(sha256)}</code>"))
@@ -195,7 +195,8 @@ def size_text(size: float) -> str:
     return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
 
 
-def _rows(info: FileInfo) -> list[tuple[str, str]]:
+def facts(info: FileInfo) -> list[tuple[str, str]]:
+    """Labels, and what a file holds as HTML."""
     checkpoint = " ".join(filter(None, (info.checkpoint_name, f"({info.checkpoint})" if info.checkpoint else "")))
     return [
         ("Fits", escaped(fits(info))),

@@ -1,8 +1,8 @@
 """The preview picture and the notes that lie beside a hypernetwork file.
 
 Both lie where the webuis keep theirs and are shared with them: for `ink.pt` the picture is `ink.png` or
-`ink.preview.png` (also jpg, jpeg, webp, gif), and the notes are the key `notes` of `ink.json`, whose other keys
-(`description`, ...) are kept.
+`ink.preview.png` (also jpg, jpeg, webp, gif), and `ink.json` holds `notes`, `description` and `preferred weight` (the
+strength); its other keys are kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,14 +27,15 @@ _SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif")
 _LARGEST_NOTES = 2**20
 _LARGEST_PREVIEW = 50 * 2**20
 _LONGEST_TEXT = 100_000
+NOTES, DESCRIPTION, STRENGTH = "notes", "description", "preferred weight"
 
 
-def preview_path(path: Path) -> Path | None:
-    """The picture that belongs to a hypernetwork file, or None."""
+def preview_path(path: Path, exists: Callable[[Path], bool] = Path.is_file) -> Path | None:
+    """The picture that belongs to a hypernetwork file, or None; `exists` is asked about each possible one."""
     for suffix in _SUFFIXES:
         for name in (f"{path.stem}.{suffix}", f"{path.stem}.preview.{suffix}"):
             candidate = path.with_name(name)
-            if candidate.is_file():
+            if exists(candidate):
                 return candidate
     return None
 
@@ -83,32 +86,58 @@ def notes_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """All that the JSON file of a hypernetwork file holds; empty where there is none or it is something else."""
+    return _read(notes_path(path))
+
+
 def read_notes(path: Path) -> str:
     """The notes on a hypernetwork file; "" where there are none or the JSON file is something else."""
-    notes = _read(notes_path(path)).get("notes")
-    return notes if isinstance(notes, str) else ""
+    return text_in(read_values(path), NOTES)
 
 
 def read_description(path: Path) -> str:
     """The description that a webui keeps in the same JSON file."""
-    text = _read(notes_path(path)).get("description")
+    return text_in(read_values(path), DESCRIPTION)
+
+
+def text_in(values: dict[str, Any], key: str) -> str:
+    """A text among the values of `read_values`, "" where there is none."""
+    text = values.get(key)
     return text if isinstance(text, str) else ""
 
 
-def save_notes(path: Path, notes: str) -> Path:
-    """Save notes on a hypernetwork file and keep what else its JSON file holds.
+def strength_in(values: dict[str, Any]) -> float | None:
+    """The preferred strength among the values of `read_values`; None where there is none (the webuis write 0)."""
+    strength = values.get(STRENGTH)
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not strength:
+        return None
+    try:
+        return float(strength) if math.isfinite(strength) else None
+    except OverflowError:
+        return None
 
-    Raises HypernetworkError where that file is no JSON object (it is somebody else's) or cannot be read, the text
+
+def save_notes(path: Path, notes: str) -> Path:
+    """See `save_values`."""
+    return save_values(path, {NOTES: notes})
+
+
+def save_values(path: Path, changes: dict[str, Any]) -> Path:
+    """Change values in the JSON file of a hypernetwork file and keep what else it holds.
+
+    Raises HypernetworkError where that file is no JSON object (it is somebody else's) or cannot be read, a text
     is longer than 100,000 characters, the folder is not writable or the disk is full.
     """
-    if len(notes) > _LONGEST_TEXT:
-        raise HypernetworkError(f"notes have at most {_LONGEST_TEXT:,} characters; these have {len(notes):,}")
+    for key, text in changes.items():
+        if isinstance(text, str) and len(text) > _LONGEST_TEXT:
+            raise HypernetworkError(f"{key}: {len(text):,} characters are too many, at most {_LONGEST_TEXT:,} are kept")
     target = notes_path(path)
     values = _read(target)
     if not values and _is_something_else(target):
         raise HypernetworkError(f"{target} is no JSON object; notes would overwrite it. Rename that file.")
     with replacing(target) as temporary:
-        text = json.dumps({**values, "notes": notes}, ensure_ascii=False, indent=4)
+        text = json.dumps({**values, **changes}, ensure_ascii=False, indent=4)
         temporary.write_text(text, encoding="utf-8", errors="replace")
     return target
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hnloader.errors import HypernetworkError
-from hnloader.ui.sidecars import preview_path, read_notes, save_notes, save_preview, thumbnail
+from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.pages.library import tag_text
+from hnloader.ui.sidecars import preview_path, read_notes, save_notes, save_preview, save_values, thumbnail
 
 
 def picture(path: Path, color: str = "red", size: tuple[int, int] = (64, 32)) -> Path:
@@ -111,3 +113,14 @@ def test_notes_that_cannot_be_read_are_not_overwritten(tmp_path: Path, monkeypat
         with pytest.raises(HypernetworkError, match="Permission denied"):
             save_notes(tmp_path / "ink.pt", "new")
     assert read_notes(tmp_path / "ink.pt") == "old"
+
+
+@pytest.mark.parametrize(
+    ("weight", "tag"), [(0.6, "<hypernet:ink:0.6>"), (0, "<hypernet:ink:1>"), ("much", "<hypernet:ink:1>")]
+)
+def test_the_library_s_tag_has_the_preferred_strength(tmp_path: Path, weight: object, tag: str) -> None:
+    (tmp_path / "ink.pt").write_bytes(b"")
+    save_values(tmp_path / "ink.pt", {"preferred weight": weight})
+    catalogue = Catalogue(lambda: [tmp_path])
+    catalogue.refresh()
+    assert tag_text(catalogue.entries()[0], catalogue) == tag

@@ -12,7 +12,7 @@ from hnloader.prompt import PromptTagError, Tag
 from hnloader.ui import markup
 from hnloader.ui.catalogue import ALL, DUPLICATES, FILTERS, SORTS, Catalogue, Entry
 from hnloader.ui.compat import html, listen, make, picture_input, update
-from hnloader.ui.sidecars import read_notes, save_preview
+from hnloader.ui.sidecars import read_notes, read_values, save_preview, strength_in
 
 if TYPE_CHECKING:
     from hnloader.ui.host import Host
@@ -80,7 +80,7 @@ class _Library:
             return *shown, None, update(visible=True), gone, "", "", update(visible=False), None, ""
         notes = read_notes(entry.path)
         usable = entry.info is not None
-        tag = _tag(entry, self.catalogue) if usable else ""
+        tag = tag_text(entry, self.catalogue) if usable else ""
         use = update(visible=usable and self._can_use)
         head = markup.headline(entry)
         one = entry.key, update(visible=True), head, self._details(entry), notes, use, None
@@ -231,10 +231,10 @@ def _with_picked(others: int) -> str:
     return f"(picked, {names}) => [window.hnlPicked, {names}]"
 
 
-def _tag(entry: Entry, catalogue: Catalogue) -> str:
-    """How a prompt names the file, or why it cannot."""
+def tag_text(entry: Entry, catalogue: Catalogue) -> str:
+    """How a prompt names the file, at its preferred strength if it has one, or why it cannot."""
     try:
-        return str(Tag(tag_name(entry, catalogue)))
+        return str(Tag(tag_name(entry, catalogue), strength_in(read_values(entry.path)) or 1.0))
     except PromptTagError as error:
         return str(error)
 

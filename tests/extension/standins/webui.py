@@ -89,6 +89,9 @@ class Webui:
     def _load(self) -> None:
         self.part("scripts").load_scripts(forge=self.forge)
         self.shared.reload_hypernetworks()
+        pages = self.part("ui_extra_networks")
+        pages.initialize()
+        pages.register_default_pages(forge=self.forge)
         networks = self.part("extra_networks")
         networks.initialize()
         networks.register_default_extra_networks()

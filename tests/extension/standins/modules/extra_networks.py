@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
 from modules import errors
 
@@ -92,3 +95,9 @@ def activate(p, data: dict) -> None:
 
 def deactivate(p, data: dict) -> None:
     _each(data, lambda network, _: network.deactivate(p))
+
+
+def get_user_metadata(filename: str) -> Any:
+    """What the JSON file beside a network holds, whatever that is."""
+    path = Path(filename).with_suffix(".json")
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -33,6 +33,8 @@ class Options:
         self.__dict__["data_labels"] = {
             "sd_hypernetwork": OptionInfo("None", "Add hypernetwork to prompt"),
             "extra_networks_default_multiplier": OptionInfo(1.0, "Default multiplier for extra networks"),
+            "samples_format": OptionInfo("png"),
+            "extra_networks_card_description_is_html": OptionInfo(False),
             "outdir_samples": OptionInfo(""),
             "outdir_grids": OptionInfo(""),
             "outdir_txt2img_grids": OptionInfo(""),

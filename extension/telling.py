@@ -1,0 +1,55 @@
+"""What is told about files to whoever sees pictures and cards or asks the API: never where the computer keeps them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import hnloader
+from hnloader.errors import HypernetworkError
+from hnloader.inspection import FileInfo
+
+from .host import WebuiHost
+
+
+def without_folders(host: WebuiHost, text: str) -> str:
+    """`text` with files named by their path below the host's folders.
+
+    The longest folder goes first, as one may lie in another.
+    """
+    for folder in sorted(map(str, host.folders()), key=len, reverse=True):
+        text = text.replace(folder.rstrip(os.sep) + os.sep, "").replace(folder, Path(folder).name)
+    return text
+
+
+def said(host: WebuiHost, error: Exception) -> str:
+    """A message of ours, or of the system without the path."""
+    text = str(error) if isinstance(error, HypernetworkError) else getattr(error, "strerror", None)
+    return without_folders(host, text or type(error).__name__)
+
+
+def looked_into(host: WebuiHost, path: Path) -> FileInfo | str:
+    """What a file's header says, or why it cannot be used."""
+    try:
+        return hnloader.inspect(path, host.folders())
+    except (HypernetworkError, OSError) as error:
+        return said(host, error)
+
+
+def values_of(host: WebuiHost, info: FileInfo) -> dict[str, Any]:
+    """The same as `hnloader inspect --json` gives, without hashes, which take reading the whole file."""
+    told: dict[str, Any] = _told(host, info.to_dict(hashes=False))
+    return told
+
+
+def _told(host: WebuiHost, value: Any) -> Any:
+    """Plain values without the folders' paths; JSON has no infinite numbers."""
+    if isinstance(value, str):
+        return without_folders(host, value)
+    if isinstance(value, dict):
+        return {without_folders(host, str(key)): _told(host, part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_told(host, part) for part in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
