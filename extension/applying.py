@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,10 +20,9 @@ from hnloader.network import Hypernetwork
 from hnloader.prompt import PromptTagError, Tag, parse_items
 
 from .host import WebuiHost
+from .infotext import digest_of, record_of, without_hash
 from .telling import without_folders
 
-HASHES = "Hypernet hashes"
-NOT_APPLIED = "Hypernet not applied"
 # Attributes on the host's object for a job; its copies keep them.
 _ROWS = "hnloader_rows"
 _OVERRIDE = "hnloader_override"
@@ -33,9 +30,6 @@ _CLOSES = "hnloader_closes"
 _LEFT_OUT = "hnloader_left_out"
 # Files kept in memory after their job, so that the next one does not read them again.
 _KEPT = 4
-_HASH_DIGITS = 10
-# Old pictures call a hypernetwork by its name and a hash: `ink(3fa2c1d0)`.
-_OLD_HASH = re.compile(r"\([0-9a-f]+\)$")
 
 
 class StepClock:
@@ -73,6 +67,7 @@ class Applier:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._wanted: list[tuple[Tag, Loaded]] = []
         self._attachments: list[Attachment] = []
+        self._applied: list[tuple[str, str]] = []  # names and digests of what is attached
         self._unet: nn.Module | None = None
         self._processing: Any = None
 
@@ -110,6 +105,7 @@ class Applier:
         """Apply tags; `problems` are names that could not be read, with the reason."""
         self.deactivate()
         self.host.clear_built_in()
+        record_of(processing, anew=not getattr(processing, "is_hr_pass", False))
         left = list(problems)
         try:
             wanted = [*getattr(processing, _ROWS, ()), *tags, *self._quick_setting(processing, tags)]
@@ -164,7 +160,7 @@ class Applier:
         try:
             path = self._find(name)
         except HypernetworkError:
-            plain = _OLD_HASH.sub("", name)
+            plain, _ = without_hash(name)
             if plain == name:
                 raise
             path = self._find(plain)
@@ -177,7 +173,7 @@ class Applier:
         if loaded is None or loaded.stamp != stamp:
             # Forge samples in inference mode; tensors made there could never be changed or counted.
             with torch.inference_mode(False), torch.no_grad():
-                loaded = Loaded(stamp, hnloader.load(path), _digest(path))
+                loaded = Loaded(stamp, hnloader.load(path), digest_of(path))
             self._loaded[path] = loaded
         self._loaded.move_to_end(path)
         return loaded
@@ -200,11 +196,13 @@ class Applier:
                     left.append((tag.name, str(error)))
                 else:
                     self._attachments.append(attachment)
+                    self._applied.append((tag.name, loaded.digest))
         return left
 
     def _detach(self) -> None:
         while self._attachments:
             self._attachments.pop().detach()
+        self._applied = []
         self._unet = None
 
     def _report(self, processing: Any, left: Sequence[tuple[str, str]]) -> None:
@@ -215,19 +213,11 @@ class Applier:
         for text in texts:
             self.host.comment(processing, text)
         setattr(processing, _LEFT_OUT, tuple(dict.fromkeys((*left_out(processing), *texts))))
+        record = record_of(processing)
+        record.add(self._applied, (name for name, _ in left))
         parameters = getattr(processing, "extra_generation_params", None)
-        if not isinstance(parameters, dict):
-            return
-        missing = {name for name, _ in left}
-        digests = {tag.name: loaded.digest for tag, loaded in self._wanted if tag.name not in missing}
-        for key, value in (
-            (HASHES, ", ".join(f"{name}: {digest}" for name, digest in digests.items())),
-            (NOT_APPLIED, ", ".join(sorted(missing - {""}))),
-        ):
-            if value:
-                parameters[key] = value
-            else:
-                parameters.pop(key, None)
+        if isinstance(parameters, dict):
+            record.write(parameters)
 
 
 def left_out(processing: Any) -> tuple[str, ...]:
@@ -262,11 +252,3 @@ def _at_close(processing: Any, deactivate: Callable[[], None]) -> None:
 
     processing.close = close_and_deactivate
     setattr(processing, _CLOSES, True)
-
-
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()[:_HASH_DIGITS]

@@ -78,6 +78,10 @@ class WebuiHost(Protocol):
         """A setting of the host, `default` where it has none of this name."""
         ...
 
+    def notify(self, text: str) -> None:
+        """Show a message that belongs to no job."""
+        ...
+
     def quick_setting(self) -> str | None:
         """The name in the host's setting 'Add hypernetwork to prompt', None where it adds nothing."""
         ...

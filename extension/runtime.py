@@ -12,7 +12,7 @@ from .applying import Applier
 from .host import WebuiHost
 
 # Modules beside this one, each with a function `register(extension)`.
-SEAMS = ("settings", "cards", "xyz", "tab", "api")
+SEAMS = ("settings", "infotext", "cards", "xyz", "tab", "api")
 
 
 @dataclass

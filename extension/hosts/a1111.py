@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -65,6 +66,13 @@ class Automatic1111:
         from modules import shared
 
         return getattr(shared.opts, key, default)
+
+    def notify(self, text: str) -> None:
+        """On the console, and at a corner of the page where it is asked from there."""
+        print(f"[hnloader] {text}")
+        import gradio
+
+        gradio.Warning(html.escape(text, quote=False))  # it is shown as HTML
 
     def quick_setting(self) -> str | None:
         """Its menu has the entry 'None'."""

@@ -1,0 +1,138 @@
+"""The parameters that are written into pictures, and what is made of them when they are pasted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hnloader
+from hnloader.errors import HypernetworkError
+from hnloader.prompt import PromptTagError, Tag
+
+if TYPE_CHECKING:
+    from .runtime import Extension
+
+HASHES = "Hypernet hashes"
+NOT_APPLIED = "Hypernet not applied"
+# Pictures of 2022 name one hypernetwork, without a tag; some name it with a hash: `ink(3fa2c1d0)`.
+OLD_NAME, OLD_STRENGTH, OLD_HASH = "Hypernet", "Hypernet strength", "Hypernet hash"
+
+_DIGITS = 10
+_LEGACY_DIGITS = 8
+# One in the list of `HASHES`; names may hold commas and colons.
+_ONE_HASH = re.compile(rf"(.+?): ([0-9a-f]{{{_DIGITS}}})(?:, |$)")
+_NAME_WITH_HASH = re.compile(r"(.+?)\(([0-9a-f]{8,10})\)")
+_RECORD = "hnloader_record"
+
+
+@dataclass
+class Record:
+    """What the pictures of one batch say of themselves: what was applied, and what was asked for in vain.
+
+    A hypernetwork can be both: in the first pass and not in the second one, whose model it does not fit.
+    """
+
+    applied: dict[str, str] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+
+    def add(self, applied: Iterable[tuple[str, str]], missing: Iterable[str]) -> None:
+        """Take in names with the digests of their files, and names."""
+        self.applied.update(applied)
+        self.missing.update(filter(None, missing))
+
+    def write(self, parameters: dict[str, Any]) -> None:
+        """Put it among the parameters of a picture."""
+        for key, value in (
+            (HASHES, ", ".join(f"{name}: {digest}" for name, digest in self.applied.items())),
+            (NOT_APPLIED, ", ".join(sorted(self.missing))),
+        ):
+            if value:
+                parameters[key] = value
+            else:
+                parameters.pop(key, None)
+
+
+def record_of(processing: Any, *, anew: bool = False) -> Record:
+    """The record of the batch that a job is at; the host's object for the job keeps it."""
+    record = getattr(processing, _RECORD, None)
+    if anew or record is None:
+        record = Record()
+        setattr(processing, _RECORD, record)
+    return record
+
+
+def digest_of(path: str | Path) -> str:
+    """The first digits of a file's sha256, as the webuis show them."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()[:_DIGITS]
+
+
+def without_hash(name: str) -> tuple[str, str]:
+    """A name in an old picture without its hash, and the hash, "" where there is none."""
+    match = _NAME_WITH_HASH.fullmatch(name)
+    return (match[1], match[2]) if match else (name, "")
+
+
+# -- pasting
+
+
+def register(extension: Extension) -> None:
+    """Look at every text that is pasted."""
+    from modules import script_callbacks
+
+    script_callbacks.on_infotext_pasted(lambda text, fields: pasted(extension, fields))
+
+
+def pasted(extension: Extension, fields: dict[str, Any]) -> None:
+    """Make an old picture's hypernetwork a tag that finds its file, and say which files are others than the picture's.
+
+    The host has put `<hypernet:NAME:STRENGTH>` at the end of the prompt for `Hypernet` and `Hypernet strength`.
+    """
+    old = fields.get(OLD_NAME)
+    if isinstance(old, str):
+        strength = str(fields.get(OLD_STRENGTH, "1.0"))
+        fields["Prompt"] = _with_tag(str(fields.get("Prompt", "")), old, strength)
+    for name, digest in _hashes_in(fields):
+        problem = _difference(extension, name, digest)
+        if problem:
+            extension.host.notify(problem)
+
+
+def _with_tag(prompt: str, name: str, strength: str) -> str:
+    """The prompt with a tag that is read as the picture meant it in the place of the host's."""
+    as_host = f"<hypernet:{name}:{strength}>"
+    if not prompt.endswith(as_host):
+        return prompt
+    try:
+        tag = str(Tag(without_hash(name)[0], float(strength)))
+    except (PromptTagError, ValueError):
+        return prompt
+    return prompt.removesuffix(as_host) + tag
+
+
+def _hashes_in(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from _ONE_HASH.findall(str(fields.get(HASHES, "")))
+    if isinstance(old := fields.get(OLD_NAME), str):
+        name, digest = without_hash(old)
+        yield name, digest or str(fields.get(OLD_HASH, ""))
+
+
+def _difference(extension: Extension, name: str, digest: str) -> str:
+    """What is to be said of a picture's hypernetwork and the file of its name here, "" where they are the same."""
+    if not digest:
+        return ""
+    try:
+        path = extension.find(name)
+        here = hnloader.inspect(path).legacy_hash if len(digest) == _LEGACY_DIGITS else digest_of(path)
+    except (HypernetworkError, OSError):
+        return ""  # the picture will say so when it is made
+    if here == digest:
+        return ""
+    return f"Hypernetwork {name!r} is another file here ({here}) than in the picture ({digest})."
