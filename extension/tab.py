@@ -7,6 +7,7 @@ from typing import Any
 
 from hnloader.errors import HypernetworkError
 from hnloader.ui import Host, Use, build
+from hnloader.ui.index import cache_folder
 
 from .generator import WebuiGenerator
 from .runtime import Extension
@@ -65,5 +66,6 @@ def host_for_pages(extension: Extension, generator: WebuiGenerator) -> Host:
         loras=host.lora_folder,
         lora_base=lora_base,
         use=Use("Send to txt2img", _SEND),
+        cache=cache_folder(),
         after_change=host.refresh,
     )

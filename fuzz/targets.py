@@ -12,6 +12,7 @@ from pathlib import Path
 
 import safetensors
 import torch
+import yaml  # noqa: F401  # read_config imports it, and while an input is read nothing may be imported
 
 import hnloader
 from fuzz import differential

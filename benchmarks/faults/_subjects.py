@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -38,6 +40,7 @@ class Subject:
         work: what is interrupted; done again, it goes on.
         check: raises AssertionError where something is lost or half-written. Called after each interruption.
         done: the same, after the work was done to its end.
+        must_write: whether a work that could write nothing has failed; a cache may be done without.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Subject:
     work: Act
     check: Act
     done: Act
+    must_write: bool = True
 
 
 def hypernetwork(seed: int, width: int = 64, name: str = "style") -> Hypernetwork:
@@ -197,6 +201,50 @@ def _embedding() -> Subject:
     return Subject("embedding", lambda folder: save_embedding(versions[0], folder / "word.pt"), work, check, done)
 
 
+# -- the library's index
+
+
+def _index(files: int = 8) -> Subject:
+    from hnloader.ui.catalogue import Catalogue, Entry
+    from hnloader.ui.index import read_index
+
+    def catalogue(folder: Path) -> Catalogue:
+        return Catalogue(lambda: [folder / "library"], folder / "cache")
+
+    def prepare(folder: Path) -> None:
+        (folder / "library").mkdir()
+        for number in range(files):
+            hnloader.save(hypernetwork(number, 8), folder / "library" / f"style {number}.pt")
+        list(catalogue(folder).look_into_all())
+
+    def work(folder: Path) -> None:
+        """Each round some files are newer than the index says."""
+        for number in range(_TIMES):
+            with contextlib.suppress(OSError):
+                os.utime(folder / "library" / f"style {number % files}.pt", (number + 1, number + 1))
+            list(catalogue(folder).look_into_all())
+
+    def told(entries: list[Entry]) -> dict[str, object]:
+        return {entry.label: (entry.info and entry.info.step, entry.problem) for entry in entries}
+
+    def check(folder: Path) -> None:
+        """What the index says is what the files say, and it is whole."""
+        (path,) = (folder / "cache").glob("*.json")
+        assert read_index(path), "the index is half-written"
+        found = catalogue(folder)
+        list(found.look_into_all())
+        sound = {f"style {number}.pt": (number, None) for number in range(files)}
+        assert told(found.entries()) == sound, "other things are known than stand in the files"
+
+    def done(folder: Path) -> None:
+        check(folder)
+        os.utime(folder / "library" / "style 0.pt", (77, 77))
+        list(catalogue(folder).look_into_all())
+        no_leftovers(folder)
+
+    return Subject("index", prepare, work, check, done, must_write=False)
+
+
 # -- a folder converted
 
 
@@ -323,4 +371,4 @@ def careless() -> Subject:
 
 def subjects() -> list[Subject]:
     """All but the training, which needs a place for its model."""
-    return [_saved(".pt"), _saved(".safetensors"), _notes(), _pictures(), _embedding(), _converted()]
+    return [_saved(".pt"), _saved(".safetensors"), _notes(), _pictures(), _embedding(), _index(), _converted()]

@@ -6,6 +6,7 @@ What is asserted are counts (files opened, hooks, objects, bytes that Python hol
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 import tracemalloc
@@ -36,6 +37,7 @@ def library(place: Path, rounds: int, seed: int) -> Count:
     count = Count()
     files = rounds * 100
     folder = _made_library(fresh(place), files)
+    cache = folder.parent / "cache"
     with _measured(count, f"listing {files:,} files") as listing:
         names = Library([folder])
         found = names.files()
@@ -47,11 +49,12 @@ def library(place: Path, rounds: int, seed: int) -> Count:
             path = names.find(f"style {index}")
             _expect(count, path.stem == f"style {index}", f"{path} was found for style {index}")
     _expect(count, finding.opened == 0, f"{finding.opened:,} files were opened to find some by name")
-    catalogue = Catalogue(lambda: [folder])
+    catalogue = Catalogue(lambda: [folder], cache)
     with _measured(count, "the page's list, before anything is looked into") as listing:
         catalogue.entries()
         catalogue.search("style 77")
-    _expect(count, listing.opened == 0, f"{listing.opened:,} files were opened for the page's list")
+    # The one is the index, which is not there yet.
+    _expect(count, listing.opened <= 1, f"{listing.opened:,} files were opened for the page's list")
     with _measured(count, "looking into all of them") as looking:
         for _ in catalogue.look_into_all():
             pass
@@ -67,7 +70,33 @@ def library(place: Path, rounds: int, seed: int) -> Count:
         for _ in catalogue.look_into_all():
             pass
     _expect(count, again.opened <= 4 * (files // 100), f"{again.opened:,} files were opened although none had changed")
+    _later_starts(count, folder, cache, files)
     return count
+
+
+def _later_starts(count: Count, folder: Path, cache: Path, files: int) -> None:
+    """Programs that start with the index of an earlier one, whole and damaged."""
+    bad = files // 100
+
+    def started() -> tuple[Measured, object]:
+        catalogue = Catalogue(lambda: [folder], cache)
+        with _measured(count, what) as starting:
+            for _ in catalogue.look_into_all():
+                pass
+        counts = catalogue.counts()
+        _expect(count, (counts.files, counts.looked_into, counts.bad) == (files, files, bad), f"{counts}: {what}")
+        return starting, catalogue.entries()
+
+    what = "the next start, with the index"
+    starting, known = started()
+    _expect(count, starting.opened <= 4 * bad + 1, f"{starting.opened:,} files were opened although none had changed")
+    (index,) = cache.iterdir()
+    count.notes.append(f"the index: {index.stat().st_size / 2**20:.1f} MiB")
+    os.truncate(index, index.stat().st_size // 2)
+    what = "the next start, with the index cut off"
+    starting, again = started()
+    _expect(count, again == known, "after the index was made anew other things are known")
+    _expect(count, starting.opened >= files, "an index that was cut off was believed")
 
 
 def _made_library(folder: Path, files: int) -> Path:

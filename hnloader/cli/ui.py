@@ -97,6 +97,7 @@ def _host(folders: list[Path], models: list[str], out: Path, device: str, dtype:
     from hnloader.library import Library
     from hnloader.ui.diffusers_generator import DiffusersGenerator
     from hnloader.ui.host import Host
+    from hnloader.ui.index import cache_folder
 
     generator = DiffusersGenerator(models, lambda: Library(folders), device=device, dtype=dtype, config=config)
     return Host(
@@ -106,6 +107,7 @@ def _host(folders: list[Path], models: list[str], out: Path, device: str, dtype:
         models=generator,
         lora_base=lambda: {"source": generator.source(), "config": config, "device": device},
         pages=("generate", "library", "compare", "convert"),
+        cache=cache_folder(),
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import safetensors
@@ -243,32 +244,40 @@ def _natural(name: str) -> list[tuple[int, str]]:
 # rest is an object with one key that names the type.
 
 
-def _encode(value: object, tensors: dict[str, Lazy], depth: int = 0) -> object:
+def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: int = 0) -> object:
+    """A value of metadata as JSON can hold it; tensors go into `tensors`, by the names that stand for them.
+
+    Raises UnsupportedArchitectureError for values of other kinds than files have, and what nests too deeply.
+    """
     if depth > MAX_JSON_DEPTH:
         raise UnsupportedArchitectureError("its metadata nest too deeply to be written")
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, Lazy):
+    if isinstance(value, Lazy) and tensors is not None:
         name = f"metadata.{len(tensors)}"
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, (bytes, bytearray)):
         return {type(value).__name__: base64.b64encode(value).decode("ascii")}
     if isinstance(value, dict):
-        pairs = [[_encode(key, tensors, depth + 1), _encode(part, tensors, depth + 1)] for key, part in value.items()]
+        pairs = [
+            [encode_value(key, tensors, depth + 1), encode_value(part, tensors, depth + 1)]
+            for key, part in value.items()
+        ]
         return {"dict": pairs}
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
-            items = [_encode(part, tensors, depth + 1) for part in value]
+            items = [encode_value(part, tensors, depth + 1) for part in value]
             return items if kind is list else {kind.__name__: items}
     raise UnsupportedArchitectureError(f"its metadata hold a {type(value).__name__}, which cannot be written")
 
 
-def _decode(value: Any, tensors: dict[str, StoredTensor]) -> Any:
+def decode_value(value: Any, tensors: Mapping[str, StoredTensor] = MappingProxyType({})) -> Any:
+    """What `encode_value` was given. Raises KeyError, TypeError or ValueError for what it never wrote."""
     if isinstance(value, list):
-        return [_decode(part, tensors) for part in value]
+        return [decode_value(part, tensors) for part in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
@@ -280,8 +289,8 @@ def _decode(value: Any, tensors: dict[str, StoredTensor]) -> Any:
         data = base64.b64decode(content, validate=True)
         return data if kind == "bytes" else bytearray(data)
     if kind == "dict":
-        return {_key(_decode(key, tensors)): _decode(part, tensors) for key, part in content}
-    items = [_decode(part, tensors) for part in content]
+        return {_key(decode_value(key, tensors)): decode_value(part, tensors) for key, part in content}
+    items = [decode_value(part, tensors) for part in content]
     return tuple(items) if kind == "tuple" else {"set": set, "frozenset": frozenset}[kind](map(_key, items))
 
 
@@ -294,7 +303,7 @@ def _key(key: Any) -> Any:
 def _decode_mapping(given: Any, tensors: dict[str, StoredTensor]) -> dict[str, object]:
     if not isinstance(given, dict):
         raise TypeError("metadata is no JSON object")
-    return {key: _decode(value, tensors) for key, value in given.items()}
+    return {key: decode_value(value, tensors) for key, value in given.items()}
 
 
 # -- writing
@@ -315,7 +324,7 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
 def write_outgoing(outgoing: Outgoing, path: Path) -> None:
     """As `write`, to exactly this path; raises OSError where it cannot be written."""
     extras: dict[str, Lazy] = {}
-    metadata = {key: _encode(value, extras) for key, value in outgoing.metadata.items()}
+    metadata = {key: encode_value(value, extras) for key, value in outgoing.metadata.items()}
     about = {
         "layout": LAYOUT_VERSION,
         "widths": list(outgoing.widths),

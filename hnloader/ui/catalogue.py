@@ -2,7 +2,8 @@
 
 Listing 2,000 files takes a few hundredths of a second, looking into them (`hnloader.inspect`) a few seconds. So a
 page is shown from names, sizes and dates alone, the files on it are looked into when they are shown, and the rest
-afterwards. What was found is kept for as long as a file's size and time of change stay the same.
+afterwards. What was found is kept for as long as a file's size, time of change and inode stay the same, also from one
+start to the next where there is a folder to keep it in (`index.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hnloader.errors import HypernetworkError
 from hnloader.families import FAMILIES
 from hnloader.inspection import FileInfo, inspect
 from hnloader.library import Library, LibraryFile
+from hnloader.ui.index import index_path, known, read_index, write_index
 from hnloader.ui.sidecars import read_notes, save_notes
 
 SORTS = ("name", "newest", "largest", "most steps", "model family")
@@ -27,6 +29,8 @@ ALL, OTHER_WIDTHS, BAD, DUPLICATES = "all files", "no known model", "bad files",
 FILTERS = (ALL, *(family.name for family in FAMILIES), OTHER_WIDTHS, BAD, DUPLICATES)
 
 _PIECE = 2**16
+# So many files may have to be looked into again when the program is killed before it has looked into all.
+_UNSAVED = 2_000
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Entry:
         file: where it lies.
         size: bytes.
         modified: time of the last change, in nanoseconds.
+        inode: number by which the file system knows the file; another one for a file that took its place.
         info: what it holds; None before it was looked into, and for a bad file.
         problem: what is wrong with it; None before it was looked into, and for a sound file.
         notes: the user's, once it was looked into.
@@ -47,6 +52,7 @@ class Entry:
     file: LibraryFile
     size: int
     modified: int
+    inode: int = 0
     info: FileInfo | None = None
     problem: str | None = None
     notes: str = ""
@@ -79,11 +85,14 @@ class Counts:
 class Catalogue:
     """The files of the folders that `folders` returns. Every method may be called from several threads."""
 
-    def __init__(self, folders: Callable[[], Sequence[Path]]) -> None:
+    def __init__(self, folders: Callable[[], Sequence[Path]], cache: Path | None = None) -> None:
+        """`cache`: the folder for what is known, for the next start; None keeps nothing."""
         self._folders = folders
+        self._cache = cache
+        self._unsaved = 0
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] | None = None
-        self._hashes: dict[tuple[str, int, int], str] = {}
+        self._hashes: dict[tuple[str, int, int, int], str] = {}
 
     def folders(self) -> tuple[Path, ...]:
         """The folders as they are now."""
@@ -91,17 +100,37 @@ class Catalogue:
 
     def refresh(self) -> None:
         """List the folders anew; a file that has not changed keeps what is known of it."""
+        folders = self.folders()
         found = {}
-        for file in Library(self.folders()).files():
+        for file in Library(folders).files():
             try:
                 status = file.path.stat()
             except OSError:  # removed since it was listed
                 continue
             key = hashlib.sha256(str(file.path).encode(errors="surrogatepass")).hexdigest()[:16]
-            found[key] = Entry(key, file, status.st_size, status.st_mtime_ns)
+            found[key] = Entry(key, file, status.st_size, status.st_mtime_ns, status.st_ino)
         with self._lock:
-            known = self._entries or {}
-            self._entries = {key: _newer(known.get(key), entry) for key, entry in found.items()}
+            before = self._entries
+            if before is None:
+                before = self._from_index(folders, found)
+            self._entries = {key: _newer(before.get(key), entry) for key, entry in found.items()}
+
+    def _from_index(self, folders: Sequence[Path], found: dict[str, Entry]) -> dict[str, Entry]:
+        """Those of the files that an earlier run has looked into."""
+        records = read_index(index_path(self._cache, folders)) if self._cache is not None else {}
+        told = {}
+        for key, entry in found.items():
+            if (said := known(records.get(key), entry)) is not None:
+                info, notes = said
+                told[key] = replace(entry, info=info, notes=read_notes(entry.path) if notes is None else notes)
+        return told
+
+    def save(self) -> None:
+        """Keep what is known for the next start, where there is a folder for it and something new."""
+        with self._lock:
+            entries, self._unsaved, unsaved = self.entries(), 0, self._unsaved
+        if self._cache is not None and unsaved:
+            write_index(index_path(self._cache, self.folders()), entries)
 
     def entries(self) -> list[Entry]:
         """Every file, in the order in which names are looked up; lists the folders at the first call."""
@@ -123,16 +152,20 @@ class Catalogue:
             return entry
         folders = self.folders()
         try:
-            known = replace(entry, info=inspect(entry.path, folders), notes=read_notes(entry.path))
+            looked = replace(entry, info=inspect(entry.path, folders), notes=read_notes(entry.path))
         except HypernetworkError as error:
-            known = replace(entry, problem=str(error), notes=read_notes(entry.path))
+            looked = replace(entry, problem=str(error), notes=read_notes(entry.path))
         except OSError as error:
-            known = replace(entry, problem=f"{entry.path}: {error.strerror or error}")
+            looked = replace(entry, problem=f"{entry.path}: {error.strerror or error}")
         with self._lock:
             entries = self._entries or {}
-            if (current := entries.get(entry.key)) is not None and _stamp(current) == _stamp(known):
-                entries[entry.key] = known
-        return known
+            if (current := entries.get(entry.key)) is not None and _stamp(current) == _stamp(looked):
+                entries[entry.key] = looked
+                self._unsaved += looked.info is not None
+            many = self._unsaved >= _UNSAVED
+        if many:
+            self.save()
+        return looked
 
     def annotate(self, entry: Entry, notes: str) -> Entry:
         """Save notes beside the file. Raises HypernetworkError (see `save_notes`)."""
@@ -141,6 +174,7 @@ class Catalogue:
         with self._lock:
             if self._entries is not None and entry.key in self._entries:
                 self._entries[entry.key] = annotated
+                self._unsaved += 1
         return annotated
 
     def look_into_all(self) -> Iterator[tuple[int, int]]:
@@ -149,6 +183,7 @@ class Catalogue:
         for number, entry in enumerate(entries, 1):
             self.look_into(entry)
             yield number, len(entries)
+        self.save()
 
     def counts(self) -> Counts:
         """How many files there are and how much is known of them."""
@@ -221,8 +256,8 @@ def _newer(known: Entry | None, found: Entry) -> Entry:
     return known
 
 
-def _stamp(entry: Entry) -> tuple[int, int]:
-    return entry.size, entry.modified
+def _stamp(entry: Entry) -> tuple[int, int, int]:
+    return entry.size, entry.modified, entry.inode
 
 
 def _split(group: list[Entry], criterion: Callable[[Entry], str]) -> list[list[Entry]]:

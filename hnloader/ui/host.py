@@ -132,6 +132,7 @@ class Host:
         pages: which pages to show, in this order: library, convert, compare, generate.
         use: what Library does with a file's tag; None puts it into the prompt of Generate, if that page is shown.
         empty: what to do when there is no file yet, one sentence; None names the folders.
+        cache: the folder in which Library keeps what it knows of files, for the next start; None keeps nothing.
         after_change: called when files were added or changed (a webui lists its hypernetworks anew).
     """
 
@@ -145,4 +146,5 @@ class Host:
     pages: tuple[str, ...] = ("library", "convert", "compare")
     use: Use | None = None
     empty: str | None = None
+    cache: Path | None = None
     after_change: Callable[[], None] = lambda: None

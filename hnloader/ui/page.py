@@ -23,7 +23,7 @@ def build_page(host: Host) -> None:
     root = Context.root_block
     if root is None:
         raise RuntimeError("build(host) is called within `with gradio.Blocks():`")
-    catalogue = Catalogue(host.folders)
+    catalogue = Catalogue(host.folders, host.cache)
     files: list[Any] = []
     pages: dict[str, Any] = {}
     html(markup.style(), elem_id="hnl-style")

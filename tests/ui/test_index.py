@@ -1,0 +1,272 @@
+"""What is known of a library from one start to the next: never wrong, whatever became of its file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import simple_tree, write
+
+from hnloader.errors import HypernetworkError
+from hnloader.ui import catalogue as module
+from hnloader.ui import index
+from hnloader.ui.catalogue import Catalogue, Entry
+from hnloader.ui.index import cache_folder, index_path
+from hnloader.ui.sidecars import save_notes
+
+ODD = {"list": [1, (2.5, True)], "nothing": None, "far": math.inf, "bytes": b"\x00\xff", "lone": "\ud800", "set": {"a"}}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    folder = tmp_path / "shelf"
+    (folder / "sub").mkdir(parents=True)
+    write(folder / "ink.pt", simple_tree(768, step=5, sd_checkpoint_name="Anything", odd=ODD))
+    write(folder / "sub" / "wash.pt", simple_tree(8, seed=1, step=70))
+    write(folder / "sub" / "wash 2.pt", simple_tree(16, seed=2))
+    (folder / "both.hns").write_text("[ink, wash]")
+    (folder / "bad.pt").write_bytes(b"nothing")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "hnloader"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are looked into."""
+    read: list[str] = []
+    inspect = module.inspect
+
+    def counted(path: Path, folders: object) -> object:
+        read.append(path.name)
+        return inspect(path, folders)
+
+    monkeypatch.setattr(module, "inspect", counted)
+    return read
+
+
+def start(shelf: Path, cache: Path | None) -> dict[str, Entry]:
+    """What a program that starts anew knows in the end, by the files' names."""
+    catalogue = Catalogue(lambda: [shelf], cache)
+    list(catalogue.look_into_all())
+    return {entry.path.name: entry for entry in catalogue.entries()}
+
+
+def test_the_second_start_looks_into_no_sound_weight_file_and_knows_the_same(
+    shelf: Path, cache: Path, reads: list[str]
+) -> None:
+    first = start(shelf, cache)
+    reads.clear()
+    second = start(shelf, cache)
+    assert sorted(reads) == ["bad.pt", "both.hns"]
+    assert second == first == start(shelf, None)
+    metadata = second["ink.pt"].info.metadata
+    assert metadata["odd"] == ODD
+    assert [type(part) for part in metadata["odd"]["list"]] == [int, tuple]
+
+
+def test_what_was_looked_into_before_a_kill_is_known(shelf: Path, cache: Path, reads: list[str], monkeypatch) -> None:
+    monkeypatch.setattr(module, "_UNSAVED", 2)
+    catalogue = Catalogue(lambda: [shelf], cache)
+    for entry in catalogue.search("pt")[:2]:
+        if entry.path.name != "bad.pt":
+            catalogue.look_into(entry)
+    catalogue.look_into(catalogue.search("wash 2")[0])
+    reads.clear()
+    again = Catalogue(lambda: [shelf], cache)
+    assert sum(entry.looked_into for entry in again.entries()) == 2
+    assert reads == []
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Other content under the same inode and with the same time of change."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.truncate(len(data))
+        file.write(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_ino == status.st_ino
+
+
+def replaced(path: Path) -> None:
+    """Another file of the same size and time of change takes its place."""
+    status = path.stat()
+    other = path.with_suffix(".new")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+
+
+CHANGES = {
+    "size": lambda path: overwrite(path, path.read_bytes() + b" "),
+    "time": lambda path: os.utime(path, (1, 1)),
+    "inode": replaced,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changed_is_looked_into_again(change: str, shelf: Path, cache: Path, reads: list[str]) -> None:
+    start(shelf, cache)
+    CHANGES[change](shelf / "ink.pt")
+    reads.clear()
+    assert start(shelf, cache) == start(shelf, None)
+    assert reads.count("ink.pt") == 2  # once by each of the two
+
+
+def test_files_that_came_and_went(shelf: Path, cache: Path, reads: list[str]) -> None:
+    start(shelf, cache)
+    (shelf / "ink.pt").rename(shelf / "sub" / "renamed.pt")
+    write(shelf / "new.pt", simple_tree(24))
+    reads.clear()
+    found = start(shelf, cache)
+    assert sorted(reads) == ["bad.pt", "both.hns", "new.pt", "renamed.pt"]
+    assert "ink.pt" not in found and found["renamed.pt"].info.path == shelf / "sub" / "renamed.pt"
+
+
+def test_notes_are_those_that_stand_beside_the_file_now(shelf: Path, cache: Path, reads: list[str]) -> None:
+    start(shelf, cache)
+    save_notes(shelf / "ink.pt", "written by a webui meanwhile")
+    reads.clear()
+    assert start(shelf, cache)["ink.pt"].notes == "written by a webui meanwhile"
+    assert "ink.pt" not in reads
+    (shelf / "ink.json").unlink()
+    assert start(shelf, cache)["ink.pt"].notes == ""
+
+
+def the_index(shelf: Path, cache: Path) -> Path:
+    return index_path(cache, [shelf])
+
+
+def other_version(data: bytes) -> bytes:
+    return data.replace(b'"version": 1', b'"version": 2', 1)
+
+
+DAMAGES = {
+    "missing": lambda data: None,
+    "empty": lambda data: b"",
+    "cut off": lambda data: data[: len(data) // 2],
+    "cut off in its first line": lambda data: data[:20],
+    "one bit in a name": lambda data: data.replace(b"Anything", b"Anythinf"),
+    "one bit in a stamp": lambda data: data.replace(b'"stamp":[', b'"stamp":[1', 1),
+    "something behind it": lambda data: data + b" ",
+    "another version": other_version,
+    "another program's": lambda data: b'{"files": []}\n{}',
+    "no text": lambda data: bytes(range(256)) * 100,
+    "a first line without an end": lambda data: b"[" * 100_000,
+    "nested deeply": lambda data: data.split(b"\n")[0] + b"\n" + b"[" * 100_000,
+    "zeros, as after a power failure": lambda data: bytes(len(data)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_index_that_is_not_sound_is_made_anew(damage: str, shelf: Path, cache: Path, reads: list[str]) -> None:
+    expected = start(shelf, cache)
+    path = the_index(shelf, cache)
+    sound = path.read_bytes()
+    changed = DAMAGES[damage](sound)
+    assert changed != sound
+    path.unlink()
+    if changed is not None:
+        path.write_bytes(changed)
+    reads.clear()
+    assert start(shelf, cache) == expected
+    assert len(reads) == 5
+    assert path.read_bytes() == sound
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        1,
+        [],
+        {},
+        {"stamp": None},
+        {"info": {}},
+        {"info": {"widths": 5}},
+        {"notes": 1},
+        {"info": {"metadata": [1]}},
+    ],
+)
+def test_records_that_make_no_sense_count_as_none(record: object, shelf: Path, cache: Path, reads: list[str]) -> None:
+    """With a right sum, as only a program with our rights could write it, or a version that went wrong."""
+    expected = start(shelf, cache)
+    path = the_index(shelf, cache)
+    records = json.loads(path.read_bytes().split(b"\n", 1)[1])
+    for known in records.values():
+        if isinstance(record, dict):
+            for key, value in record.items():
+                known[key] = {**known[key], **value} if key == "info" and value else value
+    if not record or not isinstance(record, dict):
+        records = dict.fromkeys(records, record)
+    body = json.dumps(records).encode()
+    path.write_bytes(json.dumps(index._about(body)).encode() + b"\n" + body)
+    reads.clear()
+    assert start(shelf, cache).keys() == expected.keys()
+    assert {"ink.pt", "wash.pt", "wash 2.pt"} <= set(reads)
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(shelf: Path, tmp_path: Path, reads: list[str]) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert start(shelf, tmp_path / "cache" / "hnloader") == start(shelf, None)
+
+
+def test_a_disk_without_room_leaves_the_old_index(shelf: Path, cache: Path, monkeypatch) -> None:
+    expected = start(shelf, cache)
+    before = the_index(shelf, cache).read_bytes()
+    os.utime(shelf / "ink.pt", (1, 1))
+
+    def full(path: Path) -> object:
+        raise HypernetworkError("no space left on device")
+
+    monkeypatch.setattr(index, "replacing", full)
+    assert start(shelf, cache).keys() == expected.keys()
+    assert the_index(shelf, cache).read_bytes() == before
+
+
+def test_a_record_that_is_very_long_is_not_kept(shelf: Path, cache: Path) -> None:
+    write(shelf / "long.pt", simple_tree(8, notes="x" * 100_000))
+    expected = start(shelf, cache)
+    assert the_index(shelf, cache).stat().st_size < 20_000
+    assert start(shelf, cache) == expected
+
+
+def test_two_programs_at_once_leave_a_sound_index_and_no_half_one(shelf: Path, cache: Path, reads: list[str]) -> None:
+    program = (
+        "import sys; from pathlib import Path; from hnloader.ui.catalogue import Catalogue\n"
+        "for number in range(20):\n"
+        "    for path in Path(sys.argv[2]).glob('*.json') if number % 2 else ():\n"
+        "        path.unlink(missing_ok=True)\n"
+        "    catalogue = Catalogue(lambda: [Path(sys.argv[1])], Path(sys.argv[2]))\n"
+        "    list(catalogue.look_into_all())\n"
+        "    assert catalogue.counts().bad == 1, [entry.problem for entry in catalogue.entries()]\n"
+    )
+    command = [sys.executable, "-c", program, str(shelf), str(cache)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[1] for process in running] == ["", ""]
+    assert start(shelf, cache) == start(shelf, None)
+    assert [path.name for path in cache.iterdir()] == [the_index(shelf, cache).name]
+    reads.clear()
+    start(shelf, cache)
+    assert sorted(reads) == ["bad.pt", "both.hns"]
+
+
+def test_other_folders_have_another_index(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert len({index_path(tmp_path, folders) for folders in ([one], [two], [one, two], [two, one])}) == 4
+
+
+def test_the_place_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "hnloader"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() is not None and cache_folder().is_relative_to(tmp_path)
