@@ -46,6 +46,9 @@ def compare(
     clip: Annotated[
         str | None, typer.Option(help="A CLIP model (folder or hub name) as a further judge.", show_default=False)
     ] = None,
+    lpips: Annotated[
+        bool, typer.Option("--lpips", help="LPIPS as a further judge of drift: needs the package lpips.")
+    ] = False,
     style: Annotated[
         str | None,
         typer.Option(help="For the bundled pipeline: judge by this drawn style's own measure.", show_default=False),
@@ -65,6 +68,7 @@ def compare(
     chosen = read_config(config, settings_of(set_ or []), preset)
     asked = [*(prompt or []), *_lines(prompts)]
     comparison.check_prompts(asked)
+    judges = _judges(clip, style, lpips)
     finished: dict[Any, Path] = {}
     finished |= {"hypernetwork": hypernetwork} if hypernetwork else {}
     finished |= {"embedding": embedding} if embedding else {}
@@ -81,7 +85,7 @@ def compare(
             seeds=range(1, seeds + 1),
             budget=comparison.Budget(seconds),
             finished=finished,
-            judges=_judges(clip, style),
+            judges=judges,
             device=device,
             report=report,
         )
@@ -106,13 +110,14 @@ def _lines(path: Path | None) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _judges(clip: str | None, style: str | None) -> Callable[[list[Image]], list[Judge]]:
-    from hnloader.training.judges import ClipJudge, SceneJudge
+def _judges(clip: str | None, style: str | None, lpips: bool) -> Callable[[list[Image]], list[Judge]]:
+    from hnloader.training.judges import ClipJudge, LpipsJudge, SceneJudge
 
-    scene = [SceneJudge(style)] if style else []  # now: a wrong name is said before anything is trained
+    # Now: what is wrong with them is said before anything is trained.
+    first: list[Judge] = [*([SceneJudge(style)] if style else []), *([LpipsJudge()] if lpips else [])]
 
     def make(trained_on: list[Image]) -> list[Judge]:
-        return [*scene, *([ClipJudge(clip, trained_on)] if clip else [])]
+        return [*first, *([ClipJudge(clip, trained_on)] if clip else [])]
 
     return make
 

@@ -53,7 +53,7 @@ def train(
         DatasetError, ModelError: the pictures or the model cannot be used.
         DivergedError: the loss became NaN or infinite; the saved states stand.
         HypernetworkError: the output cannot be written, or another training of it is running.
-        MissingExtraError: a package of the extra `train` is not installed.
+        MissingExtraError: a package of the extra `train`, or one that the settings ask for, is not installed.
     """
     return prepare(_settings(config), resume=resume, restart=restart, device=device).run(report)
 
@@ -79,11 +79,15 @@ def prepare(
         from hnloader.training.dataset import read_folder
         from hnloader.training.denoiser import Denoiser
         from hnloader.training.loop import Training, alone, folder_of
+        from hnloader.training.optimizers import KINDS
         from hnloader.training.state import states
+        from hnloader.training.trackers import check_trackers
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"Training needs {error.name}: pip install 'hnloader[train]'") from error
 
     config.check()
+    KINDS[config.optimizer].load()
+    check_trackers(config.trackers)
     found = states(folder_of(Path(config.output)))
     if found and not (resume or restart or judged):
         raise ConfigError(
@@ -93,6 +97,7 @@ def prepare(
     dataset = read_folder(Path(config.pictures).expanduser(), config.data)
     processes = _processes()
     place = device if processes is None else str(processes.device)
+    check_precision(config, place)
     model = load_model(config.model, device=place, dtype=config.precision)
     denoiser = Denoiser(model.pipeline, _aside(config, model.pipeline.unet.device.type))
     if config.checkpointing:
@@ -105,6 +110,18 @@ def prepare(
     elif resume and not restart:
         training.resume()
     return training
+
+
+def check_precision(config: Config, device: str) -> None:
+    """Raise ConfigError where the device does not compute in the precision that is asked for."""
+    from hnloader.pipelines import choose_device
+
+    kind = choose_device(device).type
+    if config.precision == "float16" and kind not in ("cuda", "xpu"):
+        raise ConfigError(
+            f"precision is 'float16', and the training would run on {kind}: float16 needs a graphics card. Take "
+            "bfloat16, which needs as little memory, or float32"
+        )
 
 
 def _aside(config: Config, kind: str) -> tuple[str, ...]:

@@ -128,14 +128,17 @@ def compare(
         pictures = shown[contender.method] = draw.pictures(training, prompts, trained=True)
         contender.figures = _judged(chosen, pictures, asked)
         if unrelated:
-            contender.drift = drift(draw.pictures(training, unrelated, trained=True, named=False), calm)
+            moved = draw.pictures(training, unrelated, trained=True, named=False)
+            contender.drift = drift(moved, calm)
+            contender.figures |= _drifts(chosen, moved, calm)
     grid = labelled_grid(
         [[shown[way][row * len(seeds)] for way in shown] for row in range(len(prompts))],
         columns=list(shown),
         rows=[draw.plain(prompt) for prompt in prompts],
     )
     contenders = tuple(contender for contender, _ in made)
-    own = _judged(chosen, without, asked)
+    # The model's own pictures have not moved.
+    own = _judged(chosen, without, asked) | {key: 0.0 for key in contenders[0].figures if key.startswith("drift (")}
     return Comparison(own, contenders, tuple(_conclusion(own, *contenders)), grid)
 
 
@@ -146,6 +149,11 @@ def _judged(judges: Sequence[Judge], pictures: list[Image], prompts: list[str]) 
             if figure is not None:
                 found[f"{kind} ({judge.name})"] = figure
     return found
+
+
+def _drifts(judges: Sequence[Judge], pictures: list[Image], before: list[Image]) -> dict[str, float]:
+    found = ((judge.name, judge.drift(pictures, before)) for judge in judges)
+    return {f"drift ({name})": figure for name, figure in found if figure is not None}
 
 
 def _contender(
@@ -234,15 +242,20 @@ def _maybe(training: Training, trained: bool) -> Any:
 # -- words
 
 
+_CALM = "leaves unrelated prompts more as they were"
+
+
 def _conclusion(without: dict[str, float], one: Contender, two: Contender) -> Iterator[str]:
     """What the figures say, and nothing else."""
     for kind, what in (("style", "shows more of the style"), ("prompt", "keeps more of the prompt")):
         for key in (key for key in one.figures if key.startswith(f"{kind} (")):
             yield _better(what, key, one, two, one.figures[key], two.figures[key], more=True)
+    for key in (key for key in one.figures if key.startswith("drift (")):
+        yield _better(_CALM, key, one, two, one.figures[key], two.figures[key], more=False)
     if one.held_out is not None and two.held_out is not None:
         yield _better("fits held-out pictures better", "loss", one, two, one.held_out, two.held_out, more=False)
     if one.drift is not None and two.drift is not None:
-        yield _better("leaves unrelated prompts more as they were", "drift", one, two, one.drift, two.drift, more=False)
+        yield _better(_CALM, "drift", one, two, one.drift, two.drift, more=False)
     smaller, larger = sorted((one, two), key=lambda each: each.size)
     yield f"The {smaller.method}'s file is {larger.size / smaller.size:,.0f} times smaller."
 

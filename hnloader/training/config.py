@@ -11,6 +11,7 @@ from hnloader.activations import ACTIVATIONS, canonical_activation
 from hnloader.errors import UnsupportedArchitectureError
 from hnloader.network import Architecture
 from hnloader.training import schema
+from hnloader.training.optimizers import auto_rate
 from hnloader.training.rates import parse_rate
 from hnloader.training.schema import ConfigError, setting
 
@@ -158,15 +159,18 @@ class Config:
     accumulation: int = setting(1, "Steps whose gradients are added up before the weights move.", least=1, most=1024)
     learning_rate: str | float = setting(
         "auto",
-        "A number; or the webui's '5e-5:100, 1e-5:1000, 1e-6' (a rate up to a step, then the next); or auto:\n"
-        "1e-4 for a hypernetwork, 5e-3 for an embedding.",
+        "A number; or the webui's '5e-5:100, 1e-5:1000, 1e-6' (a rate up to a step, then the next); or auto: with\n"
+        "adamw, adamw8bit and adafactor 1e-4 for a hypernetwork and 5e-3 for an embedding, with lion a tenth of\n"
+        "that, with prodigy 1, with sgd a thousand times that.",
     )
     schedule: Literal["constant", "cosine", "linear"] = setting(
         "cosine", "How a single learning rate falls: constant, linear or cosine, down to a hundredth."
     )
     warmup: int = setting(20, "Steps over which the learning rate rises from nothing.", least=0)
     optimizer: Literal["adamw", "adamw8bit", "prodigy", "lion", "adafactor", "sgd"] = setting(
-        "adamw", "adamw, sgd; or of their packages: adamw8bit (bitsandbytes), prodigy (prodigyopt), lion, adafactor."
+        "adamw",
+        "adamw, sgd, adafactor; or of packages of their own: adamw8bit (bitsandbytes), prodigy (prodigyopt),\n"
+        "lion (lion-pytorch).",
     )
     weight_decay: float = setting(0.0, "Weight decay of the optimizer.", least=0, most=1)
     clip: float = setting(1.0, "Longest gradient that is taken as it is; longer ones are shortened. 0: never.", least=0)
@@ -180,8 +184,10 @@ class Config:
         5.0, "Weights the loss by min-SNR with this gamma, so that no noise level dominates; 0 turns it off.", least=0
     )
     noise_offset: float = setting(0.0, "Noise per channel added to the noise: darker darks, 0.05 is usual.", least=0)
-    precision: Literal["float32", "bfloat16"] = setting(
-        "float32", "In which the model computes; what is trained stays float32."
+    precision: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32",
+        "In which the model lies in memory and computes; what is trained stays float32. float16 needs a graphics\n"
+        "card; its losses are scaled so that small gradients are not lost. bfloat16 works everywhere.",
     )
     checkpointing: bool = setting(False, "Less memory, about a third slower: the UNet's values are computed twice.")
     seed: int = setting(1, "Of everything random: the same seed, pictures and settings give the same file.", least=0)
@@ -189,6 +195,9 @@ class Config:
     save_every: int = setting(250, "Steps between saved states, from which --resume goes on.", least=1)
     keep: int = setting(2, "How many saved states are kept.", least=1)
     measure_every: int = setting(50, "Steps between measurements of the held-out loss; 0 makes none.", least=0)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = setting(
+        (), "Losses and previews to these as well, where their packages are installed: tensorboard, wandb."
+    )
     patience: int = setting(
         0, "Stop when the held-out loss was not better for this many measurements; 0: never.", least=0
     )
@@ -233,7 +242,7 @@ class Config:
     def rate_text(self) -> str:
         """The learning rate as text, with auto decided."""
         if self.learning_rate == "auto":
-            return "1e-4" if self.method == "hypernetwork" else "5e-3"
+            return f"{auto_rate(self.optimizer, self.method):g}"
         return str(self.learning_rate)
 
 

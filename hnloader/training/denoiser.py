@@ -148,12 +148,26 @@ class Denoiser:
     def encode_picture(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the picture's latents, [channels, height, width], float32 on the CPU, scaled."""
         vae = self.vae
-        pixels = sample.pixels.unsqueeze(0).to(self.device, next(iter(vae.parameters())).dtype)
-        with self.awake("vae"):
+        with self.awake("vae"), self._wide_vae():
+            pixels = sample.pixels.unsqueeze(0).to(self.device, next(iter(vae.parameters())).dtype)
             found = vae.encode(pixels).latent_dist
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         scale = vae.config.scaling_factor
         return ((found.mean[0].float() - shift) * scale).cpu(), (found.std[0].float() * scale).cpu()
+
+    @contextlib.contextmanager
+    def _wide_vae(self) -> Iterator[None]:
+        """SDXL's first VAE gives NaN in float16, and says so; in float32 and back, its weights are the same."""
+        before = next(iter(self.vae.parameters())).dtype
+        if before != torch.float16 or not getattr(self.vae.config, "force_upcast", False):
+            yield
+            return
+        # Not by its own `to`, which warns that its pictures may differ.
+        nn.Module.to(self.vae, torch.float32)
+        try:
+            yield
+        finally:
+            nn.Module.to(self.vae, before)
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the UNet says, and what it should say; float32 [batch, channels, height, width]."""

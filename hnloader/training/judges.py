@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hnloader.errors import HypernetworkError
+from hnloader.pipelines import MissingExtraError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +36,9 @@ class Judge(Protocol):
 
     def adherence(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float | None:
         """How well each picture shows its prompt; more is better."""
+
+    def drift(self, pictures: Sequence[Image], before: Sequence[Image]) -> float | None:
+        """How far pictures of the same prompts and seeds moved; less is better."""
 
 
 def drift(pictures: Sequence[Image], before: Sequence[Image]) -> float:
@@ -65,6 +69,10 @@ class PaletteJudge:
 
     def adherence(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float | None:
         """Pixels alone do not tell."""
+        return None
+
+    def drift(self, pictures: Sequence[Image], before: Sequence[Image]) -> float | None:
+        """The function `drift` says it for all."""
         return None
 
 
@@ -98,6 +106,10 @@ class SceneJudge:
             return None
         pairs = zip(pictures, scenes, strict=True)
         return float(np.mean([holds(_bytes(picture), scene) for picture, scene in pairs if scene is not None]))
+
+    def drift(self, pictures: Sequence[Image], before: Sequence[Image]) -> float | None:
+        """It knows scenes, not likeness."""
+        return None
 
 
 class ClipJudge:
@@ -137,9 +149,57 @@ class ClipJudge:
         return float((self._of_pictures(pictures) * text).sum(dim=-1).mean())
 
     @torch.no_grad()
+    def drift(self, pictures: Sequence[Image], before: Sequence[Image]) -> float | None:
+        """One minus the mean cosine of each picture's embedding with that of the picture before."""
+        return 1 - float((self._of_pictures(pictures) * self._of_pictures(before)).sum(dim=-1).mean())
+
+    @torch.no_grad()
     def _of_pictures(self, pictures: Sequence[Image]) -> torch.Tensor:
         inputs = self._processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
         return _features(self._model.get_image_features(**inputs))
+
+
+class LpipsJudge:
+    """LPIPS, by the package of its authors: how different people find two pictures.
+
+    Its network (AlexNet) comes from torchvision, which downloads it once.
+
+    Raises:
+        HypernetworkError: the package is not installed, or its network cannot be had.
+    """
+
+    name = "LPIPS"
+    style_means = ""
+    adherence_means = ""
+
+    def __init__(self) -> None:
+        try:
+            import lpips
+        except ImportError as error:
+            raise MissingExtraError(f"--lpips needs the package {error.name}: pip install lpips") from error
+        try:
+            self._distance: Any = lpips.LPIPS(net="alex", verbose=False).eval()
+        except (OSError, RuntimeError) as error:
+            raise HypernetworkError(f"the network of LPIPS cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    def style(self, pictures: Sequence[Image]) -> float | None:
+        """Likeness of pictures of different things says little of a style."""
+        return None
+
+    def adherence(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float | None:
+        """It knows no words."""
+        return None
+
+    @torch.no_grad()
+    def drift(self, pictures: Sequence[Image], before: Sequence[Image]) -> float | None:
+        """The mean distance of each picture from the picture before."""
+        pairs = zip(pictures, before, strict=True)
+        return float(np.mean([float(self._distance(_signed(one), _signed(two))) for one, two in pairs]))
+
+
+def _signed(picture: Image) -> torch.Tensor:
+    """[1, 3, height, width], -1 to 1."""
+    return torch.from_numpy(_floats(picture)).float().permute(2, 0, 1).unsqueeze(0) * 2 - 1
 
 
 def _features(encoded: Any) -> torch.Tensor:

@@ -28,6 +28,7 @@ from hnloader.training.rates import parse_rate
 from hnloader.training.report import write_report
 from hnloader.training.sampling import Draw, Order, chance, held_out, random_of, whole
 from hnloader.training.state import State, load_state, save_state, states
+from hnloader.training.trackers import Trackers
 from hnloader.training.trainees import Checkpoint, Trainee, load_companion, make_trainee
 
 # Where the held-out loss is measured: fractions of the noise levels, each with noise of its own.
@@ -122,7 +123,9 @@ class Training:
         self.rate = parse_rate(config.rate_text, config.steps)
         self.optimizer = make_optimizer(config.optimizer, self.trainee.parameters, self.rate.at(1), config.weight_decay)
         self.average = [p.detach().clone() for p in self.trainee.parameters] if config.ema else None
+        self.scaler = make_scaler(denoiser)
         self.notes: list[str] = []
+        self._trackers = Trackers(config, self.folder)
         self._processes = processes
         self._stop = False
         self._saved_step = 0
@@ -154,6 +157,8 @@ class Training:
                 self.notes.append(f"skipped: {error}")
                 continue
             self._saved_step = self.state.step
+            if self.state.scaler:
+                self.scaler.load_state_dict(self.state.scaler)
             before, now = self.state.config, schema.plain(self.config)
             changed = sorted(key for key in now if key != "steps" and now[key] != before.get(key))
             if changed:
@@ -182,7 +187,8 @@ class Training:
             return self._run(report or (lambda event: None))
 
     def _run(self, tell: Callable[[Event], None]) -> Result:
-        for note in self.notes:
+        started = self._trackers.start() if self._is_main else ""
+        for note in filter(None, [*self.notes, started]):
             tell(self._event(message=note))
         why: Why = "done"
         with _signals(self.stop), self.trainee.ready():
@@ -195,7 +201,7 @@ class Training:
                 self.state.seconds += time.monotonic() - began
                 better = self._measure(step)
                 saved, message = self._save(step)
-                tell(self._event(saved, message or self._preview(step)))
+                tell(self._event(saved, message or self._preview(step) or self._track(loss)))
                 if self._stop:
                     why = "interrupted"
                     break
@@ -205,6 +211,7 @@ class Training:
             if self._saved_step != self.state.step:
                 saved, message = self._save(self.state.step, now=True)
                 tell(self._event(saved, message))
+        self._trackers.end()
         self._write(self.output)
         self._report(why)
         best = None
@@ -231,15 +238,17 @@ class Training:
                 loss = self.denoiser.losses(batch, config.min_snr).mean()
                 if config.prior.weight:
                     loss = loss + config.prior.weight * self._prior_loss(batch, draws)
-                (loss / config.accumulation).backward()
+                self.scaler.scale(loss / config.accumulation).backward()
                 total += float(loss.detach()) / config.accumulation
         self._share_gradients()
-        if not math.isfinite(total) or not self._finite_gradients():
+        self.scaler.unscale_(self.optimizer)
+        if not math.isfinite(total) or not (self._finite_gradients() or self._may_lower_the_scale()):
             raise self._diverged(step, total)
         if config.clip:
             torch.nn.utils.clip_grad_norm_(self.trainee.parameters, config.clip)
         set_rate(self.optimizer, self.rate.at(step, schedule=config.schedule, warmup=config.warmup))
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             with torch.no_grad():
@@ -324,6 +333,10 @@ class Training:
     def _finite_gradients(self) -> bool:
         return all(bool(torch.isfinite(p.grad).all()) for p in self.trainee.parameters if p.grad is not None)
 
+    def _may_lower_the_scale(self) -> bool:
+        """Gradients that are too large for float16 cost a step, after which the losses are scaled by less."""
+        return bool(self.scaler.is_enabled() and self.scaler.get_scale() > 1)
+
     def _diverged(self, step: int, loss: float) -> DivergedError:
         saved = states(self.folder)
         kept = f"the state before it is {saved[-1]}" if saved else "no state was saved before it"
@@ -375,6 +388,7 @@ class Training:
             return None, ""
         if not self._is_main:
             return None, ""
+        self.state.scaler = self.scaler.state_dict()
         try:
             path = save_state(
                 self.folder, self.state, self.trainee.parameters, self.average, self.optimizer, config.keep
@@ -396,9 +410,17 @@ class Training:
             previews.keep(images, self.folder / "previews", step)
             previews.strip(self.folder / "previews", self.preview_prompts)
             self._report("running")
+            return self._trackers.show(images, step)
         except (HypernetworkError, OSError) as error:
             return f"the previews of step {step} are not kept: {error}. The training goes on."
-        return ""
+
+    def _track(self, loss: float) -> str:
+        """Send the step's figures to the trackers; what went wrong, once."""
+        state = self.state
+        newest = state.history[-1] if state.history and state.history[-1]["step"] == state.step else {}
+        figures = {"loss": loss, "mean_loss": state.loss, "held_out": newest.get("held_out")}
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        return self._trackers.log({**figures, "rate": rate}, state.step)
 
     def _report(self, why: str) -> None:
         """Write the report; where that fails, the training itself is none the worse."""
@@ -481,6 +503,14 @@ class Training:
         measured = next((each["held_out"] for each in reversed(self.state.history) if "held_out" in each), None)
         rate = float(self.optimizer.param_groups[0]["lr"])
         return Event(self.state.step, self.config.steps, self.state.loss or 0.0, rate, measured, saved, message)
+
+
+def make_scaler(denoiser: Denoiser) -> Any:
+    """Scales losses where the model computes in float16, whose smallest numbers gradients fall below; else idle."""
+    kind, wanted = denoiser.device.type, denoiser.dtype == torch.float16
+    made = getattr(torch.amp, "GradScaler", None)
+    # Before torch 2.3 there is one for CUDA alone.
+    return torch.cuda.amp.GradScaler(enabled=wanted) if made is None else made(kind, enabled=wanted)
 
 
 def _resolution(config: Config, denoiser: Denoiser) -> int:

@@ -3,41 +3,84 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn, optim
 
-from hnloader.errors import HypernetworkError
+from hnloader.pipelines import MissingExtraError
 
-# name -> (package to install, module, class, arguments beside learning rate and weight decay)
-_PACKAGED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    "adamw8bit": ("bitsandbytes", "bitsandbytes.optim", "AdamW8bit", {}),
-    "prodigy": ("prodigyopt", "prodigyopt", "Prodigy", {"safeguard_warmup": True}),
-    "lion": ("lion-pytorch", "lion_pytorch", "Lion", {}),
-    "adafactor": ("transformers", "transformers.optimization", "Adafactor", {"relative_step": False}),
+# Learning rates of AdamW that suit full-size models.
+ADAMW_RATES = {"hypernetwork": 1e-4, "embedding": 5e-3}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where an optimizer comes from, and which learning rate it wants.
+
+    Attributes:
+        package: what to install; empty for torch's own.
+        module, name: of the class.
+        options: arguments beside learning rate and weight decay.
+        share: its usual learning rate as a share of AdamW's.
+        rate: its usual learning rate, where it has one that does not depend on what is trained.
+    """
+
+    package: str
+    module: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+    rate: float | None = None
+
+    def load(self) -> Any:
+        """The class. Raises MissingExtraError with what to install."""
+        try:
+            return getattr(importlib.import_module(self.module), self.name)
+        except (ImportError, AttributeError) as error:
+            old = isinstance(error, AttributeError)
+            found = f"{self.package} is installed, but has no {self.name}" if old else f"{self.package} is not here"
+            raise MissingExtraError(
+                f"optimizer: {self.name} comes from the package {self.package} ({found}): "
+                f"pip install {'--upgrade ' if old else ''}{self.package}, or take adamw"
+            ) from error
+
+
+KINDS: dict[str, Kind] = {
+    # One kernel per tensor, which is the default: the fused one rounds differently on each device.
+    "adamw": Kind("", "torch.optim", "AdamW"),
+    "adamw8bit": Kind("bitsandbytes", "bitsandbytes.optim", "AdamW8bit"),
+    # It finds the rate itself and multiplies it by this one.
+    "prodigy": Kind("prodigyopt", "prodigyopt", "Prodigy", {"safeguard_warmup": True}, rate=1.0),
+    # Its steps all have the length of the rate; its authors advise a third to a tenth of AdamW's.
+    "lion": Kind("lion-pytorch", "lion_pytorch", "Lion", share=0.1),
+    # With the rate as it is, not times the size of each weight: hypernetworks begin near nothing.
+    "adafactor": Kind(
+        "transformers",
+        "transformers.optimization",
+        "Adafactor",
+        {"relative_step": False, "scale_parameter": False, "warmup_init": False},
+    ),
+    # Its steps are as long as the gradients, which `clip` holds at 1 at most.
+    "sgd": Kind("", "torch.optim", "SGD", {"momentum": 0.9}, share=1000.0),
 }
+
+
+def auto_rate(name: str, method: str) -> float:
+    """What `learning_rate: auto` means for an optimizer and a hypernetwork or an embedding."""
+    kind = KINDS[name]
+    return ADAMW_RATES[method] * kind.share if kind.rate is None else kind.rate
 
 
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], rate: float, decay: float) -> optim.Optimizer:
     """The optimizer of this name.
 
     Raises:
-        HypernetworkError: its package is not installed; the message says which.
+        MissingExtraError: its package is not installed; the message says which.
     """
-    if name == "adamw":
-        # One kernel per tensor: the fused one rounds differently on each device.
-        return optim.AdamW(parameters, lr=rate, weight_decay=decay)
-    if name == "sgd":
-        return optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9)
-    package, module, kind, extra = _PACKAGED[name]
-    try:
-        made = getattr(importlib.import_module(module), kind)
-    except ImportError as error:
-        raise HypernetworkError(
-            f"optimizer: {name} needs the package {package}: pip install {package}, or take adamw"
-        ) from error
-    optimizer: optim.Optimizer = made(parameters, lr=rate, weight_decay=decay, **extra)
+    kind = KINDS[name]
+    optimizer: optim.Optimizer = kind.load()(parameters, lr=rate, weight_decay=decay, **kind.options)
     return optimizer
 
 

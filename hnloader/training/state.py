@@ -37,6 +37,7 @@ class State:
         loss: running mean of the training loss, None before the first step.
         seconds: how long was trained, over all interruptions.
         history: one entry per measurement.
+        scaler: of the losses, where the model computes in float16.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class State:
     loss: float | None = None
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save_state(
@@ -79,6 +81,7 @@ def save_state(
         "loss": state.loss,
         "seconds": state.seconds,
         "history": state.history,
+        "scaler": state.scaler,
         "optimizer": {"kind": type(optimizer).__name__, "scalars": scalars, "groups": described["param_groups"]},
     }
     path = folder / f"state-{state.step:08d}.safetensors"
@@ -141,7 +144,8 @@ def load_state(
         raise HypernetworkError(f"{path}: its optimizer's state does not fit ({error}); start anew") from error
     best = about["best"]
     best = tuple(best) if best else None
-    return State(about["step"], about["config"], best, about["bad"], about["loss"], about["seconds"], about["history"])
+    plain = {key: about[key] for key in ("step", "config", "bad", "loss", "seconds", "history")}
+    return State(**plain, best=best, scaler=about.get("scaler", {}))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -85,15 +88,39 @@ def test_finished_files_are_taken_as_they_are(tiny_model: Path, folder: Path, tm
     [
         ((), "no prompts"),
         (("--prompts", "none.txt"), "none.txt cannot be read"),
+        (("-p", "a", "--lpips"), "pip install lpips"),
         (("-p", "a", "--style", "cubism"), "no score for a style 'cubism'"),
         (("-p", "a", "--hypernetwork", "none.pt"), "none.pt does not exist"),
         (("-p", "a", "--set", "previews.stepps=1"), "did you mean 'steps'"),
     ],
 )
 def test_mistakes_get_a_line(
-    arguments: tuple[str, ...], words: str, tiny_model: Path, folder: Path, tmp_path: Path
+    arguments: tuple[str, ...],
+    words: str,
+    tiny_model: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
     code, _, err = run(*arguments, "--out", tmp_path / "report", *settings(tiny_model, folder, tmp_path / "style.pt"))
     assert code == 1
     assert words in " ".join(err.split())
     assert not (tmp_path / "report").exists()
+
+
+def test_packages_that_judge_say_how_far_unrelated_prompts_drifted(
+    tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = ModuleType("lpips")
+    package.LPIPS = lambda net, verbose: torch.nn.L1Loss()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    given = settings(tiny_model, folder, tmp_path / "style.pt")
+    code, out, err = run("-p", "a cat", "--lpips", "--out", tmp_path / "report", *given)
+    assert code == 0, err
+    assert "drift (LPIPS)" in out
+    found = json.loads((tmp_path / "report" / "comparison.json").read_text())
+    assert found["without"]["drift (LPIPS)"] == 0
+    hypernetwork, embedding = (each["figures"]["drift (LPIPS)"] for each in found["contenders"])
+    assert hypernetwork > embedding == 0
+    assert any("more as they were (drift (LPIPS)" in line for line in found["conclusion"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from hnloader.demo.scenes import held_out_scenes, lay_out, parse_caption
 from hnloader.demo.styles import paint
 from hnloader.errors import HypernetworkError
-from hnloader.training.judges import ClipJudge, PaletteJudge, SceneJudge, drift
+from hnloader.pipelines import MissingExtraError
+from hnloader.training.judges import ClipJudge, LpipsJudge, PaletteJudge, SceneJudge, drift
 
 
 def drawn(style: str, count: int = 8, seed: int = 0) -> tuple[list[Image.Image], list[str]]:
@@ -77,5 +80,45 @@ def test_clip_judges_by_its_embeddings(tmp_path: Path) -> None:
     assert judge.style(pictures[:1]) == pytest.approx(1, abs=1e-5)
     assert judge.style(pictures) < 1
     assert -1 <= judge.adherence(pictures, prompts) <= 1
+    assert judge.drift(pictures, pictures) == pytest.approx(0, abs=1e-5)
+    assert judge.drift(pictures, pictures[::-1]) > 1e-4
     with pytest.raises(HypernetworkError, match="cannot be loaded"):
         ClipJudge(tmp_path / "none", pictures)
+
+
+class Distance:
+    """In the place of the package's: the mean difference, where it is given what LPIPS asks for."""
+
+    def __init__(self, net: str, verbose: bool) -> None:
+        assert net == "alex"
+
+    def eval(self) -> Distance:
+        return self
+
+    def __call__(self, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+        for each in (one, two):
+            assert each.shape[:2] == (1, 3)
+            assert each.dtype == torch.float32
+            assert each.min() >= -1
+        return (one - two).abs().mean().view(1, 1, 1, 1) / 2
+
+
+def test_lpips_judges_drift_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = ModuleType("lpips")
+    package.LPIPS = Distance  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    judge = LpipsJudge()
+    black, white = Image.new("RGB", (16, 8)), Image.new("RGB", (16, 8), "white")
+    assert judge.drift([black, white], [black, white]) == 0
+    assert judge.drift([black, white], [white, white]) == pytest.approx(0.5)
+    assert judge.style([black]) is None
+
+    def offline(net: str, verbose: bool) -> Distance:
+        raise OSError("the server of the weights cannot be reached")
+
+    package.LPIPS = offline  # type: ignore[attr-defined]
+    with pytest.raises(HypernetworkError, match="network of LPIPS cannot be loaded: the server"):
+        LpipsJudge()
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(MissingExtraError, match="pip install lpips"):
+        LpipsJudge()
