@@ -65,12 +65,22 @@ class Webui:
         """The folder of the host's hypernetworks."""
         return self.folder / "models" / "hypernetworks"
 
-    def install(self) -> None:
-        """Put this repository's extension among the host's."""
-        copy = self.folder / "extensions" / "hnloader"
+    def install(self, name: str = "hnloader") -> Path:
+        """Put this repository's extension among the host's, as a folder of its own."""
+        copy = self.folder / "extensions" / name
         copy.mkdir()
-        for name in ("scripts", "extension", "hnloader"):
-            (copy / name).symlink_to(ROOT / name)
+        for part in ("scripts", "extension", "hnloader"):
+            (copy / part).symlink_to(ROOT / part)
+        return copy
+
+    def add_script(self, name: str, text: str, **modules: str) -> None:
+        """Another extension with one script, and packages by their names and texts."""
+        folder = self.folder / "extensions" / name
+        (folder / "scripts").mkdir(parents=True)
+        (folder / "scripts" / "main.py").write_text(text)
+        for module, content in modules.items():
+            (folder / module).mkdir()
+            (folder / module / "__init__.py").write_text(content)
 
     def start(self) -> None:
         """From loading the scripts to the page that is served."""

@@ -1,0 +1,166 @@
+"""The extension beside others in the stand-ins: a second copy of it, packages of its names, and its own failure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from standins.unets import ALL_WIDTHS
+from standins.webui import Webui
+from tiny_model import save_hypernetwork
+
+import hnloader
+
+
+@pytest.fixture(autouse=True)
+def modules() -> Iterator[None]:
+    """What a test enters among the modules, it leaves there for no other."""
+    before = dict(sys.modules)
+    yield
+    for name in set(sys.modules) - set(before):
+        if name.partition(".")[0] in ("extension", "hnloader_webui"):
+            del sys.modules[name]
+    sys.modules["hnloader"] = before["hnloader"]
+
+
+def callbacks(webui: Webui) -> dict[str, int]:
+    return {kind: len(found) for kind, found in webui.part("script_callbacks").callbacks.items()}
+
+
+def applies(webui: Webui) -> bool:
+    save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
+    plain, tagged = (webui.generate(prompt).images[0] for prompt in ("a", "a<hypernet:ink>"))
+    hooks = sum(len(module._forward_pre_hooks) for module in webui.unet.modules())
+    return not torch.equal(plain, tagged) and hooks == 0
+
+
+@pytest.fixture
+def alone(webui: Webui) -> dict[str, int]:
+    """How many callbacks one copy registers."""
+    webui.install("a-copy")
+    webui.start()
+    return callbacks(webui)
+
+
+@pytest.mark.parametrize("how", ["a second clone", "a link to the same folder"])
+def test_two_copies_run_once_and_that_is_said(
+    how: str, webui: Webui, alone: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    extensions = webui.folder / "extensions"
+    if how == "a second clone":
+        webui.install("b-copy")
+    else:
+        (extensions / "b-copy").symlink_to(extensions / "a-copy", target_is_directory=True)
+    for _ in range(2):
+        capsys.readouterr()
+        webui.reload()
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "copies" in line)
+        assert f"{extensions / 'a-copy'} is used, {extensions / 'b-copy'} is not: remove one" in line
+        assert callbacks(webui) == alone
+        assert applies(webui)
+    assert webui.reports == []
+
+
+def test_when_the_copy_that_ran_is_removed_the_other_one_runs(
+    webui: Webui, alone: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    webui.install("b-copy")
+    webui.reload()
+    (webui.folder / "extensions" / "a-copy").rename(webui.folder / "gone")
+    capsys.readouterr()
+    webui.reload()
+    assert "copies" not in capsys.readouterr().out
+    assert callbacks(webui) == alone
+    assert applies(webui)
+
+
+@pytest.mark.parametrize("name", ["an-earlier-one", "z-later-one"])
+def test_another_extension_s_package_of_the_same_name_and_ours_leave_each_other_alone(name: str, webui: Webui) -> None:
+    script = "import extension\nfrom modules import shared\nshared.told_by_theirs = extension.WHOSE\n"
+    webui.add_script(name, script, extension="WHOSE = 'theirs'")
+    webui.install()
+    webui.start()
+    assert webui.reports == []
+    assert webui.shared.told_by_theirs == "theirs"
+    assert applies(webui)
+    sys.modules.pop("extension", None)
+    webui.reload()
+    assert webui.reports == []
+    assert webui.shared.told_by_theirs == "theirs"
+    assert applies(webui)
+
+
+def test_an_installed_hnloader_that_nothing_imported_is_not_used(webui: Webui, tmp_path: Path) -> None:
+    """The webuis put the extension's folder first on the path."""
+    (tmp_path / "site" / "hnloader").mkdir(parents=True)
+    (tmp_path / "site" / "hnloader" / "__init__.py").write_text("raise ImportError('the installed one')")
+    sys.path.append(str(tmp_path / "site"))
+    webui.install()
+    webui.start()
+    assert applies(webui)
+
+
+def test_another_hnloader_that_works_is_used_and_said(webui: Webui, capsys: pytest.CaptureFixture[str]) -> None:
+    other = ModuleType("hnloader")
+    vars(other).update(vars(hnloader), __file__="/site-packages/hnloader/__init__.py", __version__="9.9")
+    sys.modules["hnloader"] = other
+    webui.install()
+    webui.start()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "hnloader" in line)
+    assert "Using hnloader 9.9 from /site-packages/hnloader, not the extension's own" in line
+    assert "uninstall that one" in line
+    assert applies(webui)
+
+
+def test_another_hnloader_that_is_too_old_turns_ours_off_and_the_webui_goes_on(
+    webui: Webui, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("hnloader.")]:
+        monkeypatch.delitem(sys.modules, name)
+    old = ModuleType("hnloader")
+    vars(old).update(__file__="/site-packages/hnloader/__init__.py", __version__="0.0.1", __path__=[])
+    sys.modules["hnloader"] = old
+    webui.install()
+    webui.start()
+    using, off = (line for line in capsys.readouterr().out.splitlines() if line.startswith("[hnloader]"))
+    assert "Using hnloader 0.0.1" in using
+    assert "Hypernetworks are off: ModuleNotFoundError: No module named 'hnloader." in off
+    assert webui.generate("a").images
+    assert webui.reports == []
+
+
+@pytest.mark.parametrize("error", ["ImportError('no such thing')", "RuntimeError('CUDA')", "SyntaxError('bad')"])
+def test_a_failing_import_leaves_the_webui_and_other_extensions(
+    error: str, webui: Webui, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = webui.install()
+    (copy / "scripts").unlink()
+    (copy / "extension").unlink()
+    (copy / "scripts").mkdir()
+    (copy / "extension").mkdir()
+    entry = Path(__file__).parent.parent.parent / "scripts" / "hypernetworks.py"
+    (copy / "scripts" / "hypernetworks.py").write_text(entry.read_text())
+    (copy / "extension" / "__init__.py").write_text(f"raise {error}")
+    webui.add_script("z-other", "from modules import shared\nshared.others_run = True\n")
+    webui.start()
+    said = [line for line in capsys.readouterr().out.splitlines() if "Hypernetworks are off" in line]
+    assert len(said) == 1
+    assert error.partition("'")[2].partition("'")[0] in said[0]
+    assert webui.reports == []
+    assert webui.shared.others_run
+    assert webui.generate("a<hypernet:ink>").images
+
+
+def test_a_python_that_is_too_old_is_said(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    webui.install()
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    monkeypatch.setattr(sys, "version", "3.9.18 (main)")
+    webui.start()
+    assert "Hypernetworks are off: RuntimeError: Python 3.9.18 is too old, 3.10 is needed" in capsys.readouterr().out
+    assert webui.reports == []
