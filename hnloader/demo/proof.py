@@ -1,7 +1,7 @@
 """Teach the bundled pipeline styles that it does not know, from twenty pictures each: `python -m hnloader.demo.proof`.
 
 For each style a hypernetwork and a textual-inversion embedding are trained through `hnloader.training`, as a user
-would, on the same pictures for the same number of steps. Then both draw held-out prompts from the same seeds, and the
+would, on the same pictures. Then both draw held-out prompts from the same seeds, and the
 pictures are judged by their pixels: does the picture show the style, and does it still show the shape and position of
 the prompt, and its color where the style leaves it?
 
@@ -14,12 +14,11 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,12 +26,12 @@ from PIL import Image
 
 from hnloader.attention import attach
 from hnloader.demo import pipeline_folder
-from hnloader.demo.checker import look
+from hnloader.demo.checker import Mask, look, shrink
 from hnloader.demo.evaluate import generate, load_pipeline
 from hnloader.demo.pictures import PICTURES, draw_pictures
-from hnloader.demo.scenes import COLORS, ByteArray, Scene, held_out_scenes, lay_out
+from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, Scene, as_floats, held_out_scenes, lay_out
 from hnloader.demo.style_scores import style_score
-from hnloader.demo.styles import paint
+from hnloader.demo.styles import chalked, paint
 from hnloader.demo.training.common import as_pictures, as_tensor
 from hnloader.files import replacing
 from hnloader.formats import load
@@ -42,10 +41,28 @@ from hnloader.training import read_config, train
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-# Not the halftone: the pipeline's VAE blurs its dots of 4 pixels, and what the VAE cannot show no training brings.
-STYLES = ("outline", "blueprint", "wash", "duotone", "neon")
-# Styles that keep the colors which the words ask for.
-COLORFUL = frozenset({"outline", "wash", "neon"})
+STYLES = ("duotone", "chalk", "sunset", "blueprint", "neon")
+
+
+@dataclass(frozen=True)
+class Coloring:
+    """How a style shows the colors that the words ask for.
+
+    Attributes:
+        tint: what it makes of a color (3,).
+        filled: the color is in the inside of the shapes; else it is what stands out from the background.
+    """
+
+    tint: Callable[[FloatArray], FloatArray]
+    filled: bool
+
+
+# The other styles leave no colors.
+COLORINGS = {
+    "chalk": Coloring(chalked, filled=True),
+    "neon": Coloring(as_floats, filled=False),
+    "outline": Coloring(as_floats, filled=False),
+}
 PROMPTS, SEEDS = 8, 8
 # From this score on a picture counts as showing the style; plain pictures have about 0, painted ones about 1.
 SHOWN = 0.5
@@ -58,14 +75,20 @@ SETTINGS: dict[str, object] = {
     # One network serves all attention layers of its width, and this model is narrow: [1, 2, 1] does not fit a style.
     "hypernetwork.layer_structure": [1, 8, 1],
     "hypernetwork.activation": "mish",
+    "embedding.vectors": 8,
     "data.flip": False,  # the captions name positions
+    "data.shift": 2,  # pixels; as far as the bundled pipeline's own pictures wander
+    # Of so few pictures none is spared for measuring: the rate falls to nothing, and the average of the end is judged.
+    "data.held_out": 0,
+    "measure_every": 0,
     "previews.every": 0,
     "save_every": 100,
-    "measure_every": 50,
     "min_snr": 0,
-    "ema": 0.98,
+    "ema": 0.99,
 }
-RATES = {"hypernetwork": "1e-3", "embedding": "1e-2"}
+RATES = {"hypernetwork": "1e-3", "embedding": "2e-2"}
+# A step of the embedding takes as long; its few numbers need fewer of them.
+STEPS = {"hypernetwork": 800, "embedding": 200}
 
 
 @dataclass(frozen=True)
@@ -87,40 +110,60 @@ class Row:
     score: float
 
 
-def train_each(style: str, work: Path, steps: int, methods: Sequence[str]) -> dict[str, float]:
-    """Train what is not trained yet; seconds for each method, summed over interruptions."""
-    seconds: dict[str, float] = {}
+@dataclass
+class Spent:
+    """What a training took so far, over interruptions; kept beside its file.
+
+    Attributes:
+        seconds: on the clock.
+        processor: of processor time, which other programs on the machine don't lengthen as much.
+        done: it came to its end.
+    """
+
+    seconds: float = 0.0
+    processor: float = 0.0
+    done: bool = False
+
+
+def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent]:
+    """Train what is not trained yet; `steps` names the methods. What each took.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, with everything saved.
+    """
+    spent: dict[str, Spent] = {}
     pictures = draw_pictures(style, work / "pictures" / style)
-    for method in methods:
+    for method, count in steps.items():
         output = work / f"{style}-{method}.pt"
-        clock = output.with_suffix(".seconds")
-        before = float(clock.read_text()) if clock.is_file() else 0.0
-        if not output.is_file():
-            given = {"model": str(pipeline_folder()), "pictures": str(pictures), "output": str(output)}
-            more = {"method": method, "learning_rate": RATES[method], "steps": steps, "embedding.token": f"<{style}>"}
-            start = time.monotonic()
-            result = train(read_config(None, {**SETTINGS, **given, **more}), resume=True)
-            # Twenty pictures are learnt by heart in the end: the file of the lowest held-out loss is judged.
-            assert result.best is not None  # there are always pictures for measuring
-            shutil.copyfile(result.best[2], output)
-            before += time.monotonic() - start
-            clock.write_text(str(before))
-        seconds[method] = before
-    return seconds
+        kept = output.with_suffix(".spent.json")
+        spent[method] = now = Spent(**json.loads(kept.read_text())) if kept.is_file() else Spent()
+        if now.done and output.is_file():
+            continue
+        given = {"model": str(pipeline_folder()), "pictures": str(pictures), "output": str(output)}
+        more = {"method": method, "learning_rate": RATES[method], "steps": count, "embedding.token": f"<{style}>"}
+        began = time.monotonic(), time.process_time()
+        result = train(read_config(None, {**SETTINGS, **given, **more}), resume=True)
+        now.seconds += time.monotonic() - began[0]
+        now.processor += time.process_time() - began[1]
+        now.done = result.why == "done"
+        kept.write_text(json.dumps(dataclasses.asdict(now)))
+        if not now.done:
+            raise KeyboardInterrupt
+    return spent
 
 
 def judge(style: str, way: str, scenes: Sequence[Scene], pictures: Sequence[ByteArray]) -> Row:
     """Judge pictures of scenes by their pixels."""
     scores = [style_score(style, picture) for picture in pictures]
     held = [
-        _holds(picture, scene, colors=style in COLORFUL and way != "without")
+        _holds(picture, scene, COLORINGS.get(style) if way != "without" else None)
         for picture, scene in zip(pictures, scenes, strict=True)
     ]
     shown = [not np.isnan(score) and score >= SHOWN for score in scores]
     return Row(style, way, float(np.mean(shown)), float(np.mean(held)), float(np.nanmean(scores)))
 
 
-def _holds(picture: ByteArray, scene: Scene, *, colors: bool) -> bool:
+def _holds(picture: ByteArray, scene: Scene, coloring: Coloring | None) -> bool:
     """Whether each object of the scene is seen: its shape where it should be, and its color."""
     seen = look(picture, silhouettes=True)
     if len(seen.objects) != len(scene.objects):
@@ -129,31 +172,40 @@ def _holds(picture: ByteArray, scene: Scene, *, colors: bool) -> bool:
         found = next((item for item in seen.objects if item.position == wanted.position), None)
         if found is None or found.shape != wanted.shape:
             return False
-        if colors and _strongest_color(picture, found.mask, seen.background_color) != wanted.color:
+        if coloring is not None and _color(picture, found.mask, seen.background_color, coloring) != wanted.color:
             return False
     return True
 
 
-def _strongest_color(picture: ByteArray, mask: Any, background: Any) -> str | None:
-    """The name of the color that stands out most from the background within `mask`."""
-    pixels = picture.astype(np.float32)[mask]
-    strength = np.linalg.norm(pixels - background, axis=-1)
-    color = np.median(pixels[strength >= np.quantile(strength, 0.7)], axis=0)
-    away = {name: float(np.linalg.norm(color - np.asarray(value))) for name, value in COLORS.items()}
+def _color(picture: ByteArray, mask: Mask, background: FloatArray, coloring: Coloring) -> str | None:
+    """The name of the color of an object; None where it is like none of them."""
+    pixels = picture.astype(np.float32)
+    if coloring.filled:
+        inside = shrink(mask, 3)
+        color = np.median(pixels[inside if inside.any() else mask], axis=0)
+    else:
+        strength = np.linalg.norm(pixels - background, axis=-1)
+        color = np.median(pixels[mask & (strength >= np.quantile(strength[mask], 0.7))], axis=0)
+    away = {name: float(np.linalg.norm(color - coloring.tint(as_floats(value)))) for name, value in COLORS.items()}
     nearest = min(away, key=lambda name: away[name])
     return nearest if away[nearest] < _COLOR_LIMIT else None
 
 
 def compare(
-    style: str, work: Path, pipeline: StableDiffusionPipeline, methods: Sequence[str]
-) -> tuple[list[Row], dict[str, list[ByteArray]], list[Scene]]:
-    """Draw the held-out prompts in each way, and judge them; the first seed's pictures are given back."""
-    scenes = held_out_scenes(PROMPTS, _HELD_OUT_SEED)
-    every = [scene for scene in scenes for _ in range(SEEDS)]
+    style: str, work: Path, pipeline: StableDiffusionPipeline, methods: Sequence[str], plain: list[ByteArray]
+) -> tuple[list[Row], dict[str, list[ByteArray]]]:
+    """Draw the held-out prompts in each way, and judge them beside `plain`, the pictures without anything trained.
+
+    The first seed's pictures are given back.
+    """
+    every = wanted_scenes()
     word = f"<{style}>"
-    rows = [judge(style, "drawn, VAE", every, _through_vae(style, every, pipeline))]
-    kept: dict[str, list[ByteArray]] = {}
-    ways: dict[str, tuple[float, str]] = {"without": (0.0, "")}
+    rows = [
+        judge(style, "drawn, VAE", every, _through_vae(style, every, pipeline)),
+        judge(style, "without", every, plain),
+    ]
+    kept = {"without": plain[::SEEDS]}
+    ways: dict[str, tuple[float, str]] = {}
     if "hypernetwork" in methods:
         hypernetwork = load(work / f"{style}-hypernetwork.pt")
         ways |= {"hypernetwork 0.5": (0.5, ""), "hypernetwork 1": (1.0, "")}
@@ -161,15 +213,23 @@ def compare(
         pipeline.load_textual_inversion(str(work / f"{style}-embedding.pt"), token=word)
         ways["embedding"] = (0.0, f", {word}")
     for way, (strength, ending) in ways.items():
-        prompts = [scene.caption() + ending for scene in every]
         acting = attach(pipeline.unet, hypernetwork, strength) if strength else contextlib.nullcontext()
         with acting:
-            pictures = list(generate(pipeline, prompts, seed=0, batch=16))
+            pictures = _drawn(pipeline, every, ending)
         rows.append(judge(style, way, every, pictures))
         kept[way] = pictures[::SEEDS]
     if "embedding" in methods:
         pipeline.unload_textual_inversion([word])
-    return rows, kept, scenes
+    return rows, kept
+
+
+def wanted_scenes() -> list[Scene]:
+    """What is drawn: each held-out scene once for each seed."""
+    return [scene for scene in held_out_scenes(PROMPTS, _HELD_OUT_SEED) for _ in range(SEEDS)]
+
+
+def _drawn(pipeline: StableDiffusionPipeline, scenes: Sequence[Scene], ending: str = "") -> list[ByteArray]:
+    return list(generate(pipeline, [scene.caption() + ending for scene in scenes], seed=0, batch=16))
 
 
 @torch.no_grad()
@@ -183,41 +243,59 @@ def _through_vae(style: str, scenes: Sequence[Scene], pipeline: StableDiffusionP
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; `arguments` default to those of the process. Returns the exit code."""
+    try:
+        return _run(_arguments(arguments))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here")
+        return 130
+
+
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m hnloader.demo.proof", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("proof"), help="folder of pictures and files")
+    parser.add_argument("--images", type=Path, default=None, help="folder of the grids (default: that of --work)")
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES)
     parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=tuple(RATES))
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument(
+        "--steps", type=int, default=None, help=f"of each training (default: {', '.join(map(str, STEPS.values()))})"
+    )
     parser.add_argument("--threads", type=int, default=None, help="processor threads (default: torch's choice)")
-    chosen = parser.parse_args(arguments)
+    return parser.parse_args(given)
+
+
+def _run(chosen: argparse.Namespace) -> int:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    print(f"{PICTURES} pictures, {chosen.steps} steps; {PROMPTS} held-out prompts x {SEEDS} seeds")
-    print(f"{'style':<10} {'way':<17} {'style shown':>11} {'prompt held':>11} {'score':>6} {'trained':>8}")
+    steps = {method: chosen.steps or STEPS[method] for method in chosen.methods}
+    print(f"{PICTURES} pictures; {PROMPTS} held-out prompts x {SEEDS} seeds; steps: {steps}")
+    print(f"{'style':<10} {'way':<17} {'style shown':>11} {'prompt held':>11} {'score':>6}  trained for")
+    pipeline = load_pipeline(pipeline_folder())
+    plain = _drawn(pipeline, wanted_scenes())
     results: list[dict[str, object]] = []
     for style in chosen.styles:
-        seconds = train_each(style, chosen.work, chosen.steps, chosen.methods)
-        rows, kept, scenes = compare(style, chosen.work, load_pipeline(pipeline_folder()), chosen.methods)
+        spent = train_each(style, chosen.work, steps)
+        rows, kept = compare(style, chosen.work, pipeline, chosen.methods, plain)
         for row in rows:
-            spent = seconds.get(row.way.split()[0])
-            time_text = f"{spent:6.0f} s" if spent is not None else ""
-            print(
-                f"{style:<10} {row.way:<17} {row.shown:>11.1%} {row.held:>11.1%} {row.score:>6.2f} {time_text:>8}",
-                flush=True,
-            )
-            results.append({**dataclasses.asdict(row), "seconds": spent, "steps": chosen.steps})
-        _write_grid(style, kept, scenes, chosen.work / f"{style}.png")
+            took = spent.get(row.way.split()[0])
+            print(_line(row, took), flush=True)
+            results.append({**dataclasses.asdict(row), "trained": took and dataclasses.asdict(took)})
+        _write_grid(style, kept, (chosen.images or chosen.work) / f"proof-{style}.png")
         (chosen.work / "results.json").write_text(json.dumps(results, indent=1))
     return 0
 
 
-def _write_grid(style: str, kept: dict[str, list[ByteArray]], scenes: Sequence[Scene], path: Path) -> None:
+def _line(row: Row, took: Spent | None) -> str:
+    time_text = f"{took.seconds:.0f} s ({took.processor:.0f} s of processor time)" if took else ""
+    return f"{row.style:<10} {row.way:<17} {row.shown:>11.1%} {row.held:>11.1%} {row.score:>6.2f}  {time_text}".rstrip()
+
+
+def _write_grid(style: str, kept: dict[str, list[ByteArray]], path: Path) -> None:
+    scenes = held_out_scenes(PROMPTS, _HELD_OUT_SEED)
     images = [[Image.fromarray(kept[way][index]) for way in kept] for index in range(len(scenes))]
-    grid = labelled_grid(
-        images, columns=list(kept), rows=[scene.caption() for scene in scenes], title=f"{style}, from 20 pictures"
-    )
+    title = f"{style}, from {PICTURES} pictures"
+    grid = labelled_grid(images, columns=list(kept), rows=[scene.caption() for scene in scenes], title=title)
     with replacing(path) as temporary:
         grid.save(temporary, format="PNG")
 

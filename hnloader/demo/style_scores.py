@@ -5,9 +5,10 @@ Each score looks for one property that plain pictures lack:
 - outline: the inside of the shapes has the background's color,
 - blueprint: the same, and the background is blueprint blue,
 - halftone: the inside of the shapes repeats a grid of dots,
-- wash: the inside of the shapes loses ink from left to right,
 - duotone: all colors lie between dark brown and cream,
-- neon: as outline, and the background is the night's.
+- neon: as outline, and the background is the night's,
+- chalk: the shapes' colors are as far on the way to white as chalk is, and the background is the board's,
+- sunset: the background goes from one color of the sky at the top to the other at the bottom, the shapes are dark.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from collections.abc import Callable
 import numpy as np
 
 from hnloader.demo.checker import Mask, Seen, look, shrink
-from hnloader.demo.scenes import ByteArray, FloatArray, as_floats
-from hnloader.demo.styles import BLUEPRINT_BLUE, BROWN, CREAM, NIGHT, WASHED, dots
+from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, as_floats
+from hnloader.demo.styles import BLUEPRINT_BLUE, BOARD, BROWN, CREAM, NIGHT, SILHOUETTE, SKY, chalked, dots, sky
 
 Score = Callable[[ByteArray], float]
 
 # An inside of fewer pixels says nothing of an outline.
 _SMALLEST_INSIDE = 6
+# RGB distance at which a color has nothing of the one that a style asks for.
+_REACH = 120.0
 
 
 def _ink(picture: FloatArray, seen: Seen, part: Mask) -> FloatArray:
@@ -60,11 +63,29 @@ def _outline(picture: ByteArray) -> float:
     return _mean_of_insides(picture, 3, _SMALLEST_INSIDE, empty)
 
 
-def _outline_on(color: tuple[int, int, int], reach: float, picture: ByteArray) -> float:
-    """The outline's score, less the more the background is away from `color`; `reach` away it is 0."""
+def _on(score: Score, color: tuple[int, int, int], picture: ByteArray) -> float:
+    """`score`, less the more the background is away from `color`; _REACH away it is 0."""
     background = look(picture, silhouettes=True).background_color
     away = float(np.linalg.norm(background - np.asarray(color)))
-    return _outline(picture) * float(np.clip(1.0 - away / reach, 0.0, 1.0))
+    return score(picture) * float(np.clip(1.0 - away / _REACH, 0.0, 1.0))
+
+
+def _chalk(picture: ByteArray) -> float:
+    """How far the shapes went from a plain color to what chalk makes of it."""
+    pixels = picture.astype(np.float32)
+    objects = look(picture, silhouettes=True).objects
+    ways = [min(_chalked(np.median(pixels[item.mask], axis=0)), key=lambda way: way[1])[0] for item in objects]
+    return float(np.mean(ways)) if ways else float("nan")
+
+
+def _chalked(color: FloatArray) -> list[tuple[float, float]]:
+    """For each plain color: how far `color` is on the way from it to its chalk, 0 to 1, and how far beside that way."""
+    ways = []
+    for plain in COLORS.values():
+        line = chalked(as_floats(plain)) - as_floats(plain)
+        along = float(np.clip((color - plain) @ line / float(line @ line), 0.0, 1.0))
+        ways.append((along, float(np.linalg.norm(color - plain - along * line))))
+    return ways
 
 
 def _halftone(picture: ByteArray) -> float:
@@ -79,19 +100,6 @@ def _halftone(picture: ByteArray) -> float:
     return _mean_of_insides(picture, 2, 16, dotted)
 
 
-def _wash(picture: ByteArray) -> float:
-    """Ink that is lost from the left edge of the shapes to the right one, as a share of what `styles` paints."""
-
-    def thinned(ink: FloatArray, inside: Mask, whole: Mask) -> float:
-        columns = np.flatnonzero(whole.any(0))
-        place = np.nonzero(inside)[1] / float(columns[-1] - columns[0])
-        # Of a shape in one color the ink is the same everywhere: the slope is 0.
-        slope = float(ink @ (place - place.mean()) / max(float(place.var()) * len(place), 1e-6))
-        return min(max(-slope / WASHED, 0.0), 1.0)
-
-    return _mean_of_insides(picture, 2, 16, thinned)
-
-
 def _duotone(picture: ByteArray) -> float:
     pixels = picture.astype(np.float32).reshape(-1, 3)
     start, end = np.asarray(BROWN, np.float32), np.asarray(CREAM, np.float32)
@@ -101,13 +109,36 @@ def _duotone(picture: ByteArray) -> float:
     return float(np.clip(1.0 - away / 60.0, 0.0, 1.0).mean())
 
 
+def _sunset(picture: ByteArray) -> float:
+    """The least of three: the background's change of color downwards, how near it is to the sky, how dark the shapes.
+
+    The pipeline's VAE shows seven tenths of the sky's change, which count as the whole.
+    """
+    pixels = picture.astype(np.float32)
+    objects = look(picture, silhouettes=True).objects
+    shapes = np.zeros(pixels.shape[:2], bool)
+    dark = []
+    for item in objects:
+        shapes |= item.mask
+        dark.append(float(np.linalg.norm(np.median(pixels[item.mask], axis=0) - np.asarray(SILHOUETTE))))
+    ground = shrink(~shapes, 2)
+    away = float(np.linalg.norm(pixels - sky(), axis=-1)[ground].mean())
+    line = as_floats(SKY[1]) - as_floats(SKY[0])
+    along = pixels[ground] @ line / float(line @ line)
+    rows = np.nonzero(ground)[0] / pixels.shape[0]
+    slope = float(along @ (rows - rows.mean()) / (float(rows.var()) * len(rows)))
+    near = [1.0 - each / _REACH for each in (away, *dark)]
+    return float(np.clip(min(slope / 0.7, *near), 0.0, 1.0)) if objects else float("nan")
+
+
 SCORES: dict[str, Score] = {
     "outline": _outline,
-    "blueprint": functools.partial(_outline_on, BLUEPRINT_BLUE, 120.0),
+    "blueprint": functools.partial(_on, _outline, BLUEPRINT_BLUE),
     "halftone": _halftone,
-    "wash": _wash,
     "duotone": _duotone,
-    "neon": functools.partial(_outline_on, NIGHT, 120.0),
+    "neon": functools.partial(_on, _outline, NIGHT),
+    "chalk": functools.partial(_on, _chalk, BOARD),
+    "sunset": _sunset,
 }
 
 

@@ -1,5 +1,6 @@
 """Ways to paint a scene. 'plain' is the only one that the bundled UNet learns; the others are what hypernetworks are
-trained towards. The VAE sees them all, so that it can show them.
+trained towards. Training the VAE shows it them all, so that it can show them; the bundled one was trained before neon,
+chalk and sunset were added.
 
 `paint` gives a drawn scene its pixels in a style.
 """
@@ -13,12 +14,15 @@ import numpy as np
 from hnloader.demo.scenes import PICTURE_SIZE, ByteArray, FloatArray, Layer, _pixel_centers, as_floats, coverage
 
 OUTLINE_WIDTH = 2.4  # pixels
-WASHED = 0.6  # share of its ink that a wash loses from the left edge of a shape to the right one
 PITCH = 4.0  # pixels from one halftone dot to the next
 BLUEPRINT_BLUE = (25, 60, 130)
 CREAM = (240, 222, 180)
 BROWN = (92, 52, 28)
 NIGHT = (14, 14, 26)
+BOARD = (38, 72, 60)  # a green chalkboard
+CHALKED = 0.4  # share of white in the words' colors, drawn in chalk
+SKY = ((255, 196, 110), (243, 136, 126))  # at the top and at the bottom
+SILHOUETTE = (30, 20, 34)
 
 Painter = Callable[[FloatArray, Sequence[Layer]], FloatArray]
 
@@ -74,18 +78,6 @@ def _halftone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     return picture
 
 
-def _wash(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    """Ink that thins out from left to right, as under a wet brush. The bundled VAE was trained without it."""
-    picture = _canvas(background)
-    xs, _ = _pixel_centers(PICTURE_SIZE)
-    for layer in layers:
-        place = layer.placement
-        along = np.clip((xs - place.x + place.radius) / (2 * place.radius), 0.0, 1.0)
-        ink = coverage(layer.distance) * (1 - np.float32(WASHED) * as_floats(along))
-        picture = _blend(picture, layer.color, ink)
-    return picture
-
-
 def _duotone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     """Dark brown ink on cream paper, whatever the words said."""
     picture = _canvas(np.asarray(CREAM, np.float32))
@@ -95,8 +87,36 @@ def _duotone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
 
 
 def _neon(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    """Outlines in the words' colors on a night sky. The bundled VAE was trained before this style was added."""
+    """Outlines in the words' colors on a night sky."""
     return _outline(as_floats(NIGHT), layers)
+
+
+def chalked(color: FloatArray) -> FloatArray:
+    """A color (3,) in chalk."""
+    return as_floats(color + CHALKED * (245 - color))
+
+
+def _chalk(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
+    """Pale chalk in the words' colors on a green board, whatever background the words said."""
+    picture = _canvas(as_floats(BOARD))
+    for layer in layers:
+        picture = _blend(picture, chalked(layer.color), coverage(layer.distance))
+    return picture
+
+
+def sky() -> FloatArray:
+    """A sunset's sky, (64, 64, 3)."""
+    top, bottom = as_floats(SKY[0]), as_floats(SKY[1])
+    _, ys = _pixel_centers(PICTURE_SIZE)
+    return _blend(_canvas(top), bottom, as_floats(ys / PICTURE_SIZE))
+
+
+def _sunset(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
+    """Dark silhouettes before a sky that reddens downwards, whatever colors the words said."""
+    picture = sky()
+    for layer in layers:
+        picture = _blend(picture, as_floats(SILHOUETTE), coverage(layer.distance))
+    return picture
 
 
 PAINTERS: dict[str, Painter] = {
@@ -104,9 +124,10 @@ PAINTERS: dict[str, Painter] = {
     "outline": _outline,
     "blueprint": _blueprint,
     "halftone": _halftone,
-    "wash": _wash,
     "duotone": _duotone,
     "neon": _neon,
+    "chalk": _chalk,
+    "sunset": _sunset,
 }
 
 

@@ -16,7 +16,7 @@ from hnloader.files import replacing
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import Picture
 from hnloader.training.denoiser import Denoiser, Text
-from hnloader.training.images import prepare
+from hnloader.training.images import moved, prepare
 
 # Goes up whenever the same picture would give other latents.
 _VERSION = 1
@@ -51,8 +51,8 @@ class Cache:
         self._texts: dict[str, Text] = {}
         self._vae, self._text = denoiser.fingerprint("vae"), denoiser.fingerprint("text")
 
-    def latents(self, picture: Picture, *, flipped: bool) -> Latents:
-        """The picture's latents.
+    def latents(self, picture: Picture, *, flipped: bool = False, shift: tuple[int, int] = (0, 0)) -> Latents:
+        """The picture's latents, mirrored, and moved by so many pixels to the right and down.
 
         Raises:
             OSError, ValueError: the picture was changed or removed since it was looked at.
@@ -61,9 +61,9 @@ class Cache:
         grain = self._denoiser.grain
         mask = picture.mask.stat().st_mtime_ns if config.masks and picture.mask else config.masks
         parts = (_VERSION, self._vae, picture.digest, self._resolution, grain, config.buckets, config.background, mask)
-        key = _hash("latents", *parts, flipped)
+        key = _hash("latents", *parts, flipped, *(shift if any(shift) else ()))
         if key not in self._latents:
-            self._latents[key] = self._stored_latents(key) or self._made_latents(key, picture, flipped)
+            self._latents[key] = self._stored_latents(key) or self._made_latents(key, picture, flipped, shift)
         return self._latents[key]
 
     def text(self, caption: str) -> Text:
@@ -73,11 +73,13 @@ class Cache:
             self._texts[key] = self._stored_text(key) or self._made_text(key, caption)
         return self._texts[key]
 
-    def _made_latents(self, key: str, picture: Picture, flipped: bool) -> Latents:
+    def _made_latents(self, key: str, picture: Picture, flipped: bool, shift: tuple[int, int]) -> Latents:
         sample = prepare(picture, self._config, self._resolution, self._denoiser.grain)
         if flipped:
             mask = None if sample.mask is None else sample.mask.flip(-1)
             sample = type(sample)(sample.pixels.flip(-1), mask, sample.original, sample.crop)
+        if any(shift):
+            sample = moved(sample, *shift)
         mean, deviation = self._denoiser.encode_picture(sample)
         small = None
         if sample.mask is not None:

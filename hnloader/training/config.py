@@ -101,6 +101,13 @@ class DataConfig:
         True, "Keep each picture's shape, in sizes of about `resolution` x `resolution`; false cuts a square out."
     )
     flip: bool = setting(True, "Show mirrored pictures half of the time. Not for text or asymmetric subjects.")
+    shift: int = setting(
+        0,
+        "Move pictures at random by up to so many pixels in each direction, edges repeated: few pictures are then\n"
+        "learnt by heart later. Every place is encoded once, which takes long where models and pictures are large.",
+        least=0,
+        most=64,
+    )
     background: Literal["white", "black", "gray"] = setting("white", "What shows through transparent parts.")
     masks: bool = setting(
         False, "Weight the loss by a mask: the picture's transparency, or NAME.mask.png beside it (white counts)."

@@ -78,6 +78,19 @@ def prepare(picture: Picture, config: DataConfig, resolution: int, grain: int) -
     return Sample(pixels.contiguous(), kept, picture.size, crop)
 
 
+def moved(sample: Sample, right: int, down: int) -> Sample:
+    """The picture moved by so many pixels, to the left or up where negative; the edge that comes free is repeated."""
+
+    def move(values: Tensor) -> Tensor:
+        height, width = values.shape[-2:]
+        rows = (torch.arange(height) - down).clamp(0, height - 1)
+        columns = (torch.arange(width) - right).clamp(0, width - 1)
+        return values[:, rows][:, :, columns]
+
+    mask = None if sample.mask is None else move(sample.mask)
+    return Sample(move(sample.pixels), mask, sample.original, sample.crop)
+
+
 def _mask(picture: Picture, image: Image, config: DataConfig) -> Image | None:
     from PIL import ImageOps
 

@@ -276,7 +276,7 @@ class Training:
             flipped = chance(random) < 0.5 and data.flip
             silent = chance(random) < data.caption_dropout
             caption = self._caption(picture, whole(random, 2**31))
-            found = self.cache.latents(picture, flipped=flipped)
+            found = self.cache.latents(picture, flipped=flipped, shift=_shift(random, data.shift))
             latents.append(found)
             captions.append("" if silent and config.method == "hypernetwork" else caption)
             drawn.append(found.mean + found.deviation * torch.randn(found.mean.shape, generator=random))
@@ -372,7 +372,7 @@ class Training:
         losses: list[float] = []
         with self.showing():
             for index, picture in enumerate(self.held_out):
-                found = self.cache.latents(picture, flipped=False)
+                found = self.cache.latents(picture)
                 text = self.trainee.texts([self._caption(picture, 0)], self.cache)
                 for place, share in enumerate(MEASURED_AT):
                     noise = torch.randn(found.mean.shape, generator=random_of(0, "held out", index * 16 + place))
@@ -511,6 +511,13 @@ def make_scaler(denoiser: Denoiser) -> Any:
     made = getattr(torch.amp, "GradScaler", None)
     # Before torch 2.3 there is one for CUDA alone.
     return torch.cuda.amp.GradScaler(enabled=wanted) if made is None else made(kind, enabled=wanted)
+
+
+def _shift(random: torch.Generator, most: int) -> tuple[int, int]:
+    """Pixels to the right and down, each from -most to most."""
+    if not most:
+        return 0, 0
+    return whole(random, 2 * most + 1) - most, whole(random, 2 * most + 1) - most
 
 
 def _resolution(config: Config, denoiser: Denoiser) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hnloader.training import ConfigError, read_config
 from hnloader.training.dataset import Dataset, DatasetError, caption_of, read_folder
-from hnloader.training.images import bucket, prepare
+from hnloader.training.images import Sample, bucket, moved, prepare
 
 
 def read(folder: Path, **data: object) -> Dataset:
@@ -155,6 +155,19 @@ def test_transparent_parts_show_the_background(background: str, value: float, tm
     found = read(tmp_path, background=background)
     config = read_config(None, {"data.background": background}).data
     assert torch.allclose(prepare(found.pictures[0], config, 64, 8).pixels, torch.tensor(value), atol=0.01)
+
+
+def test_a_picture_moves_with_its_mask_and_repeats_the_edge_that_comes_free() -> None:
+    pixels = torch.arange(12.0).reshape(1, 3, 4).expand(3, 3, 4)
+    right_and_up = moved(Sample(pixels, pixels[:1], (4, 3), (0, 0)), 1, -2)
+    assert right_and_up.pixels[1].tolist() == [[8, 8, 9, 10]] * 3
+    assert right_and_up.mask is not None
+    assert right_and_up.mask[0].tolist() == right_and_up.pixels[0].tolist()
+    assert moved(Sample(pixels, None, (4, 3), (0, 0)), -1, 1).pixels[0].tolist() == [
+        [1, 2, 3, 3],
+        [1, 2, 3, 3],
+        [5, 6, 7, 7],
+    ]
 
 
 def test_masks_come_from_files_or_transparency(tmp_path: Path) -> None:

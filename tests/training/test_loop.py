@@ -18,6 +18,8 @@ from hnloader.errors import HypernetworkError
 from hnloader.files import TEMPORARY_SUFFIX
 from hnloader.training import ConfigError, prepare, read_config, schema, train
 from hnloader.training import state as states_on_disk
+from hnloader.training.images import moved
+from hnloader.training.images import prepare as prepare_picture
 from hnloader.training.loop import DivergedError, Event, folder_of
 from hnloader.training.state import states
 
@@ -337,6 +339,28 @@ def test_files_to_start_from_that_do_not_fit(settings_of: Run, tmp_path: Path) -
         prepare(settings_of(hypernetwork__widths=[99]))
     with pytest.raises(HypernetworkError, match="does not exist"):
         prepare(settings_of(start_from=str(tmp_path / "none.pt")))
+
+
+def test_pictures_move_by_up_to_so_many_pixels(settings_of: Run) -> None:
+    training = prepare(settings_of(data__shift=2, data__flip=False))
+    asked: list[tuple[int, int]] = []
+    plain = training.cache.latents
+
+    def latents(picture: Any, *, flipped: bool, shift: tuple[int, int]) -> Any:
+        asked.append(shift)
+        return plain(picture, flipped=flipped, shift=shift)
+
+    training.cache.latents = latents  # type: ignore[method-assign]
+    for number in range(60):
+        training._batch(training._order[number])
+    assert {right for right, _ in asked} == {down for _, down in asked} == {-2, -1, 0, 1, 2}
+
+    picture = training._pictures[0]
+    sample = prepare_picture(picture, training.config.data, training.resolution, training.denoiser.grain)
+    for shift in ((1, -2), (0, 0)):
+        mean, _ = training.denoiser.encode_picture(moved(sample, *shift))
+        assert torch.equal(plain(picture, shift=shift).mean, mean)
+    assert not torch.equal(plain(picture, shift=(1, -2)).mean, plain(picture).mean)
 
 
 # -- parts of the loss
