@@ -141,5 +141,5 @@ def running(folder: Path, *, forge: bool = False, storage: str = "bfloat16") -> 
     finally:
         sys.path[:] = path
         for name in set(sys.modules) - set(modules):
-            if name.partition(".")[0] in ("modules", "modules_forge", "backend"):
+            if name.partition(".")[0] in ("modules", "modules_forge", "backend", "hnloader_webui"):
                 del sys.modules[name]
