@@ -11,6 +11,8 @@ from standins.unets import ALL_WIDTHS
 from standins.webui import Webui
 from tiny_model import save_hypernetwork
 
+from hnloader.prompt import parse_tag
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -154,6 +156,19 @@ def test_rows_equal_tags_and_are_in_the_infotext(running: Webui) -> None:
         assert "Hypernet rows: " in job.infotexts[0]
         assert hooks(running) == 0
     assert not running.reports
+
+
+def test_options_are_written_with_commas_or_colons_and_are_those_of_the_command_line(running: Webui) -> None:
+    body = "ink:0.8:block=up,start=0.2,end=0.8,k=1,v=0.5"
+    tagged = picture(running, f"a<hypernet:{body}>", steps=5)
+    assert not torch.equal(tagged, picture(running, "a<hypernet:ink:0.8>", steps=5))
+    with_colons = body.replace(",", ":")
+    assert torch.equal(picture(running, f"a<hypernet:{with_colons}>", steps=5), tagged)
+    assert parse_tag(with_colons) == parse_tag(body)  # what the command line reads --hypernet by
+    row = {"name": "ink", "strength": 0.8, "block": "up", "start": 0.2, "end": 0.8, "v": 0.5}
+    job = running.generate("a", steps=5, alwayson_scripts={"Hypernetworks": [[row]]})
+    assert torch.equal(job.images[0], tagged)
+    assert 'Hypernet rows: "<hypernet:ink:0.8:block=up,start=0.2,end=0.8,v=0.5>"' in job.infotexts[0]
 
 
 def test_the_settings_are_those_that_are_read(running: Webui) -> None:

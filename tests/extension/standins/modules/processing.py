@@ -31,6 +31,8 @@ class StableDiffusionProcessing:
     refiner_switch_at: float = 0.5
     disable_extra_networks: bool = False
     is_img2img: bool = False
+    init: Tensor | None = None  # of img2img: the latent [4, 8, 8] that it starts from
+    mask: Tensor | None = None  # of inpainting: 1 where it is made anew
     alwayson_scripts: dict[str, list[Any]] = field(default_factory=dict)
     at_step: Callable[[int], None] = lambda step: None  # for tests: called before each step
 
@@ -159,7 +161,8 @@ def _batch(p: StableDiffusionProcessing) -> tuple[Tensor, list[str]]:
     _call(p, "process_batch", batch_number=p.iteration, prompts=p.prompts, seeds=p.seeds)
     p.setup_conds()
     noise = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in p.seeds]
-    latents = _sample(p, torch.stack(noise))
+    start = torch.stack(noise)
+    latents = _sample(p, start if p.init is None else p.init + 0.5 * start)
     if p.enable_hr and not shared.state.interrupted:
         latents = _hires(p, latents)
     p.prompts = p.all_prompts[part]  # with their tags again, for the infotext
@@ -194,6 +197,8 @@ def _sample(p: StableDiffusionProcessing, x: Tensor) -> Tensor:
             shared.state.sampling_step = step
             p.at_step(step)
             x = _denoise(p, x, step)
+            if p.mask is not None:
+                x = p.mask * x + (1 - p.mask) * p.init
     except InterruptedException:
         pass  # the picture as far as it is
     return x
@@ -211,7 +216,9 @@ def _denoise(p: StableDiffusionProcessing, x: Tensor, step: int) -> Tensor:
     run("cfg_denoiser", params)
     context = torch.cat([params.text_cond, params.text_uncond])
     unet = sd_models.unet_of(shared.sd_model)
-    cond, uncond = unet(torch.cat([x, x]), torch.cat([sigma, sigma]), context=context).chunk(2)
+    own = unet.out.weight.dtype  # the hosts cast to the model's type and back
+    made = unet(torch.cat([x, x]).to(own), torch.cat([sigma, sigma]), context=context.to(own))
+    cond, uncond = made.to(x.dtype).chunk(2)
     return x - (uncond + 5 * (cond - uncond)) / (2 * p.steps)
 
 
