@@ -97,6 +97,20 @@ class FusedHook:
         return torch.cat([*query, key, value], dim=-1)
 
 
+class ClassForward:
+    """The forward of a module's class, looked up at each call.
+
+    AUTOMATIC1111's webui replaces `nn.Linear.forward` while it samples, where it casts weights for each call.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module would do without a forward of its own."""
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
 class Hooked:
     """A hook on a module and, on a plain one, a forward of our own, until `remove`."""
 
@@ -112,7 +126,7 @@ class Hooked:
         # a module's forward was not replaced. So the forward is replaced, and compiled code sees a change.
         self._forward: Callable[..., Any] | None = None
         if "forward" not in module.__dict__:
-            forward = projection.forward if is_plain(module) else module.forward
+            forward = projection.forward if is_plain(module) else ClassForward(module).forward
             self._forward = module.__dict__["forward"] = forward
 
     def sync(self, model_moves: str) -> None:

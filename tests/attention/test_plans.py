@@ -464,6 +464,31 @@ def test_a_linear_whose_class_somebody_has_changed_is_left_to_them(unet, monkeyp
             assert_same(run(unet), expected)
 
 
+def test_a_class_changed_again_while_attached_is_called_as_it_is_now(unet, monkeypatch):
+    """As AUTOMATIC1111's webui does: LoRA at its start, and for each sampling a cast of 8-bit weights around that."""
+    original = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: original(self, x))
+
+    def cast(self, x):
+        return original(self, x) if self.weight.dtype == x.dtype else nn.functional.linear(x, self.weight.to(x.dtype))
+
+    projections = [getattr(site.module, name) for site in find_sites(unet) for name in ("to_k", "to_v")]
+    for projection in projections:
+        projection.to(torch.float8_e4m3fn).to(torch.float32)  # rounded already
+    expected = exactly(AFFINE, unet=unet)
+    for projection in projections:
+        projection.to(torch.float8_e4m3fn)
+    with attach(unet, AFFINE, edit_weights=False):
+        with monkeypatch.context() as sampling:
+            sampling.setattr(nn.Linear, "forward", cast)
+            assert_same(run(unet), expected)
+        twin = copy.deepcopy(unet)
+    with monkeypatch.context() as sampling:
+        sampling.setattr(nn.Linear, "forward", cast)
+        assert_same(run(twin), expected)
+        assert (run(unet) - expected).abs().max() > 1e-3
+
+
 def test_weights_stored_in_eight_bits(unet):
     def cast(unet):
         unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
