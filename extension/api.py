@@ -9,25 +9,37 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import threading
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic
 from pydantic import BaseModel, Field
 
 import hnloader
 from hnloader.errors import HypernetworkError
+from hnloader.files import check_room
 from hnloader.library import HypernetworkNotFoundError, LibraryFile
+from hnloader.ui.protection import is_of_another_site
 
-from .host import Access
+from .host import Access, WebuiHost
 from .runtime import Extension
 from .telling import looked_into, said, values_of, without_folders
+
+T = TypeVar("T")
 
 PREFIX = "/hnloader/v1"
 MAX_LISTED = 1000
 MAX_NAME = 300
 MAX_CONVERTED = 4 << 30  # bytes
+MAX_BODY = 64 << 10  # bytes
+# Requests that are worked on at once, and that may wait for it; the webui's own threads are not taken for them.
+MOST_AT_ONCE, MOST_WAITING = 4, 200
 
 _basic = HTTPBasic(auto_error=False)
 
@@ -90,26 +102,29 @@ def router(extension: Extension, access: Access) -> APIRouter:
     """The routes, guarded as `access` says."""
     files = _Files(extension)
     converting = threading.Lock()
-
-    async def guard(request: Request) -> None:
-        _check_origin(request, access.local)
-        await _check_login(request, access)
-
-    routes = APIRouter(prefix=PREFIX, tags=["hnloader"], dependencies=[Depends(guard)])
+    few = _Few()
+    routes = APIRouter(prefix=PREFIX, tags=["hnloader"], route_class=_guarded(access))
 
     @routes.get("/hypernetworks", response_model=Listing)
-    def hypernetworks(
+    async def hypernetworks(
         search: str = Query("", max_length=MAX_NAME),
         offset: int = Query(0, ge=0),
         limit: int = Query(100, ge=1, le=MAX_LISTED),
     ) -> Listing:
         """The library's files whose path holds `search`, in the order of the library."""
-        found = [file for file in files.all() if search.casefold() in file.relative.as_posix().casefold()]
-        return Listing(total=len(found), files=[files.listed(file) for file in found[offset : offset + limit]])
+
+        def listing() -> Listing:
+            found = [file for file in files.all() if search.casefold() in file.relative.as_posix().casefold()]
+            return Listing(total=len(found), files=[files.listed(file) for file in found[offset : offset + limit]])
+
+        return await few.run(listing)
 
     @routes.get("/inspect", response_model=Inspected)
-    def inspect(name: str = Query(..., min_length=1, max_length=MAX_NAME)) -> Inspected:
+    async def inspect(name: str = Query(..., min_length=1, max_length=MAX_NAME)) -> Inspected:
         """What one file holds, by its name; only its header is read."""
+        return await few.run(lambda: inspected(name))
+
+    def inspected(name: str) -> Inspected:
         file = files.find(name)
         answer = Inspected(name=file.name, file=file.relative.as_posix())
         found = looked_into(extension.host, file.path)
@@ -120,14 +135,18 @@ def router(extension: Extension, access: Access) -> APIRouter:
         return answer
 
     @routes.post("/convert", response_model=ConvertResponse)
-    def convert(wanted: ConvertRequest) -> ConvertResponse:
+    async def convert(wanted: ConvertRequest) -> ConvertResponse:
         """Convert one file, proved; the source stays. One conversion at a time."""
+        return await few.run(lambda: converted(wanted))
+
+    def converted(wanted: ConvertRequest) -> ConvertResponse:
         file = files.find(wanted.name)
         if files.size(file) > MAX_CONVERTED:
             raise HTTPException(413, f"{file.relative} is larger than {MAX_CONVERTED >> 30} GB; use 'hnloader convert'")
         if not converting.acquire(blocking=False):
             raise HTTPException(409, "another file is being converted; try again when it is done")
         try:
+            _check_room(extension.host, file)
             target = file.path.with_suffix(f".{wanted.to}")
             done = hnloader.convert(file.path, target, on_existing=wanted.on_existing)
         except (HypernetworkError, OSError) as error:
@@ -183,18 +202,84 @@ class _Files:
         return self._extension.library.matches(name)[0]
 
 
+class _Few:
+    """Runs work in threads, few at once."""
+
+    def __init__(self) -> None:
+        self._limiter: anyio.CapacityLimiter | None = None
+        self._waiting = 0
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What the work gives; an answer with status 503 where too many wait already."""
+        if self._limiter is None:  # anyio makes one where an event loop runs
+            self._limiter = anyio.CapacityLimiter(MOST_AT_ONCE)
+        if self._waiting >= MOST_WAITING:
+            raise HTTPException(503, "too many requests are waiting; try again later", {"Retry-After": "5"})
+        self._waiting += 1
+        try:
+            return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        finally:
+            self._waiting -= 1
+
+
+def _check_room(host: WebuiHost, file: LibraryFile) -> None:
+    """An answer with status 507 where a file as large as this one would fill the disk."""
+    try:
+        check_room(file.path.parent, file.path.stat().st_size)
+    except HypernetworkError as error:
+        raise HTTPException(507, said(host, error)) from error
+
+
 # -- who may
+
+
+def _guarded(access: Access) -> type[APIRoute]:
+    """Routes that ask who may before the body is read: FastAPI asks its dependencies afterwards."""
+
+    class Guarded(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+            handle = super().get_route_handler()
+
+            async def guard(request: Request) -> Response:
+                _check_origin(request, access.local)
+                await _check_login(request, access)
+                _check_length(request.headers.get("content-length", "0"))
+                try:
+                    return await handle(Request(request.scope, _bounded(request)))
+                except RequestValidationError as error:
+                    # FastAPI's own answer repeats what was sent, and fails where that is no text that can be sent.
+                    told = [{key: one[key] for key in ("loc", "msg", "type")} for one in error.errors()]
+                    raise HTTPException(422, told) from error
+
+            return guard
+
+    return Guarded
+
+
+def _bounded(request: Request) -> Callable[[], Awaitable[Any]]:
+    """What gives the body, and an answer with status 413 as soon as it is longer than `MAX_BODY`."""
+    came = 0
+
+    async def receive() -> Any:
+        nonlocal came
+        message = await request.receive()
+        came += len(message.get("body", b""))
+        _check_length(str(came))
+        return message
+
+    return receive
+
+
+def _check_length(given: str) -> None:
+    if not given.isdecimal() or int(given) > MAX_BODY:
+        raise HTTPException(413, f"a request has at most {MAX_BODY >> 10} kB")
 
 
 def _check_origin(request: Request, local: bool) -> None:
     """Refuse what a page of another site sends through the user's browser, also by a name that it points to here."""
-    host = request.headers.get("host", "")
-    if local and not _is_local(host):
+    if local and not _is_local(request.headers.get("host", "")):
         raise HTTPException(403, "this webui serves this computer alone, and is reached as localhost")
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
-        raise HTTPException(403, "a page of another site may not use this API")
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+    if is_of_another_site(request.headers):
         raise HTTPException(403, "a page of another site may not use this API")
 
 

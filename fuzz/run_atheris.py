@@ -56,7 +56,7 @@ def main() -> None:
     known = CORPUS / name
     known.mkdir(parents=True, exist_ok=True)
     limits = [
-        "-timeout=30",
+        "-timeout=900",  # of the clock, for what never ends; `watched` counts the time that an input really takes
         "-rss_limit_mb=4096",
         f"-max_len={LONGEST}",
         "-len_control=0",

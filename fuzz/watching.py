@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from fuzz import canary
 for _codec in ("raw_unicode_escape", "utf_8_sig"):
     codecs.lookup(_codec)
 
+# Seconds of CPU time that one input may take. Not of the clock: the machine may have more to do.
+MAX_SECONDS = 10.0
 # What one input may add to the process's peak. Inputs have a few kilobytes.
 MAX_MEMORY = 256 << 20
 # Beyond this, asking for memory fails in the fuzzer's process, so that one input cannot take the machine's.
@@ -49,12 +52,12 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """While the block runs, raise ForbiddenError for what no reader may do; after it, for memory and the canary."""
+    """While the block runs, raise ForbiddenError for what no reader may do; after it, for time, memory, canary."""
     global _watching, _hooked
     if not _hooked:
         sys.addaudithook(_hook)
         _hooked = True
-    before, called = peak(), canary.calls
+    before, called, began = peak(), canary.calls, time.process_time()
     _watching = True
     try:
         yield
@@ -62,6 +65,8 @@ def watched() -> Iterator[None]:
         _watching = False
     if canary.calls != called:
         raise ForbiddenError("the canary was called")
+    if (seconds := time.process_time() - began) > MAX_SECONDS:
+        raise ForbiddenError(f"{seconds:.1f} s of CPU time were taken")
     if peak() - before > MAX_MEMORY:
         raise ForbiddenError(f"{(peak() - before) >> 20} MiB were taken")
 

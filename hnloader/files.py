@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,8 +19,28 @@ except ImportError:  # Windows
 
 # Files with this ending are ours, and no program reads them as anything.
 TEMPORARY_SUFFIX = ".hnloader-part"
+# Bytes that the page and the API leave free on a disk.
+RESERVE = 512 << 20
 # Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
 _ABANDONED_AFTER = 600.0  # seconds
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise HypernetworkError unless `needed` bytes find room in a folder and `RESERVE` bytes stay free after them.
+
+    For work that others may ask for again and again. The folder need not be there yet; where the system does not tell
+    how much is free, nothing is refused.
+    """
+    place = next((each for each in (folder, *folder.absolute().parents) if each.is_dir()), folder)
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:
+        return
+    if free < needed + RESERVE:
+        raise HypernetworkError(
+            f"the disk of {folder} has {free >> 20:,} MiB free; about {needed >> 20:,} MiB are needed, and "
+            f"{RESERVE >> 20} MiB are to stay free. Make room, or use the command line, which takes all there is."
+        )
 
 
 @contextlib.contextmanager

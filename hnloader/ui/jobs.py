@@ -12,11 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from hnloader.errors import HypernetworkError
 from hnloader.ui.host import CancelledError
 
 T = TypeVar("T")
 
+# Of all pages of this program together; each is a thread with work that takes memory.
+MOST_JOBS = 8
+
 _running: dict[str, Job[object]] = {}
+_starting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,10 @@ class Update:
 
 
 class Job(Generic[T]):
-    """One call of `work(job)` in a thread of its own; `work` calls `job.report` as often as it can be stopped."""
+    """One call of `work(job)` in a thread of its own; `work` calls `job.report` as often as it can be stopped.
+
+    Where `MOST_JOBS` run already it is not called, and `result` raises HypernetworkError.
+    """
 
     def __init__(self, work: Callable[[Job[T]], T], interrupt: Callable[[], None] = lambda: None) -> None:
         self.token = secrets.token_hex(8)
@@ -42,7 +50,12 @@ class Job(Generic[T]):
         self._finished = False
         self._result: T | None = None
         self._error: BaseException | None = None
-        _running[self.token] = self  # type: ignore[assignment]
+        with _starting:
+            if len(_running) >= MOST_JOBS:
+                self._error = HypernetworkError(f"{len(_running)} jobs are running already. Wait until one has ended.")
+                self._finished = True
+                return
+            _running[self.token] = self  # type: ignore[assignment]
         threading.Thread(target=self._run, name=f"hnloader-{self.token}", daemon=True).start()
 
     def report(self, done: int, total: int, text: str, partial: object = None) -> None:

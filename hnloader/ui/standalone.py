@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 7870
 # How many ports after the default one are tried when it is taken (a second page is open).
 _MORE_PORTS = 20
+# Bytes of a picture that is dropped on the page, and events of it that may wait for others.
+LARGEST_UPLOAD = 50 << 20
+_MOST_WAITING = 200
 
 _HEADER = """
 <div class="hnl-header">
@@ -84,7 +87,7 @@ def start(
     with compat.blocks("hnloader") as blocks:
         compat.html(f'<div id="hnl-root">{_HEADER}</div>')
         build_page(host)
-    blocks.queue()
+    blocks.queue(max_size=_MOST_WAITING)
     chosen = _free_port(address, port)
     try:
         compat.launch(
@@ -97,7 +100,8 @@ def start(
             theme=compat.theme(),
             # Pictures travel within the page or through gradio's own folder: no file of the disk is served.
             allowed_paths=[],
-            app_kwargs={"middleware": _only_local_names(address, auth)},
+            max_file_size=LARGEST_UPLOAD,
+            app_kwargs={"middleware": _middleware(address, auth)},
         )
     except (OSError, ValueError, gradio.exceptions.Error) as error:
         raise HypernetworkError(f"The page cannot be served on {address}, port {chosen}: {error}") from error
@@ -125,15 +129,18 @@ def _gradio() -> Any:
     return gradio
 
 
-def _only_local_names(address: str, auth: object) -> list[Any]:
-    """Refuse requests that name another server: a page elsewhere whose name was made to lead here."""
-    if auth is not None or not is_local(address):
-        return []
+def _middleware(address: str, auth: object) -> list[Any]:
+    """What other sites send is refused, and requests that name another server: a name that was made to lead here."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from hnloader.ui.protection import Protection
+
+    protection = [Middleware(Protection)]
+    if auth is not None or not is_local(address):
+        return protection
     # The last one is what Starlette makes of `[::1]:7870`.
-    return [Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", address, "["])]
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", address, "["]), *protection]
 
 
 def _free_port(address: str, port: int | None) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
@@ -12,6 +16,8 @@ from standins.webui import Webui
 from tiny_model import save_hypernetwork
 
 import hnloader
+from extension import api
+from hnloader import files
 
 HERE = "http://127.0.0.1:7860"
 V1 = "/hnloader/v1"
@@ -77,16 +83,95 @@ def test_what_is_wrong_with_a_file_is_said(running: Webui) -> None:
     assert str(running.folder) not in answer.text
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["inc", "../ink", "/etc/passwd", "..\\..\\ink", "C:\\ink", "sketches/../ink.pt", "\N{FULLWIDTH FULL STOP}/ink"],
+NO_NAMES = (
+    *("inc", "../ink", "/etc/passwd", "..\\..\\ink", "sketches/../ink.pt", "sketches/../../ink", "./ink", "//ink"),
+    *("C:\\ink", "C:ink", "c:/ink", "\\\\server\\share\\ink", "\\\\?\\C:\\ink", "file:///ink", "~/ink", "$HOME/ink"),
+    *("%2e%2e%2fink", "..%c0%afink", "ink::$DATA", "ink.pt/", "ink.pt.", "CON", "i\u200dnk", "ink\0", "\ud800"),
+    *("\N{FULLWIDTH FULL STOP}/ink", "\N{TWO DOT LEADER}/ink", "\N{ONE DOT LEADER}\N{ONE DOT LEADER}/ink"),
+    *("..\N{FRACTION SLASH}ink", "..\N{FULLWIDTH SOLIDUS}ink", "..\N{FULLWIDTH REVERSE SOLIDUS}ink"),
+    "\N{RIGHT-TO-LEFT OVERRIDE}ink",
+    "\N{CYRILLIC SMALL LETTER BYELORUSSIAN-UKRAINIAN I}nk",
+    "\N{FULLWIDTH LATIN SMALL LETTER I}nk",
 )
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
 def test_only_the_library_is_reached_by_name(name: str, running: Webui) -> None:
+    """Dots, drives, shares, devices, and letters that look like them: whatever is no name of a file is not found."""
     (running.folder / "ink.pt").write_bytes(b"not for clients")
-    answer = client(running).get(f"{V1}/inspect", params={"name": name})
-    assert answer.status_code == 404
+    before = sorted(running.folder.rglob("*"))
+    asked = client(running)
+    body = json.dumps({"name": name})
+    answers = [asked.post(f"{V1}/convert", content=body, headers={"Content-Type": "application/json"})]
+    if name.isprintable():
+        answers.append(asked.get(f"{V1}/inspect", params={"name": name}))
+    for answer in answers:
+        assert answer.status_code in (404, 422), answer.text  # 422: a text that cannot be one
+        assert str(running.folder) not in answer.text
+        assert name != "inc" or "ink" in answer.json()["detail"]  # did you mean
+    assert sorted(running.folder.rglob("*")) == before
+
+
+def test_links_lead_only_where_the_user_put_them(running: Webui) -> None:
+    """A link in the library is the user's own; what is converted lies beside the link, and its target is untouched."""
+    elsewhere = running.folder / "elsewhere"
+    elsewhere.mkdir()
+    save_hypernetwork(elsewhere / "far.pt", ALL_WIDTHS, seed=3)
+    (running.hypernetworks / "near.pt").symlink_to(elsewhere / "far.pt")
+    (running.hypernetworks / "broken.pt").symlink_to(running.folder / "nothing")
+    asked = client(running)
+    assert asked.post(f"{V1}/convert", json={"name": "near"}).json()["file"] == "near.safetensors"
+    assert [path.name for path in elsewhere.iterdir()] == ["far.pt"]
+    answer = asked.get(f"{V1}/inspect", params={"name": "near.pt"})
+    assert "elsewhere" not in answer.text and answer.json()["file"] == "near.pt"
+    assert asked.get(f"{V1}/inspect", params={"name": "far"}).status_code == 404
+    assert "nothing" not in asked.get(f"{V1}/inspect", params={"name": "broken"}).text
+
+
+def test_a_body_is_bounded_and_nobody_without_the_login_sends_one(running: Webui) -> None:
+    large = json.dumps({"name": "ink", "more": "x" * api.MAX_BODY})
+    asked = client(running, api_auth="ann:first")
+    assert asked.post(f"{V1}/convert", content=large).status_code == 401
+    pieces = (large[start : start + 1000].encode() for start in range(0, len(large), 1000))
+    for content in (large, pieces):  # with a length that is told, and without
+        assert asked.post(f"{V1}/convert", content=content, auth=("ann", "first")).status_code in (400, 413)
+    assert not (running.hypernetworks / "ink.safetensors").exists()
+
+
+def test_a_disk_that_is_nearly_full_is_left_alone(running: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: SimpleNamespace(free=files.RESERVE + 100))
+    answer = client(running).post(f"{V1}/convert", json={"name": "ink"})
+    assert answer.status_code == 507
     assert str(running.folder) not in answer.text
-    assert name != "inc" or "ink" in answer.json()["detail"]  # did you mean
+    assert not (running.hypernetworks / "ink.safetensors").exists()
+    assert client(running).get(f"{V1}/hypernetworks").status_code == 200
+
+
+def test_few_are_worked_on_at_once_and_not_too_many_wait() -> None:
+    most = 0
+    running = 0
+    go_on = threading.Event()
+
+    def work() -> int:
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        go_on.wait(60)
+        running -= 1
+        return 1
+
+    async def all_of_them() -> list[object]:
+        few = api._Few()
+        tasks = [asyncio.ensure_future(few.run(work)) for _ in range(api.MOST_WAITING + 3)]
+        while sum(task.done() for task in tasks) < 3:
+            await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    results = asyncio.run(all_of_them())
+    refused = [result for result in results if result != 1]
+    assert [(error.status_code, error.headers["Retry-After"]) for error in refused] == [(503, "5")] * 3
+    assert most <= api.MOST_AT_ONCE
 
 
 def test_a_file_is_converted_beside_its_source_and_listed(running: Webui) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hnloader.cli.app import app
 from hnloader.errors import HypernetworkError
-from hnloader.ui.standalone import check_address, is_local, start
+from hnloader.ui.standalone import LARGEST_UPLOAD, check_address, is_local, start
 
 
 def get(url: str, path: str, **headers: str) -> tuple[int, str]:
@@ -64,6 +64,25 @@ def test_a_name_that_was_made_to_lead_here_is_refused(host_of, server_for, folde
     url = server_for(host_of(folder)).url
     assert get(url, "/", Host="localhost:7870")[0] == 200
     assert get(url, "/", Host="evil.example")[0] == 400
+
+
+@pytest.mark.slow
+def test_other_sites_cannot_upload_and_uploads_have_an_end(host_of, server_for, folder: Path) -> None:
+    """An upload is what a page of another site could send without being asked for leave."""
+    url = urlsplit(server_for(host_of(folder)).url)
+
+    def upload(size: int, **headers: str) -> int:
+        head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        connection = http.client.HTTPConnection(url.netloc, timeout=60)
+        body = head + bytes(size) + b"\r\n--b--\r\n"
+        given = {"Content-Type": "multipart/form-data; boundary=b", **headers}
+        connection.request("POST", "/gradio_api/upload", body, given)
+        return connection.getresponse().status
+
+    assert upload(100) == 200
+    assert upload(100, Origin="https://evil.example") == 403
+    assert upload(100, **{"Sec-Fetch-Site": "cross-site"}) == 403
+    assert upload(LARGEST_UPLOAD + 1) == 413
 
 
 @pytest.mark.slow

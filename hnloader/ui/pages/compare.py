@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import check_room
 from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import Comparison, read_prompts, read_strengths, save_comparison
 from hnloader.ui.compat import html, listen, make, picture_output, update
@@ -55,6 +56,9 @@ class _Compare:
             int(seeds or 0),
         )
         comparison.check()
+        if request.steps > settings.MOST_STEPS:
+            raise HypernetworkError(f"A picture has at most {settings.MOST_STEPS} steps.")
+        check_room(self.host.output(), comparison.to_make * settings.PICTURE_SIZE)
         return comparison
 
     def summary(self, *inputs: Any) -> str:
@@ -142,9 +146,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                 seed = make("Number", label="Seed", value=0, precision=0, minimum=0, min_width=90)
                 seeds = make("Number", label="Seeds for each prompt", value=1, precision=0, minimum=1, min_width=90)
             with make("Row"):
-                steps = make(
-                    "Slider", label="Steps", value=20, minimum=1, maximum=100, step=1, elem_id="hnl-compare-steps"
-                )
+                steps = settings.steps("hnl-compare-steps")
                 guidance = make(
                     "Slider",
                     label="Guidance",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import check_room
 from hnloader.ui import jobs, markup
 from hnloader.ui.compat import html, listen, make, update
 from hnloader.ui.pages.choices import choices, chosen_files
@@ -95,7 +96,10 @@ class _Convert:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
         paths = chosen or [folder for folder in self.catalogue.folders() if folder.is_dir()]
-        return make_plan(paths, suffix=_SUFFIXES[target], out=out)
+        plan = make_plan(paths, suffix=_SUFFIXES[target], out=out)
+        for place in (out,) if out is not None else {job.target.parent for job in plan.jobs}:
+            check_room(place, plan.size)
+        return plan
 
     def _work(
         self, job: jobs.Job[Any], plan: Plan, target: str, on_existing: OnExisting, cancel: threading.Event

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import check_room
 from hnloader.prompt import Tag
 from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import numbered
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from hnloader.ui.catalogue import Catalogue
     from hnloader.ui.host import Generator, Host
+
+MOST_PICTURES = 16  # at once
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,11 @@ class _Generate:
         """Make pictures: yields the job's token, progress or notice, the pictures, their text, and the buttons."""
         idle = (update(interactive=True), update(interactive=False))
         busy = (update(interactive=False), update(interactive=True))
-        first = secrets.randbelow(2**32 - int(count)) if seed is None or seed < 0 else int(seed)
-        request = PictureRequest(
-            prompt or "",
-            negative or "",
-            first,
-            int(steps),
-            guidance=guidance,
-            **settings.asked(sampler, width, height),
-        )
+        try:
+            request = self._asked(prompt, negative, count, steps, guidance, seed, sampler, width, height)
+        except HypernetworkError as error:
+            yield None, complaint(error), update(), update(), *idle
+            return
         made: list[tuple[Image, Path]] = []
         job = jobs.Job(lambda job: self._work(job, request, int(count), made), self.generator.interrupt)
         yield job.token, markup.progress(0, 1, "Loading the model ..."), update(), update(), *busy
@@ -103,6 +102,26 @@ class _Generate:
                 said = markup.notice(f"Cancelled. {_saved(made)}", "info")
         pictures = [image for image, _ in made] if made else update()
         yield None, said, pictures, _text(made) if made else update(), *idle
+
+    def _asked(
+        self,
+        prompt: str,
+        negative: str,
+        count: float,
+        steps: float,
+        guidance: float,
+        seed: float | None,
+        *sampler_and_size: Any,
+    ) -> PictureRequest:
+        """The first picture that the inputs describe. Raises HypernetworkError."""
+        if not (1 <= count <= MOST_PICTURES and 1 <= steps <= settings.MOST_STEPS):
+            raise HypernetworkError(
+                f"At most {MOST_PICTURES} pictures of {settings.MOST_STEPS} steps are made at once."
+            )
+        check_room(self.host.output(), int(count) * settings.PICTURE_SIZE)
+        first = secrets.randbelow(2**32 - int(count)) if seed is None or seed < 0 else int(seed)
+        more = settings.asked(*sampler_and_size)
+        return PictureRequest(prompt or "", negative or "", first, int(steps), guidance=guidance, **more)
 
     def _work(self, job: jobs.Job[None], request: PictureRequest, count: int, made: list[tuple[Image, Path]]) -> None:
         for number in range(count):
@@ -161,7 +180,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                 strength = make("Slider", label="Strength", value=1.0, minimum=-2, maximum=2, step=0.05, scale=3)
             add = make("Button", "Add to the prompt", size="sm", elem_id="hnl-add")
             with make("Row"):
-                steps = make("Slider", label="Steps", value=20, minimum=1, maximum=100, step=1, elem_id="hnl-steps")
+                steps = settings.steps("hnl-steps")
                 guidance = make(
                     "Slider",
                     label="Guidance",
@@ -171,7 +190,9 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                     step=0.5,
                 )
             with make("Row"):
-                count = make("Slider", label="Pictures", value=1, minimum=1, maximum=16, step=1, elem_id="hnl-count")
+                count = make(
+                    "Slider", label="Pictures", value=1, minimum=1, maximum=MOST_PICTURES, step=1, elem_id="hnl-count"
+                )
                 seed = make(
                     "Number", label="Seed", info="-1 draws a new one", value=-1, precision=0, elem_id="hnl-seed"
                 )

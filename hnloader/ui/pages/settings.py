@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hnloader.errors import HypernetworkError
 from hnloader.ui.compat import make
 
 if TYPE_CHECKING:
     from hnloader.ui.host import Generator
 
 _DEFAULT = "the model's own"
+# Whoever sends requests by hand is not held by what the components allow.
+MOST_STEPS = 100
+MOST_PIXELS = 4096  # a side
+# Bytes of a saved picture, so far as they have to find room.
+PICTURE_SIZE = 8 << 20
 
 
 def sampler_and_size(generator: Generator) -> tuple[Any, Any, Any]:
@@ -23,8 +29,16 @@ def sampler_and_size(generator: Generator) -> tuple[Any, Any, Any]:
     return sampler, width, height
 
 
+def steps(elem_id: str) -> Any:
+    """The component for the sampling steps."""
+    return make("Slider", label="Steps", value=20, minimum=1, maximum=MOST_STEPS, step=1, elem_id=elem_id)
+
+
 def asked(sampler: str | None, width: float | None, height: float | None) -> dict[str, Any]:
-    """The fields of `PictureRequest` that the components stand for."""
+    """The fields of `PictureRequest` that the components stand for. Raises HypernetworkError for sizes without end."""
+    for side in (width, height):
+        if not 0 <= (side or 0) <= MOST_PIXELS:
+            raise HypernetworkError(f"A side of a picture has at most {MOST_PIXELS:,} pixels, not {side:,}.")
     return {
         "sampler": None if sampler == _DEFAULT else sampler,
         "width": int(width or 0) or None,
