@@ -97,8 +97,8 @@ class _Convert:
             out.mkdir(parents=True, exist_ok=True)
         paths = chosen or [folder for folder in self.catalogue.folders() if folder.is_dir()]
         plan = make_plan(paths, suffix=_SUFFIXES[target], out=out)
-        for place in (out,) if out is not None else {job.target.parent for job in plan.jobs}:
-            check_room(place, plan.size)
+        for folder in (out,) if out is not None else {job.target.parent for job in plan.jobs}:
+            check_room(folder, plan.size)
         return plan
 
     def _work(
