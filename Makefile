@@ -106,7 +106,7 @@ webui-gradio: $(READY)
 			touch $$place/.ready; \
 		fi; \
 		for driver in tests/ui/in_webui_gradio.py tests/extension/panel_in_gradio.py tests/extension/tab_in_gradio.py; do \
-			$$place/bin/python $$driver; \
+			HNLOADER_TRAIN_PYTHON=$(abspath $(BIN)/python) $$place/bin/python $$driver; \
 		done; \
 	done
 

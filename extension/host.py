@@ -66,6 +66,10 @@ class WebuiHost(Protocol):
         """The folder where the host looks for LoRA files."""
         ...
 
+    def embeddings_folder(self) -> Path:
+        """The folder where the host looks for embeddings."""
+        ...
+
     def checkpoint(self) -> Path | None:
         """The file of the checkpoint that is chosen, None where there is none."""
         ...

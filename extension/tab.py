@@ -1,16 +1,19 @@
-"""The tab 'Hypernetworks': Library, Convert and Compare, the same pages as `hnloader ui`."""
+"""The tab 'Hypernetworks': Library, Convert, Compare and Train, the same pages as `hnloader ui`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.ui import Host, Use, build
+from hnloader.ui import Host, TrainingPlace, Use, build
 from hnloader.ui.index import cache_folder
 
 from .generator import WebuiGenerator
 from .runtime import Extension
+
+if TYPE_CHECKING:
+    from .host import WebuiHost
 
 TITLE = "Hypernetworks"
 
@@ -65,7 +68,24 @@ def host_for_pages(extension: Extension, generator: WebuiGenerator) -> Host:
         converted=converted,
         loras=host.lora_folder,
         lora_base=lora_base,
+        training=training_place(host),
         use=Use("Send to txt2img", _SEND),
         cache=cache_folder(),
         after_change=host.refresh,
+    )
+
+
+def training_place(host: WebuiHost) -> TrainingPlace:
+    """Where trainings lie: beside the webui's comparisons, and what comes out in the webui's own folders."""
+
+    def models() -> list[str]:
+        checkpoint = host.checkpoint()
+        return [] if checkpoint is None else [str(checkpoint)]
+
+    return TrainingPlace(
+        folder=lambda: host.output() / "trainings",
+        library=lambda: host.folders()[0],
+        models=models,
+        embeddings=host.embeddings_folder,
+        may_name_python=host.access().local,
     )

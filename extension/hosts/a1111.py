@@ -44,6 +44,12 @@ class Automatic1111:
 
         return Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(paths.models_path) / "Lora")
 
+    def embeddings_folder(self) -> Path:
+        """The folder of `--embeddings-dir`."""
+        from modules import paths, shared
+
+        return Path(getattr(shared.cmd_opts, "embeddings_dir", None) or Path(paths.data_path) / "embeddings")
+
     def checkpoint(self) -> Path | None:
         """The one of the menu."""
         from modules import sd_models

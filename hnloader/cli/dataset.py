@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from hnloader.training.config import Config
     from hnloader.training.dataset import Dataset
 
-_CELL = 160
-_SHEET_COLUMNS = 6
-
 app = typer.Typer(help="Pictures to train on.", no_args_is_help=True)
 
 
@@ -65,10 +62,11 @@ def check(
 def _table(found: Dataset, config: Config, side: int) -> Table:
     from hnloader.training.dataset import caption_of
     from hnloader.training.images import bucket
+    from hnloader.training.sheet import GRAIN
 
     table = Table("picture", "size", "trained at", "caption", box=None, header_style="bold", pad_edge=False)
     for index, picture in enumerate(found.pictures):
-        wide, high = bucket(picture.size, side, 64) if config.data.buckets else (side, side)
+        wide, high = bucket(picture.size, side, GRAIN) if config.data.buckets else (side, side)
         table.add_row(
             Text(clean(picture.path.relative_to(found.folder))),
             f"{picture.size[0]} x {picture.size[1]}",
@@ -79,32 +77,10 @@ def _table(found: Dataset, config: Config, side: int) -> Table:
 
 
 def _write_sheet(found: Dataset, config: Config, side: int, path: Path) -> Path:
-    from PIL import Image
-
     from hnloader.files import replacing
-    from hnloader.grids import labelled_grid
-    from hnloader.training.images import prepare
+    from hnloader.training.sheet import contact_sheet
 
-    cells: list[Image.Image] = []
-    for picture in found.pictures:
-        pixels = prepare(picture, config.data, side, 64).pixels
-        shown = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-        cells.append(Image.fromarray(shown))
-    labels = [clean(picture.path.name) for picture in found.pictures]
-    columns = min(_SHEET_COLUMNS, len(cells))
-    blank = Image.new("RGB", (1, 1), "white")
-    short = -len(cells) % columns
-    cells, labels = [*cells, *[blank] * short], [*labels, *[""] * short]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    names = [", ".join(filter(None, labels[start : start + columns])) for start in range(0, len(cells), columns)]
-    grid = labelled_grid(
-        rows,
-        columns=[str(index + 1) for index in range(columns)],
-        rows=names,
-        title=clean(found.folder.name),
-        caption=f"{len(found.pictures)} pictures as they are trained",
-        cell=_CELL,
-    )
+    sheet = contact_sheet(found, config.data, side)
     with replacing(path) as temporary:
-        grid.save(temporary, format="PNG")
+        sheet.save(temporary, format="PNG")
     return path

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +19,9 @@ from hnloader.cli.errors import reports_errors
 from hnloader.cli.terminal import clean, fields, note, size_text, stderr, stdout
 
 if TYPE_CHECKING:
+    from hnloader.training.config import Config
     from hnloader.training.loop import Event, Result
+    from hnloader.training.status import Keeper
 
 EXIT_INTERRUPTED = 130
 # Without a terminal a line is printed now and then instead of a bar.
@@ -40,6 +46,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest saved state.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew although there is a saved state.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say how far the training of this output is, and stop.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Train a hypernetwork or a textual-inversion embedding on one's own pictures.
@@ -56,9 +65,13 @@ def train(
     overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     overrides |= settings_of(set_ or [])
     chosen = read_config(config, overrides, preset)
-    with stderr().status("Reading the pictures and loading the model"):
-        training = prepare(chosen, resume=resume, restart=restart, device=device)
-    result: Result = _run(training)
+    if status:
+        _show_status(chosen)
+        return
+    with _terminable(), _keeper(chosen) as keeper:
+        with stderr().status("Reading the pictures and loading the model"):
+            training = prepare(chosen, resume=resume, restart=restart, device=device)
+        result = _run(training, keeper)
     _show(result)
     if result.why == "interrupted":
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -80,7 +93,30 @@ def settings_of(given: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _run(training: Any) -> Result:
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Before the first step, too, SIGTERM ends it as Ctrl-C does: with a word and an exit code."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _keeper(config: Config) -> contextlib.AbstractContextManager[Keeper | None]:
+    """Keeps the file that says how far the training is; of several processes, the first one does."""
+    from hnloader.training.status import kept
+
+    config.check()
+    if os.environ.get("RANK", "0") != "0":
+        return contextlib.nullcontext()
+    return kept(Path(config.output), config.steps)
+
+
+def _run(training: Any, keeper: Keeper | None) -> Result:
     console = stderr()
     columns = (
         TextColumn("Training"),
@@ -98,12 +134,38 @@ def _run(training: Any) -> Result:
         def report(event: Event) -> None:
             if event.message:
                 note(event.message)
+            if keeper is not None:
+                keeper.tell(training, event)
             bar.update(task, completed=event.step, about=_about(event))
             if not console.is_terminal:
                 lines(event)
 
         result: Result = training.run(report)
+    if keeper is not None:
+        keeper.end(result.why)
     return result
+
+
+def _show_status(config: Config) -> None:
+    from hnloader.training import ConfigError
+    from hnloader.training.loop import folder_of
+    from hnloader.training.status import read_status
+
+    found = read_status(folder_of(Path(config.output))) if config.output else None
+    if found is None:
+        raise ConfigError(
+            f"there is no training of {config.output or 'no output'}: none was begun, or its folder is gone"
+        )
+    rows: list[tuple[str, str | Text]] = [("training", f"{found.phase}, step {found.step:,} of {found.steps:,}")]
+    if found.loss is not None:
+        rows.append(("loss", f"{found.loss:.4f}"))
+    if found.best is not None:
+        rows.append(("best", f"held-out loss {found.best[0]:.4f} at step {found.best[1]:,}"))
+    if found.left is not None:
+        rows.append(("left", f"about {found.left:,.0f} s"))
+    if found.message:
+        rows.append(("said", clean(found.message)))
+    stdout().print(fields(rows))
 
 
 def _about(event: Event) -> str:

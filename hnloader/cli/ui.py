@@ -70,15 +70,16 @@ def ui(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16, float32.")] = "auto",
 ) -> None:
-    """Open a page in the browser: a library of hypernetworks, conversion, comparisons, and pictures.
+    """Open a page in the browser: a library of hypernetworks, conversion, comparisons, pictures, and trainings.
 
     It runs on this computer, for this computer's browser alone, until Ctrl-C.
     """
-    from hnloader.ui.standalone import check_address, start
+    from hnloader.ui.standalone import check_address, is_local, start
 
     credentials = _credentials(auth)
     check_address(host, credentials)
-    page = _host(_folders(folder), [name for one in model or () for name in _models(one)], out, device, dtype, config)
+    models = [name for one in model or () for name in _models(one)]
+    page = _host(_folders(folder), models, out, device, dtype, config, local=is_local(host))
     with stderr().status("Starting ..."):
         server = start(page, address=host, port=port, auth=credentials)
     stdout().print(Text(clean(server.url)), soft_wrap=True)
@@ -93,20 +94,43 @@ def ui(
         server.close()
 
 
-def _host(folders: list[Path], models: list[str], out: Path, device: str, dtype: str, config: Path | None) -> Host:
+def _host(
+    given: list[Path],
+    models: list[str],
+    out: Path,
+    device: str,
+    dtype: str,
+    config: Path | None,
+    *,
+    local: bool,
+) -> Host:
+    from hnloader.demo import pipeline_folder
     from hnloader.library import Library
     from hnloader.ui.diffusers_generator import DiffusersGenerator
-    from hnloader.ui.host import Host
+    from hnloader.ui.host import Host, TrainingPlace
     from hnloader.ui.index import cache_folder
 
-    generator = DiffusersGenerator(models, lambda: Library(folders), device=device, dtype=dtype, config=config)
+    # The default folder may come into being: a finished training is copied there.
+    own = _DEFAULT_FOLDER if _is_bundled(given) else given[0]
+
+    def folders() -> list[Path]:
+        return [own, *given] if own not in given and own.is_dir() else given
+
+    generator = DiffusersGenerator(models, lambda: Library(folders()), device=device, dtype=dtype, config=config)
+    training = TrainingPlace(
+        folder=lambda: out / "trainings",
+        library=lambda: own,
+        models=lambda: models or [str(pipeline_folder())],
+        may_name_python=local,
+    )
     return Host(
-        folders=lambda: folders,
+        folders=folders,
         output=lambda: out,
         generator=generator,
         models=generator,
         lora_base=lambda: {"source": generator.source(), "config": config, "device": device},
-        pages=("generate", "library", "compare", "convert"),
+        training=training,
+        pages=("generate", "library", "compare", "convert", "train"),
         cache=cache_folder(),
     )
 
@@ -119,6 +143,13 @@ def _folders(given: list[Path] | None) -> list[Path]:
             raise typer.BadParameter(f"{folder} is not a folder.", param_hint="--folder")
     bundled = [path.parent for path in hypernetwork_paths().values()][:1]
     return given or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), *bundled]
+
+
+def _is_bundled(folders: list[Path]) -> bool:
+    """Whether there are the package's own hypernetworks alone."""
+    from hnloader.demo import hypernetwork_paths
+
+    return folders == [path.parent for path in hypernetwork_paths().values()][:1]
 
 
 def _models(name: str) -> list[str]:

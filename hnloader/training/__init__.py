@@ -98,7 +98,12 @@ def prepare(
     processes = _processes()
     place = device if processes is None else str(processes.device)
     check_precision(config, place)
-    model = load_model(config.model, device=place, dtype=config.precision)
+    model = load_model(
+        config.model,
+        device=place,
+        dtype=config.precision,
+        config=Path(config.model_config) if config.model_config else None,
+    )
     denoiser = Denoiser(model.pipeline, _aside(config, model.pipeline.unet.device.type))
     if config.checkpointing:
         _checkpoint(model.pipeline.unet)

@@ -154,6 +154,11 @@ class Config:
     """Everything that a training is told."""
 
     model: str = setting("", "The model: a diffusers folder, a single .safetensors file, or a name on the hub.")
+    model_config: str = setting(
+        "",
+        "For a single file without network access: a diffusers folder of the same kind of model. Else diffusers takes\n"
+        "its configuration from the hub, a few MB, once.",
+    )
     pictures: str = setting("", "The folder with the pictures.")
     output: str = setting("", "The file to write: .pt, which every webui loads, or .safetensors.")
     method: Method = setting("hypernetwork", "hypernetwork, or embedding (textual inversion).")

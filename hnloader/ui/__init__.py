@@ -1,4 +1,4 @@
-"""The page: Library, Convert, Compare and Generate, on its own (`hnloader ui`) and as a tab of a webui.
+"""The page: Library, Convert, Compare, Train and Generate, on its own (`hnloader ui`) and as a tab of a webui.
 
     from hnloader.ui import Host, build
 
@@ -11,9 +11,9 @@ package takes no gradio, diffusers or Pillow; `build` takes gradio and Pillow.
 
 from __future__ import annotations
 
-from hnloader.ui.host import CancelledError, Generator, Host, ModelChoice, PictureRequest, Use
+from hnloader.ui.host import CancelledError, Generator, Host, ModelChoice, PictureRequest, TrainingPlace, Use
 
-__all__ = ["CancelledError", "Generator", "Host", "ModelChoice", "PictureRequest", "Use", "build"]
+__all__ = ["CancelledError", "Generator", "Host", "ModelChoice", "PictureRequest", "TrainingPlace", "Use", "build"]
 
 
 def build(host: Host) -> None:

@@ -115,6 +115,27 @@ class Use:
 
 
 @dataclass(frozen=True)
+class TrainingPlace:
+    """Where the page trains.
+
+    Attributes:
+        folder: called for the folder of the trainings, made if it is missing; no library of hypernetworks, for saved
+            states would be listed there.
+        library: called for the folder that finished hypernetworks are copied into.
+        models: called for what to offer: folders, files or names on the hub, the first one at the start.
+        embeddings: called for the folder that finished embeddings are copied into; None takes the library's.
+        may_name_python: whether who uses the page may name a program of this computer that trains: a page that
+            others reach must not.
+    """
+
+    folder: Callable[[], Path]
+    library: Callable[[], Path]
+    models: Callable[[], Sequence[str]]
+    embeddings: Callable[[], Path] | None = None
+    may_name_python: bool = False
+
+
+@dataclass(frozen=True)
 class Host:
     """Where the page runs.
 
@@ -129,7 +150,8 @@ class Host:
         lora_base: called when a LoRA is asked for; the arguments of `hnloader.conversion.lora.base.open_base` by
             name: `source`, and `config` and `device` if they are needed. None leaves LoRA out of Convert (it needs
             diffusers).
-        pages: which pages to show, in this order: library, convert, compare, generate.
+        training: where to train; None leaves Train out.
+        pages: which pages to show, in this order: library, convert, compare, train, generate.
         use: what Library does with a file's tag; None puts it into the prompt of Generate, if that page is shown.
         empty: what to do when there is no file yet, one sentence; None names the folders.
         cache: the folder in which Library keeps what it knows of files, for the next start; None keeps nothing.
@@ -143,7 +165,8 @@ class Host:
     converted: Callable[[], Path] | None = None
     loras: Callable[[], Path] | None = None
     lora_base: Callable[[], Mapping[str, Any]] | None = None
-    pages: tuple[str, ...] = ("library", "convert", "compare")
+    training: TrainingPlace | None = None
+    pages: tuple[str, ...] = ("library", "convert", "compare", "train")
     use: Use | None = None
     empty: str | None = None
     cache: Path | None = None

@@ -10,7 +10,7 @@ from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.catalogue import Catalogue
 from hnloader.ui.compat import html, listen, make, update
-from hnloader.ui.pages import compare, convert, generate, library
+from hnloader.ui.pages import compare, convert, generate, library, train
 from hnloader.ui.pages.choices import choices
 from hnloader.ui.pages.generate import with_tag
 
@@ -32,6 +32,8 @@ def build_page(host: Host) -> None:
             generator = host.generator
             if generator is None and name in ("compare", "generate"):
                 continue
+            if host.training is None and name == "train":
+                continue
             with make("Tab", name.capitalize(), id=name, elem_id=f"hnl-tab-{name}"):
                 if name == "library":
                     pages[name] = library.build(host, catalogue, root)
@@ -40,6 +42,8 @@ def build_page(host: Host) -> None:
                 elif name == "convert":
                     pages[name] = convert.build(host, catalogue, root)
                     files.append(pages[name].files)
+                elif name == "train" and host.training is not None:
+                    pages[name] = train.build(host, catalogue, host.training, root)
                 elif name == "generate" and generator is not None:
                     pages[name] = generate.build(host, catalogue, generator, root)
                     files.append(pages[name].file)
@@ -47,6 +51,8 @@ def build_page(host: Host) -> None:
     if shown is None:
         return
     changes = [shown.refreshed] + ([pages["convert"].converted] if "convert" in pages else [])
+    if "train" in pages:
+        changes.append(shown.relisted_after(pages["train"].used))
     for change in changes if files else ():
         listen(change.then, lambda: _choices(catalogue, len(files)), [], files)
     if "generate" in pages and host.use is None:

@@ -46,6 +46,25 @@ def test_init_prints_a_configuration_that_works(tiny_model: Path, folder: Path, 
     assert hnloader.load(tmp_path / "style.pt").metadata["step"] == 3
 
 
+def test_how_far_it_is_can_be_asked(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "style.pt"
+    code, _, err = run("train", "-o", output, "--status")
+    assert code == 1
+    assert "no training of" in err
+    given = ["--model", tiny_model, "--pictures", folder, "-o", output, "--steps", 4]
+    quick = ["--set", "previews.every=0", "--set", "measure_every=2"]
+    assert run("train", *given, *quick)[0] == 0
+    code, out, _ = run("train", "-o", output, "--status")
+    assert code == 0
+    assert "done, step 4 of 4" in out
+    assert "held-out loss" in out
+    # A mistake leaves the status of the training that is there, and makes no folder where there was none.
+    assert run("train", *given)[0] == 1
+    assert "done, step 4 of 4" in run("train", "-o", output, "--status")[1]
+    assert run("train", "--model", tiny_model, "--pictures", "none", "-o", tmp_path / "new.pt")[0] == 1
+    assert not (tmp_path / "new.training").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

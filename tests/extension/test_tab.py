@@ -276,3 +276,24 @@ def test_the_page_is_built_anew_after_a_reload(running: Webui) -> None:
         }
         running.reload()
     assert running.reports == []
+
+
+def test_trainings_lie_in_the_hosts_folders_and_take_its_checkpoint(running: Webui, pages: Host) -> None:
+    place = pages.training
+    assert place is not None
+    assert place.library() == running.hypernetworks
+    assert place.embeddings is not None
+    assert place.embeddings() == running.folder / "embeddings"
+    assert place.folder() == pages.output() / "trainings"
+    checkpoint = pages.lora_base()["source"] if pages.lora_base else None
+    assert place.models() == [str(checkpoint)]
+    assert place.may_name_python
+
+
+def test_who_reaches_the_host_from_elsewhere_names_no_program(running: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Host] = []
+    monkeypatch.setattr("hnloader_webui.tab.build", given.append)
+    monkeypatch.setattr(running.part("shared").cmd_opts, "listen", True, raising=False)
+    running.tabs()
+    assert given[0].training is not None
+    assert not given[0].training.may_name_python

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from hnloader.demo import hypernetwork_paths
 from hnloader.library import Library
-from hnloader.ui import Host
+from hnloader.ui import Host, TrainingPlace
 from hnloader.ui.diffusers_generator import DiffusersGenerator
 from hnloader.ui.standalone import Server, start
 
@@ -97,7 +97,7 @@ def hostile(folder: Path) -> Path:
 
 
 @pytest.fixture
-def host_of(tmp_path: Path) -> Callable[..., Host]:
+def host_of(tmp_path: Path, tiny_model: Path) -> Callable[..., Host]:
     """A host as `hnloader ui` makes it."""
 
     def make(*folders: Path, models: tuple[str, ...] = (), output: Path = tmp_path / "pictures") -> Host:
@@ -108,7 +108,13 @@ def host_of(tmp_path: Path) -> Callable[..., Host]:
             generator=generator,
             models=generator,
             lora_base=lambda: {"source": generator.source(), "device": "cpu"},
-            pages=("generate", "library", "compare", "convert"),
+            training=TrainingPlace(
+                folder=lambda: output / "trainings",
+                library=lambda: folders[0],
+                models=lambda: [str(tiny_model)],
+                may_name_python=True,
+            ),
+            pages=("generate", "library", "compare", "convert", "train"),
         )
 
     return make

@@ -9,6 +9,7 @@ below .venv-gradio. The host here is a stand-in: its generator draws the request
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,9 +25,14 @@ from browsers import FLAGS, find_chromium
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from hnloader.demo import hypernetwork_paths
-from hnloader.ui import Host, PictureRequest, build
+from hnloader.demo import hypernetwork_paths, pipeline_folder
+from hnloader.demo.pictures import draw_pictures
+from hnloader.ui import Host, PictureRequest, TrainingPlace, build
 from hnloader.ui.host import CancelledError, Progress
+
+MODEL = pipeline_folder()
+# What the webui's Python may lack; in an environment made by `make webui-gradio`, the one that stands behind it.
+PYTHON = os.environ.get("HNLOADER_TRAIN_PYTHON", sys.executable)
 
 
 class DrawingGenerator:
@@ -64,7 +70,8 @@ def make_library(folder: Path) -> Path:
 def serve(folder: Path, output: Path) -> str:
     """Mount the pages as webuis do: as Blocks of their own, rendered within a tab of the webui's."""
     with gradio.Blocks(analytics_enabled=False) as ours:
-        build(Host(lambda: [folder], lambda: output, DrawingGenerator()))
+        training = TrainingPlace(lambda: output / "trainings", lambda: folder, lambda: [str(MODEL)], None, True)
+        build(Host(lambda: [folder], lambda: output, DrawingGenerator(), training=training))
     with gradio.Blocks(analytics_enabled=False) as webui, gradio.Tabs():
         with gradio.Tab("txt2img"):
             gradio.Textbox(label="A webui's prompt")
@@ -114,10 +121,39 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     assert (folder / "outline.safetensors").is_file()
     said("converts")
 
+    tab(page, "Train")
+    expect(page.locator("#hnl-train-details").first).to_contain_text("No training yet")
+    write(page, "hnl-train-pictures", str(draw_pictures("blueprint", output / "blueprints", count=5)))
+    page.locator("#hnl-train-look").click()
+    expect(page.locator("#hnl-train-said").first).to_contain_text("5 pictures to train on")
+    write(page, "hnl-train-name", "blue")
+    write(page, "hnl-train-steps", "2000")
+    page.get_by_text("More settings", exact=True).click()
+    write(page, "hnl-train-more", "previews.every: 0\nmeasure_every: 2")
+    write(page, "hnl-train-python", PYTHON)
+    page.locator("#hnl-train").click()
+    status = page.locator("#hnl-train-status").first
+    expect(status).to_contain_text(re.compile("blue: step [0-9]+ of 2,000, .* left"))
+    page.reload()
+    page.get_by_text("Hypernetworks", exact=True).first.click()
+    tab(page, "Train")
+    expect(status).to_contain_text(re.compile("blue: step [0-9]+ of 2,000"))
+    page.locator("#hnl-train-stop").click()
+    expect(status).to_contain_text("blue: Stopped; everything is saved.")
+    page.locator("#hnl-train-use").click()
+    expect(page.locator("#hnl-train-said").first).to_contain_text("In a prompt: <hypernet:blue:1>")
+    assert (folder / "blue.pt").is_file()
+    said("trains in a process of its own, which goes on while the page is loaded anew; stops it, uses what came out")
+
 
 def tab(page: Page, name: str) -> None:
     # In 3.41 tabs are plain buttons.
     page.locator("#hnl-tabs button", has_text=name).first.click()
+
+
+def write(page: Page, elem_id: str, text: str) -> None:
+    page.locator(f"#{elem_id} textarea, #{elem_id} input").first.fill(text)
+    page.keyboard.press("Tab")
 
 
 def option(page: Page, elem_id: str, name: str) -> None:
@@ -131,7 +167,7 @@ def said(text: str) -> None:
 
 
 def main() -> None:
-    expect.set_options(timeout=30_000)
+    expect.set_options(timeout=120_000)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder, output = make_library(Path(name) / "hypernetworks"), Path(name) / "pictures"
         browser = playwright.chromium.launch(

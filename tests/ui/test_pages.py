@@ -266,7 +266,7 @@ def test_the_library_is_used_by_keyboard(page: Page) -> None:
 
 
 def test_every_input_has_a_name_for_screen_readers(page: Page) -> None:
-    for name in ("Generate", "Library", "Compare", "Convert"):
+    for name in ("Generate", "Library", "Compare", "Convert", "Train"):
         tab(page, name)
         page.wait_for_timeout(200)
         unnamed = page.evaluate(

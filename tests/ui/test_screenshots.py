@@ -8,6 +8,7 @@ writes them; without the variable they go to the test's own folder, and the test
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,24 @@ from album import make_album
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from hnloader.demo import pipeline_folder
+from hnloader.demo.pictures import draw_pictures
+
 pytestmark = pytest.mark.slow
 
 PROMPTS = [
     "a large red circle in the center on a white background",
     "a large blue star at the top left on a cyan background",
 ]
+
+
+SETTINGS = (
+    "data.flip: false",
+    "learning_rate: 2e-3",
+    "measure_every: 10",
+    "previews.every: 30",
+    "hypernetwork.activation: linear",
+)
 
 
 @pytest.fixture
@@ -67,6 +80,36 @@ def test_screenshots(host_of, server_for, open_page, album: Path, shoot, scheme:
     page.locator("#hnl-convert").click()
     expect(page.locator("#hnl-convert-status")).to_contain_text("7 converted")
     shoot(page, f"convert-{scheme}")
+
+
+def test_screenshot_of_a_training(host_of, server_for, open_page, album: Path, shoot, tmp_path, monkeypatch) -> None:
+    """A short training of the bundled pipeline; without the variable, the pictures alone."""
+    monkeypatch.chdir(tmp_path)
+    page = open_page(server_for(host_of(Path("hypernetworks"), output=Path("pictures"))).url, color_scheme="light")
+    draw_pictures("blueprint", Path("blueprints"), count=12)
+    page.get_by_role("tab", name="Train").click()
+    for key, value in {"pictures": "blueprints", "name": "blueprint", "steps": "240"}.items():
+        page.locator(f"#hnl-train-{key} textarea, #hnl-train-{key} input").first.fill(value)
+    if WANTED:
+        _train(page)
+    else:
+        page.locator("#hnl-train-look").click()
+        expect(page.locator("#hnl-train-sheet img")).to_be_visible()
+    shoot(page, "train-light")
+
+
+def _train(page: Page) -> None:
+    page.locator("#hnl-train-model input").first.fill(str(pipeline_folder()))
+    page.locator("#hnl-train-model input").first.press("Enter")
+    page.get_by_text("More settings", exact=True).click()
+    page.locator("#hnl-train-more textarea").fill("\n".join(SETTINGS))
+    page.locator("#hnl-train").click()
+    status = page.locator("#hnl-train-status")
+    expect(status).to_contain_text(re.compile("step 1[0-9][0-9] of 240"), timeout=900_000)
+    page.get_by_text("More settings", exact=True).click()
+    page.locator("#hnl-train-model input").first.fill("models/sd15")  # no path of this machine on the picture
+    page.locator("#hnl-train-stop").click()
+    expect(status).to_contain_text("Stopped", timeout=300_000)
 
 
 def _generate(page: Page) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,13 @@ class LibraryPage:
     """What the other pages use.
 
     `use` is pressed with the key of the chosen file in `chosen`; `refreshed` is the event after which the folders
-    are listed anew.
+    are listed anew; `relisted_after` has them listed anew after another event too, and returns that event.
     """
 
     chosen: Any
     use: Any
     refreshed: Any
+    relisted_after: Callable[[Any], Any]
 
 
 class _Library:
@@ -215,7 +216,11 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> LibraryPage:
         # In the browser alone: the prompt is the host's, and its page knows it by name only.
         listen(use.click, None, js=f"() => {{ ({host.use.js})({_TAG_JS}); return []; }}")
     listen(root.load, library.load, [], [*shown, state])
-    return LibraryPage(chosen, use, refreshed)
+
+    def relisted_after(event: Any) -> Any:
+        return listen(event.then, library.refresh, [*asked, chosen], shown)
+
+    return LibraryPage(chosen, use, refreshed, relisted_after)
 
 
 def _turning(library: _Library, by: int) -> Any:

@@ -1,0 +1,177 @@
+"""The page Train in a real browser, with real trainings of the tiny model."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+import hnloader
+from hnloader.embeddings import load_embedding
+from hnloader.ui.trainings import Trainings
+
+pytestmark = pytest.mark.slow
+
+# Until a process has loaded torch and a model, on a machine that does much else.
+SLOW = 300_000
+QUICK = "previews.every: 20\npreviews:\n  steps: 1\n  count: 2\nmeasure_every: 10\nlearning_rate: 1e-3"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "my pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(6):
+        Image.fromarray(random.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    (folder / "0.txt").write_text("a house")
+    (folder / "broken <b>.png").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def url(host_of, server_for, folder: Path, tmp_path: Path) -> Iterator[str]:
+    yield server_for(host_of(folder)).url
+    left = Trainings(tmp_path / "pictures" / "trainings")
+    left.stop()
+    while left.running() is not None:
+        time.sleep(0.05)
+
+
+def turn_to_train(page: Page) -> None:
+    page.get_by_role("tab", name="Train").click()
+    expect(page.locator("#hnl-train")).to_be_visible()
+
+
+def fill(page: Page, elem_id: str, text: str) -> None:
+    page.locator(f"#{elem_id} textarea, #{elem_id} input").first.fill(text)
+    page.keyboard.press("Tab")
+
+
+def ask(page: Page, pictures: Path, name: str, steps: int) -> None:
+    fill(page, "hnl-train-pictures", str(pictures))
+    fill(page, "hnl-train-name", name)
+    fill(page, "hnl-train-steps", str(steps))
+    if not page.locator("#hnl-train-more textarea").is_visible():
+        page.get_by_text("More settings", exact=True).click()
+    fill(page, "hnl-train-more", QUICK)
+
+
+def test_a_training_is_started_watched_left_stopped_gone_on_with_and_used(
+    url: str, open_page, pictures: Path, folder: Path, tmp_path: Path
+) -> None:
+    page = open_page(url)
+    turn_to_train(page)
+    expect(page.locator("#hnl-train-details")).to_contain_text("No training yet")
+    ask(page, pictures, "mine", 5000)
+    status = page.locator("#hnl-train-status")
+    page.locator("#hnl-train").click()
+    expect(status.get_by_role("progressbar")).to_contain_text(
+        re.compile(r"mine: step [\d,]+ of 5,000, .* left"), timeout=SLOW
+    )
+    expect(page.locator("#hnl-train")).to_be_disabled()
+    page.close()  # and the training goes on
+
+    page = open_page(url)
+    turn_to_train(page)
+    status, details = page.locator("#hnl-train-status"), page.locator("#hnl-train-details")
+    expect(status.get_by_role("progressbar")).to_contain_text("of 5,000")
+    expect(details.locator("img.hnl-previews")).to_be_visible()
+    expect(details.locator("svg polyline")).to_have_count(2)
+    expect(details).to_contain_text("Held-out loss")
+    page.locator("#hnl-train-stop").click()
+    expect(status).to_contain_text("mine: Stopped; everything is saved.")
+    expect(page.locator("#hnl-train-stop")).to_be_disabled()
+    made = tmp_path / "pictures" / "trainings" / "mine" / "mine.pt"
+    step = hnloader.load(made).metadata["step"]
+    assert 0 < step < 5000
+
+    page.locator("#hnl-train-resume").click()
+    expect(status.get_by_role("progressbar")).to_contain_text("of 5,000, ", timeout=SLOW)
+    page.locator("#hnl-train-stop").click()
+    expect(status).to_contain_text("mine: Stopped; everything is saved.")
+    assert hnloader.load(made).metadata["step"] > step
+
+    page.locator("#hnl-train-use").click()
+    expect(page.locator("#hnl-train-said")).to_contain_text("In a prompt: <hypernet:mine:1>")
+    assert (folder / "mine.pt").read_bytes() == made.read_bytes()
+    page.get_by_role("tab", name="Library").click()
+    expect(page.locator(".hnl-card .hnl-name").filter(has_text="mine")).to_be_visible()
+
+
+def test_an_embedding_is_finished_and_trained_on(url: str, open_page, pictures: Path, tmp_path: Path) -> None:
+    page = open_page(url)
+    turn_to_train(page)
+    ask(page, pictures, "word", 8)
+    page.get_by_label("embedding").check()
+    page.locator("#hnl-train").click()
+    status = page.locator("#hnl-train-status")
+    expect(status).to_contain_text("word: Finished.", timeout=SLOW)
+    made = tmp_path / "pictures" / "trainings" / "word" / "word.pt"
+    assert load_embedding(made).step == 8
+    page.locator("#hnl-train-resume").click()
+    expect(status.get_by_role("alert")).to_contain_text("word is finished at step 8. To train it on, set Steps to more")
+    fill(page, "hnl-train-steps", "12")
+    page.locator("#hnl-train-resume").click()
+    expect(page.locator("#hnl-train-details")).to_contain_text("12 of 12", timeout=SLOW)
+    expect(status).to_contain_text("word: Finished.", timeout=SLOW)
+    assert load_embedding(made).step == 12
+
+
+def test_what_is_wrong_is_told_and_the_pictures_are_shown(url: str, open_page, pictures: Path, tmp_path: Path) -> None:
+    page = open_page(url)
+    turn_to_train(page)
+    status, said = page.locator("#hnl-train-status"), page.locator("#hnl-train-said")
+    page.locator("#hnl-train").click()
+    expect(status.get_by_role("alert")).to_contain_text("cannot be a name")
+    fill(page, "hnl-train-name", "mine")
+    page.locator("#hnl-train").click()
+    expect(status.get_by_role("alert")).to_contain_text("pictures is missing")
+    fill(page, "hnl-train-pictures", str(tmp_path / "none"))
+    page.locator("#hnl-train-look").click()
+    expect(said.get_by_role("alert")).to_contain_text("none does not exist")
+    page.locator("#hnl-train").click()
+    expect(status.get_by_role("alert")).to_contain_text("mine did not finish: " + str(tmp_path / "none"), timeout=SLOW)
+
+    fill(page, "hnl-train-pictures", str(pictures))
+    page.locator("#hnl-train-look").click()
+    expect(said).to_contain_text("6 pictures to train on, 1 with captions of their own.")
+    expect(said.locator("tbody tr")).to_contain_text("broken <b>.png")
+    expect(page.locator("#hnl-train-sheet img")).to_be_visible()
+
+    page.get_by_text("More settings", exact=True).click()
+    fill(page, "hnl-train-more", "stepps: 3")
+    page.locator("#hnl-train").click()
+    expect(status.get_by_role("alert")).to_contain_text("there is no setting 'stepps'; did you mean 'steps'?")
+    fill(page, "hnl-train-more", "nothing")
+    page.locator("#hnl-train").click()
+    expect(status.get_by_role("alert")).to_contain_text("lines such as `batch_size: 2` were expected")
+    fill(page, "hnl-train-more", "")
+    fill(page, "hnl-train-python", str(tmp_path / "nowhere"))
+    page.locator("#hnl-train").click()
+    expect(status.get_by_role("alert")).to_contain_text("nowhere cannot be run: No such file or directory.")
+    expect(status.get_by_role("alert")).to_contain_text("name another Python, which has them, under 'Program'")
+
+
+def test_a_page_that_others_reach_runs_no_program_that_they_name(
+    host_of, server_for, open_page, folder: Path, tmp_path: Path
+) -> None:
+    import dataclasses
+
+    host = host_of(folder)
+    closed = dataclasses.replace(host, training=dataclasses.replace(host.training, may_name_python=False))
+    from hnloader.ui.pages.train import _Train
+
+    assert _Train(closed, None, closed.training)._trainings("/bin/sh").python != "/bin/sh"
+    assert _Train(host, None, host.training)._trainings("/bin/sh").python == "/bin/sh"
+    page = open_page(server_for(closed).url)
+    turn_to_train(page)
+    page.get_by_text("More settings", exact=True).click()
+    expect(page.locator("#hnl-train-more")).to_be_visible()
+    expect(page.locator("#hnl-train-python")).to_be_hidden()
