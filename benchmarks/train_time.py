@@ -1,6 +1,6 @@
 """How long a training step takes and how much memory it needs: hnloader beside plainly written loops, in one run.
 
-    python -m benchmarks.train_time [--quick] [--threads N] [--results FOLDER]
+    python -m benchmarks.train_time [--quick] [--only bundled reduced full] [--threads N] [--results FOLDER]
 
 The plain loop is what one writes first: hooks on `to_k` and `to_v` that run the hypernetwork, each picture and caption
 encoded when its turn comes, all that autograd keeps by itself. The UNet is frozen in it, too: nobody trains otherwise.
@@ -15,7 +15,7 @@ import gc
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,8 +245,11 @@ def _held(training: Training) -> int:
 # -- which models
 
 
-def benches(*, quick: bool) -> list[Bench]:
-    """What is measured on this machine."""
+MODELS = ("bundled", "reduced", "full")
+
+
+def benches(*, quick: bool, only: Sequence[str] = MODELS) -> list[Bench]:
+    """What is measured: of `MODELS`, those of `only`; with `quick`, the first of them at most."""
     bundled = Bench(
         "Bundled pipeline, 192 x 192 pictures, batch 2",
         _bundled,
@@ -272,7 +275,7 @@ def benches(*, quick: bool) -> list[Bench]:
         compared=2,
         has_targets=True,
     )
-    return [bundled, reduced, full]
+    return [bench for name, bench in zip(MODELS, (bundled, reduced, full), strict=True) if name in only]
 
 
 def _bundled() -> Any:
@@ -364,9 +367,9 @@ def targets(results: list[Result]) -> list[Target]:
 
 
 def main() -> None:
-    options = _options.parse(__doc__)
+    options = _options.parse(__doc__, MODELS)
     results = []
-    for bench in benches(quick=options.quick):
+    for bench in benches(quick=options.quick, only=options.only):
         with tempfile.TemporaryDirectory() as folder:
             results.append(measure(bench, Path(folder)))
         gc.collect()
