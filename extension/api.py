@@ -196,10 +196,9 @@ class _Files:
     def find(self, name: str) -> LibraryFile:
         """The file of this name; an answer with status 404 where there is none."""
         try:
-            self._extension.find(name)
+            return self._extension.file(name)
         except HypernetworkNotFoundError as error:
             raise HTTPException(404, said(self._extension.host, error)) from error
-        return self._extension.library.matches(name)[0]
 
 
 class _Few:
@@ -241,9 +240,14 @@ def _guarded(access: Access) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def guard(request: Request) -> Response:
-                _check_origin(request, access.local)
-                await _check_login(request, access)
-                _check_length(request.headers.get("content-length", "0"))
+                try:
+                    _check_origin(request, access.local)
+                    await _check_login(request, access)
+                    _check_length(request.headers.get("content-length", "0"))
+                except HTTPException as refused:
+                    # The body was not read, so that nothing else can be sent on this connection.
+                    refused.headers = {**(refused.headers or {}), "Connection": "close"}
+                    raise
                 try:
                     return await handle(Request(request.scope, _bounded(request)))
                 except RequestValidationError as error:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from dataclasses import dataclass, field
 
-from hnloader.library import Library
+from hnloader.library import Library, LibraryFile
 
 from .applying import Applier
 from .host import WebuiHost
@@ -47,9 +47,15 @@ class Extension:
 
         Raises HypernetworkNotFoundError, with the nearest names.
         """
-        if not self.library.matches(name):
+        return str(self.file(name).path)
+
+    def file(self, name: str) -> LibraryFile:
+        """The same as one of the library's files."""
+        library = self.library  # another thread may list anew meanwhile
+        if not library.matches(name):
             self.list_anew()
-        return str(self.library.find(name))
+            library = self.library
+        return library.first(name)
 
 
 def start(host: WebuiHost | None = None) -> Extension:

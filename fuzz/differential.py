@@ -135,7 +135,10 @@ def _theirs(data: bytes) -> object:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (Exception, SystemExit) as error:  # whatever it raises, it does not read the file
         # Before this, torch tells how to load files that run code.
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")[0].strip()
+        text = str(error)
+        if isinstance(error, UnicodeDecodeError) and re.match(rb"\[enforce fail|PytorchStreamReader", error.object):
+            text = error.object.decode("utf-8", "replace")  # a message with a member's name that is no UTF-8
+        reason = text.rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")[0].strip()
         raise _RefusedError(f"{type(error).__name__}: {reason}") from error
 
 

@@ -52,29 +52,27 @@ class Library:
     """The hypernetwork files below some folders, listed once, at the first question; `refresh` lists anew.
 
     Symbolic links are followed, each folder being entered once however often links lead to it. Folders that
-    are missing or not readable count as empty. File contents are never read.
+    are missing or not readable count as empty. File contents are never read. Every method may be called from
+    several threads.
     """
 
     def __init__(self, folders: Iterable[str | os.PathLike[str]]) -> None:
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
-        self._files: list[LibraryFile] | None = None
-        self._by_key: dict[str, list[LibraryFile]] = {}
+        self._listing: _Listing | None = None
 
     def refresh(self) -> None:
         """Forget what was listed; the next question looks at the folders again."""
-        self._files = None
-        self._by_key = {}
+        self._listing = None
 
     def files(self) -> list[LibraryFile]:
         """All files, in the order in which they win (the order above, without its first rule)."""
-        if self._files is None:
-            self._files = [file for folder in self.folders for file in _sorted(folder)]
-            by_key = defaultdict(list)
-            for file in self._files:
-                for name in set(map(_folded, _names(file))):
-                    by_key[name].append(file)
-            self._by_key = dict(by_key)
-        return list(self._files)
+        return list(self._listed().files)
+
+    def _listed(self) -> _Listing:
+        listing = self._listing  # looked at once: another thread may list anew meanwhile
+        if listing is None:
+            listing = self._listing = _list(self.folders)
+        return listing
 
     def names(self) -> list[str]:
         """The names that `find` knows files by, each once, alphabetical and without regard to case."""
@@ -82,9 +80,8 @@ class Library:
 
     def matches(self, name: str) -> list[LibraryFile]:
         """Every file that answers to `name`, the one that `find` takes first."""
-        self.files()
         wanted = _normal(name.strip())
-        found = self._by_key.get(_folded(wanted), [])
+        found = self._listed().by_key.get(_folded(wanted), [])
         return sorted(found, key=lambda file: wanted not in _names(file))  # stable: the order within stays
 
     def find(self, name: str) -> Path:
@@ -92,10 +89,14 @@ class Library:
 
         Raises HypernetworkNotFoundError, with the folders searched and the nearest names there are.
         """
+        return self.first(name).path
+
+    def first(self, name: str) -> LibraryFile:
+        """The same as one of `files`."""
         found = self.matches(name)
         if not found:
             raise HypernetworkNotFoundError(self._not_found(name))
-        return found[0].path
+        return found[0]
 
     def name_of(self, path: str | os.PathLike[str]) -> str:
         """The shortest name by which `find` finds this file: `ink`, `sketches/ink` or `sketches/ink.pt`.
@@ -141,6 +142,23 @@ class Library:
             f"{folder} ({_counted(counts[folder])})" if folder.is_dir() else f"{folder} (no such folder)"
             for folder in self.folders
         )
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What was found: `files` in the order in which they win, and by each of their names, folded."""
+
+    files: list[LibraryFile]
+    by_key: dict[str, list[LibraryFile]]
+
+
+def _list(folders: Iterable[Path]) -> _Listing:
+    files = [file for folder in folders for file in _sorted(folder)]
+    by_key = defaultdict(list)
+    for file in files:
+        for name in set(map(_folded, _names(file))):
+            by_key[name].append(file)
+    return _Listing(files, dict(by_key))
 
 
 def _counted(files: int) -> str:

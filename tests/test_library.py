@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -172,3 +173,33 @@ def test_the_name_of_a_file_is_the_shortest_that_finds_it(tmp_path: Path) -> Non
     assert all(library.find(name) == tmp_path / path for path, name in names.items())
     with pytest.raises(HypernetworkNotFoundError, match="is not in"):
         library.name_of(tmp_path / "gone.pt")
+
+
+def test_files_are_found_while_other_threads_list_anew(tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f"{number}.pt").touch()
+    library = Library([tmp_path])
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def list_anew() -> None:
+        while not done.is_set():
+            library.refresh()
+            library.files()
+
+    def find() -> None:
+        try:
+            for number in range(1_000):
+                assert library.find(f"{number % 200}").name == f"{number % 200}.pt"
+        except Exception as error:
+            wrong.append(error)
+
+    others = [threading.Thread(target=act) for act in (list_anew, list_anew, find, find)]
+    for thread in others:
+        thread.start()
+    for thread in others[2:]:
+        thread.join()
+    done.set()
+    for thread in others[:2]:
+        thread.join()
+    assert wrong == []

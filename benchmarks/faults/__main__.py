@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.faults import crowds, kills, load, memory, reading, writing
+from benchmarks.faults import clients, crowds, kills, load, memory, reading, writing
 from benchmarks.faults._subjects import Subject, Training, careless, subjects
 from benchmarks.faults._trials import Count
 
@@ -38,6 +38,7 @@ OTHERS: dict[str, dict[str, Callable[[Path, int, int], Count]]] = {
         "the process": lambda place, rounds, seed: memory.for_real(rounds, seed),
     },
     "load": load.SCENARIOS,
+    "clients": {"API": clients.api},
 }
 
 

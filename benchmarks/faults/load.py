@@ -26,7 +26,9 @@ from hnloader.attention.attach import attachments
 from hnloader.library import Library
 from hnloader.ui.catalogue import Catalogue
 
-sys.path[:0] = [str(Path(__file__).parents[2] / "tests" / "attention")]  # the small models of the tests
+_TESTS = Path(__file__).parents[2] / "tests"
+# The small models of the tests, and the stand-in for a webui.
+sys.path[:0] = [str(_TESTS / "attention"), str(_TESTS), str(_TESTS / "extension")]
 
 # What a library may hold in memory for each file, in bytes: names by which it is found, and what is known of it.
 MOST_PER_NAME, MOST_PER_ENTRY = 6_000, 20_000
@@ -157,10 +159,35 @@ def reloads(place: Path, rounds: int, seed: int) -> Count:
     return count
 
 
+def webui(place: Path, rounds: int, seed: int) -> Count:
+    """'Reload UI' in the stand-in webui with the extension, `rounds` x 10 times: no module, hook or object is left."""
+    from standins.unets import ALL_WIDTHS
+    from standins.webui import running
+    from tiny_model import save_hypernetwork
+
+    with running(fresh(place)) as host:
+        host.install()
+        host.hypernetworks.mkdir(parents=True, exist_ok=True)
+        save_hypernetwork(host.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
+        host.start()
+        plain = [str(image) for image in host.generate("a cat").images]
+
+        def once(index: int) -> None:
+            host.reload()
+            if index % 100 == 0:
+                host.generate("a cat <hypernet:ink:1>")
+
+        count = _without_growth(once, rounds * 10, lambda: _hooks(host.unet) + len(sys.modules) + len(sys.path))
+        same = [str(image) for image in host.generate("a cat").images] == plain
+        _expect(count, same, "the model is not what it was")
+    return count
+
+
 SCENARIOS: dict[str, Callable[[Path, int, int], Count]] = {
     "library": library,
     "attach and detach": cycles,
     "load and convert": reloads,
+    "reload the webui": webui,
 }
 
 

@@ -131,7 +131,8 @@ def test_links_lead_only_where_the_user_put_them(running: Webui) -> None:
 def test_a_body_is_bounded_and_nobody_without_the_login_sends_one(running: Webui) -> None:
     large = json.dumps({"name": "ink", "more": "x" * api.MAX_BODY})
     asked = client(running, api_auth="ann:first")
-    assert asked.post(f"{V1}/convert", content=large).status_code == 401
+    refused = asked.post(f"{V1}/convert", content=large)
+    assert (refused.status_code, refused.headers["Connection"]) == (401, "close")
     pieces = (large[start : start + 1000].encode() for start in range(0, len(large), 1000))
     for content in (large, pieces):  # with a length that is told, and without
         assert asked.post(f"{V1}/convert", content=content, auth=("ann", "first")).status_code in (400, 413)

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.faults.__main__ import DISTURBANCES
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kill -9 and fork are POSIX")
-SAVED = ("save .pt", "save .safetensors", "notes", "pictures", "embedding", "convert")
+SAVED = ("save .pt", "save .safetensors", "notes", "pictures", "embedding", "index", "convert")
 
 
 def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -68,4 +68,12 @@ def test_large_libraries_and_long_lives() -> None:
     found = ran("load", "--rounds", "10")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "listing 1,000 files" in found.stdout
-    assert found.stdout.count(" 0 wrong") == 3
+    assert found.stdout.count(" 0 wrong") == 4
+
+
+@pytest.mark.slow
+def test_fifty_clients_of_the_api_at_once() -> None:
+    found = ran("clients", "--rounds", "1")
+    assert found.returncode == 0, found.stdout + found.stderr
+    statuses = set(re.findall(r" of (\d{3})\b", found.stdout))
+    assert {"200", "401", "404", "422"} <= statuses and "500" not in statuses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz import differential
+from fuzz import differential, watching
 from fuzz.__main__ import CORPUS, NAMES
 from fuzz.choices import Choices
+from fuzz.makers import containers
+from fuzz.makers.pickles import PickleMaker
 from fuzz.targets import TARGETS
 from fuzz.watching import ForbiddenError, watched
 
@@ -82,6 +86,24 @@ def test_a_reader_that_takes_memory_or_calls_what_a_file_names_is_noticed() -> N
     called, memory = json.loads(done.stdout)
     assert called == "the canary was called"
     assert "MiB were taken" in memory
+
+
+def test_an_input_that_takes_long_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in CPU time, which here is more than nothing."""
+    monkeypatch.setattr(watching, "MAX_SECONDS", 0.0)
+    with pytest.raises(ForbiddenError, match="s of CPU time were taken"), watched():
+        sum(range(100_000))
+
+
+def test_a_name_that_torch_cannot_put_into_its_message_is_no_disagreement() -> None:
+    maker = PickleMaker(Choices(b""))
+    members = containers._members(Choices(b""), maker, maker.whole())
+    data = containers.archive(Choices(b""), [*members, containers.Member(b"\xac", b"abc")], sound=True)
+    with pytest.raises(UnicodeDecodeError):
+        torch.load(io.BytesIO(data), weights_only=True)
+    before = differential.counts["more lenient: not in a subdirectory"]
+    differential.compare(data)
+    assert differential.counts["more lenient: not in a subdirectory"] == before + 1
 
 
 def test_a_disagreement_without_a_reason_is_a_find() -> None:
