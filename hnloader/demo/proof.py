@@ -5,13 +5,12 @@ would, on the same pictures. Then both draw held-out prompts from the same seeds
 pictures are judged by their pixels: does the picture show the style, and does it still show the shape and position of
 the prompt, and its color where the style leaves it?
 
-What is done is kept in the work folder, and goes on from there when called again.
+What is done (files, pictures) is kept in the work folder, and the command goes on from there when called again.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import time
@@ -88,7 +87,9 @@ SETTINGS: dict[str, object] = {
 }
 RATES = {"hypernetwork": "1e-3", "embedding": "2e-2"}
 # A step of the embedding takes as long; its few numbers need fewer of them.
-STEPS = {"hypernetwork": 800, "embedding": 200}
+STEPS = {"hypernetwork": 800, "embedding": 100}
+# Thin lines need more: after 800 steps those of the blueprint were broken.
+MORE_STEPS = {"blueprint": 1200}
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,11 @@ class Spent:
     seconds: float = 0.0
     processor: float = 0.0
     done: bool = False
+
+
+def steps_of(style: str, method: str) -> int:
+    """How many steps are trained."""
+    return MORE_STEPS.get(style, STEPS[method]) if method == "hypernetwork" else STEPS[method]
 
 
 def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent]:
@@ -192,35 +198,37 @@ def _color(picture: ByteArray, mask: Mask, background: FloatArray, coloring: Col
 
 
 def compare(
-    style: str, work: Path, pipeline: StableDiffusionPipeline, methods: Sequence[str], plain: list[ByteArray]
-) -> tuple[list[Row], dict[str, list[ByteArray]]]:
-    """Draw the held-out prompts in each way, and judge them beside `plain`, the pictures without anything trained.
-
-    The first seed's pictures are given back.
-    """
-    every = wanted_scenes()
-    word = f"<{style}>"
-    rows = [
-        judge(style, "drawn, VAE", every, _through_vae(style, every, pipeline)),
-        judge(style, "without", every, plain),
-    ]
-    kept = {"without": plain[::SEEDS]}
-    ways: dict[str, tuple[float, str]] = {}
+    style: str, work: Path, pipeline: StableDiffusionPipeline, methods: Sequence[str]
+) -> tuple[list[Row], dict[str, Sequence[ByteArray]]]:
+    """Draw the held-out prompts in each way, and judge them; the first seed's pictures are given back."""
+    scenes = wanted_scenes()
+    drawn: dict[str, Sequence[ByteArray]] = {
+        "drawn, VAE": _through_vae(style, scenes, pipeline),
+        "without": _kept(work / "without.npy", None, lambda: _drawn(pipeline, scenes)),
+    }
     if "hypernetwork" in methods:
-        hypernetwork = load(work / f"{style}-hypernetwork.pt")
-        ways |= {"hypernetwork 0.5": (0.5, ""), "hypernetwork 1": (1.0, "")}
+        file = work / f"{style}-hypernetwork.pt"
+        for strength in (0.5, 1.0):
+
+            def at_strength(strength: float = strength) -> list[ByteArray]:
+                with attach(pipeline.unet, load(file), strength):
+                    return _drawn(pipeline, scenes)
+
+            way = f"hypernetwork {strength:g}"
+            drawn[way] = _kept(work / f"{style}-{way}.npy", file, at_strength)
     if "embedding" in methods:
-        pipeline.load_textual_inversion(str(work / f"{style}-embedding.pt"), token=word)
-        ways["embedding"] = (0.0, f", {word}")
-    for way, (strength, ending) in ways.items():
-        acting = attach(pipeline.unet, hypernetwork, strength) if strength else contextlib.nullcontext()
-        with acting:
-            pictures = _drawn(pipeline, every, ending)
-        rows.append(judge(style, way, every, pictures))
-        kept[way] = pictures[::SEEDS]
-    if "embedding" in methods:
-        pipeline.unload_textual_inversion([word])
-    return rows, kept
+        file, word = work / f"{style}-embedding.pt", f"<{style}>"
+
+        def with_word() -> list[ByteArray]:
+            pipeline.load_textual_inversion(str(file), token=word)
+            try:
+                return _drawn(pipeline, scenes, f", {word}")
+            finally:
+                pipeline.unload_textual_inversion([word])
+
+        drawn["embedding"] = _kept(work / f"{style}-embedding.npy", file, with_word)
+    rows = [judge(style, way, scenes, pictures) for way, pictures in drawn.items()]
+    return rows, {way: pictures[::SEEDS] for way, pictures in drawn.items() if way != "drawn, VAE"}
 
 
 def wanted_scenes() -> list[Scene]:
@@ -230,6 +238,15 @@ def wanted_scenes() -> list[Scene]:
 
 def _drawn(pipeline: StableDiffusionPipeline, scenes: Sequence[Scene], ending: str = "") -> list[ByteArray]:
     return list(generate(pipeline, [scene.caption() + ending for scene in scenes], seed=0, batch=16))
+
+
+def _kept(path: Path, source: Path | None, draw: Callable[[], list[ByteArray]]) -> Sequence[ByteArray]:
+    """Pictures that are drawn once and kept in `path`, as long as `source`, the file they are drawn with, is older."""
+    if not path.is_file() or (source is not None and path.stat().st_mtime < source.stat().st_mtime):
+        pictures = np.stack(draw())
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, pictures)
+    return list(np.load(path))
 
 
 @torch.no_grad()
@@ -259,7 +276,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES)
     parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=tuple(RATES))
     parser.add_argument(
-        "--steps", type=int, default=None, help=f"of each training (default: {', '.join(map(str, STEPS.values()))})"
+        "--steps", type=int, default=None, help="of each training (default: as the table in docs/training.md was made)"
     )
     parser.add_argument("--threads", type=int, default=None, help="processor threads (default: torch's choice)")
     return parser.parse_args(given)
@@ -268,15 +285,13 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def _run(chosen: argparse.Namespace) -> int:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    steps = {method: chosen.steps or STEPS[method] for method in chosen.methods}
-    print(f"{PICTURES} pictures; {PROMPTS} held-out prompts x {SEEDS} seeds; steps: {steps}")
+    print(f"{PICTURES} pictures; {PROMPTS} held-out prompts x {SEEDS} seeds")
     print(f"{'style':<10} {'way':<17} {'style shown':>11} {'prompt held':>11} {'score':>6}  trained for")
     pipeline = load_pipeline(pipeline_folder())
-    plain = _drawn(pipeline, wanted_scenes())
     results: list[dict[str, object]] = []
     for style in chosen.styles:
-        spent = train_each(style, chosen.work, steps)
-        rows, kept = compare(style, chosen.work, pipeline, chosen.methods, plain)
+        spent = train_each(style, chosen.work, {way: chosen.steps or steps_of(style, way) for way in chosen.methods})
+        rows, kept = compare(style, chosen.work, pipeline, chosen.methods)
         for row in rows:
             took = spent.get(row.way.split()[0])
             print(_line(row, took), flush=True)
@@ -291,7 +306,7 @@ def _line(row: Row, took: Spent | None) -> str:
     return f"{row.style:<10} {row.way:<17} {row.shown:>11.1%} {row.held:>11.1%} {row.score:>6.2f}  {time_text}".rstrip()
 
 
-def _write_grid(style: str, kept: dict[str, list[ByteArray]], path: Path) -> None:
+def _write_grid(style: str, kept: dict[str, Sequence[ByteArray]], path: Path) -> None:
     scenes = held_out_scenes(PROMPTS, _HELD_OUT_SEED)
     images = [[Image.fromarray(kept[way][index]) for way in kept] for index in range(len(scenes))]
     title = f"{style}, from {PICTURES} pictures"

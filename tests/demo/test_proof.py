@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from hnloader.demo import pipeline_folder, proof
 from hnloader.demo.evaluate import load_pipeline
 from hnloader.demo.pictures import PICTURES, draw_pictures
-from hnloader.demo.proof import STYLES, _through_vae, judge, train_each
+from hnloader.demo.proof import STYLES, _kept, _through_vae, judge, train_each
 from hnloader.demo.scenes import COLORS, POSITIONS, SHAPES, Scene, draw, held_out_scenes, is_held_out, lay_out
 from hnloader.demo.scenes import parse_caption as parse
 from hnloader.demo.style_scores import style_score
@@ -107,3 +108,20 @@ def test_an_interrupted_training_is_not_taken_for_done(tmp_path: Path, monkeypat
     assert again.seconds > first["seconds"]
     assert train_each("neon", tmp_path, {"hypernetwork": 800})["hypernetwork"] == again
     assert [config.steps for config in asked] == [800, 800]
+
+
+def test_pictures_are_drawn_again_when_what_they_are_drawn_with_is_newer(tmp_path: Path) -> None:
+    source, kept = tmp_path / "style.pt", tmp_path / "style.npy"
+    source.write_bytes(b"")
+    os.utime(source, (1000, 1000))
+    shades = iter(range(3))
+
+    def draw_them() -> list[Any]:
+        return [np.full((64, 64, 3), next(shades), np.uint8)] * 2
+
+    def seen() -> list[int]:
+        return [int(picture.max()) for picture in _kept(kept, source, draw_them)]
+
+    assert seen() == seen() == [0, 0]
+    os.utime(kept, (900, 900))
+    assert seen() == seen() == [1, 1]
