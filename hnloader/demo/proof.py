@@ -88,8 +88,6 @@ SETTINGS: dict[str, object] = {
 RATES = {"hypernetwork": "1e-3", "embedding": "2e-2"}
 # A step of the embedding takes as long; its few numbers need fewer of them.
 STEPS = {"hypernetwork": 800, "embedding": 100}
-# Thin lines need more: after 800 steps those of the blueprint were broken.
-MORE_STEPS = {"blueprint": 1200}
 
 
 @dataclass(frozen=True)
@@ -118,21 +116,16 @@ class Spent:
     Attributes:
         seconds: on the clock.
         processor: of processor time, which other programs on the machine don't lengthen as much.
-        done: it came to its end.
+        steps: how many were made.
     """
 
     seconds: float = 0.0
     processor: float = 0.0
-    done: bool = False
-
-
-def steps_of(style: str, method: str) -> int:
-    """How many steps are trained."""
-    return MORE_STEPS.get(style, STEPS[method]) if method == "hypernetwork" else STEPS[method]
+    steps: int = 0
 
 
 def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent]:
-    """Train what is not trained yet; `steps` names the methods. What each took.
+    """Train what is not trained for so many steps yet; `steps` names the methods. What each took.
 
     Raises:
         KeyboardInterrupt: it was interrupted, with everything saved.
@@ -143,7 +136,7 @@ def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent
         output = work / f"{style}-{method}.pt"
         kept = output.with_suffix(".spent.json")
         spent[method] = now = Spent(**json.loads(kept.read_text())) if kept.is_file() else Spent()
-        if now.done and output.is_file():
+        if now.steps >= count and output.is_file():
             continue
         given = {"model": str(pipeline_folder()), "pictures": str(pictures), "output": str(output)}
         more = {"method": method, "learning_rate": RATES[method], "steps": count, "embedding.token": f"<{style}>"}
@@ -151,9 +144,9 @@ def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent
         result = train(read_config(None, {**SETTINGS, **given, **more}), resume=True)
         now.seconds += time.monotonic() - began[0]
         now.processor += time.process_time() - began[1]
-        now.done = result.why == "done"
+        now.steps = result.step
         kept.write_text(json.dumps(dataclasses.asdict(now)))
-        if not now.done:
+        if result.why == "interrupted":
             raise KeyboardInterrupt
     return spent
 
@@ -290,7 +283,7 @@ def _run(chosen: argparse.Namespace) -> int:
     pipeline = load_pipeline(pipeline_folder())
     results: list[dict[str, object]] = []
     for style in chosen.styles:
-        spent = train_each(style, chosen.work, {way: chosen.steps or steps_of(style, way) for way in chosen.methods})
+        spent = train_each(style, chosen.work, {way: chosen.steps or STEPS[way] for way in chosen.methods})
         rows, kept = compare(style, chosen.work, pipeline, chosen.methods)
         for row in rows:
             took = spent.get(row.way.split()[0])

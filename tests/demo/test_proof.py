@@ -90,24 +90,26 @@ def test_the_pictures_to_train_on_spread_the_words_and_hold_none_that_are_held_o
 
 
 def test_an_interrupted_training_is_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = iter(["interrupted", "done"])
+    ends = iter([("interrupted", 300), ("done", 800), ("done", 900)])
     asked: list[Any] = []
 
     def train(config: Any, resume: bool) -> Any:
         asked.append(config)
         Path(config.output).write_bytes(b"")  # an interrupted training writes what it has
-        return SimpleNamespace(why=next(ends))
+        why, step = next(ends)
+        return SimpleNamespace(why=why, step=step)
 
     monkeypatch.setattr(proof, "train", train)
     with pytest.raises(KeyboardInterrupt):
         train_each("neon", tmp_path, {"hypernetwork": 800})
     first = json.loads((tmp_path / "neon-hypernetwork.spent.json").read_text())
     again = train_each("neon", tmp_path, {"hypernetwork": 800})["hypernetwork"]
-    assert not first["done"]
-    assert again.done
+    assert (first["steps"], again.steps) == (300, 800)
     assert again.seconds > first["seconds"]
     assert train_each("neon", tmp_path, {"hypernetwork": 800})["hypernetwork"] == again
-    assert [config.steps for config in asked] == [800, 800]
+    # More steps than were made go on from there.
+    assert train_each("neon", tmp_path, {"hypernetwork": 900})["hypernetwork"].steps == 900
+    assert [config.steps for config in asked] == [800, 800, 900]
 
 
 def test_pictures_are_drawn_again_when_what_they_are_drawn_with_is_newer(tmp_path: Path) -> None:
