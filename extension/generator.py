@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
 from hnloader.ui import CancelledError, PictureRequest
 
 from .applying import left_out
+from .host import Rendered
 from .runtime import Extension
 
 if TYPE_CHECKING:
@@ -35,13 +37,29 @@ class WebuiGenerator:
 
     def picture(self, request: PictureRequest, progress: Progress) -> Image:
         """Make one picture when no other job runs."""
+        rendered = self.run(replace(request, prompt=self._prompt(request), hypernetworks=()), progress)
+        if problems := left_out(rendered.processing):
+            raise HypernetworkError("\n".join(problems))
+        assert rendered.image is not None
+        return rendered.image
+
+    def run(
+        self,
+        request: PictureRequest,
+        progress: Progress,
+        ready: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Rendered:
+        """A job of the host, when no other one runs, within what `ready` gives then.
+
+        Raises CancelledError where it was interrupted, and HypernetworkError for an error of the host.
+        """
         host = self._extension.host
         guidance = self.default_guidance if request.guidance is None else request.guidance
-        asked = replace(request, prompt=self._prompt(request), hypernetworks=(), guidance=guidance)
         with host.turn(lambda: progress(0, request.steps)):
             self._watch = watch = _Watch(progress, request.steps, host.interrupt)
             try:
-                rendered = host.render(asked)
+                with ready():
+                    rendered = host.render(replace(request, guidance=guidance))
             except (HypernetworkError, MemoryError):
                 raise
             except Exception as error:
@@ -55,9 +73,7 @@ class WebuiGenerator:
         watch.check()
         if rendered.image is None or not rendered.complete:
             raise CancelledError
-        if problems := left_out(rendered.processing):
-            raise HypernetworkError("\n".join(problems))
-        return rendered.image
+        return rendered
 
     def interrupt(self) -> None:
         """Stop the picture that is being made here; other jobs of the webui go on."""

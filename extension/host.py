@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,6 +134,14 @@ class WebuiHost(Protocol):
         `request.hypernetworks` is empty, they are tags in the prompt, and `request.guidance` is set.
         Raises what the host raises.
         """
+        ...
+
+    def load(self) -> None:
+        """Have the chosen checkpoint in memory; within `turn`."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """What the UNet's cross-attention receives for each text, [texts, tokens, width]; within `turn`."""
         ...
 
     def interrupt(self) -> None:

@@ -10,6 +10,7 @@ from hnloader.ui import Host, TrainingPlace, Use, build
 from hnloader.ui.index import cache_folder
 
 from .generator import WebuiGenerator
+from .lora import WebuiDenoiser
 from .runtime import Extension
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def host_for_pages(extension: Extension, generator: WebuiGenerator) -> Host:
         checkpoint = host.checkpoint()
         if checkpoint is None:
             raise HypernetworkError("A LoRA is made for a checkpoint, and none is chosen. Choose one at the top.")
-        return {"source": checkpoint}
+        return {"source": checkpoint, "program": WebuiDenoiser(extension, generator)}
 
     def converted() -> Path:
         return host.folders()[0] / "converted"

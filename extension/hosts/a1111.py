@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..host import Access, Rendered  # noqa: TID252 - the package has another name in a webui
 
@@ -199,6 +200,21 @@ class Automatic1111:
 
         shared.state.interrupt()
 
+    def load(self) -> None:
+        """As a job does before it begins."""
+        self._model()
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """By the host's own reading of prompts; SDXL has more than the contexts."""
+        from modules import devices, prompt_parser
+
+        side = self._own_size()
+        given = prompt_parser.SdConditioning(texts, width=side, height=side)
+        with torch.no_grad(), devices.autocast():
+            schedules = prompt_parser.get_learned_conditioning(self._model(), given, 1)
+        found = [schedule[0].cond for schedule in schedules]
+        return torch.stack([cond["crossattn"] if isinstance(cond, dict) else cond for cond in found])
+
     def _own_size(self) -> int:
         """Pixels of the side of a square that the model was trained on."""
         model = self._model()
@@ -206,8 +222,10 @@ class Automatic1111:
 
     def _model(self) -> Any:
         """The model, loaded if it is not yet."""
-        from modules import shared
+        from modules import sd_models, shared
 
+        if shared.sd_model is not None:  # loads one at first
+            sd_models.reload_model_weights()
         return shared.sd_model
 
     def _without_quick_setting(self) -> dict[str, str]:

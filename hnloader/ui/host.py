@@ -148,8 +148,8 @@ class Host:
             `converted` below `output`.
         loras: the same for LoRA files; None puts them where `converted` says.
         lora_base: called when a LoRA is asked for; the arguments of `hnloader.conversion.lora.base.open_base` by
-            name: `source`, and `config` and `device` if they are needed. None leaves LoRA out of Convert (it needs
-            diffusers).
+            name: `source`, and `config`, `device` or `program` if they are needed. None leaves LoRA out of Convert
+            (without a `program` it needs diffusers).
         training: where to train; None leaves Train out.
         pages: which pages to show, in this order: library, convert, compare, train, generate.
         use: what Library does with a file's tag; None puts it into the prompt of Generate, if that page is shown.

@@ -222,7 +222,7 @@ def test_the_folders_are_the_host_s(running: Webui, pages: Host) -> None:
     assert pages.output() == running.folder / "output"
     assert pages.converted() == running.hypernetworks / "converted"
     assert pages.loras() == running.folder / "models" / "Lora"
-    assert pages.lora_base() == {"source": Path("first.safetensors")}
+    assert pages.lora_base()["source"] == Path("first.safetensors")
 
 
 def test_a_lora_without_a_checkpoint_says_what_to_do(

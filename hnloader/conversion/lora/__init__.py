@@ -5,6 +5,7 @@ s W A c + s W b: a change of the weight, and a constant. docs/lora.md has the ma
 programs read the files.
 
     base.py        the model that a file is made for: its layers and weights, read one by one
+    running.py     what runs it
     chain.py       what the hypernetworks do at a layer
     statistics.py  contexts sampled from the model
     fitting.py     the best weights, their ranks and their errors

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.conversion.lora.names import diffusers_name
+from hnloader.conversion.lora.running import Denoiser, DiffusersDenoiser
 from hnloader.errors import HypernetworkError
 from hnloader.families import model_family
 from hnloader.formats.checkpoint import load_plain
@@ -69,6 +70,7 @@ class BaseModel:
         sites: The attention layers, in the order in which they run. Read from files, their modules hold no data.
         layers: `layers_per_block`, which the original names depend on.
         folder: The model's folder, of one that is read from a folder.
+        program: What runs the model instead of diffusers, where a program has it in memory.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class BaseModel:
         self.name, self.sites, self.layers, self.folder = name, sites, layers, folder
         self._read, self._run = read, run
         self._runnable: tuple[Any, nn.Module] | None = None
+        self.program: Denoiser | None = None
 
     @property
     def family(self) -> str | None:
@@ -99,6 +102,13 @@ class BaseModel:
         weight = self.weight(self.sites[0], "to_k").float().contiguous()
         return hashlib.sha256(tensor_bytes(weight)).hexdigest()[:16]
 
+    def denoiser(self) -> Denoiser | None:
+        """What makes pictures with the model, None where there is a UNet alone. Raises ModelError."""
+        if self.program is not None:
+            return self.program
+        pipeline, _ = self.runnable()
+        return None if pipeline is None else DiffusersDenoiser(pipeline)
+
     def runnable(self) -> tuple[Any, nn.Module]:
         """(pipeline or None, UNet), loaded at the first call. Raises ModelError."""
         if self._runnable is None:
@@ -112,6 +122,7 @@ def open_base(
     config: str | os.PathLike[str] | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    program: Denoiser | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> BaseModel:
     """Open the model that a LoRA is made for, without loading it.
@@ -122,6 +133,7 @@ def open_base(
             `.ckpt`; or a name on the Hugging Face hub.
         config: As in `hnloader.pipelines.load_model`: a diffusers folder that says how a single file is built.
         device, dtype: Where and how it runs, if it has to.
+        program: A program that has the model of a single file in memory, and runs it instead of diffusers.
         note: Told what is worth saying, such as that a checkpoint's text encoder could not be loaded.
 
     Raises:
@@ -134,7 +146,9 @@ def open_base(
     if path.is_dir():
         return _of_folder(path, device, dtype)
     if path.is_file():
-        return _of_file(path, config, device, dtype, note)
+        base = _of_file(path, config, device, dtype, note)
+        base.program = program
+        return base
     model = load_model(str(source), device=device, dtype=dtype, config=config)
     return _of_modules(model.name, model.pipeline, model.pipeline.unet)
 

@@ -18,8 +18,11 @@ from hnloader.attention import attachments
 from hnloader.attention.sites import AttentionSite, find_sites
 from hnloader.conversion.lora.base import BaseModel
 from hnloader.conversion.lora.chain import Chain
+from hnloader.conversion.lora.names import diffusers_name
+from hnloader.conversion.lora.running import Denoiser
 from hnloader.errors import HypernetworkError
 from hnloader.network import SIDES, SideName
+from hnloader.pipelines import ModelError
 
 Role = Literal["fit", "choose", "measure"]
 # Which prompt is for what, over and over; also the fewest prompts that give each role one.
@@ -142,28 +145,29 @@ class Statistics:
 def sample(base: BaseModel, chain: Chain, sampling: Sampling, progress: Progress) -> Statistics:
     """Run the base model with the chain applied and take samples of its attention layers' contexts.
 
-    A whole pipeline denoises pictures; contexts of text are its encodings of all prompts. A UNet alone is given
+    A whole model denoises pictures; contexts of text are its encodings of all prompts. A UNet alone is given
     random latents and random text contexts, of which nothing else is known.
 
     Raises:
         ModelError: The model cannot be loaded.
         HypernetworkError: Hypernetworks are attached to the model; or a layer cannot be observed.
     """
-    pipeline, unet = base.runnable()
+    denoiser = base.denoiser()
+    unet = base.runnable()[1] if denoiser is None else denoiser.unet
     if attachments(unet):
         raise HypernetworkError("Hypernetworks are attached to the model: detach them before converting.")
     observed = _Observed(unet, base, chain, sampling.seed)
-    if pipeline is None:
+    if denoiser is None:
         _run_unet(unet, observed, sampling, progress)
         description = (
             f"UNet alone: {sampling.pictures * sampling.steps} passes on random latents with random text contexts "
             "(independent, variance 1); nothing is known of real text contexts"
         )
     else:
-        _encode_prompts(pipeline, observed, sampling)
-        _run_pipeline(pipeline, observed, sampling, progress)
+        _encode_prompts(denoiser, observed, sampling)
+        _denoise(denoiser, observed, sampling, progress)
         description = (
-            f"pipeline: text contexts of {len(sampling.prompts)} prompts and of the empty one, half each; "
+            f"{denoiser.name}: text contexts of {len(sampling.prompts)} prompts and of the empty one, half each; "
             f"self-attention contexts of {sampling.pictures} pictures at {sampling.steps} steps, seeds from "
             f"{sampling.seed}, guidance {sampling.guidance:g}, with the hypernetworks applied"
         )
@@ -205,7 +209,9 @@ class _Observed:
             if (site.width, links) not in self.texts:
                 self.texts[site.width, links] = Layer(site, chain)
             self.layers[site.index] = self.texts[site.width, links]
-        modules = {site.name: site.module for site in find_sites(unet)}
+        modules = {diffusers_name(site.name, base.layers) or site.name: site.module for site in find_sites(unet)}
+        if missing := [site.name for site in _changed(base.sites, chain) if site.name not in modules]:
+            raise ModelError(f"The model that runs has no {missing[0]}: it is another one than {base.name}.")
         self._sites = [(site, modules[site.name]) for site in _changed(base.sites, chain)]
 
     def add_text(self, contexts: Tensor, role: Role) -> None:
@@ -230,47 +236,36 @@ class _Observed:
             context = inputs[0]
             if side == "k" and site.kind == "self":
                 tokens = torch.randperm(context.shape[1], generator=self._generator)[:TOKENS]
-                self.layers[site.index].add(context[:, tokens.to(context.device)], self.role)
+                # Some programs sample in inference mode; nothing could be fitted to tensors made there.
+                with torch.inference_mode(False), torch.no_grad():
+                    self.layers[site.index].add(context[:, tokens.to(context.device)], self.role)
             return self.chain.apply(site, side, context), *inputs[1:]
 
         return run
 
 
-def _encode_prompts(pipeline: Any, observed: _Observed, sampling: Sampling) -> None:
-    if not observed.texts:
-        return
-    for index, prompt in enumerate(sampling.prompts):
-        with torch.no_grad():
-            found = pipeline.encode_prompt(
-                prompt=prompt,
-                device=pipeline.unet.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=True,
-                negative_prompt=None,
-            )
-        # (prompt, negative prompt, ...): guidance runs the model on both equally often.
-        observed.add_text(torch.cat(found[:2]), ROLES[index % len(ROLES)])
+def _encode_prompts(denoiser: Denoiser, observed: _Observed, sampling: Sampling) -> None:
+    if observed.texts:
+        for index, prompt in enumerate(sampling.prompts):
+            observed.add_text(denoiser.encode(prompt), ROLES[index % len(ROLES)])
 
 
-def _run_pipeline(pipeline: Any, observed: _Observed, sampling: Sampling, progress: Progress) -> None:
+def _denoise(denoiser: Denoiser, observed: _Observed, sampling: Sampling, progress: Progress) -> None:
     total = sampling.pictures * sampling.steps
     for index in range(sampling.pictures):
         observed.role = ROLES[index % len(ROLES)]
 
-        def step_done(_: Any, step: int, __: Any, tensors: dict[str, Any], index: int = index) -> dict[str, Any]:
-            progress(index * sampling.steps + step + 1, total, "Sampling contexts")
-            return tensors
+        def step_done(step: int, index: int = index) -> None:
+            progress(index * sampling.steps + step, total, "Sampling contexts")
 
-        with observed, torch.no_grad():
-            pipeline(
-                sampling.prompts[index % len(sampling.prompts)],
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
-                generator=torch.Generator().manual_seed(sampling.seed + index),
-                output_type="latent",
-                callback_on_step_end=step_done,
-                callback_on_step_end_tensor_inputs=[],
-            )
+        denoiser.denoise(
+            sampling.prompts[index % len(sampling.prompts)],
+            seed=sampling.seed + index,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            watched=observed,
+            step_done=step_done,
+        )
 
 
 def _run_unet(unet: Any, observed: _Observed, sampling: Sampling, progress: Progress) -> None:

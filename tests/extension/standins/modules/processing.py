@@ -34,6 +34,7 @@ class StableDiffusionProcessing:
     init: Tensor | None = None  # of img2img: the latent [4, 8, 8] that it starts from
     mask: Tensor | None = None  # of inpainting: 1 where it is made anew
     alwayson_scripts: dict[str, list[Any]] = field(default_factory=dict)
+    latent_side: int = 8
     at_step: Callable[[int], None] = lambda step: None  # for tests: called before each step
 
     def __post_init__(self) -> None:
@@ -78,6 +79,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.latent_side = 16  # so that the smallest layers have more than one token
         self.scripts = None
         made.append(self)
 
@@ -160,7 +162,8 @@ def _batch(p: StableDiffusionProcessing) -> tuple[Tensor, list[str]]:
         _activate(p, p.extra_network_data)
     _call(p, "process_batch", batch_number=p.iteration, prompts=p.prompts, seeds=p.seeds)
     p.setup_conds()
-    noise = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in p.seeds]
+    shape = 4, p.latent_side, p.latent_side
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in p.seeds]
     start = torch.stack(noise)
     latents = _sample(p, start if p.init is None else p.init + 0.5 * start)
     if p.enable_hr and not shared.state.interrupted:

@@ -1,0 +1,31 @@
+"""Prompts as the stand-in host's model takes them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class SdConditioning(list):
+    """Prompts, and the size of the pictures."""
+
+    def __init__(self, prompts, is_negative_prompt=False, width=None, height=None, copy_from=None) -> None:
+        super().__init__(prompts)
+        self.width, self.height = width, height
+
+
+class ScheduledPromptConditioning(NamedTuple):
+    """What holds until a step."""
+
+    end_at_step: int
+    cond: Any
+
+
+def get_learned_conditioning(
+    model, prompts, steps, hires_steps=None, use_old_scheduling=False
+) -> list[list[ScheduledPromptConditioning]]:
+    """One schedule for each prompt; SDXL has a dictionary with more than the contexts."""
+    from modules import sd_models
+
+    found = sd_models.conditioning(list(prompts))
+    conditions = [{"crossattn": cond, "vector": cond[0]} if model.is_sdxl else cond for cond in found]
+    return [[ScheduledPromptConditioning(steps, cond)] for cond in conditions]

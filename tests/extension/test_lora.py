@@ -1,0 +1,184 @@
+"""LoRA in the tab: made by the webui's own model, without diffusers, and like the hypernetwork in pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from standins.unets import ALL_WIDTHS, CrossAttention
+from standins.webui import Webui
+from tiny_model import save_hypernetwork
+
+import hnloader
+from hnloader.conversion.lora.files import ToLora
+from hnloader.conversion.lora.names import diffusers_name, lora_name
+from hnloader.errors import HypernetworkError
+from hnloader.network import Architecture, Hypernetwork
+from hnloader.ui import Host, jobs
+from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.pages import convert as convert_page
+
+
+def save_affine(path: Path) -> Path:
+    """A hypernetwork that a LoRA can represent."""
+    torch.manual_seed(5)
+    made = Hypernetwork.new(ALL_WIDTHS, Architecture((1, 2, 1)), name=path.stem)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.0 if name.endswith("bias") else 0.15))
+    hnloader.save(made, path)
+    return path
+
+
+@pytest.fixture
+def running(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[Webui]:
+    """A host without diffusers, whose checkpoint is a file, with the extension and two hypernetworks."""
+    webui.install()
+    save_affine(webui.hypernetworks / "ink.pt")
+    save_hypernetwork(webui.hypernetworks / "relu.pt", ALL_WIDTHS, seed=1)
+    webui.start()
+    checkpoint = webui.folder / "first.safetensors"
+    weights = {f"model.diffusion_model.{name}": tensor for name, tensor in webui.unet.state_dict().items()}
+    save_file(
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}, checkpoint
+    )
+    webui.sd_models.settings.filename = str(checkpoint)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    yield webui
+    webui.sd_models.settings.filename = ""
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewest pictures that contexts can be sampled from."""
+    monkeypatch.setattr("hnloader.conversion.lora.files.ToLora", partial(ToLora, pictures=5, steps=2))
+
+
+@pytest.fixture
+def pages(running: Webui, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """What the tab tells the pages of the host."""
+    given: list[Host] = []
+    monkeypatch.setattr("hnloader_webui.tab.build", given.append)
+    running.tabs()
+    return given[0]
+
+
+def convert(pages: Host, *labels: str, during: Any = lambda: None) -> tuple[str, str]:
+    """What the page says and its table at the end of a conversion to LoRA."""
+    catalogue = Catalogue(pages.folders)
+    catalogue.refresh()
+    page = convert_page._Convert(pages, catalogue)
+    said = []
+    for news in page.run("chosen files", list(labels), "LoRA", "in a folder of their own", "leave it", False):
+        said.append(news)
+        during()
+    return said[-1][1], said[-1][2]
+
+
+def apply_lora(webui: Webui, path: Path) -> None:
+    """Into the weights of the present model, as programs do that know no hypernetworks."""
+    tensors = load_file(path)
+    for name, module in webui.unet.named_modules():
+        if isinstance(module, CrossAttention):
+            for side in ("to_k", "to_v"):
+                key = lora_name(str(diffusers_name(f"{name}.{side}", 2)), "diffusers", 2)
+                if f"{key}.lora_up.weight" in tensors:
+                    up, down = tensors[f"{key}.lora_up.weight"], tensors[f"{key}.lora_down.weight"]
+                    delta = up @ down * (tensors[f"{key}.alpha"] / down.shape[0])
+                    weight = getattr(module, side).weight
+                    weight.data = (weight.data.float() + delta).to(weight.dtype)
+
+
+def idle(webui: Webui) -> bool:
+    lock = webui.part("call_queue").queue_lock
+    free = lock.acquire(blocking=False)
+    if free:
+        lock.release()
+    return free and not any(module._forward_pre_hooks for module in webui.unet.modules())
+
+
+def test_it_is_made_without_diffusers_by_the_webui_s_model_and_its_pictures_are_the_hypernetwork_s(
+    running: Webui, pages: Host
+) -> None:
+    said, table = convert(pages, "ink.pt")
+    assert "1 converted" in said, table
+    made = running.folder / "models" / "Lora" / "ink-lora.safetensors"
+    with safe_open(made, framework="pt") as opened:
+        metadata = opened.metadata()
+    name = "Forge" if running.forge else "AUTOMATIC1111"
+    assert metadata["hnloader.statistics"].startswith(f"{name}'s webui: text contexts of 60 prompts")
+    assert json.loads(metadata["hnloader.base"])["name"] == "first"
+    assert idle(running)
+    plain, tagged = (running.generate(prompt).images[0] for prompt in ("a", "a<hypernet:ink>"))
+    apply_lora(running, made)
+    with_lora = running.generate("a").images[0]
+    assert (with_lora - tagged).norm() < 0.35 * (tagged - plain).norm()
+
+
+@pytest.mark.usefixtures("quick")
+def test_one_with_an_activation_comes_with_its_error_said(running: Webui, pages: Host) -> None:
+    said, table = convert(pages, "relu.pt")
+    assert "1 converted" in said, table
+    assert "fidelity" in table
+    assert idle(running)
+
+
+@pytest.mark.usefixtures("quick")
+def test_other_jobs_run_between_the_pictures_and_are_not_observed(running: Webui, pages: Host) -> None:
+    alone = running.generate("another").images[0]
+    others: list[torch.Tensor] = []
+
+    def another() -> None:
+        lock = running.part("call_queue").queue_lock
+        if len(others) < 5 and lock.acquire(blocking=False):
+            others.append(running.generate("another").images[0])
+            lock.release()
+
+    said, table = convert(pages, "ink.pt", during=another)
+    assert "1 converted" in said, table
+    assert others
+    assert all(torch.equal(picture, alone) for picture in others)
+
+
+def test_a_checkpoint_that_is_chosen_meanwhile_ends_it_with_a_message(
+    running: Webui, pages: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = pages.lora_base()["program"]
+    assert program.unet is running.unet
+    running.switch("second")
+    with pytest.raises(HypernetworkError, match="Another checkpoint was chosen meanwhile"):
+        program.encode("a")
+    assert idle(running)
+
+
+@pytest.mark.usefixtures("quick")
+def test_cancelling_leaves_no_file_and_no_hook(running: Webui, pages: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = jobs.Job.report
+
+    def cancel(self: Any, done: int, total: int, text: str) -> None:
+        original(self, done, total, text)
+        if "Sampling" in text:
+            self.cancel()
+
+    monkeypatch.setattr(jobs.Job, "report", cancel)
+    said, _ = convert(pages, "ink.pt")
+    assert "Cancelled" in said
+    assert list((running.folder / "models" / "Lora").glob("*")) == []
+    assert idle(running)
+
+
+@pytest.mark.parametrize("kind", ["is_sd1", "is_sdxl"])
+def test_contexts_are_those_of_the_prompt_and_of_the_empty_one(kind: str, running: Webui, pages: Host) -> None:
+    setattr(running.shared.sd_model, kind, True)
+    found = pages.lora_base()["program"].encode("a cat")
+    assert torch.equal(found, running.sd_models.conditioning(["a cat", ""]))
