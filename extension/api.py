@@ -27,6 +27,7 @@ from hnloader.files import check_room
 from hnloader.library import HypernetworkNotFoundError, LibraryFile
 from hnloader.ui.protection import is_of_another_site
 
+from .arguments import check_jobs
 from .host import Access, WebuiHost
 from .runtime import Extension
 from .telling import looked_into, said, values_of, without_folders
@@ -96,6 +97,7 @@ def serve(extension: Extension, app: FastAPI) -> None:
     access = extension.host.access()
     if access.enabled:
         app.include_router(router(extension, access))
+        check_jobs(app)
 
 
 def router(extension: Extension, access: Access) -> APIRouter:

@@ -37,7 +37,8 @@ class WebuiDenoiser:
 
     def encode(self, prompt: str) -> Tensor:
         """See the protocol."""
-        with self._host.turn(lambda: None), self._same_model(), torch.inference_mode(False):
+        unet = self.unet  # which takes a turn of its own
+        with self._host.turn(lambda: None), self._with(unet), torch.inference_mode(False):
             return self._host.encode([prompt, ""]).detach().float().clone()
 
     def denoise(
@@ -52,18 +53,20 @@ class WebuiDenoiser:
     ) -> None:
         """See the protocol."""
 
+        unet = self.unet
+
         @contextmanager
         def ready() -> Iterator[None]:
-            with self._same_model(), watched:
+            with self._with(unet), watched:
                 yield
 
         request = PictureRequest(prompt, seed=seed, steps=steps, guidance=guidance)
         self._generator.run(request, lambda step, _: step_done(step), ready)
 
     @contextmanager
-    def _same_model(self) -> Iterator[None]:
-        """What was sampled so far would not fit to the contexts of another one."""
+    def _with(self, unet: nn.Module) -> Iterator[None]:
+        """Within a turn: what was sampled so far would not fit to the contexts of another model."""
         self._host.load()
-        if self._host.unet() is not self.unet:
+        if self._host.unet() is not unet:
             raise HypernetworkError("Another checkpoint was chosen meanwhile. Convert again.")
         yield

@@ -107,6 +107,7 @@ def idle(webui: Webui) -> bool:
     return free and not any(module._forward_pre_hooks for module in webui.unet.modules())
 
 
+@pytest.mark.usefixtures("quick")
 def test_it_is_made_without_diffusers_by_the_webui_s_model_and_its_pictures_are_the_hypernetwork_s(
     running: Webui, pages: Host
 ) -> None:

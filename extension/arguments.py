@@ -1,0 +1,75 @@
+"""The webui's own routes of txt2img and img2img refuse rows that can't be read, before a job begins.
+
+In the page, such a row is said under the picture, which is made without it. A client of the API sees no comments, so it
+gets the reason as an answer with status 422.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from .panel import TITLE
+from .rows import read_rows
+
+PATHS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img")
+# Most requests do not name the script, and those of img2img are large.
+_NAMED = re.compile(re.escape(TITLE.encode()), re.IGNORECASE)
+
+
+def check_jobs(app: Any) -> None:
+    """Check the script's arguments in requests for these routes of an app, where it has them."""
+    for route in app.routes:
+        if getattr(route, "path", None) in PATHS and callable(getattr(route, "app", None)):
+            route.app = _Checked(route.app)
+
+
+def problems_in(body: bytes) -> list[str]:
+    """What is wrong with the script's arguments in a request's body; what is no request is the webui's to refuse."""
+    if not _NAMED.search(body):
+        return []
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        return []
+    scripts = request.get("alwayson_scripts") if isinstance(request, dict) else None
+    found: list[str] = []
+    for name, given in scripts.items() if isinstance(scripts, dict) else ():
+        if name.casefold() == TITLE.casefold():  # as the webuis compare
+            found += _problems(given)
+    return found
+
+
+def _problems(given: Any) -> list[str]:
+    args = given.get("args", []) if isinstance(given, dict) else None
+    if not isinstance(args, list) or len(args) > 1:
+        found = f"{len(args)} values" if isinstance(args, list) else type(args).__name__
+        return [
+            f'args is {found}. Write one value in a list, rows or a text of tags: {{"args": [[{{"name": "ink"}}]]}}.'
+        ]
+    return [row.problem for row in read_rows(*args) if row.problem] if args else []
+
+
+class _Checked:
+    """An ASGI application that hands on what it has read."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        messages = [await receive()]
+        while messages[-1].get("more_body"):
+            messages.append(await receive())
+        problems = problems_in(b"".join(message.get("body", b"") for message in messages))
+        if problems:
+            answer = JSONResponse({"detail": f"{TITLE}: {' '.join(problems)}"}, 422)
+            await answer(scope, receive, send)
+            return
+
+        async def again() -> Any:
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, again, send)
