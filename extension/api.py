@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_room
-from hnloader.library import HypernetworkNotFoundError, LibraryFile
+from hnloader.library import HypernetworkNotFoundError, Library, LibraryFile
 from hnloader.ui.protection import is_of_another_site
 
 from .arguments import check_jobs
@@ -116,8 +116,10 @@ def router(extension: Extension, access: Access) -> APIRouter:
         """The library's files whose path holds `search`, in the order of the library."""
 
         def listing() -> Listing:
-            found = [file for file in files.all() if search.casefold() in file.relative.as_posix().casefold()]
-            return Listing(total=len(found), files=[files.listed(file) for file in found[offset : offset + limit]])
+            library = extension.list_anew()
+            found = [file for file in library.files() if search.casefold() in file.relative.as_posix().casefold()]
+            part = [files.listed(file, library) for file in found[offset : offset + limit]]
+            return Listing(total=len(found), files=part)
 
         return await few.run(listing)
 
@@ -173,11 +175,6 @@ class _Files:
     def __init__(self, extension: Extension) -> None:
         self._extension = extension
 
-    def all(self) -> list[LibraryFile]:
-        """Every file, listed anew."""
-        self._extension.list_anew()
-        return self._extension.library.files()
-
     def size(self, file: LibraryFile) -> int:
         """In bytes; an answer with status 404 where the file vanished since it was found."""
         try:
@@ -187,13 +184,13 @@ class _Files:
                 404, f"{file.relative.as_posix()} is gone: {said(self._extension.host, error)}"
             ) from error
 
-    def listed(self, file: LibraryFile) -> Listed:
+    def listed(self, file: LibraryFile, library: Library) -> Listed:
         """A file that vanished since has the size 0."""
         try:
             size = self.size(file)
         except HTTPException:
             size = 0
-        return Listed(name=self._extension.library.shortest_name(file), file=file.relative.as_posix(), size=size)
+        return Listed(name=library.shortest_name(file), file=file.relative.as_posix(), size=size)
 
     def find(self, name: str) -> LibraryFile:
         """The file of this name; an answer with status 404 where there is none."""

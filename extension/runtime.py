@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from dataclasses import dataclass, field
 
 from hnloader.library import Library, LibraryFile
@@ -28,19 +29,31 @@ class Extension:
     host: WebuiHost
     library: Library = field(init=False)
     applier: Applier = field(init=False)
+    _listing: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
+    _begun: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        self.list_anew()
+        self.library = Library(self.host.folders())
         self.applier = Applier(self.host, self.find)
 
-    def list_anew(self) -> None:
-        """Look at the host's folders again, which may be others by now."""
-        self.library = Library(self.host.folders())
+    def list_anew(self) -> Library:
+        """Look at the host's folders again, which may be others by now. Gives the library, which it also becomes.
+
+        Of threads that wait for one another, one lists for all whose call came before it began.
+        """
+        before = self._begun
+        with self._listing:
+            if self._begun == before:
+                self._begun += 1
+                library = Library(self.host.folders())
+                library.files()
+                self.library = library
+            return self.library
 
     def names(self) -> dict[str, str]:
         """Every hypernetwork's name and path, listed anew: what the host adds to its own list."""
-        self.list_anew()
-        return {name: str(self.library.find(name)) for name in self.library.names()}
+        library = self.list_anew()
+        return {name: str(library.find(name)) for name in library.names()}
 
     def find(self, name: str) -> str:
         """The path of the file of this name; a file that was added since is found too.
@@ -53,8 +66,7 @@ class Extension:
         """The same as one of the library's files."""
         library = self.library  # another thread may list anew meanwhile
         if not library.matches(name):
-            self.list_anew()
-            library = self.library
+            library = self.list_anew()
         return library.first(name)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from tiny_model import save_hypernetwork
 
 import hnloader
 from extension import api
+from extension.runtime import Extension
 from hnloader import files
 
 HERE = "http://127.0.0.1:7860"
@@ -59,6 +61,51 @@ def test_a_file_that_was_added_is_listed_at_once(running: Webui) -> None:
     asked = client(running)
     save_hypernetwork(running.hypernetworks / "new.pt", ALL_WIDTHS)
     assert asked.get(f"{V1}/hypernetworks").json()["total"] == 4
+
+
+def test_of_threads_that_wait_one_lists_for_all_and_none_gets_what_is_older_than_its_question(tmp_path: Path) -> None:
+    begun, go_on, waiting = threading.Semaphore(0), threading.Event(), threading.Semaphore(0)
+    calls = 0
+
+    class Lock:
+        """Tells that somebody has asked for it."""
+
+        lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            waiting.release()
+            self.lock.acquire()
+
+        def __exit__(self, *raised: object) -> None:
+            self.lock.release()
+
+    def folders() -> list[Path]:
+        nonlocal calls
+        calls += 1
+        begun.release()
+        go_on.wait(60)
+        return [tmp_path]
+
+    go_on.set()
+    extension = Extension(SimpleNamespace(folders=folders))
+    extension._listing = Lock()
+    assert begun.acquire(timeout=60)
+    go_on.clear()
+    found: list[int] = []
+    first = threading.Thread(target=extension.list_anew)
+    first.start()
+    assert begun.acquire(timeout=60)
+    (tmp_path / "new.pt").touch()  # while the first one is at it
+    others = [threading.Thread(target=lambda: found.append(len(extension.list_anew().files()))) for _ in range(5)]
+    for thread in others:
+        thread.start()
+    for _ in (first, *others):
+        assert waiting.acquire(timeout=60)
+    go_on.set()
+    for thread in (first, *others):
+        thread.join()
+    assert found == [1] * 5
+    assert calls == 3  # at the start, by the first, and once for the others
 
 
 @pytest.mark.parametrize("limit", ["0", "1001", "-1", "all"])
