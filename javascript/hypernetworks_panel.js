@@ -37,11 +37,13 @@
             return document.querySelector(`#hnl_${this.tab}_state .hnl-panel-state`)?.dataset ?? {};
         }
 
-        // Draw what Python read, when it was not this panel that wrote it. Answers to older texts are passed over.
+        // Draw what Python read, when it was not this panel that wrote it. Answers to older texts are passed over; a space
+        // at the end makes no other text, it is from `watch`, whose answer may be lost as well.
         follow() {
             const { source, rows } = this.read;
-            if (source !== this.box.value || source.trim() === this.sent) return;
-            this.sent = source.trim();
+            const text = source?.trim();
+            if (text !== this.box.value.trim() || text === this.sent) return;
+            this.sent = text;
             this.rows = JSON.parse(rows).map((row) => ({ ...this.fresh, strength: 1, ...row }));
             this.draw();
             this.remember();

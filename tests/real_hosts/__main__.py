@@ -13,12 +13,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import hnloader
 
-from . import checks, files
+from . import checks, files, page, variants
 from .server import Server, make_data
 
 MANY, BROKEN = 2000, 50
@@ -32,7 +33,8 @@ def main() -> int:
     parser.add_argument("checkout", type=Path, help="the webui's folder")
     parser.add_argument("--python", type=Path, help="its Python; default: venv/bin/python in its folder")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of Stable Diffusion 1")
-    parser.add_argument("--only", default="", help="the checks whose names contain this")
+    parser.add_argument("--sdxl", type=Path, help="a checkpoint of Stable Diffusion XL, to be checked too")
+    parser.add_argument("--only", default="", help="the checks whose names contain this, or one of these: a,b,c")
     parser.add_argument("--keep", type=Path, help="work in this new folder, and keep it")
     parser.add_argument("arguments", nargs="*", help="more arguments for the webui, after --")
     given = parser.parse_args()
@@ -40,39 +42,72 @@ def main() -> int:
     python = (given.python or checkout / "venv" / "bin" / "python").absolute()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
-        results = list(run(checkout, python, given.checkpoint.resolve(), folder, given.only, given.arguments))
+        checkpoints = {"first": given.checkpoint, "second": given.checkpoint}
+        if given.sdxl:
+            checkpoints["sdxl"] = given.sdxl
+        results = list(run(checkout, python, checkpoints, folder, given.only, given.arguments))
     failed = results.count(False)
     print(f"{len(results)} checks, {failed} failed")
     return 1 if failed else 0
 
 
 def run(
-    checkout: Path, python: Path, checkpoint: Path, folder: Path, only: str, arguments: list[str]
+    checkout: Path, python: Path, checkpoints: dict[str, Path], folder: Path, only: str, arguments: list[str]
 ) -> Iterable[bool]:
     """Each check's outcome."""
-    without = make_data(folder / "without", checkpoint, extension=False)
-    data = make_data(folder / "with", checkpoint, extension=True)
+
+    def wanted(name: str) -> bool:
+        return any(part in name for part in only.split(","))
+
+    without = make_data(folder / "without", checkpoints, extension=False)
+    data = make_data(folder / "with", checkpoints, extension=True)
     for each in (without, data):
         fill(each / "models")
     seen = checks.Seen(data)
     with Server(checkout, python, without, arguments) as host:
-        print(f"{host.name} in {checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
+        name = host.name
+        print(f"{name} in {checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
         seen.plain = host.picture(checks.PROMPT)
         assert seen.plain == host.picture(checks.PROMPT), "this host does not make the same picture twice"
-        if host.name == "AUTOMATIC1111":
+        if name == "AUTOMATIC1111" and wanted("like the host's own"):
             seen.built_in = host.picture(f"{checks.PROMPT}<hypernet:ink:0.7>")
             host.picture(checks.PROMPT)
         seen.state = host.state()
-    yield outcome("install.py", lambda: installs(python, checkout, data))
-    with Server(checkout, python, data, arguments) as host:
-        print(f"started with the extension in {host.seconds:.0f} s", flush=True)
-        for name, check in checks.RUNNING.items():
-            if only in name:
-                yield outcome(name, lambda check=check: check(host, seen))
-    if only in "many files":
+        if any(map(wanted, page.PAGE)):
+            yield outcome("page as it is", lambda: page.look_at(host, seen))
+    if wanted("install.py"):
+        yield outcome("install.py", lambda: installs(python, checkout, data))
+    running = {**checks.RUNNING, **variants.for_models(checkpoints), **checks.AT_THE_END}
+    if any(map(wanted, (*running, *page.PAGE))):
+        with Server(checkout, python, data, arguments) as host:
+            print(f"started with the extension in {host.seconds:.0f} s", flush=True)
+            for each, check in running.items():
+                if wanted(each):
+                    yield outcome(each, lambda check=check: check(host, seen))
+            if any(map(wanted, page.PAGE)):
+                yield from in_browser(host, seen, wanted)
+    for each, more in variants.STARTS[name].items():
+        if wanted(each):
+            yield outcome(each, lambda more=more: started_with(checkout, python, data, [*more, *arguments], seen))
+    if wanted("many files"):
         yield outcome("many files", lambda: many(checkout, python, data, arguments))
-    if only in "API alone":
+    if wanted("API alone"):
         yield outcome("API alone", lambda: api_alone(checkout, python, data, arguments, seen))
+
+
+def in_browser(host: Server, seen: checks.Seen, wanted: Callable[[str], bool]) -> Iterable[bool]:
+    """The outcomes of what is done on the page, one after the other in one browser."""
+    with ExitStack() as stack:
+        users: list[page.User] = []
+
+        def opens() -> str:
+            users.append(stack.enter_context(page.browser(host, seen)))
+            return "in Chromium"
+
+        yield outcome("page: opens", opens)
+        for name, check in page.PAGE.items():
+            if users and wanted(name):
+                yield outcome(name, lambda check=check: page.tried(users[0], check))
 
 
 def fill(models: Path) -> None:
@@ -80,6 +115,8 @@ def fill(models: Path) -> None:
     folder = models / "hypernetworks"
     ink = files.save_hypernetwork(folder / "ink.pt", seed=1)
     files.save_hypernetwork(folder / "wash.pt", seed=2)
+    files.save_hypernetwork(folder / "flat.pt", seed=3, layers=1, activation="linear")
+    files.save_hypernetwork(folder / "wide.pt", seed=4, widths=files.WIDTHS_XL)
     hnloader.save(hnloader.load(ink), folder / "dry.safetensors")
     (folder / "torn.pt").write_bytes(ink.read_bytes()[:100_000])
     files.save_lora(models / "Lora" / "thread.safetensors")
@@ -109,6 +146,12 @@ def installs(python: Path, checkout: Path, data: Path) -> str:
     )
     assert done.returncode == 0 and not done.stdout + done.stderr, done.stdout + done.stderr
     return f"nothing to do, {time.monotonic() - begun:.2f} s"
+
+
+def started_with(checkout: Path, python: Path, data: Path, arguments: list[str], seen: checks.Seen) -> str:
+    """The tag in a start with other arguments."""
+    with Server(checkout, python, data, arguments) as host:
+        return variants.other_start(host, seen)
 
 
 def many(checkout: Path, python: Path, data: Path, arguments: list[str]) -> str:

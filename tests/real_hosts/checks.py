@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 from PIL import Image
 
 from .server import Picture, Server
@@ -24,12 +25,13 @@ OTHER = 1.0
 
 @dataclass
 class Seen:
-    """What checks share: pictures of the host without the extension, by name, and the state of its model."""
+    """What checks share of the host without the extension: pictures, its model's state, errors in the browser."""
 
     folder: Path
     plain: Picture | None = None
     built_in: Picture | None = None
     state: dict[str, Any] = field(default_factory=dict)
+    browser: set[str] = field(default_factory=set)
 
 
 Check = Callable[[Server, Seen], str]
@@ -192,21 +194,52 @@ def quick_setting(host: Server, seen: Seen) -> str:
 
 
 def batch(host: Server, seen: Seen) -> str:
-    found = host.pictures(f"{PROMPT}<hypernet:ink:0.7>", batch_size=2, n_iter=2)
-    wrapped = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
-    pictures = [each for each in found if each.pixels.shape == wrapped.pixels.shape]
-    assert len(pictures) == 4, f"{len(pictures)} pictures"
-    return "first of four " + expect_same(pictures[0], wrapped)
+    """Two batches of two: each picture has its own seed and all have the hypernetwork."""
+    prompt = f"{PROMPT}<hypernet:ink:0.7>"
+    found = [
+        each
+        for each in host.pictures(prompt, batch_size=2, n_iter=2)
+        if each.pixels.shape == seen.plain.pixels.shape  # the grid comes along
+    ]
+    assert len(found) == 4, f"{len(found)} pictures"
+    for number, picture in enumerate(found):
+        said = expect_same(picture, host.picture(prompt, seed=5 + number))
+        assert f"Seed: {5 + number}," in picture.infotext and "Hypernet hashes: " in picture.infotext, picture.infotext
+    return "four pictures, the last " + said
+
+
+def start_from(picture: Picture) -> dict[str, Any]:
+    """The fields of an img2img job."""
+    return {"verb": "img2img", "init_images": [encoded(picture.pixels)], "denoising_strength": 0.8, "steps": 4}
+
+
+def encoded(pixels: numpy.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def image_to_image(host: Server, seen: Seen) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(seen.plain.pixels).save(buffer, "PNG")
-    start = [base64.b64encode(buffer.getvalue()).decode()]
-    fields: dict[str, Any] = {"verb": "img2img", "init_images": start, "denoising_strength": 0.8, "steps": 4}
+    fields = start_from(seen.plain)
     tagged = host.picture(f"{PROMPT}<hypernet:ink:0.7>", **fields)
     expect_other(tagged, host.picture(PROMPT, **fields))
-    return expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
+    rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
+    assert host.picture(PROMPT, alwayson_scripts=rows, **fields) == tagged, "rows make another picture than the tag"
+    return "rows equal the tag; " + expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
+
+
+def inpaint(host: Server, seen: Seen) -> str:
+    """The right half is painted anew, also where the masked part alone is rendered in its own size."""
+    mask = numpy.zeros_like(seen.plain.pixels)
+    mask[:, 32:] = 255
+    fields = start_from(seen.plain) | {"mask": encoded(mask), "mask_blur": 0, "inpainting_fill": 1}
+    for only_masked in (False, True):
+        fields |= {"inpaint_full_res": only_masked, "inpaint_full_res_padding": 0}
+        tagged = host.picture(f"{PROMPT}<hypernet:ink:0.7>", **fields)
+        assert numpy.array_equal(tagged.pixels[:, :32], seen.plain.pixels[:, :32]), "what is not masked has changed"
+        expect_other(tagged, host.picture(PROMPT, **fields))
+        said = expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
+    return f"whole picture and only masked; {said}"
 
 
 def hires(host: Server, seen: Seen) -> str:
@@ -330,6 +363,7 @@ RUNNING: dict[str, Check] = {
     "quick setting": quick_setting,
     "batch": batch,
     "img2img": image_to_image,
+    "inpaint": inpaint,
     "hires pass": hires,
     "with a LoRA": lora,
     "XYZ plot": plot,
@@ -338,6 +372,9 @@ RUNNING: dict[str, Check] = {
     "Reload UI": reload,
     "another checkpoint": other_checkpoint,
     "refiner": refiner,
+}
+
+AT_THE_END: dict[str, Check] = {
     "clean at the end": plain,
     "console": quiet,
 }

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 WIDTHS = (320, 640, 768, 1280)
+WIDTHS_XL = (640, 1280, 2048)
 # `input_blocks.1.1...attn2` in the names of LoRA files, and the widths of its projections.
 _LORA_SITES = {
     "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": (768, 320),
@@ -19,21 +20,23 @@ _LORA_SITES = {
 }
 
 
-def save_hypernetwork(path: Path, seed: int, widths: tuple[int, ...] = WIDTHS) -> Path:
-    """A `.pt` file as AUTOMATIC1111 writes it, with two layers and relu, which changes a picture a lot."""
+def save_hypernetwork(
+    path: Path, seed: int, widths: tuple[int, ...] = WIDTHS, layers: int = 2, activation: str = "relu"
+) -> Path:
+    """A `.pt` file as AUTOMATIC1111 writes it; with two layers and relu it changes a picture a lot."""
     random = torch.Generator().manual_seed(seed)
 
     def side(width: int) -> dict[str, torch.Tensor]:
         tensors = {}
-        for layer in (0, 2):
+        for layer in range(0, 2 * layers, 2) if activation == "relu" else range(layers):
             tensors[f"linear.{layer}.weight"] = torch.randn(width, width, generator=random) / width**0.5
             tensors[f"linear.{layer}.bias"] = torch.randn(width, generator=random) * 0.1
         return tensors
 
     tree: dict[object, object] = {width: (side(width), side(width)) for width in widths}
-    tree |= {"layer_structure": [1, 1, 1], "activation_func": "relu", "activate_output": False, "step": 1}
+    tree |= {"layer_structure": [1] * (layers + 1), "activation_func": activation, "activate_output": False, "step": 1}
     tree |= {"is_layer_norm": False, "use_dropout": False, "weight_initialization": "Normal", "name": path.stem}
-    tree |= {"last_layer_dropout": False, "dropout_structure": [0, 0, 0], "optional_info": None}
+    tree |= {"last_layer_dropout": False, "dropout_structure": [0] * (layers + 1), "optional_info": None}
     tree |= {"sd_checkpoint": None, "sd_checkpoint_name": None}
     content = io.BytesIO()
     torch.save(tree, content)

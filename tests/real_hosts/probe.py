@@ -6,6 +6,8 @@
 - `POST /probe/wrap`: apply `.pt` files by the formula `to_k(h_k(context))`, `to_v(h_v(context))`, without hnloader.
 - `POST /probe/fail`: the next job's UNet raises in its second call.
 - `POST /probe/reload`: what the button 'Reload UI' does.
+- `GET /probe/optimizations`: the titles of the attention optimisations that AUTOMATIC1111 offers here.
+- `POST /probe/cast`: AUTOMATIC1111 casts weights for each call, as with --no-half on a GPU; posted again, it does not.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import zlib
 
 import torch
 from fastapi import Body
-from modules import extra_networks, script_callbacks, scripts, shared
+from modules import devices, extra_networks, script_callbacks, scripts, shared, shared_items
 
 _wrapped = []
 _step = [0, 1]
@@ -52,6 +54,7 @@ def state():
         "loaded": True,
         "hooks": sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()),
         "weights": checksum,
+        "dtypes": sorted({str(projection.weight.dtype) for projection, _ in projections()}),
         "owner": type(owner).__module__,
         "built_in": len(getattr(shared, "loaded_hypernetworks", [])),
         "callbacks": len(ours),
@@ -125,9 +128,25 @@ def reload():
     return {}
 
 
+def optimizations():
+    return [title for title in shared_items.cross_attention_optimizations() if title != "Automatic"]
+
+
+def cast():
+    original = getattr(devices, "probe_autocast", None)
+    if original is not None:
+        devices.autocast = original
+        del devices.probe_autocast
+        return {"cast": False}
+    devices.probe_autocast = devices.autocast
+    devices.autocast = lambda disable=False: devices.manual_cast(torch.float32)
+    return {"cast": True}
+
+
 def started(demo, app):
     app.add_api_route("/probe/state", state, methods=["GET"])
-    for call in (wrap, fail, reload):
+    app.add_api_route("/probe/optimizations", optimizations, methods=["GET"])
+    for call in (wrap, fail, reload, cast):
         app.add_api_route(f"/probe/{call.__name__}", call, methods=["POST"])
 
 

@@ -13,7 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PATIENCE = 300
+PATIENCE = 900
 
 _COMMON = (
     "--skip-prepare-environment --skip-version-check --skip-torch-cuda-test --no-download-sd-model --no-hashing --api"
@@ -160,12 +160,19 @@ class Server:
         return self.pictures(prompt, **fields)[0]
 
 
-def make_data(folder: Path, checkpoint: Path, *, extension: bool) -> Path:
-    """A host's folder: the checkpoint under two names, the probe, and this repository as an extension if wanted."""
+def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool) -> Path:
+    """A host's folder: the checkpoints by name, the probe, and this repository as an extension if wanted.
+
+    A `.yaml` file beside a checkpoint comes along: AUTOMATIC1111 takes the model's configuration from it.
+    """
     for name in ("Stable-diffusion", "hypernetworks", "Lora", "VAE"):
         (folder / "models" / name).mkdir(parents=True)
-    for name in ("first", "second"):
-        (folder / "models" / "Stable-diffusion" / f"{name}{checkpoint.suffix}").symlink_to(checkpoint)
+    for name, checkpoint in checkpoints.items():
+        for file in (checkpoint, checkpoint.with_suffix(".yaml")):
+            if file.exists():
+                (folder / "models" / "Stable-diffusion" / f"{name}{file.suffix}").symlink_to(file.resolve())
+    quick = {"quicksettings_list": ["sd_model_checkpoint", "sd_hypernetwork"]}
+    (folder / "config.json").write_text(json.dumps(quick))
     probe = folder / "extensions" / "probe" / "scripts"
     probe.mkdir(parents=True)
     shutil.copy(HERE / "probe.py", probe / "probe.py")

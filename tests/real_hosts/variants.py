@@ -1,0 +1,110 @@
+"""The same promises where the host computes in another way: attention optimisations, 8-bit weights, other models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .checks import PROMPT, Check, Seen, expect_clean, expect_other, expect_same, formula
+from .server import Server
+
+LOW_BITS = "forge_unet_storage_dtype"
+
+
+def holds(host: Server, seen: Seen, file: str = "ink") -> str:
+    """Tag and formula make the same picture, in one step, and after it the plain one has the same bits as before."""
+    fields = {"steps": 1}
+    plain = host.picture(PROMPT, **fields)
+    before = host.state()
+    tagged = host.picture(f"{PROMPT}<hypernet:{file}:0.7>", **fields)
+    expect_other(tagged, plain)
+    assert f"Hypernet hashes: {file}: " in tagged.infotext.replace('"', ""), tagged.infotext
+    assert host.picture(PROMPT, **fields) == plain, "the plain picture is another one afterwards"
+    after = host.state()
+    for key in ("hooks", "weights", "built_in"):
+        assert after[key] == before[key], f"{key}: {after[key]}, before {before[key]}"
+    return expect_same(tagged, formula(host, seen, (f"{file}.pt", 0.7), **fields))
+
+
+def other_start(host: Server, seen: Seen) -> str:
+    """With other arguments of the command line; the weights are those of the usual start."""
+    said = holds(host, seen)
+    state = host.state()
+    assert state["weights"] == seen.state["weights"], "other weights than those of the usual start"
+    more = state["hooks"] - seen.state["hooks"]
+    return said + (f"; {more} hooks are the host's own" if more else "")
+
+
+def optimizations(host: Server, seen: Seen) -> str:
+    """Every attention optimisation that AUTOMATIC1111 offers on this computer."""
+    if host.name != "AUTOMATIC1111":
+        return "this host takes them by the command line, see below"
+    titles = host.get("/probe/optimizations")
+    assert len(titles) > 3, titles
+    for title in titles:
+        host.post("/sdapi/v1/options", {"cross_attention_optimization": title})
+        console = host.console()
+        assert f"Applying attention optimization: {title.partition(' - ')[0]}" in console or title == "None", title
+        holds(host, seen)
+    host.post("/sdapi/v1/options", {"cross_attention_optimization": "Automatic"})
+    return ", ".join(title.partition(" - ")[0] for title in titles) + "; " + expect_clean(host, seen)
+
+
+def eight_bits(host: Server, seen: Seen) -> str:
+    """Weights kept as float8, which the host casts for each call; with a LoRA as well."""
+    if host.name == "AUTOMATIC1111":
+        if "fp8_storage" not in host.get("/sdapi/v1/options"):
+            return "this version has no such setting"
+        settings: list[dict[str, Any]] = [{"fp8_storage": "Enable"}]
+        usual: list[dict[str, Any]] = [{"fp8_storage": "Disable"}]
+    else:
+        settings = [{LOW_BITS: "float8-e4m3fn (fp16 LoRA)"}, {"sd_model_checkpoint": "second"}]
+        usual = [{LOW_BITS: "Automatic"}, {"sd_model_checkpoint": "first"}]
+    for each in settings:
+        host.post("/sdapi/v1/options", each)
+    said = holds(host, seen)
+    assert host.state()["dtypes"] == ["torch.float8_e4m3fn"], host.state()["dtypes"]
+    with_lora = f"{PROMPT}<lora:thread:1>"
+    expect_same(
+        host.picture(f"{with_lora}<hypernet:ink:0.7>", steps=1),
+        formula(host, seen, ("ink.pt", 0.7), prompt=with_lora, steps=1),
+    )
+    if host.name == "AUTOMATIC1111":
+        host.post("/probe/cast")
+        cast = holds(host, seen)
+        host.post("/probe/cast")
+        said = f"by autocast {said}, by its own cast {cast}"
+    for each in usual:
+        host.post("/sdapi/v1/options", each)
+    return f"{said}; with a LoRA too; then {expect_clean(host, seen)}"
+
+
+def other_checkpoint_file(name: str, file: str, dtypes: list[str] | None = None) -> Check:
+    """A check of a model of another kind, which is there if the user named a checkpoint of it."""
+
+    def check(host: Server, seen: Seen) -> str:
+        host.post("/sdapi/v1/options", {"sd_model_checkpoint": name})
+        try:
+            said = holds(host, seen, file)
+            found = host.state()["dtypes"]
+            assert dtypes is None or found == dtypes, found
+        finally:
+            host.post("/sdapi/v1/options", {"sd_model_checkpoint": "first"})
+        return f"{said}; back on the other model, {expect_clean(host, seen)}"
+
+    return check
+
+
+def for_models(checkpoints: Mapping[str, object]) -> dict[str, Check]:
+    """The checks of this module that one start of the host allows; `checkpoints` by the names that it has for them."""
+    found: dict[str, Check] = {"attention variants": optimizations, "8-bit weights": eight_bits}
+    if "sdxl" in checkpoints:
+        found["SDXL"] = other_checkpoint_file("sdxl", "wide")
+    return found
+
+
+# Arguments of more starts, by the name of the host.
+STARTS: dict[str, dict[str, list[str]]] = {
+    "AUTOMATIC1111": {"--medvram": ["--medvram"], "--lowvram": ["--lowvram"]},
+    "Forge": {"split attention": ["--attention-split"], "torch's attention": ["--attention-pytorch"]},
+}
