@@ -38,7 +38,6 @@ VERDICTS: tuple[Verdict, ...] = ("suspicious", "unreadable", "not a hypernetwork
 _PICKLES_OF_A_STREAM = 5
 _MOST_PICKLES = 64
 _PICKLE_START = re.compile(rb"\x80[\x00-\x05]")
-_PICKLE_NAME = re.compile(r"\.(pkl|pickle|p|pt|pth|bin|ckpt|joblib|dill|dat)$", re.IGNORECASE)
 # Raw numbers: neither torch nor anything else unpickles them.
 _STORAGE_NAME = re.compile(r"(^|/)data/\d+$")
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -158,6 +157,7 @@ def _judge(result: Scan, text: bool) -> None:
 def _look_for_pickles(source: Source, result: Scan) -> None:
     if source.head.startswith(ZIP_MAGIC):
         for name, data in _members(source):
+            # Whatever its name: some program may unpickle it, and a name may be another one for it.
             _read_pickle(data, 0, result, member=name, certain=_PICKLE_START.match(data) is not None)
         return
     data = source.read(0, min(source.size, 2 * MAX_PICKLE_SIZE))
@@ -192,7 +192,7 @@ def _read_pickle(data: bytes, at: int, result: Scan, *, certain: bool, member: s
 
 
 def _members(source: Source) -> Iterator[tuple[str, bytes]]:
-    """The zip members that may be pickles, whatever their flags and checksums say.
+    """The zip members that may be pickles, whatever their names, flags and checksums say.
 
     zipfile refuses archives that torch opens all the same (a wrong CRC, a flag, another name in the local header), so
     that a call could hide behind its refusal. What cannot be read in any way is left to the loader, which says so.
@@ -204,14 +204,13 @@ def _members(source: Source) -> Iterator[tuple[str, bytes]]:
     except Exception:  # zipfile lets errors of several kinds through for damaged archives
         infos = []
     for info in infos:
-        if _STORAGE_NAME.search(info.filename):
+        if _STORAGE_NAME.search(info.orig_filename):
             continue
         try:
             data = _raw_member(source, info)
         except (HypernetworkError, zlib.error, struct.error):
             continue
-        if _PICKLE_START.match(data) or _PICKLE_NAME.search(info.filename):
-            yield info.filename, data
+        yield info.orig_filename, data
 
 
 def _raw_member(source: Source, info: zipfile.ZipInfo) -> bytes:

@@ -298,11 +298,28 @@ class Directory:
         return data
 
 
+def has_second_name(info: zipfile.ZipInfo) -> bool:
+    """Whether a member has one name for torch and another for programs that heed a Unicode path (Python since 3.12)."""
+    extra = info.extra
+    while len(extra) >= 4:
+        tag, size = struct.unpack_from("<HH", extra)
+        if tag == _UNICODE_PATH:
+            return True
+        extra = extra[4 + size :]
+    return False
+
+
 def _members(archive: zipfile.ZipFile, source: Source) -> dict[str, zipfile.ZipInfo]:
     """The members by name, after checking names, sizes, compression and that they do not overlap."""
     infos = archive.infolist()
     if len(infos) > MAX_MEMBERS:
         raise CorruptFileError(f"{source.label}: {len(infos):,} zip members, more than {MAX_MEMBERS:,}")
+    for info in infos:
+        if has_second_name(info):
+            raise UnsafeFileError(
+                f"{source.label}: the zip member {info.orig_filename!r} has a second name; programs would read "
+                "different ones. Do not open the file with other programs; get it from another source."
+            )
     members = {info.filename: info for info in infos}
     # torch itself looks members up without regard to case.
     if len({name.lower() for name in members}) != len(infos):
@@ -347,6 +364,7 @@ def _check_byte_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipIn
 
 
 # Absolute paths, drives, and steps upwards, of Windows as well.
+_UNICODE_PATH = 0x7075  # tag of the extra field
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 # zipfile lets its parts' errors through: of struct and zlib, and RuntimeError for encryption.

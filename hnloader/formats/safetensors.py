@@ -36,6 +36,7 @@ from hnloader.network import SIDES, Hypernetwork, SideName
 SUFFIX = ".safetensors"
 LAYOUT_VERSION = 1
 MAX_HEADER_SIZE = 8 << 20
+MAX_TENSORS = 20_000  # a full checkpoint, which is read only to say what it is, has some 3,000
 MAX_JSON_DEPTH = 64
 # The key of the header's metadata that makes a file one of ours.
 METADATA_KEY = "hypernetwork"
@@ -160,6 +161,8 @@ def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str
     try:
         # From bytes, json would also take UTF-16 and lone surrogates, which no other program reads.
         header = json.loads(source.read(8, size).decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
+        if len(header) > MAX_TENSORS:
+            raise ValueError(f"it names {len(header):,} tensors, more than {MAX_TENSORS:,}")
         metadata = header.pop("__metadata__", {})
         tensors = {name: _stored(name, entry, 8 + size, source.size) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,9 @@ def _path(given: str | os.PathLike[str]) -> Path:
 
 def _open(path: Path) -> BinaryIO:
     try:
+        # Opening a pipe waits for who writes into it, and a device may have no end.
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise HypernetworkError(f"{path} is no file but a pipe, a socket or a device")
         return path.open("rb")
     except IsADirectoryError as error:
         raise HypernetworkError(f"{path} is a folder; name a file in it") from error

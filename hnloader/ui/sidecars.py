@@ -27,6 +27,8 @@ _SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif")
 _LARGEST_NOTES = 2**20
 _LARGEST_PREVIEW = 50 * 2**20
 _LONGEST_TEXT = 100_000
+# Decoded, a picture takes three bytes for each; the file of one with a single colour has next to none.
+_MOST_PIXELS = 40_000_000
 NOTES, DESCRIPTION, STRENGTH = "notes", "description", "preferred weight"
 
 
@@ -71,6 +73,8 @@ def _thumbnail(preview: Path, modified: int, size: int, side: int) -> bytes | No
 
     try:
         with Image.open(preview) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                return None
             image.draft("RGB", (side, side))
             small = image.convert("RGB")
             small.thumbnail((side, side))
