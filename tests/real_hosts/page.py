@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from .checks import PROMPT, Seen
@@ -38,7 +39,9 @@ class User:
         self.page.locator("#txt2img_generate").wait_for()
 
     def turn_to(self, title: str, tabs: str = "#tabs") -> None:
-        self.page.locator(f"{tabs} > .tab-nav > button").filter(has_text=re.compile(f"^ *{title} *$")).first.click()
+        self.page.locator(f"{tabs} > .tab-nav > button").filter(
+            has_text=re.compile(f"^ *{title} *$", re.IGNORECASE)
+        ).first.click()
 
     def fill(self, place: str, value: str) -> None:
         """A field by its id, or a selector that starts within it."""
@@ -163,6 +166,7 @@ def paste(user: User) -> str:
 
 
 def quick_setting(user: User) -> str:
+    user.turn_to("txt2img")
     user.prompt(PROMPT)
     user.choose(f"#{QUICK}", "ink")
     said = user.generate()
@@ -253,7 +257,8 @@ def tried(user: User, check: Callable[[User], str]) -> str:
     try:
         return check(user)
     except BaseException:
-        user.page.screenshot(path=user.seen.folder / "page.png", full_page=True)
+        with suppress(PlaywrightError):
+            user.page.screenshot(path=user.seen.folder / "page.png", full_page=True)
         raise
 
 

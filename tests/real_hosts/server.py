@@ -67,7 +67,9 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [str(self.python), "launch.py", *_COMMON.split(), *_CPU[self.name].split()]
-        command += ["--data-dir", str(self.data), "--port", str(self.port), *self.arguments]
+        # Forge serves its own scripts and styles from its folder of data alone.
+        command += ["--data-dir", str(self.data), "--gradio-allowed-path", str(self.checkout)]
+        command += ["--port", str(self.port), *self.arguments]
         offline = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_RESTARTING": "1"}
         begun = time.monotonic()
         with self.log.open("wb") as log:
