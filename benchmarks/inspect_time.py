@@ -1,7 +1,15 @@
-"""How much faster `hnloader.inspect` is than `torch.load`, and how much memory it takes, on files of 200 MB."""
+"""How much faster `hnloader.inspect` is than `torch.load`, and how much memory it takes.
+
+    python -m benchmarks.inspect_time [--files 300]
+
+On one file of 202 MB, in both containers that torch writes, and on a set of files of 22 to 202 MB, each way through the
+whole set in a row. All are in the cache of the system.
+"""
 
 from __future__ import annotations
 
+import argparse
+import statistics
 import tempfile
 import time
 import tracemalloc
@@ -11,37 +19,22 @@ from pathlib import Path
 import torch
 
 import hnloader
+from benchmarks._set import make_files, megabytes, multiplied
 
-WIDTHS = (320, 640, 768, 1280)
-# [1, 4.6, 1] at these widths is 200 MB in float32; [1, 2, 1], the usual one, is 87 MB.
-RATIO = 4.6
-
-
-def content() -> dict[object, object]:
-    """What a webui saves, with random weights."""
-
-    def side(width: int) -> dict[str, torch.Tensor]:
-        hidden = int(width * RATIO)
-        return {
-            "linear.0.weight": torch.randn(hidden, width),
-            "linear.0.bias": torch.zeros(hidden),
-            "linear.1.weight": torch.randn(width, hidden),
-            "linear.1.bias": torch.zeros(width),
-        }
-
-    keys = {"layer_structure": [1, RATIO, 1], "activation_func": "linear", "is_layer_norm": False}
-    return {**{width: (side(width), side(width)) for width in WIDTHS}, "step": 1, "name": "large", **keys}
+ROUNDS = 3
 
 
 def best(call: Callable[[], object], rounds: int) -> float:
     """Seconds of the quickest round, after one that warms up."""
     call()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(seconds(call) for _ in range(rounds))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def peak_memory(call: Callable[[], object]) -> int:
@@ -53,21 +46,53 @@ def peak_memory(call: Callable[[], object]) -> int:
     return peak
 
 
+def compare_one(path: Path, container: str) -> str:
+    """One file, the quickest of several rounds of each."""
+    load = best(lambda: torch.load(path, weights_only=True), 5)
+    inspect = best(lambda: hnloader.inspect(path), 50)
+    peak = peak_memory(lambda: hnloader.inspect(path))
+    return (
+        f"{container:6} {path.stat().st_size / 1e6:.0f} MB: torch.load {load * 1e3:.0f} ms, "
+        f"inspect {inspect * 1e3:.2f} ms ({load / inspect:.0f} times faster, {peak / 1e6:.1f} MB of memory)"
+    )
+
+
+def load_all(files: list[Path]) -> None:
+    """One after the other, none kept."""
+    for path in files:
+        torch.load(path, weights_only=True)
+
+
+def compare_set(files: list[Path]) -> str:
+    """The whole set by each, in turns; the middle one of the rounds."""
+    load: list[float] = []
+    inspect: list[float] = []
+    for _ in range(ROUNDS):
+        load.append(seconds(lambda: load_all(files)))
+        inspect.append(seconds(lambda: [hnloader.inspect(path) for path in files]))
+    ratio = statistics.median(one / other for one, other in zip(load, inspect, strict=True))
+    return (
+        f"{megabytes(files)}: torch.load {statistics.median(load):.2f} s, "
+        f"inspect {statistics.median(inspect):.3f} s ({ratio:.0f} times faster)"
+    )
+
+
 def main() -> None:
-    """Print one line per container."""
+    """Print one line per container, and one for the set."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=300, help="how many are in the set (default: 300)")
+    chosen = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        for container in ("zip", "legacy"):
-            path = Path(folder) / f"{container}.pt"
-            torch.save(content(), path, _use_new_zipfile_serialization=container == "zip")
-            load = best(lambda: torch.load(path, weights_only=True), 5)  # noqa: B023 - called at once
-            inspect = best(lambda: hnloader.inspect(path), 50)  # noqa: B023
-            peak = peak_memory(lambda: hnloader.inspect(path))  # noqa: B023
-            print(
-                f"{container:6} {path.stat().st_size / 1e6:.0f} MB: torch.load {load * 1e3:.0f} ms, "
-                f"inspect {inspect * 1e3:.2f} ms ({load / inspect:.0f} times faster, {peak / 1e6:.1f} MB of memory)"
-            )
-            path.unlink()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = make_files(folder)
+        content = torch.load(files[-1], weights_only=True)
+        legacy = folder / "legacy.pt"
+        torch.save(content, legacy, _use_new_zipfile_serialization=False)
+        del content
+        print(compare_one(files[-1], "zip"))
+        print(compare_one(legacy, "legacy"))
+        print(compare_set(multiplied(files, chosen.files, folder / "set")))
 
 
 if __name__ == "__main__":

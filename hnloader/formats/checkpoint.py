@@ -33,6 +33,7 @@ from hnloader.errors import (
 )
 from hnloader.formats.pickles import (
     MAX_PICKLE_SIZE,
+    PLAIN,
     MalformedPickleError,
     Pickle,
     Refusal,
@@ -184,6 +185,8 @@ def _tensors(tree: object) -> Iterator[TensorRef]:
     pending = [tree]
     while pending:
         item = pending.pop()
+        if type(item) in PLAIN:
+            continue
         if isinstance(item, TensorRef):
             yield item
         elif isinstance(item, dict):

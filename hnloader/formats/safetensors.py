@@ -10,9 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -48,9 +46,6 @@ _SPEC_ARCHITECTURES = {
     "SD 2": "stable-diffusion-v2",
     "SDXL": "stable-diffusion-xl-v1-base",
 }
-
-# How far the writing may be before the hashing.
-_PIECES_AHEAD = 8
 
 _DTYPES = {
     "F64": "float64",
@@ -409,16 +404,14 @@ def _write_lazily(
 
 
 def _write_data(file: BinaryIO, tensors: Sequence[Lazy], *, hashed: bool) -> str:
-    """Write one tensor after the other; their sha256 in hex, taken in a thread beside the writing."""
+    """Write one tensor after the other; their sha256 in hex.
+
+    The hash is taken here and not in a thread beside the writing: a piece that another core has to fetch costs more
+    than that saves, and the other cores have the source's hash and other files to do.
+    """
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(1) as beside:
-        under_way: deque[Future[None]] = deque()
-        for piece in (piece for tensor in tensors for piece in tensor.pieces()):
-            if hashed:
-                under_way.append(beside.submit(digest.update, piece))
-                if len(under_way) > _PIECES_AHEAD:
-                    under_way.popleft().result()
-            file.write(piece)
-        for each in under_way:
-            each.result()
+    for piece in (piece for tensor in tensors for piece in tensor.pieces()):
+        if hashed:
+            digest.update(piece)
+        file.write(piece)
     return digest.hexdigest()
