@@ -6,9 +6,10 @@ Files of 22 to 202 MB, evenly spread, all in the cache of the system (a few dist
 them). `cp -r` copies a folder of them, hnloader converts the folder as its command does, in turns. Each way begins when
 earlier output is on the disk, and its output is removed after it. The set is done in parts of `--at-once` files.
 
-A large part fills the memory that the system has for data on their way to the disk, and then the disk sets the pace of
-every way; a small one shows what the processor does. `at least` is the least of that: two sha256 (of the source, and of the tensors
-for ModelSpec, or one of them for `.pt`), one CRC of the archive, and what `cp` does itself, spread over the cores.
+A large part fills the memory that the system has for data on their way to the disk, and then the disk sets the pace
+of every way; a small one shows what the processor does. `at least` is what that needs: two sha256 (of the source, and
+of the tensors for ModelSpec; one of them for `.pt`), one CRC of the archive, and what `cp` does itself, spread over the
+cores.
 """
 
 from __future__ import annotations
