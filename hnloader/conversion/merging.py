@@ -375,7 +375,7 @@ def _averaged(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]
     first = parts[0].hypernetwork
     for part in parts:
         other = part.hypernetwork
-        if other.architecture is None or other.architecture != first.architecture or other.widths != first.widths:
+        if other.architecture is None or not _alike(other, first):
             raise NotMergeableError(
                 f"weights are averaged over files of one architecture: {first.name} has {first.architecture} and the "
                 f"widths {first.widths}, {other.name} has {other.architecture} and {other.widths}"
@@ -397,6 +397,18 @@ def _averaged(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]
     exact = first.architecture.affine and len(first.architecture.layer_structure) == 2
     how = "the weights are averaged" + ("" if exact else ", which does not average what they compute")
     return tensors, first.architecture, how, exact
+
+
+def _alike(one: Hypernetwork, two: Hypernetwork) -> bool:
+    """Whether both have the same tensors, used alike; without an activation, none follows the output either."""
+    built = [
+        replace(
+            each.architecture, activate_output=each.architecture.activate_output and bool(each.architecture.activation)
+        )
+        for each in (one, two)
+        if each.architecture is not None
+    ]
+    return len(built) == 2 and built[0] == built[1] and one.widths == two.widths
 
 
 # -- the result

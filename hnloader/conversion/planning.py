@@ -155,9 +155,28 @@ def _look(
 def _expanded(path: Path) -> list[Path]:
     """A pattern's files; a path that exists is itself, brackets and all."""
     path = _with_home(path)
-    if glob.has_magic(str(path)) and not os.path.lexists(path):
-        return sorted(map(Path, glob.glob(str(path), recursive=True))) or [path]  # noqa: PTH207 (Path.glob lacks ~ and \)
-    return [path]
+    if not glob.has_magic(str(path)) or os.path.lexists(path):
+        return [path]
+    if "**" not in path.parts:
+        return sorted(map(Path, glob.glob(str(path)))) or [path]  # noqa: PTH207 (Path.glob lacks ~ and \)
+    first = path.parts.index("**")
+    start, rest = Path(*path.parts[:first]), path.parts[first:]
+    folders = [folder for folder in _expanded(start) if os.path.isdir(folder)]  # noqa: PTH112 (see _look)
+    # glob would go round and round in loops of links, with two of them without end.
+    return sorted(e.path for folder in folders for e in walk(folder) if _matches(e.relative.parts, rest)) or [path]
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether a path below a folder fits a pattern as `glob` reads it: `**` is any folders, hidden ones need a dot."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**" and _matches(parts, pattern[1:]):
+        return True
+    if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    if pattern[0] == "**":
+        return _matches(parts[1:], pattern)
+    return fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _with_home(path: Path) -> Path:

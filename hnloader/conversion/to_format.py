@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hnloader.conversion.single import check, convert, is_result, origin
-from hnloader.errors import HypernetworkError, OtherModelError
+from hnloader.errors import HypernetworkError
 from hnloader.inspection import inspect
 
 
@@ -32,11 +32,7 @@ class ToFormat:
 
     def look(self, source: Path) -> None:
         """Read the header, which shows all but damaged or infinite values."""
-        if inspect(source).format == "hns":
-            raise OtherModelError(
-                f"{source} is a composition of several hypernetworks, and a {self.suffix} file holds one; "
-                "'hnloader merge' makes one of it"
-            )
+        origin(source)
 
     def made(self, source: Path, target: Path) -> bool:
         """Whether the target states this source and these settings; a `.pt`, which states neither, is compared."""

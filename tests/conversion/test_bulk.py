@@ -16,6 +16,7 @@ from hnloader import CorruptFileError, HypernetworkError
 from hnloader.conversion.bulk import check_many, convert_many, dry_run
 from hnloader.conversion.planning import plan
 from hnloader.conversion.results import Result, counts
+from hnloader.conversion.to_format import ToFormat
 from hnloader.errors import OtherModelError
 from hnloader.files import TEMPORARY_SUFFIX, replacing
 
@@ -333,3 +334,13 @@ def test_pairs_are_proved(folder: Path) -> None:
     assert "differs from" in results["a.pt"].reason
     assert "b.copy is missing" in results["b.pt"].reason
     assert not os.path.lexists(new / "b.copy")
+
+
+def test_a_composition_whose_members_are_missing_is_skipped_by_a_dry_run_as_by_a_run(tmp_path: Path) -> None:
+    (tmp_path / "both.hns").write_text("['ink', 'chalk']")
+    converter = ToFormat(".safetensors")
+    found = plan([tmp_path], suffix=".safetensors", sources=(".hns",))
+    for results in (dry_run(found, converter), check_many(found, converter), convert_many(found, converter)):
+        (result,) = results
+        assert result.outcome == "skipped", result
+        assert "'hnloader merge' makes one of it" in result.reason

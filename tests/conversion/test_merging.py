@@ -205,6 +205,20 @@ def test_the_average_of_one_matrix_networks_is_exact() -> None:
     assert made.error < 1e-5
 
 
+def test_files_without_activation_are_averaged_whether_or_not_they_activate_their_output() -> None:
+    """Files from before 2022-10-26 do, later ones do not; without an activation it is the same."""
+    one, two = (
+        make(Architecture((1, 1), dropout=(0, 0), activate_output=True), 1),
+        make(Architecture((1, 1), dropout=(0, 0)), 2),
+    )
+    made = merge([one, two], mode="average")
+    x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
+    for side in ("k", "v"):
+        torch.testing.assert_close(
+            made.hypernetwork.transform(side, x, 1), (one.transform(side, x, 1) + two.transform(side, x, 1)) / 2
+        )
+
+
 def test_other_architectures_are_not_averaged() -> None:
     with pytest.raises(NotMergeableError, match=r"1-2-1, relu.*1-2-1, tanh"):
         merge([make(Architecture(activation="relu"), 1), make(Architecture(activation="tanh"), 2)], mode="average")

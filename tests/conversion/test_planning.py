@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import random
 import tempfile
@@ -223,6 +224,28 @@ def test_loops_of_links_are_entered_once(old: Path) -> None:
     (old / "deep" / "back").symlink_to(old, target_is_directory=True)
     (old / "again").symlink_to(old / "deep", target_is_directory=True)
     assert sorted(targets(plan([old], suffix=".safetensors"), old)) == ["deep/chalk.pt", "deep/down/oil.PT", "ink.pt"]
+
+
+def test_patterns_enter_loops_of_links_once(old: Path) -> None:
+    for name in ("back", "again"):  # two of them lead to more paths than can be listed
+        (old / "deep" / name).symlink_to(old, target_is_directory=True)
+    assert sorted(targets(plan([old / "**" / "*.pt"], suffix=".safetensors"), old)) == ["deep/chalk.pt", "ink.pt"]
+    assert sorted(targets(plan([old / "d*" / "**" / "c*.pt"], suffix=".safetensors"), old)) == ["deep/chalk.pt"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["**/*.pt", "**", "**/down/*", "**/deep", "d*/**/o*", "**/**/ink.pt", "**/.hidden/*", "**/*.[pP][tT]", "**/x*/*"],
+)
+def test_patterns_match_as_glob_does(old: Path, pattern: str) -> None:
+    files(old, ".hidden/soot.pt", "deep/.soot.pt")
+    expected = {Path(path) for path in glob.glob(str(old / pattern), recursive=True)} - {old}  # noqa: PTH207
+    taken = {job.source for job in plan([old / pattern], suffix=".safetensors").jobs}
+    in_folders = {
+        below for path in expected if path.is_dir() for below in path.rglob("*") if below.suffix.lower() == ".pt"
+    }
+    wanted = {path for path in expected if path.is_file()}
+    assert wanted <= taken <= wanted | in_folders
 
 
 def test_a_folder_that_cannot_be_read_is_told(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
