@@ -9,10 +9,12 @@ docs/training.md is the guide; `hnloader train --init` writes a commented config
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hnloader.errors import HypernetworkError
 from hnloader.training.config import Config, read_config
 from hnloader.training.schema import ConfigError
 
@@ -94,6 +96,8 @@ def prepare(
             f"{found[-1]} is a saved state of an earlier training of {config.output}: go on from it with --resume, "
             "or begin anew with --restart"
         )
+    if not judged:
+        _check_writable(Path(config.output))
     dataset = read_folder(Path(config.pictures).expanduser(), config.data)
     processes = _processes()
     place = device if processes is None else str(processes.device)
@@ -115,6 +119,17 @@ def prepare(
     elif resume and not restart:
         training.resume()
     return training
+
+
+def _check_writable(output: Path) -> None:
+    """Raise HypernetworkError where the output could not be written: now, and not after the last step."""
+    folder = output.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise HypernetworkError(f"cannot write {output}: {folder}: {error.strerror or error}") from error
 
 
 def check_precision(config: Config, device: str) -> None:

@@ -17,6 +17,8 @@ from hnloader.training.schema import ConfigError, setting
 
 Method = Literal["hypernetwork", "embedding"]
 Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"]
+# Pixels, of pictures and of `data.resolution`.
+SMALLEST = 32
 OUTPUT_SUFFIXES = (".pt", ".safetensors")
 
 
@@ -233,6 +235,8 @@ class Config:
             raise ConfigError(
                 f"output is {self.output!r}; a name ending in {' or '.join(OUTPUT_SUFFIXES)} was expected"
             )
+        if 0 < self.data.resolution < SMALLEST:
+            raise ConfigError(f"data.resolution is {self.data.resolution}; 0, or {SMALLEST} and more were expected")
         if self.data.captions == "template" and not self.data.templates:
             raise ConfigError("data.captions is 'template', but data.templates is empty")
         if self.prior.weight and not self.prior.prompts:

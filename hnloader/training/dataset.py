@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnloader.errors import HypernetworkError
-from hnloader.training.config import DataConfig
+from hnloader.training.config import SMALLEST, DataConfig
 from hnloader.training.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MASK_SUFFIX = ".mask.png"
-SMALLEST = 32
 _METADATA = ("metadata.jsonl", "metadata.csv", "captions.json")
 _MAX_CAPTION = 10_000
+_MOST_REMARKS = 10
+LEFT_OUT = "; it is left out"
 
 
 class DatasetError(HypernetworkError):
@@ -105,6 +106,26 @@ def caption_of(picture: Picture, config: DataConfig, name: str, choice: int) -> 
         text = config.templates[choice % len(config.templates)] if config.templates else "{name}"
     text = text.replace("{name}", name).replace("{filename}", _words(picture.path.stem))
     return f"{config.prefix} {text}".strip() if config.prefix else text
+
+
+def remarks(dataset: Dataset, config: DataConfig) -> Iterator[str]:
+    """What somebody who trains on the pictures should know of them, in lines."""
+    told = [f"{problem.path.name} {problem.what}{LEFT_OUT * problem.fatal}" for problem in dataset.problems]
+    yield from told[:_MOST_REMARKS]
+    if len(told) > _MOST_REMARKS:
+        yield f"and {len(told) - _MOST_REMARKS} more; `hnloader dataset check` lists them"
+    bare = sum(picture.caption is None for picture in dataset.pictures)
+    if bare and config.captions == "auto":
+        none = f"none of the {bare} pictures has a caption of its own"
+        some = f"{bare} of the pictures without a caption of their own"
+        whose = none if bare == len(dataset.pictures) else some
+        yield f"{whose}, so that templates are taken: a .txt beside each works better"
+
+
+def fingerprint_of(dataset: Dataset) -> str:
+    """Which pictures with which captions these are, as a hash."""
+    parts = [(picture.digest, picture.caption) for picture in dataset.pictures]
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 # -- finding and opening

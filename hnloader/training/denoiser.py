@@ -210,8 +210,9 @@ class Denoiser:
         return capped / ratio.clamp(min=1e-8) if self.predicts == "epsilon" else capped
 
     def fingerprint(self, part: str) -> str:
-        """Which weights a part ("vae", "text") has: a hash over a few values of each of its tensors."""
-        parts = [self.vae] if part == "vae" else [each for each in self._parts() if each not in (self.unet, self.vae)]
+        """Which weights a part ("unet", "vae", "text") has: a hash over a few values of each of its tensors."""
+        own = {"unet": self.unet, "vae": self.vae}
+        parts = [own[part]] if part in own else [each for each in self._parts() if each not in own.values()]
         total = hashlib.sha256()
         for module in parts:
             for name, tensor in module.state_dict().items():

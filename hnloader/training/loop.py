@@ -20,13 +20,14 @@ from hnloader.files import held, remove_leftovers
 from hnloader.training import previews, schema
 from hnloader.training.cache import Cache, Latents
 from hnloader.training.config import Config
-from hnloader.training.dataset import Dataset, Picture, caption_of
+from hnloader.training.dataset import Dataset, Picture, caption_of, fingerprint_of, remarks
 from hnloader.training.denoiser import Batch, Denoiser, Text
 from hnloader.training.images import bucket
 from hnloader.training.optimizers import make_optimizer, set_rate
 from hnloader.training.rates import parse_rate
 from hnloader.training.report import write_report
 from hnloader.training.sampling import Draw, Order, chance, held_out, random_of, whole
+from hnloader.training.schema import ConfigError
 from hnloader.training.state import State, load_state, save_state, states
 from hnloader.training.trackers import Trackers
 from hnloader.training.trainees import Checkpoint, Trainee, load_companion, make_trainee
@@ -115,7 +116,9 @@ class Training:
         self.config, self.denoiser, self.checkpoint = config, denoiser, checkpoint
         self.output = Path(config.output)
         self.folder = folder_of(self.output)
-        self.state = State(config=schema.plain(config))
+        # Without hooks on it, which come later, the UNet's weights have the names that every run sees.
+        model, pictures = denoiser.fingerprint("unet"), fingerprint_of(dataset)
+        self.state = State(config=schema.plain(config), model=model, pictures=pictures)
         self.resolution = _resolution(config, denoiser)
         self.cache = Cache(self.folder / "cache", denoiser, config.data, self.resolution)
         self.dataset = dataset
@@ -124,7 +127,7 @@ class Training:
         self.optimizer = make_optimizer(config.optimizer, self.trainee.parameters, self.rate.at(1), config.weight_decay)
         self.average = [p.detach().clone() for p in self.trainee.parameters] if config.ema else None
         self.scaler = make_scaler(denoiser)
-        self.notes: list[str] = []
+        self.notes = list(remarks(dataset, config.data))
         self._trackers = Trackers(config, self.folder)
         self._processes = processes
         self._stop = False
@@ -150,12 +153,14 @@ class Training:
         found = states(self.folder)
         for path in reversed(found):
             try:
-                self.state = load_state(path, self.trainee.parameters, self.average, self.optimizer)
+                loaded = load_state(path, self.trainee.parameters, self.average, self.optimizer)
             except HypernetworkError as error:
                 if path == found[0]:
                     raise
                 self.notes.append(f"skipped: {error}")
                 continue
+            self._compare(path, loaded)
+            self.state = loaded
             self._saved_step = self.state.step
             if self.state.scaler:
                 self.scaler.load_state_dict(self.state.scaler)
@@ -166,6 +171,18 @@ class Training:
             self.state.config = now
             return True
         return False
+
+    def _compare(self, path: Path, loaded: State) -> None:
+        """Refuse a state of another model; remark on other pictures. What stands in `self.state` is of this run."""
+        now, same_precision = self.state, loaded.config.get("precision") == self.config.precision
+        if loaded.model and same_precision and loaded.model != now.model:
+            raise ConfigError(
+                f"{path} was trained on another model than {self.checkpoint.name}: its setting model was "
+                f"{loaded.config.get('model')}. Go on with that one, or begin a training of this model with start_from"
+            )
+        if loaded.pictures and loaded.pictures != now.pictures:
+            self.notes.append("the pictures are others than when the state was saved")
+        loaded.model, loaded.pictures = now.model, now.pictures
 
     def stop(self) -> None:
         """Ask the training to end after the present step, with everything saved; callable from any thread."""

@@ -72,7 +72,8 @@ def read(kind: type[T], given: object, where: str = "") -> T:
     for key, value in given.items():
         at = f"{where}.{key}" if where else str(key)
         if key not in fields:
-            raise ConfigError(f"there is no setting {at!r}{_meant(str(key), fields)}")
+            meant = _meant(str(key), fields) or "; `hnloader train --init` lists those of this version"
+            raise ConfigError(f"there is no setting {at!r}{meant}")
         values[str(key)] = _value(hints[str(key)], value, at, fields[str(key)].metadata["rule"])
     return kind(**values)
 

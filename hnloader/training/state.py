@@ -38,6 +38,7 @@ class State:
         seconds: how long was trained, over all interruptions.
         history: one entry per measurement.
         scaler: of the losses, where the model computes in float16.
+        model, pictures: hashes of the model's UNet and of the pictures; empty in states of older versions.
     """
 
     step: int = 0
@@ -48,6 +49,8 @@ class State:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    pictures: str = ""
 
 
 def save_state(
@@ -82,6 +85,8 @@ def save_state(
         "seconds": state.seconds,
         "history": state.history,
         "scaler": state.scaler,
+        "model": state.model,
+        "pictures": state.pictures,
         "optimizer": {"kind": type(optimizer).__name__, "scalars": scalars, "groups": described["param_groups"]},
     }
     path = folder / f"state-{state.step:08d}.safetensors"
@@ -145,7 +150,8 @@ def load_state(
     best = about["best"]
     best = tuple(best) if best else None
     plain = {key: about[key] for key in ("step", "config", "bad", "loss", "seconds", "history")}
-    return State(**plain, best=best, scaler=about.get("scaler", {}))
+    newer = {key: about[key] for key in ("scaler", "model", "pictures") if key in about}
+    return State(**plain, best=best, **newer)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -237,7 +237,10 @@ class Word:
         self._extended = copy.deepcopy(getattr(pipeline, tokenizer))
         # The names that diffusers gives to the tokens of a word with several vectors: w, w_1, w_2, ...
         tokens = [token, *(f"{token}_{index}" for index in range(1, len(vectors)))]
-        if self._extended.add_tokens(tokens) != len(tokens):
+        vocabulary = self._extended.get_vocab()
+        # CLIP's words end in </w>; some releases of transformers add a token that is there once more.
+        known = [each for each in tokens if each in vocabulary or f"{each.lower()}</w>" in vocabulary]
+        if known or self._extended.add_tokens(tokens) != len(tokens):
             raise ConfigError(f"embedding.token: the model's tokenizer knows {token!r} already; choose another word")
         self._ids: list[int] = self._extended.convert_tokens_to_ids(tokens)
         self._places: list[tuple[Tensor, int]] = []

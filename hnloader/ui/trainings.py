@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import replacing
+from hnloader.files import check_room, replacing
 
 try:
     import fcntl
@@ -43,6 +43,8 @@ _ERROR = "Error: "
 _LOG_END = 64_000
 # Of asking another Python what it has: it imports nothing.
 _PATIENCE = 60
+# Bytes of a training's states for Stable Diffusion 1: two with weights and moments, the best and the last file.
+_ROOM = 1 << 30
 _TRIES = 4
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -175,6 +177,7 @@ class Trainings:
             raise HypernetworkError(
                 f"There is a training {name!r} already. Choose another name, or go on with that one."
             )
+        check_room(self.folder, _ROOM)  # before anything is written
         files.folder.mkdir(parents=True, exist_ok=True)
         with replacing(files.config) as temporary:
             temporary.write_text(schema.write(config), encoding="utf-8")
@@ -252,6 +255,7 @@ class Trainings:
 
     def _spawn(self, files: TrainingFiles, options: Sequence[str]) -> None:
         """Start it with the lock in its hands."""
+        check_room(self.folder, _ROOM)
         command = [self.python, "-m", "hnloader", "train", str(files.config.absolute()), *options]
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(self._lock_path.open("ab"))

@@ -46,6 +46,23 @@ def test_init_prints_a_configuration_that_works(tiny_model: Path, folder: Path, 
     assert hnloader.load(tmp_path / "style.pt").metadata["step"] == 3
 
 
+def test_what_is_odd_about_the_pictures_is_told(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "broken.png").write_text("no picture")
+    given = ["--model", tiny_model, "--steps", 1, "--set", "previews.every=0"]
+    code, _, err = run("train", *given, "--pictures", folder, "-o", tmp_path / "a.pt")
+    assert code == 0
+    said = " ".join(err.split())
+    assert "broken.png cannot be read: it is no picture of a known kind; it is left out" in said
+    assert "none of the 6 pictures has a caption of its own" in said
+    for path in [*folder.glob("[1-5].png"), folder / "broken.png"]:
+        path.unlink()
+    (folder / "0.txt").write_text("a house")
+    code, _, err = run("train", *given, "--pictures", folder, "-o", tmp_path / "b.pt")
+    assert code == 0
+    assert "0.png is the only picture: it will be learnt by heart" in " ".join(err.split())
+    assert "caption of its own" not in err
+
+
 def test_how_far_it_is_can_be_asked(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "style.pt"
     code, _, err = run("train", "-o", output, "--status")
@@ -75,14 +92,38 @@ def test_how_far_it_is_can_be_asked(tiny_model: Path, folder: Path, tmp_path: Pa
         (("none.yaml",), "none.yaml cannot be read: No such file"),
         (("--model", "M", "--pictures", "none", "-o", "a.pt"), "none does not exist"),
         (("--model", "M", "--pictures", "P", "-o", "a.jpg"), ".safetensors was expected"),
+        (("--model", "M", "--pictures", "E", "-o", "a.pt"), "E has no pictures"),
+        (("--model", "M", "--pictures", "P", "-o", "P/0.png/a.pt"), "cannot write"),
+        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "learning_rate=20"), "above 0 and below 10"),
+        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "precision=float16"), "needs a graphics card"),
+        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "hypernetwork.widths=[768]"), "has 768, which the"),
+        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "data.resolution=8"), "0, or 32 and more"),
+        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "num_epochs=8"), "lists those of this version"),
+        (
+            (
+                "--model",
+                "M",
+                "--pictures",
+                "P",
+                "-o",
+                "a.pt",
+                "--set",
+                "method=embedding",
+                "--set",
+                "embedding.token=a",
+            ),
+            "knows 'a' already",
+        ),
         (("--model", "nowhere/", "--pictures", "P", "-o", "a.pt"), "nowhere"),
     ],
 )
 def test_mistakes_get_a_line_and_no_traceback(
     arguments: tuple[str, ...], words: str, tiny_model: Path, folder: Path, tmp_path: Path
 ) -> None:
-    names = {"M": tiny_model, "P": folder, "a.pt": tmp_path / "a.pt"}
-    code, _, err = run("train", *(names.get(each, each) for each in arguments))
+    (tmp_path / "E").mkdir()
+    names = {"M": tiny_model, "P": folder, "E": tmp_path / "E", "a.pt": tmp_path / "a.pt"}
+    names["P/0.png/a.pt"] = folder / "0.png" / "a.pt"
+    code, _, err = run("train", "--device", "cpu", *(names.get(each, each) for each in arguments))
     assert code in (1, 2)
     assert words in " ".join(err.split())
     assert "Traceback" not in err

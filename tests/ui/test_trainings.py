@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +113,13 @@ def test_settings_that_are_wrong_are_told_before_a_process_starts(trainings: Tra
         trainings.resume("oil")
     assert trainings.stop() is None
     assert trainings.names() == []
+
+
+def test_none_begins_where_the_disk_would_be_full(trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1 << 30))
+    with pytest.raises(HypernetworkError, match="1,024 MiB free; about 1,024 MiB are needed"):
+        trainings.start("ink", {"model": "m", "pictures": "p"})
+    assert not trainings.folder.exists()
 
 
 def program(path: Path, *lines: str) -> str:

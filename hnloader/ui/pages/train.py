@@ -184,7 +184,7 @@ class _Train:
 
     def _trainings(self, python: str = "") -> Trainings:
         named = (python or "").strip() if self.place.may_name_python else ""
-        return Trainings(self.place.folder().absolute(), named)
+        return Trainings(self.place.folder(), named)
 
     def _check(self, trainings: Trainings) -> None:
         if lacking := trainings.missing():
