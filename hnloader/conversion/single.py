@@ -103,7 +103,8 @@ def convert(
         target: where the result goes. It appears under its name when it is whole, and proved.
         normalise: rewrite old variants in today's form, with the same outputs.
         dtype: store the tensors as float32, float16 or bfloat16; None keeps them bit for bit.
-        prove: read the result back and compare it with the source before it takes its name.
+        prove: read the result back and compare it with the source before it takes its name. Without, for speed,
+            a safetensors file does not state ModelSpec's hash of its data either; that of the source it does.
         on_existing: what happens where `target` exists: it is replaced, left alone, or a number is added
             to the new file's name.
 
@@ -124,7 +125,8 @@ def convert(
         changed = wanted_dtype is not None and any(info.dtype != wanted_dtype for info in _infos(contents))
         with replacing(wanted) as temporary, unchanged(given):
             notes_of_file = _stated(given, normalise, wanted_dtype)
-            write(replace(outgoing, notes=notes_of_file, hashes={_SOURCE_HASH: hashed.result}), temporary)
+            hashes = {_SOURCE_HASH: hashed.result}
+            write(replace(outgoing, notes=notes_of_file, hashes=hashes, data_hash=prove), temporary)
             sha256 = hashed.result()
             proved = _proved(outgoing, temporary, wanted) if prove else ()
             # Before the file takes its name: one that is there is complete.

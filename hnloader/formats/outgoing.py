@@ -54,6 +54,7 @@ class Outgoing:
         variant: where it came from, in words.
         notes: further text for the header of a format that has one, by key.
         hashes: the same for sha256 in hex that are known when the tensors are written, not before.
+        data_hash: a format that has a place for the sha256 of the tensors' data states it, which takes time.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Outgoing:
     variant: str
     notes: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    data_hash: bool = True
 
 
 def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:

@@ -336,7 +336,7 @@ def write_outgoing(outgoing: Outgoing, path: Path) -> None:
         for name, tensor in outgoing.sides[width, side].items()
     }
     header = {"format": "pt", METADATA_KEY: json.dumps(about, ensure_ascii=True), **_model_spec(outgoing)}
-    _write_lazily(path, {**tensors, **extras}, {**header, **outgoing.notes}, outgoing.hashes, hashed=True)
+    _write_lazily(path, {**tensors, **extras}, {**header, **outgoing.notes}, outgoing.hashes, hashed=outgoing.data_hash)
 
 
 def _model_spec(outgoing: Outgoing) -> dict[str, str]:
@@ -406,8 +406,8 @@ def _write_lazily(
 def _write_data(file: BinaryIO, tensors: Sequence[Lazy], *, hashed: bool) -> str:
     """Write one tensor after the other; their sha256 in hex.
 
-    The hash is taken here and not in a thread beside the writing: a piece that another core has to fetch costs more
-    than that saves, and the other cores have the source's hash and other files to do.
+    The hash is taken here and not in a thread beside the writing: that was not measurably quicker, as the other cores
+    have the source's hash and other files to do.
     """
     digest = hashlib.sha256()
     for piece in (piece for tensor in tensors for piece in tensor.pieces()):

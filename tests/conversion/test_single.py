@@ -151,6 +151,17 @@ def test_the_header_says_what_the_file_is_and_where_it_came_from(tmp_path: Path)
     assert hnloader.load(tmp_path / "new.safetensors").metadata == hnloader.load(source).metadata
 
 
+def test_without_the_proof_the_tensors_are_not_hashed(tmp_path: Path) -> None:
+    source = write(tmp_path / "style.pt", simple_tree())
+    convert(source, tmp_path / "quick.safetensors", prove=False)
+    convert(source, tmp_path / "proved.safetensors")
+    quick, proved = header(tmp_path / "quick.safetensors"), header(tmp_path / "proved.safetensors")
+    assert "modelspec.hash_sha256" not in quick
+    # Nothing else is left out.
+    del proved["modelspec.hash_sha256"]
+    assert quick == proved
+
+
 @pytest.mark.skipif("mmap" not in inspect.signature(torch.load).parameters, reason="torch maps files since 2.1")
 def test_torch_can_map_what_is_written(tmp_path: Path) -> None:
     source = write(tmp_path / "style.pt", simple_tree(16))
