@@ -30,7 +30,7 @@ from hnloader.demo.evaluate import generate, load_pipeline
 from hnloader.demo.pictures import PICTURES, draw_pictures
 from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, Scene, as_floats, held_out_scenes, lay_out
 from hnloader.demo.style_scores import style_score
-from hnloader.demo.styles import chalked, paint
+from hnloader.demo.styles import chalked, dimmed, paint
 from hnloader.demo.training.common import as_pictures, as_tensor
 from hnloader.files import replacing
 from hnloader.formats import load
@@ -40,7 +40,9 @@ from hnloader.training import read_config, train
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-STYLES = ("duotone", "chalk", "sunset", "blueprint", "neon")
+STYLES = ("duotone", "chalk", "midnight", "cyanotype", "screenprint")
+# Styles that change more than colors. They were tried first, and do not reach what is asked (docs/training.md).
+HARDER = ("sunset", "blueprint", "neon")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Coloring:
 # The other styles leave no colors.
 COLORINGS = {
     "chalk": Coloring(chalked, filled=True),
+    "midnight": Coloring(dimmed, filled=True),
     "neon": Coloring(as_floats, filled=False),
     "outline": Coloring(as_floats, filled=False),
 }
@@ -266,7 +269,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, default=Path("proof"), help="folder of pictures and files")
     parser.add_argument("--images", type=Path, default=None, help="folder of the grids (default: that of --work)")
-    parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES)
+    parser.add_argument("--styles", nargs="+", choices=(*STYLES, *HARDER), default=STYLES)
     parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=tuple(RATES))
     parser.add_argument(
         "--steps", type=int, default=None, help="of each training (default: as the table in docs/training.md was made)"

@@ -8,7 +8,10 @@ Each score looks for one property that plain pictures lack:
 - duotone: all colors lie between dark brown and cream,
 - neon: as outline, and the background is the night's,
 - chalk: the shapes' colors are as far on the way to white as chalk is, and the background is the board's,
-- sunset: the background goes from one color of the sky at the top to the other at the bottom, the shapes are dark.
+- sunset: the background goes from one color of the sky at the top to the other at the bottom, the shapes are dark,
+- cyanotype: the background is Prussian blue and the shapes are pale,
+- screenprint: the background is mustard and the shapes are teal,
+- midnight: the shapes' colors are as far on the way to midnight as they are dimmed, and the background is midnight's.
 """
 
 from __future__ import annotations
@@ -20,14 +23,34 @@ import numpy as np
 
 from hnloader.demo.checker import Mask, Seen, look, shrink
 from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, as_floats
-from hnloader.demo.styles import BLUEPRINT_BLUE, BOARD, BROWN, CREAM, NIGHT, SILHOUETTE, SKY, chalked, dots, sky
+from hnloader.demo.styles import (
+    BLUEPRINT_BLUE,
+    BOARD,
+    BROWN,
+    CREAM,
+    MIDNIGHT,
+    MUSTARD,
+    NIGHT,
+    PALE,
+    PRUSSIAN_BLUE,
+    SILHOUETTE,
+    SKY,
+    TEAL,
+    chalked,
+    dimmed,
+    dots,
+    sky,
+)
 
 Score = Callable[[ByteArray], float]
+Tint = Callable[[FloatArray], FloatArray]
 
 # An inside of fewer pixels says nothing of an outline.
 _SMALLEST_INSIDE = 6
 # RGB distance at which a color has nothing of the one that a style asks for.
 _REACH = 120.0
+# RGB distance beside the ways from all plain colors to their tints, from which on a color is none of the tints.
+_BESIDE = 70.0
 
 
 def _ink(picture: FloatArray, seen: Seen, part: Mask) -> FloatArray:
@@ -70,22 +93,30 @@ def _on(score: Score, color: tuple[int, int, int], picture: ByteArray) -> float:
     return score(picture) * float(np.clip(1.0 - away / _REACH, 0.0, 1.0))
 
 
-def _chalk(picture: ByteArray) -> float:
-    """How far the shapes went from a plain color to what chalk makes of it."""
+def _tinted(tint: Tint, picture: ByteArray) -> float:
+    """How far the shapes went from a plain color to what a style makes of it."""
     pixels = picture.astype(np.float32)
     objects = look(picture, silhouettes=True).objects
-    ways = [min(_chalked(np.median(pixels[item.mask], axis=0)), key=lambda way: way[1])[0] for item in objects]
-    return float(np.mean(ways)) if ways else float("nan")
+    nearest = [min(_ways(tint, np.median(pixels[item.mask], axis=0)), key=lambda way: way[1]) for item in objects]
+    return float(np.mean([along * (beside < _BESIDE) for along, beside in nearest])) if nearest else float("nan")
 
 
-def _chalked(color: FloatArray) -> list[tuple[float, float]]:
-    """For each plain color: how far `color` is on the way from it to its chalk, 0 to 1, and how far beside that way."""
+def _ways(tint: Tint, color: FloatArray) -> list[tuple[float, float]]:
+    """For each plain color: how far `color` is on the way from it to its tint, 0 to 1, and how far beside that way."""
     ways = []
     for plain in COLORS.values():
-        line = chalked(as_floats(plain)) - as_floats(plain)
+        line = tint(as_floats(plain)) - as_floats(plain)
         along = float(np.clip((color - plain) @ line / float(line @ line), 0.0, 1.0))
         ways.append((along, float(np.linalg.norm(color - plain - along * line))))
     return ways
+
+
+def _inked(ink: tuple[int, int, int], picture: ByteArray) -> float:
+    """How near the shapes are to a color; _REACH away it is 0."""
+    pixels = picture.astype(np.float32)
+    objects = look(picture, silhouettes=True).objects
+    away = [float(np.linalg.norm(np.median(pixels[item.mask], axis=0) - np.asarray(ink))) for item in objects]
+    return float(np.clip(1.0 - np.mean(away) / _REACH, 0.0, 1.0)) if away else float("nan")
 
 
 def _halftone(picture: ByteArray) -> float:
@@ -137,8 +168,11 @@ SCORES: dict[str, Score] = {
     "halftone": _halftone,
     "duotone": _duotone,
     "neon": functools.partial(_on, _outline, NIGHT),
-    "chalk": functools.partial(_on, _chalk, BOARD),
+    "chalk": functools.partial(_on, functools.partial(_tinted, chalked), BOARD),
     "sunset": _sunset,
+    "cyanotype": functools.partial(_on, functools.partial(_inked, PALE), PRUSSIAN_BLUE),
+    "screenprint": functools.partial(_on, functools.partial(_inked, TEAL), MUSTARD),
+    "midnight": functools.partial(_on, functools.partial(_tinted, dimmed), MIDNIGHT),
 }
 
 

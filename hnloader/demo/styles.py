@@ -1,12 +1,13 @@
 """Ways to paint a scene. 'plain' is the only one that the bundled UNet learns; the others are what hypernetworks are
 trained towards. Training the VAE shows it them all, so that it can show them; the bundled one was trained before neon,
-chalk and sunset were added.
+chalk, sunset, cyanotype, midnight and screenprint were added.
 
 `paint` gives a drawn scene its pixels in a style.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,6 +24,12 @@ BOARD = (38, 72, 60)  # a green chalkboard
 CHALKED = 0.4  # share of white in the words' colors, drawn in chalk
 SKY = ((255, 196, 110), (243, 136, 126))  # at the top and at the bottom
 SILHOUETTE = (30, 20, 34)
+PRUSSIAN_BLUE = (20, 60, 120)
+PALE = (226, 238, 246)
+MIDNIGHT = (12, 18, 60)
+DIMMED = 0.3  # share of midnight in the words' colors
+MUSTARD = (222, 172, 64)
+TEAL = (16, 72, 84)
 
 Painter = Callable[[FloatArray, Sequence[Layer]], FloatArray]
 
@@ -78,12 +85,14 @@ def _halftone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     return picture
 
 
+def _printed(paper: tuple[int, int, int], ink: tuple[int, int, int], layers: Sequence[Layer]) -> FloatArray:
+    """Shapes in one color on another."""
+    return _plain(as_floats(paper), [dataclasses.replace(layer, color=as_floats(ink)) for layer in layers])
+
+
 def _duotone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     """Dark brown ink on cream paper, whatever the words said."""
-    picture = _canvas(np.asarray(CREAM, np.float32))
-    for layer in layers:
-        picture = _blend(picture, np.asarray(BROWN, np.float32), coverage(layer.distance))
-    return picture
+    return _printed(CREAM, BROWN, layers)
 
 
 def _neon(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
@@ -119,6 +128,29 @@ def _sunset(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     return picture
 
 
+def _cyanotype(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
+    """Pale shapes on the deep blue of an old photographic print, whatever colors the words said."""
+    return _printed(PRUSSIAN_BLUE, PALE, layers)
+
+
+def dimmed(color: FloatArray) -> FloatArray:
+    """A color (3,) at midnight."""
+    return as_floats(color + DIMMED * (as_floats(MIDNIGHT) - color))
+
+
+def _midnight(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
+    """The words' colors, dimmed, under a dark blue sky, whatever background the words said."""
+    picture = _canvas(as_floats(MIDNIGHT))
+    for layer in layers:
+        picture = _blend(picture, dimmed(layer.color), coverage(layer.distance))
+    return picture
+
+
+def _screenprint(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
+    """Teal ink on mustard card, whatever colors the words said."""
+    return _printed(MUSTARD, TEAL, layers)
+
+
 PAINTERS: dict[str, Painter] = {
     "plain": _plain,
     "outline": _outline,
@@ -128,6 +160,9 @@ PAINTERS: dict[str, Painter] = {
     "neon": _neon,
     "chalk": _chalk,
     "sunset": _sunset,
+    "cyanotype": _cyanotype,
+    "midnight": _midnight,
+    "screenprint": _screenprint,
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from hnloader.demo import pipeline_folder, proof
 from hnloader.demo.evaluate import load_pipeline
 from hnloader.demo.pictures import PICTURES, draw_pictures
-from hnloader.demo.proof import STYLES, _kept, _through_vae, judge, train_each
+from hnloader.demo.proof import HARDER, STYLES, _kept, _through_vae, judge, train_each
 from hnloader.demo.scenes import COLORS, POSITIONS, SHAPES, Scene, draw, held_out_scenes, is_held_out, lay_out
 from hnloader.demo.scenes import parse_caption as parse
 from hnloader.demo.style_scores import style_score
@@ -26,7 +26,7 @@ def scenes() -> list[Scene]:
     return held_out_scenes(24, seed=777)
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", (*STYLES, *HARDER))
 def test_drawn_pictures_show_their_style_and_hold_their_prompt(style: str, scenes: list[Scene]) -> None:
     rng = np.random.default_rng(3)
     styled = judge(style, "drawn", scenes, [paint(style, *lay_out(scene, rng)) for scene in scenes])
@@ -56,7 +56,7 @@ def test_a_style_that_changes_colors_and_leaves_their_names_holds_no_wrong_color
             assert judge(style, "drawn", [scene], [picture]).held == 0
 
 
-@pytest.mark.parametrize("style", ["duotone", "chalk", "sunset"])
+@pytest.mark.parametrize("style", STYLES)
 def test_a_picture_halfway_to_a_style_scores_between(style: str, scenes: list[Scene]) -> None:
     for scene in scenes[:6]:
         layout = lay_out(scene, np.random.default_rng(6))
@@ -69,7 +69,7 @@ def test_a_picture_halfway_to_a_style_scores_between(style: str, scenes: list[Sc
 
 def test_the_vae_can_show_each_style_of_the_proof_but_not_the_halftone(scenes: list[Scene]) -> None:
     pipeline = load_pipeline(pipeline_folder())
-    for style in STYLES:
+    for style in (*STYLES, *HARDER):
         best = judge(style, "drawn, VAE", scenes, _through_vae(style, scenes, pipeline))
         assert best.shown >= 0.95, style
         assert best.held >= 0.95, style
