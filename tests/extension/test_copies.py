@@ -18,12 +18,16 @@ import hnloader
 
 @pytest.fixture(autouse=True)
 def modules() -> Iterator[None]:
-    """What a test enters among the modules, it leaves there for no other."""
+    """What a test enters among the modules, it leaves there for no other; a webui has not imported `extension` yet."""
     before = dict(sys.modules)
+    ours = {name: module for name, module in before.items() if name.partition(".")[0] == "extension"}
+    for name in ours:
+        del sys.modules[name]
     yield
     for name in set(sys.modules) - set(before):
         if name.partition(".")[0] in ("extension", "hnloader_webui"):
             del sys.modules[name]
+    sys.modules.update(ours)
     sys.modules["hnloader"] = before["hnloader"]
 
 

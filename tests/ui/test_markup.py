@@ -34,7 +34,7 @@ class Tags(HTMLParser):
 
 
 def entry(name: str, info: object = None, problem: str | None = None) -> Entry:
-    return Entry("0123456789abcdef", LibraryFile(Path("/styles"), PurePath(f"{name}.pt")), 10, 0, info, problem)
+    return Entry("0123456789abcdef", LibraryFile(Path("/styles"), PurePath(f"{name}.pt")), 10, 0, 0, info, problem)
 
 
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(1)>{{value}}${1+1}`"
