@@ -122,8 +122,8 @@ class EncodingAnew:
     def __init__(self, training: Training) -> None:
         self._cache = training.cache
 
-    def latents(self, picture: Any, *, flipped: bool) -> Latents:
-        return self._cache._made_latents("", picture, flipped)
+    def latents(self, picture: Any, *, flipped: bool, shift: tuple[int, int]) -> Latents:
+        return self._cache._made_latents("", picture, flipped, shift)
 
     def text(self, caption: str) -> Text:
         return self._cache._made_text("", caption)
