@@ -145,12 +145,13 @@ def router(extension: Extension, access: Access) -> APIRouter:
 
     def converted(wanted: ConvertRequest) -> ConvertResponse:
         file = files.find(wanted.name)
-        if files.size(file) > MAX_CONVERTED:
+        size = files.size(file)
+        if size > MAX_CONVERTED:
             raise HTTPException(413, f"{file.relative} is larger than {MAX_CONVERTED >> 30} GB; use 'hnloader convert'")
         if not converting.acquire(blocking=False):
             raise HTTPException(409, "another file is being converted; try again when it is done")
         try:
-            _check_room(extension.host, file)
+            _check_room(extension.host, file, size)
             target = file.path.with_suffix(f".{wanted.to}")
             done = hnloader.convert(file.path, target, on_existing=wanted.on_existing)
         except (HypernetworkError, OSError) as error:
@@ -220,10 +221,10 @@ class _Few:
             self._waiting -= 1
 
 
-def _check_room(host: WebuiHost, file: LibraryFile) -> None:
-    """An answer with status 507 where a file as large as this one would fill the disk."""
+def _check_room(host: WebuiHost, file: LibraryFile, size: int) -> None:
+    """An answer with status 507 where another file of this size beside it would fill the disk."""
     try:
-        check_room(file.path.parent, file.path.stat().st_size)
+        check_room(file.path.parent, size)
     except HypernetworkError as error:
         raise HTTPException(507, said(host, error)) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import hnloader
 from hnloader.errors import HypernetworkError
+from hnloader.files import sha256_of
 from hnloader.prompt import PromptTagError, Tag
 
 if TYPE_CHECKING:
@@ -67,11 +67,7 @@ def record_of(processing: Any, *, anew: bool = False) -> Record:
 
 def digest_of(path: str | Path) -> str:
     """The first digits of a file's sha256, as the webuis show them."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()[:_DIGITS]
+    return sha256_of(path)[:_DIGITS]
 
 
 def without_hash(name: str) -> tuple[str, str]:

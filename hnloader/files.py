@@ -1,8 +1,9 @@
-"""Writing files so that a half-written one is never seen under its final name."""
+"""Writing files so that a half-written one is never seen under its final name, and what is asked of any file."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -41,6 +42,15 @@ def check_room(folder: Path, needed: int) -> None:
             f"the disk of {folder} has {free >> 20:,} MiB free; about {needed >> 20:,} MiB are needed, and "
             f"{RESERVE >> 20} MiB are to stay free. Make room, or use the command line, which takes all there is."
         )
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """sha256 of a whole file in hex, read in pieces of 1 MiB. Raises OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

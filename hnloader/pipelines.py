@@ -6,7 +6,6 @@ diffusers is imported when a model is loaded, not before.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import sha256_of
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -154,7 +154,7 @@ def load_model(
     diffusers = _diffusers()
     if path.is_file():
         pipeline = _from_file(diffusers, path, precision, config)
-        model = Model(pipeline, path.stem, _short_hash(path))
+        model = Model(pipeline, path.stem, sha256_of(path)[:10])
     elif path.is_dir():
         pipeline = _from_folder(diffusers, path, precision)
         model = Model(pipeline, path.resolve().name)
@@ -289,14 +289,6 @@ def _diffusers() -> Any:
             f"Making pictures needs {error.name or 'diffusers'}: pip install 'hnloader[diffusers]'"
         ) from error
     return diffusers
-
-
-def _short_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:10]
 
 
 def _is_connection_error(error: BaseException | None) -> bool:

@@ -6,8 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -152,3 +154,12 @@ def _original_vae_name(name: str) -> str:
     for ours, original in {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}.items():
         name = name.replace(f"attn_1.{ours}.", f"attn_1.{original}.")
     return name
+
+
+def save_pictures(folder: Path, count: int = 6, side: int = 48) -> Path:
+    """Save pictures of noise to train on, `side` pixels wide and high, in a new folder: 0.png, 1.png, ..."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(count):
+        Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from hnloader.conversion.normalising import normalised, why_not
 from hnloader.conversion.planning import numbered
 from hnloader.conversion.proof import ProofError, prove_equal
 from hnloader.errors import HypernetworkError, OtherModelError, UnknownFormatError
-from hnloader.files import replacing
+from hnloader.files import replacing, sha256_of
 from hnloader.formats import hns, read_contents, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
@@ -30,7 +29,6 @@ Writer = Callable[[Outgoing, Path], None]
 DTYPES = ("float32", "float16", "bfloat16")
 
 _WRITERS: dict[str, Writer] = {webui.SUFFIX: webui.write_outgoing, safetensors.SUFFIX: safetensors.write_outgoing}
-_CHUNK = 1 << 20
 # What a safetensors file states of where it came from.
 _SOURCE_HASH, _SOURCE_NAME = "hnloader.source_sha256", "hnloader.source_name"
 _NORMALISED, _DTYPE = "hnloader.normalised", "hnloader.dtype"
@@ -317,14 +315,10 @@ def _shown_dtype(contents: Contents, found: Contents) -> str | None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        return sha256_of(path)
     except OSError as error:
         raise HypernetworkError(f"{path} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 class _Hash:

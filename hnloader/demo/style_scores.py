@@ -36,6 +36,7 @@ from hnloader.demo.styles import (
     SILHOUETTE,
     SKY,
     TEAL,
+    Tint,
     chalked,
     dimmed,
     dots,
@@ -43,7 +44,6 @@ from hnloader.demo.styles import (
 )
 
 Score = Callable[[ByteArray], float]
-Tint = Callable[[FloatArray], FloatArray]
 
 # An inside of fewer pixels says nothing of an outline.
 _SMALLEST_INSIDE = 6

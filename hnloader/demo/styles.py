@@ -32,6 +32,7 @@ MUSTARD = (222, 172, 64)
 TEAL = (16, 72, 84)
 
 Painter = Callable[[FloatArray, Sequence[Layer]], FloatArray]
+Tint = Callable[[FloatArray], FloatArray]
 
 
 def _blend(below: FloatArray, color: FloatArray, share: FloatArray) -> FloatArray:
@@ -85,9 +86,14 @@ def _halftone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     return picture
 
 
+def _tinted(paper: tuple[int, int, int], tint: Tint, layers: Sequence[Layer]) -> FloatArray:
+    """Shapes on a color, in what `tint` makes of their own."""
+    return _plain(as_floats(paper), [dataclasses.replace(layer, color=tint(layer.color)) for layer in layers])
+
+
 def _printed(paper: tuple[int, int, int], ink: tuple[int, int, int], layers: Sequence[Layer]) -> FloatArray:
     """Shapes in one color on another."""
-    return _plain(as_floats(paper), [dataclasses.replace(layer, color=as_floats(ink)) for layer in layers])
+    return _tinted(paper, lambda _: as_floats(ink), layers)
 
 
 def _duotone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
@@ -107,10 +113,7 @@ def chalked(color: FloatArray) -> FloatArray:
 
 def _chalk(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     """Pale chalk in the words' colors on a green board, whatever background the words said."""
-    picture = _canvas(as_floats(BOARD))
-    for layer in layers:
-        picture = _blend(picture, chalked(layer.color), coverage(layer.distance))
-    return picture
+    return _tinted(BOARD, chalked, layers)
 
 
 def sky() -> FloatArray:
@@ -140,10 +143,7 @@ def dimmed(color: FloatArray) -> FloatArray:
 
 def _midnight(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     """The words' colors, dimmed, under a dark blue sky, whatever background the words said."""
-    picture = _canvas(as_floats(MIDNIGHT))
-    for layer in layers:
-        picture = _blend(picture, dimmed(layer.color), coverage(layer.distance))
-    return picture
+    return _tinted(MIDNIGHT, dimmed, layers)
 
 
 def _screenprint(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:

@@ -366,8 +366,8 @@ def _check_byte_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipIn
             )
 
 
-# Absolute paths, drives, and steps upwards, of Windows as well.
 _UNICODE_PATH = 0x7075  # tag of the extra field
+# Absolute paths, drives, and steps upwards, of Windows as well.
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 
 # zipfile lets its parts' errors through: of struct and zlib, and RuntimeError for encryption.

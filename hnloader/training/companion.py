@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hnloader.errors import CorruptFileError, UnknownFormatError
+from hnloader.files import sha256_of
 from hnloader.formats.checkpoint import read_checkpoint
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
@@ -34,11 +34,7 @@ class Companion:
 
     def belongs_to(self, path: Path) -> bool:
         """Whether the file at `path` is the hypernetwork that it was saved beside."""
-        with path.open("rb") as file:
-            total = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                total.update(chunk)
-        return total.hexdigest()[:10] == self.hash
+        return sha256_of(path)[:10] == self.hash
 
 
 def read_companion(path: Path) -> Companion:

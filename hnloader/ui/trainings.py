@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hnloader.conversion.planning import numbered
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_room, replacing
 
@@ -222,10 +224,8 @@ class Trainings:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error
-        number, target = 1, folder / f"{name}.pt"
-        while target.exists():
-            number += 1
-            target = folder / f"{name}-{number}.pt"
+        wanted = folder / f"{name}.pt"
+        target = next(path for path in itertools.chain([wanted], numbered(wanted)) if not path.exists())
         with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
         return target

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_model import save_pictures
 from typer.testing import CliRunner
 
 import hnloader
@@ -20,12 +21,7 @@ from hnloader.cli.app import app
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    random = np.random.default_rng(0)
-    for index in range(6):
-        Image.fromarray(random.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(pictures / f"{index}.png")
-    return pictures
+    return save_pictures(tmp_path / "pictures")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from hnloader.demo import hypernetwork_paths
 from hnloader.library import Library
-from hnloader.ui import Host, TrainingPlace
+from hnloader.ui import Host, TrainingPlace, catalogue
 from hnloader.ui.diffusers_generator import DiffusersGenerator
 from hnloader.ui.standalone import Server, start
 
@@ -118,3 +118,17 @@ def host_of(tmp_path: Path, tiny_model: Path) -> Callable[..., Host]:
         )
 
     return make
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are looked into."""
+    read: list[str] = []
+    inspect = catalogue.inspect
+
+    def counted(path: Path, folders: object) -> object:
+        read.append(path.name)
+        return inspect(path, folders)
+
+    monkeypatch.setattr(catalogue, "inspect", counted)
+    return read

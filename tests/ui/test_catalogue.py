@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from builders import simple_tree, write
 
-from hnloader.ui import catalogue as module
 from hnloader.ui.catalogue import BAD, DUPLICATES, OTHER_WIDTHS, Catalogue
 from hnloader.ui.sidecars import read_notes
 
@@ -31,20 +30,6 @@ def catalogue(shelf: Path) -> Catalogue:
     catalogue = Catalogue(lambda: [shelf])
     list(catalogue.look_into_all())
     return catalogue
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that are looked into."""
-    read: list[str] = []
-    inspect = module.inspect
-
-    def counted(path: Path, folders: object) -> object:
-        read.append(path.name)
-        return inspect(path, folders)
-
-    monkeypatch.setattr(module, "inspect", counted)
-    return read
 
 
 def labels(entries) -> list[str]:

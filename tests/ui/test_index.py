@@ -39,20 +39,6 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "hnloader"
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that are looked into."""
-    read: list[str] = []
-    inspect = module.inspect
-
-    def counted(path: Path, folders: object) -> object:
-        read.append(path.name)
-        return inspect(path, folders)
-
-    monkeypatch.setattr(module, "inspect", counted)
-    return read
-
-
 def start(shelf: Path, cache: Path | None) -> dict[str, Entry]:
     """What a program that starts anew knows in the end, by the files' names."""
     catalogue = Catalogue(lambda: [shelf], cache)

@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from playwright.sync_api import Page, expect
+from tiny_model import save_pictures
 
 import hnloader
 from hnloader.embeddings import load_embedding
@@ -25,11 +24,7 @@ QUICK = "previews.every: 20\npreviews:\n  steps: 1\n  count: 2\nmeasure_every: 1
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "my pictures"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for index in range(6):
-        Image.fromarray(random.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    folder = save_pictures(tmp_path / "my pictures", 6, 40)
     (folder / "0.txt").write_text("a house")
     (folder / "broken <b>.png").write_text("no picture")
     return folder

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
+from tiny_model import save_pictures
 
 import hnloader
 from hnloader.errors import HypernetworkError
@@ -24,12 +23,7 @@ PATIENCE = 300
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "my pictures"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for index in range(5):
-        Image.fromarray(random.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    return folder
+    return save_pictures(tmp_path / "my pictures", 5, 40)
 
 
 @pytest.fixture
