@@ -61,7 +61,7 @@ class Converted:
         lossless: every tensor and every metadata key is as in the source.
         proved: what was compared with the source, in words; empty without a proof.
         notes: what else is to be said, one sentence each.
-        source_sha256: of the source's bytes, in hex; None when skipped.
+        source_sha256: of the source's bytes, in hex; None when skipped, and for a `.pt` that was not proved.
     """
 
     source: Path
@@ -101,8 +101,10 @@ def convert(
         target: where the result goes. It appears under its name when it is whole, and proved.
         normalise: rewrite old variants in today's form, with the same outputs.
         dtype: store the tensors as float32, float16 or bfloat16; None keeps them bit for bit.
-        prove: read the result back and compare it with the source before it takes its name. Without, for speed,
-            a safetensors file does not state ModelSpec's hash of its data either; that of the source it does.
+        prove: read the result back and compare it with the source before it takes its name. Without, for speed, all
+            else that costs time is left out too: the checksums of a zip archive are not compared, the disk is not
+            waited for, a safetensors file does not state ModelSpec's hash of its data, and of a file that becomes
+            `.pt` no sha256 is taken. A safetensors file always states the sha256 of its source.
         on_existing: what happens where `target` exists: it is replaced, left alone, or a number is added
             to the new file's name.
 
@@ -118,17 +120,19 @@ def convert(
         if on_existing == "skip":
             return Converted(given, wanted, "skipped", lossless=True)
         wanted = next(path for path in numbered(wanted) if not os.path.lexists(path))
-    with _opened(given) as contents, _Hash(given) as hashed:
+    stated = prove or wanted.suffix.lower() == safetensors.SUFFIX or companion_of(given).is_file()
+    hashing = _Hash(given) if stated else contextlib.nullcontext()
+    with _opened(given, checksums=prove) as contents, hashing as hashed:
         outgoing, notes = _prepared(contents, given, normalise=normalise, dtype=wanted_dtype)
         changed = wanted_dtype is not None and any(info.dtype != wanted_dtype for info in _infos(contents))
-        with replacing(wanted) as temporary, unchanged(given):
+        with replacing(wanted, flush=prove) as temporary, unchanged(given):
             notes_of_file = _stated(given, normalise, wanted_dtype)
-            hashes = {_SOURCE_HASH: hashed.result}
+            hashes = {_SOURCE_HASH: hashed.result} if hashed else {}
             write(replace(outgoing, notes=notes_of_file, hashes=hashes, data_hash=prove), temporary)
-            sha256 = hashed.result()
+            sha256 = hashed.result() if hashed else None
             proved = _proved(outgoing, temporary, wanted) if prove else ()
             # Before the file takes its name: one that is there is complete.
-            if companion_of(given).is_file():
+            if sha256 is not None and companion_of(given).is_file():
                 told = carry(given, sha256, wanted, _sha256(temporary))
                 notes += (told,) if told else ()
     if changed:
@@ -291,8 +295,8 @@ def _check_target(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Contents]:
-    with open_source(path) as source:
+def _opened(path: Path, *, checksums: bool = True) -> Iterator[Contents]:
+    with open_source(path, checksums=checksums) as source:
         if hns.detect(source):
             raise OtherModelError(
                 f"{path} is a composition of several hypernetworks, and a file holds one; "

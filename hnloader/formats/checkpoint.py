@@ -74,7 +74,7 @@ class Checkpoint:
     container: Literal["zip", "legacy"]
     refused: list[Refusal]
     label: str
-    _read_storage: Callable[[StorageRef], Iterator[bytearray]] = field(repr=False)
+    _read_storage: Callable[[StorageRef], Iterator[memoryview]] = field(repr=False)
     _storages: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def read(self, ref: TensorRef) -> Tensor:
@@ -91,7 +91,7 @@ class Checkpoint:
             self._storages[storage.key] = flat
         return self._storages[storage.key].as_strided(ref.shape, ref.stride, ref.offset)
 
-    def stream(self, ref: TensorRef) -> Iterator[bytearray] | None:
+    def stream(self, ref: TensorRef) -> Iterator[memoryview] | None:
         """The bytes of a tensor in pieces, for who needs no more than one at a time; None where it must be read whole.
 
         Raises:
@@ -261,14 +261,17 @@ def _read_zip(source: Source) -> Checkpoint:
     )
 
 
-def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source) -> Iterator[bytearray]:
-    """The contents of a member in pieces; raises CorruptFileError at the end where their CRC is wrong."""
+def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source) -> Iterator[memoryview]:
+    """The contents of a member in pieces; raises CorruptFileError at the end where their CRC is wrong.
+
+    Where `source` goes without checksums, as torch.load does, that is found only for a compressed member.
+    """
     with _zip_errors(source), archive.open(member) as opened:  # which compares the member's two headers
         if member.compress_type != zipfile.ZIP_STORED:
             left = member.file_size
             while data := opened.read(PIECE_SIZE):
                 left -= len(data)
-                yield bytearray(data)
+                yield memoryview(bytearray(data))
             if left:
                 raise zipfile.BadZipFile(f"{member.filename!r} unpacks to {left:,} bytes less than it declares")
             return
@@ -276,9 +279,10 @@ def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: So
     name_size, extra_size = struct.unpack("<HH", source.read(member.header_offset + 26, 4))
     crc = 0
     for piece in source.pieces(member.header_offset + 30 + name_size + extra_size, member.file_size):
-        crc = zlib.crc32(piece, crc)
+        if source.checksums:
+            crc = zlib.crc32(piece, crc)
         yield piece
-    if crc != member.CRC:
+    if source.checksums and crc != member.CRC:
         raise CorruptFileError(
             f"{source.label}: the zip archive is damaged (Bad CRC-32 for file {member.filename!r}). "
             "Copy or download it again."
@@ -410,7 +414,7 @@ def _read_legacy(source: Source) -> Checkpoint:
         _check_tensors(tree, source)
         places = _legacy_places(source, tree, keys, pickles[-1].end)
 
-    def read_storage(ref: StorageRef) -> Iterator[bytearray]:
+    def read_storage(ref: StorageRef) -> Iterator[memoryview]:
         return source.pieces(places[ref.key], ref.count * item_size(ref.dtype))
 
     return Checkpoint(tree, "legacy", refused, source.label, read_storage)

@@ -64,7 +64,7 @@ class Contents:
     old_names: bool
     read: Callable[[Any], Tensor] = field(repr=False)
     forget: Callable[[], None] = field(default=lambda: None, repr=False)
-    stream: Callable[[Any], Iterator[bytearray] | None] = field(default=lambda info: None, repr=False)
+    stream: Callable[[Any], Iterator[memoryview] | None] = field(default=lambda info: None, repr=False)
     notes: Mapping[str, str] = field(default_factory=dict)
     architecture: Architecture = field(init=False)
 

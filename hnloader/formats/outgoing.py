@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,10 +29,10 @@ class Lazy:
     shape: tuple[int, ...]
     dtype: str
     get: Callable[[], Tensor]
-    stream: Callable[[], Iterator[bytearray] | None] = lambda: None
+    stream: Callable[[], Iterator[memoryview] | None] = lambda: None
 
-    def pieces(self) -> Iterator[bytes | bytearray]:
-        """Its bytes in the order of the file, each piece a buffer of its own that nothing else changes."""
+    def pieces(self) -> Iterator[memoryview]:
+        """Its bytes in the order of the file, each piece good until the next is asked for."""
         streamed = self.stream()
         if streamed is not None:
             yield from streamed
@@ -39,7 +40,7 @@ class Lazy:
         tensor = self.get()
         view = memoryview(tensor_bytes(tensor)).cast("B")
         for at in range(0, len(view), PIECE_SIZE):
-            yield bytes(view[at : at + PIECE_SIZE])
+            yield view[at : at + PIECE_SIZE]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,20 +120,20 @@ def _stored(contents: Contents, info: Any, where: str | None) -> Lazy:
             check_finite(tensor, f"{contents.label}: {where}")
         return tensor
 
-    def stream() -> Iterator[bytearray] | None:
+    def stream() -> Iterator[memoryview] | None:
         pieces = contents.stream(info)
         return pieces if pieces is None or where is None else _finite(pieces, getattr(torch, info.dtype), get)
 
     return Lazy(tuple(info.shape), info.dtype, get, stream)
 
 
-def _finite(pieces: Iterator[bytearray], dtype: torch.dtype, get: Callable[[], Tensor]) -> Iterator[bytearray]:
+def _finite(pieces: Iterator[memoryview], dtype: torch.dtype, get: Callable[[], Tensor]) -> Iterator[memoryview]:
     """`pieces`; where a value is NaN or infinite, `get` raises what is to be said about the whole tensor."""
     for piece in pieces:
         values = torch.frombuffer(piece, dtype=dtype)
         # As in check_finite; float16 is summed in float32, where it does not overflow.
         total = values.sum(dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-        if not torch.isfinite(total) and not torch.isfinite(values).all():
+        if not math.isfinite(total.item()) and not torch.isfinite(values).all():
             get()
         yield piece
 

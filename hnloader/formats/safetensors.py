@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hnloader.errors import CorruptFileError, OtherModelError, UnsupportedArchitectureError
 from hnloader.families import families
-from hnloader.files import replacing
+from hnloader.files import open_new, replacing
 from hnloader.formats.checkpoint import item_size
 from hnloader.formats.contents import Contents, SideTensors, named_tensors
 from hnloader.formats.identify import kind_of_names
@@ -391,7 +391,7 @@ def _write_lazily(
         at += size
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with open_new(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         digest = _write_data(file, [tensors[name] for name in names], hashed=hashed)
         late |= {HASH_KEY: lambda: digest} if hashed else {}

@@ -7,7 +7,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,9 @@ class Source:
         head: the first `HEAD_SIZE` bytes.
         label: what messages call it.
         path: where it lies, None for a file object without a name.
+        checksums: compare what is read with the checksums that the file keeps, where it keeps some.
+        descriptor: by which the file is read at a position without a seek, which other threads would have to wait for;
+            None for a file object, whose descriptor may belong to something else, and where the system has no such call.
     """
 
     file: BinaryIO
@@ -35,6 +38,9 @@ class Source:
     head: bytes
     label: str
     path: Path | None
+    checksums: bool = True
+    descriptor: int | None = None
+    _spare: list[bytearray] = field(default_factory=list, repr=False)
 
     @property
     def stem(self) -> str:
@@ -57,20 +63,27 @@ class Source:
             raise CorruptFileError(f"{self.label} became shorter while it was read; try again")
         return data
 
-    def pieces(self, offset: int, size: int) -> Iterator[bytearray]:
-        """The same in pieces of `PIECE_SIZE`, each a buffer of its own; raises what `read` raises."""
+    def pieces(self, offset: int, size: int) -> Iterator[memoryview]:
+        """The same in pieces of `PIECE_SIZE`, each good until the next is asked for; raises what `read` raises."""
         self.read(offset + size, 0)  # the file reaches that far
+        buffer = self._spare.pop() if self._spare else bytearray(PIECE_SIZE)
         for at in range(offset, offset + size, PIECE_SIZE):
-            piece = bytearray(min(PIECE_SIZE, offset + size - at))
+            piece = memoryview(buffer)[: offset + size - at]
             try:
-                self.file.seek(at)
-                done = self.file.readinto(piece) if hasattr(self.file, "readinto") else None
+                done = self._read_into(piece, at)
             except (OSError, ValueError) as error:
                 raise HypernetworkError(f"{self.label} cannot be read: {_reason(error)}") from error
-            yield piece if done == len(piece) else bytearray(self.read(at, len(piece)))
+            yield piece if done == len(piece) else memoryview(bytearray(self.read(at, len(piece))))
+        self._spare.append(buffer)  # the system takes long to give new memory, compared with a tensor's copying
+
+    def _read_into(self, piece: memoryview, at: int) -> int | None:
+        if self.descriptor is not None:
+            return os.preadv(self.descriptor, [piece], at)
+        self.file.seek(at)
+        return self.file.readinto(piece) if hasattr(self.file, "readinto") else None
 
 
-def joined(pieces: Iterator[bytearray], size: int) -> bytearray:
+def joined(pieces: Iterator[memoryview], size: int) -> bytearray:
     """All pieces in one buffer of `size` bytes, without a second copy of all."""
     data = bytearray(size)
     at = 0
@@ -82,8 +95,12 @@ def joined(pieces: Iterator[bytearray], size: int) -> bytearray:
 
 
 @contextlib.contextmanager
-def open_source(given: FileLike) -> Iterator[Source]:
+def open_source(given: FileLike, *, checksums: bool = True) -> Iterator[Source]:
     """Open a path, or look at an open binary file from its beginning (it is left open).
+
+    Args:
+        given: what to open.
+        checksums: see `Source`.
 
     Raises:
         HypernetworkError: the path cannot be opened, or the object is not a binary file.
@@ -92,9 +109,10 @@ def open_source(given: FileLike) -> Iterator[Source]:
     if isinstance(given, (str, os.PathLike)):
         path = _path(given)
         with _open(path) as file, _unchanged(path, lambda: os.fstat(file.fileno())):
-            yield _source(file, path)
+            descriptor = file.fileno() if hasattr(os, "preadv") else None
+            yield replace(_source(file, path), checksums=checksums, descriptor=descriptor)
     else:
-        yield _source(_seekable(given), _path_of(given))
+        yield replace(_source(_seekable(given), _path_of(given)), checksums=checksums)
 
 
 def unchanged(path: Path) -> contextlib.AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch._utils
 
+from hnloader.files import open_new
 from hnloader.formats.checkpoint import item_size
 from hnloader.formats.outgoing import Lazy
 
@@ -75,7 +76,7 @@ class _Pickler(pickle.Pickler):
 
 
 def write_tree(path: Path, tree: object) -> None:
-    """Write a tree of plain values and `Lazy` tensors.
+    """Write a tree of plain values and `Lazy` tensors into a file that is new or empty.
 
     Raises:
         OSError: the file cannot be written.
@@ -83,7 +84,7 @@ def write_tree(path: Path, tree: object) -> None:
     data = io.BytesIO()
     pickler = _Pickler(data)
     pickler.dump(tree)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with open_new(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         _add(archive, "data.pkl", [data.getvalue()], len(data.getvalue()))
         _add(archive, "byteorder", [b"little"], 6)
         for index, tensor in enumerate(pickler.tensors):
@@ -98,7 +99,7 @@ def _size(tensor: Lazy) -> int:
     return count
 
 
-def _add(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes | bytearray], size: int) -> None:
+def _add(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes | memoryview], size: int) -> None:
     """Add a member whose data begin at a multiple of 64 bytes, padded in its extra field as torch does."""
     assert archive.fp is not None
     info = zipfile.ZipInfo(f"{_ROOT}/{name}", _NO_DATE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -100,10 +102,32 @@ def test_a_damaged_byte_in_the_midst_of_the_data_is_found(place: float, tmp_path
     data[int(len(data) * place)] ^= 1
     path.write_bytes(data)
     with pytest.raises(CorruptFileError, match="Bad CRC-32"):
-        convert(path, tmp_path / "style.safetensors", prove=False)
+        convert(path, tmp_path / "style.safetensors")
     with pytest.raises(CorruptFileError, match="Bad CRC-32"):
         hnloader.load(path)
     assert [each.name for each in tmp_path.iterdir()] == ["style.pt"]
+
+
+def test_without_the_proof_nothing_is_waited_for_nor_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the option's help says; the data pass through bit for bit even so."""
+    path = tmp_path / "style.pt"
+    torch.save(large(), path)
+    sound = hashlib.sha256(path.read_bytes()).hexdigest()
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    made = convert(path, tmp_path / "style.safetensors", prove=False)
+    back = convert(tmp_path / "style.safetensors", tmp_path / "back.pt", prove=False)
+    assert (made.source_sha256, back.source_sha256, flushed) == (sound, None, [])
+    assert_same_tensors(tmp_path / "back.pt", large())
+    convert(path, tmp_path / "proved.safetensors")
+    assert len(flushed) == 1
+
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    convert(path, tmp_path / "damaged.safetensors", prove=False)
+    with pytest.raises(CorruptFileError, match="Bad CRC-32"):
+        check(path, tmp_path / "damaged.safetensors")
 
 
 @pytest.mark.parametrize(("prove", "most"), [(False, 20), (True, 60)])  # MiB; each of the four weights has 36
