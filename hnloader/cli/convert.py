@@ -121,8 +121,8 @@ def convert(
         bool,
         typer.Option(
             "--proof/--no-proof",
-            help="Read each result back and compare it with its source before it takes its name. Without: as careful and as "
-            "quick as cp, no checksums, no wait for the disk.",
+            help="Read each result back and compare it with its source before it takes its name. Without: as quick "
+            "and as careless as cp.",
             rich_help_panel=_HOW,
         ),
     ] = True,

@@ -17,7 +17,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
@@ -154,24 +154,26 @@ def is_legacy_stream(head: bytes) -> bool:
     return LEGACY_MAGIC_NUMBER.to_bytes(10, "little") in start or str(LEGACY_MAGIC_NUMBER).encode() in start
 
 
-def _check_tensors(tree: object, source: Source) -> None:
+def _check_tensors(tensors: Iterable[TensorRef], source: Source) -> None:
     """Each tensor lies inside its storage, and all together are not far larger than the file."""
     storages: dict[str, StorageRef] = {}
     total = 0
-    for ref in _tensors(tree):
-        reach = ref.offset + sum((size - 1) * step for size, step in zip(ref.shape, ref.stride, strict=False))
-        inside = reach < ref.storage.count and ref.count <= ref.storage.count
-        largest = max(math.prod(size for size in ref.shape if size), ref.offset, *ref.stride, 0)
+    for ref in tensors:
+        storage, count, reach = ref.storage, math.prod(ref.shape), ref.offset
+        for size, step in zip(ref.shape, ref.stride, strict=False):
+            reach += (size - 1) * step
+        inside = reach < storage.count and count <= storage.count
+        largest = max(count or math.prod(size for size in ref.shape if size), ref.offset, *ref.stride, 0)
         proper = len(ref.shape) == len(ref.stride) and ref.offset >= 0 and largest <= MAX_TENSOR_VALUES
-        known = storages.setdefault(ref.storage.key, ref.storage)
-        if (known.dtype, known.count) != (ref.storage.dtype, ref.storage.count):
+        known = storages.setdefault(storage.key, storage)
+        if known.dtype != storage.dtype or known.count != storage.count:
             raise CorruptFileError(f"{source.label}: the storage {known.key!r} is described in two ways")
-        if not proper or (ref.count and not inside):
+        if not proper or (count and not inside):
             raise CorruptFileError(
                 f"{source.label}: a tensor of shape {list(ref.shape)} does not fit its storage of "
-                f"{ref.storage.count:,} values; the file is damaged or was tampered with"
+                f"{storage.count:,} values; the file is damaged or was tampered with"
             )
-        total += ref.count * item_size(ref.dtype)
+        total += count * item_size(storage.dtype)
     total = max(total, sum(storage.count * item_size(storage.dtype) for storage in storages.values()))
     if total > MAX_SHARING * source.size:
         raise CorruptFileError(
@@ -249,8 +251,9 @@ def _read_zip(source: Source) -> Checkpoint:
         raise CorruptFileError(f"{source.label}: data.pkl is larger than {MAX_PICKLE_SIZE >> 20} MiB")
     pickle = _parse(read(pickles[0]), 0, source)
     if _all_inert(pickle.refused):
-        _check_tensors(pickle.value, source)
-        for ref in _tensors(pickle.value):
+        tensors = list(_tensors(pickle.value))
+        _check_tensors(tensors, source)
+        for ref in tensors:
             check_storage(ref.storage)
     return Checkpoint(
         pickle.value,
@@ -411,7 +414,7 @@ def _read_legacy(source: Source) -> Checkpoint:
         raise UnsupportedArchitectureError(f"{source.label} was saved on a big-endian machine; it cannot be read here")
     places: dict[str, int] = {}
     if _all_inert(refused):
-        _check_tensors(tree, source)
+        _check_tensors(_tensors(tree), source)
         places = _legacy_places(source, tree, keys, pickles[-1].end)
 
     def read_storage(ref: StorageRef) -> Iterator[memoryview]:

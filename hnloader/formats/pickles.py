@@ -38,6 +38,7 @@ _CONTAINERS: dict[str, Callable[..., object]] = {
     for kind in (set, frozenset, bytes, bytearray)
     for name in (f"builtins.{kind.__name__}", f"__builtin__.{kind.__name__}")
 }
+_SIZED = (list, tuple, set, bytes, str)
 # The first textual-inversion embeddings keep their tensors in one; what counts are its parameters.
 _PARAMETERS = "torch.nn.modules.container.ParameterDict"
 _STORAGES: dict[str, str] = {
@@ -225,22 +226,34 @@ class _Machine:
         self.push = self.stack.append  # the list's own, because most opcodes push something
 
     def run(self) -> object:
-        data, end, stack, memo, opcodes = self.data, len(self.data), self.stack, self.memo, _OPCODES
+        data, stack, memo, opcodes = self.data, self.stack, self.memo, _OPCODES
+        last = len(data) - 3  # up to here an opcode and two bytes of argument are there
         for _ in range(MAX_OPCODES):
             at = self.at
-            if at >= end:
+            # Six opcodes of ten are one of these, and done here because the calls would take most of the time.
+            if at <= last:
+                code = data[at]
+                if code == 0x71:  # BINPUT
+                    memo[data[at + 1]] = stack[-1]
+                    self.at = at + 2
+                    continue
+                if code == 0x68:  # BINGET
+                    stack.append(memo[data[at + 1]])
+                    self.at = at + 2
+                    continue
+                if code == 0x4D:  # BININT2
+                    stack.append(data[at + 1] | data[at + 2] << 8)
+                    self.at = at + 3
+                    continue
+                if code == 0x4B:  # BININT1
+                    stack.append(data[at + 1])
+                    self.at = at + 2
+                    continue
+            elif at < len(data):
+                code = data[at]
+            else:
                 raise MalformedPickleError("it is cut off before its end")
             self.at = at + 1
-            code = data[at]
-            # BINPUT and BINGET are four opcodes of ten, and done here because the calls would take most of the time.
-            if code == 0x71 and self.at < end:
-                memo[data[at + 1]] = stack[-1]
-                self.at = at + 2
-                continue
-            if code == 0x68 and self.at < end:
-                stack.append(memo[data[at + 1]])
-                self.at = at + 2
-                continue
             if code == 0x2E:  # STOP
                 if len(stack) != 1:
                     raise MalformedPickleError(f"it ends at byte {self.at} with {len(stack)} values, not one")
@@ -341,6 +354,15 @@ class _Machine:
     def text(self, size: int) -> None:
         self.push(self.take(size).decode("utf-8", "surrogatepass"))
 
+    def text_of_four(self) -> None:
+        """As `text` with its size in four bytes, which is how torch.save writes all names."""
+        at = self.at + 4
+        end = at + int.from_bytes(self.data[self.at : at], "little")
+        if end > len(self.data):
+            raise MalformedPickleError(f"it is cut off: {end - at:,} bytes were declared at byte {self.at}")
+        self.at = end
+        self.push(self.data[at:end].decode("utf-8", "surrogatepass"))
+
     # -- containers
 
     def append(self, items: list[object]) -> None:
@@ -400,24 +422,24 @@ class _Machine:
 
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
-        if isinstance(function, Opaque):
-            self.push(function)
-        elif isinstance(function, Symbol) and isinstance(arguments, tuple):
+        if isinstance(function, Symbol) and isinstance(arguments, tuple):
             self.push(self.result_of(function.name, arguments))
+        elif isinstance(function, Opaque):
+            self.push(function)
         else:
             self.push(self.refuse(f"a call of a {type(function).__name__}", "?"))
 
     def result_of(self, name: str, arguments: tuple[Any, ...]) -> object:
         """What calling the allowed global `name` would give, made here from plain data."""
         for argument in arguments:
-            if isinstance(argument, (list, tuple, set, bytes, str)):
+            if isinstance(argument, _SIZED):
                 self.copied += len(argument)
         if self.copied > MAX_VALUES:
             raise MalformedPickleError(f"it copies more than {MAX_VALUES:,} values")
-        if name == "collections.OrderedDict":
-            return OrderedDict(_pairs(arguments))
         if name in _TENSOR_BUILDERS:
             return self.tensor(name, arguments)
+        if name == "collections.OrderedDict":
+            return OrderedDict(_pairs(arguments)) if arguments else OrderedDict()
         if name == "torch.Size":
             return tuple(arguments[0]) if arguments else ()
         if name == "_codecs.encode":
@@ -519,8 +541,6 @@ def _is_sizes(value: object) -> bool:
 
 def _pairs(arguments: tuple[object, ...]) -> list[tuple[object, object]]:
     """The items given to OrderedDict(...): Python 2 wrote it with a list of [key, value]."""
-    if not arguments:
-        return []
     given = arguments[0]
     if not isinstance(given, (list, tuple)):
         raise MalformedPickleError("an OrderedDict of something that is no list of pairs")
@@ -569,7 +589,7 @@ _ACTIONS: dict[int, _Action] = {
         "T": lambda m: m.old_text(m.take(m.number(4, signed=True))),
         "U": lambda m: m.old_text(m.take(m.byte())),
         "V": lambda m: m.push(m.line().encode("utf-8", "surrogateescape").decode("raw_unicode_escape")),
-        "X": lambda m: m.text(m.number(4)),
+        "X": _Machine.text_of_four,
         "\x8c": lambda m: m.text(m.byte()),
         "\x8d": lambda m: m.text(m.number(8)),
         "B": lambda m: m.push(m.take(m.number(4))),
@@ -611,9 +631,9 @@ _ACTIONS: dict[int, _Action] = {
         # names, calls and objects
         "c": lambda m: m.global_lines(),
         "\x93": lambda m: m.global_stack(),
-        "R": lambda m: m.call(),
-        "b": lambda m: m.build(),
-        "Q": lambda m: m.persistent(),
+        "R": _Machine.call,
+        "b": _Machine.build,
+        "Q": _Machine.persistent,
         "P": lambda m: m.persistent_text(),
         "i": lambda m: m.inst(),
         "o": lambda m: m.instance(m.pop_mark()),

@@ -82,7 +82,8 @@ def prove(sides: list[SideShapes], metadata: Mapping[str, object]) -> Architectu
     stated = {key: metadata[key] for key in ARCHITECTURE_KEYS if key in metadata}
     candidates = list(_candidates(sides, stated))
     for candidate in candidates:
-        if all(_expected(candidate, side.width) == side.shapes for side in sides):
+        expected = {width: _expected(candidate, width) for width in {side.width for side in sides}}
+        if all(expected[side.width] == side.shapes for side in sides):
             return candidate
     raise UnsupportedArchitectureError(_contradiction(sides, stated, candidates))
 

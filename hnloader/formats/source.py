@@ -29,8 +29,8 @@ class Source:
         label: what messages call it.
         path: where it lies, None for a file object without a name.
         checksums: compare what is read with the checksums that the file keeps, where it keeps some.
-        descriptor: by which the file is read at a position without a seek, which other threads would have to wait for;
-            None for a file object, whose descriptor may belong to something else, and where the system has no such call.
+        descriptor: by which the file is read at a position without a seek, for which other threads would have to wait;
+            None for a file object, whose descriptor may lead elsewhere, and where the system has no such call.
     """
 
     file: BinaryIO
