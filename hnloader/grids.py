@@ -19,7 +19,7 @@ _FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.tt
 
 
 def labelled_grid(
-    images: Sequence[Sequence[Image.Image]],
+    images: Sequence[Sequence[Image.Image | None]],
     *,
     columns: Sequence[str],
     rows: Sequence[str],
@@ -31,7 +31,7 @@ def labelled_grid(
     """Lay pictures out in rows and columns with their labels.
 
     Args:
-        images: the pictures, row by row; every row has one for each column.
+        images: the pictures, row by row; every row has one for each column, or None for a place that stays empty.
         columns: what stands above each column.
         rows: what stands left of each row; broken into lines where it is long.
         title: a headline above everything.
@@ -46,14 +46,14 @@ def labelled_grid(
     Raises:
         ValueError: there is no picture, or labels and pictures differ in number.
     """
-    if not images or not images[0]:
+    if not any(image is not None for row in images for image in row):
         raise ValueError("a grid needs at least one picture")
     if len(rows) != len(images) or any(len(row) != len(columns) for row in images):
         shape = f"{len(images)} rows of {', '.join(str(len(row)) for row in images)} pictures"
         raise ValueError(f"{len(rows)} row labels and {len(columns)} column labels do not fit {shape}")
     if groups and sum(count for _, count in groups) != len(columns):
         raise ValueError(f"the groups cover {sum(count for _, count in groups)} of {len(columns)} columns")
-    shown = [[_resized(image, cell) for image in row] for row in images]
+    shown = [[image and _resized(image, cell) for image in row] for row in images]
     return _Layout(shown, list(columns), list(rows), title, caption, list(groups)).render()
 
 
@@ -99,7 +99,7 @@ class _Layout:
 
     def __init__(
         self,
-        images: list[list[Image.Image]],
+        images: list[list[Image.Image | None]],
         columns: list[str],
         rows: list[str],
         title: str | None,
@@ -107,8 +107,8 @@ class _Layout:
         groups: list[tuple[str, int]],
     ) -> None:
         self.images, self.groups = images, groups
-        self.width = max(image.width for row in images for image in row)
-        self.heights = [max(image.height for image in row) for row in images]
+        self.width = max(image.width for row in images for image in row if image is not None)
+        self.heights = [max((image.height for image in row if image is not None), default=0) for row in images]
         scale = max(1.0, self.width / 256)
         self.small, self.medium, self.large = (_font(round(size * scale)) for size in (14, 16, 24))
         self.gap = round(10 * scale)
@@ -158,9 +158,12 @@ class _Layout:
         for label, row, row_height in zip(self.rows, self.images, self.heights, strict=True):
             pen.multiline_text((self.margin, y + row_height / 2), label, _INK, self.small, anchor="lm")
             for index, image in enumerate(row):
+                if image is None:
+                    continue
                 x = self._column(index) + (self.width - image.width) // 2
-                canvas.paste(image, (x, y + (row_height - image.height) // 2))
-                pen.rectangle((x - 1, y - 1, x + image.width, y + image.height), outline=_LINE)
+                top = y + (row_height - image.height) // 2
+                canvas.paste(image, (x, top))
+                pen.rectangle((x - 1, top - 1, x + image.width, top + image.height), outline=_LINE)
             y += row_height + self.gap
         return canvas
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hnloader.activations import make_activation
+from hnloader.activations import canonical_activation, make_activation
 from hnloader.affine import AffineMap
 
 SideName = Literal["k", "v"]
@@ -32,7 +32,7 @@ class Architecture:
     Attributes:
         layer_structure: sizes of the layers as multiples of the width, first and last 1. A layer of ratio r
             has `int(width * r)` values (truncated, not rounded).
-        activation: a key of `hnloader.activations.ACTIVATIONS`, or None.
+        activation: a key of `hnloader.activations.ACTIVATIONS`, or None, for which "linear" may be said.
         norm: a LayerNorm after each layer.
         dropout: rate after each position of layer_structure; acts in training only.
         activate_output: the last layer is activated as well.
@@ -48,6 +48,10 @@ class Architecture:
     activate_output: bool = False
     residual: Literal["interpolate", "linear"] | None = None
     dropout_before_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Take the activation's name as files write it; raises UnsupportedArchitectureError for an unknown one."""
+        object.__setattr__(self, "activation", canonical_activation(self.activation))
 
     def __str__(self) -> str:
         words = ["-".join(f"{ratio:g}" for ratio in self.layer_structure), self.activation or "linear"]

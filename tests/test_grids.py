@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -52,3 +53,16 @@ def test_labels_are_drawn_by_an_older_pillow_too(monkeypatch: pytest.MonkeyPatch
     blank = labelled_grid([[picture]], columns=[" "], rows=[" "])
     dark = [sum(value < 128 for value in image.convert("L").tobytes()) for image in (grid, blank)]
     assert dark[0] > dark[1] + 100
+
+
+def test_frames_stand_around_pictures_of_several_sizes_and_empty_places_have_none() -> None:
+    high, wide = Image.new("RGB", (192, 384), "red"), Image.new("RGB", (384, 192), "red")
+    grid = np.asarray(labelled_grid([[high, wide], [high, None]], columns=["", ""], rows=["", ""], cell=384))
+    line = np.all(grid == (222, 222, 218), axis=-1)
+    red = np.all(grid == (255, 0, 0), axis=-1)
+    # Each edge of a picture has its frame outside, and a frame lies nowhere else.
+    around = np.zeros_like(red)
+    for shift in [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]:
+        around |= np.roll(red, shift, (0, 1))
+    assert red.sum() == 3 * 192 * 384
+    assert (line == (around & ~red)).all()

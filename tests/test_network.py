@@ -76,3 +76,10 @@ def test_a_new_hypernetwork_is_saved_and_read_back(tmp_path: Path) -> None:
         found = hnloader.load(tmp_path / f"new{suffix}")
         assert found.widths == (8, 12)
         assert torch.equal(found(torch.ones(1, 1, 8))[0], made(torch.ones(1, 1, 8))[0])
+
+
+def test_an_architecture_knows_the_names_of_files() -> None:
+    assert hnloader.Architecture((1, 2, 1), "linear") == hnloader.Architecture((1, 2, 1))
+    assert hnloader.Architecture((1, 2, 1), "ReLU").activation == "relu"
+    with pytest.raises(hnloader.UnsupportedArchitectureError, match="did you mean 'relu'"):
+        hnloader.Architecture((1, 2, 1), "rellu")

@@ -82,19 +82,23 @@ def read_folder(folder: Path, config: DataConfig, progress: Callable[[int, int],
     files = sorted(_files(folder))
     dataset = Dataset(folder)
     captions = _captions_file(folder, config)
-    seen: dict[str, Path] = {}
+    seen: dict[str, int] = {}  # where in the list a picture with these bytes stands
     for index, path in enumerate(files):
         if progress is not None:
             progress(index, len(files))
         found = _picture(path, folder, config, captions, dataset.problems)
         if found is None:
             continue
-        if found.digest in seen:
-            same = seen[found.digest].relative_to(folder)
-            dataset.problems.append(Problem(path, f"the same picture as {same}; one of them is used", True))
+        if found.digest not in seen:
+            seen[found.digest] = len(dataset.pictures)
+            dataset.pictures.append(found)
             continue
-        seen[found.digest] = path
-        dataset.pictures.append(found)
+        used, left_out = dataset.pictures[seen[found.digest]], found
+        if used.caption is None and found.caption is not None:  # the work of writing a caption is not lost
+            used, left_out = found, used
+            dataset.pictures[seen[found.digest]] = found
+        same = used.path.relative_to(folder)
+        dataset.problems.append(Problem(left_out.path, f"the same picture as {same}; one of them is used", True))
     _check(dataset, files, config)
     return dataset
 

@@ -22,20 +22,18 @@ def contact_sheet(found: Dataset, data: DataConfig, side: int) -> Image:
     """Every picture, cut and scaled to about `side` squared, with the files' names."""
     from PIL import Image
 
-    cells: list[Image.Image] = []
+    cells: list[Image.Image | None] = []
     for picture in found.pictures:
         pixels = prepare(picture, data, side, GRAIN).pixels
         cells.append(Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()))
     labels = [_printable(picture.path.name) for picture in found.pictures]
     columns = min(_COLUMNS, len(cells))
-    blank = Image.new("RGB", (1, 1), "white")
-    short = -len(cells) % columns
-    cells, labels = [*cells, *[blank] * short], [*labels, *[""] * short]
+    cells += [None] * (-len(cells) % columns)
     starts = range(0, len(cells), columns)
     return labelled_grid(
         [cells[start : start + columns] for start in starts],
         columns=[str(index + 1) for index in range(columns)],
-        rows=[", ".join(filter(None, labels[start : start + columns])) for start in starts],
+        rows=[", ".join(labels[start : start + columns]) for start in starts],
         title=_printable(found.folder.name),
         caption=f"{len(found.pictures)} pictures as they are trained",
         cell=_CELL,

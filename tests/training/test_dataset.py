@@ -51,6 +51,14 @@ def test_bad_files_are_left_out_and_named(pictures: Path) -> None:
     assert "the same picture as 1.png" in fatal["copy.png"]
 
 
+def test_of_two_same_pictures_the_one_with_a_caption_is_used(pictures: Path) -> None:
+    (pictures / "0 copy.png").write_bytes((pictures / "0.png").read_bytes())
+    (pictures / "0.txt").write_text("a square of its own")
+    found = read(pictures)
+    assert [each.caption for each in found.pictures if each.path.name.startswith("0")] == ["a square of its own"]
+    assert [problem.path.name for problem in found.problems if problem.fatal] == ["0 copy.png"]
+
+
 def test_animated_pictures_are_noted(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])

@@ -127,9 +127,10 @@ def rank_directions(weight: Tensor, matrix: Tensor, layer: Layer, side: SideName
     """
     change = weight @ matrix
     weighted = change
-    if not plain:
-        moment = layer.moments.inner_cc if side == "k" else layer.moments.cc
-        unseen = _UNSEEN * moment.diagonal().mean()
+    moment = layer.moments.inner_cc if side == "k" else layer.moments.cc
+    unseen = _UNSEEN * moment.diagonal().mean()
+    # Where a layer sees a single token, as self-attention at the smallest size may, no key changes anything.
+    if not plain and unseen > 0:
         root = torch.linalg.cholesky(moment + unseen * torch.eye(len(moment), dtype=moment.dtype))
         weighted = change @ root
     up = torch.linalg.svd(weighted, full_matrices=False).U

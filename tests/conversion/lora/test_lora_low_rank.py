@@ -249,3 +249,16 @@ def test_kept_samples_stay_few(pipelines: Pipelines) -> None:
     for layer in found.layers.values():
         assert 0 < len(layer.samples("measure")) <= KEPT_SEQUENCES
         assert layer.moments.count > 100
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_layer_that_sees_a_single_token(tmp_path: Path, pipelines: Pipelines, activation: str | None) -> None:
+    """As self-attention in the middle of a model does in its smallest pictures, where no key changes anything."""
+    pipeline = pipelines("sd1")
+    levels = len(pipeline.unet.config.block_out_channels) - 1
+    pipeline.unet.register_to_config(sample_size=2**levels)
+    made = to_lora(
+        make_random(WIDTHS["sd1"], Architecture((1, 2, 1), activation)), pipeline, tmp_path / "x.safetensors", **QUICK
+    )
+    assert all(torch.isfinite(tensor).all() for tensor in read(made.path)[0].values())
+    assert 0 <= made.errors.worst < 1
