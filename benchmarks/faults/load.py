@@ -19,6 +19,7 @@ from torch import nn
 
 import hnloader
 from benchmarks.faults._children import Ending
+from benchmarks.faults._growth import without_growth
 from benchmarks.faults._subjects import hypernetwork, same
 from benchmarks.faults._trials import Count, fresh
 from hnloader.attention import attach
@@ -130,7 +131,7 @@ def cycles(place: Path, rounds: int, seed: int) -> Count:
         attached.set_strength(0.3)
         attached.detach()
 
-    count = _without_growth(once, rounds * 10, lambda: _hooks(unet))
+    count = without_growth(once, rounds * 10, lambda: _hooks(unet))
     count.add(Ending("done"), lambda: assert_untouched(unet, before))
     _expect(count, not attachments(unet) and torch.equal(call(unet), plain), "the model is not what it was")
     return count
@@ -154,7 +155,7 @@ def reloads(place: Path, rounds: int, seed: int) -> Count:
         place = Path("/proc/self/fd")
         return len(list(place.iterdir())) if place.is_dir() else 0
 
-    count = _without_growth(once, rounds * 10, handles)
+    count = without_growth(once, rounds * 10, handles)
     count.wrong += wrong
     return count
 
@@ -177,7 +178,7 @@ def webui(place: Path, rounds: int, seed: int) -> Count:
             if index % 100 == 0:
                 host.generate("a cat <hypernet:ink:1>")
 
-        count = _without_growth(once, rounds * 10, lambda: _hooks(host.unet) + len(sys.modules) + len(sys.path))
+        count = without_growth(once, rounds * 10, lambda: _hooks(host.unet) + len(sys.modules) + len(sys.path))
         same = [str(image) for image in host.generate("a cat").images] == plain
         _expect(count, same, "the model is not what it was")
     return count
@@ -236,34 +237,6 @@ def _measured(count: Count, what: str) -> Iterator[Measured]:
         result.held = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
     count.notes.append(f"{what}: {seconds:.2f} s, {result.opened:,} files opened, {result.held / 2**20:.1f} MiB held")
-
-
-def _without_growth(once: Callable[[int], None], times: int, others: Callable[[], int]) -> Count:
-    """Do it many times; what is counted after half of them must not have grown at the end."""
-    count = Count()
-    tracemalloc.start()
-    early: tuple[int, int, int] | None = None
-    for index in range(times):
-        once(index)
-        count.endings["done"] += 1
-        if index + 1 == times // 2:
-            early = _counted(others)
-    late = _counted(others)
-    tracemalloc.stop()
-    assert early is not None
-    named = ("objects", "bytes held by Python", "hooks or open files")
-    count.notes += [f"{what}: {then:,} and {now:,}" for what, then, now in zip(named, early, late, strict=True)]
-    # Some bytes come and go with the interpreter's own caches; a leak of anything would be one of each round.
-    rounds = times - times // 2
-    _expect(count, late[0] - early[0] < max(rounds // 10, 20), "objects are left over")
-    _expect(count, late[1] - early[1] < max(rounds * 40, 64_000), "memory is left over")
-    _expect(count, late[2] == early[2], "hooks or open files are left over")
-    return count
-
-
-def _counted(others: Callable[[], int]) -> tuple[int, int, int]:
-    gc.collect()
-    return len(gc.get_objects()), tracemalloc.get_traced_memory()[0], others()
 
 
 def _hooks(model: nn.Module) -> int:
