@@ -49,11 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("scenarios", nargs="*", help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--rounds", type=int, default=100, help="trials of each subject in each scenario")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--subject", action="append", help="only this one; may be given several times")
+    what = "only this one, in scenarios that have it; may be given several times"
+    parser.add_argument("--subject", action="append", default=[], help=what)
     options = parser.parse_args(arguments)
     for name in options.scenarios:
         if name not in known:
             parser.error(f"there is no scenario {name!r}; {', '.join(known)} were expected")
+    works = [*(each.name for each in subjects()), "train", "careless", *(name for of in OTHERS.values() for name in of)]
+    for name in options.subject:
+        if name not in works:
+            parser.error(f"there is no subject {name!r}; {', '.join(works)} were expected")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # threads of torch's would not survive a fork
     wrong = 0
@@ -66,7 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
                 wrong += _show(
                     scenario, subject.name, DISTURBANCES[scenario](subject, place, options.rounds, options.seed)
                 )
-            for what, run in OTHERS.get(scenario, {}).items():
+            others = OTHERS.get(scenario, {})
+            named = {name: others[name] for name in options.subject if name in others}
+            for what, run in (named or others).items():
                 wrong += _show(scenario, what, run(place, options.rounds, options.seed))
     return 1 if wrong else 0
 
@@ -78,7 +85,7 @@ def _show(scenario: str, subject: str, count: Count) -> int:
     return len(count.wrong)
 
 
-def _chosen(names: list[str] | None, place: Path) -> list[Subject]:
+def _chosen(names: list[str], place: Path) -> list[Subject]:
     found = [each for each in subjects() if not names or each.name in names]
     if not names or "train" in names:
         made = place / "training"
