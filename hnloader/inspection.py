@@ -13,6 +13,7 @@ from hnloader.errors import CorruptFileError, HypernetworkError
 from hnloader.families import families
 from hnloader.formats import MAX_NESTED_COMPOSITIONS, hns, read_contents
 from hnloader.formats.contents import Contents, is_tensor_info
+from hnloader.formats.proof import ARCHITECTURE_KEYS
 from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.network import Architecture
 
@@ -20,6 +21,8 @@ _CHUNK = 1 << 20
 # The webuis' first short hash: 8 hex digits of the sha256 of 64 KiB that begin at 1 MiB.
 _LEGACY_HASH_OFFSET = 0x100000
 _LEGACY_HASH_SIZE = 0x10000
+# Keys that attributes of a `FileInfo` tell.
+_TOLD = frozenset({"name", "step", "sd_checkpoint", "sd_checkpoint_name", *ARCHITECTURE_KEYS})
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,11 @@ class FileInfo:
             while piece := source.file.read(_CHUNK):
                 digest.update(piece)
         return digest.hexdigest()
+
+    @property
+    def further(self) -> dict[str, object]:
+        """The metadata that no other attribute tells, without keys of None."""
+        return {key: value for key, value in self.metadata.items() if key not in _TOLD and value is not None}
 
     @property
     def short_hash(self) -> str:

@@ -25,22 +25,6 @@ EXIT_CODES = (
     "70 a bug in hnloader; 130 interrupted."
 )
 
-# Metadata that the other lines of the panel already say.
-_SAID = {
-    "name",
-    "step",
-    "sd_checkpoint",
-    "sd_checkpoint_name",
-    "layer_structure",
-    "activation_func",
-    "is_layer_norm",
-    "activate_output",
-    "use_dropout",
-    "dropout_structure",
-    "last_layer_dropout",
-    "skip_connection",
-    "upsample_linear",
-}
 _LONGEST_VALUE = 300
 
 # Below this many columns the table leaves out what `inspect FILE` shows anyway.
@@ -148,7 +132,7 @@ def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
     ]
     rows += [("Trained", _training(info))] if info.step is not None or info.checkpoint else []
     rows += [("Made of", clean(member)) for member in info.members]
-    further = [f"{clean(key)}: {_shortened(value)}" for key, value in _further(info)]
+    further = [f"{clean(key)}: {_shortened(value)}" for key, value in info.further.items()]
     rows += [("" if position else "Metadata", text) for position, text in enumerate(further)]
     if hashes:
         rows.append(("SHA-256", info.sha256))
@@ -180,10 +164,6 @@ def _training(info: FileInfo) -> str:
 
 def _architecture(info: FileInfo) -> str:
     return str(info.architecture) if info.architecture else "a composition"
-
-
-def _further(info: FileInfo) -> list[tuple[str, object]]:
-    return [(key, value) for key, value in info.metadata.items() if key not in _SAID and value is not None]
 
 
 def _shortened(value: object) -> str:

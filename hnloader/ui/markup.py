@@ -24,22 +24,6 @@ _TEMPLATE_MARKS = {"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"}
 _LONGEST_VALUE = 300
 _MOST_TWINS = 10
 
-# Metadata that the other lines of the details say already.
-_SAID = {
-    "name",
-    "step",
-    "sd_checkpoint",
-    "sd_checkpoint_name",
-    "layer_structure",
-    "activation_func",
-    "is_layer_norm",
-    "activate_output",
-    "use_dropout",
-    "dropout_structure",
-    "last_layer_dropout",
-    "skip_connection",
-    "upsample_linear",
-}
 
 # A card leaves its key in the window and presses the hidden button that the page listens to: of the ways to get a
 # click on HTML to the server, the one that works in every release of gradio.
@@ -154,7 +138,8 @@ def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
         rows.append(("Same content", "<br>".join(names)))
     description = read_description(entry.path)
     rows += [("Description", escaped(description, 2000))] if description else []
-    rows += [(escaped(key), value) for key, value in _further(info)] if info else []
+    further = info.further if info else {}
+    rows += [(escaped(key), escaped(value, _LONGEST_VALUE)) for key, value in further.items()]
     return f'<div class="hnl-details">{table(rows)}</div>'
 
 
@@ -208,11 +193,6 @@ def facts(info: FileInfo) -> list[tuple[str, str]]:
         ("Parameters", escaped(f"{info.parameters:,} ({', '.join(info.dtypes) or 'none'})")),
         *((("Made of", "<br>".join(escaped(member.name) for member in info.members)),) if info.members else ()),
     ]
-
-
-def _further(info: FileInfo) -> list[tuple[str, str]]:
-    found = [(key, value) for key, value in info.metadata.items() if key not in _SAID and value is not None]
-    return [(key, escaped(value, _LONGEST_VALUE)) for key, value in found]
 
 
 def _structure(info: FileInfo) -> str:
