@@ -54,6 +54,7 @@ _STORAGES: dict[str, str] = {
     "ShortStorage": "int16",
     "UntypedStorage": "uint8",
 }
+_DTYPES = {f"{module}.{name}": dtype for module in ("torch", "torch.storage") for name, dtype in _STORAGES.items()}
 
 
 # Values that hold no others; most are one of these, which is quicker to see than what they are not.
@@ -401,12 +402,11 @@ class _Machine:
 
     def named(self, name: str) -> None:
         self.names[name] = None
-        module, _, attribute = name.rpartition(".")
         known = (
             name in _TENSOR_BUILDERS
             or name in _CONTAINERS
             or name in ("collections.OrderedDict", "torch.Size", "_codecs.encode", _PARAMETERS)
-            or (module in ("torch", "torch.storage") and attribute in _STORAGES)
+            or name in _DTYPES
         )
         self.push(Symbol(name) if known else self.refuse(f"the global {name!r}", name))
 
@@ -431,15 +431,16 @@ class _Machine:
 
     def result_of(self, name: str, arguments: tuple[Any, ...]) -> object:
         """What calling the allowed global `name` would give, made here from plain data."""
-        for argument in arguments:
-            if isinstance(argument, _SIZED):
-                self.copied += len(argument)
-        if self.copied > MAX_VALUES:
-            raise MalformedPickleError(f"it copies more than {MAX_VALUES:,} values")
+        # The two calls that every tensor has come first; they copy nothing, or a few sizes.
         if name in _TENSOR_BUILDERS:
             return self.tensor(name, arguments)
+        if name == "collections.OrderedDict" and not arguments:
+            return OrderedDict()
+        self.copied += sum(len(argument) for argument in arguments if isinstance(argument, _SIZED))
+        if self.copied > MAX_VALUES:
+            raise MalformedPickleError(f"it copies more than {MAX_VALUES:,} values")
         if name == "collections.OrderedDict":
-            return OrderedDict(_pairs(arguments)) if arguments else OrderedDict()
+            return OrderedDict(_pairs(arguments))
         if name == "torch.Size":
             return tuple(arguments[0]) if arguments else ()
         if name == "_codecs.encode":
@@ -476,11 +477,11 @@ class _Machine:
         if not isinstance(given, tuple) or len(given) < 5 or given[0] != "storage":
             self.push(self.refuse("a persistent id that is no storage", "persistent id"))
             return
-        kind, key, count = given[1], given[2], given[4]
-        dtype = _STORAGES.get(kind.name.rpartition(".")[2]) if isinstance(kind, Symbol) else None
+        _, kind, key, _, count, *view = given
+        dtype = _DTYPES.get(kind.name) if isinstance(kind, Symbol) else None
         if dtype is None:
             self.push(Opaque(getattr(kind, "name", "storage")))
-        elif not isinstance(key, (str, int)) or not isinstance(count, int) or count < 0 or any(given[5:]):
+        elif not isinstance(key, (str, int)) or not isinstance(count, int) or count < 0 or any(view):
             raise MalformedPickleError(f"a storage described by {str(given[2:])[:80]} before byte {self.at}")
         else:
             self.push(StorageRef(str(key), dtype, count))

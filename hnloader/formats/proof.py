@@ -61,6 +61,8 @@ class SideShapes:
 
 def normalise_name(name: str) -> str:
     """The name in today's form: `linear1.weight` of the first files is `linear.0.weight` now."""
+    if name.startswith("linear."):
+        return name
     for old, new in OLD_NAMES.items():
         if name.startswith(old):
             return new + name[len(old) :]
