@@ -48,7 +48,7 @@ def check_room(folder: Path, needed: int) -> None:
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """sha256 of a whole file in hex, read in pieces. Raises OSError where it cannot be read."""
     digest = hashlib.sha256()
-    # One buffer, small enough to stay in a core's cache.
+    # One buffer for all pieces: to get new memory from the system takes longer than to read into it.
     buffer = memoryview(bytearray(1 << 20))
     with Path(path).open("rb", buffering=0) as file:
         while read := file.readinto(buffer):
