@@ -4,7 +4,7 @@
 
 PEERS is a virtual environment with the two: `python -m venv PEERS && PEERS/bin/pip install picklescan fickling
 typing_extensions`. Without --python only hnloader's own line is printed. Each scanner is one process that looks at
-every file in turn; seconds are without its start.
+every file in turn; seconds are CPU time, without its start.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def by_fickling(path):
     return "error" if any(one.errors for one in results) else "clean"
 
 def measured(look):
-    found, begin = {}, time.perf_counter()
+    found, begin = {}, time.process_time()
     for path in sorted(Path(sys.argv[1]).iterdir()):
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 found[path.name] = look(path)
         except (Exception, RecursionError):
             found[path.name] = "error"
-    return [time.perf_counter() - begin, found]
+    return [time.process_time() - begin, found]
 
 print(json.dumps({
     f"picklescan {version('picklescan')}": measured(by_picklescan(False)),
@@ -131,9 +131,9 @@ def write_files(folder: Path, canary: Path) -> tuple[dict[str, str], dict[str, s
 def ours(folder: Path) -> tuple[float, dict[str, Outcome]]:
     from hnloader.scanning import scan
 
-    begin = time.perf_counter()
+    begin = time.process_time()
     verdicts = {path.name: scan(path).verdict for path in sorted(folder.iterdir())}
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     meaning: dict[str, Outcome] = {"suspicious": "found", "unreadable": "error"}
     return seconds, {name: meaning.get(verdict, "clean") for name, verdict in verdicts.items()}
 
@@ -156,7 +156,7 @@ def report(kinds: dict[str, str], outcomes: dict[str, tuple[float, dict[str, Out
         rows.append([scanner, *map(str, cells), f"{seconds:.1f}"])
     head = ["", f"of {total['runs']} that run: found", "error", "missed"]
     head += [f"of {total['names']} that name: found", "error", "missed", f"of {total['broken']} broken: called clean"]
-    head += [f"of {total['sound']} sound: accused", "error", "seconds"]
+    head += [f"of {total['sound']} sound: accused", "error", "CPU seconds"]
     return table(head, rows)
 
 
