@@ -180,15 +180,24 @@ class _Details:
         self._extension = extension
 
     def get(self, name: str, default: Any = None) -> Any:
-        """What the header of a file holds, as plain values."""
+        """What the header of a file holds. The webuis' page folds lists away, one line for each value: they are texts."""
         try:
             path = Path(self._extension.find(name))
         except HypernetworkError:
             return default
         found = looked_into(self._extension.host, path)
-        return {"problem": found} if isinstance(found, str) else values_of(self._extension.host, found)
+        return {"problem": found} if isinstance(found, str) else _joined(values_of(self._extension.host, found))
 
     def __setitem__(self, name: str, value: Any) -> None: ...
+
+
+def _joined(value: Any) -> Any:
+    """`value` with each list of plain values as one text."""
+    if isinstance(value, dict):
+        return {key: _joined(part) for key, part in value.items()}
+    if isinstance(value, list) and not any(isinstance(part, (dict, list)) for part in value):
+        return ", ".join(map(str, value))
+    return value
 
 
 # -- the dialogue

@@ -8,6 +8,7 @@ in a temporary folder. Exit status 1 where a check failed.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,9 @@ def main() -> int:
     parser.add_argument("--python", type=Path, help="its Python; default: venv/bin/python in its folder")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of Stable Diffusion 1")
     parser.add_argument("--sdxl", type=Path, help="a checkpoint of Stable Diffusion XL, to be checked too")
+    parser.add_argument(
+        "--also", type=Path, action="append", default=[], help="a .pt file to be applied too, of layers and relu alone"
+    )
     parser.add_argument("--only", default="", help="the checks whose names contain this, or one of these: a,b,c")
     parser.add_argument("--keep", type=Path, help="work in this new folder, and keep it")
     parser.add_argument("arguments", nargs="*", help="more arguments for the webui, after --")
@@ -45,14 +49,20 @@ def main() -> int:
         checkpoints = {"first": given.checkpoint, "second": given.checkpoint}
         if given.sdxl:
             checkpoints["sdxl"] = given.sdxl
-        results = list(run(checkout, python, checkpoints, folder, given.only, given.arguments))
+        results = list(run(checkout, python, checkpoints, given.also, folder, given.only, given.arguments))
     failed = results.count(False)
     print(f"{len(results)} checks, {failed} failed")
     return 1 if failed else 0
 
 
 def run(
-    checkout: Path, python: Path, checkpoints: dict[str, Path], folder: Path, only: str, arguments: list[str]
+    checkout: Path,
+    python: Path,
+    checkpoints: dict[str, Path],
+    also: list[Path],
+    folder: Path,
+    only: str,
+    arguments: list[str],
 ) -> Iterable[bool]:
     """Each check's outcome."""
 
@@ -62,7 +72,7 @@ def run(
     without = make_data(folder / "without", checkpoints, extension=False)
     data = make_data(folder / "with", checkpoints, extension=True)
     for each in (without, data):
-        fill(each / "models")
+        fill(each / "models", also)
     seen = checks.Seen(data)
     with Server(checkout, python, without, arguments) as host:
         name = host.name
@@ -70,14 +80,15 @@ def run(
         seen.plain = host.picture(checks.PROMPT)
         assert seen.plain == host.picture(checks.PROMPT), "this host does not make the same picture twice"
         if name == "AUTOMATIC1111" and wanted("like the host's own"):
-            seen.built_in = host.picture(f"{checks.PROMPT}<hypernet:ink:0.7>")
+            for file in ("ink", *(each.stem for each in also)):
+                seen.built_in[file] = host.picture(f"{checks.PROMPT}<hypernet:{file}:0.7>")
             host.picture(checks.PROMPT)
         seen.state = host.state()
         if any(map(wanted, page.PAGE)):
             yield outcome("page as it is", lambda: page.look_at(host, seen))
     if wanted("install.py"):
         yield outcome("install.py", lambda: installs(python, checkout, data))
-    running = {**checks.RUNNING, **variants.for_models(checkpoints), **checks.AT_THE_END}
+    running = {**checks.RUNNING, **variants.for_files(also, checkpoints), **checks.AT_THE_END}
     if any(map(wanted, (*running, *page.PAGE))):
         with Server(checkout, python, data, arguments) as host:
             print(f"started with the extension in {host.seconds:.0f} s", flush=True)
@@ -110,14 +121,16 @@ def in_browser(host: Server, seen: checks.Seen, wanted: Callable[[str], bool]) -
                 yield outcome(name, lambda check=check: page.tried(users[0], check))
 
 
-def fill(models: Path) -> None:
-    """The hypernetworks and the LoRA that the checks name."""
+def fill(models: Path, also: list[Path]) -> None:
+    """The hypernetworks and the LoRA that the checks name, and the user's own."""
     folder = models / "hypernetworks"
     ink = files.save_hypernetwork(folder / "ink.pt", seed=1)
     files.save_hypernetwork(folder / "wash.pt", seed=2)
     files.save_hypernetwork(folder / "flat.pt", seed=3, layers=1, activation="linear")
     files.save_hypernetwork(folder / "wide.pt", seed=4, widths=files.WIDTHS_XL)
     hnloader.save(hnloader.load(ink), folder / "dry.safetensors")
+    for file in also:
+        shutil.copy(file, folder / file.name)
     (folder / "torn.pt").write_bytes(ink.read_bytes()[:100_000])
     files.save_lora(models / "Lora" / "thread.safetensors")
 

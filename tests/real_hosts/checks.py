@@ -25,11 +25,14 @@ OTHER = 1.0
 
 @dataclass
 class Seen:
-    """What checks share of the host without the extension: pictures, its model's state, errors in the browser."""
+    """What checks share of the host without the extension: pictures, its model's state, errors in the browser.
+
+    `built_in`: pictures of its own hypernetworks, by the file's name.
+    """
 
     folder: Path
     plain: Picture | None = None
-    built_in: Picture | None = None
+    built_in: dict[str, Picture] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     browser: set[str] = field(default_factory=set)
 
@@ -94,10 +97,13 @@ def tag(host: Server, seen: Seen) -> str:
 
 def like_the_built_in(host: Server, seen: Seen) -> str:
     """AUTOMATIC1111 alone: its own hypernetworks make the same picture."""
-    if seen.built_in is None:
+    if not seen.built_in:
         return "this host applies none of its own"
-    expect_other(seen.built_in, seen.plain)
-    return expect_same(host.picture(f"{PROMPT}<hypernet:ink:0.7>"), seen.built_in)
+    said = []
+    for name, wanted in seen.built_in.items():
+        assert wanted != seen.plain, f"{name} does nothing"
+        said.append(f"{name} {expect_same(host.picture(f'{PROMPT}<hypernet:{name}:0.7>'), wanted)}")
+    return ", ".join(said)
 
 
 def chain(host: Server, seen: Seen) -> str:

@@ -38,6 +38,11 @@ class User:
         self.page.goto(f"http://127.0.0.1:{self.host.port}/")
         self.page.locator("#txt2img_generate").wait_for()
 
+    def files(self) -> list[str]:
+        """The names of the files in the folder of hypernetworks."""
+        folder = self.seen.folder / "models" / "hypernetworks"
+        return sorted(each.name for each in folder.iterdir() if each.suffix in (".pt", ".safetensors"))
+
     def turn_to(self, title: str, tabs: str = "#tabs") -> None:
         self.page.locator(f"{tabs} > .tab-nav > button").filter(
             has_text=re.compile(f"^ *{title} *$", re.IGNORECASE)
@@ -115,7 +120,8 @@ def look_at(host: Server, seen: Seen) -> str:
         user.open()
         user.page.wait_for_timeout(3000)
         seen.browser = set(user.errors)
-    return f"{len(seen.browser)} errors in the browser's console"
+    said = [" ".join(error.split())[:80] for error in sorted(seen.browser)]
+    return f"{len(said)} errors in the browser's console: " + " | ".join(said)
 
 
 def panel(user: User) -> str:
@@ -176,6 +182,38 @@ def quick_setting(user: User) -> str:
     return "at the top of the page: 'ink' acts, 'None' does not"
 
 
+def cards(user: User) -> str:
+    """In the extra networks: a card's details and description, and the tag that a click adds and takes away."""
+    page = user.page
+    user.turn_to("txt2img")
+    user.prompt(PROMPT)
+    user.turn_to("Hypernetworks", "#txt2img_extra_tabs")
+    shown = page.locator("#txt2img_hypernetworks .card")
+    expect(shown.first).to_be_visible()
+    assert shown.count() == len(user.files()), shown.all_inner_texts()
+    ink = page.locator("#txt2img_hypernetworks .card[data-name=ink]")
+    ink.hover()
+    ink.locator(".metadata-button").click()
+    popup = page.locator(".global-popup")
+    expect(popup).to_contain_text("1280")
+    popup.locator(".global-popup-close").click(position={"x": 9, "y": 9})  # it lies behind the whole popup
+    ink.hover()
+    ink.locator(".edit-button").click()
+    editor = page.locator("#txt2img_hypernetworks_edit_user_metadata")
+    editor.get_by_label("Description").fill("black lines")
+    editor.get_by_text("Save", exact=True).click()
+    expect(ink.locator(".description")).to_have_text("black lines")
+    ink.click()
+    expect(page.locator("#txt2img_prompt textarea")).to_have_value(f"{PROMPT} <hypernet:ink:1>")
+    page.screenshot(path=user.seen.folder / "cards.png")
+    said = user.generate()
+    assert "Hypernet hashes: ink" in said.replace('"', ""), said
+    ink.click()
+    expect(page.locator("#txt2img_prompt textarea")).to_have_value(PROMPT)
+    user.turn_to("Generation", "#txt2img_extra_tabs")
+    return f"{shown.count()} cards; details, description, and the tag by a click"
+
+
 def library(user: User) -> str:
     """The list, the search, what is wrong with a file, and 'Send to txt2img'."""
     page = user.page
@@ -183,7 +221,7 @@ def library(user: User) -> str:
     cards = page.locator(".hnl-card")
     expect(cards.first).to_be_visible()
     names = cards.all_inner_texts()
-    assert len(names) == 6, names
+    assert len(names) == len(user.files()), names
     cards.filter(has_text="torn").first.click()
     expect(page.locator("#hnl-detail").first).to_contain_text("zip archive")
     page.locator("#hnl-search textarea, #hnl-search input").first.fill("wash")
@@ -266,6 +304,7 @@ PAGE: dict[str, Callable[[User], str]] = {
     "page: panel": panel,
     "page: paste": paste,
     "page: quick setting": quick_setting,
+    "page: cards": cards,
     "page: library": library,
     "page: convert": convert,
     "page: compare": compare,

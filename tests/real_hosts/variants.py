@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from .checks import PROMPT, Check, Seen, expect_clean, expect_other, expect_same, formula
@@ -95,9 +96,18 @@ def other_checkpoint_file(name: str, file: str, dtypes: list[str] | None = None)
     return check
 
 
-def for_models(checkpoints: Mapping[str, object]) -> dict[str, Check]:
-    """The checks of this module that one start of the host allows; `checkpoints` by the names that it has for them."""
-    found: dict[str, Check] = {"attention variants": optimizations, "8-bit weights": eight_bits}
+def own_file(name: str) -> Check:
+    """A check of a file that the user named: tag and formula make the same picture."""
+    return lambda host, seen: holds(host, seen, name)
+
+
+def for_files(also: Iterable[Path], checkpoints: Mapping[str, object]) -> dict[str, Check]:
+    """The checks of this module that one start of the host allows.
+
+    `also` are hypernetworks of the user's, `checkpoints` go by the names that the host has for them.
+    """
+    found: dict[str, Check] = {file.name: own_file(file.stem) for file in also}
+    found |= {"attention variants": optimizations, "8-bit weights": eight_bits}
     if "sdxl" in checkpoints:
         found["SDXL"] = other_checkpoint_file("sdxl", "wide")
     return found
