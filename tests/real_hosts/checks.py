@@ -331,13 +331,9 @@ def exception(host: Server, seen: Seen) -> str:
 def reload(host: Server, seen: Seen) -> str:
     before = host.state()
     wanted = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
-    host.post("/probe/reload")
     begun = len(host.console())
-    for _ in range(60):
-        time.sleep(1)
-        if "Restarting UI" in host.console() and "Startup time" in host.console()[begun:]:
-            break
-    host.wait()
+    host.post("/probe/reload")
+    host.wait(begun)
     assert host.picture(f"{PROMPT}<hypernet:ink:0.7>") == wanted, "another picture after 'Reload UI'"
     after = host.state()
     for key in ("callbacks", "axes", "owner"):

@@ -95,12 +95,18 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def wait(self) -> None:
-        """Until the API and the probe answer."""
+    def wait(self, after: int = 0) -> None:
+        """Until it has started, by what its console says from the character `after` on, and API and probe answer.
+
+        AUTOMATIC1111 does not start where it is asked something between serving its page and adding its API.
+        """
         for _ in range(PATIENCE):
             assert self._process is not None
             if self._process.poll() is not None:
                 raise HostError(f"it ended; its last lines are:\n{self.tail()}")
+            if "Startup time: " not in self.console()[after:]:
+                time.sleep(1)
+                continue
             try:
                 self.get("/sdapi/v1/options")
                 self.get("/probe/state")
