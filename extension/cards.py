@@ -180,7 +180,7 @@ class _Details:
         self._extension = extension
 
     def get(self, name: str, default: Any = None) -> Any:
-        """What the header of a file holds. The webuis' page folds lists away, one line for each value: they are texts."""
+        """What the header of a file holds, its lists as texts: the webuis' page folds lists away."""
         try:
             path = Path(self._extension.find(name))
         except HypernetworkError:
