@@ -98,13 +98,11 @@ def wrap(files: list = Body(...)):  # noqa: B008 - the FastAPI of the webuis kno
 
 
 def wrapped(projection, side, chain):
-    original = projection.forward
-
     def forward(context):
         for tree, strength, first in chain:
             if _step[0] >= first and context.shape[-1] in tree:
                 context = context + strength * residual(tree[context.shape[-1]][side], context)
-        return original(context)
+        return type(projection).forward(projection, context)  # as it is now: AUTOMATIC1111 changes it for casts
 
     return forward
 

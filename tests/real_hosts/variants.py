@@ -61,8 +61,18 @@ def eight_bits(host: Server, seen: Seen) -> str:
     else:
         settings = [{LOW_BITS: "float8-e4m3fn (fp16 LoRA)"}, {"sd_model_checkpoint": "second"}]
         usual = [{LOW_BITS: "Automatic"}, {"sd_model_checkpoint": "first"}]
-    for each in settings:
-        host.post("/sdapi/v1/options", each)
+    try:
+        for each in settings:
+            host.post("/sdapi/v1/options", each)
+        said = in_eight_bits(host, seen)
+    finally:
+        for each in usual:
+            host.post("/sdapi/v1/options", each)
+    return f"{said}; with a LoRA too; then {expect_clean(host, seen)}"
+
+
+def in_eight_bits(host: Server, seen: Seen) -> str:
+    """What holds while the weights are float8."""
     said = holds(host, seen)
     assert host.state()["dtypes"] == ["torch.float8_e4m3fn"], host.state()["dtypes"]
     with_lora = f"{PROMPT}<lora:thread:1>"
@@ -70,14 +80,13 @@ def eight_bits(host: Server, seen: Seen) -> str:
         host.picture(f"{with_lora}<hypernet:ink:0.7>", steps=1),
         formula(host, seen, ("ink.pt", 0.7), prompt=with_lora, steps=1),
     )
-    if host.name == "AUTOMATIC1111":
+    if host.name != "AUTOMATIC1111":
+        return said
+    host.post("/probe/cast")
+    try:
+        return f"by autocast {said}, by its own cast {holds(host, seen)}"
+    finally:
         host.post("/probe/cast")
-        cast = holds(host, seen)
-        host.post("/probe/cast")
-        said = f"by autocast {said}, by its own cast {cast}"
-    for each in usual:
-        host.post("/sdapi/v1/options", each)
-    return f"{said}; with a LoRA too; then {expect_clean(host, seen)}"
 
 
 def other_checkpoint_file(name: str, file: str, dtypes: list[str] | None = None) -> Check:
