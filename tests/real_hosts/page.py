@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
-from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from .checks import PROMPT, Seen
 from .server import ROOT, Server
@@ -19,7 +19,8 @@ from browsers import FLAGS, find_chromium
 
 # Milliseconds: a picture takes seconds, the first one after a change of the checkpoint more.
 PATIENCE = 240_000
-LORA_PATIENCE = 600_000
+# 80 steps at 512 x 512 on a CPU.
+LORA_PATIENCE = 3_600_000
 QUICK = "setting_sd_hypernetwork"
 PASTED = "<hypernet:wash:-0.5:block=mid+up@0.5,start=0.1,end=0.9>"
 
@@ -30,9 +31,13 @@ class User:
     def __init__(self, page: Page, host: Server, seen: Seen) -> None:
         self.page, self.host, self.seen = page, host, seen
         self.seed = 100
-        self.errors: list[str] = []
-        page.on("pageerror", lambda error: self.errors.append(error.message))
-        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.errors: dict[str, str] = {}  # by their messages, where they come from
+        page.on("pageerror", lambda error: self.errors.setdefault(error.message, error.stack or ""))
+        page.on("console", self._listen)
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.setdefault(message.text, message.location.get("url", ""))
 
     def open(self) -> None:
         self.page.goto(f"http://127.0.0.1:{self.host.port}/")
@@ -252,6 +257,7 @@ def convert(user: User) -> str:
     made.unlink()
     page.locator("#hnl-convert-to").get_by_text("LoRA").click()
     expect(page.get_by_label("in a folder of their own")).to_be_checked()
+    user.choose("#hnl-convert-files", "wash.pt")  # no longer
     user.choose("#hnl-convert-files", "flat.pt")
     page.locator("#hnl-convert").click()
     table = page.locator("#hnl-convert-table").first
@@ -283,7 +289,7 @@ def compare(user: User) -> str:
 
 def errors(user: User) -> str:
     """Of the whole session: none that the host's page does not report by itself."""
-    new = [error for error in user.errors if error not in user.seen.browser]
+    new = [f"{error} ({place[:500]})" for error, place in user.errors.items() if error not in user.seen.browser]
     assert not new, new[0]
     return f"none in the browser's console but {len(user.seen.browser)} that are the host's own"
 
