@@ -3,6 +3,8 @@ PYTHON ?= python3
 # LOCKED=1 installs exactly what requirements.lock names, by hash (CPython 3.11 on Linux, x86-64; torch comes without).
 LOCKED ?=
 MINUTES ?= 1
+# Tests run in so many processes, each with one thread for what it computes.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -41,10 +43,10 @@ demo: $(READY)
 	$(BIN)/hnloader demo --out demo-output
 
 test: $(READY)
-	$(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest --quiet -m 'not slow'
+	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal -m 'not slow'
 
 lint: $(READY)
 	$(BIN)/ruff check .

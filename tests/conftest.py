@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+
+# Before torch is imported: beside other processes of tests, each computes in one thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 from pathlib import Path
 
