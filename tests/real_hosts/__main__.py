@@ -88,7 +88,7 @@ def run(
             yield outcome("page as it is", lambda: page.look_at(host, seen))
     if wanted("install.py"):
         yield outcome("install.py", lambda: installs(python, checkout, data))
-    running = {**checks.RUNNING, **variants.for_files(also, checkpoints), **checks.AT_THE_END}
+    running = {**checks.RUNNING, **variants.for_files(also, checkpoints), **checks.AT_THE_END, **variants.LAST}
     if any(map(wanted, (*running, *page.PAGE))):
         with Server(checkout, python, data, arguments) as host:
             print(f"started with the extension in {host.seconds:.0f} s", flush=True)

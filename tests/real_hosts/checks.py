@@ -228,7 +228,7 @@ def encoded(pixels: numpy.ndarray) -> str:
 
 def image_to_image(host: Server, seen: Seen) -> str:
     fields = start_from(seen.plain)
-    # AUTOMATIC1111 encodes the picture with noise that goes on from the job before: let that be one of this seed.
+    # The hosts encode the picture with noise that goes on from the job before: let that be one of these settings.
     without = host.picture(PROMPT, **fields)
     tagged = host.picture(f"{PROMPT}<hypernet:ink:0.7>", **fields)
     expect_other(tagged, without)
@@ -244,9 +244,10 @@ def inpaint(host: Server, seen: Seen) -> str:
     fields = start_from(seen.plain) | {"mask": encoded(mask), "mask_blur": 0, "inpainting_fill": 1}
     for only_masked in (False, True):
         fields |= {"inpaint_full_res": only_masked, "inpaint_full_res_padding": 0}
+        without = host.picture(PROMPT, **fields)
         tagged = host.picture(f"{PROMPT}<hypernet:ink:0.7>", **fields)
         assert numpy.array_equal(tagged.pixels[:, :32], seen.plain.pixels[:, :32]), "what is not masked has changed"
-        expect_other(tagged, host.picture(PROMPT, **fields))
+        expect_other(tagged, without)
         said = expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
     return f"whole picture and only masked; {said}"
 

@@ -11,12 +11,10 @@ from safetensors.torch import save_file
 
 WIDTHS = (320, 640, 768, 1280)
 WIDTHS_XL = (640, 1280, 2048)
-# `input_blocks.1.1...attn2` in the names of LoRA files, and the widths of its projections.
+# `input_blocks.1.1...attn2`, which every UNet has, in the names of LoRA files, and the widths of its projections.
 _LORA_SITES = {
     "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": (768, 320),
     "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v": (768, 320),
-    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k": (768, 1280),
-    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v": (768, 1280),
 }
 
 
@@ -49,7 +47,7 @@ def save_hypernetwork(
 
 
 def save_lora(path: Path) -> Path:
-    """A LoRA of four projections that hypernetworks feed."""
+    """A LoRA of two projections that hypernetworks feed."""
     random = torch.Generator().manual_seed(7)
     tensors = {}
     for name, (inside, outside) in _LORA_SITES.items():
