@@ -89,15 +89,19 @@ def unreadable(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
     """One file of the folder may not be read; afterwards it may."""
     count = Count()
     subject.prepare(folder := fresh(place))
-    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    for index in some(len(names), max(rounds // 10, 1), seed):
+    for index in some(len(_files(folder)), max(rounds // 10, 1), seed):
         subject.prepare(folder := fresh(place))
-        (folder / names[index]).chmod(0)
+        closed = _files(folder)[index]  # a name may be another one in each folder, as the index's is
+        closed.chmod(0)
         ending = run(lambda: subject.work(folder), obey_permissions)
-        (folder / names[index]).chmod(0o644)
+        closed.chmod(0o644)
         count.add(ending, lambda: subject.check(folder))
         count.finish(run(lambda: subject.work(folder)), lambda: subject.done(folder))
     return count
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _fail(count: Count, subject: Subject, folder: Path, fault: Callable[[], None], *, cleared: bool = False) -> None:
