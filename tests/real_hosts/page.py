@@ -178,6 +178,7 @@ def paste(user: User) -> str:
 
 def quick_setting(user: User) -> str:
     user.turn_to("txt2img")
+    user.settle()
     user.prompt(PROMPT)
     user.choose(f"#{QUICK}", "ink")
     said = user.generate()
@@ -232,6 +233,7 @@ def library(user: User) -> str:
     cards.first.click()
     expect(page.locator("#hnl-detail").first).to_contain_text("320, 640, 768, 1280")
     user.turn_to("txt2img")
+    user.settle()
     user.prompt(PROMPT)
     user.turn_to("Hypernetworks")
     page.locator("#hnl-use").click()
