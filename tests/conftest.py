@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 
-# Before torch is imported: beside other processes of tests, each computes in one thread.
 if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: beside other processes of tests, each computes in one thread.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # The width of the terminal that pytest-xdist was started from is not that of what tests read.
+    os.environ.pop("COLUMNS", None)
 
 from collections.abc import Iterator
 from pathlib import Path
