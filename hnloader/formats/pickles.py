@@ -281,14 +281,6 @@ class _Machine:
         self.at = end
         return int.from_bytes(self.data[at:end], "little", signed=signed)
 
-    def byte(self) -> int:
-        """As `number(1)`, which every second opcode needs."""
-        at = self.at
-        if at >= len(self.data):
-            raise MalformedPickleError(f"it is cut off: 1 bytes were declared at byte {at}")
-        self.at = at + 1
-        return self.data[at]
-
     def line(self) -> str:
         end = self.data.find(b"\n", self.at)
         if end < 0:
@@ -580,21 +572,21 @@ _ACTIONS: dict[int, _Action] = {
         "L": lambda m: m.push(_integer(m.line())),
         "F": lambda m: m.push(float(m.line())),
         "J": lambda m: m.push(m.number(4, signed=True)),
-        "K": lambda m: m.push(m.byte()),
+        "K": lambda m: m.push(m.number(1)),
         "M": lambda m: m.push(m.number(2)),
         "G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-        "\x8a": lambda m: m.long_bytes(m.byte()),
+        "\x8a": lambda m: m.long_bytes(m.number(1)),
         "\x8b": lambda m: m.long_bytes(m.number(4, signed=True)),
         # text and bytes
         "S": lambda m: m.quoted(),
         "T": lambda m: m.old_text(m.take(m.number(4, signed=True))),
-        "U": lambda m: m.old_text(m.take(m.byte())),
+        "U": lambda m: m.old_text(m.take(m.number(1))),
         "V": lambda m: m.push(m.line().encode("utf-8", "surrogateescape").decode("raw_unicode_escape")),
         "X": _Machine.text_of_four,
-        "\x8c": lambda m: m.text(m.byte()),
+        "\x8c": lambda m: m.text(m.number(1)),
         "\x8d": lambda m: m.text(m.number(8)),
         "B": lambda m: m.push(m.take(m.number(4))),
-        "C": lambda m: m.push(m.take(m.byte())),
+        "C": lambda m: m.push(m.take(m.number(1))),
         "\x8e": lambda m: m.push(m.take(m.number(8))),
         "\x96": lambda m: m.push(bytearray(m.take(m.number(8)))),
         # containers
@@ -620,11 +612,11 @@ _ACTIONS: dict[int, _Action] = {
         "1": lambda m: m.pop_mark(),
         "2": lambda m: m.push(m.stack[-1]),
         "p": lambda m: _put(m, _integer(m.line())),
-        "q": lambda m: _put(m, m.byte()),
+        "q": lambda m: _put(m, m.number(1)),
         "r": lambda m: _put(m, m.number(4)),
         "\x94": lambda m: _put(m, len(m.memo)),
         "g": lambda m: m.push(m.memo[_integer(m.line())]),
-        "h": lambda m: m.push(m.memo[m.byte()]),
+        "h": lambda m: m.push(m.memo[m.number(1)]),
         "j": lambda m: m.push(m.memo[m.number(4)]),
         # framing
         "\x80": lambda m: m.take(1),
