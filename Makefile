@@ -3,11 +3,12 @@ PYTHON ?= python3
 # LOCKED=1 installs exactly what requirements.lock names, by hash (CPython 3.11 on Linux, x86-64; torch comes without).
 LOCKED ?=
 MINUTES ?= 1
-# Tests run in so many processes, each with one thread for what it computes.
+# Tests run in so many processes, each with one thread for what it computes; 0 runs all in one.
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts clean
@@ -43,10 +44,10 @@ demo: $(READY)
 	$(BIN)/hnloader demo --out demo-output
 
 test: $(READY)
-	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
+	$(TEST)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal -m 'not slow'
+	$(TEST) -m 'not slow'
 
 lint: $(READY)
 	$(BIN)/ruff check .
