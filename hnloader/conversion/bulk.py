@@ -82,12 +82,14 @@ def convert_many(
         cancel: once it is set, no further file is begun; those that are under way are finished and yielded.
 
     Yields:
-        Results in the order in which they are done. Files that were not begun have none.
+        Results in the order in which they are done, large files first. Files that were not begun have none.
     """
     remove_leftovers(job.target.parent for job in plan.jobs)
     yield from plan.settled
     worker = _Worker(plan, converter, on_existing)
-    yield from _run(plan.jobs, worker.convert, jobs, cancel)
+    # The largest first, so that at the end no worker has a long file left while the others have none.
+    largest_first = tuple(sorted(plan.jobs, key=lambda job: -job.size))
+    yield from _run(largest_first, worker.convert, jobs, cancel)
 
 
 def check_many(

@@ -302,6 +302,7 @@ def test_after_the_disk_was_full_files_that_cannot_fit_are_not_read(
             raise OSError(errno.ENOSPC, "No space left on device", str(source))
 
     converter.before = full
+    (folder / "a.pt").write_text("1" * 2000)
     (folder / "b.pt").write_text("2" * 1000)
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
