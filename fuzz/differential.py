@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from collections import Counter
 
 import torch
 from torch import Tensor
 
 from hnloader.errors import HypernetworkError
-from hnloader.formats import webui
+from hnloader.formats import pickles, webui
 from hnloader.formats.checkpoint import read_checkpoint
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.source import open_source
@@ -89,6 +90,26 @@ def compare(data: bytes) -> None:
         counts["both read the same"] += 1
     else:
         raise DisagreementError(f"different values: {str(ours)[:300]} and {str(theirs)[:300]}")
+
+
+def compare_at_once(data: bytes) -> None:
+    """Read the pickle in a sound archive with and without the way that takes a usual tensor at once."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        pickle = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    found = _told(pickle)
+    most, pickles._MAX_USUAL_TENSORS = pickles._MAX_USUAL_TENSORS, 0
+    try:
+        if (one_by_one := _told(pickle)) != found:
+            raise DisagreementError(f"read at once: {found[:300]}; opcode by opcode: {one_by_one[:300]}")
+    finally:
+        pickles._MAX_USUAL_TENSORS = most
+
+
+def _told(pickle: bytes) -> str:
+    try:
+        return repr(pickles.read_pickle(pickle))
+    except pickles.MalformedPickleError as error:
+        return f"{error} {error.refused} {error.names}"
 
 
 def _explain(who: str, table: tuple[tuple[str, str], ...], message: str) -> None:

@@ -78,6 +78,12 @@ def _read_checkpoint(data: bytes | str) -> None:
     differential.compare(data)
 
 
+def _read_changed(data: bytes | str) -> None:
+    _read_checkpoint(data)
+    assert isinstance(data, bytes)
+    differential.compare_at_once(data)
+
+
 def _read_safetensors(data: bytes | str) -> None:
     assert isinstance(data, bytes)
     _read_weights(data)
@@ -157,6 +163,7 @@ def _read_infotext(text: bytes | str) -> None:
 
 TARGETS: dict[str, Target] = {
     "pickle": Target(containers.plain_zip, _read_checkpoint),
+    "changed": Target(containers.changed_zip, _read_changed),
     "zip": Target(containers.broken_zip, _read_checkpoint),
     "legacy": Target(containers.legacy, _read_checkpoint),
     "safetensors": Target(texts.safetensors, _read_safetensors),

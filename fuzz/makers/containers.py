@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import struct
+import zipfile
 import zlib
 from dataclasses import dataclass, field
+
+import torch
 
 from fuzz.choices import Choices
 from fuzz.makers.pickles import ITEM_SIZES, PickleMaker
@@ -23,6 +28,33 @@ def plain_zip(choices: Choices) -> bytes:
     maker = PickleMaker(choices)
     pickle = maker.whole()
     return archive(choices, _members(choices, maker, pickle), sound=True)
+
+
+def changed_zip(choices: Choices) -> bytes:
+    """A sound archive as torch.save writes it, but for some bytes of its pickle."""
+    pickle, *others = _saved()
+    data = bytearray(pickle.data)
+    for _ in range(choices.below(6)):
+        at = choices.below(len(data))
+        data[at] = choices.pick(_USUAL_OPCODES) if choices.rarely(3) else choices.below(256)
+    return archive(choices, [Member(pickle.name, bytes(data)), *others], sound=True)
+
+
+_USUAL_OPCODES = b"hqr(tQRKMJX0}).\x85\x86\x87\x89"
+
+
+@functools.cache
+def _saved() -> tuple[Member, ...]:
+    """The members of a hypernetwork that torch saved, the pickle first."""
+    torch.manual_seed(0)
+    side = {
+        f"linear.{n}.{name}": torch.randn(shape) for n in (0, 1) for name, shape in (("weight", (4, 4)), ("bias", 4))
+    }
+    file = io.BytesIO()
+    torch.save({4: (side, {name: tensor.half() for name, tensor in side.items()}), "name": "ink"}, file)
+    with zipfile.ZipFile(file) as saved:
+        members = [Member(info.filename.encode(), saved.read(info)) for info in saved.infolist()]
+    return tuple(sorted(members, key=lambda member: not member.name.endswith(b"data.pkl")))
 
 
 def broken_zip(choices: Choices) -> bytes:

@@ -44,7 +44,7 @@ def test_some_more(name: str, data: bytes) -> None:
     TARGETS[name].run(data)
 
 
-@pytest.mark.parametrize("name", ["pickle", "zip", "legacy"])
+@pytest.mark.parametrize("name", ["pickle", "changed", "zip", "legacy"])
 def test_without_the_fuzzers_bytes_the_file_is_sound_and_both_read_the_same(name: str) -> None:
     before = differential.counts["both read the same"]
     TARGETS[name].run(b"")

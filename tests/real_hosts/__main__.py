@@ -24,7 +24,7 @@ from . import checks, files, page, variants
 from .server import Server, make_data
 
 MANY, BROKEN = 2000, 50
-# Seconds that a start may take longer with MANY files: each is measured once, and includes starting Python.
+# Seconds that a start may take longer with MANY files.
 LATER = 3.0
 
 
@@ -168,16 +168,20 @@ def started_with(checkout: Path, python: Path, data: Path, arguments: list[str],
 
 
 def many(checkout: Path, python: Path, data: Path, arguments: list[str]) -> str:
-    """A large collection does not slow a start, and all of it is listed."""
-    with Server(checkout, python, data, arguments) as host:
-        few = host.seconds
+    """A large collection does not slow a start, and all of it is listed. Of two starts the quicker one counts."""
+
+    def start() -> tuple[float, int, float]:
+        with Server(checkout, python, data, arguments) as host:
+            begun = time.monotonic()
+            listed = len(host.get("/sdapi/v1/hypernetworks"))
+            return host.seconds, listed, time.monotonic() - begun
+
+    few, _, _ = min(start(), start())
     files.save_many(data / "models" / "hypernetworks" / "many", MANY, BROKEN)
-    with Server(checkout, python, data, arguments) as host:
-        begun = time.monotonic()
-        listed = len(host.get("/sdapi/v1/hypernetworks"))
-        said = f"start {few:.1f} s, with {MANY} more files {host.seconds:.1f} s; list {time.monotonic() - begun:.2f} s"
-        assert listed >= MANY, f"{listed} listed"
-        assert host.seconds < few + LATER, said
+    with_many, listed, listing = min(start(), start())
+    said = f"start {few:.1f} s, with {MANY} more files {with_many:.1f} s; list {listing:.2f} s"
+    assert listed >= MANY, f"{listed} listed"
+    assert with_many < few + LATER, said
     return said
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from .checks import PROMPT, Seen
 from .server import ROOT, Server
@@ -91,11 +92,17 @@ class User:
             field.press("Tab")
 
     def choose(self, place: str, name: str) -> None:
-        """From a dropdown."""
-        self.page.locator(f"{place} input").first.click()
-        self.page.locator(f"{place} li, {place} [role=option], body > [role=listbox] li").filter(
-            has_text=re.compile(f"^[✓ ]*{re.escape(name)} *$")
-        ).first.click()
+        """From a dropdown. Its list comes and goes with what else happens on the page, so it is tried again."""
+        options = self.page.locator(f"{place} li, {place} [role=option], body > [role=listbox] li")
+        option = options.filter(has_text=re.compile(f"^[✓ ]*{re.escape(name)} *$")).first
+        for patience in (5_000, 5_000, PATIENCE):
+            self.page.locator(f"{place} input").first.click()
+            with suppress(PlaywrightTimeout):
+                option.click(timeout=patience)
+                break
+            self.page.locator("body").click(position={"x": 1, "y": 1})
+        else:
+            raise AssertionError(f"{name} cannot be chosen")
         self.page.keyboard.press("Escape")
 
 
@@ -124,6 +131,8 @@ def look_at(host: Server, seen: Seen) -> str:
         user.generate()
         user.open()
         user.page.wait_for_timeout(3000)
+        user.page.keyboard.press("Escape")  # of which AUTOMATIC1111 complains until it has shown a popup
+        user.page.wait_for_timeout(1000)
         seen.browser = set(user.errors)
     said = [" ".join(error.split())[:80] for error in sorted(seen.browser)]
     return f"{len(said)} errors in the browser's console: " + " | ".join(said)

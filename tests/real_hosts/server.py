@@ -180,7 +180,10 @@ def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool)
             if file.exists():
                 (folder / "models" / "Stable-diffusion" / f"{name}{file.suffix}").symlink_to(file.resolve())
     # What lies at the top of the page. Forge calls the list by another name, and always shows the checkpoint there.
-    quick = {"quicksettings_list": ["sd_model_checkpoint", "sd_hypernetwork"], "quick_setting_list": ["sd_hypernetwork"]}
+    quick = {
+        "quicksettings_list": ["sd_model_checkpoint", "sd_hypernetwork"],
+        "quick_setting_list": ["sd_hypernetwork"],
+    }
     (folder / "config.json").write_text(json.dumps(quick))
     probe = folder / "extensions" / "probe" / "scripts"
     probe.mkdir(parents=True)

@@ -1,0 +1,110 @@
+"""Tensors described as torch.save does are read at once: nothing else may come out than opcode by opcode."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hnloader.formats import pickles
+from hnloader.formats.outgoing import Lazy
+from hnloader.formats.pickles import MalformedPickleError, read_pickle
+from hnloader.formats.torch_zip import _Pickler
+
+SIZES = st.integers(1, 255) | st.integers(256, 65_535) | st.integers(65_536, 2**31 - 1)
+SHAPES = st.tuples(SIZES) | st.tuples(st.integers(1, 70_000), st.integers(1, 10_000))
+DTYPES = st.sampled_from(["float32", "float16"])
+
+
+def pickled(shapes: list[tuple[int, ...]], dtypes: list[str]) -> bytes:
+    data = io.BytesIO()
+    tensors = [Lazy(shape, dtype, torch.empty) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    _Pickler(data).dump({f"linear.{index}.weight": tensor for index, tensor in enumerate(tensors)})
+    return data.getvalue()
+
+
+def read(data: bytes) -> str:
+    try:
+        return repr(read_pickle(data))
+    except MalformedPickleError as error:
+        return f"{error} {error.refused} {error.names}"
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pickles, "_MAX_USUAL_TENSORS", 0)
+        yield
+
+
+def expect_the_same(data: bytes) -> str:
+    found = read(data)
+    with one_by_one():
+        assert read(data) == found
+    return found
+
+
+@given(st.lists(st.tuples(SHAPES, DTYPES), max_size=60))
+def test_tensors_of_all_sizes(described: list[tuple[tuple[int, ...], str]]) -> None:
+    data = pickled([shape for shape, _ in described], [dtype for _, dtype in described])
+    found = expect_the_same(data)
+    for shape, _ in described:
+        assert f"shape={shape}" in found
+    machine = pickles._Machine(data, 0)
+    machine.run()
+    # The first one of each dtype names what the others get from the memo.
+    assert machine.usual_tensors == len(described) - len({dtype for _, dtype in described})
+
+
+@given(
+    st.integers(2, 45),
+    st.lists(
+        st.tuples(st.integers(0, 10_000), st.integers(0, 255) | st.sampled_from(b"hqr(tQRKMJ\x85\x86\x89)X.0")),
+        max_size=4,
+    ),
+)
+def test_damaged_bytes(count: int, damage: list[tuple[int, int]]) -> None:
+    data = bytearray(pickled([(320, 640 + index) for index in range(count)], ["float32"] * count))
+    for at, byte in damage:
+        data[at % len(data)] = byte
+    expect_the_same(bytes(data))
+
+
+def test_what_a_tensor_replaces_in_the_memo_is_not_what_it_was() -> None:
+    data = pickled([(320, 1), (320, 2), (320, 3)], ["float32"] * 3)
+    match = pickles._USUAL_TENSOR.search(data)
+    assert match is not None
+    gets = [
+        index
+        for index in range(1, match.re.groups + 1)
+        if len(match[index] or b"") == 1 and data[match.start(index) - 1] == ord("h")
+    ]
+    puts = [index for index in range(1, match.re.groups + 1) if (match[index] or b"").startswith(b"q")]
+    assert len(gets) == 5 and len(puts) == 7
+    plain = read(data)
+    outcomes = set()
+    for get in gets:
+        for put in puts:
+            for code in (b"q" + match[get], b"r" + match[get] + b"\0\0\0"):
+                changed = data[: match.start(put)] + code + data[match.end(put) :]
+                outcomes.add(expect_the_same(changed))
+    assert plain in outcomes and len(outcomes) > 5  # such as a call of a tuple
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 255])
+def test_a_key_that_ends_elsewhere(size: int) -> None:
+    data = pickled([(320, 1), (320, 2)], ["float32"] * 2)
+    assert data.count(b"X\x01\0\0\x001q") == 1
+    expect_the_same(data.replace(b"X\x01\0\0\x001q", b"X" + bytes([size]) + b"\0\0\x001q"))
+
+
+def test_more_of_them_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pickled([(index,) for index in range(50)], ["float32"] * 50)
+    wanted = read(data)
+    monkeypatch.setattr(pickles, "_MAX_USUAL_TENSORS", 20)
+    assert read(data) == wanted
