@@ -7,14 +7,12 @@ Four forms exist: the webui's dict with `string_to_param`; diffusers' `{token: t
 from __future__ import annotations
 
 import difflib
-import io
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -24,10 +22,12 @@ from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatEr
 from hnloader.files import replacing
 from hnloader.formats.checkpoint import ZIP_MAGIC, is_legacy_stream, read_checkpoint
 from hnloader.formats.identify import kind_of_bytes, kind_of_names, kind_of_tree
+from hnloader.formats.outgoing import lazily
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.safetensors import write_tensors
 from hnloader.formats.source import Source, open_source
+from hnloader.formats.torch_zip import write_tree
 
 Form = Literal["webui", "diffusers"]
 # The webui's own token for the vectors, and the id that the first trainer gave it.
@@ -262,7 +262,5 @@ def _write_safetensors(embedding: Embedding, path: Path, form: Form, token: str 
 
 
 def _write_pickle(tree: dict[str, object], path: Path) -> None:
-    """What torch.save writes; through memory, because its own writer hides what the disk answered."""
-    data = io.BytesIO()
-    torch.save(tree, data)
-    path.write_bytes(data.getbuffer())
+    """As webuis read it: what newer versions of torch.save add to the archive, AUTOMATIC1111 refuses."""
+    write_tree(path, lazily(tree))

@@ -80,7 +80,7 @@ def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
         for width in hypernetwork.widths
         for side in SIDES
     }
-    metadata = {key: _without_tensors(value) for key, value in hypernetwork.metadata.items()}
+    metadata = {key: lazily(value) for key, value in hypernetwork.metadata.items()}
     return Outgoing(hypernetwork.name, hypernetwork.widths, sides, metadata, hypernetwork.variant)
 
 
@@ -103,7 +103,7 @@ def from_contents(contents: Contents, stem: str) -> Outgoing:
         for (width, side), tensors in contents.sides.items()
     }
     name = contents.metadata.get("name")
-    metadata = {key: _without_tensors(value, contents) for key, value in contents.metadata.items()}
+    metadata = {key: lazily(value, contents) for key, value in contents.metadata.items()}
     return Outgoing(name if isinstance(name, str) and name else stem, contents.widths, sides, metadata, contents.origin)
 
 
@@ -144,14 +144,14 @@ def tensor_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
     return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
 
 
-def _without_tensors(value: object, contents: Contents | None = None) -> object:
-    """`value` with each tensor in it as a `Lazy`."""
+def lazily(value: object, contents: Contents | None = None) -> object:
+    """`value` with each tensor in it as a `Lazy`; those of a file, `contents`, are read when they are asked for."""
     if isinstance(value, Tensor):
         return _held(value)
     if contents is not None and is_tensor_info(value):
         return _stored(contents, value, None)
     if isinstance(value, dict):
-        return {key: _without_tensors(part, contents) for key, part in value.items()}
+        return {key: lazily(part, contents) for key, part in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_without_tensors(part, contents) for part in value)  # type: ignore[attr-defined, call-arg]
+        return type(value)(lazily(part, contents) for part in value)  # type: ignore[attr-defined, call-arg]
     return value

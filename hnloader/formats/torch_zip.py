@@ -1,8 +1,10 @@
 """Writes what `torch.save` writes, one tensor at a time: torch itself wants all of them in memory.
 
-The file is a zip archive of stored (not compressed) members below one folder: `data.pkl`, `byteorder`, one
-`data/<n>` per tensor, and `version`. Members begin at multiples of 64 bytes, as torch's do, so that torch can map
-the file. `torch.load` reads it in every version since 1.6, with `weights_only=True` as well.
+The file is a zip archive of stored (not compressed) members below one folder: `data.pkl`, one `data/<n>` per tensor,
+and `version`, as torch 1.6 to 2.0 wrote it. AUTOMATIC1111 refuses any other member: before 1.10 `byteorder`,
+which torch adds since 2.1, and in all versions `.format_version`, which torch 2.13 adds. Members begin at multiples of
+64 bytes, as torch's do, so that torch can map the file. `torch.load` reads it in every version since 1.6, with
+`weights_only=True` as well.
 """
 
 from __future__ import annotations
@@ -86,7 +88,6 @@ def write_tree(path: Path, tree: object) -> None:
     pickler.dump(tree)
     with open_new(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         _add(archive, "data.pkl", [data.getvalue()], len(data.getvalue()))
-        _add(archive, "byteorder", [b"little"], 6)
         for index, tensor in enumerate(pickler.tensors):
             _add(archive, f"data/{index}", tensor.pieces(), _size(tensor))
         _add(archive, "version", [b"3\n"], 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 import hnloader
 from hnloader import Architecture, Hypernetwork
+from hnloader.embeddings import Embedding, save_embedding
 
 ARCHITECTURES = [
     Architecture(),
@@ -38,6 +41,17 @@ def test_a_new_hypernetwork_is_read_back_with_its_architecture(
     context = torch.randn(2, 7, 48)
     for made_output, read_output in zip(made(context, 0.7), read(context, 0.7), strict=True):
         assert torch.equal(made_output, read_output)
+
+
+def test_all_webuis_take_the_archive(tmp_path: Path) -> None:
+    """AUTOMATIC1111 refuses any other member; since 1.10 alone it allows a byte order."""
+    hnloader.save(Hypernetwork.new((32, 48), Architecture(), name="new"), tmp_path / "new.pt")
+    save_embedding(Embedding(torch.randn(2, 768), name="new"), tmp_path / "word.pt")
+    for path in tmp_path.iterdir():
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                assert re.fullmatch(r"[^/]+/(data/\d+|version|data\.pkl)", name), name
+        assert torch.load(path, weights_only=True)["name"] == "new"
 
 
 def test_a_new_hypernetwork_can_be_trained() -> None:

@@ -8,6 +8,7 @@ in a temporary folder. Exit status 1 where a check failed.
 from __future__ import annotations
 
 import argparse
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from . import checks, files, page, variants
 from .server import Server, make_data
 
 MANY, BROKEN = 2000, 50
-# Seconds that a start may take longer with MANY files.
+# Seconds of the processor that a start may take more with MANY files.
 LATER = 3.0
 
 
@@ -170,18 +171,23 @@ def started_with(checkout: Path, python: Path, data: Path, arguments: list[str],
 def many(checkout: Path, python: Path, data: Path, arguments: list[str]) -> str:
     """A large collection does not slow a start, and all of it is listed. Of two starts the quicker one counts."""
 
-    def start() -> tuple[float, int, float]:
+    def start() -> tuple[float, float, int]:
+        """Seconds of the processor, which other programs do not change much, and of the clock; and what is listed."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with Server(checkout, python, data, arguments) as host:
-            begun = time.monotonic()
             listed = len(host.get("/sdapi/v1/hypernetworks"))
-            return host.seconds, listed, time.monotonic() - begun
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, host.seconds, listed
 
-    few, _, _ = min(start(), start())
+    few, few_clock, _ = min(start(), start())
     files.save_many(data / "models" / "hypernetworks" / "many", MANY, BROKEN)
-    with_many, listed, listing = min(start(), start())
-    said = f"start {few:.1f} s, with {MANY} more files {with_many:.1f} s; list {listing:.2f} s"
+    more, more_clock, listed = min(start(), start())
+    said = (
+        f"start and list with {MANY} more files: {more:.1f} s of the processor, {few:.1f} s without; "
+        f"start by the clock {more_clock:.1f} s, {few_clock:.1f} s without"
+    )
     assert listed >= MANY, f"{listed} listed"
-    assert with_many < few + LATER, said
+    assert more < few + LATER, said
     return said
 
 

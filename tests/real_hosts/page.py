@@ -91,18 +91,26 @@ class User:
             field.fill(value)
             field.press("Tab")
 
+    def chosen(self, place: str) -> list[str]:
+        """What a dropdown holds, of one choice or of several."""
+        field = self.page.locator(f"{place} input").first
+        return [*self.page.locator(f"{place} .token").all_inner_texts(), field.input_value()]
+
     def choose(self, place: str, name: str) -> None:
-        """From a dropdown. Its list comes and goes with what else happens on the page, so it is tried again."""
+        """Click a choice of a dropdown. Its list comes and goes with what else happens on the page."""
+        before = self.chosen(place)
         options = self.page.locator(f"{place} li, {place} [role=option], body > [role=listbox] li")
         option = options.filter(has_text=re.compile(f"^[✓ ]*{re.escape(name)} *$")).first
-        for patience in (5_000, 5_000, PATIENCE):
+        for _ in range(5):
             self.page.locator(f"{place} input").first.click()
             with suppress(PlaywrightTimeout):
-                option.click(timeout=patience)
+                option.click(timeout=5_000)
+            self.page.wait_for_timeout(1_000)
+            if self.chosen(place) != before:
                 break
             self.page.locator("body").click(position={"x": 1, "y": 1})
         else:
-            raise AssertionError(f"{name} cannot be chosen")
+            raise AssertionError(f"{name} cannot be chosen; there is {before}")
         self.page.keyboard.press("Escape")
 
 
@@ -131,7 +139,8 @@ def look_at(host: Server, seen: Seen) -> str:
         user.generate()
         user.open()
         user.page.wait_for_timeout(3000)
-        user.page.keyboard.press("Escape")  # of which AUTOMATIC1111 complains until it has shown a popup
+        user.turn_to("Settings")
+        user.page.keyboard.press("Escape")  # it looks for the button 'Interrupt', which only the tabs of pictures have
         user.page.wait_for_timeout(1000)
         seen.browser = set(user.errors)
     said = [" ".join(error.split())[:80] for error in sorted(seen.browser)]
@@ -255,7 +264,7 @@ def library(user: User) -> str:
 
 
 def convert(user: User) -> str:
-    """To safetensors and to LoRA, of a file that is one matrix and of one that is not."""
+    """To safetensors; and to LoRA, cancelled while the model samples."""
     page, models = user.page, user.seen.folder / "models"
     user.turn_to("Hypernetworks")
     user.turn_to("Convert", "#hnl-tabs")
@@ -268,8 +277,24 @@ def convert(user: User) -> str:
     made.unlink()
     page.locator("#hnl-convert-to").get_by_text("LoRA").click()
     expect(page.get_by_label("in a folder of their own")).to_be_checked()
-    user.choose("#hnl-convert-files", "wash.pt")  # no longer
+    page.locator("#hnl-convert").click()
+    expect(status).to_contain_text("0 of 1 files:", timeout=PATIENCE)
+    page.locator("#hnl-convert-cancel").click()
+    expect(status).to_contain_text("Cancelled", timeout=PATIENCE)
+    assert not list(models.glob("Lora/*-lora.safetensors"))
+    return "to safetensors; a LoRA is cancelled, and nothing of it is left"
+
+
+def to_lora(user: User) -> str:
+    """A file that is one matrix, which takes 80 steps at 512 x 512."""
+    page, models = user.page, user.seen.folder / "models"
+    user.turn_to("Hypernetworks")
+    user.turn_to("Convert", "#hnl-tabs")
+    page.locator("#hnl-convert-to").get_by_text("LoRA").click()
+    if "wash.pt" in " ".join(user.chosen("#hnl-convert-files")):
+        user.choose("#hnl-convert-files", "wash.pt")  # no longer
     user.choose("#hnl-convert-files", "flat.pt")
+    assert [name.strip() for name in user.chosen("#hnl-convert-files")] == ["flat.pt", ""]
     page.locator("#hnl-convert").click()
     table = page.locator("#hnl-convert-table").first
     expect(table).to_contain_text("flat", timeout=LORA_PATIENCE)
@@ -323,5 +348,6 @@ PAGE: dict[str, Callable[[User], str]] = {
     "page: library": library,
     "page: convert": convert,
     "page: compare": compare,
+    "page: LoRA": to_lora,
     "page: errors": errors,
 }
