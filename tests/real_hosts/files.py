@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -38,10 +39,10 @@ def save_hypernetwork(
     tree |= {"sd_checkpoint": None, "sd_checkpoint_name": None}
     content = io.BytesIO()
     torch.save(tree, content)
-    # Newer versions of torch add members that AUTOMATIC1111's check of pickles refuses.
+    # Newer versions of torch add members that AUTOMATIC1111's check of pickles refuses, of which before 1.10 `byteorder`.
     with zipfile.ZipFile(content) as written, zipfile.ZipFile(path, "w") as kept:
         for name in written.namelist():
-            if not name.endswith((".format_version", ".storage_alignment")):
+            if re.fullmatch(r"[^/]+/(data\.pkl|data/\d+|version)", name):
                 kept.writestr(name, written.read(name))
     return path
 
