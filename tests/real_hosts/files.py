@@ -39,7 +39,7 @@ def save_hypernetwork(
     tree |= {"sd_checkpoint": None, "sd_checkpoint_name": None}
     content = io.BytesIO()
     torch.save(tree, content)
-    # Newer versions of torch add members that AUTOMATIC1111's check of pickles refuses, of which before 1.10 `byteorder`.
+    # AUTOMATIC1111's check of pickles refuses the members that newer versions of torch add.
     with zipfile.ZipFile(content) as written, zipfile.ZipFile(path, "w") as kept:
         for name in written.namelist():
             if re.fullmatch(r"[^/]+/(data\.pkl|data/\d+|version)", name):
