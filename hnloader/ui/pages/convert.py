@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -174,7 +175,8 @@ class _Convert:
         parts = [result.target.name] if result.target is not None and result.outcome != "failed" else []
         parts += [result.brief_reason] if result.reason else []
         details = result.details
-        parts += [f"fidelity {details['fidelity']:.0%}"] if "fidelity" in details else []
+        if isinstance(fidelity := details.get("fidelity"), float):  # rounded down: 94.96 % are no 95
+            parts.append(f"fidelity {math.floor(1000 * fidelity) / 10:g}%")
         for kind_of_note in ("notes", "warnings"):
             parts += map(str, cast("Sequence[object]", details.get(kind_of_note, ())))
         return [markup.escaped(self._label(result)), outcome, markup.escaped("; ".join(parts), 400)]
