@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def _best_engine() -> str:
 def _fuzz(name: str, options: argparse.Namespace) -> int:
     """Fuzz one target and print a line on it; 1 when something was found."""
     FINDS.mkdir(exist_ok=True)
-    began = time.monotonic()
+    began, used = time.monotonic(), _cpu_seconds()
     with tempfile.TemporaryDirectory(prefix="hnloader-fuzz-") as folder:
         fresh = Path(folder) / "fresh"
         fresh.mkdir()
@@ -69,10 +70,10 @@ def _fuzz(name: str, options: argparse.Namespace) -> int:
     runs = re.findall(r"^#(\d+)\t|number_of_executed_units: (\d+)|executed (\d+) inputs", said, re.MULTILINE)
     count = max((int(number) for found in runs for number in found if number), default=0)
     reached = re.findall(r"cov: (\d+)", said)
-    minutes = (time.monotonic() - began) / 60
+    minutes, of_cpu = (time.monotonic() - began) / 60, (_cpu_seconds() - used) / 60
     verdict = "nothing found" if done.returncode == 0 else "FOUND"
     coverage = f", {reached[-1]} branches reached" if reached else ""
-    print(f"{name:<12} {count:>9,} inputs in {minutes:.1f} minutes{coverage}: {verdict}", flush=True)
+    print(f"{name:<12} {count:>9,} inputs in {minutes:.1f} minutes, {of_cpu:.1f} of CPU time{coverage}: {verdict}", flush=True)
     # It says so again and again; what is said last about each is what counts.
     for what, count in {w: c for c, w in re.findall(r"^  compared: ([\d,]+) (.*)$", said, re.MULTILINE)}.items():
         print(f"    {count:>9} {what}", flush=True)
@@ -84,6 +85,12 @@ def _fuzz(name: str, options: argparse.Namespace) -> int:
         ]
         print("\n".join(told[-40:])[-3000:], flush=True)
     return 1 if done.returncode else 0
+
+
+def _cpu_seconds() -> float:
+    """What the processes that were started here, and have ended, took of the processors."""
+    took = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took.ru_utime + took.ru_stime
 
 
 def _keep(name: str, fresh: Path) -> None:
