@@ -73,7 +73,8 @@ def _fuzz(name: str, options: argparse.Namespace) -> int:
     minutes, of_cpu = (time.monotonic() - began) / 60, (_cpu_seconds() - used) / 60
     verdict = "nothing found" if done.returncode == 0 else "FOUND"
     coverage = f", {reached[-1]} branches reached" if reached else ""
-    print(f"{name:<12} {count:>9,} inputs in {minutes:.1f} minutes, {of_cpu:.1f} of CPU time{coverage}: {verdict}", flush=True)
+    took = f"{minutes:.1f} minutes, {of_cpu:.1f} of CPU time"
+    print(f"{name:<12} {count:>9,} inputs in {took}{coverage}: {verdict}", flush=True)
     # It says so again and again; what is said last about each is what counts.
     for what, count in {w: c for c, w in re.findall(r"^  compared: ([\d,]+) (.*)$", said, re.MULTILINE)}.items():
         print(f"    {count:>9} {what}", flush=True)

@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, BinaryIO, Literal
 
 import torch
@@ -159,27 +160,33 @@ def _check_tensors(tensors: Iterable[TensorRef], source: Source) -> None:
     storages: dict[str, StorageRef] = {}
     total = 0
     for ref in tensors:
-        storage, count, reach = ref.storage, math.prod(ref.shape), ref.offset
-        for size, step in zip(ref.shape, ref.stride, strict=False):
-            reach += (size - 1) * step
-        inside = reach < storage.count and count <= storage.count
-        largest = max(count or math.prod(size for size in ref.shape if size), ref.offset, *ref.stride, 0)
-        proper = len(ref.shape) == len(ref.stride) and ref.offset >= 0 and largest <= MAX_TENSOR_VALUES
+        storage = ref.storage
         known = storages.setdefault(storage.key, storage)
         if known.dtype != storage.dtype or known.count != storage.count:
             raise CorruptFileError(f"{source.label}: the storage {known.key!r} is described in two ways")
-        if not proper or (count and not inside):
+        if not _fits(ref.shape, ref.stride, ref.offset, storage.count):
             raise CorruptFileError(
                 f"{source.label}: a tensor of shape {list(ref.shape)} does not fit its storage of "
                 f"{storage.count:,} values; the file is damaged or was tampered with"
             )
-        total += count * item_size(storage.dtype)
+        total += ref.count * item_size(storage.dtype)
     total = max(total, sum(storage.count * item_size(storage.dtype) for storage in storages.values()))
     if total > MAX_SHARING * source.size:
         raise CorruptFileError(
             f"{source.label}: its tensors add up to more than {MAX_SHARING} times the file's "
             f"{source.size:,} bytes; the file is damaged or was tampered with"
         )
+
+
+@functools.lru_cache(1024)  # the same sizes on both sides, and in other files
+def _fits(shape: tuple[int, ...], stride: tuple[int, ...], offset: int, count: int) -> bool:
+    """Whether a tensor of these sizes lies in a storage of `count` values, and torch can describe it."""
+    values, last = math.prod(shape), offset
+    for size, step in zip(shape, stride, strict=False):
+        last += (size - 1) * step
+    largest = max(values or math.prod(size for size in shape if size), offset, *stride, 0)
+    proper = len(shape) == len(stride) and offset >= 0 and largest <= MAX_TENSOR_VALUES
+    return proper and (values == 0 or (last < count and values <= count))
 
 
 def _tensors(tree: object) -> Iterator[TensorRef]:
@@ -311,11 +318,10 @@ class Directory:
 def has_second_name(info: zipfile.ZipInfo) -> bool:
     """Whether a member has one name for torch and another for programs that heed a Unicode path (Python since 3.12)."""
     extra = info.extra
-    while len(extra) >= 4:
-        tag, size = struct.unpack_from("<HH", extra)
-        if tag == _UNICODE_PATH:
+    while _UNICODE_PATH in extra and len(extra) >= 4:
+        if extra.startswith(_UNICODE_PATH):
             return True
-        extra = extra[4 + size :]
+        extra = extra[4 + int.from_bytes(extra[2:4], "little") :]
     return False
 
 
@@ -340,7 +346,7 @@ def _members(archive: zipfile.ZipFile, source: Source) -> dict[str, zipfile.ZipI
                 f"{source.label}: the zip member {name!r} would be unpacked outside of its folder; not loaded"
             )
     end = 0
-    for info in sorted(infos, key=lambda info: info.header_offset):
+    for info in sorted(infos, key=attrgetter("header_offset")):
         if info.flag_bits & 1:
             raise CorruptFileError(f"{source.label}: the zip member {info.filename!r} is encrypted")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -373,7 +379,7 @@ def _check_byte_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipIn
             )
 
 
-_UNICODE_PATH = 0x7075  # tag of the extra field
+_UNICODE_PATH = b"up"  # tag of the extra field, 0x7075
 # Absolute paths, drives, and steps upwards, of Windows as well.
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
 

@@ -136,7 +136,7 @@ def build_side(architecture: Architecture, width: int, tensors: Mapping[str, Ten
 
 def is_tensor_info(value: object) -> bool:
     """True for a tensor that was not read yet."""
-    return hasattr(value, "shape") and hasattr(value, "count") and hasattr(value, "dtype")
+    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def named_tensors(given: Mapping[object, object], where: str) -> tuple[SideTensors, bool]:

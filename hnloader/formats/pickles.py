@@ -12,6 +12,7 @@ The opcodes are those of Python's pickle protocols 0 to 5 (Lib/pickletools.py do
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 import struct
 from collections import OrderedDict
@@ -186,24 +187,27 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
 
 def _check_tree(value: object) -> None:
     """Refuse what nests too deeply, contains itself, unfolds into more than `MAX_VALUES` values, or is no data."""
-    pending: list[tuple[object, int]] = [(value, 0)]
-    seen = 0
-    while pending:
-        item, depth = pending.pop()
-        seen += 1
+    level: list[object] = [value]  # what lies equally deep
+    depth, seen = 0, 1
+    while level:
         if depth > MAX_DEPTH:
             raise MalformedPickleError(f"it nests containers more than {MAX_DEPTH} deep, or one contains itself")
-        if seen > MAX_VALUES:
-            raise MalformedPickleError(f"it unfolds into more than {MAX_VALUES:,} values")
-        if type(item) in PLAIN:
-            continue
-        if isinstance(item, (Symbol, StorageRef)):
-            what = f"the global {item.name!r}" if isinstance(item, Symbol) else "a storage"
-            raise MalformedPickleError(f"{what} stands in it as a value")
-        if isinstance(item, dict):
-            pending += [(part, depth + 1) for pair in item.items() for part in pair]
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            pending += [(part, depth + 1) for part in item]
+        deeper: list[object] = []
+        for item in level:
+            if type(item) in PLAIN:
+                continue
+            if isinstance(item, (Symbol, StorageRef)):
+                what = f"the global {item.name!r}" if isinstance(item, Symbol) else "a storage"
+                raise MalformedPickleError(f"{what} stands in it as a value")
+            if isinstance(item, dict):
+                deeper += item
+                deeper += item.values()
+            elif isinstance(item, (list, tuple, set, frozenset)):
+                deeper += item
+            if seen + len(deeper) > MAX_VALUES:
+                raise MalformedPickleError(f"it unfolds into more than {MAX_VALUES:,} values")
+        seen += len(deeper)
+        level, depth = deeper, depth + 1
 
 
 _MARK = object()
@@ -485,11 +489,12 @@ class _Machine:
          hooks, hooks_put, arguments_put, put) = match.groups()
         # fmt: on
         memo = self.memo
-        called, word, named, place, made = [memo.get(index[0]) for index in (builder, storage, kind, location, hooks)]
+        word, named, place = memo.get(storage[0]), memo.get(kind[0]), memo.get(location[0])
         dtype = _DTYPES.get(named.name) if type(named) is Symbol else None
-        if not (dtype and word == "storage" and type(place) is str and _is(called, _TENSOR) and _is(made, _ORDERED)):
+        known = _is(memo.get(builder[0]), _TENSOR) and _is(memo.get(hooks[0]), _ORDERED)
+        if not (known and dtype and word == "storage" and type(place) is str):
             return False
-        replaced = location == key_put[1:] or hooks in (key_put[1:], id_put[1:], shape_put[1:], stride_put[1:])
+        replaced = key_put == b"q" + location or b"q" + hooks in (key_put, id_put, shape_put, stride_put)
         if replaced or len(key) != key_size[0]:  # it uses what it has replaced, or its key ends elsewhere
             return False
         ref, start = StorageRef(key.decode(), dtype, _number(count)), _number(offset)
@@ -568,6 +573,7 @@ class _Machine:
         self.push(self.refuse("an out-of-band buffer", "buffer"))
 
 
+@functools.lru_cache(1 << 12)  # the same few sizes and places again and again, in one file and the next
 def _number(argument: bytes) -> int:
     """Of an opcode with its argument, as `_USUAL_TENSOR` finds it; none of them is negative."""
     return int.from_bytes(argument[1:], "little")

@@ -9,6 +9,7 @@ used, so that `inspect` and `load` share this proof.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -82,12 +83,10 @@ def prove(sides: list[SideShapes], metadata: Mapping[str, object]) -> Architectu
     for side in sides:
         _check_names(side)
     stated = {key: metadata[key] for key in ARCHITECTURE_KEYS if key in metadata}
-    candidates = list(_candidates(sides, stated))
-    for candidate in candidates:
-        expected = {width: _expected(candidate, width) for width in {side.width for side in sides}}
-        if all(expected[side.width] == side.shapes for side in sides):
+    for candidate in _candidates(sides, stated):
+        if all(_expected(candidate, side.width) == side.shapes for side in sides):
             return candidate
-    raise UnsupportedArchitectureError(_contradiction(sides, stated, candidates))
+    raise UnsupportedArchitectureError(_contradiction(sides, stated, list(_candidates(sides, stated))))
 
 
 def _check_names(side: SideShapes) -> None:
@@ -110,7 +109,8 @@ def _check_names(side: SideShapes) -> None:
             )
 
 
-def _expected(architecture: Architecture, width: int) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(128)  # asked for both sides of a width, and a folder's files are often built alike
+def _expected(architecture: Architecture, width: int) -> Shapes:
     """Names and shapes of the tensors of a side of that architecture."""
     if architecture.residual is None:
         return _tensors_of(architecture.layers(width), architecture, "linear")
