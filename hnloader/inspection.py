@@ -15,6 +15,7 @@ from hnloader.formats import MAX_NESTED_COMPOSITIONS, hns, read_contents
 from hnloader.formats.contents import Contents, is_tensor_info
 from hnloader.formats.proof import ARCHITECTURE_KEYS
 from hnloader.formats.source import FileLike, Source, open_source
+from hnloader.formats.trees import mapped
 from hnloader.network import Architecture
 
 _CHUNK = 1 << 20
@@ -214,13 +215,7 @@ def _number(value: object) -> int | None:
 
 
 def _without_tensors(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _without_tensors(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_without_tensors(part) for part in value)
-    if is_tensor_info(value):
-        return f"tensor {value.dtype} {list(value.shape)}"  # type: ignore[attr-defined]
-    return value
+    return mapped(value, lambda part: f"tensor {part.dtype} {list(part.shape)}" if is_tensor_info(part) else part)
 
 
 def _architecture(architecture: Architecture | None) -> dict[str, object] | None:

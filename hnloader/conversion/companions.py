@@ -6,19 +6,19 @@ bytes, so the name is written anew; nothing else in it changes, and nothing in i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from hnloader.errors import HypernetworkError
 from hnloader.files import replacing
-from hnloader.formats.checkpoint import read_checkpoint
+from hnloader.formats.checkpoint import Checkpoint, read_checkpoint
 from hnloader.formats.outgoing import Lazy
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import open_source
 from hnloader.formats.torch_zip import write_tree
+from hnloader.formats.trees import mapped
 
 SUFFIX = ".optim"
 _SHORT = 10
@@ -51,7 +51,7 @@ def carry(source: Path, source_sha256: str, target: Path, target_sha256: str) ->
             belongs = tree.get("hash") == source_sha256[:_SHORT]
             written = {**tree, "hash": target_sha256[:_SHORT]} if belongs else tree
             with replacing(wanted) as temporary:
-                write_tree(temporary, _lazily(written, checkpoint.read, checkpoint.forget))
+                write_tree(temporary, mapped(written, lambda value: _lazy(value, checkpoint)))
     except HypernetworkError as error:
         if str(error).startswith("cannot write"):
             raise
@@ -61,20 +61,15 @@ def carry(source: Path, source_sha256: str, target: Path, target_sha256: str) ->
     return f"{given.name} was copied to {wanted.name} and names the new file"
 
 
-def _lazily(value: object, read: Callable[[TensorRef], Tensor], forget: Callable[[], None]) -> object:
-    if isinstance(value, TensorRef):
-        return _lazy(value, read, forget)
-    if isinstance(value, dict):
-        return {key: _lazily(part, read, forget) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_lazily(part, read, forget) for part in value)  # type: ignore[attr-defined, call-arg]
-    return value
+def _lazy(value: object, checkpoint: Checkpoint) -> object:
+    """A tensor of the checkpoint as one that is read when it is written; anything else as it is."""
+    if not isinstance(value, TensorRef):
+        return value
+    ref = value
 
-
-def _lazy(ref: TensorRef, read: Callable[[TensorRef], Tensor], forget: Callable[[], None]) -> Lazy:
     def get() -> Tensor:
-        tensor = read(ref).contiguous()
-        forget()
+        tensor = checkpoint.read(ref).contiguous()
+        checkpoint.forget()
         return tensor
 
     return Lazy(ref.shape, ref.dtype, get)

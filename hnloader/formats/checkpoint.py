@@ -44,6 +44,7 @@ from hnloader.formats.pickles import (
 )
 from hnloader.formats.refusals import check_refusals, is_inert
 from hnloader.formats.source import PIECE_SIZE, FileLike, Source, joined, open_source
+from hnloader.formats.trees import mapped
 
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY_SIZE = 8 << 20
@@ -132,17 +133,7 @@ def load_plain(file: FileLike) -> Any:
     with open_source(file) as source:
         checkpoint = read_checkpoint(source)
         check_refusals(checkpoint.refused, source.label, inert_allowed=True)
-        return _with_tensors(checkpoint.tree, checkpoint)
-
-
-def _with_tensors(item: Any, checkpoint: Checkpoint) -> Any:
-    if isinstance(item, TensorRef):
-        return checkpoint.read(item)
-    if isinstance(item, dict):
-        return {key: _with_tensors(value, checkpoint) for key, value in item.items()}
-    if isinstance(item, (list, tuple)):
-        return type(item)(_with_tensors(value, checkpoint) for value in item)
-    return item
+        return mapped(checkpoint.tree, lambda value: checkpoint.read(value) if isinstance(value, TensorRef) else value)
 
 
 def _all_inert(refused: list[Refusal]) -> bool:

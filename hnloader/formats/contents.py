@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
 from hnloader.formats.proof import OLD_NAMES, SideShapes, normalise_name, prove
+from hnloader.formats.trees import mapped
 from hnloader.network import Architecture, Hypernetwork, Side, SideName, make_side
 
 FLOATING = ("float32", "float16", "bfloat16", "float64")
@@ -118,11 +119,7 @@ class Contents:
 
     def _with_tensors(self, value: object) -> object:
         """`value` with each `TensorInfo` in it replaced by its tensor."""
-        if isinstance(value, dict):
-            return {key: self._with_tensors(part) for key, part in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(self._with_tensors(part) for part in value)  # type: ignore[attr-defined, call-arg]
-        return self.read(value) if is_tensor_info(value) else value
+        return mapped(value, lambda part: self.read(part) if is_tensor_info(part) else part)
 
 
 def build_side(architecture: Architecture, width: int, tensors: Mapping[str, Tensor]) -> Side:

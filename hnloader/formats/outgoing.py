@@ -15,6 +15,7 @@ from hnloader.errors import UnsupportedArchitectureError
 from hnloader.formats.contents import Contents, check_finite, is_tensor_info, state_dict
 from hnloader.formats.proof import OLD_NAMES
 from hnloader.formats.source import PIECE_SIZE
+from hnloader.formats.trees import mapped
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 
@@ -146,12 +147,10 @@ def tensor_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
 
 def lazily(value: object, contents: Contents | None = None) -> object:
     """`value` with each tensor in it as a `Lazy`; those of a file, `contents`, are read when they are asked for."""
-    if isinstance(value, Tensor):
-        return _held(value)
-    if contents is not None and is_tensor_info(value):
-        return _stored(contents, value, None)
-    if isinstance(value, dict):
-        return {key: lazily(part, contents) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(lazily(part, contents) for part in value)  # type: ignore[attr-defined, call-arg]
-    return value
+
+    def lazy(part: object) -> object:
+        if isinstance(part, Tensor):
+            return _held(part)
+        return _stored(contents, part, None) if contents is not None and is_tensor_info(part) else part
+
+    return mapped(value, lazy)
