@@ -132,7 +132,7 @@ def build_side(architecture: Architecture, width: int, tensors: Mapping[str, Ten
 
 
 def is_tensor_info(value: object) -> bool:
-    """True for a tensor that was not read yet."""
+    """True for a tensor that was not read yet, among what a file's pickle or header can hold."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
