@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..host import Access, Rendered  # noqa: TID252 - the package has another na
 if TYPE_CHECKING:
     from hnloader.ui import PictureRequest
 
-# Seconds between two attempts to get a turn.
+# Seconds between two calls of `waiting`.
 _PATIENCE = 0.1
 # The key of the setting 'Add hypernetwork to prompt', and its value for nothing.
 _QUICK, _NOTHING = "sd_hypernetwork", "None"
@@ -147,16 +147,27 @@ class Automatic1111:
 
     @contextmanager
     def turn(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Jobs of the page and of the API that wait already go first."""
+        """In line with the jobs of the page and of the API, in the order in which they came."""
         from modules import call_queue
 
-        while not call_queue.queue_lock.acquire(False):
-            waiting()
-            time.sleep(_PATIENCE)
+        ours, over = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with call_queue.queue_lock:
+                ours.set()
+                over.wait()
+
+        # Nobody can leave the line of the host's lock; a thread that stands in it for us can let others pass at once.
+        holder = threading.Thread(target=hold, name="hnloader's turn", daemon=True)
+        holder.start()
         try:
+            while not ours.wait(_PATIENCE):
+                waiting()
             yield
         finally:
-            call_queue.queue_lock.release()
+            over.set()
+            if ours.is_set():
+                holder.join()
 
     def render(self, request: PictureRequest) -> Rendered:
         """By the host's own processing, as its API does it."""

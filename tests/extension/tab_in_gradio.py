@@ -150,7 +150,7 @@ def compare(page: Page, webui: Webui) -> None:
         expect(page.locator("#hnl-compare-status [role=progressbar]").first).to_contain_text("step 0 of 20")
         page.locator("#hnl-compare-cancel").click()
         expect(status).to_contain_text("Cancelled")
-    assert not lock.locked()
+    assert lock.comes_to_rest()
     said("cancels, also while it waits for another job")
 
     page.locator("#hnl-compare-prompts textarea").fill("a cat")

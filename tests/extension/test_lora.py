@@ -100,10 +100,7 @@ def apply_lora(webui: Webui, path: Path) -> None:
 
 
 def idle(webui: Webui) -> bool:
-    lock = webui.part("call_queue").queue_lock
-    free = lock.acquire(blocking=False)
-    if free:
-        lock.release()
+    free = webui.part("call_queue").queue_lock.comes_to_rest()
     return free and not any(module._forward_pre_hooks for module in webui.unet.modules())
 
 
