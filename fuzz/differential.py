@@ -60,7 +60,8 @@ MORE_LENIENT: tuple[tuple[str, str], ...] = (
     (r"ParameterDict", "in which the first textual-inversion embeddings keep their tensors"),
     (
         r"Trying to resize storage|setStorage|storage offset|negative (dimension|stride)|is not allowed|record size"
-        r"|unpack the object|get_storage_from_record|calculation overflowed|Overflow when unpacking",
+        r"|unpack the object|get_storage_from_record|calculation overflowed|Overflow when unpacking"
+        r"|failed locating file data/",
         "a tensor that the pickle itself drops again; those that are kept are checked",
     ),
     (r"multidisk", "a number of disks that nothing refers to"),

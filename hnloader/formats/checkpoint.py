@@ -231,10 +231,6 @@ def _read_zip(source: Source) -> Checkpoint:
         raise UnsafeFileError(f"{source.label} is a TorchScript archive: it holds code, not a hypernetwork; not loaded")
     _check_byte_order(archive, members, root, source)
 
-    def read(name: str) -> bytes:
-        with _zip_errors(source):
-            return archive.read(members[name])
-
     def check_storage(ref: StorageRef) -> None:
         name, size = f"{root}data/{ref.key}", ref.count * item_size(ref.dtype)
         if name not in members:
@@ -247,7 +243,7 @@ def _read_zip(source: Source) -> Checkpoint:
 
     if members[pickles[0]].file_size > MAX_PICKLE_SIZE:
         raise CorruptFileError(f"{source.label}: data.pkl is larger than {MAX_PICKLE_SIZE >> 20} MiB")
-    pickle = _parse(read(pickles[0]), 0, source)
+    pickle = _parse(_whole_member(archive, members[pickles[0]], source), 0, source)
     if _all_inert(pickle.refused):
         tensors = list(_tensors(pickle.value))
         _check_tensors(tensors, source)
@@ -262,6 +258,19 @@ def _read_zip(source: Source) -> Checkpoint:
     )
 
 
+def _whole_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source) -> bytes:
+    """The contents of a small member; raises CorruptFileError where they are damaged or less than it declares."""
+    with _zip_errors(source):
+        data = archive.read(member)
+        _check_unpacked(member, member.file_size - len(data))
+    return data
+
+
+def _check_unpacked(member: zipfile.ZipInfo, missing: int) -> None:
+    if missing:
+        raise zipfile.BadZipFile(f"{member.filename!r} unpacks to {missing:,} bytes less than it declares")
+
+
 def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source) -> Iterator[memoryview]:
     """The contents of a member in pieces; raises CorruptFileError at the end where their CRC is wrong.
 
@@ -273,8 +282,7 @@ def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: So
             while data := opened.read(PIECE_SIZE):
                 left -= len(data)
                 yield memoryview(bytearray(data))
-            if left:
-                raise zipfile.BadZipFile(f"{member.filename!r} unpacks to {left:,} bytes less than it declares")
+            _check_unpacked(member, left)
             return
     # What is not compressed is read without zipfile's own buffers.
     name_size, extra_size = struct.unpack("<HH", source.read(member.header_offset + 26, 4))
@@ -362,8 +370,7 @@ def _check_byte_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipIn
     if name in members:
         if members[name].file_size > 16:
             raise CorruptFileError(f"{source.label}: its byte order is stated in {members[name].file_size:,} bytes")
-        with _zip_errors(source):
-            order = archive.read(members[name])
+        order = _whole_member(archive, members[name], source)
         if order.strip() != b"little":
             raise UnsupportedArchitectureError(
                 f"{source.label} was saved on a big-endian machine; save it again on a little-endian one"
