@@ -55,7 +55,7 @@ MORE_LENIENT: tuple[tuple[str, str], ...] = (
         "fields that say nothing of where the data lie, such as zip64 ones unasked",
     ),
     (r"values to unpack \(expected [45]", "a storage named with or without the view that no file has any more"),
-    (r"positional argument", "a tensor described without the gradients and hooks that are not used"),
+    (r"positional argument|requires_grad must be a bool", "gradients and hooks of a tensor, which are not used"),
     (r"GLOBAL (\S+\.)?(set|frozenset|bytes|bytearray) was not", "plain containers, made by us"),
     (r"ParameterDict", "in which the first textual-inversion embeddings keep their tensors"),
     (
