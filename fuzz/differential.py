@@ -27,6 +27,7 @@ STRICTER: tuple[tuple[str, str], ...] = (
     (r"an integer of|is larger than|nests containers more than", "our limits"),
     (r"unfolds into more than|copies more than|more than [\d,]+ opcodes", "our limits"),
     (r"whose sizes are not numbers", "True is no size, and 16 dimensions are enough; torch takes both"),
+    (r"marked as negated or conjugated", "views that no hypernetwork has; torch negates the values"),
     (r"stands in it as a value", "a class or a storage is no data"),
     (r"list of storages does not name", "torch ignores storages that no tensor uses, or fails later"),
     (r"is described in two ways|does not fit its storage", "torch takes the first description of a storage for all"),

@@ -471,6 +471,8 @@ class _Machine:
             return arguments[0]
         if len(arguments) < 4:
             raise MalformedPickleError(f"a tensor described by {len(arguments)} values before byte {self.at}")
+        if len(arguments) > 6 and arguments[6]:  # after gradients and hooks: its values are not those of the storage
+            raise MalformedPickleError(f"a tensor that is marked as negated or conjugated before byte {self.at}")
         storage, offset, shape, stride = arguments[:4]
         if not isinstance(storage, StorageRef):
             return self.refuse("a tensor of an unknown kind of storage", name)

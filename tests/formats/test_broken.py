@@ -633,6 +633,17 @@ def test_members_compressed_as_torch_never_does(method: int) -> None:
     assert_refused(rezipped(ZIP, compression=method), CorruptFileError, f"compressed by method {method}")
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_negated_view_is_refused(legacy: bool) -> None:
+    """Its storage holds the values with the other sign, and the pickle says that they are to be turned."""
+    content = simple_tree()
+    weights = next(value for key, value in content.items() if isinstance(key, int))[0]
+    name, tensor = next(iter(weights.items()))
+    hnloader.load(io.BytesIO(saved(content, legacy=legacy)))
+    weights[name] = torch._neg_view(tensor)
+    assert_refused(saved(content, legacy=legacy), CorruptFileError, "negated or conjugated")
+
+
 def test_a_byte_order_that_is_no_word() -> None:
     without = rezipped(ZIP, lambda name, content: None if name.endswith("byteorder") else content)
     data = io.BytesIO(without)  # torch before 2.1 writes none
