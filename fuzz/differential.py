@@ -19,7 +19,7 @@ from hnloader.formats.source import open_source
 # What one side refuses and the other reads: what the side that refuses says, and why that is as it should be.
 STRICTER: tuple[tuple[str, str], ...] = (
     (
-        r"^it holds ",
+        r"^it holds |its pickle holds",
         "torch allows more globals and calls than a hypernetwork has: dtypes, layouts, sparse tensors, ...",
     ),
     (r"its pickle is damaged: it ends at byte", "torch takes the topmost value and ignores what else was left"),

@@ -125,6 +125,10 @@ class Parameters(OrderedDict[object, object]):
     """What an `nn.ParameterDict` holds; no other state of that module is kept."""
 
 
+# Classes of which an object may be made, without arguments.
+_DICTS: dict[str, type[OrderedDict[object, object]]] = {_ORDERED: OrderedDict, _PARAMETERS: Parameters}
+
+
 @dataclass
 class Pickle:
     """What one pickle says.
@@ -548,11 +552,11 @@ class _Machine:
             self.stack[-1] = self.refuse(f"attributes set on a {type(target).__name__}", "BUILD")
 
     def instance(self, arguments: list[object]) -> None:
-        """INST, OBJ, NEWOBJ, NEWOBJ_EX: they make objects of a class, of which only ParameterDict is known."""
+        """INST, OBJ, NEWOBJ, NEWOBJ_EX: they make objects of a class, of which two kinds of dicts are known."""
         made = next((a for a in arguments if isinstance(a, (Symbol, Opaque))), None)
         name = made.name if made is not None else "?"
-        if name == _PARAMETERS and isinstance(made, Symbol) and all(a is made or a == () for a in arguments):
-            self.push(Parameters())
+        if name in _DICTS and isinstance(made, Symbol) and all(a is made or a == () for a in arguments):
+            self.push(_DICTS[name]())
             return
         self.push(self.refuse(f"an object of {name!r}", name))
 

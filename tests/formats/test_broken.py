@@ -9,6 +9,7 @@ import pickle
 import struct
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -631,6 +632,17 @@ def test_a_safetensors_header_that_is_no_utf_8(encoding: str, tmp_path: Path) ->
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_members_compressed_as_torch_never_does(method: int) -> None:
     assert_refused(rezipped(ZIP, compression=method), CorruptFileError, f"compressed by method {method}")
+
+
+@pytest.mark.parametrize(
+    "made", [b"ccollections\nOrderedDict\n)\x81", b"(ccollections\nOrderedDict\no"], ids=["NEWOBJ", "OBJ"]
+)
+def test_an_empty_ordered_dict_may_be_made_as_an_object(made: bytes) -> None:
+    found = read_pickle(b"\x80\x02" + made + b".")
+    assert type(found.value) is OrderedDict and not found.value and not found.refused
+    assert read_pickle(
+        b"\x80\x02ccollections\nOrderedDict\nK\x01\x85\x81."
+    ).refused  # its arguments would be passed over
 
 
 @pytest.mark.parametrize("legacy", [False, True])
