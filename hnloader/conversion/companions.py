@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
 from hnloader.errors import HypernetworkError
 from hnloader.files import replacing
-from hnloader.formats.checkpoint import Checkpoint, read_checkpoint
-from hnloader.formats.outgoing import Lazy
-from hnloader.formats.pickles import TensorRef
+from hnloader.formats.checkpoint import read_checkpoint
+from hnloader.formats.outgoing import lazily
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import open_source
 from hnloader.formats.torch_zip import write_tree
-from hnloader.formats.trees import mapped
 
 SUFFIX = ".optim"
 _SHORT = 10
@@ -51,7 +47,7 @@ def carry(source: Path, source_sha256: str, target: Path, target_sha256: str) ->
             belongs = tree.get("hash") == source_sha256[:_SHORT]
             written = {**tree, "hash": target_sha256[:_SHORT]} if belongs else tree
             with replacing(wanted) as temporary:
-                write_tree(temporary, mapped(written, lambda value: _lazy(value, checkpoint)))
+                write_tree(temporary, lazily(written, checkpoint))
     except HypernetworkError as error:
         if str(error).startswith("cannot write"):
             raise
@@ -59,17 +55,3 @@ def carry(source: Path, source_sha256: str, target: Path, target_sha256: str) ->
     if not belongs:
         return f"{given.name} was copied to {wanted.name}, but belongs to another file: its hash differs"
     return f"{given.name} was copied to {wanted.name} and names the new file"
-
-
-def _lazy(value: object, checkpoint: Checkpoint) -> object:
-    """A tensor of the checkpoint as one that is read when it is written; anything else as it is."""
-    if not isinstance(value, TensorRef):
-        return value
-    ref = value
-
-    def get() -> Tensor:
-        tensor = checkpoint.read(ref).contiguous()
-        checkpoint.forget()
-        return tensor
-
-    return Lazy(ref.shape, ref.dtype, get)

@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,26 @@ class Lazy:
         view = memoryview(tensor_bytes(tensor)).cast("B")
         for at in range(0, len(view), PIECE_SIZE):
             yield view[at : at + PIECE_SIZE]
+
+
+class Stored(Protocol):
+    """A file that gives its tensors one by one, as `Contents` and `Checkpoint` do."""
+
+    @property
+    def label(self) -> str:
+        """What messages call the file."""
+
+    @property
+    def read(self) -> Callable[[Any], Tensor]:
+        """Gives a tensor."""
+
+    @property
+    def forget(self) -> Callable[[], None]:
+        """Drops what `read` keeps."""
+
+    @property
+    def stream(self) -> Callable[[Any], Iterator[memoryview] | None]:
+        """Gives a tensor's bytes in pieces; None for one that must be read whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +133,7 @@ def _held(tensor: Tensor) -> Lazy:
     return Lazy(tuple(ready.shape), str(ready.dtype).removeprefix("torch."), lambda: ready)
 
 
-def _stored(contents: Contents, info: Any, where: str | None) -> Lazy:
+def _stored(contents: Stored, info: Any, where: str | None) -> Lazy:
     def get() -> Tensor:
         tensor = contents.read(info).contiguous()
         contents.forget()
@@ -145,12 +165,12 @@ def tensor_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
     return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
 
 
-def lazily(value: object, contents: Contents | None = None) -> object:
-    """`value` with each tensor in it as a `Lazy`; those of a file, `contents`, are read when they are asked for."""
+def lazily(value: object, stored: Stored | None = None) -> object:
+    """`value` with each tensor in it as a `Lazy`; those of a file, `stored`, are read when they are asked for."""
 
     def lazy(part: object) -> object:
         if isinstance(part, Tensor):
             return _held(part)
-        return _stored(contents, part, None) if contents is not None and is_tensor_info(part) else part
+        return _stored(stored, part, None) if stored is not None and is_tensor_info(part) else part
 
     return mapped(value, lazy)
