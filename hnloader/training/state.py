@@ -1,7 +1,8 @@
 """The state of a training on disk: everything from which it goes on, in one safetensors file written atomically.
 
-Tensors are named `weights.<n>`, `average.<n>` and `optimizer.<n>.<key>`; the rest is JSON in the header. Nothing
-random is in it: what a step sees follows from the seed and the step (see `sampling`).
+Tensors are named `weights.<n>`, `average.<n>` and `optimizer.<n>.<key>`, where the key of a mapping within a mapping
+is `<outer>.<inner>`; the rest is JSON in the header. Nothing random is in it: what a step sees follows from the seed
+and the step (see `sampling`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def save_state(
     described = optimizer.state_dict()
     scalars: dict[str, dict[str, Any]] = {}
     for index, values in described["state"].items():
-        for key, value in values.items():
+        for key, value in _flat(values):
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
@@ -137,15 +139,16 @@ def load_state(
         _copy(path, tensors, "average", average)
     described: dict[str, Any] = {"state": {}, "param_groups": about["optimizer"]["groups"]}
     for index, scalars in about["optimizer"]["scalars"].items():
-        described["state"][int(index)] = dict(scalars)
+        for key, value in scalars.items():
+            _put(described["state"].setdefault(int(index), {}), key, value)
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
             index, _, key = rest.partition(".")
-            described["state"].setdefault(int(index), {})[key] = tensor
+            _put(described["state"].setdefault(int(index), {}), key, tensor)
     try:
         optimizer.load_state_dict(described)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise HypernetworkError(f"{path}: its optimizer's state does not fit ({error}); start anew") from error
     best = about["best"]
     best = tuple(best) if best else None
@@ -182,6 +185,23 @@ def _copy(path: Path, tensors: dict[str, Tensor], kind: str, targets: list[Tenso
         for new, old in zip(found, targets, strict=True):
             assert new is not None
             old.copy_(new)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its key; bitsandbytes has what is quantised in a mapping of its own within a parameter's."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _put(values: dict[str, Any], key: str, value: object) -> None:
+    """The other way round."""
+    *outer, last = key.split(".")
+    for each in outer:
+        values = values.setdefault(each, {})
+    values[last] = value
 
 
 def _plain(value: object) -> object:
