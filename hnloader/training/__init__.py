@@ -82,6 +82,7 @@ def prepare(
         from hnloader.training.denoiser import Denoiser
         from hnloader.training.loop import Training, alone, folder_of
         from hnloader.training.optimizers import KINDS
+        from hnloader.training.reproducible import ask_cublas
         from hnloader.training.state import states
         from hnloader.training.trackers import check_trackers
     except ModuleNotFoundError as error:
@@ -102,6 +103,8 @@ def prepare(
     processes = _processes()
     place = device if processes is None else str(processes.device)
     check_precision(config, place)
+    if config.reproducible:
+        ask_cublas()
     model = load_model(
         config.model,
         device=place,

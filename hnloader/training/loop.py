@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from hnloader.training.images import bucket
 from hnloader.training.optimizers import make_optimizer, set_rate
 from hnloader.training.rates import parse_rate
 from hnloader.training.report import write_report
+from hnloader.training.reproducible import reproducible, without
 from hnloader.training.sampling import Draw, Order, chance, held_out, random_of, whole
 from hnloader.training.schema import ConfigError
 from hnloader.training.state import State, load_state, save_state, states
@@ -208,10 +210,10 @@ class Training:
         for note in filter(None, [*self.notes, started]):
             tell(self._event(message=note))
         why: Why = "done"
-        with _signals(self.stop), self.trainee.ready():
+        with _signals(self.stop), self.trainee.ready(), self._order_of_sums():
             for step in range(self.state.step + 1, self.config.steps + 1):
                 began = time.monotonic()
-                loss = self._step(step)
+                loss = self._step_somehow(step, tell)
                 mean = self.state.loss
                 self.state.loss = loss if mean is None else _SMOOTHING * mean + (1 - _SMOOTHING) * loss
                 self.state.step = step
@@ -242,12 +244,27 @@ class Training:
 
     # -- a step
 
+    def _order_of_sums(self) -> contextlib.AbstractContextManager[None]:
+        return reproducible(self.denoiser.device) if self.config.reproducible else contextlib.nullcontext()
+
+    def _step_somehow(self, step: int, tell: Callable[[Event], None]) -> float:
+        """One step; where torch has no way of it that gives the same bits each time, as it can."""
+        try:
+            return self._step(step)
+        except RuntimeError as error:
+            if not without(error):
+                raise
+            reason = textwrap.shorten(str(error), 200)
+        tell(self._event(message=f"run again, this training will end in slightly other weights: {reason}"))
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._step(step)
+
     def _step(self, step: int) -> float:
         """One step; returns its loss."""
         config = self.config
         # Dropout takes torch's own random numbers.
         torch.manual_seed(whole(random_of(config.seed, "dropout", step), 2**31))
-        total = 0.0
+        losses: list[Tensor] = []
         with self.trainee.acting(training=True):
             for part in range(config.accumulation):
                 draws = self._order[self._batch_number(step, part)]
@@ -256,7 +273,9 @@ class Training:
                 if config.prior.weight:
                     loss = loss + config.prior.weight * self._prior_loss(batch, draws)
                 self.scaler.scale(loss / config.accumulation).backward()
-                total += float(loss.detach()) / config.accumulation
+                losses.append(loss.detach())
+        # Read only now: a graphics card is waited for once, with the whole step before it.
+        total = sum(float(loss) / config.accumulation for loss in losses)
         self._share_gradients()
         self.scaler.unscale_(self.optimizer)
         if not math.isfinite(total) or not (self._finite_gradients() or self._may_lower_the_scale()):
