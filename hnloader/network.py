@@ -331,7 +331,9 @@ class Hypernetwork(nn.Module):
             return stored
         key = (width, side, place, dtype)
         if key not in self._copies:
-            self._copies[key] = copy.deepcopy(stored).to(device=place, dtype=dtype).requires_grad_(False)
+            # A copy made in inference mode could not be used outside of it, where gradients are recorded.
+            with torch.inference_mode(False), torch.no_grad():
+                self._copies[key] = copy.deepcopy(stored).to(device=place, dtype=dtype).requires_grad_(False)
         return self._copies[key]
 
     def prepare(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:

@@ -100,6 +100,8 @@ class Projection:
         else:
             weight, bias = fold.weight, fold.bias
             contexts = [input if plan is None else plan.before_fold(input) for plan in fold.plans]
+        if len(contexts) == 1:
+            return functional.linear(contexts[0], weight, bias)
         if all(context is contexts[0] for context in contexts):
             return functional.linear(contexts[0], weight, bias)
         count = len(contexts)

@@ -151,6 +151,8 @@ class Injector:
     def _see_changes(self) -> None:
         """Notice what has happened to the model and to the hypernetworks since the last call."""
         if self._signature.changed():
+            for hypernetwork in self._acting:
+                hypernetwork.release()  # what was copied or derived is of other values
             self._plans.clear()
             self.stale = True
         if self._watch.changed():

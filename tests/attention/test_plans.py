@@ -866,3 +866,58 @@ def test_memory_is_bounded_and_stated(unet):
 
 def test_the_exact_path_is_the_reference(unet):
     assert_same(exactly(RELU, strength=0.8), run(reference(unet, [(RELU, 0.8, 0.8)])))
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_that_changes_is_computed_with_its_new_values_in_any_precision(
+    change: str, dtype: torch.dtype, unet: nn.Module
+) -> None:
+    """In another precision than the file's it is computed with copies, which are of the old values then."""
+    hypernetwork = copy.deepcopy(RELU)
+    inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in unet_inputs().items()}
+    unet.to(dtype)
+    with attach(unet, hypernetwork), torch.no_grad():
+        run(unet, **inputs)
+        for module in hypernetwork.modules():
+            for name, parameter in list(module._parameters.items()):
+                if change == "in place":
+                    parameter.mul_(-0.5)
+                else:
+                    setattr(module, name, nn.Parameter(parameter * -0.5, requires_grad=False))
+        found = run(unet, **inputs)
+    fresh = Hypernetwork.new(ALL, RELU.architecture, name="fresh").requires_grad_(False)
+    fresh.load_state_dict(hypernetwork.state_dict())
+    with attach(unet, fresh):
+        assert torch.equal(run(unet, **inputs), found)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_copy_made_in_inference_mode_serves_where_gradients_are_recorded(exact: bool, unet: nn.Module) -> None:
+    hypernetwork = copy.deepcopy(RELU).half()  # computed with copies in float32
+    with attach(unet, hypernetwork, exact=exact):
+        with torch.inference_mode():
+            unet(**unet_inputs())
+        text = unet_inputs()["encoder_hidden_states"].requires_grad_()
+        (found,) = torch.autograd.grad(unet(**{**unet_inputs(), "encoder_hidden_states": text}).sample.sum(), text)
+    with attach(unet, copy.deepcopy(RELU).half(), exact=True):
+        (expected,) = torch.autograd.grad(unet(**{**unet_inputs(), "encoder_hidden_states": text}).sample.sum(), text)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["norm", "norm and dropout", "relu"])
+def test_half_precision_is_as_near_to_float32_as_the_exact_path(name: str, dtype: torch.dtype, unet: nn.Module) -> None:
+    """Norms and all: what half precision does to the contexts is lost in what it does to the rest of the model."""
+    unet.to(dtype)
+    wide = copy.deepcopy(unet).float()
+    half = {key: x.to(dtype) if x.is_floating_point() else x for key, x in unet_inputs().items()}
+    truth = exactly(
+        KINDS[name], unet=wide, **{key: x.float() if x.is_floating_point() else x for key, x in half.items()}
+    )
+    exact = exactly(KINDS[name], unet=unet, **half)
+    with attach(unet, KINDS[name]) as attachment:
+        found = run(unet, **half)
+        assert "live" in plans(attachment, "self")
+    errors = [(each.float() - truth).square().mean().sqrt() for each in (found, exact)]
+    assert errors[0] < 1.15 * errors[1]
