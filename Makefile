@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 TEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts clean
+.PHONY: help demo test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu clean
 
 help:
 	@echo "make demo       render a labelled grid with the bundled pipeline and hypernetworks"
@@ -24,6 +24,7 @@ help:
 	@echo "make dist       build wheel and sdist into dist/, the same bytes each time"
 	@echo "make lock · make audit · make sbom   dependencies: pin by hash, look for known holes, list (docs/supply-chain.md)"
 	@echo "make screenshots   take the pictures of the page in docs/images anew"
+	@echo "make gpu        what only a graphics card can show (docs/graphics-card.md)"
 	@echo "make webui-gradio  drive the pages, the panel and the tab in the gradio of both webuis"
 
 $(READY): pyproject.toml constraints.txt
@@ -114,6 +115,9 @@ webui-gradio: $(READY)
 	done
 
 # Either webui alone will do. Its Python is the one of its own environment, unless A1111_PYTHON or FORGE_PYTHON name another.
+gpu: $(READY)
+	$(BIN)/python -m tests.on_gpu
+
 hosts: $(READY)
 	@test -n "$(A1111)$(FORGE)" -a -n "$(CHECKPOINT)" || \
 		{ echo "Name the webuis' folders and a checkpoint: make hosts A1111=folder FORGE=folder CHECKPOINT=file"; exit 1; }

@@ -230,11 +230,13 @@ class Plan:
 
 
 def plans(*, quick: bool) -> list[Plan]:
-    """What is measured on this machine."""
+    """What is measured on this machine: on the processor, or on a graphics card where there is one."""
     if quick:
         few = (Group(_files.RELU), Group(_files.LINEAR))
         return [Plan(lambda: _models.sd1(32, 1), few, 0.3, has_targets=True), Plan(_models.bundled, few, 0.3)]
-    found = [
+    if torch.cuda.is_available():
+        return gpu_plans()
+    return [
         Plan(lambda: _models.sd1(64, 1), GROUPS, 19, has_targets=True),
         Plan(lambda: _models.sd1(32, 2), SINGLE, 8, has_targets=True),
         Plan(lambda: _models.sd1(32, 2, full=False), SINGLE, 2.5),
@@ -242,18 +244,19 @@ def plans(*, quick: bool) -> list[Plan]:
         Plan(lambda: _models.sdxl(32, 2), SINGLE, 4),
         Plan(_models.bundled, SINGLE, 1.5),
     ]
-    return found + (gpu_plans() if torch.cuda.is_available() else [])
 
 
 def gpu_plans() -> list[Plan]:
-    """The full UNet of SD 1 in the types and batches that GPUs are used with."""
-    kinds = [(dtype, batch) for dtype in (torch.float16, torch.bfloat16) for batch in (1, 2, 4, 8)]
-    eager = [Plan(partial(_models.sd1, 64, batch, dtype), SINGLE, 3) for dtype, batch in kinds]
+    """SD 1 and SDXL in the types and batches that graphics cards are used with; compiled, the reduced SD 1."""
+    kinds = [(torch.float16, batch) for batch in (1, 4, 8)] + [(torch.bfloat16, batch) for batch in (2, 8)]
     few = (Group(_files.RELU), Group(_files.LINEAR))
-    compiled = [
-        Plan(partial(_models.sd1, 64, batch, dtype), few, 3, compiled=True) for dtype, batch in kinds if batch in (2, 8)
+    return [
+        Plan(lambda: _models.sd1(64, 2, torch.float16), GROUPS, 2, has_targets=True),
+        *[Plan(partial(_models.sd1, 64, batch, dtype), SINGLE, 1, has_targets=True) for dtype, batch in kinds],
+        Plan(lambda: _models.sd1(64, 2), SINGLE, 1, has_targets=True),
+        Plan(lambda: _models.sdxl(128, 2, torch.float16), SINGLE, 1, has_targets=True),
+        Plan(lambda: _models.sd1(64, 2, torch.float16, full=False), few, 2, compiled=True),
     ]
-    return eager + compiled
 
 
 def run(plan: Plan) -> list[Result]:

@@ -1,6 +1,6 @@
 """How long a training step takes and how much memory it needs: hnloader beside plainly written loops, in one run.
 
-    python -m benchmarks.train_time [--quick] [--only bundled reduced full] [--threads N] [--results FOLDER]
+    python -m benchmarks.train_time [--quick] [--only MODEL ...] [--threads N] [--results FOLDER]
 
 The plain loop is what one writes first: hooks on `to_k` and `to_v` that run the hypernetwork, each picture and caption
 encoded when its turn comes, all that autograd keeps by itself. The UNet is frozen in it, too: nobody trains otherwise.
@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import nn
 
 from benchmarks import _models, _options, _report
 from benchmarks._measure import Memory, Rounds, Spread, memory_of, take_turns, timed
-from benchmarks._models import Subject
+from benchmarks._models import DEVICE, Subject
 from benchmarks._report import Target
 from benchmarks._ways import Hook, hook_projections
 from hnloader.demo import pipeline_folder
@@ -72,6 +72,7 @@ class Result:
         memory: What a step asks for beyond what is held all the time, by way.
         held: Bytes that are held all the time: weights, optimizer and what is cached.
         aside: Bytes of them that hnloader would keep off a graphics card, which has room for the UNet then.
+        alone: On a graphics card: bytes that each way has on it at most, all weights counted; empty on the CPU.
         once: Seconds that hnloader and the second plain loop spend once on each picture, mirrored too, and caption.
         losses: Of the first steps, by way.
         has_targets: The targets apply.
@@ -82,6 +83,7 @@ class Result:
     memory: dict[str, Memory]
     held: dict[str, int]
     aside: int
+    alone: dict[str, int]
     once: float
     losses: dict[str, list[float]]
     has_targets: bool = False
@@ -102,6 +104,7 @@ class Result:
             "rounds": self.rounds.count,
             "once": self.once,
             "difference": self.difference,
+            "alone_bytes": self.alone,
             "ways": {
                 way: {
                     "seconds": self.rounds.seconds(way).to_json(),
@@ -151,7 +154,8 @@ class PlainLoop:
         batch: Batch = training._batch(training._order[number - 1])
         alphas = training.denoiser.alphas.to(batch.latents.device)[batch.timesteps].view(-1, 1, 1, 1)
         noisy = alphas.sqrt() * batch.latents + (1 - alphas).sqrt() * batch.noise
-        said = self._unet(noisy, batch.timesteps, batch.states).sample
+        dtype = training.denoiser.dtype
+        said = self._unet(noisy.to(dtype), batch.timesteps, batch.states.to(dtype)).sample.float()
         wanted = batch.noise
         ratio = (alphas / (1 - alphas)).view(-1)
         weight = ratio.clamp(max=config.min_snr) / ratio
@@ -169,7 +173,7 @@ class PlainLoop:
 
 
 def _hook(side: nn.Module) -> Hook:
-    return lambda _, args: (side(args[0]),)
+    return lambda _, args: (side(args[0].float()).to(args[0].dtype),)
 
 
 # -- measuring
@@ -179,7 +183,8 @@ def measure(bench: Bench, folder: Path) -> Result:
     """Compare the losses, then time the steps in turns, then count the memory of one."""
     pipeline = bench.make()
     pictures = draw_pictures("blueprint", folder / "pictures", count=4)
-    trainings = {way: _training(bench, pipeline, pictures, folder / way.replace(" ", "-")) for way in WAYS}
+    alone = {way: _alone(bench, way, pictures, folder / "alone" / way) for way in WAYS if DEVICE.type == "cuda"}
+    trainings = {way: _training(bench, pipeline, pictures, folder / way) for way in WAYS}
     once = timed(lambda: _fill(trainings[OURS])).wall
     steps: dict[str, Callable[[int], float]] = {
         OURS: trainings[OURS]._step,
@@ -189,11 +194,32 @@ def measure(bench: Bench, folder: Path) -> Result:
     # What was cached is the same for both.
     shutil.copytree(trainings[OURS].folder / "cache", trainings[KEPT].folder / "cache", dirs_exist_ok=True)
     with trainings[OURS].trainee.ready():
-        return _measured(bench, trainings, steps, once)
+        return _measured(bench, trainings, steps, once, alone)
+
+
+def _alone(bench: Bench, way: str, pictures: Path, folder: Path) -> int:
+    """Bytes on the graphics card at most while one way trains for a few steps, with nothing else on it."""
+    # cuBLAS takes memory for itself when it is first used; it counts for nobody.
+    torch.nn.functional.linear(*torch.ones(3, 8, 8, device=DEVICE)[:2], torch.ones(8, device=DEVICE))
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    aside = ("vae", "text_encoder") if way == OURS else ()
+    training = _training(bench, bench.make(), pictures, folder, aside)
+    torch.cuda.reset_peak_memory_stats()
+    step = training._step if way == OURS else PlainLoop(training, keeps=way == KEPT).step
+    with training.trainee.ready():
+        for number in range(1, 4):
+            step(number)
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _measured(
-    bench: Bench, trainings: dict[str, Training], steps: dict[str, Callable[[int], float]], once: float
+    bench: Bench,
+    trainings: dict[str, Training],
+    steps: dict[str, Callable[[int], float]],
+    once: float,
+    alone: dict[str, int],
 ) -> Result:
     losses: dict[str, list[float]] = {way: [] for way in WAYS}
 
@@ -209,17 +235,17 @@ def _measured(
     memory = {way: memory_of(lambda way=way: run(way)) for way in WAYS}
     held = {way: _held(trainings[way]) for way in WAYS}
     aside = sum(_bytes(getattr(trainings[OURS].denoiser.pipeline, name)) for name in ("vae", "text_encoder"))
-    return Result(bench.title, rounds, memory, held, aside, once, compared, bench.has_targets)
+    return Result(bench.title, rounds, memory, held, aside, alone, once, compared, bench.has_targets)
 
 
-def _training(bench: Bench, pipeline: Any, pictures: Path, folder: Path) -> Training:
+def _training(bench: Bench, pipeline: Any, pictures: Path, folder: Path, aside: Sequence[str] = ()) -> Training:
     """Trains on a UNet that shares all but the projections, which carry hooks, with the others."""
     given = {"model": "random", "pictures": str(pictures), "output": str(folder / "style.pt"), **bench.settings}
     config = read_config(None, given)
     config.check()
     twin = copy.copy(pipeline)
     twin.unet = Subject("", pipeline.unet, {}).copy()
-    return Training(config, Denoiser(twin), read_folder(pictures, config.data), _models.Nameless())
+    return Training(config, Denoiser(twin, aside), read_folder(pictures, config.data), _models.Nameless())
 
 
 def _fill(training: Training) -> None:
@@ -251,7 +277,8 @@ def _held(training: Training) -> int:
 # -- which models
 
 
-MODELS = ("bundled", "reduced", "full")
+# A processor is not quick at bfloat16.
+MODELS = ("bundled", "reduced", "full", *(["full in bfloat16"] if DEVICE.type == "cuda" else []))
 
 
 def benches(*, quick: bool, only: Sequence[str] = MODELS) -> list[Bench]:
@@ -278,16 +305,17 @@ def benches(*, quick: bool, only: Sequence[str] = MODELS) -> list[Bench]:
         lambda: _sd1(full=True),
         {"data.resolution": 512, "learning_rate": "1e-4"},
         seconds=150,
-        compared=2,
+        compared=2 if DEVICE.type == "cpu" else COMPARED_STEPS,
         has_targets=True,
     )
-    return [bench for name, bench in zip(MODELS, (bundled, reduced, full), strict=True) if name in only]
+    half = replace(full, title=f"{full.title}, bfloat16", make=lambda: _sd1(full=True).to(torch.bfloat16))
+    return [bench for name, bench in zip(MODELS, (bundled, reduced, full, half), strict=False) if name in only]
 
 
 def _bundled() -> Any:
     from diffusers import StableDiffusionPipeline
 
-    return StableDiffusionPipeline.from_pretrained(pipeline_folder(), safety_checker=None).to(_models.DEVICE)
+    return StableDiffusionPipeline.from_pretrained(pipeline_folder(), safety_checker=None).to(DEVICE)
 
 
 def _sd1(*, full: bool) -> Any:
@@ -307,7 +335,7 @@ def _sd1(*, full: bool) -> Any:
     return StableDiffusionPipeline(
         vae=vae,
         # Made as transformers makes it: its buffers are not among those that can be filled afterwards.
-        text_encoder=CLIPTextModel(shape).eval().to(_models.DEVICE),
+        text_encoder=CLIPTextModel(shape).eval().to(DEVICE),
         tokenizer=CLIPTokenizer.from_pretrained(pipeline_folder(), subfolder="tokenizer", model_max_length=77),
         unet=_models.sd1(64, 1, full=full).model,
         scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
@@ -351,11 +379,25 @@ def notes(results: list[Result]) -> str:
         lines.append(
             f"- {result.title}: the losses of the first {steps} steps differ from the plain loop's by at most "
             f"{result.difference:.0e} of it. Encoding 4 pictures, mirrored too, and their captions takes "
-            f"{_report.duration(result.once)}, once. On a graphics card, where the VAE and the text encoder lie aside, "
-            f"it would hold {_report.megabytes(result.peak(OURS) - result.aside)} at most, by the size of the tensors: "
-            f"{(result.peak(OURS) - result.aside) / result.peak(PLAIN):.2f} of the plain loop."
+            f"{_report.duration(result.once)}, once. {_on_a_card(result)}"
         )
     return "\n".join(lines)
+
+
+def _on_a_card(result: Result) -> str:
+    """What it takes of a graphics card, where the VAE and the text encoder lie aside; measured where there is one."""
+    if result.alone:
+        sizes = [f"{way} {_report.megabytes(result.alone[way])}" for way in WAYS]
+        ratio = result.alone[OURS] / result.alone[PLAIN]
+        return (
+            f"Alone on the card, with all weights and the encoding: {', '.join(sizes)}; {ratio:.2f} of the plain loop."
+        )
+    held = result.peak(OURS) - result.aside
+    ratio = held / result.peak(PLAIN)
+    return (
+        "On a graphics card, where the VAE and the text encoder lie aside, it would hold "
+        f"{_report.megabytes(held)} at most, by the size of the tensors: {ratio:.2f} of the plain loop."
+    )
 
 
 def targets(results: list[Result]) -> list[Target]:

@@ -6,6 +6,8 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Of tests that a shell started in the background: the programs that they start would never see Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests run on the processor everywhere: what they expect are its bits. `make gpu` has the checks for a graphics card.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: beside other processes of tests, each computes in one thread.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

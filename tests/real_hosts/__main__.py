@@ -14,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 import hnloader
+from tests.checking import outcome
 
 from . import checks, files, page, variants
 from .server import Server, make_data
@@ -134,18 +134,6 @@ def fill(models: Path, also: list[Path]) -> None:
         shutil.copy(file, folder / file.name)
     (folder / "torn.pt").write_bytes(ink.read_bytes()[:100_000])
     files.save_lora(models / "Lora" / "thread.safetensors")
-
-
-def outcome(name: str, check: object) -> bool:
-    """Run one check and print its line."""
-    begun = time.monotonic()
-    try:
-        said, good = check(), True
-    except Exception as error:
-        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-        said, good = kind + (str(error) or traceback.format_tb(error.__traceback__)[-1]), False
-    print(f"{'ok    ' if good else 'FAILED'} {name:<20} {time.monotonic() - begun:5.1f} s  {said}", flush=True)
-    return good
 
 
 def installs(python: Path, checkout: Path, data: Path) -> str:
