@@ -221,7 +221,7 @@ extra_metadata = st.dictionaries(
     max_size=3,
 )
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-many = settings(few, max_examples=1500)
+many = settings(few, max_examples=600)
 
 
 def assert_same_types(found: object, expected: object) -> None:
