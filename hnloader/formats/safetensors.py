@@ -155,7 +155,7 @@ def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str
         raise CorruptFileError(f"{source.label}: a header of {size:,} bytes; at most {MAX_HEADER_SIZE:,} are read")
     try:
         # From bytes, json would also take UTF-16 and lone surrogates, which no other program reads.
-        header = json.loads(source.read(8, size).decode("utf-8"), object_pairs_hook=_unique, parse_int=_integer)
+        header = _HEADER.decode(source.read(8, size).decode("utf-8"))
         if len(header) > MAX_TENSORS:
             raise ValueError(f"it names {len(header):,} tensors, more than {MAX_TENSORS:,}")
         metadata = header.pop("__metadata__", {})
@@ -180,6 +180,19 @@ def _integer(text: str) -> int:
     if len(text) > 3 * MAX_INT_BYTES:
         raise ValueError(f"an integer of {len(text):,} digits")
     return int(text)
+
+
+def _header_number(text: str) -> int | float:
+    """Of those of JSON, what the safetensors library takes: within the range of float64."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no number that a header may hold")
+    return int(text) if text.lstrip("-").isdecimal() else value
+
+
+_HEADER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_header_number, parse_float=_header_number, parse_constant=_header_number
+)
 
 
 def _stored(name: str, entry: dict[str, Any], start: int, end: int) -> StoredTensor:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from builders import Recipe, make_sides, metadata, simple_tree, tree
 from hypothesis import given, settings
@@ -627,6 +628,22 @@ def test_a_safetensors_header_that_is_no_utf_8(encoding: str, tmp_path: Path) ->
     encoded = header.encode(encoding, "surrogatepass").removeprefix(b"\xff\xfe")
     changed = len(encoded).to_bytes(8, "little") + encoded + data[8 + size :]
     assert_refused(changed, CorruptFileError, "header is damaged")
+
+
+@pytest.mark.parametrize("number", ["1e999", "9" * 400, "-1E400", "NaN", "Infinity"])
+def test_a_number_in_a_safetensors_header_that_the_library_does_not_read(number: str, tmp_path: Path) -> None:
+    data = saved_safetensors(tmp_path)
+    size = int.from_bytes(data[:8], "little")
+    for value, refused in ((number, True), ("1e300", False)):
+        header = data[8 : 8 + size].replace(b'"dtype"', b'"more":' + value.encode() + b',"dtype"', 1)
+        changed = len(header).to_bytes(8, "little") + header + data[8 + size :]
+        if refused:
+            with pytest.raises(safetensors.SafetensorError):
+                safetensors.deserialize(changed)
+            assert_refused(changed, CorruptFileError, "header is damaged")
+        else:
+            assert {name for name, _ in safetensors.deserialize(changed)}
+            hnloader.load(io.BytesIO(changed))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
