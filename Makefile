@@ -114,10 +114,10 @@ webui-gradio: $(READY)
 		done; \
 	done
 
-# Either webui alone will do. Its Python is the one of its own environment, unless A1111_PYTHON or FORGE_PYTHON name another.
 gpu: $(READY)
 	$(BIN)/python -m tests.on_gpu
 
+# Either webui alone will do. Its Python is the one of its own environment, unless A1111_PYTHON or FORGE_PYTHON name another.
 hosts: $(READY)
 	@test -n "$(A1111)$(FORGE)" -a -n "$(CHECKPOINT)" || \
 		{ echo "Name the webuis' folders and a checkpoint: make hosts A1111=folder FORGE=folder CHECKPOINT=file"; exit 1; }

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,10 @@ class Result:
         memory: What a step asks for beyond what is held all the time, by way.
         held: Bytes that are held all the time: weights, optimizer and what is cached.
         aside: Bytes of them that hnloader would keep off a graphics card, which has room for the UNet then.
-        alone: On a graphics card: bytes that each way has on it at most, all weights counted; empty on the CPU.
         once: Seconds that hnloader and the second plain loop spend once on each picture, mirrored too, and caption.
         losses: Of the first steps, by way.
         has_targets: The targets apply.
+        alone: On a graphics card: bytes that each way has on it at most, all weights counted; empty on the CPU.
     """
 
     title: str
@@ -83,10 +83,10 @@ class Result:
     memory: dict[str, Memory]
     held: dict[str, int]
     aside: int
-    alone: dict[str, int]
     once: float
     losses: dict[str, list[float]]
     has_targets: bool = False
+    alone: dict[str, int] = field(default_factory=dict)
 
     @property
     def difference(self) -> float:
@@ -194,7 +194,7 @@ def measure(bench: Bench, folder: Path) -> Result:
     # What was cached is the same for both.
     shutil.copytree(trainings[OURS].folder / "cache", trainings[KEPT].folder / "cache", dirs_exist_ok=True)
     with trainings[OURS].trainee.ready():
-        return _measured(bench, trainings, steps, once, alone)
+        return replace(_measured(bench, trainings, steps, once), alone=alone)
 
 
 def _alone(bench: Bench, way: str, pictures: Path, folder: Path) -> int:
@@ -215,11 +215,7 @@ def _alone(bench: Bench, way: str, pictures: Path, folder: Path) -> int:
 
 
 def _measured(
-    bench: Bench,
-    trainings: dict[str, Training],
-    steps: dict[str, Callable[[int], float]],
-    once: float,
-    alone: dict[str, int],
+    bench: Bench, trainings: dict[str, Training], steps: dict[str, Callable[[int], float]], once: float
 ) -> Result:
     losses: dict[str, list[float]] = {way: [] for way in WAYS}
 
@@ -235,7 +231,7 @@ def _measured(
     memory = {way: memory_of(lambda way=way: run(way)) for way in WAYS}
     held = {way: _held(trainings[way]) for way in WAYS}
     aside = sum(_bytes(getattr(trainings[OURS].denoiser.pipeline, name)) for name in ("vae", "text_encoder"))
-    return Result(bench.title, rounds, memory, held, aside, alone, once, compared, bench.has_targets)
+    return Result(bench.title, rounds, memory, held, aside, once, compared, bench.has_targets)
 
 
 def _training(bench: Bench, pipeline: Any, pictures: Path, folder: Path, aside: Sequence[str] = ()) -> Training:

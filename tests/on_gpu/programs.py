@@ -1,4 +1,4 @@
-"""Making pictures, training and fitting LoRA on a graphics card. Each check returns what was seen, or raises."""
+"""Making pictures and training on a graphics card. Each check returns what was seen, or raises."""
 
 from __future__ import annotations
 
