@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from hnloader.errors import CorruptFileError, UnknownFormatError
 from hnloader.files import sha256_of
@@ -15,6 +12,7 @@ from hnloader.formats.checkpoint import read_checkpoint
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import open_source
+from hnloader.formats.trees import mapped
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,9 @@ def read_companion(path: Path) -> Companion:
         state = tree.get("optimizer_state_dict") if isinstance(tree, dict) else None
         if not isinstance(tree, dict) or not isinstance(state, dict):
             raise UnknownFormatError(f"{path} is no optimizer state (.pt.optim)")
-        values = _with_tensors(state.get("state"), checkpoint.read)
+        values = mapped(
+            state.get("state"), lambda part: checkpoint.read(part).clone() if isinstance(part, TensorRef) else part
+        )
     if not isinstance(values, dict) or not all(isinstance(each, dict) for each in values.values()):
         raise CorruptFileError(f"{path}: its optimizer state has no state per parameter")
     return Companion(str(tree.get("optimizer_name")), str(tree.get("hash")), values)
-
-
-def _with_tensors(value: object, read: Callable[[TensorRef], Tensor]) -> object:
-    if isinstance(value, TensorRef):
-        return read(value).clone()
-    if isinstance(value, dict):
-        return {key: _with_tensors(part, read) for key, part in value.items()}
-    return value

@@ -179,11 +179,7 @@ class Trainings:
             raise HypernetworkError(
                 f"There is a training {name!r} already. Choose another name, or go on with that one."
             )
-        check_room(self.folder, _ROOM)  # before anything is written
-        files.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(files.config) as temporary:
-            temporary.write_text(schema.write(config), encoding="utf-8")
-        self._spawn(files, [])
+        self._spawn(files, schema.write(config))
         return files
 
     def resume(self, name: str, steps: int | None = None) -> TrainingFiles:
@@ -192,10 +188,7 @@ class Trainings:
 
         files = self.files(name)
         config = read_config(None, {**self.settings(name), **({"steps": steps} if steps else {})})
-        if self.running() is None:
-            with replacing(files.config) as temporary:
-                temporary.write_text(schema.write(config), encoding="utf-8")
-        self._spawn(files, ["--resume"])
+        self._spawn(files, schema.write(config), "--resume")
         return files
 
     def stop(self) -> str | None:
@@ -220,10 +213,7 @@ class Trainings:
         source = files.best if best else files.output
         if not source.is_file():
             raise HypernetworkError(f"{name!r} has not made {'a measured file' if best else 'its file'} yet.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error
+        _make(folder)
         wanted = folder / f"{name}.pt"
         target = next(path for path in itertools.chain([wanted], numbered(wanted)) if not path.exists())
         with replacing(target) as temporary:
@@ -253,13 +243,17 @@ class Trainings:
 
     # -- the process
 
-    def _spawn(self, files: TrainingFiles, options: Sequence[str]) -> None:
-        """Start it with the lock in its hands."""
-        check_room(self.folder, _ROOM)
+    def _spawn(self, files: TrainingFiles, config: str, *options: str) -> None:
+        """Start it with the lock in its hands; while another holds that, nothing is changed of what was told to it."""
+        check_room(self.folder, _ROOM)  # before anything is written
+        _make(self.folder)
         command = [self.python, "-m", "hnloader", "train", str(files.config.absolute()), *options]
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(self._lock_path.open("ab"))
             self._take(lock)
+            _make(files.folder)
+            with replacing(files.config) as temporary:
+                temporary.write_text(config, encoding="utf-8")
             log = stack.enter_context(files.log.open("wb"))
             own: dict[str, Any] = {"start_new_session": True, "pass_fds": (lock.fileno(),)}
             if sys.platform == "win32":
@@ -329,3 +323,10 @@ class Trainings:
     @property
     def _job_path(self) -> Path:
         return self.folder / "job.json"
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error

@@ -116,6 +116,14 @@ def test_none_begins_where_the_disk_would_be_full(trainings: Trainings, monkeypa
     assert not trainings.folder.exists()
 
 
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HypernetworkError, match="trainings: Not a directory"):
+        Trainings(tmp_path / "file" / "trainings").start("ink", {"model": "m", "pictures": "p"})
+    with pytest.raises(HypernetworkError, match="file: File exists"):
+        Trainings(tmp_path).start("file", {"model": "m", "pictures": "p"})
+
+
 def program(path: Path, *lines: str) -> str:
     path.write_text("#!/bin/sh\n" + "\n".join(lines) + "\n")
     path.chmod(0o755)
@@ -152,6 +160,12 @@ def test_the_process_finds_this_package_and_has_the_lock(trainings: Trainings, t
     assert words.startswith(str(root))
     assert words.endswith(f"-m hnloader train {files.config}\n")
     assert trainings.running() == "ink"
+    told = files.config.read_bytes()
+    for name in ("ink", "oil"):
+        with pytest.raises(HypernetworkError, match="training ink is running"):
+            trainings.start(name, {"model": "another", "pictures": "p"})
+    assert files.config.read_bytes() == told
+    assert trainings.names() == ["ink"]
 
 
 def test_a_python_that_falls_over_is_told(trainings: Trainings, tmp_path: Path) -> None:
