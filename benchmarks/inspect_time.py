@@ -13,6 +13,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,12 +59,13 @@ def compare_one(path: Path, container: str) -> str:
 
 def compare_set(files: list[Path]) -> str:
     """The whole set by each, in turns; of each file the quickest of the rounds, as the machine's pace changes."""
-    load, inspect = [[] for _ in files], [[] for _ in files]
+    load: list[list[float]] = [[] for _ in files]
+    inspect: list[list[float]] = [[] for _ in files]
     for _ in range(ROUNDS):
         for path, times in zip(files, load, strict=True):
-            times.append(seconds(lambda path=path: torch.load(path, weights_only=True)))
+            times.append(seconds(partial(torch.load, path, weights_only=True)))
         for path, times in zip(files, inspect, strict=True):
-            times.append(seconds(lambda path=path: hnloader.inspect(path)))
+            times.append(seconds(partial(hnloader.inspect, path)))
     loaded, inspected = (sum(map(min, times)) for times in (load, inspect))
     whole = [sum(sum(times) for times in each) / ROUNDS for each in (load, inspect)]
     return (

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,8 @@ def measure(bench: Bench, folder: Path) -> Result:
 def _alone(bench: Bench, way: str, pictures: Path, folder: Path) -> int:
     """Bytes on the graphics card at most while one way trains for a few steps, with nothing else on it."""
     # cuBLAS takes memory for itself when it is first used; it counts for nobody.
-    torch.nn.functional.linear(*torch.ones(3, 8, 8, device=DEVICE)[:2], torch.ones(8, device=DEVICE))
+    square = torch.ones(8, 8, device=DEVICE)
+    nn.functional.linear(square, square, square[0])
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -227,8 +229,8 @@ def _measured(
         for way in WAYS:
             run(way)
     compared = {way: each[: bench.compared] for way, each in losses.items()}
-    rounds = take_turns({way: lambda way=way: run(way) for way in WAYS}, seconds=bench.seconds)
-    memory = {way: memory_of(lambda way=way: run(way)) for way in WAYS}
+    rounds = take_turns({way: partial(run, way) for way in WAYS}, seconds=bench.seconds)
+    memory = {way: memory_of(partial(run, way)) for way in WAYS}
     held = {way: _held(trainings[way]) for way in WAYS}
     aside = sum(_bytes(getattr(trainings[OURS].denoiser.pipeline, name)) for name in ("vae", "text_encoder"))
     return Result(bench.title, rounds, memory, held, aside, once, compared, bench.has_targets)

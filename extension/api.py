@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -236,7 +236,7 @@ def _guarded(access: Access) -> type[APIRoute]:
     """Routes that ask who may before the body is read: FastAPI asks its dependencies afterwards."""
 
     class Guarded(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
             async def guard(request: Request) -> Response:

@@ -125,7 +125,7 @@ def _item(page: Any, extension: Extension, file: LibraryFile, index: int | None)
     name = extension.library.shortest_name(file)
     words = html.escape(page.search_terms_from_path(stem))
     own = sidecars.preview_path(path, _exists(page))
-    item = {
+    item: dict[str, Any] = {
         "name": name,
         "filename": str(path),
         "shorthash": "",

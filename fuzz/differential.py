@@ -184,7 +184,7 @@ def _same(one: object, other: object, depth: int) -> bool:
         kinds = isinstance(one, list) == isinstance(other, list)
         return kinds and len(one) == len(other) and all(_same(a, b, depth + 1) for a, b in zip(one, other, strict=True))
     if isinstance(one, (set, frozenset)):
-        return type(one) is type(other) and len(one) == len(other)  # type: ignore[arg-type]
+        return type(one) is type(other) and len(one) == len(other)
     return type(one) is type(other) and repr(one) == repr(other)
 
 

@@ -312,9 +312,9 @@ class Training:
 
         output = folder / "style.pt"
         given = {"model": str(self.model), "pictures": str(self.pictures), "output": str(output), "steps": self.steps}
-        more = {"save_every": 1, "measure_every": 5, "keep": 2, "warmup": 1, "previews.every": 5, "previews.steps": 1}
-        more |= {"previews.count": 1, "learning_rate": "1e-3", "seed": 3}
-        config = read_config(None, {**given, **more})
+        often: dict[str, object] = {"save_every": 1, "measure_every": 5, "keep": 2, "warmup": 1, "seed": 3}
+        previews = {"previews.every": 5, "previews.steps": 1, "previews.count": 1}
+        config = read_config(None, {**given, **often, **previews, "learning_rate": "1e-3"})
         prepare(config, resume=bool(states(folder_of(output)))).run()
 
     def prepare(self, folder: Path) -> None:

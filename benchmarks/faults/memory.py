@@ -20,7 +20,7 @@ class _FailAt(TorchDispatchMode):
     """The `number`-th operation on tensors finds no memory, as torch says it."""
 
     def __init__(self, number: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.left = number
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fuzz.choices import Choices
@@ -80,8 +81,8 @@ class PickleMaker:
             key = self.integer(choices.number() if choices.rarely(24) else width)
             body += key + self.tuple_of([self.side(width), self.side(width)])
         for _ in range(choices.below(4)):
-            key = choices.pick(METADATA)
-            body += self.string(key) + self.metadata(key)
+            name = choices.pick(METADATA)
+            body += self.string(name) + self.metadata(name)
         if choices.rarely(8):
             body += self.value(3) + self.value(3)
         return b"}(" + body + b"u"
@@ -119,26 +120,25 @@ class PickleMaker:
         self.opcodes += 1
         if depth <= 0 or self.opcodes > 500:
             return self.scalar(choices.pick((None, True, 1, 0.5, "a")))
-        return choices.pick(
-            (
-                lambda: self.scalar(choices.pick((None, True, False, 0.5, float("nan"), float("inf")))),
-                lambda: self.integer(choices.number()),
-                lambda: self.string(choices.text()),
-                lambda: self.bytes_(choices.raw(choices.below(6))),
-                lambda: self.tuple_of([self.value(depth - 1) for _ in range(choices.below(4))]),
-                lambda: b"](" + self.several(depth) + choices.pick((b"e", b"e", b"l")),
-                lambda: b"](" + self.several(depth) + b"e",
-                lambda: b"}(" + self.several(depth) + self.several(depth) + b"u",
-                lambda: b"(" + self.several(depth) + choices.pick((b"t", b"d", b"\x91", b"l", b"1N")),
-                lambda: b"\x8f(" + self.several(depth) + b"\x90",
-                lambda: self.tensor((2, 3)),
-                lambda: self.storage("FloatStorage", 4),
-                lambda: self.called(depth),
-                lambda: self.remembered(depth),
-                lambda: self.object_(depth),
-                lambda: choices.raw(1),
-            )
-        )()
+        kinds: tuple[Callable[[], bytes], ...] = (
+            lambda: self.scalar(choices.pick((None, True, False, 0.5, float("nan"), float("inf")))),
+            lambda: self.integer(choices.number()),
+            lambda: self.string(choices.text()),
+            lambda: self.bytes_(choices.raw(choices.below(6))),
+            lambda: self.tuple_of([self.value(depth - 1) for _ in range(choices.below(4))]),
+            lambda: b"](" + self.several(depth) + choices.pick((b"e", b"e", b"l")),
+            lambda: b"](" + self.several(depth) + b"e",
+            lambda: b"}(" + self.several(depth) + self.several(depth) + b"u",
+            lambda: b"(" + self.several(depth) + choices.pick((b"t", b"d", b"\x91", b"l", b"1N")),
+            lambda: b"\x8f(" + self.several(depth) + b"\x90",
+            lambda: self.tensor((2, 3)),
+            lambda: self.storage("FloatStorage", 4),
+            lambda: self.called(depth),
+            lambda: self.remembered(depth),
+            lambda: self.object_(depth),
+            lambda: choices.raw(1),
+        )
+        return choices.pick(kinds)()
 
     def several(self, depth: int) -> bytes:
         """Some values in a row."""
