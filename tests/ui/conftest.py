@@ -31,8 +31,28 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens pages; afterwards none of them may have shown an error in the console or asked another server."""
+def server_for() -> Iterator[Callable[..., Server]]:
+    """Starts servers on free ports and closes them after the test.
+
+    Each that is left wakes ten times a second and takes the interpreter from the tests that come after it: where there
+    are dozens, those take many times as long.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def serve(host: Host, **options: object) -> Server:
+            server = start(host, port=0, **options)
+            stack.callback(server.close)
+            return server
+
+        yield serve
+
+
+@pytest.fixture
+def open_page(browser: Browser, server_for: object) -> Iterator[Callable[..., Page]]:
+    """Opens pages; afterwards none of them may have shown an error in the console or asked another server.
+
+    They are closed before their servers, which wait for those that they serve.
+    """
     problems: list[str] = []
     with contextlib.ExitStack() as stack:
 
@@ -55,19 +75,6 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
         yield open_one
     assert problems == []
-
-
-@pytest.fixture(scope="session")
-def server_for() -> Iterator[Callable[..., Server]]:
-    """Starts servers on free ports."""
-    with contextlib.ExitStack() as stack:
-
-        def serve(host: Host, **options: object) -> Server:
-            server = start(host, port=0, **options)
-            stack.callback(server.close)
-            return server
-
-        yield serve
 
 
 @pytest.fixture
