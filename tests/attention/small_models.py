@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
@@ -51,6 +52,17 @@ def make_unet(kind: str = "sd1", **changes: object) -> UNet2DConditionModel:
     return unet
 
 
+def make_small_unet() -> UNet2DConditionModel:
+    """Two attention layers of each kind, 20 wide, and as little else as a UNet can have: for what takes long."""
+    return make_unet(
+        "sd1",
+        block_out_channels=(20,),
+        down_block_types=("DownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+    )
+
+
 def unet_inputs(kind: str = "sd1", batch: int = 2, timestep: int = 500, seed: int = 1) -> dict[str, object]:
     """Keyword arguments for a UNet of this kind."""
     generator = torch.Generator().manual_seed(seed)
@@ -65,6 +77,17 @@ def unet_inputs(kind: str = "sd1", batch: int = 2, timestep: int = 500, seed: in
             "time_ids": torch.randn(batch, 6, generator=generator),
         }
     return inputs
+
+
+def moved(inputs: Mapping[str, object], dtype: torch.dtype, device: torch.device | None = None) -> dict[str, Any]:
+    """Inputs with their numbers in `dtype`, on `device` where one is named; timesteps stay whole."""
+
+    def one(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device, dtype if value.is_floating_point() else None)
+
+    return {name: one(value) for name, value in inputs.items()}
 
 
 def run(unet: nn.Module, kind: str = "sd1", **changes: object) -> Tensor:

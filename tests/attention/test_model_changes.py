@@ -26,6 +26,7 @@ from small_models import (
     fingerprint,
     make_hypernetwork,
     make_unet,
+    moved,
     reference,
     run,
     unet_inputs,
@@ -257,10 +258,7 @@ def test_lora_and_fused_projections(unet):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_other_dtypes(unet, dtype, tolerance, when):
-    inputs = {
-        name: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
-        for name, value in unet_inputs().items()
-    }
+    inputs = moved(unet_inputs(), dtype)
     expected = run(reference(unet, APPLIED))
     if when == "before":
         unet.to(dtype)

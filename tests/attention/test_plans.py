@@ -20,7 +20,9 @@ from small_models import (
     assert_untouched,
     fingerprint,
     make_hypernetwork,
+    make_small_unet,
     make_unet,
+    moved,
     reference,
     run,
     unet_inputs,
@@ -195,12 +197,7 @@ def test_any_side(structure, activation, norm, activate_output, strength, batch)
     """By itself, on contexts of several blocks of rows, through an attention layer of its own."""
     architecture = Architecture((1, *structure, 1), activation, norm, (0,) * (len(structure) + 2), activate_output)
     hypernetwork = make(architecture, widths=(20,))
-    unet = make_unet(
-        "sd1",
-        block_out_channels=(20,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-    )
+    unet = make_small_unet()
     context = torch.randn(batch, 700, 20, generator=torch.Generator().manual_seed(1))
     layer = find_sites(unet)[0].module
     for projection, side in ((layer.to_k, "k"), (layer.to_v, "v")):
@@ -524,7 +521,7 @@ def test_autocast_turned_on_and_off(unet, monkeypatch):
 @pytest.mark.parametrize("name", ["affine", "relu", "norm and dropout"])
 def test_other_dtypes_before_and_after(unet, dtype, tolerance, name):
     """As close to float32 as the exact path is, but for the factor of two that is allowed."""
-    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in unet_inputs().items()}
+    inputs = moved(unet_inputs(), dtype)
     truth = exactly(KINDS[name]).double()
     expected = exactly(KINDS[name], unet=make_unet("sd1").to(dtype), **inputs).double()
     allowed = max(3 * float((expected - truth).square().mean().sqrt()), 1e-5 * float(truth.abs().max()))
@@ -875,7 +872,7 @@ def test_a_file_that_changes_is_computed_with_its_new_values_in_any_precision(
 ) -> None:
     """In another precision than the file's it is computed with copies, which are of the old values then."""
     hypernetwork = copy.deepcopy(RELU)
-    inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in unet_inputs().items()}
+    inputs = moved(unet_inputs(), dtype)
     unet.to(dtype)
     with attach(unet, hypernetwork), torch.no_grad():
         run(unet, **inputs)
@@ -911,10 +908,8 @@ def test_half_precision_is_as_near_to_float32_as_the_exact_path(name: str, dtype
     """Norms and all: what half precision does to the contexts is lost in what it does to the rest of the model."""
     unet.to(dtype)
     wide = copy.deepcopy(unet).float()
-    half = {key: x.to(dtype) if x.is_floating_point() else x for key, x in unet_inputs().items()}
-    truth = exactly(
-        KINDS[name], unet=wide, **{key: x.float() if x.is_floating_point() else x for key, x in half.items()}
-    )
+    half = moved(unet_inputs(), dtype)
+    truth = exactly(KINDS[name], unet=wide, **moved(half, torch.float32))
     exact = exactly(KINDS[name], unet=unet, **half)
     with attach(unet, KINDS[name]) as attachment:
         found = run(unet, **half)

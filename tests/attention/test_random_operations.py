@@ -8,7 +8,16 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from small_models import assert_same, fingerprint, make_hypernetwork, make_unet, reference, run, unet_inputs
+from small_models import (
+    assert_same,
+    fingerprint,
+    make_hypernetwork,
+    make_small_unet,
+    moved,
+    reference,
+    run,
+    unet_inputs,
+)
 
 from hnloader.attention import attach, attachments, find_sites
 
@@ -24,12 +33,7 @@ LORA = peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"],
 
 
 def small_unet(lora: bool = False):
-    unet = make_unet(
-        "sd1",
-        block_out_channels=(20,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-    )
+    unet = make_small_unet()
     return add_lora(unet) if lora else unet
 
 
@@ -122,9 +126,7 @@ class Operations(RuleBasedStateMachine):
     @invariant()
     def computes_what_the_reference_does(self) -> None:
         applied = [(hypernetwork, strength, strength) for _, hypernetwork, strength in self.attached]
-        inputs = {
-            name: value.to(self.dtype) if value.is_floating_point() else value for name, value in unet_inputs().items()
-        }
+        inputs = moved(unet_inputs(), self.dtype)
         assert attachments(self.unet) == [attachment for attachment, _, _ in self.attached]
         twin = small_unet(self.lora)
         for projection in (find_sites(twin)[0].module.to_k, find_sites(twin)[1].module.to_v):

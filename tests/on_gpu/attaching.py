@@ -13,7 +13,7 @@ import torch
 from builders import relative_error
 from diffusers.hooks import apply_group_offloading
 from safetensors.torch import load_file
-from small_models import WIDTHS, assert_untouched, fingerprint, make_hypernetwork, make_unet, unet_inputs
+from small_models import WIDTHS, assert_untouched, fingerprint, make_hypernetwork, make_unet, moved, unet_inputs
 from torch import Tensor, nn
 
 import hnloader
@@ -56,7 +56,7 @@ def kinds(device: torch.device) -> str:
     """Every kind of file in every precision: near enough to `exact`, and nothing left on the model."""
     said = []
     for dtype in (torch.float32, *HALF):
-        unet, worst = on(make_unet(), device, dtype), 0.0
+        unet, worst = make_unet().to(device, dtype), 0.0
         before, plain = fingerprint(unet), run(unet)
         for architecture in KINDS.values():
             styles = [_style(architecture)]
@@ -81,16 +81,16 @@ def kinds(device: torch.device) -> str:
 
 def moves(device: torch.device) -> str:
     """A model that goes to the processor and back, and to another precision, while something is attached."""
-    unet, styles = on(make_unet(), device), [_style(KINDS["affine"]), _style(KINDS["relu"])]
+    unet, styles = make_unet().to(device), [_style(KINDS["affine"]), _style(KINDS["relu"])]
     plain = run(unet)
     with attach(unet, styles, 0.8) as attachment:
         first = run(unet)
-        away = run(on(unet, torch.device("cpu")))
+        away = run(unet.cpu())
         assert relative_error(away, first) < 1e-4, "another result on the processor"
-        assert torch.equal(run(on(unet, device)), first), "another result after coming back"
-        half = run(on(unet, device, torch.float16))
+        assert torch.equal(run(unet.to(device)), first), "another result after coming back"
+        half = run(unet.to(device, torch.float16))
         assert relative_error(half, first) < 0.02, "another result in float16"
-        on(unet, device, torch.float32)
+        unet.to(device, torch.float32)
         attachment.set_strength(0)
         nothing = run(unet)
     assert torch.equal(run(unet), nothing), "strength 0 changes something"
@@ -101,7 +101,7 @@ def moves(device: torch.device) -> str:
 def modes(device: torch.device) -> str:
     """`inference_mode`, `autocast` and gradients."""
     styles, said = [_style(KINDS["affine"]), _style(KINDS["relu"])], []
-    unet = on(make_unet(), device)
+    unet = make_unet().to(device)
     contexts: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
         "inference_mode": torch.inference_mode,
         "autocast": lambda: torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16),
@@ -123,8 +123,8 @@ def modes(device: torch.device) -> str:
     gradients = []
     for exact in (True, False):
         with attach(unet, styles, 0.8, exact=exact):
-            moved = {**_moved(inputs, device, torch.float32), "encoder_hidden_states": text}
-            gradients.append(torch.autograd.grad(unet(**moved).sample.square().sum(), text)[0])
+            given = {**moved(inputs, torch.float32, device), "encoder_hidden_states": text}
+            gradients.append(torch.autograd.grad(unet(**given).sample.square().sum(), text)[0])
     error = relative_error(gradients[1], gradients[0])
     assert error < 1e-4, f"gradients differ by {error:.1e}"
     return f"{', '.join(said)}, gradients {error:.0e} from exact"
@@ -140,12 +140,12 @@ def offloads(device: torch.device) -> str:
         "sequential": lambda pipe: pipe.enable_sequential_cpu_offload(device=device),
         "group": lambda pipe: _by_groups(pipe, device),
     }
-    pipe = _pipeline(device)
+    pipe = pipeline_on(device)
     with hnloader.attach(pipe, style, 0.8):
         wanted = picture(pipe)
     for name, way in ways.items():
         for late in (True, False):
-            pipe = _pipeline(torch.device("cpu"))
+            pipe = pipeline_on(torch.device("cpu"))
             if late:
                 way(pipe)
             with hnloader.attach(pipe, style, 0.8):
@@ -158,10 +158,10 @@ def offloads(device: torch.device) -> str:
 
 def compiled(device: torch.device) -> str:
     """A compiled model, at two strengths, beside the same in eager mode."""
-    unet, said = on(make_unet(), device), []
+    unet, said = make_unet().to(device), []
     styles = [_style(KINDS["affine"]), _style(KINDS["relu"])]
     call = torch.compile(unet)
-    inputs = _moved(unet_inputs(), device, torch.float32)
+    inputs = moved(unet_inputs(), torch.float32, device)
     with attach(unet, styles) as attachment, torch.no_grad():
         for strength in (0.8, 0.3, -0.5):
             attachment.set_strength(strength)
@@ -179,7 +179,7 @@ def no_memory(device: torch.device) -> str:
     if device.type == "cpu":
         return "no memory to fill on the CPU"
     wide = {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8, "norm_num_groups": 32}
-    unet = on(make_unet(cross_attention_dim=768, **wide), device)
+    unet = make_unet(cross_attention_dim=768, **wide).to(device)
     inputs = {**unet_inputs(), "encoder_hidden_states": torch.randn(2, 7, 768)}
     styles = [_style(KINDS[name], (320, 640, 768, 1280)) for name in ("affine", "relu")]
     before, plain, said = fingerprint(unet), run(unet, inputs), []
@@ -223,20 +223,20 @@ CHECKS: dict[str, Check] = {
 # -- models and what they make
 
 
-def on(unet: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return unet.to(device, dtype)
-
-
 def run(unet: nn.Module, inputs: dict[str, object] | None = None) -> Tensor:
     """The prediction for fixed inputs, on the processor in float32."""
     weight = next(unet.parameters())
     with torch.no_grad():
-        found: Tensor = unet(**_moved(inputs or unet_inputs(), weight.device, weight.dtype)).sample
+        found: Tensor = unet(**moved(inputs or unet_inputs(), weight.dtype, weight.device)).sample
     return found.float().cpu()
 
 
 def rms(x: Tensor) -> float:
     return float(x.float().square().mean().sqrt())
+
+
+def pipeline_on(device: torch.device) -> Any:
+    return load_model(pipeline_folder(), device=str(device), dtype="float32").pipeline
 
 
 def picture(pipe: Any, seed: int = 3) -> Tensor:
@@ -252,15 +252,6 @@ def picture(pipe: Any, seed: int = 3) -> Tensor:
     return found
 
 
-def _moved(inputs: dict[str, object], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    def one(value: object) -> object:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(device, dtype if value.is_floating_point() else None)
-
-    return {name: one(value) for name, value in inputs.items()}
-
-
 def _style(architecture: Architecture, widths: tuple[int, ...] = WIDTHS["sd1"]) -> Hypernetwork:
     if architecture == KINDS["relu"]:
         return make_hypernetwork(widths)
@@ -269,10 +260,6 @@ def _style(architecture: Architecture, widths: tuple[int, ...] = WIDTHS["sd1"]) 
     for parameter in made.parameters():
         parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim > 1 else 0.2))
     return made
-
-
-def _pipeline(device: torch.device) -> Any:
-    return load_model(pipeline_folder(), device=str(device), dtype="float32").pipeline
 
 
 def _by_groups(pipe: Any, device: torch.device) -> None:

@@ -20,7 +20,7 @@ from hnloader.library import Library
 from hnloader.pipelines import load_model
 from hnloader.training import prepare, read_config
 
-from .attaching import Check, picture
+from .attaching import Check, picture, pipeline_on
 
 STEPS = 24
 
@@ -48,7 +48,7 @@ def pictures(device: torch.device) -> str:
 
 def threads(device: torch.device) -> str:
     """One thread makes pictures, others attach, change and detach; afterwards the model is what it was."""
-    pipe = load_model(pipeline_folder(), device=str(device), dtype="float32").pipeline
+    pipe = pipeline_on(device)
     plain, done, failures = picture(pipe), threading.Event(), []
 
     def changes(name: str) -> None:
