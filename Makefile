@@ -4,7 +4,7 @@ PYTHON ?= python3
 LOCKED ?=
 MINUTES ?= 1
 # Tests run in so many processes, each with one thread for what it computes; 0 runs all in one.
-WORKERS ?= 2
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

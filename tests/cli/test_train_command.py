@@ -126,62 +126,71 @@ def test_mistakes_get_a_line_and_no_traceback(
     assert not (tmp_path / "a.pt").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_everything_and_resume_ends_the_same(
-    number: int, tiny_model: Path, folder: Path, tmp_path: Path
-) -> None:
-    def command(name: str, *more: str) -> list[str]:
-        given = ["--model", tiny_model, "--pictures", folder, "-o", tmp_path / name / "style.pt", "--steps", 60]
-        quick = ["--set", "previews.every=0", "--set", "measure_every=5"]
-        return [str(each) for each in [sys.executable, "-m", "hnloader", "train", *given, *quick, *more]]
+class Trained:
+    """One training that nothing disturbs, and one that is cut and resumed: programs are started only to be stopped."""
 
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    child = subprocess.Popen(command("cut"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stderr is not None
-    for line in child.stderr:
-        if line.startswith("step 1 "):
-            break
-    child.send_signal(number)
-    child.communicate(timeout=60)
-    assert child.returncode == 130
-    stopped = hnloader.load(tmp_path / "cut" / "style.pt").metadata["step"]
-    assert 1 <= stopped < 60
-    subprocess.run(command("cut", "--resume"), check=True, capture_output=True)
-    one, two = (torch.load(tmp_path / name / "style.pt", weights_only=True) for name in ("whole", "cut"))
-    assert all(
-        torch.equal(one[width][side][name], two[width][side][name])
-        for width in (16, 24)
-        for side in (0, 1)
-        for name in one[width][side]
-    )
+    def __init__(self, model: Path, pictures: Path, place: Path, *settings: str) -> None:
+        self.place = place
+        quick = [part for each in ("previews.every=0", "measure_every=5", *settings) for part in ("--set", each)]
+        self.given = ["--model", str(model), "--pictures", str(pictures), *quick]
+        self.complete("whole")
+
+    def arguments(self, name: str) -> list[str]:
+        return ["train", *self.given, "-o", str(self.file(name)), "--resume"]
+
+    def file(self, name: str) -> Path:
+        return self.place / name / "style.pt"
+
+    def complete(self, name: str) -> None:
+        code, _, err = run(*self.arguments(name))
+        assert code == 0, err
+
+    def begin(self, name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "hnloader", *self.arguments(name)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+    def assert_like_whole(self, name: str) -> None:
+        # The zip containers differ in nothing either: the whole file is the same but for where it lies.
+        whole, cut = (torch.load(self.file(each), weights_only=True) for each in ("whole", name))
+        assert whole.keys() == cut.keys()
+        for width in (16, 24):
+            for one, two in zip(whole[width], cut[width], strict=True):
+                assert one.keys() == two.keys()
+                assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_a_signal_saves_everything_and_resume_ends_the_same(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    trained = Trained(tiny_model, folder, tmp_path, "steps=60")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        child = trained.begin(number.name)
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith("step 1 "):
+                break
+        child.send_signal(number)
+        child.communicate()
+        assert child.returncode == 130
+        assert 1 <= hnloader.load(trained.file(number.name)).metadata["step"] < 60
+        trained.complete(number.name)
+        trained.assert_like_whole(number.name)
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
-    def command(name: str, *more: str) -> list[str]:
-        given = ["--model", tiny_model, "--pictures", folder, "-o", tmp_path / name / "style.pt", "--steps", 40]
-        quick = ["--set", "previews.every=0", "--set", "measure_every=5", "--set", "save_every=3"]
-        return [str(each) for each in [sys.executable, "-m", "hnloader", "train", *given, *quick, *more]]
-
-    subprocess.run(command("whole"), check=True, capture_output=True)
+    trained = Trained(tiny_model, folder, tmp_path, "steps=40", "save_every=3")
     random = np.random.default_rng(1)
-    states = tmp_path / "cut" / "style.training"
-    for _ in range(10):
-        child = subprocess.Popen(command("cut", "--resume"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    states = trained.file("cut").with_suffix(".training")
+    for _ in range(5):
+        child = trained.begin("cut")
         before = set(states.glob("state-*"))
         while child.poll() is None and set(states.glob("state-*")) <= before:
             time.sleep(0.01)
         time.sleep(float(random.uniform(0, 0.05)))
         child.kill()
-        child.wait()
-    subprocess.run(command("cut", "--resume"), check=True, capture_output=True)
-    # The zip containers differ in nothing either: the whole file is the same but for where it lies.
-    whole, cut = (torch.load(tmp_path / name / "style.pt", weights_only=True) for name in ("whole", "cut"))
-    assert whole.keys() == cut.keys()
-    for width in (16, 24):
-        for one, two in zip(whole[width], cut[width], strict=True):
-            assert all(torch.equal(one[name], two[name]) for name in one)
+        child.communicate()
+    trained.complete("cut")
+    trained.assert_like_whole("cut")
 
 
 def test_dataset_check_lists_captions_and_what_is_wrong(folder: Path, tmp_path: Path) -> None:
