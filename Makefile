@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 TEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu clean
+.PHONY: help demo browser test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu clean
 
 help:
 	@echo "make demo       render a labelled grid with the bundled pipeline and hypernetworks"
@@ -41,13 +41,17 @@ else
 endif
 	@touch $@
 
+# The tests of the pages want a Chromium; they install nothing themselves. All others go without.
+browser: $(READY)
+	-@$(BIN)/python tests/ui/browsers.py
+
 demo: $(READY)
 	$(BIN)/hnloader demo --out demo-output
 
-test: $(READY)
+test: browser
 	$(TEST)
 
-test-fast: $(READY)
+test-fast: browser
 	$(TEST) -m 'not slow'
 
 lint: $(READY)
@@ -95,11 +99,11 @@ sbom: $(READY) $(TOOLS)/.ready
 	$(TOOLS)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
 		--output-file dist/hnloader.cdx.json
 
-screenshots: $(READY)
+screenshots: browser
 	HNLOADER_SCREENSHOTS=docs/images $(BIN)/python -m pytest --quiet tests/ui/test_screenshots.py tests/extension/test_in_browser.py
 
 # Each gradio has an environment of its own with what it needs; all else comes from .venv, which stands behind it.
-webui-gradio: $(READY)
+webui-gradio: browser
 	@set -e; for version in 3.41.2 4.40.0; do \
 		place=.venv-gradio/$$version; \
 		if [ ! -e $$place/.ready ]; then \
@@ -118,7 +122,7 @@ gpu: $(READY)
 	$(BIN)/python -m tests.on_gpu
 
 # Either webui alone will do. Its Python is the one of its own environment, unless A1111_PYTHON or FORGE_PYTHON name another.
-hosts: $(READY)
+hosts: browser
 	@test -n "$(A1111)$(FORGE)" -a -n "$(CHECKPOINT)" || \
 		{ echo "Name the webuis' folders and a checkpoint: make hosts A1111=folder FORGE=folder CHECKPOINT=file"; exit 1; }
 	@failed=0; \

@@ -1,4 +1,7 @@
-"""A Chromium for the tests: one that is installed, else the distribution's, else the driver's own download."""
+"""A Chromium for the tests: one that is installed, else the distribution's, else the driver's own download.
+
+python tests/ui/browsers.py     installs one where there is none, as `make test` does first
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from playwright.sync_api import sync_playwright
 
 FLAGS = [
     "--no-sandbox",
@@ -27,16 +32,25 @@ _APPLICATIONS = (
 
 
 def find_chromium(own: str) -> str:
-    """The program to start; installs it where none is found. `own` is where the driver's download would lie."""
-    found = _installed(own)
+    """The program to start. `own` is where the driver's download would lie. Raises RuntimeError where there is none."""
+    if (found := _installed(own)) is None:
+        raise RuntimeError(f"no Chromium for the tests of the page; python {Path(__file__)} installs one")
+    return found
+
+
+def main() -> int:
+    """Install one where none is found: before the tests, which run in several processes and download nothing."""
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
     tried = []
     for install in (_from_distribution, _from_driver):
-        if found is None:
-            tried.append(install())
-            found = _installed(own)
-    if found is None:
-        raise RuntimeError("no Chromium for the tests of the page, and none could be installed:\n" + "\n".join(tried))
-    return found
+        if _installed(own) is not None:
+            return 0
+        tried.append(install())
+    if _installed(own) is None:
+        print("no Chromium for the tests of the page, and none could be installed:", *tried, sep="\n", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _installed(own: str) -> str | None:
@@ -63,3 +77,7 @@ def _from_driver() -> str:
     command = [sys.executable, "-m", "playwright", "install", "chromium"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"playwright install chromium: {(done.stdout + done.stderr).strip()[-500:]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
