@@ -459,7 +459,10 @@ class _Machine:
         if name == _ORDERED:
             return OrderedDict(_pairs(arguments))
         if name == "torch.Size":
-            return tuple(arguments[0]) if arguments else ()
+            sizes = arguments or ((),)
+            if len(sizes) > 1 or not _is_sizes(sizes[0]):
+                raise MalformedPickleError(f"a torch.Size whose sizes are not numbers before byte {self.at}")
+            return tuple(sizes[0])
         if name == "_codecs.encode":
             text, codec = (*arguments, "latin1")[:2]
             if isinstance(text, str) and codec in ("latin1", "latin-1"):

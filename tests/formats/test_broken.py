@@ -662,6 +662,23 @@ def test_an_empty_ordered_dict_may_be_made_as_an_object(made: bytes) -> None:
     ).refused  # its arguments would be passed over
 
 
+def test_a_torch_size_of_what_torch_would_not_take_is_damage() -> None:
+    def size(arguments: bytes) -> bytes:
+        return b"\x80\x02ctorch\nSize\n" + arguments + b"R."
+
+    assert read_pickle(size(b")")).value == ()
+    assert read_pickle(size(b"K\x02K\x03\x86\x85")).value == (2, 3)
+    for wrong in (
+        b"K\x02\x85",
+        b")K\x02\x86",
+        b"X\x01\x00\x00\x00a\x85\x85",
+        b"\x88\x85\x85",
+        b"X\x01\x00\x00\x00a\x85",
+    ):
+        with pytest.raises(MalformedPickleError, match=r"torch\.Size whose sizes are not numbers"):
+            read_pickle(size(wrong))
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_negated_view_is_refused(legacy: bool) -> None:
     """Its storage holds the values with the other sign, and the pickle says that they are to be turned."""
