@@ -118,7 +118,7 @@ def test_strength_zero_leaves_the_picture_alone(pipeline: StableDiffusionPipelin
 @pytest.mark.parametrize("style", ["outline", "halftone"])
 def test_style_rises_with_strength(pipeline: StableDiffusionPipeline, style: str) -> None:
     hypernetwork = hnloader.load(hypernetwork_paths()[style])
-    zero, half, full = measure_style(pipeline, hypernetwork, style, held_out_scenes(16, seed=2))
+    zero, half, full = measure_style(pipeline, hypernetwork, style, held_out_scenes(16, seed=2), steps=12)
     assert zero.score < half.score < full.score
     assert full.score > zero.score + 0.2
     assert full.held >= 0.75
@@ -126,7 +126,7 @@ def test_style_rises_with_strength(pipeline: StableDiffusionPipeline, style: str
 
 @pytest.mark.slow
 def test_pictures_follow_held_out_prompts(pipeline: StableDiffusionPipeline) -> None:
-    result = adherence(pipeline, held_out_scenes(40, seed=3))
+    result = adherence(pipeline, held_out_scenes(40, seed=3), steps=12)
     assert result.share("background") >= 0.9
     assert result.share("color") >= 0.9
     assert result.share("position") >= 0.9

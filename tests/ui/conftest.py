@@ -20,7 +20,8 @@ from hnloader.ui.standalone import Server, start
 PATIENCE = 60_000
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: as long as the driver is there, no test that comes after can run an event loop of its own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         program = find_chromium(playwright.chromium.executable_path)
