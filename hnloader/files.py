@@ -56,6 +56,14 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where it is missing. Raises HypernetworkError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error
+
+
 def open_new(path: Path) -> BinaryIO:
     """Open for writing what is new or, as a temporary file of `replacing`, empty; raises OSError.
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hnloader.errors import HypernetworkError
-from hnloader.files import replacing
+from hnloader.files import make_folder, replacing
 from hnloader.grids import labelled_grid
 from hnloader.training import html
 from hnloader.training.config import Config, Method, replaced
@@ -277,10 +276,7 @@ def write(comparison: Comparison, folder: Path, title: str) -> tuple[Path, Path,
     Raises:
         HypernetworkError: the folder cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error
+    make_folder(folder)
     paths = folder / "report.html", folder / "comparison.json", folder / "grid.png"
     header, rows = rows_of(comparison)
     body = [

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import held, remove_leftovers
+from hnloader.files import held, make_folder, remove_leftovers
 from hnloader.training import previews, schema
 from hnloader.training.cache import Cache, Latents
 from hnloader.training.config import Config
@@ -484,10 +484,7 @@ class Training:
     def _write(self, path: Path) -> None:
         if not self._is_main:
             return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise HypernetworkError(f"cannot write into {path.parent}: {error.strerror or error}") from error
+        make_folder(path.parent)
         with self._averaged():
             self.trainee.save(path, self.state.step, self.checkpoint)
 

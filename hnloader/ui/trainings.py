@@ -31,7 +31,7 @@ from typing import Any
 
 from hnloader.conversion.planning import numbered
 from hnloader.errors import HypernetworkError
-from hnloader.files import check_room, replacing
+from hnloader.files import check_room, make_folder, replacing
 
 try:
     import fcntl
@@ -213,7 +213,7 @@ class Trainings:
         source = files.best if best else files.output
         if not source.is_file():
             raise HypernetworkError(f"{name!r} has not made {'a measured file' if best else 'its file'} yet.")
-        _make(folder)
+        make_folder(folder)
         wanted = folder / f"{name}.pt"
         target = next(path for path in itertools.chain([wanted], numbered(wanted)) if not path.exists())
         with replacing(target) as temporary:
@@ -246,12 +246,12 @@ class Trainings:
     def _spawn(self, files: TrainingFiles, config: str, *options: str) -> None:
         """Start it with the lock in its hands; while another holds that, nothing is changed of what was told to it."""
         check_room(self.folder, _ROOM)  # before anything is written
-        _make(self.folder)
+        make_folder(self.folder)
         command = [self.python, "-m", "hnloader", "train", str(files.config.absolute()), *options]
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(self._lock_path.open("ab"))
             self._take(lock)
-            _make(files.folder)
+            make_folder(files.folder)
             with replacing(files.config) as temporary:
                 temporary.write_text(config, encoding="utf-8")
             log = stack.enter_context(files.log.open("wb"))
@@ -323,10 +323,3 @@ class Trainings:
     @property
     def _job_path(self) -> Path:
         return self.folder / "job.json"
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error

@@ -42,15 +42,15 @@ def main() -> int:
     """Install one where none is found: before the tests, which run in several processes and download nothing."""
     with sync_playwright() as playwright:
         own = playwright.chromium.executable_path
+    if _installed(own) is not None:
+        return 0
     tried = []
     for install in (_from_distribution, _from_driver):
+        tried.append(install())
         if _installed(own) is not None:
             return 0
-        tried.append(install())
-    if _installed(own) is None:
-        print("no Chromium for the tests of the page, and none could be installed:", *tried, sep="\n", file=sys.stderr)
-        return 1
-    return 0
+    print("no Chromium for the tests of the page, and none could be installed:", *tried, sep="\n", file=sys.stderr)
+    return 1
 
 
 def _installed(own: str) -> str | None:
