@@ -1,46 +1,41 @@
 """What a file from a stranger would do if it were unpickled, found without unpickling it.
 
-`scan` gives a verdict for any file. Every pickle in it (a bare one, several in a row, those of a zip archive or of a
-legacy torch stream) is read symbolically by `formats.pickles`; whatever it names that no hypernetwork needs is a
-`Finding`. This is an allow-list: a callable need not be known as dangerous to be found.
+`scan` gives a verdict for any file. It looks at the file as every program might: as pickles in a row, as a zip archive,
+as a tar archive, whatever hnloader takes it for. Each pickle is followed by `formats.tracing`; an import or a call that
+no sound file needs is a `Finding`. This is an allow-list: a callable need not be known as dangerous to be found.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import struct
-import sys
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from hnloader.errors import (
+    CorruptFileError,
     HypernetworkError,
     UnknownFormatError,
     UnsafeFileError,
     UnsupportedArchitectureError,
 )
 from hnloader.folders import walk
-from hnloader.formats import hns
-from hnloader.formats.checkpoint import MAX_MEMBERS, ZIP_MAGIC, Directory, is_legacy_stream
-from hnloader.formats.pickles import MAX_PICKLE_SIZE, MalformedPickleError, Refusal, read_pickle
-from hnloader.formats.refusals import is_inert
+from hnloader.formats import hns, zip_archive
+from hnloader.formats.checkpoint import is_legacy_stream
+from hnloader.formats.known_globals import joined
+from hnloader.formats.readings import Place, has_zip_end, is_tar, local_headers, tar_members, trace_place
 from hnloader.formats.source import Source, open_source
+from hnloader.formats.tracing import Budget, Trace
+from hnloader.formats.zip_archive import DEFLATED, open_archive
 from hnloader.inspection import inspect
 
 Verdict = Literal["safe", "suspicious", "not a hypernetwork", "unreadable"]
 VERDICTS: tuple[Verdict, ...] = ("suspicious", "unreadable", "not a hypernetwork", "safe")
 
 _PICKLES_OF_A_STREAM = 5
-_MOST_PICKLES = 64
-_PICKLE_START = re.compile(rb"\x80[\x00-\x05]")
-# Raw numbers: neither torch nor anything else unpickles them.
-_STORAGE_NAME = re.compile(r"(^|/)data/\d+$")
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_MAX_NAMES = 1_000  # of globals in one result
+_MAX_FINDINGS = 100
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,7 @@ class Scan:
         findings: what is suspicious.
         callables: every global that its pickles name, the harmless ones included, in order.
         pickles: how many pickles were read.
+        unknown: what could not be looked into; empty where all could.
     """
 
     path: Path
@@ -81,6 +77,7 @@ class Scan:
     findings: list[Finding] = field(default_factory=list)
     callables: list[str] = field(default_factory=list)
     pickles: int = 0
+    unknown: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -131,19 +128,18 @@ def _judge(result: Scan, text: bool) -> None:
         inspect(result.path)
     except HypernetworkError as caught:
         error = caught
-    harmless = all(is_inert(finding.callable or "") for finding in result.findings)
-    if isinstance(error, UnsafeFileError) and harmless:
+    if isinstance(error, UnsafeFileError) and not result.findings:
         result.findings.append(Finding(str(error)))
-        harmless = False
-    if result.findings and not (harmless and isinstance(error, UnknownFormatError)):
+        result.verdict, result.reason = "suspicious", str(error)
+    elif result.findings:
         result.verdict = "suspicious"
         named = dict.fromkeys(finding.callable or finding.what for finding in result.findings)
         result.reason = f"it holds {', '.join(list(named)[:3])}" + (
             f" and {len(named) - 3} more" if len(named) > 3 else ""
         )
-        return
-    result.findings.clear()
-    if error is not None:
+    elif result.unknown:
+        result.verdict, result.reason = "unreadable", f"{result.path}: {result.unknown}"
+    elif error is not None:
         other = text or isinstance(error, UnknownFormatError)
         result.verdict = "not a hypernetwork" if other else "unreadable"
         result.reason = str(error)
@@ -155,69 +151,70 @@ def _judge(result: Scan, text: bool) -> None:
 
 
 def _look_for_pickles(source: Source, result: Scan) -> None:
-    if source.head.startswith(ZIP_MAGIC):
-        for name, data in _members(source):
-            # Whatever its name: some program may unpickle it, and a name may be another one for it.
-            _read_pickle(data, 0, result, member=name, certain=_PICKLE_START.match(data) is not None)
-        return
-    data = source.read(0, min(source.size, 2 * MAX_PICKLE_SIZE))
-    certain = _PICKLE_START.match(data) is not None
-    at: int | None = 0
-    most = _PICKLES_OF_A_STREAM if is_legacy_stream(source.head) else _MOST_PICKLES
-    for count in range(most):
-        if at is None or at >= len(data) or (count and not _PICKLE_START.match(data, at) and most == _MOST_PICKLES):
+    budget = Budget()
+    _look_at_rows(source, result, budget)
+    if source.head.startswith(zip_archive.MAGIC) or has_zip_end(source):
+        _look_at_members(source, result, budget)
+    if is_tar(source):
+        for place in tar_members(source):
+            _look(source, place, result, budget)
+
+
+def _look_at_rows(source: Source, result: Scan, budget: Budget) -> None:
+    """Pickles from the beginning of the file, each directly behind the one before."""
+    at, count = 0, 0
+    is_stream = is_legacy_stream(source.head)
+    while at < source.size:
+        # What stands behind the pickles of a stream are numbers; a limit there says nothing.
+        behind_stream = is_stream and count >= _PICKLES_OF_A_STREAM
+        trace = _look(source, Place(at, source.size), result, budget, limit_counts=not behind_stream)
+        if trace is None or trace.ending != "stop":
             break
-        at = _read_pickle(data, at, result, certain=certain)
+        at, count = trace.end, count + 1
 
 
-def _read_pickle(data: bytes, at: int, result: Scan, *, certain: bool, member: str | None = None) -> int | None:
-    """Note what the pickle at `at` names; gives its end, or None where it is damaged or no pickle at all."""
-    end: int | None = None
-    refused: Iterable[Refusal]
-    try:
-        pickle = read_pickle(data, at)
-        refused, names, end = pickle.refused, pickle.names, pickle.end
-    except MalformedPickleError as error:
-        refused, names = error.refused, tuple(error.names)
-        if not certain:
-            # Any text can be read as some opcodes of protocol 0; a module that exists is what tells a pickle.
-            refused = [one for one in refused if one.name.split(".")[0] in sys.stdlib_module_names]
-            names = tuple(name for name in names if any(one.name == name for one in refused))
-    result.pickles += 1 if certain or end is not None or names else 0
-    result.callables += [name for name in names if name not in result.callables]
-    for one in refused:
-        is_global = one.name in names
-        result.findings.append(Finding(one.what, one.name if is_global else None, one.offset, member))
-    return end
+def _look_at_members(source: Source, result: Scan, budget: Budget) -> None:
+    """The members of a zip archive, whatever their names: some program may unpickle them.
 
-
-def _members(source: Source) -> Iterator[tuple[str, bytes]]:
-    """The zip members that may be pickles, whatever their names, flags and checksums say.
-
-    zipfile refuses archives that torch opens all the same (a wrong CRC, a flag, another name in the local header), so
-    that a call could hide behind its refusal. What cannot be read in any way is left to the loader, which says so.
+    An archive in another form than the canonical one has as many contents as there are readers, and each of its local
+    headers may be a member for one of them.
     """
     try:
-        source.file.seek(0)
-        with zipfile.ZipFile(Directory(source.file)) as archive:
-            infos = archive.infolist()[:MAX_MEMBERS]
-    except Exception:  # zipfile lets errors of several kinds through for damaged archives
-        infos = []
-    for info in infos:
-        if _STORAGE_NAME.search(info.orig_filename):
-            continue
-        try:
-            data = _raw_member(source, info)
-        except (HypernetworkError, zlib.error, struct.error):
-            continue
-        yield info.orig_filename, data
+        archive = open_archive(source)
+    except HypernetworkError:
+        for name, place in local_headers(source):
+            _look(source, place, result, budget, name)
+        return
+    for name, member in archive.members.items():
+        place = Place(member.start, member.start + member.size, member)
+        if _look(source, place, result, budget, name) is None:
+            result.unknown = result.unknown or f"its zip member {name!r} is damaged"
 
 
-def _raw_member(source: Source, info: zipfile.ZipInfo) -> bytes:
-    header = _LOCAL_HEADER.unpack(source.read(info.header_offset, _LOCAL_HEADER.size))
-    start = info.header_offset + _LOCAL_HEADER.size + header[9] + header[10]
-    size = min(info.compress_size, MAX_PICKLE_SIZE, source.size - start)
-    data = source.read(start, size)
-    if info.compress_type == zipfile.ZIP_DEFLATED:
-        return zlib.decompressobj(-15).decompress(data, MAX_PICKLE_SIZE)
-    return data
+def _look(
+    source: Source,
+    place: Place,
+    result: Scan,
+    budget: Budget,
+    member: str | None = None,
+    *,
+    limit_counts: bool = True,
+) -> Trace | None:
+    """Note what the pickle at a place names; None where its data cannot be unpacked."""
+    try:
+        trace = trace_place(source, place, budget)
+    except CorruptFileError:
+        return None
+    if trace.is_certain or trace.names:
+        result.pickles += 1
+    for name in trace.names:
+        if joined(name) not in result.callables and len(result.callables) < _MAX_NAMES:
+            result.callables.append(joined(name))
+    base = place.start if place.member is not None and place.member.method != DEFLATED else 0
+    for one in trace.found[: _MAX_FINDINGS - len(result.findings)]:
+        named = joined(one.name) if one.name is not None else None
+        result.findings.append(Finding(one.what, named, one.offset - base, member))
+    if trace.ending == "limit" and limit_counts:
+        where = f"its zip member {member!r}" if member is not None else "a pickle in it"
+        result.unknown = result.unknown or f"{where} goes beyond the limits of what is read"
+    return trace

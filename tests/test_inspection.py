@@ -41,7 +41,8 @@ def test_no_tensor_data_is_read(kind: str, tmp_path: Path) -> None:
     file = Counting(path.read_bytes())
     assert hnloader.inspect(file).parameters == 2 * (512 * 1024 * 2 + 512 + 1024)
     assert path.stat().st_size > 8_000_000
-    assert file.count < 100_000
+    # 64 KiB at the end are searched for the end record of a second format.
+    assert file.count < 200_000
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -17,9 +16,9 @@ from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatEr
 from hnloader.formats import hns, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.identify import kind_of_bytes
-from hnloader.formats.pickles import MalformedPickleError, read_pickle
-from hnloader.formats.refusals import check_refusals
+from hnloader.formats.readings import Place, check_pickle
 from hnloader.formats.source import FileLike, Source, open_source
+from hnloader.formats.tracing import Budget, trace_at
 from hnloader.network import Hypernetwork
 
 
@@ -85,21 +84,18 @@ def read_contents(source: Source) -> Contents:
 
 def _refuse_bare_pickle(source: Source) -> None:
     """A pickle that torch.save did not write has no tensors, but may well hold code."""
-    try:
-        pickle = read_pickle(source.read(0, min(source.size, 1 << 20)))
-    except MalformedPickleError as error:
-        # Any text can be read as some opcodes of protocol 0; a module that exists is what tells a pickle.
-        named = [refusal for refusal in error.refused if refusal.name.split(".")[0] in sys.stdlib_module_names]
-        check_refusals(named, source.label, inert_allowed=True)
-        if source.head.startswith(b"\x80"):
-            raise CorruptFileError(
-                f"{source.label}: its pickle is damaged: {error}. Copy or download it again."
-            ) from error
-        return
-    check_refusals(pickle.refused, source.label, inert_allowed=False)
-    raise UnknownFormatError(
-        f"{source.label} is a pickle without tensors, not written by torch.save; not a hypernetwork"
-    )
+    trace = trace_at(source, 0, Budget())
+    place = Place(0, source.size)
+    if trace.found:
+        check_pickle(source, place)
+    if trace.ending == "limit":
+        raise CorruptFileError(f"{source.label}: a pickle with more opcodes or bytes than are read; nothing is known of it")
+    if trace.ending == "damage" and (trace.is_certain or trace.names):
+        raise CorruptFileError(f"{source.label}: its pickle is damaged at byte {trace.end:,}. Copy or download it again.")
+    if trace.ending == "stop":
+        raise UnknownFormatError(
+            f"{source.label} is a pickle without tensors, not written by torch.save; not a hypernetwork"
+        )
 
 
 def save(hypernetwork: Hypernetwork, path: str | os.PathLike[str]) -> None:

@@ -11,44 +11,42 @@ protocol 3 or newer, 2.4 and newer may be widened by the program around it) and 
 
 from __future__ import annotations
 
+import codecs
 import functools
 import math
-import re
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hnloader.errors import (
     CorruptFileError,
-    HypernetworkError,
     UnknownFormatError,
     UnsafeFileError,
     UnsupportedArchitectureError,
 )
+from hnloader.formats import zip_archive
+from hnloader.formats.big_arguments import shortened
 from hnloader.formats.pickles import (
     MAX_PICKLE_SIZE,
     PLAIN,
+    Blob,
     MalformedPickleError,
     Pickle,
     Refusal,
     StorageRef,
     TensorRef,
+    item_size,
     read_pickle,
 )
-from hnloader.formats.refusals import check_refusals, is_inert
-from hnloader.formats.source import PIECE_SIZE, FileLike, Source, joined, open_source
+from hnloader.formats.readings import Place, check_one_reading, check_pickle
+from hnloader.formats.refusals import check_refusals
+from hnloader.formats.source import FileLike, Source, joined, open_source
 from hnloader.formats.trees import mapped
+from hnloader.formats.zip_archive import Archive, Member, open_archive
 
-MAX_MEMBERS = 20_000
-MAX_DIRECTORY_SIZE = 8 << 20
-MAX_RATIO = 100
 # Tensors that share a storage are copied apart when they are cast: together at most this many times the file.
 # So are storages in compressed zip members.
 MAX_SHARING = 8
@@ -56,10 +54,11 @@ MAX_TENSOR_VALUES = 1 << 48
 # The pickles of a legacy stream lie at its beginning, and are far smaller than the first of these.
 _LEGACY_WINDOWS = (1 << 16, 2 * MAX_PICKLE_SIZE)
 
-ZIP_MAGIC = b"PK\x03\x04"
+ZIP_MAGIC = zip_archive.MAGIC
 # The pickle of the number 0x1950a86a20f9469cfc6c, with which legacy streams begin.
 LEGACY_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_LEGACY_PICKLES = 5
 
 
 @dataclass
@@ -87,7 +86,12 @@ class Checkpoint:
         """
         storage = ref.storage
         if storage.key not in self._storages:
-            dtype: torch.dtype = getattr(torch, storage.dtype)
+            dtype = getattr(torch, storage.dtype, None)
+            if dtype is None:
+                raise UnsupportedArchitectureError(
+                    f"{self.label} holds tensors of {storage.dtype}, which torch {torch.__version__} does not have. "
+                    "Install a newer torch."
+                )
             data = joined(self._read_storage(storage), storage.count * item_size(storage.dtype))
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             self._storages[storage.key] = flat
@@ -118,6 +122,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         UnknownFormatError: a zip archive that torch.save did not write.
         UnsafeFileError: the archive holds code, or the same name twice.
     """
+    check_one_reading(source)
     return _read_zip(source) if source.head.startswith(ZIP_MAGIC) else _read_legacy(source)
 
 
@@ -132,12 +137,12 @@ def load_plain(file: FileLike) -> Any:
     """
     with open_source(file) as source:
         checkpoint = read_checkpoint(source)
-        check_refusals(checkpoint.refused, source.label, inert_allowed=True)
+        check_refusals([refusal for refusal in checkpoint.refused if not refusal.is_harmless], source.label)
         return mapped(checkpoint.tree, lambda value: checkpoint.read(value) if isinstance(value, TensorRef) else value)
 
 
 def _all_inert(refused: list[Refusal]) -> bool:
-    return all(is_inert(refusal.name) for refusal in refused)
+    return all(refusal.is_harmless for refusal in refused)
 
 
 def is_legacy_stream(head: bytes) -> bool:
@@ -153,7 +158,7 @@ def _check_tensors(tensors: Iterable[TensorRef], source: Source) -> None:
     for ref in tensors:
         storage = ref.storage
         known = storages.setdefault(storage.key, storage)
-        if known.dtype != storage.dtype or known.count != storage.count:
+        if (known.dtype, known.count) != (storage.dtype, storage.count) or known.data is not storage.data:
             raise CorruptFileError(f"{source.label}: the storage {known.key!r} is described in two ways")
         if not _fits(ref.shape, ref.stride, ref.offset, storage.count):
             raise CorruptFileError(
@@ -196,269 +201,210 @@ def _tensors(tree: object) -> Iterator[TensorRef]:
             pending += item
 
 
-@functools.cache
-def item_size(dtype: str) -> int:
-    """Bytes of one value of the torch dtype of that name."""
-    return torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+def _parse(data: bytes, start: int, source: Source, place: Place, blobs: Sequence[Blob] = ()) -> Pickle:
+    """Read a pickle; where it is damaged or above a limit, say first what other programs would run of it.
 
-
-def _parse(data: bytes, start: int, source: Source) -> Pickle:
+    Args:
+        data: The bytes.
+        start: Where the pickle begins in `data`.
+        source: The file.
+        place: Where the pickle stands in the file.
+        blobs: What was left in the file.
+    """
     try:
-        return read_pickle(data, start)
+        return read_pickle(data, start, blobs)
     except MalformedPickleError as error:
         # What stands before the damage would already have run in a reader that executes.
-        check_refusals(error.refused, source.label, inert_allowed=True)
+        check_pickle(source, place)
         raise CorruptFileError(f"{source.label}: its pickle is damaged: {error}. Copy or download it again.") from error
+
+
+def _array_pieces(storage: StorageRef, source: Source) -> Iterator[memoryview]:
+    """The numbers of an array that stand in the pickle."""
+    missing = storage.count * item_size(storage.dtype)
+    try:
+        for piece in _decoded(storage.data, source):
+            missing -= len(piece)
+            if missing < 0:
+                break
+            yield piece
+    except UnicodeError as error:
+        raise CorruptFileError(f"{source.label}: the text that holds a tensor is damaged: {error}") from error
+    if missing:
+        raise CorruptFileError(f"{source.label}: a tensor has another size than its shape says; the file is damaged")
+
+
+def _decoded(data: bytes | Blob | None, source: Source) -> Iterator[memoryview]:
+    if not isinstance(data, Blob):
+        yield memoryview(bytearray(data or b""))
+    elif not data.is_text:
+        yield from source.pieces(data.offset, data.size)
+    else:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for piece in source.pieces(data.offset, data.size):
+            yield memoryview(bytearray(decoder.decode(piece).encode(data.encoding or "utf-8")))
+        decoder.decode(b"", True)
 
 
 # -- zip, torch 1.6 and newer: <root>/data.pkl and one member <root>/data/<key> per storage
 
 
 def _read_zip(source: Source) -> Checkpoint:
-    with _zip_errors(source):
-        source.file.seek(0)
-        archive = zipfile.ZipFile(Directory(source.file))
-        archive.fp = source.file
-    members = _members(archive, source)
-    pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise UnknownFormatError(
-            f"{source.label} is a zip archive but not one that torch.save wrote ({len(members)} members, "
-            f"{len(pickles)} named data.pkl); if a hypernetwork is inside, unpack it first"
-        )
-    root = pickles[0][: -len("data.pkl")]
-    if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in members):
-        raise UnsafeFileError(f"{source.label} is a TorchScript archive: it holds code, not a hypernetwork; not loaded")
-    _check_byte_order(archive, members, root, source)
+    archive = open_archive(source)
+    members = archive.members
+    _check_members(archive, source)
+    root = archive.folder
+    pickle = _zip_pickle(archive, members[f"{root}data.pkl"], source)
 
     def check_storage(ref: StorageRef) -> None:
         name, size = f"{root}data/{ref.key}", ref.count * item_size(ref.dtype)
         if name not in members:
             raise CorruptFileError(f"{source.label}: the storage {ref.key!r} is missing; copy or download it again")
-        if members[name].file_size != size:
+        if members[name].unpacked != size:
             raise CorruptFileError(
                 f"{source.label}: the storage {ref.key!r} is declared as {size:,} bytes but has "
-                f"{members[name].file_size:,}; the file is damaged or was tampered with"
+                f"{members[name].unpacked:,}; the file is damaged or was tampered with"
             )
 
-    if members[pickles[0]].file_size > MAX_PICKLE_SIZE:
-        raise CorruptFileError(f"{source.label}: data.pkl is larger than {MAX_PICKLE_SIZE >> 20} MiB")
-    pickle = _parse(_whole_member(archive, members[pickles[0]], source), 0, source)
     if _all_inert(pickle.refused):
         tensors = list(_tensors(pickle.value))
         _check_tensors(tensors, source)
         for ref in tensors:
-            check_storage(ref.storage)
-    return Checkpoint(
-        pickle.value,
-        "zip",
-        pickle.refused,
-        source.label,
-        lambda ref: _member_pieces(archive, members[f"{root}data/{ref.key}"], source),
-    )
+            if ref.storage.data is None:
+                check_storage(ref.storage)
+
+    def read_storage(ref: StorageRef) -> Iterator[memoryview]:
+        if ref.data is not None:
+            return _array_pieces(ref, source)
+        return archive.pieces(members[f"{root}data/{ref.key}"], source.checksums)
+
+    return Checkpoint(pickle.value, "zip", pickle.refused, source.label, read_storage)
 
 
-def _whole_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source) -> bytes:
-    """The contents of a small member; raises CorruptFileError where they are damaged or less than it declares."""
-    with _zip_errors(source):
-        data = archive.read(member)
-        _check_unpacked(member, member.file_size - len(data))
-    return data
-
-
-def _check_unpacked(member: zipfile.ZipInfo, missing: int) -> None:
-    if missing:
-        raise zipfile.BadZipFile(f"{member.filename!r} unpacks to {missing:,} bytes less than it declares")
-
-
-def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Source) -> Iterator[memoryview]:
-    """The contents of a member in pieces; raises CorruptFileError at the end where their CRC is wrong.
-
-    Where `source` goes without checksums, as torch.load does, that is found only for a compressed member.
-    """
-    with _zip_errors(source), archive.open(member) as opened:  # which compares the member's two headers
-        if member.compress_type != zipfile.ZIP_STORED:
-            left = member.file_size
-            while data := opened.read(PIECE_SIZE):
-                left -= len(data)
-                yield memoryview(bytearray(data))
-            _check_unpacked(member, left)
-            return
-    # What is not compressed is read without zipfile's own buffers.
-    name_size, extra_size = struct.unpack("<HH", source.read(member.header_offset + 26, 4))
-    crc = 0
-    for piece in source.pieces(member.header_offset + 30 + name_size + extra_size, member.file_size):
-        if source.checksums:
-            crc = zlib.crc32(piece, crc)
-        yield piece
-    if source.checksums and crc != member.CRC:
-        raise CorruptFileError(
-            f"{source.label}: the zip archive is damaged (Bad CRC-32 for file {member.filename!r}). "
-            "Copy or download it again."
+def _check_members(archive: Archive, source: Source) -> None:
+    """Check that the archive is one that torch.save wrote, and that every program finds the same pickle in it."""
+    root, members = archive.folder, archive.members
+    pickles = [name for name in members if name.casefold().endswith("/data.pkl")]
+    if not pickles:
+        raise UnknownFormatError(
+            f"{source.label} is a zip archive but not one that torch.save wrote ({len(members)} members, none named "
+            "data.pkl); if a hypernetwork is inside, unpack it first"
         )
-
-
-class Directory:
-    """A file as zipfile sees it while it lists the members, which it reads in one piece of a declared size."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-
-    def read(self, size: int = -1) -> bytes:
-        """As a file's; raises BadZipFile where more is asked for than a list of members takes."""
-        # Without a size it asks for the end record, which has at most 64 KiB of comment.
-        data = self.file.read(1 << 17 if size < 0 else min(size, MAX_DIRECTORY_SIZE + 1))
-        if len(data) > MAX_DIRECTORY_SIZE:
-            raise zipfile.BadZipFile(f"its list of members is larger than {MAX_DIRECTORY_SIZE >> 20} MiB")
-        return data
-
-
-def has_second_name(info: zipfile.ZipInfo) -> bool:
-    """Whether a member has one name for torch and another for programs that heed a Unicode path (Python since 3.12)."""
-    extra = info.extra
-    while _UNICODE_PATH in extra and len(extra) >= 4:
-        if extra.startswith(_UNICODE_PATH):
-            return True
-        extra = extra[4 + int.from_bytes(extra[2:4], "little") :]
-    return False
-
-
-def _members(archive: zipfile.ZipFile, source: Source) -> dict[str, zipfile.ZipInfo]:
-    """The members by name, after checking names, sizes, compression and that they do not overlap."""
-    infos = archive.infolist()
-    if len(infos) > MAX_MEMBERS:
-        raise CorruptFileError(f"{source.label}: {len(infos):,} zip members, more than {MAX_MEMBERS:,}")
-    for info in infos:
-        if has_second_name(info):
-            raise UnsafeFileError(
-                f"{source.label}: the zip member {info.orig_filename!r} has a second name; programs would read "
-                "different ones. Do not open the file with other programs; get it from another source."
-            )
-    members = {info.filename: info for info in infos}
-    # torch itself looks members up without regard to case.
-    if len({name.lower() for name in members}) != len(infos):
-        raise UnsafeFileError(f"{source.label}: two zip members have the same name; programs would read different ones")
-    for name in members:
-        if _OUTSIDE.search(name):
-            raise UnsafeFileError(
-                f"{source.label}: the zip member {name!r} would be unpacked outside of its folder; not loaded"
-            )
-    end = 0
-    for info in sorted(infos, key=attrgetter("header_offset")):
-        if info.flag_bits & 1:
-            raise CorruptFileError(f"{source.label}: the zip member {info.filename!r} is encrypted")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise CorruptFileError(
-                f"{source.label}: the zip member {info.filename!r} is compressed by method {info.compress_type}; "
-                "torch.save compresses nothing. Pack the archive again without compression"
-            )
-        if info.file_size > MAX_RATIO * max(info.compress_size, 1):
-            raise UnsafeFileError(
-                f"{source.label}: the zip member {info.filename!r} unpacks to more than {MAX_RATIO} times its size"
-            )
-        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
-            raise CorruptFileError(f"{source.label}: the zip member {info.filename!r} declares two sizes")
-        if info.header_offset < end or info.header_offset + 30 + info.compress_size > source.size:
-            raise CorruptFileError(f"{source.label}: the zip member {info.filename!r} overlaps another or is cut off")
-        end = info.header_offset + 30 + info.compress_size
-    return members
-
-
-def _check_byte_order(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], root: str, source: Source) -> None:
-    name = f"{root}byteorder"
-    if name in members:
-        if members[name].file_size > 16:
-            raise CorruptFileError(f"{source.label}: its byte order is stated in {members[name].file_size:,} bytes")
-        order = _whole_member(archive, members[name], source)
-        if order.strip() != b"little":
+    if pickles != [f"{root}data.pkl"]:
+        raise UnsafeFileError(
+            f"{source.label}: its members {', '.join(map(repr, pickles[:3]))} would each be read as the pickle by some "
+            "program. torch.save writes one, data.pkl. Do not open the file with other programs; get it from another "
+            "source."
+        )
+    if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in members):
+        raise UnsafeFileError(f"{source.label} is a TorchScript archive: it holds code, not a hypernetwork; not loaded")
+    if (order := members.get(f"{root}byteorder")) is not None:
+        if order.unpacked > 16:
+            raise CorruptFileError(f"{source.label}: its byte order is stated in {order.unpacked:,} bytes")
+        if archive.read(order).strip() != b"little":
             raise UnsupportedArchitectureError(
                 f"{source.label} was saved on a big-endian machine; save it again on a little-endian one"
             )
 
 
-_UNICODE_PATH = b"up"  # tag of the extra field, 0x7075
-# Absolute paths, drives, and steps upwards, of Windows as well.
-_OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
+def _zip_pickle(archive: Archive, member: Member, source: Source) -> Pickle:
+    place = Place(member.start, member.start + member.size, member)
+    if member.unpacked <= MAX_PICKLE_SIZE:
+        return _parse(archive.read(member), 0, source, place)
+    if member.method != zip_archive.STORED:
+        raise CorruptFileError(f"{source.label}: its compressed data.pkl is larger than {MAX_PICKLE_SIZE >> 20} MiB")
+    return _parse_long(source, place)[0]
 
-# zipfile lets its parts' errors through: of struct and zlib, and RuntimeError for encryption.
-_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError, struct.error, zlib.error)
 
-
-class _zip_errors:  # noqa: N801 - reads as a statement
-    """Turns what zipfile raises into the errors of this package."""
-
-    def __init__(self, source: Source) -> None:
-        self.label = source.label
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise HypernetworkError(f"{self.label} cannot be read: {error.strerror or error}") from error
-        if isinstance(error, _ZIP_ERRORS):
-            raise CorruptFileError(
-                f"{self.label}: the zip archive is damaged ({error}). Copy or download it again."
-            ) from error
+def _parse_long(source: Source, place: Place) -> tuple[Pickle, int]:
+    """Read a pickle that holds its numbers itself, without these; give where it ends as well."""
+    try:
+        data, blobs, end = shortened(source, place.start, place.end)
+    except MalformedPickleError as error:
+        check_pickle(source, place)
+        raise CorruptFileError(f"{source.label}: its pickle is damaged: {error}. Copy or download it again.") from error
+    return _parse(data, 0, source, place, blobs), end
 
 
 # -- legacy stream: five pickles (magic number, protocol, system, object, storage keys), then the storages' data
 
 
 def _read_legacy(source: Source) -> Checkpoint:
-    pickles = _legacy_pickles(source)
+    pickles, end = _legacy_pickles(source)
     magic, protocol, system, tree, keys = (pickle.value for pickle in pickles)
     refused = [refusal for pickle in pickles for refusal in pickle.refused]
     # Said before anything else: a reader that executes would run them before it came to these values.
-    check_refusals([refusal for pickle in pickles[:3] for refusal in pickle.refused], source.label, inert_allowed=False)
+    check_refusals([refusal for pickle in pickles[:3] for refusal in pickle.refused], source.label)
     if magic != LEGACY_MAGIC_NUMBER or protocol != _LEGACY_PROTOCOL:
-        raise CorruptFileError(f"{source.label}: a legacy torch file of an unknown protocol ({str(protocol)[:40]})")
+        raise CorruptFileError(f"{source.label}: a legacy torch file of protocol {_number_or_type(protocol)}, not 1001")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UnsupportedArchitectureError(f"{source.label} was saved on a big-endian machine; it cannot be read here")
     places: dict[str, int] = {}
     if _all_inert(refused):
         _check_tensors(_tensors(tree), source)
-        places = _legacy_places(source, tree, keys, pickles[-1].end)
+        try:
+            places = _legacy_places(source, tree, keys, end)
+        except CorruptFileError:
+            # What is not read here, such as a quantised tensor, has storages too, of an unknown size.
+            if not refused:
+                raise
 
     def read_storage(ref: StorageRef) -> Iterator[memoryview]:
+        if ref.data is not None:
+            return _array_pieces(ref, source)
+        if ref.key not in places:
+            raise UnsupportedArchitectureError(
+                f"{source.label}: its tensors stand behind others of a kind that hnloader does not read"
+            )
         return source.pieces(places[ref.key], ref.count * item_size(ref.dtype))
 
     return Checkpoint(tree, "legacy", refused, source.label, read_storage)
 
 
-def _legacy_pickles(source: Source) -> list[Pickle]:
-    """The five pickles; where the first window holds them, nothing behind it is read."""
+def _number_or_type(value: object) -> object:
+    return value if isinstance(value, int) else type(value).__name__
+
+
+def _legacy_pickles(source: Source) -> tuple[list[Pickle], int]:
+    """The five pickles, and where they end; where the first window holds them, nothing behind it is read."""
     for size in _LEGACY_WINDOWS:
         window = source.read(0, min(source.size, size))
         pickles: list[Pickle] = []
         try:
-            while len(pickles) < 5:
-                pickles.append(_parse(window, pickles[-1].end if pickles else 0, source))
-            break
+            while len(pickles) < _LEGACY_PICKLES:
+                start = pickles[-1].end if pickles else 0
+                pickles.append(_parse(window, start, source, Place(start, source.size)))
+            return pickles, pickles[-1].end
         except CorruptFileError:
-            if size == _LEGACY_WINDOWS[-1] or len(window) == source.size:
+            if len(window) == source.size:
                 raise
-    return pickles
+    # Their texts may hold the numbers.
+    pickles, end = [], 0
+    while len(pickles) < _LEGACY_PICKLES:
+        pickle, end = _parse_long(source, Place(end, source.size))
+        pickles.append(pickle)
+    return pickles, end
 
 
 def _legacy_places(source: Source, tree: object, keys: object, start: int) -> dict[str, int]:
     """Offset of each storage's data; they follow in the order of `keys`, each after its number of values."""
-    storages = {ref.storage.key: ref.storage for ref in _tensors(tree)}
-    if not isinstance(keys, list) or set(map(str, keys)) != storages.keys() or len(keys) != len(storages):
+    storages = {ref.storage.key: ref.storage for ref in _tensors(tree) if ref.storage.data is None}
+    named = keys if isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys) else None
+    if named is None or set(map(str, named)) != storages.keys() or len(named) != len(storages):
         raise CorruptFileError(
             f"{source.label}: its list of storages does not name those of its tensors; copy or download it again"
         )
     places: dict[str, int] = {}
     offset = start
-    for key in map(str, keys):
+    for key in map(str, named):
         count = int.from_bytes(source.read(offset, 8), "little", signed=True)
-        if count != storages[key].count:
+        stored = storages[key].count * (item_size(storages[key].dtype) if storages[key].is_untyped else 1)
+        if count != stored:
             raise CorruptFileError(
                 f"{source.label}: the storage {key!r} is declared as {storages[key].count:,} values but has {count:,}; "
                 "the file is damaged or was tampered with"
             )
-        size = count * item_size(storages[key].dtype)
+        size = storages[key].count * item_size(storages[key].dtype)
         if offset + 8 + size > source.size:
             raise CorruptFileError(
                 f"{source.label} is cut off: a storage of {count:,} values at byte {offset:,} was expected, "

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import codecs
 import functools
+import math
 import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from hnloader.formats.known_globals import CALLED, KNOWN, Global, joined, may_be_called
+from hnloader.formats.numpy_parts import NumpyArray, NumpyType, scalar
 
 # Limits. The pickle of a hypernetwork has some 2,000 opcodes in 10 kB; that of a full SDXL checkpoint, which
 # is read only to say what it is, some 100,000 in 500 kB. The least that an opcode of one byte can make is 216
@@ -28,25 +32,43 @@ MAX_OPCODES = 500_000
 MAX_DEPTH = 64
 MAX_VALUES = 500_000
 MAX_INT_BYTES = 32
+# Characters and bytes of all texts, each counted as often as it is mentioned: what a message, JSON or a page would hold.
+MAX_TEXT = 4 << 20
+MAX_NAME = 500  # of a module, and of an attribute
+MAX_NAMES = 1_000
 # Python gives tuples and large integers hashes that whoever writes a file can make equal, and a dict of equal
 # hashes takes quadratic time. Text and bytes have random hashes; 64-bit integers too few that are equal.
 MAX_KEY_BITS = 64
 
-_TENSOR, _ORDERED = "torch._utils._rebuild_tensor_v2", "collections.OrderedDict"
-_TENSOR_BUILDERS = frozenset({_TENSOR, "torch._utils._rebuild_tensor", "torch._utils._rebuild_parameter"})
-_CONTAINERS: dict[str, Callable[..., object]] = {
-    name: kind
+_TENSOR: Global = ("torch._utils", "_rebuild_tensor_v2")
+_TYPED_TENSOR: Global = ("torch._utils", "_rebuild_tensor_v3")  # whose storage is bytes, and whose dtype is named
+_PARAMETER: Global = ("torch._utils", "_rebuild_parameter")
+_ORDERED: Global = ("collections", "OrderedDict")
+_SIZE: Global = ("torch", "Size")
+_ENCODE: Global = ("_codecs", "encode")
+_TENSOR_BUILDERS = frozenset({_TENSOR, _TYPED_TENSOR, _PARAMETER, ("torch._utils", "_rebuild_tensor")})
+_CONTAINERS: dict[Global, Callable[..., object]] = {
+    (module, kind.__name__): kind
     for kind in (set, frozenset, bytes, bytearray)
-    for name in (f"builtins.{kind.__name__}", f"__builtin__.{kind.__name__}")
+    for module in ("builtins", "__builtin__")
 }
-_SIZED = (list, tuple, set, bytes, str)
+_SIZED = (list, tuple, set, bytes, str, dict)
 # The first textual-inversion embeddings keep their tensors in one; what counts are its parameters.
-_PARAMETERS = "torch.nn.modules.container.ParameterDict"
+_PARAMETERS: Global = ("torch.nn.modules.container", "ParameterDict")
+# What torch 1.12 and 1.13 wrote for tensors of Apple's GPU: an array of numpy with its numbers.
+_FROM_NUMPY: Global = ("torch._utils", "_rebuild_device_tensor_from_numpy")
+_ARRAY, _NUMPY_TYPE = ("numpy", "ndarray"), ("numpy", "dtype")
+_MULTIARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
+_EMPTY_ARRAYS = frozenset((module, "_reconstruct") for module in _MULTIARRAYS)
+_SCALARS = frozenset((module, "scalar") for module in _MULTIARRAYS)
+_CODECS = {"latin1": "latin-1", "latin-1": "latin-1", "utf-8": "utf-8", "utf8": "utf-8", "ascii": "ascii"}
 _STORAGES: dict[str, str] = {
     "BFloat16Storage": "bfloat16",
     "BoolStorage": "bool",
     "ByteStorage": "uint8",
     "CharStorage": "int8",
+    "ComplexDoubleStorage": "complex128",
+    "ComplexFloatStorage": "complex64",
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
     "HalfStorage": "float16",
@@ -55,7 +77,23 @@ _STORAGES: dict[str, str] = {
     "ShortStorage": "int16",
     "UntypedStorage": "uint8",
 }
-_DTYPES = {f"{module}.{name}": dtype for module in ("torch", "torch.storage") for name, dtype in _STORAGES.items()}
+_DTYPES: dict[Global, str] = {
+    (module, name): dtype for module in ("torch", "torch.storage") for name, dtype in _STORAGES.items()
+}
+_TORCH_TYPES = frozenset(
+    """float64 float32 float16 bfloat16 complex64 complex128 uint8 uint16 uint32 uint64 int8 int16 int32 int64 bool
+    float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz""".split()
+)
+_READ = (
+    _TENSOR_BUILDERS
+    | _CONTAINERS.keys()
+    | _DTYPES.keys()
+    | _EMPTY_ARRAYS
+    | _SCALARS
+    | {("torch", name) for name in _TORCH_TYPES}
+    | {_ORDERED, _SIZE, _ENCODE, _PARAMETERS, _FROM_NUMPY, _ARRAY, _NUMPY_TYPE}
+)
+assert _READ <= KNOWN
 
 
 # Values that hold no others; most are one of these, which is quicker to see than what they are not.
@@ -71,31 +109,60 @@ class MalformedPickleError(Exception):
     """
 
     refused: Sequence[Refusal] = ()
-    names: Sequence[str] = ()
+    names: Sequence[Global] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Symbol:
-    """A reference to a global that is on the allow-list, as "module.name"."""
+    """A reference to a global whose meaning is known here."""
 
-    name: str
+    name: Global
 
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """Stands for anything that is not on the allow-list: a global, or what a call would have given."""
+    """Stands for anything else: a global, or what a call of it would have given.
 
-    name: str
+    Attributes:
+        name: The global; None for something else.
+        is_global: It is the global itself, not what a call gave.
+    """
+
+    name: Global | None
+    is_global: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Blob:
+    """A long text or byte string that was left in the file; see `read_pickle`.
+
+    Attributes:
+        offset: Where it begins in the file, in bytes.
+        size: Bytes that it takes there.
+        is_text: It is UTF-8; False for bytes.
+        encoding: For a text that was encoded: "latin-1", or "utf-8". None for one that was not.
+    """
+
+    offset: int
+    size: int
+    is_text: bool
+    encoding: str | None = None
 
 
 # These two are made by the dozen for each file; a frozen one takes three times as long to make.
 @dataclass(slots=True, eq=False)
 class StorageRef:
-    """A storage that the file holds elsewhere: its key, dtype name, and number of values of that dtype."""
+    """A storage that the file holds elsewhere: its key, dtype name, and number of values of that dtype.
+
+    The numbers of a numpy array stand in the pickle itself: `data`, None for others. The file counts the values of an
+    untyped one in bytes.
+    """
 
     key: str
     dtype: str
     count: int
+    data: bytes | Blob | None = None
+    is_untyped: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -126,7 +193,7 @@ class Parameters(OrderedDict[object, object]):
 
 
 # Classes of which an object may be made, without arguments.
-_DICTS: dict[str, type[OrderedDict[object, object]]] = {_ORDERED: OrderedDict, _PARAMETERS: Parameters}
+_DICTS: dict[Global, type[OrderedDict[object, object]]] = {_ORDERED: OrderedDict, _PARAMETERS: Parameters}
 
 
 @dataclass
@@ -143,33 +210,46 @@ class Pickle:
     value: object
     end: int
     refused: list[Refusal]
-    names: tuple[str, ...] = ()
+    names: tuple[Global, ...] = ()
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Something that is not on the allow-list: `what` in words, the `name` of the global, and the offset."""
+    """Something that is not on the allow-list.
+
+    Attributes:
+        what: What it is, in words.
+        name: The global that is concerned, None for something else.
+        offset: Where, in bytes from the beginning of the data.
+        is_harmless: Sound files of other kinds hold it, and it runs nothing of the file's choice.
+    """
 
     what: str
-    name: str
+    name: Global | None
     offset: int
+    is_harmless: bool = False
 
     def __str__(self) -> str:
         return f"{self.what} at byte {self.offset}"
 
 
-def read_pickle(data: bytes, start: int = 0) -> Pickle:
+def read_pickle(data: bytes, start: int = 0, blobs: Sequence[Blob] = ()) -> Pickle:
     """Read the pickle that begins at `start` of `data`.
 
+    Args:
+        data: The bytes.
+        start: Where the pickle begins.
+        blobs: What `big_arguments.shortened` left in the file, in the order of its placeholders in `data`.
+
     Raises:
-        MalformedPickleError: it is damaged or goes over a limit of this module.
+        MalformedPickleError: It is damaged or goes over a limit of this module.
     """
-    machine = _Machine(data[: start + MAX_PICKLE_SIZE], start)
+    machine = _Machine(data[: start + MAX_PICKLE_SIZE], start, blobs=list(blobs))
     try:
         value = machine.run()
         if machine.unknown_text is not None:
-            raise MalformedPickleError(f"the text before byte {machine.unknown_text} is no UTF-8")
-        _check_tree(value)
+            raise MalformedPickleError(f"the text before byte {machine.unknown_text} is not UTF-8")
+        _check_tree(value, machine)
     except MalformedPickleError as error:
         error.refused, error.names = machine.refused, tuple(machine.names)
         raise
@@ -189,20 +269,28 @@ def read_pickle(data: bytes, start: int = 0) -> Pickle:
     return Pickle(value, machine.at, machine.refused, tuple(machine.names))
 
 
-def _check_tree(value: object) -> None:
-    """Refuse what nests too deeply, contains itself, unfolds into more than `MAX_VALUES` values, or is no data."""
-    level: list[object] = [value]  # what lies equally deep
-    depth, seen = 0, 1
+def _check_tree(value: object, machine: _Machine) -> None:
+    """Refuse what nests too deeply, contains itself, unfolds into too much, or is not data."""
+    level: list[object] = [value]  # what stands equally deep
+    depth, seen, text = 0, 1, 0
     while level:
         if depth > MAX_DEPTH:
             raise MalformedPickleError(f"it nests containers more than {MAX_DEPTH} deep, or one contains itself")
         deeper: list[object] = []
         for item in level:
-            if type(item) in PLAIN:
+            kind = type(item)
+            if kind is str or kind is bytes:
+                text += len(item)  # type: ignore[arg-type]
                 continue
-            if isinstance(item, (Symbol, StorageRef)):
-                what = f"the global {item.name!r}" if isinstance(item, Symbol) else "a storage"
+            if kind in PLAIN:
+                continue
+            if kind is bytearray:
+                text += len(item)  # type: ignore[arg-type]
+            if isinstance(item, (StorageRef, Blob)):
+                what = "a storage" if isinstance(item, StorageRef) else "a text or byte string above the limit"
                 raise MalformedPickleError(f"{what} stands in it as a value")
+            if isinstance(item, (Symbol, NumpyArray, NumpyType)):
+                machine.refuse_value(item)
             if isinstance(item, dict):
                 deeper += item
                 deeper += item.values()
@@ -210,6 +298,8 @@ def _check_tree(value: object) -> None:
                 deeper += item
             if seen + len(deeper) > MAX_VALUES:
                 raise MalformedPickleError(f"it unfolds into more than {MAX_VALUES:,} values")
+            if text > MAX_TEXT:
+                raise MalformedPickleError(f"its texts unfold into more than {MAX_TEXT:,} characters")
         seen += len(deeper)
         level, depth = deeper, depth + 1
 
@@ -240,8 +330,12 @@ class _Machine:
     stack: list[object] = field(default_factory=list)
     memo: dict[int, object] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
-    names: dict[str, None] = field(default_factory=dict)
+    names: dict[Global, None] = field(default_factory=dict)
+    blobs: list[Blob] = field(default_factory=list)
     copied: int = 0
+    encoded_characters: int = 0
+    arrays: int = 0
+    blobs_used: int = 0
     usual_tensors: int = 0
     unknown_text: int | None = None  # offset after the first text of Python 2 whose encoding is not known
     push: Callable[[object], None] = field(init=False)
@@ -286,11 +380,19 @@ class _Machine:
                 return stack.pop()
             action = opcodes[code]
             if action is None:
-                raise MalformedPickleError(f"byte {at} is {code:#04x}, which is no pickle opcode")
+                raise MalformedPickleError(f"byte {at} is {code:#04x}, which is not a pickle opcode")
             action(self)
         raise MalformedPickleError(f"it has more than {MAX_OPCODES:,} opcodes")
 
     # -- reading arguments
+
+    def frame(self) -> None:
+        if self.number(8) > len(self.data) - self.at and not self.blobs:
+            raise MalformedPickleError(f"it is cut off: the frame before byte {self.at} is longer")
+
+    def protocol(self) -> None:
+        if (number := self.number(1)) > 5:
+            raise MalformedPickleError(f"it is of protocol {number}, and 5 is the newest")
 
     def take(self, size: int) -> bytes:
         piece = self.data[self.at : self.at + size]
@@ -332,10 +434,26 @@ class _Machine:
                 return items
         raise MalformedPickleError(f"a mark is missing at byte {self.at}")
 
-    def refuse(self, what: str, name: str) -> Opaque:
+    def refuse(self, what: str, name: Global | None, is_harmless: bool = False) -> Opaque:
         if len(self.refused) < 100:
-            self.refused.append(Refusal(what, name, self.at - 1))
+            self.refused.append(Refusal(what, name, self.at - 1, is_harmless))
+        elif not is_harmless and self.refused[-1].is_harmless:  # a harmful one is never the one left out
+            self.refused[-1] = Refusal(what, name, self.at - 1)
         return Opaque(name)
+
+    def refuse_value(self, value: Symbol | NumpyArray | NumpyType) -> None:
+        """Note a value that is not data, but that sound files of other kinds hold."""
+        if isinstance(value, Symbol):
+            self.refuse(f"the global {joined(value.name)!r}", value.name, is_harmless=True)
+        else:
+            kind = "array" if isinstance(value, NumpyArray) else "dtype"
+            self.refuse(f"a numpy {kind}", _ARRAY, is_harmless=True)
+
+    def count_copied(self, *values: object) -> None:
+        """Note containers that are copied; raise MalformedPickleError where all copies together hold too much."""
+        self.copied += sum(len(value) for value in values if isinstance(value, _SIZED))
+        if self.copied > MAX_VALUES:
+            raise MalformedPickleError(f"it copies more than {MAX_VALUES:,} values")
 
     # -- numbers and text
 
@@ -344,7 +462,7 @@ class _Machine:
         if text in ("00", "01"):
             self.push(text == "01")
         else:
-            self.push(_integer(text))
+            self.push(_c_integer(text))
 
     def long_bytes(self, size: int) -> None:
         if size > MAX_INT_BYTES:
@@ -352,7 +470,7 @@ class _Machine:
         self.push(int.from_bytes(self.take(size), "little", signed=True))
 
     def quoted(self) -> None:
-        text = self.line().strip()
+        text = self.line()
         if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
             raise MalformedPickleError(f"a string without quotes before byte {self.at}")
         data, _ = codecs.escape_decode(text[1:-1].encode("utf-8", "surrogateescape"))
@@ -382,6 +500,13 @@ class _Machine:
         self.push(self.data[at:end].decode("utf-8", "surrogatepass"))
 
     # -- containers
+
+    def blob(self) -> None:
+        """The placeholder of what was left in the file."""
+        if self.blobs_used >= len(self.blobs):
+            raise MalformedPickleError(f"byte {self.at - 1} is 0xff, which is not a pickle opcode")
+        self.push(self.blobs[self.blobs_used])
+        self.blobs_used += 1
 
     def append(self, items: list[object]) -> None:
         target = self.stack[-1]
@@ -417,75 +542,150 @@ class _Machine:
 
     # -- globals and calls: named, never resolved
 
-    def named(self, name: str) -> None:
-        self.names[name] = None
-        known = (
-            name in _TENSOR_BUILDERS
-            or name in _CONTAINERS
-            or name in (_ORDERED, "torch.Size", "_codecs.encode", _PARAMETERS)
-            or name in _DTYPES
-        )
-        self.push(Symbol(name) if known else self.refuse(f"the global {name!r}", name))
+    def named(self, module: str, attribute: str) -> None:
+        name = self.imported(module, attribute)
+        if name in _READ:
+            self.push(Symbol(name))
+        else:
+            self.refuse(f"the global {joined(name)!r}", name, name in KNOWN)
+            self.push(Opaque(name, is_global=True))
+
+    def imported(self, module: str, attribute: str) -> Global:
+        if max(len(module), len(attribute)) > MAX_NAME:
+            # It may be one: what reads the file otherwise decides by `tracing`.
+            raise MalformedPickleError(f"a global with a name of more than {MAX_NAME} characters before byte {self.at}")
+        if len(self.names) < MAX_NAMES:
+            self.names[module, attribute] = None
+        return module, attribute
 
     def global_lines(self) -> None:
         module = self.line()
-        self.named(f"{module}.{self.line()}")
+        self.named(module, self.line())
 
     def global_stack(self) -> None:
         attribute, module = self.pop(), self.pop()
         if not isinstance(attribute, str) or not isinstance(module, str):
             raise MalformedPickleError(f"a global whose name is not text at byte {self.at}")
-        self.named(f"{module}.{attribute}")
+        self.named(module, attribute)
 
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
         if isinstance(function, Symbol) and isinstance(arguments, tuple):
             self.push(self.result_of(function.name, arguments))
         elif isinstance(function, Opaque):
-            self.push(function)
+            self.push(self.opaque_call(function, arguments))
         else:
-            self.push(self.refuse(f"a call of a {type(function).__name__}", "?"))
+            self.push(self.refuse(f"a call of a {type(function).__name__}", None))
 
-    def result_of(self, name: str, arguments: tuple[Any, ...]) -> object:
-        """What calling the allowed global `name` would give, made here from plain data."""
+    def opaque_call(self, function: Opaque, arguments: object) -> Opaque:
+        """A global may only be named, unless it is known to be harmless when called too."""
+        given = arguments if isinstance(arguments, tuple) else ()
+        names = [value.name if isinstance(value, (Symbol, Opaque)) else None for value in given]
+        if function.is_global and function.name is not None and may_be_called(function.name, names):
+            return Opaque(function.name)
+        what = "what a call gave" if function.name is None else repr(joined(function.name))
+        return self.refuse(f"a call of {what}", function.name)
+
+    def result_of(self, name: Global, arguments: tuple[Any, ...]) -> object:
+        """Return what calling the allowed global `name` would give, made here from plain data."""
         # The two calls that every tensor has come first; they copy nothing, or a few sizes.
         if name in _TENSOR_BUILDERS:
             return self.tensor(name, arguments)
         if name == _ORDERED and not arguments:
             return OrderedDict()
-        self.copied += sum(len(argument) for argument in arguments if isinstance(argument, _SIZED))
-        if self.copied > MAX_VALUES:
-            raise MalformedPickleError(f"it copies more than {MAX_VALUES:,} values")
+        if name == _ENCODE:
+            return self.encoded(arguments)
+        if name in (_NUMPY_TYPE, _FROM_NUMPY) or name in _EMPTY_ARRAYS or name in _SCALARS:
+            return self.numpy_call(name, arguments)
+        self.count_copied(*arguments)
         if name == _ORDERED:
             return OrderedDict(_pairs(arguments))
-        if name == "torch.Size":
+        if name == _SIZE:
             sizes = arguments or ((),)
             if len(sizes) > 1 or not _is_sizes(sizes[0]):
                 raise MalformedPickleError(f"a torch.Size whose sizes are not numbers before byte {self.at}")
             return tuple(sizes[0])
-        if name == "_codecs.encode":
-            text, codec = (*arguments, "latin1")[:2]
-            if isinstance(text, str) and codec in ("latin1", "latin-1"):
-                return text.encode("latin1")
         if name in _CONTAINERS and len(arguments) <= 1 and all(isinstance(a, (list, tuple, bytes)) for a in arguments):
-            return _CONTAINERS[name](*([_keys(given) for given in arguments] if "set" in name else arguments))
-        if name.endswith(".bytearray") and len(arguments) == 2 and isinstance(arguments[0], str):
-            return bytearray(arguments[0], "latin1")
-        return self.refuse(f"a call of {name!r} with unexpected arguments", name)
+            given = [_keys(argument) for argument in arguments] if name[1].endswith("set") else arguments
+            return _CONTAINERS[name](*given)
+        if name[1] == "bytearray" and len(arguments) == 2 and isinstance(arguments[0], str):
+            codec = _CODECS.get(arguments[1]) if isinstance(arguments[1], str) else None
+            if codec is not None:
+                return bytearray(arguments[0], codec)
+        return self.odd_call(name)
 
-    def tensor(self, name: str, arguments: tuple[object, ...]) -> object:
-        if name.endswith("_parameter"):
+    def odd_call(self, name: Global) -> Opaque:
+        """A call with arguments that no known program writes; harmless where any call of it is."""
+        return self.refuse(f"a call of {joined(name)!r} with unexpected arguments", name, name in CALLED)
+
+    def encoded(self, arguments: tuple[Any, ...]) -> object:
+        """Bytes as protocol 2 writes them: `_codecs.encode` of a text, by default to UTF-8."""
+        text, codec = (*arguments, "utf-8")[:2] if arguments else (None, None)
+        codec = _CODECS.get(codec) if isinstance(codec, str) else None
+        if len(arguments) > 2 or codec is None:
+            return self.odd_call(_ENCODE)
+        if isinstance(text, Blob) and text.is_text and text.encoding is None:
+            return Blob(text.offset, text.size, True, codec)
+        if not isinstance(text, str):
+            return self.odd_call(_ENCODE)
+        self.encoded_characters += len(text)
+        if self.encoded_characters > MAX_PICKLE_SIZE:
+            raise MalformedPickleError(f"it encodes more than {MAX_PICKLE_SIZE:,} characters")
+        return text.encode(codec)
+
+    def numpy_call(self, name: Global, arguments: tuple[Any, ...]) -> object:
+        """Arrays and scalars of numpy as they are pickled: an empty one to be filled by BUILD, or a number."""
+        if name == _NUMPY_TYPE and 1 <= len(arguments) <= 3 and isinstance(arguments[0], str):
+            return NumpyType(arguments[0][:20])
+        if name in _EMPTY_ARRAYS and len(arguments) == 3 and _is(arguments[0], _ARRAY):
+            return NumpyArray()
+        if name in _SCALARS and len(arguments) == 2 and isinstance(arguments[0], NumpyType):
+            number = scalar(arguments[0], arguments[1])
+            return self.odd_call(name) if number is None else number
+        if name == _FROM_NUMPY and len(arguments) >= 2 and isinstance(arguments[0], NumpyArray):
+            return self.tensor_of_array(arguments[0], arguments[1])
+        return self.odd_call(name)
+
+    def tensor_of_array(self, array: NumpyArray, dtype: object) -> object:
+        if array.dtype is None or not _is(dtype, ("torch", array.dtype)):
+            return self.odd_call(_FROM_NUMPY)
+        self.arrays += 1
+        count = math.prod(array.shape)
+        storage = StorageRef(f"array {self.arrays}", array.dtype, count, array.data)
+        return TensorRef(storage, 0, array.shape, array.stride)
+
+    def tensor(self, name: Global, arguments: tuple[object, ...]) -> object:
+        if name == _PARAMETER:
+            if not arguments or not isinstance(arguments[0], (TensorRef, Opaque)):
+                return self.odd_call(name)
             return arguments[0]
         if len(arguments) < 4:
             raise MalformedPickleError(f"a tensor described by {len(arguments)} values before byte {self.at}")
+        if name == _TYPED_TENSOR:
+            return self.typed_tensor(arguments)
         if len(arguments) > 6 and arguments[6]:  # after gradients and hooks: its values are not those of the storage
             raise MalformedPickleError(f"a tensor that is marked as negated or conjugated before byte {self.at}")
         storage, offset, shape, stride = arguments[:4]
         if not isinstance(storage, StorageRef):
-            return self.refuse("a tensor of an unknown kind of storage", name)
+            return self.refuse("a tensor of an unknown kind of storage", name, isinstance(storage, Opaque))
         if not isinstance(offset, int) or not _is_sizes(shape) or not _is_sizes(stride):
             raise MalformedPickleError(f"a tensor whose sizes are not numbers before byte {self.at}")
         return TensorRef(storage, offset, tuple(shape), tuple(stride))  # type: ignore[arg-type]
+
+    def typed_tensor(self, arguments: tuple[object, ...]) -> object:
+        """A tensor whose storage is untyped, with its dtype behind the gradient and hooks."""
+        storage, offset, shape, stride = arguments[:4]
+        dtype = arguments[6] if len(arguments) in (7, 8) else None
+        known = isinstance(dtype, Symbol) and dtype.name[0] == "torch" and dtype.name[1] in _TORCH_TYPES
+        if not known or not isinstance(storage, StorageRef) or storage.dtype != "uint8" or not isinstance(dtype, Symbol):
+            return self.odd_call(_TYPED_TENSOR)
+        if not isinstance(offset, int) or not _is_sizes(shape) or not _is_sizes(stride):
+            raise MalformedPickleError(f"a tensor whose sizes are not numbers before byte {self.at}")
+        size = item_size(dtype.name[1])
+        if storage.count % size:
+            raise MalformedPickleError(f"a storage of {storage.count} bytes with values of {size} before byte {self.at}")
+        typed = StorageRef(storage.key, dtype.name[1], storage.count // size, is_untyped=True)
+        return TensorRef(typed, offset, tuple(shape), tuple(stride))  # type: ignore[arg-type]
 
     def usual_tensor(self) -> bool:
         """Do the opcodes of `_USUAL_TENSOR` where they stand here; False leaves them to be done one by one."""
@@ -533,14 +733,14 @@ class _Machine:
             self.push(given[1])
             return
         if not isinstance(given, tuple) or len(given) < 5 or given[0] != "storage":
-            self.push(self.refuse("a persistent id that is no storage", "persistent id"))
+            self.push(self.refuse("a persistent id that is not a storage", None))
             return
         _, kind, key, _, count, *view = given
         dtype = _DTYPES.get(kind.name) if isinstance(kind, Symbol) else None
         if dtype is None:
-            self.push(Opaque(getattr(kind, "name", "storage")))
+            self.push(Opaque(getattr(kind, "name", None)))
         elif not isinstance(key, (str, int)) or not isinstance(count, int) or count < 0 or any(view):
-            raise MalformedPickleError(f"a storage described by {str(given[2:])[:80]} before byte {self.at}")
+            raise MalformedPickleError(f"a storage with an odd key, size or view before byte {self.at}")
         else:
             self.push(StorageRef(str(key), dtype, count))
 
@@ -550,36 +750,48 @@ class _Machine:
         plain = isinstance(target, OrderedDict) and isinstance(state, dict)
         if isinstance(target, Parameters) and isinstance(state, dict):
             parameters = state.get("_parameters")
+            self.count_copied(parameters)
             target.update(parameters if isinstance(parameters, dict) else {})
+        elif isinstance(target, NumpyType):
+            target.build(state)
+        elif isinstance(target, NumpyArray):
+            target.build(state, Blob)
+        elif isinstance(target, Opaque) and target.is_global:
+            self.stack[-1] = self.refuse("attributes set on a global", target.name)
         elif not plain and not isinstance(target, Opaque):
-            self.stack[-1] = self.refuse(f"attributes set on a {type(target).__name__}", "BUILD")
+            self.stack[-1] = self.refuse(f"attributes set on a {type(target).__name__}", None)
 
     def instance(self, arguments: list[object]) -> None:
         """INST, OBJ, NEWOBJ, NEWOBJ_EX: they make objects of a class, of which two kinds of dicts are known."""
         made = next((a for a in arguments if isinstance(a, (Symbol, Opaque))), None)
-        name = made.name if made is not None else "?"
-        if name in _DICTS and isinstance(made, Symbol) and all(a is made or a == () for a in arguments):
+        name = made.name if made is not None else None
+        if name in _DICTS and isinstance(made, Symbol) and all(a is made or a in ((), {}) for a in arguments):
             self.push(_DICTS[name]())
-            return
-        self.push(self.refuse(f"an object of {name!r}", name))
+        elif isinstance(made, Opaque) and made.is_global and made.name in CALLED:
+            self.push(Opaque(made.name))
+        else:
+            what = "an object of something unknown" if name is None else f"an object of {joined(name)!r}"
+            self.push(self.refuse(what, name, name in CALLED))
 
     def inst(self) -> None:
         module = self.line()
-        name = f"{module}.{self.line()}"
-        self.names[name] = None
-        self.pop_mark()
-        self.push(self.refuse(f"an object of {name!r}", name))
+        name = self.imported(module, self.line())
+        arguments = self.pop_mark()
+        if name in _DICTS and not arguments:
+            self.push(_DICTS[name]())
+        else:
+            self.push(self.refuse(f"an object of {joined(name)!r}", name, name in CALLED))
 
     def extension(self, size: int) -> None:
         code = int.from_bytes(self.take(size), "little")
-        self.push(self.refuse(f"the extension code {code}", f"extension {code}"))
+        self.push(self.refuse(f"the extension code {code}", ("copyreg", f"extension {code}")))
 
     def persistent_text(self) -> None:
         self.line()
-        self.push(self.refuse("a persistent id in text", "persistent id"))
+        self.push(self.refuse("a persistent id in text", None))
 
     def buffer(self) -> None:
-        self.push(self.refuse("an out-of-band buffer", "buffer"))
+        self.push(self.refuse("an out-of-band buffer", None))
 
 
 @functools.lru_cache(1 << 12)  # the same few sizes and places again and again, in one file and the next
@@ -588,15 +800,54 @@ def _number(argument: bytes) -> int:
     return int.from_bytes(argument[1:], "little")
 
 
-def _is(value: object, name: str) -> bool:
+def _is(value: object, name: Global) -> bool:
     return type(value) is Symbol and value.name == name
 
 
-def _integer(text: str) -> int:
-    digits = text[:-1] if text.endswith("L") else text
+def _integer(text: str, base: int = 0) -> int:
+    """The integer in a line, as C's pickle reads LONG (base 0) and the indices of the memo (base 10)."""
+    digits = text[:-1] if text.endswith("L") and base == 0 else text
     if len(digits) > MAX_INT_BYTES * 3:
         raise MalformedPickleError(f"an integer of {len(digits):,} digits")
-    return int(digits)
+    if not digits.isascii():
+        raise MalformedPickleError("an integer in other digits than 0 to 9")
+    return int(digits, base)
+
+
+# What C's strtol reads whole, with base 0: a leading 0 makes it octal.
+_STRTOL = re.compile(r"[ \t\n\v\f\r]*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
+
+
+def _c_integer(text: str) -> int:
+    """The integer in the line of INT, which C's pickle gives to strtol first, then to int(text, 0)."""
+    found = _STRTOL.fullmatch(text) if len(text) <= MAX_INT_BYTES * 3 else None
+    if found is not None:
+        sign, digits = found.groups()
+        base = 16 if digits[1:2] in ("x", "X") else 8 if digits[0] == "0" else 10
+        number = int(sign + digits, base)
+        if -(1 << 63) <= number < 1 << 63:
+            return number
+    return _integer(text)
+
+
+# What C's pickle reads as FLOAT: no spaces, no underscores.
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
+
+
+def _c_float(text: str) -> float:
+    if len(text) > MAX_TEXT or not _FLOAT.fullmatch(text):
+        raise MalformedPickleError("a number with a point that is not one")
+    return float(text)
+
+
+@functools.cache
+def item_size(dtype: str) -> int:
+    """Return the bytes of one value of the torch dtype of that name."""
+    if dtype == "bool":
+        return 1
+    bits = re.search(r"\d+", dtype)
+    assert bits is not None, dtype
+    return int(bits[0]) // 8
 
 
 def _is_sizes(value: object) -> bool:
@@ -611,9 +862,9 @@ def _is_sizes(value: object) -> bool:
 def _pairs(arguments: tuple[object, ...]) -> list[tuple[object, object]]:
     """The items given to OrderedDict(...): Python 2 wrote it with a list of [key, value]."""
     given = arguments[0]
-    if not isinstance(given, (list, tuple)):
-        raise MalformedPickleError("an OrderedDict of something that is no list of pairs")
-    pairs = [(key, value) for key, value in given]
+    if not isinstance(given, (list, tuple, dict)) or len(arguments) != 1:
+        raise MalformedPickleError("an OrderedDict of something else than pairs")
+    pairs = [(key, value) for key, value in (given.items() if isinstance(given, dict) else given)]
     _keys(key for key, _ in pairs)
     return pairs
 
@@ -633,6 +884,8 @@ def _keys(keys: Iterable[object]) -> list[object]:
 
 
 def _put(machine: _Machine, index: int) -> None:
+    if index < 0:
+        raise MalformedPickleError(f"a negative index at byte {machine.at}")
     machine.memo[index] = machine.stack[-1]
 
 
@@ -646,7 +899,7 @@ _ACTIONS: dict[int, _Action] = {
         "\x89": lambda m: m.push(False),
         "I": lambda m: m.integer_text(),
         "L": lambda m: m.push(_integer(m.line())),
-        "F": lambda m: m.push(float(m.line())),
+        "F": lambda m: m.push(_c_float(m.line())),
         "J": lambda m: m.push(m.number(4, signed=True)),
         "K": lambda m: m.push(m.number(1)),
         "M": lambda m: m.push(m.number(2)),
@@ -687,16 +940,17 @@ _ACTIONS: dict[int, _Action] = {
         "0": lambda m: m.stack.pop(),
         "1": lambda m: m.pop_mark(),
         "2": lambda m: m.push(m.stack[-1]),
-        "p": lambda m: _put(m, _integer(m.line())),
+        "p": lambda m: _put(m, _integer(m.line(), 10)),
         "q": lambda m: _put(m, m.number(1)),
         "r": lambda m: _put(m, m.number(4)),
         "\x94": lambda m: _put(m, len(m.memo)),
-        "g": lambda m: m.push(m.memo[_integer(m.line())]),
+        "g": lambda m: m.push(m.memo[_integer(m.line(), 10)]),
         "h": lambda m: m.push(m.memo[m.number(1)]),
         "j": lambda m: m.push(m.memo[m.number(4)]),
         # framing
-        "\x80": lambda m: m.take(1),
-        "\x95": lambda m: m.take(8),
+        "\xff": _Machine.blob,
+        "\x80": lambda m: m.protocol(),
+        "\x95": lambda m: m.frame(),
         # names, calls and objects
         "c": lambda m: m.global_lines(),
         "\x93": lambda m: m.global_stack(),

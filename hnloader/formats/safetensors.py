@@ -28,6 +28,7 @@ from hnloader.formats.contents import Contents, SideTensors, named_tensors
 from hnloader.formats.identify import kind_of_names
 from hnloader.formats.outgoing import Lazy, Outgoing, from_hypernetwork
 from hnloader.formats.pickles import MAX_INT_BYTES, has_chosen_hash
+from hnloader.formats.readings import check_one_reading
 from hnloader.formats.source import Source, joined
 from hnloader.network import SIDES, Hypernetwork, SideName
 
@@ -150,6 +151,7 @@ def _described(text: str, label: str) -> dict[str, Any]:
 
 
 def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    check_one_reading(source)
     size = int.from_bytes(source.head[:8], "little")
     if not 2 <= size <= MAX_HEADER_SIZE:
         raise CorruptFileError(f"{source.label}: a header of {size:,} bytes; at most {MAX_HEADER_SIZE:,} are read")

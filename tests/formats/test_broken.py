@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import hnloader
 from hnloader import CorruptFileError, HypernetworkError, UnsafeFileError, UnsupportedArchitectureError
-from hnloader.formats import checkpoint, pickles
+from hnloader.formats import checkpoint, pickles, zip_archive
 from hnloader.formats.checkpoint import LEGACY_MAGIC_NUMBER
 from hnloader.formats.pickles import MalformedPickleError, read_pickle
 from hnloader.formats.source import Source
@@ -205,7 +205,6 @@ BAD_TENSORS = {
     "a storage declared too small": tensor_code(b"K\x01\x85", b"K\x01\x85", count=b"K\x01"),
     "a storage of a huge count": tensor_code(b"K\x01\x85", b"K\x01\x85", count=HUGE),
     "a storage of a negative count": tensor_code(b"K\x01\x85", b"K\x01\x85", count=b"J\xff\xff\xff\xff"),
-    "a global as a value": b"ccollections\nOrderedDict\n",
     "a list that contains itself": b"]q\xf0h\xf0a",
     "a dict that contains itself": b"}q\xf0X\x01\x00\x00\x00ah\xf0s",
     "a memo that was never put": b"h\xf9",
@@ -300,14 +299,14 @@ def test_two_members_of_one_name() -> None:
     result = io.BytesIO(ZIP)
     with zipfile.ZipFile(result, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(archive.namelist()[0], b"other")
-    assert_refused(result.getvalue(), UnsafeFileError, "two zip members have the same name")
+    assert_refused(result.getvalue(), UnsafeFileError, "two of its members have the same name")
 
 
 def test_two_pickles() -> None:
     result = io.BytesIO(ZIP)
     with zipfile.ZipFile(result, "a") as archive:
         archive.writestr("other/data.pkl", b"N.")
-    assert_refused(result.getvalue(), HypernetworkError, "2 named data.pkl")
+    assert_refused(result.getvalue(), UnsafeFileError, "not stand in one folder")
 
 
 def changed_entry(field: int, layout: str, value: int, member: bytes = b"data/0") -> bytes:
@@ -319,18 +318,18 @@ def changed_entry(field: int, layout: str, value: int, member: bytes = b"data/0"
 
 
 def test_an_encrypted_member() -> None:
-    assert_refused(changed_entry(8, "<H", 1), CorruptFileError, "encrypted")
+    assert_refused(changed_entry(8, "<H", 1), UnsafeFileError, "two headers .* differ")
 
 
 def test_overlapping_members() -> None:
     data = rezipped(ZIP)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         offset = archive.getinfo(next(name for name in archive.namelist() if name.endswith("data.pkl"))).header_offset
-    assert_refused(changed_entry(42, "<I", offset), CorruptFileError, "overlap")
+    assert_refused(changed_entry(42, "<I", offset), UnsafeFileError, "does not begin where")
 
 
 def test_a_member_behind_the_end() -> None:
-    assert_refused(changed_entry(42, "<I", len(ZIP) * 2), CorruptFileError, "cut off|damaged")
+    assert_refused(changed_entry(42, "<I", len(ZIP) * 2), UnsafeFileError, "does not begin where")
 
 
 def test_a_member_that_declares_two_sizes() -> None:
@@ -338,7 +337,7 @@ def test_a_member_that_declares_two_sizes() -> None:
 
 
 def test_an_unknown_compression() -> None:
-    assert_refused(changed_entry(10, "<H", 99, member=b"data.pkl"), CorruptFileError, "compressed by method 99")
+    assert_refused(changed_entry(10, "<H", 99, member=b"data.pkl"), UnsafeFileError, "two headers .* differ")
 
 
 def test_a_member_that_unpacks_to_very_much() -> None:
@@ -351,7 +350,7 @@ def test_a_member_that_unpacks_to_very_much() -> None:
 def test_storages_that_together_unpack_to_very_much() -> None:
     sparse = (torch.rand(600_000, generator=torch.Generator().manual_seed(0)) < 0.02).to(torch.uint8)
     data = rezipped(saved(simple_tree(x=sparse[:1])), compression=zipfile.ZIP_DEFLATED)
-    assert checkpoint.MAX_SHARING < len(sparse) / len(data) < checkpoint.MAX_RATIO
+    assert checkpoint.MAX_SHARING < len(sparse) / len(data) < zip_archive.MAX_RATIO
     assert_refused(data, CorruptFileError, "more than 8 times")
 
 
@@ -369,12 +368,12 @@ def test_tensors_that_share_a_storage_load() -> None:
 
 
 def test_too_many_members(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "MAX_MEMBERS", 5)
+    monkeypatch.setattr(zip_archive, "MAX_MEMBERS", 5)
     assert_refused(ZIP, CorruptFileError, "more than 5")
 
 
 def test_a_list_of_members_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "MAX_DIRECTORY_SIZE", 100)
+    monkeypatch.setattr(zip_archive, "MAX_DIRECTORY_SIZE", 100)
     assert_refused(ZIP, CorruptFileError, "list of members is larger")
 
 
@@ -435,10 +434,10 @@ def test_text_of_python_2_that_is_no_utf_8_is_refused_and_calls_after_it_are_sti
     code = OLD_TEXTS[opcode](data)
     with pytest.raises(UnicodeDecodeError):
         pickle.loads(code + b".", encoding="utf-8")
-    assert_refused(with_extra(code), CorruptFileError, "no UTF-8")
-    with pytest.raises(MalformedPickleError, match="no UTF-8") as caught:
+    assert_refused(with_extra(code), CorruptFileError, "not UTF-8")
+    with pytest.raises(MalformedPickleError, match="not UTF-8") as caught:
         read_pickle(code + b"0cos\nsystem\nN\x85R.")
-    assert caught.value.names == ("os.system",)
+    assert caught.value.names == (("os", "system"),)
 
 
 def test_too_many_opcodes() -> None:

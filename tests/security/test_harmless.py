@@ -62,15 +62,13 @@ def variant(index: int) -> bytes:
 
 
 def odd_zip(data: bytes, chance: random.Random) -> bytes:
-    """The archive as other programs pack it again, or as downloads leave it."""
-    kind = chance.choice(["plain", "deflated", "renamed", "older", "commented", "padded", "more"])
+    """The archive as other programs pack it again."""
+    kind = chance.choice(["plain", "deflated", "renamed", "older", "more"])
     if kind == "deflated":
         return rezipped(data, compression=zipfile.ZIP_DEFLATED)
     if kind == "older":  # without the members that newer versions of torch add
         keep = ("data.pkl", "version")
         return rezipped(data, lambda name, content: content if name.endswith(keep) or "/data/" in name else None)
-    if kind == "padded":
-        return data + bytes(chance.randint(1, 2000))
     if kind == "plain":
         return data
     result = io.BytesIO()
@@ -79,11 +77,8 @@ def odd_zip(data: bytes, chance: random.Random) -> bytes:
         for info in archive.infolist():
             name = info.filename.replace("archive/", f"{root}/", 1) if kind == "renamed" else info.filename
             changed.writestr(name, archive.read(info))
-        if kind == "commented":
-            changed.comment = b"downloaded from somewhere"
         if kind == "more":
             changed.writestr("archive/notes.txt", b"by hand")
-            changed.writestr("__MACOSX/._archive", b"")
     return result.getvalue()
 
 

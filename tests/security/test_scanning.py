@@ -69,10 +69,11 @@ def test_the_callable_the_byte_and_the_member_are_named(tmp_path: Path) -> None:
 
 def test_any_pickle_is_looked_into(tmp_path: Path) -> None:
     path = tmp_path / "model.pkl"
-    path.write_bytes(pickle.dumps({"a": collections.Counter("abc"), "b": Path("x")}))
+    path.write_bytes(pickle.dumps({"a": collections.Counter("abc"), "b": collections.UserDict()}))
     found = scan(path)
     assert found.verdict == "suspicious"
-    assert "collections.Counter" in found.callables and any(name.startswith("pathlib") for name in found.callables)
+    assert [finding.callable for finding in found.findings] == ["collections.UserDict"]
+    assert "collections.Counter" in found.callables
     path.write_bytes(pickle.dumps({"a": [1, 2.5, "x"], "b": collections.OrderedDict(a=1)}))
     found = scan(path)
     assert (found.verdict, found.callables) == ("not a hypernetwork", ["collections.OrderedDict"])
@@ -102,25 +103,56 @@ def test_pickles_in_archives_of_other_programs_are_found(tmp_path: Path) -> None
     assert (finding.callable, finding.member) == ("os.system", "inner/anything.xyz")
 
 
-def test_checkpoints_with_the_usual_classes_are_not_accused(tmp_path: Path) -> None:
-    def checkpoint(module: str, attribute: str) -> Path:
-        buffer = io.BytesIO()
-        torch.save({"state_dict": {"model.diffusion_model.x": torch.zeros(2)}}, buffer)
-        code = short(module) + short(attribute) + b"\x93)R"
-        path = tmp_path / "model.ckpt"
-        path.write_bytes(in_zip(rezipped(buffer.getvalue()), code))
-        return path
+def checkpoint_with(module: str, attribute: str, use: bytes, path: Path) -> Path:
+    """A full checkpoint that names a global besides, and uses it by these opcodes."""
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"model.diffusion_model.x": torch.zeros(2)}}, buffer)
+    path.write_bytes(in_zip(rezipped(buffer.getvalue()), short(module) + short(attribute) + b"\x93" + use))
+    return path
 
-    inert = ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
-    assert scan(checkpoint(*inert)).verdict == "not a hypernetwork"
-    for module, attribute in (
+
+@pytest.mark.parametrize(
+    ("module", "attribute", "use"),
+    [
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint", b""),
+        ("omegaconf.listconfig", "ListConfig", b")\x81}b"),
+        ("pathlib", "PosixPath", short("a") + b"\x85R"),
+        ("torch", "device", short("cpu") + b"\x85R"),
+    ],
+)
+def test_checkpoints_with_the_usual_classes_are_not_accused(
+    module: str, attribute: str, use: bytes, tmp_path: Path
+) -> None:
+    found = scan(checkpoint_with(module, attribute, use, tmp_path / "model.ckpt"))
+    assert (found.verdict, found.findings) == ("not a hypernetwork", [])
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute"),
+    [
         ("pytorch_lightning.trainer", "os.system"),
         ("pytorch_lightning.trainer.subprocess", "Popen"),
-        ("numpy.core.multiarray", "os.system"),
-        ("torch.storage", "_load_from_bytes"),
+        ("pytorch_lightning.core.module", "torch.fx.GraphModule"),
+        ("pytorch_lightning.core.module.torch.fx", "GraphModule"),
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),  # may be named, not called
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint.__init__"),
+        ("pytorch_lightning.callbacks", "model_checkpoint.ModelCheckpoint"),
         ("omegaconf.base", "copy.copy"),
-    ):
-        assert scan(checkpoint(module, attribute)).verdict == "suspicious", (module, attribute)
+        ("omegaconf", "OmegaConf"),
+        ("numpy.core.multiarray", "os.system"),
+        ("numpy.core", "multiarray.scalar"),
+        ("torch", "_utils._rebuild_tensor_v2"),
+        ("torch", "FloatStorage"),
+        ("torch.storage", "_load_from_bytes"),
+        ("torch.torch", "device"),
+        ("collections", "OrderedDict.fromkeys"),
+    ],
+)
+def test_names_count_by_exact_module_and_attribute_and_calls_only_where_listed(
+    module: str, attribute: str, tmp_path: Path
+) -> None:
+    for use in (b")R", b")\x81", b")}\x92"):
+        assert scan(checkpoint_with(module, attribute, use, tmp_path / "model.ckpt")).verdict == "suspicious", use
 
 
 def test_arrays_of_numbers_in_another_model_are_not_accused(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""The parts of numpy's arrays and scalars as they are pickled, described without numpy.
+
+An array is pickled as an empty one, `_reconstruct(ndarray, (0,), b"b")`, that BUILD fills with (version, shape, dtype,
+is Fortran's order, bytes); a dtype as `dtype("f4", False, True)` with a BUILD that tells the byte order
+(numpy/_core/src/multiarray/methods.c, `array_reduce`; descriptor.c, `arraydescr_reduce`).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, field
+
+# numpy's code -> torch's name, and the format by which `struct` reads one value.
+_TYPES = {
+    "f2": ("float16", "e"),
+    "f4": ("float32", "f"),
+    "f8": ("float64", "d"),
+    "i1": ("int8", "b"),
+    "i2": ("int16", "h"),
+    "i4": ("int32", "i"),
+    "i8": ("int64", "q"),
+    "u1": ("uint8", "B"),
+    "u2": ("uint16", "H"),
+    "u4": ("uint32", "I"),
+    "u8": ("uint64", "Q"),
+    "b1": ("bool", "?"),
+}
+_MAX_DIMENSIONS = 16
+
+
+@dataclass(eq=False)
+class NumpyType:
+    """A dtype: its code, such as "f4", and its byte order, "<" or ">"."""
+
+    code: str
+    order: str = "<"
+    is_plain: bool = True
+
+    def build(self, state: object) -> None:
+        """Set what BUILD tells: the byte order. Fields and subarrays are not read."""
+        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "="):
+            self.is_plain = False
+            return
+        self.order = ">" if state[1] == ">" else "<"
+        self.is_plain = all(part is None for part in state[2:5])
+
+    @property
+    def torch_name(self) -> str | None:
+        """Name of torch's dtype; None for one that is not of plain little-endian numbers."""
+        known = _TYPES.get(self.code)
+        return known[0] if known is not None and self.is_plain and self.order == "<" else None
+
+
+@dataclass(eq=False)
+class NumpyArray:
+    """An array.
+
+    Attributes:
+        dtype: Name of torch's dtype; None before BUILD, and for what is not read.
+        shape: Its size in each dimension.
+        stride: Its steps, in values.
+        data: Its numbers: bytes, or what stands for bytes that were left in the file.
+    """
+
+    dtype: str | None = None
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = field(default=())
+    data: object = None
+
+    def build(self, state: object, left_in_file: type) -> None:
+        """Set what BUILD tells: shape, dtype, order and numbers.
+
+        Args:
+            state: The state.
+            left_in_file: The class of what stands for bytes that were left in the file.
+        """
+        self.dtype = None
+        if not isinstance(state, tuple) or len(state) != 5:
+            return
+        _, shape, dtype, is_fortran, data = state
+        sizes_fit = (
+            isinstance(shape, tuple)
+            and len(shape) <= _MAX_DIMENSIONS
+            and all(type(size) is int and size >= 0 for size in shape)
+        )
+        if not sizes_fit or not isinstance(dtype, NumpyType) or not isinstance(data, (bytes, left_in_file)):
+            return
+        name = dtype.torch_name
+        if name is None or not isinstance(is_fortran, (bool, int)):
+            return
+        if isinstance(data, bytes) and len(data) != math.prod(shape) * int(dtype.code[1:]):
+            return
+        self.dtype, self.shape, self.data = name, shape, data
+        sizes = shape if is_fortran else shape[::-1]
+        steps = [math.prod(sizes[:axis]) for axis in range(len(sizes))]
+        self.stride = tuple(steps if is_fortran else steps[::-1])
+
+
+def scalar(dtype: NumpyType, data: object) -> int | float | bool | None:
+    """Return the number that `numpy.core.multiarray.scalar(dtype, data)` holds; None for what is not a number."""
+    known = _TYPES.get(dtype.code)
+    if known is None or not dtype.is_plain or not isinstance(data, bytes):
+        return None
+    form = dtype.order + known[1]
+    if struct.calcsize(form) != len(data):
+        return None
+    (number,) = struct.unpack(form, data)
+    assert isinstance(number, (int, float, bool))
+    return number

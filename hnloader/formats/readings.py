@@ -1,0 +1,151 @@
+"""Look at a file as other programs would that read other formats than the one it seems to be of.
+
+The same bytes can be a sound file of one format and a program for the reader of another one: a legacy stream that is a
+tar archive too, a safetensors file that is a pickle too, an archive behind something else. No program that writes
+hypernetworks writes such a file, so hnloader refuses it.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hnloader.errors import UnsafeFileError
+from hnloader.formats import zip_archive
+from hnloader.formats.source import Source
+from hnloader.formats.tracing import Budget, Trace, trace_at, trace_inflated
+from hnloader.formats.zip_archive import DEFLATED, Member
+
+_TAR_BLOCK = 512
+_MAX_TAR_BLOCKS = 1 << 17  # looked at one by one: 64 MiB
+_MAX_TAR_MEMBERS = 20_000
+# Headers of extended formats, which may move or resize the member behind them.
+_TAR_EXTENDED = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_SPARSE})
+_ZIP_TAIL = 22 + 0xFFFF
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pickle stands: from `start` to `end` of the file, in a zip member where there is one."""
+
+    start: int
+    end: int
+    member: Member | None = None
+
+
+def trace_place(source: Source, place: Place, budget: Budget) -> Trace:
+    """Follow the pickle at a place of a file; raises CorruptFileError where it is deflated and damaged."""
+    if place.member is not None and place.member.method == DEFLATED:
+        return trace_inflated(source, place.start, place.end - place.start, budget)
+    return trace_at(source, place.start, budget, place.end)
+
+
+def check_pickle(source: Source, place: Place) -> None:
+    """Raise UnsafeFileError where the pickle at a place imports or calls what no sound file does."""
+    trace = trace_place(source, place, Budget())
+    if trace.found:
+        what = ", ".join(dict.fromkeys(f"{one.what} at byte {one.offset:,}" for one in trace.found[:3]))
+        raise UnsafeFileError(
+            f"{source.label} is not safe: a pickle in it holds {what}. Nothing was run. Do not open the file with other "
+            "programs; get it from another source."
+        )
+
+
+def check_one_reading(source: Source) -> None:
+    """Refuse a file that is of a second format as well.
+
+    Raises:
+        UnsafeFileError: It is a tar archive, a zip archive behind something else, or a pickle that imports something
+            although it begins as a zip archive or a safetensors file.
+    """
+    second = None
+    if is_tar(source):
+        second = "a tar archive"
+    elif not source.head.startswith(zip_archive.MAGIC) and has_zip_end(source):
+        second = "a zip archive"
+    if second is not None:
+        raise UnsafeFileError(
+            f"{source.label} is {second} as well as what it begins as: programs would read different contents from it. "
+            "Do not open the file with other programs; get it from another source."
+        )
+    if not _is_pickle(source.head):
+        check_pickle(source, Place(0, source.size))
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Return whether a file may be meant as a pickle; those are read, not only followed."""
+    return head[:1] == b"\x80"
+
+
+# -- tar, as torch 0.1 wrote it and torch.load still reads it
+
+
+def is_tar(source: Source) -> bool:
+    """Return whether the file begins with the header of a tar archive."""
+    return len(source.head) >= _TAR_BLOCK and _tar_header(source.head[:_TAR_BLOCK]) is not None
+
+
+def _tar_header(block: bytes) -> tarfile.TarInfo | None:
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError, OverflowError):
+        return None
+
+
+def tar_members(source: Source) -> Iterator[Place]:
+    """Yield where a tar archive's members stand, with every place where one may stand.
+
+    Raises:
+        UnsafeFileError: It has too many to look at.
+    """
+    at, exhaustive = 0, False
+    for count in range(_MAX_TAR_BLOCKS):
+        if at + _TAR_BLOCK > source.size:
+            return
+        header = _tar_header(source.read(at, _TAR_BLOCK))
+        if header is not None:
+            yield Place(at + _TAR_BLOCK, source.size)
+            exhaustive = exhaustive or header.type in _TAR_EXTENDED
+        if not exhaustive and (header is None or header.size < 0 or count > _MAX_TAR_MEMBERS):
+            if header is not None:
+                break
+            return
+        at += _TAR_BLOCK
+        if not exhaustive and header is not None and header.isreg():
+            at += -(-header.size // _TAR_BLOCK) * _TAR_BLOCK
+    raise UnsafeFileError(f"{source.label}: a tar archive with more members than are looked at")
+
+
+# -- zip
+
+
+def has_zip_end(source: Source) -> bool:
+    """Return whether a program that looks for a zip archive's end record finds a directory in front of it."""
+    size = min(source.size, _ZIP_TAIL)
+    tail = source.read(source.size - size, size)
+    at = tail.rfind(b"PK\x05\x06")
+    while at >= 0:
+        record = tail[at : at + 22]
+        directory_size = int.from_bytes(record[12:16], "little")
+        place = source.size - size + at - directory_size
+        if len(record) == 22 and (
+            tail[max(at - 20, 0) : at].startswith(b"PK\x06\x07")
+            or (place >= 0 and source.read(place, min(4, source.size - place)) in (b"PK\x01\x02", b"PK\x05\x06"))
+        ):
+            return True
+        at = tail.rfind(b"PK\x05\x06", 0, at)
+    return False
+
+
+def local_headers(source: Source) -> Iterator[tuple[str, Place]]:
+    """Yield name and place of each member that any directory could name, found by the local headers themselves."""
+    overlap = len(zip_archive.MAGIC) - 1
+    for start in range(0, source.size, 1 << 20):
+        piece = source.read(start, min((1 << 20) + overlap, source.size - start))
+        at = piece.find(zip_archive.MAGIC)
+        while at >= 0:
+            found = zip_archive.local_member(source, start + at)
+            if found is not None:
+                yield found.name, Place(found.start, found.start + found.size, found)
+            at = piece.find(zip_archive.MAGIC, at + 1)

@@ -1,0 +1,556 @@
+"""Follow a pickle to find what it imports and calls, whatever else it holds. Nothing is imported, called or built.
+
+`pickles` reads a pickle as data and refuses what it does not understand. That refusal says nothing about what other
+programs would do with the same bytes, so this module asks the other question: which imports and calls would Python have
+completed before it came to the end, or to an error of its own? It follows the stack and the memo, keeps no values but
+short texts, and goes on wherever some version of Python might go on: it errs on the side of too many findings.
+
+A pickle without an import (GLOBAL, INST, STACK_GLOBAL, EXT) cannot call anything, because plain data cannot be called.
+
+The opcodes are those of Lib/pickletools.py; where the two unpicklers of CPython differ (Lib/pickle.py,
+Modules/_pickle.c), what either accepts is followed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+import sys
+from _compat_pickle import IMPORT_MAPPING
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hnloader.errors import HypernetworkError
+from hnloader.formats.known_globals import KNOWN, Global, joined, may_be_called
+from hnloader.formats.source import Source
+from hnloader.formats.zip_archive import inflated
+
+# Of one file, all pickles in it together. A full SDXL checkpoint takes 100,000 opcodes and 500 kB.
+MAX_OPCODES = 600_000
+MAX_BYTES = 64 << 20
+MAX_FINDINGS = 100
+# Longer texts are followed, not kept: no module or attribute has such a name.
+_MAX_NAME = 1_000
+_IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+# Modules of this Python and of Python 2, by the names that pickles use.
+_PYTHON_MODULES = frozenset(sys.stdlib_module_names) | IMPORT_MAPPING.keys() | {"commands", "popen2", "new", "sets"}
+_PROTOCOLS = re.compile(rb"\x80[\x00-\x05]")
+
+Ending = Literal["stop", "damage", "limit"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something that a pickle does which no hypernetwork needs.
+
+    Attributes:
+        what: What it does, in words.
+        name: The global that is concerned, None for something else.
+        offset: Where, in bytes from the beginning of the pickle's file or member.
+    """
+
+    what: str
+    name: Global | None
+    offset: int
+
+
+@dataclass
+class Trace:
+    """What one pickle does.
+
+    Attributes:
+        ending: "stop" for a pickle that was followed to its end, "damage" where no unpickler would go on, "limit" where
+            a limit of this module was reached.
+        end: Offset of the first byte behind it.
+        is_certain: It begins as pickles of protocol 2 and newer do, or was followed to its end. Any text can be read as
+            some opcodes of protocol 0.
+        found: What it does that is not known to be harmless.
+        names: Every global that it names, in order.
+        used: Those of them that it calls or changes.
+    """
+
+    ending: Ending = "damage"
+    end: int = 0
+    is_certain: bool = False
+    found: list[Found] = field(default_factory=list)
+    names: dict[Global, None] = field(default_factory=dict)
+    used: set[Global] = field(default_factory=set)
+
+
+@dataclass
+class Budget:
+    """What may still be spent on one file."""
+
+    opcodes: int = MAX_OPCODES
+    bytes: int = MAX_BYTES
+
+
+class _LimitError(Exception):
+    pass
+
+
+class _DamageError(Exception):
+    pass
+
+
+# -- values, as far as they matter
+
+
+@dataclass(frozen=True, eq=False)
+class _Name:
+    """A global that was imported."""
+
+    name: Global
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What a call of a global gave."""
+
+    name: Global
+
+
+_MARK, _PLAIN, _UNKNOWN = object(), object(), object()
+
+
+class _Section(io.RawIOBase):
+    """Pieces of data as a file, counted against a budget."""
+
+    def __init__(self, pieces: Iterator[memoryview], budget: Budget) -> None:
+        self._pieces, self._budget = pieces, budget
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        if not self._rest:
+            # The pieces share one buffer.
+            self._rest = memoryview(bytes(next(self._pieces, b"")))
+        size = min(len(buffer), len(self._rest))
+        self._budget.bytes -= size
+        if self._budget.bytes < 0:
+            raise _LimitError
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+
+def trace_at(source: Source, start: int, budget: Budget, end: int | None = None) -> Trace:
+    """Follow the pickle that begins at `start` of a file, and ends before `end`."""
+    stop = source.size if end is None else end
+    return _trace(_small_pieces(source, start, stop), start, budget)
+
+
+def trace_inflated(source: Source, start: int, size: int, budget: Budget) -> Trace:
+    """Follow the pickle in deflated data; raises CorruptFileError where the data are damaged."""
+    return _trace(inflated(source, start, size), 0, budget)
+
+
+def _small_pieces(source: Source, start: int, end: int) -> Iterator[memoryview]:
+    size = 1 << 12  # most of what is looked at ends at its first byte
+    while start < end:
+        yield memoryview(source.read(start, min(size, end - start)))
+        start += size
+        size = min(size * 4, 1 << 20)
+
+
+def _trace(pieces: Iterator[memoryview], start: int, budget: Budget) -> Trace:
+    trace = Trace(end=start)
+    file = io.BufferedReader(_Section(pieces, budget), 1 << 12)
+    machine = _Machine(file, start, trace, budget)
+    try:
+        trace.is_certain = _PROTOCOLS.match(file.peek(2)) is not None
+        machine.run()
+        trace.ending, trace.is_certain = "stop", True
+    except _LimitError:
+        trace.ending = "limit"
+    except _DamageError:
+        trace.ending = "damage"
+    trace.end = machine.at
+    if not trace.is_certain:
+        _keep_plausible(trace, is_text=_is_text(file.peek(256)[:256]))
+    return trace
+
+
+def _is_text(data: bytes) -> bool:
+    """Return whether data are printable UTF-8; the last letter may be cut off."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return all(byte >= 32 or byte in b"\t\n\r" for byte in data)
+
+
+def _keep_plausible(trace: Trace, *, is_text: bool) -> None:
+    """Drop what the words of a text look like, "cat" and "dog" in two lines for one: GLOBAL of "at" and "dog".
+
+    An import counts where it is used; where both names are identifiers and the file goes on as no text does; and where
+    the module is one of Python's, or within a package.
+    """
+    trace.names = {
+        name: None
+        for name in trace.names
+        if name in trace.used
+        or (
+            all(_IDENTIFIERS.fullmatch(part) and part.isascii() for part in name)
+            and (not is_text or "." in name[0] or name[0] in _PYTHON_MODULES)
+        )
+    }
+    trace.found = [one for one in trace.found if one.name in trace.names]
+
+
+class _Machine:
+    """The stack machine, with values as far as they matter."""
+
+    def __init__(self, file: io.BufferedReader, start: int, trace: Trace, budget: Budget) -> None:
+        self.file, self.at, self.trace, self.budget = file, start, trace, budget
+        self.stack: list[object] = []
+        self.memo: dict[int, object] = {}
+        self.push = self.stack.append
+
+    def run(self) -> None:
+        read, actions, budget = self.file.read, _ACTIONS, self.budget
+        while True:
+            budget.opcodes -= 1
+            if budget.opcodes < 0:
+                raise _LimitError
+            code = read(1)
+            self.at += 1
+            if code == b".":
+                self.pop()
+                return
+            action = actions.get(code)
+            if action is None:
+                self.at -= len(code) == 0
+                raise _DamageError
+            action(self)
+
+    # -- arguments
+
+    def take(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self.at += len(data)
+        if len(data) != size:
+            raise _DamageError
+        return data
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def signed(self, size: int) -> int:
+        number = int.from_bytes(self.take(size), "little", signed=True)
+        if number < 0:
+            raise _DamageError
+        return number
+
+    def skip(self, size: int) -> None:
+        while size > 0:
+            size -= len(self.take(min(size, 1 << 16)))
+
+    def line(self) -> str | None:
+        """A line without its end; None for one that is too long for a name. The last one may end with the file."""
+        data = self.file.readline(_MAX_NAME + 2)
+        self.at += len(data)
+        if not data:
+            raise _DamageError
+        if len(data) <= _MAX_NAME + 1:
+            return data.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+        while data and not data.endswith(b"\n"):
+            data = self.file.readline(1 << 16)
+            self.at += len(data)
+        return None
+
+    # -- the stack
+
+    def pop(self) -> object:
+        if not self.stack or (value := self.stack.pop()) is _MARK:
+            raise _DamageError
+        return value
+
+    def top(self) -> object:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise _DamageError
+        return self.stack[-1]
+
+    def pop_mark(self) -> list[object]:
+        for index in range(len(self.stack) - 1, -1, -1):
+            if self.stack[index] is _MARK:
+                items = self.stack[index + 1 :]
+                del self.stack[index:]
+                return items
+        raise _DamageError
+
+    def pop_any(self) -> None:
+        if not self.stack:
+            raise _DamageError
+        self.stack.pop()
+
+    def tuple_of(self, size: int) -> None:
+        items = tuple(self.pop() for _ in range(size))
+        self.push(items[::-1])
+
+    # -- plain values
+
+    def text(self, data: bytes | None, encoding: str = "utf-8", errors: str = "surrogatepass") -> None:
+        """Push a short text; a long one only counts as one."""
+        try:
+            self.push(_PLAIN if data is None else data.decode(encoding, errors))
+        except UnicodeDecodeError as error:
+            raise _DamageError from error
+
+    def counted_text(self, size: int, *, is_old: bool = False) -> None:
+        if size > _MAX_NAME * 4:
+            self.skip(size)
+            self.push(_PLAIN)
+        elif is_old:  # in an encoding that whoever reads it chooses
+            self.text(self.take(size), "utf-8", "surrogateescape")
+        else:
+            self.text(self.take(size))
+
+    def counted_bytes(self, size: int) -> None:
+        self.skip(size)
+        self.push(_PLAIN)
+
+    def quoted(self) -> None:
+        line = self.line()
+        if line is None:
+            self.push(_PLAIN)
+            return
+        data = line.encode("utf-8", "surrogateescape").strip()
+        if len(data) < 2 or data[:1] != data[-1:] or data[:1] not in (b"'", b'"'):
+            raise _DamageError
+        try:
+            self.text(bytes(codecs.escape_decode(data[1:-1])[0]), "utf-8", "surrogateescape")
+        except ValueError as error:
+            raise _DamageError from error
+
+    def unicode_line(self) -> None:
+        line = self.line()
+        self.text(None if line is None else line.encode("utf-8", "surrogateescape"), "raw_unicode_escape", "strict")
+
+    def number_line(self, is_number: Callable[[str], bool]) -> None:
+        line = self.line()
+        if line is not None and not is_number(line):
+            raise _DamageError
+        self.push(_PLAIN)
+
+    # -- containers
+
+    def change(self, values: int | None) -> None:
+        """Opcodes that add to what stands below their values: `values` of them, or all above the mark."""
+        if values is None:
+            self.pop_mark()
+        else:
+            for _ in range(values):
+                self.pop()
+        if isinstance(target := self.top(), _Name):
+            self.find(f"a change of {_shown(target.name)}", target.name)
+
+    # -- the memo
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            raise _DamageError
+        self.push(self.memo[index])
+
+    def index(self) -> int:
+        line = self.line()
+        if line is None or not re.fullmatch(r"\s*[+-]?[0-9_]+\s*", line):
+            raise _DamageError
+        return int(line.replace("_", "") or "0")
+
+    # -- imports and calls
+
+    def find(self, what: str, name: Global | None) -> None:
+        """Note what a global is used for; where the global itself was noted, that is enough."""
+        if name is not None:
+            self.trace.used.add(name)
+            if name not in KNOWN:
+                return
+        self.note(what, name)
+
+    def note(self, what: str, name: Global | None) -> None:
+        if len(self.trace.found) < MAX_FINDINGS:
+            self.trace.found.append(Found(what, name, self.at - 1))
+
+    def imported(self, module: object, attribute: object) -> _Name:
+        name = (_part(module), _part(attribute))
+        if name not in self.trace.names and len(self.trace.names) < 10 * MAX_FINDINGS:
+            self.trace.names[name] = None
+            if name not in KNOWN:
+                self.note(f"the global {_shown(name)}", name)
+        return _Name(name)
+
+    def global_lines(self) -> None:
+        module = self.line()
+        self.push(self.imported(module, self.last_line()))
+
+    def last_line(self) -> str | None:
+        """The attribute of GLOBAL; Python takes an empty one where the file ends."""
+        return self.line() if self.file.peek(1) else ""
+
+    def global_stack(self) -> None:
+        attribute, module = self.pop(), self.pop()
+        if not all(isinstance(part, (str, _Made)) or part in (_PLAIN, _UNKNOWN) for part in (attribute, module)):
+            raise _DamageError
+        self.push(self.imported(module, attribute))
+
+    def call(self, function: object, arguments: object, what: str = "a call of") -> None:
+        if isinstance(function, _Name):
+            given = arguments if isinstance(arguments, tuple) else ()
+            names = [value.name if isinstance(value, _Name) else None for value in given]
+            if not may_be_called(function.name, names):
+                self.find(f"{what} {_shown(function.name)}", function.name)
+            self.push(_Made(function.name))
+        elif isinstance(function, _Made):
+            self.find(f"a call of what {_shown(function.name)} gave", function.name)
+            self.push(function)
+        elif function is _UNKNOWN:
+            self.find("a call of a persistent id", None)
+            self.push(_UNKNOWN)
+        else:
+            raise _DamageError  # plain data cannot be called
+
+    def reduce(self) -> None:
+        arguments = self.pop()
+        self.call(self.pop(), arguments)
+
+    def new_object(self, arguments: int) -> None:
+        given = [self.pop() for _ in range(arguments)]
+        self.call(self.pop(), given[-1], "an object of")
+
+    def object_above_mark(self) -> None:
+        items = self.pop_mark()
+        if not items:
+            raise _DamageError
+        self.call(items[0], tuple(items[1:]), "an object of")
+
+    def instance(self) -> None:
+        module = self.line()
+        function = self.imported(module, self.last_line())
+        self.call(function, tuple(self.pop_mark()), "an object of")
+
+    def build(self) -> None:
+        self.pop()
+        target = self.top()
+        if isinstance(target, _Name):
+            self.find(f"attributes set on {_shown(target.name)}", target.name)
+        elif isinstance(target, _Made) and not may_be_called(target.name, [("collections", "OrderedDict")]):
+            self.find(f"attributes set on what {_shown(target.name)} gave", target.name)
+        elif not isinstance(target, _Made) and target is not _UNKNOWN:
+            raise _DamageError  # plain data has no attributes to set
+
+    def extension(self, size: int) -> None:
+        code = self.number(size)
+        self.push(self.imported("copyreg", f"extension {code}"))
+
+    def persistent(self, given: object) -> None:
+        kind = given[0] if isinstance(given, tuple) and given else None
+        if kind not in ("storage", "module") and self.trace.is_certain:
+            self.find("a persistent id that is not a storage", None)
+        # torch's legacy streams name the class of a module so.
+        self.push(given[1] if kind == "module" and isinstance(given, tuple) and len(given) > 1 else _UNKNOWN)
+
+    def persistent_line(self) -> None:
+        self.line()
+        self.persistent(None)
+
+
+def _part(value: object) -> str:
+    return value if isinstance(value, str) else "?"
+
+
+def _shown(name: Global) -> str:
+    text = joined(name)
+    return repr(text if len(text) <= 200 else text[:200] + "...")
+
+
+def _is_integer(text: str) -> bool:
+    """Whether some Python reads it as an integer: C's strtol, or int(text, 0)."""
+    return re.fullmatch(r"\s*[+-]?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|[0-9_]+)[lL]?\s*", text) is not None
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_Action = Callable[[_Machine], object]
+_ACTIONS: dict[bytes, _Action] = {
+    # plain values
+    **dict.fromkeys((b"N", b"\x88", b"\x89", b"]", b"}", b"\x8f"), lambda m: m.push(_PLAIN)),
+    b")": lambda m: m.push(()),
+    b"I": lambda m: m.number_line(_is_integer),
+    b"L": lambda m: m.number_line(_is_integer),
+    b"F": lambda m: m.number_line(_is_float),
+    b"K": lambda m: m.counted_bytes(1),
+    b"M": lambda m: m.counted_bytes(2),
+    b"J": lambda m: m.counted_bytes(4),
+    b"G": lambda m: m.counted_bytes(8),
+    b"\x8a": lambda m: m.counted_bytes(m.number(1)),
+    b"\x8b": lambda m: m.counted_bytes(m.signed(4)),
+    b"S": _Machine.quoted,
+    b"V": _Machine.unicode_line,
+    b"T": lambda m: m.counted_text(m.signed(4), is_old=True),
+    b"U": lambda m: m.counted_text(m.number(1), is_old=True),
+    b"X": lambda m: m.counted_text(m.number(4)),
+    b"\x8c": lambda m: m.counted_text(m.number(1)),
+    b"\x8d": lambda m: m.counted_text(m.number(8)),
+    b"B": lambda m: m.counted_bytes(m.number(4)),
+    b"C": lambda m: m.counted_bytes(m.number(1)),
+    b"\x8e": lambda m: m.counted_bytes(m.number(8)),
+    b"\x96": lambda m: m.counted_bytes(m.number(8)),
+    b"\x97": lambda m: m.push(_PLAIN),
+    b"\x98": lambda m: m.top(),
+    # containers
+    b"(": lambda m: m.push(_MARK),
+    b"l": lambda m: (m.pop_mark(), m.push(_PLAIN)),
+    b"d": lambda m: (m.pop_mark(), m.push(_PLAIN)),
+    b"\x91": lambda m: (m.pop_mark(), m.push(_PLAIN)),
+    b"t": lambda m: m.push(tuple(m.pop_mark())),
+    b"\x85": lambda m: m.tuple_of(1),
+    b"\x86": lambda m: m.tuple_of(2),
+    b"\x87": lambda m: m.tuple_of(3),
+    b"a": lambda m: m.change(1),
+    b"s": lambda m: m.change(2),
+    b"e": lambda m: m.change(None),
+    b"u": lambda m: m.change(None),
+    b"\x90": lambda m: m.change(None),
+    # the stack and the memo
+    b"0": _Machine.pop_any,
+    b"1": _Machine.pop_mark,
+    b"2": lambda m: m.push(m.top()),
+    b"p": lambda m: m.put(m.index()),
+    b"q": lambda m: m.put(m.number(1)),
+    b"r": lambda m: m.put(m.number(4)),
+    b"\x94": lambda m: m.put(len(m.memo)),
+    b"g": lambda m: m.get(m.index()),
+    b"h": lambda m: m.get(m.number(1)),
+    b"j": lambda m: m.get(m.number(4)),
+    # framing
+    b"\x80": lambda m: m.take(1),
+    b"\x95": lambda m: m.take(8),
+    # imports and calls
+    b"c": _Machine.global_lines,
+    b"\x93": _Machine.global_stack,
+    b"R": _Machine.reduce,
+    b"b": _Machine.build,
+    b"i": _Machine.instance,
+    b"o": _Machine.object_above_mark,
+    b"\x81": lambda m: m.new_object(1),
+    b"\x92": lambda m: m.new_object(2),
+    b"\x82": lambda m: m.extension(1),
+    b"\x83": lambda m: m.extension(2),
+    b"\x84": lambda m: m.extension(4),
+    b"Q": lambda m: m.persistent(m.pop()),
+    b"P": _Machine.persistent_line,
+}
