@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 CORPUS, FINDS = ROOT / "corpus", ROOT / "finds"
 LARGEST_CORPUS = 150  # inputs of each target
-NAMES = ("pickle", "changed", "zip", "legacy", "safetensors", "hns", "config", "prompt", "infotext")
+NAMES = ("pickle", "changed", "opcodes", "zip", "legacy", "safetensors", "hns", "config", "prompt", "infotext")
 
 
 def main() -> int:

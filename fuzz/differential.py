@@ -19,7 +19,7 @@ from hnloader.formats.source import open_source
 # What one side refuses and the other reads: what the side that refuses says, and why that is as it should be.
 STRICTER: tuple[tuple[str, str], ...] = (
     (
-        r"^it holds |its pickle holds",
+        r"^it holds |pickle (in it )?holds",
         "torch allows more globals and calls than a hypernetwork has: dtypes, layouts, sparse tensors, ...",
     ),
     (r"its pickle is damaged: it ends at byte", "torch takes the topmost value and ignores what else was left"),
@@ -33,12 +33,17 @@ STRICTER: tuple[tuple[str, str], ...] = (
     (r"is described in two ways|does not fit its storage", "torch takes the first description of a storage for all"),
     (r"add up to more than|unpacks to more than", "our limits"),
     (r"big-endian", "no hypernetwork from such a machine is known; torch swaps the bytes"),
-    (r"have the same name", "other programs would read another of the two members"),
+    (
+        r"programs would read different contents|would each be read as the pickle",
+        "one form of the container is accepted, in which every program finds the same; torch takes others too",
+    ),
+    (r"it is of protocol", "Python's own pickle refuses a protocol that it does not know; torch takes any"),
+    (r"it is cut off: the frame", "Python's own pickle refuses a frame that is longer than the file"),
+    (r"a negative index|in other digits than", "as Python's own pickle has it"),
+    (r"texts unfold into more than|encodes more than|with a name of more than", "our limits"),
     (r"outside of its folder", "torch unpacks nothing, other programs do"),
     (r"TorchScript archive", "an archive with code is no hypernetwork"),
     (r"is compressed by method", "torch.save compresses nothing; of what unpacks with little memory, deflate is read"),
-    (r"declares two sizes", "torch believes one of them"),
-    (r"overlaps another or is cut off", "torch reads two members from the same place"),
     (
         r"zip archive is damaged",
         "zipfile holds a member's two headers, its CRC and its extra fields against each other",

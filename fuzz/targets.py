@@ -15,9 +15,9 @@ import torch
 import yaml  # noqa: F401  # read_config imports it, and while an input is read nothing may be imported
 
 import hnloader
-from fuzz import differential
+from fuzz import archives, differential, unpicklers
 from fuzz.choices import Choices
-from fuzz.makers import containers, texts
+from fuzz.makers import containers, opcodes, texts
 from fuzz.watching import watched
 from hnloader import infotext, prompt
 from hnloader.errors import HypernetworkError
@@ -76,6 +76,17 @@ def _read_checkpoint(data: bytes | str) -> None:
     assert isinstance(data, bytes)
     _read_weights(data)
     differential.compare(data)
+
+
+def _read_archive(data: bytes | str) -> None:
+    _read_checkpoint(data)
+    assert isinstance(data, bytes)
+    archives.check(data)
+
+
+def _follow(data: bytes | str) -> None:
+    assert isinstance(data, bytes)
+    unpicklers.check(data)
 
 
 def _read_changed(data: bytes | str) -> None:
@@ -164,7 +175,8 @@ def _read_infotext(text: bytes | str) -> None:
 TARGETS: dict[str, Target] = {
     "pickle": Target(containers.plain_zip, _read_checkpoint),
     "changed": Target(containers.changed_zip, _read_changed),
-    "zip": Target(containers.broken_zip, _read_checkpoint),
+    "opcodes": Target(opcodes.stream, _follow),
+    "zip": Target(containers.broken_zip, _read_archive),
     "legacy": Target(containers.legacy, _read_checkpoint),
     "safetensors": Target(texts.safetensors, _read_safetensors),
     "hns": Target(texts.hns, _read_hns),

@@ -212,7 +212,10 @@ def _parse(data: bytes, start: int, source: Source, place: Place, blobs: Sequenc
         blobs: What was left in the file.
     """
     try:
-        return read_pickle(data, start, blobs)
+        pickle = read_pickle(data, start, blobs)
+        if pickle.has_frames:
+            check_pickle(source, place)
+        return pickle
     except MalformedPickleError as error:
         # What stands before the damage would already have run in a reader that executes.
         check_pickle(source, place)

@@ -205,12 +205,14 @@ class Pickle:
         end: offset of the first byte after it.
         refused: what it names or calls that is not on the allow-list, in order, with offsets; empty for a safe one.
         names: every global that it names, allowed or not, once, in order.
+        has_frames: It is divided by FRAME; whether these fit its opcodes is for `tracing` to say.
     """
 
     value: object
     end: int
     refused: list[Refusal]
     names: tuple[Global, ...] = ()
+    has_frames: bool = False
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ def read_pickle(data: bytes, start: int = 0, blobs: Sequence[Blob] = ()) -> Pick
         malformed = MalformedPickleError(f"it makes no sense at byte {machine.at} ({detail})")
         malformed.refused, malformed.names = machine.refused, tuple(machine.names)
         raise malformed from error
-    return Pickle(value, machine.at, machine.refused, tuple(machine.names))
+    return Pickle(value, machine.at, machine.refused, tuple(machine.names), machine.has_frames)
 
 
 def _check_tree(value: object, machine: _Machine) -> None:
@@ -334,6 +336,7 @@ class _Machine:
     blobs: list[Blob] = field(default_factory=list)
     copied: int = 0
     encoded_characters: int = 0
+    has_frames: bool = False
     arrays: int = 0
     blobs_used: int = 0
     usual_tensors: int = 0
@@ -387,6 +390,7 @@ class _Machine:
     # -- reading arguments
 
     def frame(self) -> None:
+        self.has_frames = True
         if self.number(8) > len(self.data) - self.at and not self.blobs:
             raise MalformedPickleError(f"it is cut off: the frame before byte {self.at} is longer")
 

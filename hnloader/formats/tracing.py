@@ -33,6 +33,7 @@ MAX_BYTES = 64 << 20
 MAX_FINDINGS = 100
 # Longer texts are followed, not kept: no module or attribute has such a name.
 _MAX_NAME = 1_000
+_ODD_FRAME = "a frame that does not end between two opcodes, so that programs read different contents"
 _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 # Modules of this Python and of Python 2, by the names that pickles use.
 _PYTHON_MODULES = frozenset(sys.stdlib_module_names) | IMPORT_MAPPING.keys() | {"commands", "popen2", "new", "sets"}
@@ -199,7 +200,7 @@ def _keep_plausible(trace: Trace, *, is_text: bool) -> None:
             and (not is_text or "." in name[0] or name[0] in _PYTHON_MODULES)
         )
     }
-    trace.found = [one for one in trace.found if one.name in trace.names]
+    trace.found = [one for one in trace.found if one.name is None or one.name in trace.names]
 
 
 class _Machine:
@@ -210,6 +211,7 @@ class _Machine:
         self.stack: list[object] = []
         self.memo: dict[int, object] = {}
         self.push = self.stack.append
+        self.frame_end: int | None = None
 
     def run(self) -> None:
         read, actions, budget = self.file.read, _ACTIONS, self.budget
@@ -217,16 +219,32 @@ class _Machine:
             budget.opcodes -= 1
             if budget.opcodes < 0:
                 raise _LimitError
+            if self.frame_end is not None and self.at >= self.frame_end:
+                self.leave_frame()
             code = read(1)
             self.at += 1
             if code == b".":
                 self.pop()
+                if self.frame_end is not None and self.at != self.frame_end:
+                    self.find(_ODD_FRAME, None)
                 return
             action = actions.get(code)
             if action is None:
                 self.at -= len(code) == 0
                 raise _DamageError
             action(self)
+
+    def enter_frame(self) -> None:
+        """FRAME: Python reads so many bytes ahead. C's unpickler forgets those that are left where it reads beyond."""
+        if self.frame_end is not None:
+            self.find(_ODD_FRAME, None)
+        size = self.number(8)
+        self.frame_end = self.at + size
+
+    def leave_frame(self) -> None:
+        if self.at != self.frame_end:
+            self.find(_ODD_FRAME, None)
+        self.frame_end = None
 
     # -- arguments
 
@@ -251,13 +269,16 @@ class _Machine:
             size -= len(self.take(min(size, 1 << 16)))
 
     def line(self) -> str | None:
-        """A line without its end; None for one that is too long for a name. The last one may end with the file."""
+        """A line without its end; None for one that is too long for a name.
+
+        Where the file ends without a newline, the unpicklers take its last byte for one.
+        """
         data = self.file.readline(_MAX_NAME + 2)
         self.at += len(data)
         if not data:
             raise _DamageError
         if len(data) <= _MAX_NAME + 1:
-            return data.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+            return data[:-1].decode("utf-8", "surrogateescape")
         while data and not data.endswith(b"\n"):
             data = self.file.readline(1 << 16)
             self.at += len(data)
@@ -443,8 +464,6 @@ class _Machine:
             self.find(f"attributes set on {_shown(target.name)}", target.name)
         elif isinstance(target, _Made) and not may_be_called(target.name, [("collections", "OrderedDict")]):
             self.find(f"attributes set on what {_shown(target.name)} gave", target.name)
-        elif not isinstance(target, _Made) and target is not _UNKNOWN:
-            raise _DamageError  # plain data has no attributes to set
 
     def extension(self, size: int) -> None:
         code = self.number(size)
@@ -538,7 +557,7 @@ _ACTIONS: dict[bytes, _Action] = {
     b"j": lambda m: m.get(m.number(4)),
     # framing
     b"\x80": lambda m: m.take(1),
-    b"\x95": lambda m: m.take(8),
+    b"\x95": _Machine.enter_frame,
     # imports and calls
     b"c": _Machine.global_lines,
     b"\x93": _Machine.global_stack,

@@ -1,0 +1,83 @@
+"""An archive that hnloader reads against other programs on the same bytes: all must find the same members."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+
+import torch
+
+from hnloader.errors import HypernetworkError
+from hnloader.formats.checkpoint import read_checkpoint
+from hnloader.formats.source import open_source
+from hnloader.formats.zip_archive import DEFLATED, open_archive
+
+
+class TwoReadingsError(AssertionError):
+    """Another program finds other contents."""
+
+
+def check(data: bytes) -> None:
+    """Raise TwoReadingsError where an archive that is read here holds something else for another program."""
+    try:
+        with open_source(io.BytesIO(data)) as source:
+            read_checkpoint(source)
+            archive = open_archive(source)
+            ours = {name: archive.read(member) for name, member in archive.members.items()}
+    except HypernetworkError:
+        return
+    for what, theirs in (("zipfile", _by_zipfile(data)), ("a stream's reader", _by_local_headers(data))):
+        if theirs != ours:
+            raise TwoReadingsError(f"{what} finds {sorted(theirs)}, and hnloader {sorted(ours)}")
+    reader = torch._C.PyTorchFileReader(io.BytesIO(data))
+    folder = archive.folder
+    for name, content in ours.items():
+        if reader.has_record(name.removeprefix(folder)) and reader.get_record(name.removeprefix(folder)) != content:
+            raise TwoReadingsError(f"torch finds another {name!r}")
+    if reader.get_record("data.pkl") != ours[f"{folder}data.pkl"]:
+        raise TwoReadingsError("torch finds another data.pkl")
+    try:
+        tarfile.open(fileobj=io.BytesIO(data), mode="r:")
+    except tarfile.TarError:
+        return
+    raise TwoReadingsError("it is a tar archive too")
+
+
+def _by_zipfile(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {info.filename: archive.read(info) for info in archive.infolist()}
+
+
+def _by_local_headers(data: bytes) -> dict[str, bytes]:
+    """As programs read that get an archive through a pipe."""
+    found: dict[str, bytes] = {}
+    at = 0
+    while data[at : at + 4] == b"PK\x03\x04":
+        _, flags, method, _, _, _, size, _, name_size, extra_size = struct.unpack_from("<5HI2I2H", data, at + 4)
+        name = data[at + 30 : at + 30 + name_size].decode()
+        start = at + 30 + name_size + extra_size
+        if method == DEFLATED:
+            stream = zlib.decompressobj(-15)
+            found[name] = stream.decompress(data[start:])
+            at = len(data) - len(stream.unused_data)
+        else:
+            if flags & 8 and not size:
+                size = _size_by_descriptor(data, start)
+            found[name] = data[start : start + size]
+            at = start + size
+        if flags & 8:
+            at += 24 if data[at + 24 : at + 28] in (b"PK\x03\x04", b"PK\x01\x02") else 16
+    return found
+
+
+def _size_by_descriptor(data: bytes, start: int) -> int:
+    """A stored member of unknown size ends where a descriptor tells the size up to it."""
+    at = data.find(b"PK\x07\x08", start)
+    while at >= 0:
+        if int.from_bytes(data[at + 8 : at + 12], "little") == at - start:
+            return at - start
+        at = data.find(b"PK\x07\x08", at + 1)
+    raise TwoReadingsError("no descriptor behind a member")
