@@ -153,11 +153,14 @@ def _judge(result: Scan, text: bool) -> None:
 def _look_for_pickles(source: Source, result: Scan) -> None:
     budget = Budget()
     _look_at_rows(source, result, budget)
-    if source.head.startswith(zip_archive.MAGIC) or has_zip_end(source):
-        _look_at_members(source, result, budget)
-    if is_tar(source):
-        for place in tar_members(source):
-            _look(source, place, result, budget)
+    try:
+        if source.head.startswith(zip_archive.MAGIC) or has_zip_end(source):
+            _look_at_members(source, result, budget)
+        if is_tar(source):
+            for place in tar_members(source):
+                _look(source, place, result, budget)
+    except CorruptFileError as error:
+        result.unknown = result.unknown or str(error).removeprefix(f"{source.label}: ")
 
 
 def _look_at_rows(source: Source, result: Scan, budget: Budget) -> None:

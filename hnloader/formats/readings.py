@@ -11,15 +11,14 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hnloader.errors import UnsafeFileError
+from hnloader.errors import CorruptFileError, UnsafeFileError
 from hnloader.formats import zip_archive
 from hnloader.formats.source import Source
 from hnloader.formats.tracing import Budget, Trace, trace_at, trace_inflated
 from hnloader.formats.zip_archive import DEFLATED, Member
 
 _TAR_BLOCK = 512
-_MAX_TAR_BLOCKS = 1 << 17  # looked at one by one: 64 MiB
-_MAX_TAR_MEMBERS = 20_000
+_MAX_TAR_HEADERS = 10_000
 # Headers of extended formats, which may move or resize the member behind them.
 _TAR_EXTENDED = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_SPARSE})
 _ZIP_TAIL = 22 + 0xFFFF
@@ -97,24 +96,23 @@ def tar_members(source: Source) -> Iterator[Place]:
     """Yield where a tar archive's members stand, with every place where one may stand.
 
     Raises:
-        UnsafeFileError: It has too many to look at.
+        CorruptFileError: It has too many to look at.
     """
     at, exhaustive = 0, False
-    for count in range(_MAX_TAR_BLOCKS):
+    for _ in range(_MAX_TAR_HEADERS):
         if at + _TAR_BLOCK > source.size:
             return
         header = _tar_header(source.read(at, _TAR_BLOCK))
-        if header is not None:
-            yield Place(at + _TAR_BLOCK, source.size)
-            exhaustive = exhaustive or header.type in _TAR_EXTENDED
-        if not exhaustive and (header is None or header.size < 0 or count > _MAX_TAR_MEMBERS):
-            if header is not None:
-                break
+        if header is None and not exhaustive:
             return
         at += _TAR_BLOCK
-        if not exhaustive and header is not None and header.isreg():
+        if header is None:
+            continue
+        yield Place(at, source.size)
+        exhaustive = exhaustive or header.type in _TAR_EXTENDED or header.size < 0
+        if not exhaustive and header.isreg():
             at += -(-header.size // _TAR_BLOCK) * _TAR_BLOCK
-    raise UnsafeFileError(f"{source.label}: a tar archive with more members than are looked at")
+    raise CorruptFileError(f"{source.label}: a tar archive with more members than hnloader looks at")
 
 
 # -- zip
@@ -139,12 +137,20 @@ def has_zip_end(source: Source) -> bool:
 
 
 def local_headers(source: Source) -> Iterator[tuple[str, Place]]:
-    """Yield name and place of each member that any directory could name, found by the local headers themselves."""
+    """Yield name and place of each member that any directory could name, found by the local headers themselves.
+
+    Raises:
+        CorruptFileError: It has too many to look at.
+    """
     overlap = len(zip_archive.MAGIC) - 1
+    count = 0
     for start in range(0, source.size, 1 << 20):
         piece = source.read(start, min((1 << 20) + overlap, source.size - start))
         at = piece.find(zip_archive.MAGIC)
         while at >= 0:
+            count += 1
+            if count > zip_archive.MAX_MEMBERS:
+                raise CorruptFileError(f"{source.label}: a zip archive with more members than hnloader looks at")
             found = zip_archive.local_member(source, start + at)
             if found is not None:
                 yield found.name, Place(found.start, found.start + found.size, found)

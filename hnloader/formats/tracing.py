@@ -33,6 +33,10 @@ MAX_BYTES = 64 << 20
 MAX_FINDINGS = 100
 # Longer texts are followed, not kept: no module or attribute has such a name.
 _MAX_NAME = 1_000
+_INFLATED_PIECE = 1 << 14  # most members end at their first byte, for they are not pickles
+# Opcodes that take as long as beginning with a pickle, and as an import.
+_COST_OF_A_PICKLE, _COST_OF_AN_IMPORT = 40, 10
+_LONG_ARGUMENT = 1 << 16
 _ODD_FRAME = "a frame that does not end between two opcodes, so that programs read different contents"
 _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 # Modules of this Python and of Python 2, by the names that pickles use.
@@ -116,7 +120,36 @@ class _Made:
 _MARK, _PLAIN, _UNKNOWN = object(), object(), object()
 
 
-class _Section(io.RawIOBase):
+class _Stored(io.RawIOBase):
+    """A part of a file as a file of its own, what is read of it counted against a budget."""
+
+    def __init__(self, source: Source, start: int, end: int, budget: Budget) -> None:
+        self._source, self._budget = source, budget
+        self._start, self._at, self._end = start, start, end
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at - self._start
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: self._start, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence]
+        self._at = min(max(base + offset, self._start), self._end)
+        return self.tell()
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        size = min(len(buffer), self._end - self._at)
+        _spend(self._budget, size)
+        buffer[:size] = self._source.read(self._at, size)
+        self._at += size
+        return size
+
+
+class _Pieces(io.RawIOBase):
     """Pieces of data as a file, counted against a budget."""
 
     def __init__(self, pieces: Iterator[memoryview], budget: Budget) -> None:
@@ -128,52 +161,56 @@ class _Section(io.RawIOBase):
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         if not self._rest:
-            # The pieces share one buffer.
-            self._rest = memoryview(bytes(next(self._pieces, b"")))
+            self._rest = next(self._pieces, memoryview(b""))
         size = min(len(buffer), len(self._rest))
-        self._budget.bytes -= size
-        if self._budget.bytes < 0:
-            raise _LimitError
+        _spend(self._budget, size)
         buffer[:size] = self._rest[:size]
         self._rest = self._rest[size:]
         return size
 
 
+def _spend(budget: Budget, size: int) -> None:
+    budget.bytes -= size
+    if budget.bytes < 0:
+        raise _LimitError
+
+
 def trace_at(source: Source, start: int, budget: Budget, end: int | None = None) -> Trace:
-    """Follow the pickle that begins at `start` of a file, and ends before `end`."""
-    stop = source.size if end is None else end
-    return _trace(_small_pieces(source, start, stop), start, budget)
+    """Follow the pickle that begins at `start` of a file, and ends before `end`; long texts in it are not read."""
+    return _trace(_Stored(source, start, source.size if end is None else end, budget), start, budget)
 
 
 def trace_inflated(source: Source, start: int, size: int, budget: Budget) -> Trace:
     """Follow the pickle in deflated data; raises CorruptFileError where the data are damaged."""
-    return _trace(inflated(source, start, size), 0, budget)
+    return _trace(_Pieces(inflated(source, start, size, _INFLATED_PIECE), budget), 0, budget)
 
 
-def _small_pieces(source: Source, start: int, end: int) -> Iterator[memoryview]:
-    size = 1 << 12  # most of what is looked at ends at its first byte
-    while start < end:
-        yield memoryview(source.read(start, min(size, end - start)))
-        start += size
-        size = min(size * 4, 1 << 20)
-
-
-def _trace(pieces: Iterator[memoryview], start: int, budget: Budget) -> Trace:
+def _trace(raw: io.RawIOBase, start: int, budget: Budget) -> Trace:
+    budget.opcodes -= _COST_OF_A_PICKLE
     trace = Trace(end=start)
-    file = io.BufferedReader(_Section(pieces, budget), 1 << 12)
+    file = io.BufferedReader(raw, 1 << 12)
     machine = _Machine(file, start, trace, budget)
+    is_text = False
     try:
         trace.is_certain = _PROTOCOLS.match(file.peek(2)) is not None
         machine.run()
         trace.ending, trace.is_certain = "stop", True
-    except _LimitError:
-        trace.ending = "limit"
     except _DamageError:
         trace.ending = "damage"
+        is_text = _is_text(_next_bytes(file))
+    except _LimitError:
+        trace.ending = "limit"
     trace.end = machine.at
     if not trace.is_certain:
-        _keep_plausible(trace, is_text=_is_text(file.peek(256)[:256]))
+        _keep_plausible(trace, is_text=is_text)
     return trace
+
+
+def _next_bytes(file: io.BufferedReader) -> bytes:
+    try:
+        return file.peek(256)[:256]
+    except _LimitError:
+        return b""
 
 
 def _is_text(data: bytes) -> bool:
@@ -265,6 +302,11 @@ class _Machine:
         return number
 
     def skip(self, size: int) -> None:
+        if size > _LONG_ARGUMENT and self.file.seekable():
+            before = self.file.tell()
+            moved = self.file.seek(size - 1, io.SEEK_CUR) - before
+            self.at += moved
+            size -= moved
         while size > 0:
             size -= len(self.take(min(size, 1 << 16)))
 
@@ -401,6 +443,7 @@ class _Machine:
             self.trace.found.append(Found(what, name, self.at - 1))
 
     def imported(self, module: object, attribute: object) -> _Name:
+        self.budget.opcodes -= _COST_OF_AN_IMPORT
         name = (_part(module), _part(attribute))
         if name not in self.trace.names and len(self.trace.names) < 10 * MAX_FINDINGS:
             self.trace.names[name] = None
