@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +27,10 @@ TEMPORARY_SUFFIX = ".hnloader-part"
 RESERVE = 512 << 20
 # Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
 _ABANDONED_AFTER = 600.0  # seconds
+
+
+class ExistingFileError(HypernetworkError):
+    """A file exists where nothing is to be replaced."""
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -100,28 +104,29 @@ def replacing(
         sources: The files whose contents go into this one.
 
     Raises:
-        HypernetworkError: The folder is missing or not writable, the disk is full, or `path` exists and is to stay.
+        ExistingFileError: `path` exists and is to stay.
+        HypernetworkError: The folder is missing or not writable, or the disk is full.
     """
-    with replacing_together([path], flush=flush, overwrite=overwrite, sources=sources) as (temporary,):
+    with replacing_together({Path(path): sources}, flush=flush, overwrite=overwrite) as (temporary,):
         yield temporary
 
 
 @contextlib.contextmanager
 def replacing_together(
-    paths: Iterable[str | os.PathLike[str]],
-    *,
-    flush: bool = True,
-    overwrite: bool = True,
-    sources: Iterable[str | os.PathLike[str]] = (),
+    sources: Mapping[Path, Iterable[str | os.PathLike[str]]], *, flush: bool = True, overwrite: bool = True
 ) -> Iterator[tuple[Path, ...]]:
     """Do what `replacing` does for files that belong together: all of them take their names, or none does.
 
     They take them one right after the other, in the order given. Where one cannot, those before get back what stood
     there.
+
+    Args:
+        sources: The files to write, with the sources of each.
+        flush: See `replacing`.
+        overwrite: See `replacing`.
     """
-    withheld = _withheld(sources)
     with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(_part(Path(path), withheld, overwrite)) for path in paths]
+        parts = [stack.enter_context(_part(path, _withheld(given), overwrite)) for path, given in sources.items()]
         try:
             yield tuple(part.temporary for part in parts)
             for part in parts:
@@ -154,8 +159,8 @@ class _Part:
 @contextlib.contextmanager
 def _part(target: Path, withheld: int, overwrite: bool) -> Iterator[_Part]:
     try:
-        if not overwrite and os.path.lexists(target):
-            raise _existing(target)
+        if not overwrite:
+            check_free(target)
         old = _old(target)
         mode = (0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777) & ~withheld
         # The owner can always write to the temporary file; the umask narrows it for the others.
@@ -171,8 +176,22 @@ def _part(target: Path, withheld: int, overwrite: bool) -> Iterator[_Part]:
             temporary.unlink()
 
 
-def _existing(target: Path) -> HypernetworkError:
-    return HypernetworkError(f"{target} exists, and nothing is to be replaced. Choose another name or overwrite it.")
+def check_free(path: Path) -> None:
+    """Raise ExistingFileError where something stands at `path`, a link that leads nowhere included."""
+    if os.path.lexists(path):
+        raise _existing(path)
+
+
+def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Return whether two paths lead to one file, by links or by another spelling; False where one is missing."""
+    try:
+        return Path(one).samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def _existing(target: Path) -> ExistingFileError:
+    return ExistingFileError(f"{target} exists. Overwrite it or choose another name.")
 
 
 def _old(target: Path) -> os.stat_result | None:

@@ -282,14 +282,14 @@ def test_files_that_belong_together_take_their_names_all_or_none(
     weights.mkdir()  # a file cannot take the name of a folder
     with (
         pytest.raises(HypernetworkError, match="cannot write"),
-        files.replacing_together([state, weights]) as temporaries,
+        files.replacing_together({state: (), weights: ()}) as temporaries,
     ):
         for temporary in temporaries:
             temporary.write_bytes(b"new")
     assert state.exists() == old
     assert not old or state.read_bytes() == b"old state"
     weights.rmdir()
-    with files.replacing_together([state, weights]) as temporaries:
+    with files.replacing_together({state: (), weights: ()}) as temporaries:
         for temporary in temporaries:
             temporary.write_bytes(b"new")
     assert state.read_bytes() == weights.read_bytes() == b"new"

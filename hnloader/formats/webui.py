@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hnloader.errors import OtherModelError, UnsupportedArchitectureError
-from hnloader.files import replacing
 from hnloader.formats.checkpoint import ZIP_MAGIC, Checkpoint, is_legacy_stream, read_checkpoint
-from hnloader.formats.contents import Contents, SideTensors, named_tensors
+from hnloader.formats.contents import Contents, all_named_tensors
 from hnloader.formats.identify import kind_of_tree
 from hnloader.formats.outgoing import Outgoing, from_hypernetwork
 from hnloader.formats.refusals import check_refusals
@@ -56,16 +55,15 @@ def read(source: Source) -> Contents:
 
 
 def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) -> Contents:
-    sides: dict[tuple[int, SideName], SideTensors] = {}
-    old_names = False
+    given: dict[tuple[int, SideName], Mapping[object, object]] = {}
     containers: set[type] = set()
     for width, pair in tree.items():
         if type(width) is not int:
             continue
         containers.add(type(pair))
-        for side, given in _pair(width, pair):
-            sides[width, side], old = named_tensors(given, f"the {side} side of width {width}")
-            old_names |= old
+        for side, tensors in _pair(width, pair):
+            given[width, side] = tensors
+    sides, old_names = all_named_tensors(given)
     metadata = {key: value for key, value in tree.items() if isinstance(key, str)}
     odd = [key for key in tree if type(key) is not int and not isinstance(key, str)]
     if odd:
@@ -143,11 +141,9 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
 
     Raises:
         UnsupportedArchitectureError: a composition, which this format cannot hold.
-        HypernetworkError: the file cannot be written.
+        OSError: The file cannot be written.
     """
-    outgoing = from_hypernetwork(hypernetwork, SUFFIX)
-    with replacing(path) as temporary:
-        write_outgoing(outgoing, temporary)
+    write_outgoing(from_hypernetwork(hypernetwork, SUFFIX), path)
 
 
 def write_outgoing(outgoing: Outgoing, path: Path) -> None:
