@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -203,11 +204,21 @@ class _Target:
             _refuse("--out", f"{self.folder} is not a folder.")
 
     def save(self, image: Image, picture: Picture, prefix: str = "") -> None:
+        from hnloader.files import ExistingFileError
         from hnloader.infotext import save_png
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.file or self.folder / f"{prefix}{self._next_number():05d}-{picture.seed}.png"
-        save_png(image, path, picture.infotext)
+        path = self.file
+        if path is not None:
+            save_png(image, path, picture.infotext)
+        number = self._next_number()
+        while path is None:
+            # Another program may number its pictures in the same folder at the same time.
+            with contextlib.suppress(ExistingFileError):
+                name = f"{prefix}{number:05d}-{picture.seed}.png"
+                save_png(image, self.folder / name, picture.infotext, overwrite=False)
+                path = self.folder / name
+            number += 1
         if picture.censored:
             note(f"{path} is black, because the model's safety checker rejected what it shows.")
         # The path alone, so that a script can read it.
