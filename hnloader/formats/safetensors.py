@@ -167,6 +167,11 @@ def _described(text: str, label: str) -> dict[str, Any]:
 # -- the header
 
 
+def check_header(source: Source) -> None:
+    """Raise CorruptFileError where a safetensors header is damaged, says two things, or does not fit the file."""
+    _read_header(source)
+
+
 def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     size = int.from_bytes(source.head[:8], "little")
     if not 2 <= size <= MAX_HEADER_SIZE:
