@@ -184,6 +184,8 @@ def _converted(
                 notes += (state,)
             stack.close()  # what was read is checked before anything takes its name
     notes += _kept_otherwise(contents)
+    if wanted.suffix.lower() == webui.SUFFIX and contents.origin.startswith(webui.KOHYA):
+        notes += ("its pairs of sides are tuples now, as the webui writes them: kohya's trainer wrote lists",)
     if changed:
         notes += (f"the tensors are rounded to {dtype}: this is not lossless",)
     lossless = not changed and not normalise and not _kept_otherwise(contents)
@@ -277,7 +279,10 @@ def _prepared(
 def _kept_otherwise(contents: Contents) -> tuple[str, ...]:
     """What is said about metadata of kinds that no file of hnloader has."""
     keys = [key for key, value in contents.metadata.items() if _holds_parameters(value)]
-    return tuple(f"the torch ParameterDict in {key!r} becomes an OrderedDict of tensors" for key in keys)
+    told = [f"the torch ParameterDict in {key!r} becomes an OrderedDict of tensors" for key in keys]
+    if contents.ordered is None:
+        told.append("some of its state dicts are OrderedDicts and others are not: all become dicts")
+    return tuple(told)
 
 
 def _holds_parameters(value: object) -> bool:

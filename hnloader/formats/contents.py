@@ -53,6 +53,7 @@ class Contents:
         forget: drops what `read` keeps for tensors that share memory; called by who needs each tensor once.
         stream: gives the bytes of the tensor in pieces; None for one that must be read whole.
         notes: further text in the file's header, by key.
+        ordered: The state dicts are OrderedDicts; None where some are and others are not.
     """
 
     label: str
@@ -67,6 +68,7 @@ class Contents:
     forget: Callable[[], None] = field(default=lambda: None, repr=False)
     stream: Callable[[Any], Iterator[memoryview] | None] = field(default=lambda info: None, repr=False)
     notes: Mapping[str, str] = field(default_factory=dict)
+    ordered: bool | None = False
     architecture: Architecture = field(init=False)
 
     def __post_init__(self) -> None:

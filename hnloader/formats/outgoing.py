@@ -90,6 +90,7 @@ class Outgoing:
         variant: where it came from, in words.
         notes: further text for the header of a format that has one, by key.
         hashes: the same for sha256 in hex that are known when the tensors are written, not before.
+        ordered: The state dicts of a `.pt` are OrderedDicts.
         data_hash: a format that has a place for the sha256 of the tensors' data states it, which takes time.
     """
 
@@ -101,6 +102,7 @@ class Outgoing:
     notes: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     data_hash: bool = True
+    ordered: bool = False
 
 
 def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
@@ -139,7 +141,14 @@ def from_contents(contents: Contents, stem: str) -> Outgoing:
     }
     name = contents.metadata.get("name")
     metadata = {key: lazily_stored(value, contents) for key, value in contents.metadata.items()}
-    return Outgoing(name if isinstance(name, str) and name else stem, contents.widths, sides, metadata, contents.origin)
+    return Outgoing(
+        name if isinstance(name, str) and name else stem,
+        contents.widths,
+        sides,
+        metadata,
+        contents.origin,
+        ordered=contents.ordered is True,
+    )
 
 
 def _items(hypernetwork: Hypernetwork) -> Iterable[tuple[object, object]]:

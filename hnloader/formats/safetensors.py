@@ -119,6 +119,7 @@ def read(source: Source) -> Contents:
     try:
         sides, old_names = _sides(tensors, extras.keys(), about.get("widths"))
         values = _decode_mapping(about.get("metadata", {}), extras)
+        ordered = _is_ordered(about.get("state_dicts", "dict"))
         if unused := extras.keys() - _named_in(about.get("metadata", {})):
             raise ValueError(f"a tensor is named {min(unused)[:80]!r}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -146,6 +147,7 @@ def read(source: Source) -> Contents:
         read_tensor,
         stream=lambda info: source.pieces(info.offset, info.size),
         notes=notes,
+        ordered=ordered,
     )
 
 
@@ -274,6 +276,12 @@ def _sides(
     return all_named_tensors(
         {key: dict(sorted(given.items(), key=lambda item: _natural(str(item[0])))) for key, given in grouped.items()}
     )
+
+
+def _is_ordered(stated: object) -> bool:
+    if stated not in ("dict", "OrderedDict"):
+        raise ValueError(f"state_dicts is {stated!r:.40}")
+    return stated == "OrderedDict"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -417,12 +425,14 @@ def write_outgoing(outgoing: Outgoing, path: Path) -> None:
     """As `write`, to exactly this path; raises OSError where it cannot be written."""
     extras: dict[str, Lazy] = {}
     metadata = {key: encode_value(value, extras) for key, value in outgoing.metadata.items()}
-    about = {
+    about: dict[str, object] = {
         "layout": LAYOUT_VERSION,
         "widths": list(outgoing.widths),
         "variant": outgoing.variant,
         "metadata": metadata,
     }
+    if outgoing.ordered:
+        about["state_dicts"] = "OrderedDict"
     described = json.dumps(about, ensure_ascii=True)
     _read_back(described, extras, outgoing.metadata)
     tensors = {

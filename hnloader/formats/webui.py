@@ -6,6 +6,7 @@ writes what AUTOMATIC1111's webui writes. docs/format.md describes the layout.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from hnloader.formats.torch_zip import write_tree
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 SUFFIX = ".pt"
+KOHYA = "kohya trainer"
 
 
 def detect(source: Source) -> bool:
@@ -64,6 +66,7 @@ def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) ->
         for side, tensors in _pair(width, pair):
             given[width, side] = tensors
     sides, old_names = all_named_tensors(given)
+    kinds = set(map(type, given.values()))
     metadata = {key: value for key, value in tree.items() if isinstance(key, str)}
     odd = [key for key in tree if type(key) is not int and not isinstance(key, str)]
     if odd:
@@ -81,6 +84,7 @@ def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) ->
         checkpoint.read,
         checkpoint.forget,
         checkpoint.stream,
+        ordered=kinds == {OrderedDict} if len(kinds) == 1 else None,
     )
 
 
@@ -119,7 +123,7 @@ _ERAS = (
 def identify_variant(metadata: Mapping[str, object], *, old_names: bool, lists: bool) -> tuple[str, str]:
     """Program and variant, from the keys, the tensors' names and the kind of the (k, v) pairs."""
     if lists:
-        return "kohya trainer", "NAI-compatible list"
+        return KOHYA, "NAI-compatible list"
     if "skip_connection" in metadata or "upsample_linear" in metadata:
         residual = "residual blocks" if metadata.get("skip_connection") else "usual layers"
         return "MonkeyPatch extension", residual
@@ -149,7 +153,8 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
 def write_outgoing(outgoing: Outgoing, path: Path) -> None:
     """As `write`, to exactly this path; raises OSError where it cannot be written."""
     tree: dict[object, object] = {}
+    kind = OrderedDict if outgoing.ordered else dict
     for width in outgoing.widths:
-        tree[width] = tuple(dict(outgoing.sides[width, side]) for side in SIDES)
+        tree[width] = tuple(kind(outgoing.sides[width, side]) for side in SIDES)
     tree.update(outgoing.metadata)
     write_tree(path, tree)

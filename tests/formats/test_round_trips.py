@@ -228,6 +228,40 @@ def test_ordered_dicts_of_a_webuis_file_are_kept(tmp_path: Path) -> None:
     assert canonical(torch.load(tmp_path / "b.pt")["optional_info"]) == canonical(content)
 
 
+@pytest.mark.parametrize("kinds", [(dict, dict), (OrderedDict, OrderedDict), (dict, OrderedDict)], ids=repr)
+def test_state_dicts_keep_their_kind_or_it_is_said(kinds: tuple[type, type], tmp_path: Path) -> None:
+    content = simple_tree(8)
+    content[8] = tuple(kind(side) for kind, side in zip(kinds, content[8], strict=True))
+    source = write(tmp_path / "a.pt", content)
+    done = convert(source, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.pt")
+    same = kinds[0] is kinds[1]
+    assert done.lossless == same
+    assert any("OrderedDict" in note for note in done.notes) == (not same)
+    found = torch.load(tmp_path / "b.pt")[8]
+    assert tuple(map(type, found)) == (kinds if same else (dict, dict))
+
+
+def test_lists_of_sides_are_written_as_tuples_and_it_is_said(tmp_path: Path) -> None:
+    content = simple_tree(8)
+    content[8] = list(content[8])
+    source = write(tmp_path / "a.pt", content)
+    assert not convert(source, tmp_path / "a.safetensors").notes
+    for one in (source, tmp_path / "a.safetensors"):
+        done = convert(one, tmp_path / "b.pt")
+        assert "tuples" in done.notes[0]
+        assert type(torch.load(tmp_path / "b.pt")[8]) is tuple
+
+
+def test_a_parameter_dict_is_said(tmp_path: Path) -> None:
+    odd = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.ones(2))})
+    write(tmp_path / "a.pt", simple_tree(8, optional_info=[odd]))
+    done = convert(tmp_path / "a.pt", tmp_path / "a.safetensors")
+    assert not done.lossless
+    assert "ParameterDict in 'optional_info'" in done.notes[0]
+    assert type(hnloader.load(tmp_path / "a.safetensors").metadata["optional_info"][0]) is OrderedDict  # type: ignore[index]
+
+
 def test_tensors_in_lists_and_as_keys_of_a_webuis_file(tmp_path: Path) -> None:
     one, other = torch.arange(3.0), torch.tensor(-0.0)
     content = [one, (one, {"a": [other]}), {one: other}, {1: {one}}, {"set": {other}}]
