@@ -44,6 +44,7 @@ def merge(
     from hnloader.conversion import merging
     from hnloader.files import same_file
     from hnloader.formats import save
+    from hnloader.formats.hns import files_of
     from hnloader.generation import load_hypernetworks
 
     if os.path.lexists(output) and not overwrite:
@@ -57,31 +58,29 @@ def merge(
         merging.Part(one.hypernetwork, one.tag.strength * one.tag.k, one.tag.strength * one.tag.v, one.hash, one.path)
         for one in load_hypernetworks(tags, library, paths=True)
     ]
-    for part in parts:
-        if part.path is not None and same_file(part.path, output):
-            _refuse(f"{output} is one of the files to merge; write the result elsewhere")
+    files = [file for part in parts if part.path is not None for file in files_of(part.path, library.folders)]
+    if any(same_file(file, output) for file in files):
+        _refuse(f"{output} is one of the files to merge; write the result elsewhere")
     if output.suffix.lower() == ".hns":
         if merging.checked_mode(mode) != "chain":
             _refuse(f"{output}: a .hns file keeps a chain, not {mode!r}. Write a .pt or .safetensors file.")
         if dtype != "float32":
             _refuse(f"{output}: a .hns file names files and has no dtype of its own. Leave out --dtype.")
-        _keep(parts, output, overwrite=overwrite)
+        _keep(parts, output, files, overwrite=overwrite)
     else:
         made = merging.merge(parts, mode=merging.checked_mode(mode), name=output.stem, dtype=dtype)
-        paths = [part.path for part in parts if part.path is not None]
-        save(made.hypernetwork, output, overwrite=overwrite, sources=paths)
+        save(made.hypernetwork, output, overwrite=overwrite, sources=files)
         _show(made, dtype)
     stdout().print(clean(output.resolve()), soft_wrap=True)
 
 
-def _keep(parts: list[Part], output: Path, *, overwrite: bool) -> None:
+def _keep(parts: list[Part], output: Path, files: list[Path], *, overwrite: bool) -> None:
     """Write the chain as a composition."""
     from hnloader.conversion.merging import composition
     from hnloader.files import replacing
 
     text = composition(parts, output)
-    paths = [part.path for part in parts if part.path is not None]
-    with replacing(output, overwrite=overwrite, sources=paths) as temporary:
+    with replacing(output, overwrite=overwrite, sources=files) as temporary:
         temporary.write_text(text, encoding="utf-8")
     stderr().print("kept as a composition: exact, but not one file that stands alone")
 

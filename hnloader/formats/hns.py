@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hnloader.affine import AffineMap
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
-from hnloader.formats.source import Source
+from hnloader.formats.source import Source, open_source
 from hnloader.library import HypernetworkNotFoundError, Library
 from hnloader.network import Hypernetwork, Side, SideName
 
@@ -194,6 +194,17 @@ def member_library(source: Source, folders: Iterable[str | os.PathLike[str]]) ->
     """Where the members of a composition are found: beside the file, then in `folders`."""
     beside = [source.path.parent] if source.path is not None else []
     return Library([*beside, *folders])
+
+
+def files_of(path: Path, folders: Iterable[str | os.PathLike[str]] = ()) -> list[Path]:
+    """Return a file that loads and, where it is a composition, the files that it and its members name."""
+    searched = tuple(folders)
+    with open_source(path) as source:
+        if not detect(source):
+            return [path]
+        names = read_structure(source)[0].names()
+        library = member_library(source, searched)
+    return [path, *(file for name in names for file in files_of(library.find(name), searched))]
 
 
 def _load_member(

@@ -239,6 +239,24 @@ def test_the_command(two: Path) -> None:
     assert not (two / "n.hns").exists()
 
 
+def test_members_of_a_composition_are_sources_too(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        hnloader.save(Hypernetwork.new((8,), Architecture(), name=name), tmp_path / f"{name}.pt")
+    (tmp_path / "inner.hns").write_text("[a, b]")
+    (tmp_path / "all.hns").write_text("[inner]")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("a.pt", "inner.hns", "all.hns"):
+        code, err = run(tmp_path, "./all.hns", "-o", name, "--overwrite")
+        assert code == 1
+        assert "is one of the files to merge" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "b.pt").chmod(0o600)
+    code, err = run(tmp_path, "./all.hns", "-o", "new.pt")
+    assert code == 0, err
+    assert os.name == "nt" or (tmp_path / "new.pt").stat().st_mode & 0o777 == 0o600
+
+
 def test_whole_paths_in_a_library(two: Path) -> None:
     make(two / "sub" / "b.pt", 4)
     library = Library([two])

@@ -30,6 +30,7 @@ from hnloader.conversion.lora.writing import describe, name_style, named_tensors
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
 from hnloader.families import families
 from hnloader.files import check_free, replacing_together, same_file
+from hnloader.formats.hns import files_of
 from hnloader.inspection import FileInfo
 from hnloader.network import SIDES, Hypernetwork, SideName
 
@@ -201,7 +202,7 @@ def _loaded(
         found = given.hypernetwork
         if not isinstance(found, Hypernetwork):
             about["sha256"] = inspect(found).sha256
-            files.append(Path(found))
+            files += files_of(Path(found))
             found = load(found)
         if given.k != 1 or given.v != 1:
             about |= {"k": given.k, "v": given.v}
