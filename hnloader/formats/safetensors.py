@@ -64,6 +64,7 @@ _DTYPES = {
 }
 _DTYPE_CODES = {name: code for code, name in _DTYPES.items()}
 _TENSOR_NAME = re.compile(r"([1-9][0-9]{0,6})\.([kv])\.(.+)", re.DOTALL)
+_EXTRA_NAME = re.compile(r"metadata\.(0|[1-9][0-9]{0,6})")
 # What `encode_value` has by name.
 _SEQUENCES: dict[str, Callable[[Iterable[Any]], Any]] = {
     "list": list,
@@ -115,7 +116,7 @@ def read(source: Source) -> Contents:
         kind = kind_of_names(tensors) or "a safetensors file of a kind that is not known here, not a hypernetwork"
         raise OtherModelError(f"{source.label} is {kind}")
     about = _described(described, source.label)
-    extras = {name: info for name, info in tensors.items() if name.startswith("metadata.")}
+    extras = {name: info for name, info in tensors.items() if _EXTRA_NAME.fullmatch(name)}
     try:
         sides, old_names = _sides(tensors, extras.keys(), about.get("widths"))
         values = _decode_mapping(about.get("metadata", {}), extras)

@@ -113,6 +113,22 @@ ABOUT: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "name", ["metadata.0", "metadata.00", "metadata.\u0660", "metadata. 0", "metadata."], ids=ascii
+)
+def test_another_spelling_of_a_tensor_in_the_metadata(name: str, good: tuple[Header, bytes], tmp_path: Path) -> None:
+    header, data = copy.deepcopy(good[0]), good[1]
+    header[name] = {"dtype": "U8", "shape": [1], "data_offsets": [len(data), len(data) + 1]}
+    about = header["__metadata__"]["hypernetwork"]
+    more = f'"more": {{"tensor": {json.dumps(name)}}}, "step"'
+    header["__metadata__"]["hypernetwork"] = about.replace('"step"', more)
+    path = written(tmp_path / "a.safetensors", json.dumps(header), data + b"\x05")
+    if name == "metadata.0":
+        assert torch.equal(hnloader.load(path).metadata["more"], torch.tensor([5], dtype=torch.uint8))  # type: ignore[arg-type]
+    else:
+        assert "is named" in refusal(path)
+
+
 @pytest.mark.parametrize("words", ABOUT)
 def test_metadata_that_say_two_things(words: str, good: tuple[Header, bytes], tmp_path: Path) -> None:
     header, data = copy.deepcopy(good[0]), good[1]
