@@ -159,6 +159,7 @@ def generate(
 
     Each picture is a PNG file with its parameters inside, as the webuis write and read them.
     """
+    from hnloader.files import same_file
     from hnloader.generation import Settings
     from hnloader.generation import generate as make_pictures
     from hnloader.generation import sweep as make_sweep
@@ -176,6 +177,8 @@ def generate(
     )
     factors = None if sweep is None else _read_factors(sweep)
     target = _Target(out, one_file=count == 1 or factors is not None)
+    if init is not None and same_file(init, out):
+        _refuse("--out", f"{out} is the image to start from. Name another file.")
     library = hypernetwork_library(hypernet_dir)
     _announce(settings, library)
     loaded = load_for_pictures(model, device, dtype, config)

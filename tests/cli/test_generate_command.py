@@ -55,6 +55,15 @@ def test_a_number_that_another_program_takes_meanwhile_is_passed_over(
     assert (tmp_path / "pictures" / "00001-7.png").read_bytes() == before
 
 
+def test_the_image_to_start_from_is_not_replaced(run, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "start.png")
+    before = (tmp_path / "start.png").read_bytes()
+    (tmp_path / "link.png").symlink_to("start.png")
+    for out in ("start.png", "link.png"):
+        assert run("a cat", "--init", "start.png", "--out", out).exit_code == 2
+    assert (tmp_path / "start.png").read_bytes() == before
+
+
 def test_a_folder_may_have_a_dot_in_its_name(run) -> None:
     assert run("a cat", "--out", "try-1.5").stdout == f"{Path('try-1.5') / '00001-7.png'}\n"
 
