@@ -88,6 +88,6 @@ def opened_state(path: Path, source_sha256: Callable[[], str]) -> Iterator[State
             return
         tree = checkpoint.tree
         if not isinstance(tree, dict) or "optimizer_state_dict" not in tree:
-            yield f"{path.name} is no optimizer state, and was left where it is"
+            yield f"{path.name} holds no optimizer state, and was left where it is"
             return
         yield State(path, tree.get("hash") == source_sha256()[:_SHORT], tree, checkpoint)

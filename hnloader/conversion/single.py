@@ -277,7 +277,7 @@ def _prepared(
 
 
 def _kept_otherwise(contents: Contents) -> tuple[str, ...]:
-    """What is said about metadata of kinds that no file of hnloader has."""
+    """Say what becomes another kind in every file that hnloader writes."""
     keys = [key for key, value in contents.metadata.items() if _holds_parameters(value)]
     told = [f"the torch ParameterDict in {key!r} becomes an OrderedDict of tensors" for key in keys]
     if contents.ordered is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +73,13 @@ def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Em
 
 
 def save_embedding(
-    embedding: Embedding, path: str | os.PathLike[str], *, form: Form = "webui", token: str | None = None
+    embedding: Embedding,
+    path: str | os.PathLike[str],
+    *,
+    form: Form = "webui",
+    token: str | None = None,
+    overwrite: bool = True,
+    sources: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
     """Save an embedding: `.pt`, `.bin`, `.safetensors` or `.png`, by the path's ending.
 
@@ -83,8 +89,11 @@ def save_embedding(
         form: "webui" is what webuis train and load; "diffusers" is `{token: tensor}`. An embedding for SDXL
             has one form, `clip_l` and `clip_g`, which both load.
         token: the word in diffusers' form; default `<name>`.
+        overwrite: Replace what stands there; False raises an error instead.
+        sources: The files that it was made of. Who cannot read them cannot read the new file.
 
     Raises:
+        ExistingFileError: The file exists and is to stay.
         UnknownFormatError: the ending is another one.
         UnsupportedArchitectureError: a picture of an embedding for SDXL, which no webui writes or reads.
         HypernetworkError: the file cannot be written.
@@ -103,7 +112,7 @@ def save_embedding(
         raise UnknownFormatError(f"{target} ends in {suffix!r}; {', '.join(writers)} were expected.{hint}")
     if target.is_dir():
         raise HypernetworkError(f"{target} is a folder; name a file")
-    with replacing(target) as temporary:
+    with replacing(target, overwrite=overwrite, sources=sources) as temporary:
         writers[suffix](temporary)
 
 

@@ -447,7 +447,7 @@ def write_outgoing(outgoing: Outgoing, path: Path) -> None:
 
 
 def _read_back(text: str, extras: Mapping[str, Lazy], metadata: Mapping[str, object]) -> None:
-    """Check that the description of a hypernetwork is read as it is meant; raises UnsupportedArchitectureError."""
+    """Check that the description of a hypernetwork is read back unchanged; raises UnsupportedArchitectureError."""
     try:
         found = _decode_mapping(_described(text, "the file")["metadata"], extras)
     except (CorruptFileError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -86,7 +86,7 @@ def write_tree(path: Path, tree: object) -> None:
     The pickle is read back before anything is written, so that no file is made that hnloader would read otherwise.
 
     Raises:
-        UnsupportedArchitectureError: The tree holds what hnloader does not read back as it is; the message names it.
+        UnsupportedArchitectureError: The tree holds what hnloader does not read back unchanged; the message names it.
         OSError: The file cannot be written.
     """
     check_kinds(tree, lambda part: isinstance(part, Lazy), "the file")

@@ -138,3 +138,10 @@ def test_a_replaced_embedding_keeps_its_permissions(tmp_path: Path) -> None:
     save_embedding(embedding({"a": 1}), path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert json.dumps(load_embedding(path).metadata) == '{"a": 1}'
+
+
+def test_an_embedding_that_exists_stays_where_nothing_is_to_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"old")
+    with pytest.raises(HypernetworkError, match="exists"):
+        save_embedding(embedding({}), tmp_path / "a.pt", overwrite=False)
+    assert (tmp_path / "a.pt").read_bytes() == b"old"
