@@ -7,8 +7,10 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +27,10 @@ TEMPORARY_SUFFIX = ".hnloader-part"
 RESERVE = 512 << 20
 # Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
 _ABANDONED_AFTER = 600.0  # seconds
+
+
+class ExistingFileError(HypernetworkError):
+    """A file exists where nothing is to be replaced."""
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -74,38 +80,183 @@ def open_new(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str],
+    *,
+    flush: bool = True,
+    overwrite: bool = True,
+    sources: Iterable[str | os.PathLike[str]] = (),
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, it takes the name `path`.
 
-    The temporary file lies in the same folder, so that the rename is atomic. When the block fails, is
+    The temporary file is in the same folder, so that the rename is atomic. When the block fails, is
     interrupted, or the disk is full, the temporary file is removed and whatever stood at `path` is untouched.
     What is left after a program was killed, `remove_leftovers` removes.
 
+    A file that replaces another keeps its permissions; those of a new one follow the umask. Those who cannot read one
+    of the `sources` cannot read the file either, nor the temporary one.
+
     Args:
-        path: where the file is to stand.
-        flush: wait until the disk has all of it before it takes its name, so that a loss of power leaves no file cut
+        path: Where the file is to stand.
+        flush: Wait until the disk has all of it before it takes its name, so that a loss of power leaves no file cut
             off under that name. Without, it is as safe as what `cp` writes.
+        overwrite: Replace what stands at `path`; False raises an error instead, also where it appears meanwhile.
+        sources: The files whose contents go into this one.
 
     Raises:
-        HypernetworkError: the folder is missing or not writable, or the disk is full.
+        ExistingFileError: `path` exists and is to stay.
+        HypernetworkError: The folder is missing or not writable, or the disk is full.
     """
-    target = Path(path)
+    with replacing_together({Path(path): sources}, flush=flush, overwrite=overwrite) as (temporary,):
+        yield temporary
+
+
+@contextlib.contextmanager
+def replacing_together(
+    sources: Mapping[Path, Iterable[str | os.PathLike[str]]], *, flush: bool = True, overwrite: bool = True
+) -> Iterator[tuple[Path, ...]]:
+    """Do what `replacing` does for files that belong together: all of them take their names, or none does.
+
+    They take them one right after the other, in the order given. Where one cannot, those before get back what stood
+    there.
+
+    Args:
+        sources: The files to write, with the sources of each.
+        flush: See `replacing`.
+        overwrite: See `replacing`.
+    """
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(_part(path, _withheld(given), overwrite)) for path, given in sources.items()]
+        try:
+            yield tuple(part.temporary for part in parts)
+            for part in parts:
+                part.finish(flush)
+            _take_names(parts, overwrite)
+        except OSError as error:
+            raise HypernetworkError(f"cannot write {parts[0].target}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A file of `replacing_together`: the path of its temporary file, and what stood at its target before."""
+
+    target: Path
+    temporary: Path
+    old: os.stat_result | None
+    mode: int
+
+    def finish(self, flush: bool) -> None:
+        """Give the temporary file the owner and the permissions of the old one, and wait for the disk."""
+        if flush:
+            _flush(self.temporary)
+        if self.old is not None:
+            if hasattr(os, "chown"):
+                with contextlib.suppress(OSError):  # only a system's administrator may give files away
+                    os.chown(self.temporary, self.old.st_uid, self.old.st_gid)
+            self.temporary.chmod(self.mode)
+
+
+@contextlib.contextmanager
+def _part(target: Path, withheld: int, overwrite: bool) -> Iterator[_Part]:
     try:
-        temporary, handle = _create(target)
+        if not overwrite:
+            check_free(target)
+        old = _old(target)
+        mode = (0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777) & ~withheld
+        # The owner can always write to the temporary file; the umask narrows it for the others.
+        temporary, handle = _create(target, (mode | 0o600) & 0o666)
     except (OSError, ValueError) as error:
         raise HypernetworkError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
     try:
         with _kept_open(handle):
-            yield temporary
-            if flush:
-                _flush(temporary)
-            temporary.replace(target)
-    except OSError as error:
-        raise HypernetworkError(f"cannot write {target}: {error.strerror or error}") from error
+            yield _Part(target, temporary, old, mode)
     finally:
         # Gone under its final name; or the disk refuses even this, and what went wrong before is to be told.
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def check_free(path: Path) -> None:
+    """Raise ExistingFileError where something stands at `path`, a link that leads nowhere included."""
+    if os.path.lexists(path):
+        raise _existing(path)
+
+
+def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Return whether two paths lead to one file, by links or by another spelling; False where one is missing."""
+    try:
+        return Path(one).samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def _existing(target: Path) -> ExistingFileError:
+    return ExistingFileError(f"{target} exists. Overwrite it or choose another name.")
+
+
+def _old(target: Path) -> os.stat_result | None:
+    """What the system says of the file at `target`; None where there is none."""
+    try:
+        status = target.stat()
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _withheld(sources: Iterable[str | os.PathLike[str]]) -> int:
+    """All permission bits of the group, and of the others, where they cannot read one of the sources."""
+    bits = 0
+    for source in sources:
+        with contextlib.suppress(OSError):
+            mode = Path(source).stat().st_mode
+            bits |= sum(each for each in (0o070, 0o007) if not mode & each & 0o444)
+    return bits
+
+
+def _take_names(parts: Sequence[_Part], overwrite: bool) -> None:
+    kept: list[Path | None] = []
+    done: list[_Part] = []
+    try:
+        for part in parts:
+            kept.append(_kept(part.target) if len(parts) > 1 and overwrite else None)
+            _take_name(part, overwrite)
+            done.append(part)
+    except BaseException:
+        for part, old in zip(done, kept, strict=False):
+            with contextlib.suppress(OSError):
+                part.target.unlink() if old is None else old.replace(part.target)
+        raise
+    finally:
+        for old in filter(None, kept):
+            with contextlib.suppress(OSError):
+                old.unlink(missing_ok=True)
+
+
+def _take_name(part: _Part, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            # Unlike a rename, this fails where the name was given to another file meanwhile.
+            os.link(part.temporary, part.target)
+        except FileExistsError as error:
+            raise _existing(part.target) from error
+        except (OSError, NotImplementedError) as error:  # a file system without hard links
+            if os.path.lexists(part.target):
+                raise _existing(part.target) from error
+        else:
+            return
+    part.temporary.replace(part.target)
+
+
+def _kept(target: Path) -> Path | None:
+    """The file at `target` under a second, temporary name; None where there is none or no name can be given."""
+    kept = target.with_name(f".{target.name[:50]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    if not os.path.lexists(target):
+        return None
+    try:
+        os.link(target, kept)
+    except (OSError, NotImplementedError):  # a file system without hard links
+        shutil.copy2(target, kept)
+    return kept
 
 
 @contextlib.contextmanager
@@ -155,12 +306,12 @@ def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
     return removed
 
 
-def _create(target: Path) -> tuple[Path, int]:
+def _create(target: Path, mode: int) -> tuple[Path, int]:
     """A new temporary file beside `target`, open and locked: the system drops the lock however the program ends."""
     while True:
         temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
-        # Made with the usual permissions: asking for the umask means setting it, for all threads of the program.
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        # The system applies the umask: asking for it means setting it, for all threads of the program.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         if fcntl is None:
             return temporary, handle
         with contextlib.suppress(OSError):  # a file system without locks

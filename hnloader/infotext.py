@@ -96,17 +96,18 @@ def _settings(line: str) -> list[tuple[str, str]]:
     return found
 
 
-def save_png(image: Image, path: str | os.PathLike[str], infotext: Infotext) -> None:
+def save_png(image: Image, path: str | os.PathLike[str], infotext: Infotext, *, overwrite: bool = True) -> None:
     """Write a PNG file with its parameters. It appears under its name when it is complete.
 
-    Raises HypernetworkError where the folder is missing or not writable, or the disk is full.
+    Raises HypernetworkError where the folder is missing or not writable, or the disk is full; ExistingFileError where
+    the file exists and `overwrite` is False.
     """
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     # NUL ends a text chunk; everything else survives (as iTXt where Latin-1 does not have it).
     chunks.add_text(CHUNK, str(infotext).replace("\x00", ""))
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
 
 

@@ -1,9 +1,11 @@
 """Finding hypernetwork files by name in folders, as the webuis do.
 
 A name is a file's stem (`ink`), its file name (`ink.pt`), or either with the subfolders that it lies in
-(`sketches/ink`). Where several files answer to a name, `Library.find` takes the first by this order:
+(`sketches/ink`). `./ink.pt` is the file of that path below a folder and no other.
+Where several files answer to a name, `Library.find` takes the first by this order:
 
-1. written exactly as asked, before one that differs in upper and lower case
+1. written exactly as asked, before one that differs in how its characters are composed or in slashes, and that
+   before one that differs in upper and lower case
 2. the folder that was given first
 3. the fewest subfolders
 4. `.safetensors`, then `.pt`, then `.hns`
@@ -24,6 +26,8 @@ from hnloader.errors import HypernetworkError
 from hnloader.folders import walk
 
 SUFFIXES = (".safetensors", ".pt", ".hns")
+# What begins a name that is a whole path below a folder.
+_WHOLE = "./"
 
 
 class HypernetworkNotFoundError(HypernetworkError):
@@ -80,9 +84,16 @@ class Library:
 
     def matches(self, name: str) -> list[LibraryFile]:
         """Every file that answers to `name`, the one that `find` takes first."""
-        wanted = _normal(name.strip())
-        found = self._listed().by_key.get(_folded(wanted), [])
-        return sorted(found, key=lambda file: wanted not in _names(file))  # stable: the order within stays
+        given = name.strip()
+        if given.startswith(_WHOLE):
+            given = given[len(_WHOLE) :]
+            found = self._listed().by_key.get(_folded(given), [])
+            found = [file for file in found if _folded(file.relative.as_posix()) == _folded(given)]
+        else:
+            found = self._listed().by_key.get(_folded(given), [])
+        wanted = _normal(given)
+        # Stable: the order within stays.
+        return sorted(found, key=lambda file: (given not in _written(file), wanted not in _names(file)))
 
     def find(self, name: str) -> Path:
         """The file that `name` stands for. Only files below the folders are found: `..` matches nothing.
@@ -111,8 +122,14 @@ class Library:
 
     def shortest_name(self, file: LibraryFile) -> str:
         """The same for one of `files`."""
-        names = (file.name, file.relative.with_suffix("").as_posix(), file.relative.as_posix())
-        return next((name for name in names if self.matches(name)[:1] == [file]), names[-1])
+        names = self.names_of(file)
+        return next(names, file.relative.as_posix())
+
+    def names_of(self, file: LibraryFile) -> Iterator[str]:
+        """Return the names by which `find` finds one of `files`, the shortest first."""
+        whole = file.relative.as_posix()
+        names = (file.name, whole[: -len(file.relative.suffix)], whole, _WHOLE + whole)
+        return (name for name in names if self.matches(name)[:1] == [file])
 
     def suggestions(self, name: str) -> list[str]:
         """Up to three names near to `name`, the nearest first."""
@@ -180,10 +197,14 @@ def _scan(folder: Path) -> Iterator[PurePath]:
             yield entry.relative
 
 
-def _names(file: LibraryFile) -> list[str]:
+def _written(file: LibraryFile) -> list[str]:
     """`a/b/ink.pt` answers to ink, ink.pt, b/ink, b/ink.pt, a/b/ink and a/b/ink.pt."""
-    full, stem = file.relative.parts, file.relative.with_suffix("").parts
-    return [_normal("/".join(parts[start:])) for parts in (full, stem) for start in range(len(parts))]
+    full, stem = file.relative.parts, (*file.relative.parts[:-1], file.name)
+    return ["/".join(parts[start:]) for parts in (full, stem) for start in range(len(parts))]
+
+
+def _names(file: LibraryFile) -> list[str]:
+    return list(map(_normal, _written(file)))
 
 
 def _normal(name: str) -> str:

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,139 @@ def test_a_lock_is_held_by_one_program_and_ends_with_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with held(tmp_path / "file" / "lock", "taken"):  # nothing can be made there: nothing is held
         pass
+
+
+# -- what stands there already, and who may read it
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@POSIX
+@pytest.mark.usefixtures("usual_umask")
+@pytest.mark.parametrize("before", [0o600, 0o640, 0o644, 0o664, 0o444, 0o755])
+def test_a_replaced_file_keeps_its_permissions(before: int, tmp_path: Path) -> None:
+    target = tmp_path / "style.pt"
+    target.write_bytes(b"old")
+    target.chmod(before)
+    with replacing(target) as temporary:
+        assert mode(temporary) & 0o077 & ~before == 0
+        temporary.write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+    assert mode(target) == before
+
+
+@POSIX
+@pytest.mark.usefixtures("usual_umask")
+@pytest.mark.parametrize(
+    ("source", "old", "after"),
+    [
+        (0o600, None, 0o600),
+        (0o400, None, 0o600),
+        (0o640, None, 0o640),
+        (0o644, None, 0o644),
+        (0o444, None, 0o644),
+        (0o666, None, 0o644),
+        (0o600, 0o644, 0o600),
+        (0o640, 0o664, 0o660),
+        (0o644, 0o664, 0o664),
+        (0o644, 0o600, 0o600),
+    ],
+)
+def test_who_cannot_read_a_source_cannot_read_what_is_made_of_it(
+    source: int, old: int | None, after: int, tmp_path: Path
+) -> None:
+    private, other, target = tmp_path / "private", tmp_path / "other", tmp_path / "target"
+    private.touch()
+    private.chmod(source)
+    other.touch()
+    if old is not None:
+        target.touch()
+        target.chmod(old)
+    with replacing(target, sources=[other, private, tmp_path / "missing"]) as temporary:
+        assert mode(temporary) & 0o077 & ~after == 0
+        temporary.write_bytes(b"new")
+    assert mode(target) == after
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "broken link"])
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_nothing_is_replaced_where_nothing_is_to_be(kind: str, meanwhile: bool, tmp_path: Path) -> None:
+    target, other = tmp_path / "style.pt", tmp_path / "other"
+
+    def appear() -> None:
+        if kind == "file":
+            target.write_bytes(b"old")
+        else:
+            if kind == "link":
+                other.write_bytes(b"old")
+            target.symlink_to(other)
+
+    if not meanwhile:
+        appear()
+    with (
+        pytest.raises(HypernetworkError, match="exists"),
+        replacing(target, overwrite=False) as temporary,
+    ):
+        temporary.write_bytes(b"new")
+        appear()
+    assert target.is_symlink() == (kind != "file")
+    assert not target.exists() or target.read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} <= {"style.pt", "other"}
+
+
+def test_a_new_file_is_written_where_the_system_has_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    target = tmp_path / "style.pt"
+    with replacing(target, overwrite=False) as temporary:
+        temporary.write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+    with (
+        pytest.raises(HypernetworkError, match="exists"),
+        replacing(tmp_path / "more.pt", overwrite=False),
+    ):
+        (tmp_path / "more.pt").write_bytes(b"old")
+    assert (tmp_path / "more.pt").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("old", [True, False])
+def test_files_that_belong_together_take_their_names_all_or_none(
+    links: bool, old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "no")))
+    state, weights = tmp_path / "style.pt.optim", tmp_path / "style.pt"
+    if old:
+        state.write_bytes(b"old state")
+    weights.mkdir()  # a file cannot take the name of a folder
+    with (
+        pytest.raises(HypernetworkError, match="cannot write"),
+        files.replacing_together({state: (), weights: ()}) as temporaries,
+    ):
+        for temporary in temporaries:
+            temporary.write_bytes(b"new")
+    assert state.exists() == old
+    assert not old or state.read_bytes() == b"old state"
+    weights.rmdir()
+    with files.replacing_together({state: (), weights: ()}) as temporaries:
+        for temporary in temporaries:
+            temporary.write_bytes(b"new")
+    assert state.read_bytes() == weights.read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -277,7 +277,8 @@ def convert(
     from hnloader.library import SUFFIXES
 
     target_format = _one_of("--to", to, FORMATS) if to else _format_of(out)
-    _check_usage(out=out, flat=flat, check=check, dry_run=dry_run, report=report)
+    overwrite = on_existing.lower() in ("overwrite", "replace")
+    _check_usage(out=out, flat=flat, check=check, dry_run=dry_run, report=report, overwrite=overwrite)
     existing = cast("OnExisting", _one_of("--on-existing", on_existing, ON_EXISTING, {"replace": "overwrite"}))
     stored = None if dtype is None else _one_of("--dtype", dtype, DTYPES, _DTYPE_NICKNAMES)
     lora = LoraOptions(
@@ -328,7 +329,7 @@ def convert(
     if report is not None:
         from hnloader.conversion.reports import write_report
 
-        write_report(results, report)
+        write_report(results, report, overwrite=existing == "overwrite")
     show_results(results)
     show_exports(results)
     if cancel.is_set():
@@ -358,9 +359,11 @@ def _format_of(out: Path | None) -> str:
     return suffix if suffix in FORMATS else "safetensors"
 
 
-def _check_usage(*, out: Path | None, flat: bool, check: bool, dry_run: bool, report: Path | None) -> None:
+def _check_usage(
+    *, out: Path | None, flat: bool, check: bool, dry_run: bool, report: Path | None, overwrite: bool
+) -> None:
     """What typer cannot tell by itself; a report that cannot be written is better said before hours of work."""
-    from hnloader.conversion.reports import REPORT_SUFFIXES
+    from hnloader.conversion.reports import REPORT_SUFFIXES, check_replaceable
 
     if flat and out is None:
         _refuse("--flat", "needs --out: it says that all results go to that one folder.")
@@ -371,6 +374,8 @@ def _check_usage(*, out: Path | None, flat: bool, check: bool, dry_run: bool, re
             _refuse("--report", f"{report} ends in {report.suffix!r}; a report is a .json or a .csv file.")
         if not report.absolute().parent.is_dir():
             _refuse("--report", f"{report.parent} is no folder.")
+        if not overwrite:
+            check_replaceable(report)
 
 
 def _check_lora(*, normalise: bool, prove: bool, alone: bool) -> None:

@@ -140,6 +140,8 @@ def convert_chain(
             return Result(files[0], label, "skipped", target, f"{target} is there already")
         if existing == "rename":
             target = next(path for path in numbered(target) if not os.path.lexists(path))
+    if existing != "overwrite":
+        converter = converter.keeping()
     strengths = read_strengths(strength)
     strengths = strengths if len(strengths) > 1 else strengths * len(files)
     details = converter.convert_chain(list(zip(files, strengths, strict=True)), target)

@@ -77,8 +77,12 @@ def _table(found: Dataset, config: Config, side: int) -> Table:
 
 
 def _write_sheet(found: Dataset, config: Config, side: int, path: Path) -> Path:
-    from hnloader.files import replacing
+    from hnloader.errors import HypernetworkError
+    from hnloader.files import replacing, same_file
     from hnloader.training.sheet import contact_sheet
+
+    if any(same_file(picture.path, path) for picture in found.pictures):
+        raise HypernetworkError(f"{path} is one of the images of the dataset. Write the sheet elsewhere.")
 
     sheet = contact_sheet(found, config.data, side)
     with replacing(path) as temporary:

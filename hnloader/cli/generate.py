@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -158,6 +159,7 @@ def generate(
 
     Each picture is a PNG file with its parameters inside, as the webuis write and read them.
     """
+    from hnloader.files import same_file
     from hnloader.generation import Settings
     from hnloader.generation import generate as make_pictures
     from hnloader.generation import sweep as make_sweep
@@ -175,6 +177,8 @@ def generate(
     )
     factors = None if sweep is None else _read_factors(sweep)
     target = _Target(out, one_file=count == 1 or factors is not None)
+    if init is not None and same_file(init, out):
+        _refuse("--out", f"{out} is the image to start from. Name another file.")
     library = hypernetwork_library(hypernet_dir)
     _announce(settings, library)
     loaded = load_for_pictures(model, device, dtype, config)
@@ -203,11 +207,21 @@ class _Target:
             _refuse("--out", f"{self.folder} is not a folder.")
 
     def save(self, image: Image, picture: Picture, prefix: str = "") -> None:
+        from hnloader.files import ExistingFileError
         from hnloader.infotext import save_png
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.file or self.folder / f"{prefix}{self._next_number():05d}-{picture.seed}.png"
-        save_png(image, path, picture.infotext)
+        path = self.file
+        if path is not None:
+            save_png(image, path, picture.infotext)
+        number = self._next_number()
+        while path is None:
+            # Another program may number its pictures in the same folder at the same time.
+            with contextlib.suppress(ExistingFileError):
+                name = f"{prefix}{number:05d}-{picture.seed}.png"
+                save_png(image, self.folder / name, picture.infotext, overwrite=False)
+                path = self.folder / name
+            number += 1
         if picture.censored:
             note(f"{path} is black, because the model's safety checker rejected what it shows.")
         # The path alone, so that a script can read it.

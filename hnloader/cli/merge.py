@@ -10,7 +10,7 @@ import typer
 
 from hnloader.cli.errors import reports_errors
 from hnloader.cli.generate import hypernetwork_library, read_hypernet
-from hnloader.cli.terminal import clean, fields, note, stderr, stdout
+from hnloader.cli.terminal import clean, fields, stderr, stdout
 
 if TYPE_CHECKING:
     from hnloader.conversion.merging import Merged, Part
@@ -42,7 +42,9 @@ def merge(
     reason; a .hns file keeps it as a composition.
     """
     from hnloader.conversion import merging
+    from hnloader.files import same_file
     from hnloader.formats import save
+    from hnloader.formats.hns import files_of
     from hnloader.generation import load_hypernetworks
 
     if os.path.lexists(output) and not overwrite:
@@ -56,30 +58,30 @@ def merge(
         merging.Part(one.hypernetwork, one.tag.strength * one.tag.k, one.tag.strength * one.tag.v, one.hash, one.path)
         for one in load_hypernetworks(tags, library, paths=True)
     ]
-    for part in parts:
-        if part.path is not None and _same_file(part.path, output):
-            _refuse(f"{output} is one of the files to merge; write the result elsewhere")
+    files = [file for part in parts if part.path is not None for file in files_of(part.path, library.folders)]
+    if any(same_file(file, output) for file in files):
+        _refuse(f"{output} is one of the files to merge; write the result elsewhere")
     if output.suffix.lower() == ".hns":
-        _keep(parts, output)
+        if merging.checked_mode(mode) != "chain":
+            _refuse(f"{output}: a .hns file keeps a chain, not {mode!r}. Write a .pt or .safetensors file.")
+        if dtype != "float32":
+            _refuse(f"{output}: a .hns file names files and has no dtype of its own. Leave out --dtype.")
+        _keep(parts, output, files, overwrite=overwrite)
     else:
         made = merging.merge(parts, mode=merging.checked_mode(mode), name=output.stem, dtype=dtype)
-        save(made.hypernetwork, output)
+        save(made.hypernetwork, output, overwrite=overwrite, sources=files)
         _show(made, dtype)
     stdout().print(clean(output.resolve()), soft_wrap=True)
 
 
-def _keep(parts: list[Part], output: Path) -> None:
-    """Write the chain as a composition, and say where its members have to lie."""
+def _keep(parts: list[Part], output: Path, files: list[Path], *, overwrite: bool) -> None:
+    """Write the chain as a composition."""
     from hnloader.conversion.merging import composition
     from hnloader.files import replacing
 
-    text = composition(parts)
-    with replacing(output) as temporary:
+    text = composition(parts, output)
+    with replacing(output, overwrite=overwrite, sources=files) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    here = output.parent.resolve()
-    away = [part.path.name for part in parts if part.path is not None and part.path.parent.resolve() != here]
-    if away:
-        note(f"a composition finds its members beside it: put {', '.join(away)} into {here} as well")
     stderr().print("kept as a composition: exact, but not one file that stands alone")
 
 
@@ -94,13 +96,6 @@ def _show(made: Merged, dtype: str) -> None:
         ("architecture", str(made.hypernetwork.architecture)),
     ]
     stderr().print(fields(rows))
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
 
 
 def _refuse(message: str) -> NoReturn:

@@ -52,10 +52,15 @@ def scan(
 
     Works for every kind of pickle, zip archive and torch file, hypernetwork or not.
     """
+    from hnloader.errors import HypernetworkError
+    from hnloader.files import same_file
     from hnloader.scanning import scan_all
 
     found = list(scan_all(paths))
     if sarif is not None:
+        # Earlier findings, which are JSON, are replaced.
+        if any(same_file(one.path, sarif) for one in found) and not _is_json(sarif):
+            raise HypernetworkError(f"{sarif} is one of the files that were scanned. Write the findings elsewhere.")
         _write(sarif, json.dumps(_sarif(found), indent=2) + "\n")
     if as_json:
         typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
@@ -144,6 +149,11 @@ def _quoted(path: Path) -> str:
     from urllib.parse import quote
 
     return quote(path.as_posix(), errors="surrogatepass")
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ for result in convert_many(plan, ToFormat(".safetensors")):
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -18,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from hnloader.conversion.planning import Job, Plan, numbered
+from hnloader.conversion.planning import Job, Plan, folded, numbered
 from hnloader.conversion.results import Outcome, Result
 from hnloader.errors import HypernetworkError, OtherModelError
-from hnloader.files import remove_leftovers
+from hnloader.files import ExistingFileError, remove_leftovers, same_file
 
 OnExisting = Literal["skip", "overwrite", "rename"]
 
@@ -58,6 +57,17 @@ class Converter(Protocol):
         """Compare an existing `target` with its source; raises HypernetworkError where they differ."""
 
 
+@runtime_checkable
+class Careful(Protocol):
+    """A `Converter` that can be told to replace nothing, and may write a second file beside its target."""
+
+    def keeping(self) -> Converter:
+        """Return one that raises ExistingFileError rather than replace a file, also one that appears meanwhile."""
+
+    def is_free(self, source: Path, target: Path) -> bool:
+        """Return whether nothing stands where the result of `source` would be written."""
+
+
 def convert_many(
     plan: Plan,
     converter: Converter,
@@ -76,9 +86,9 @@ def convert_many(
         plan: which files, see `hnloader.conversion.planning.plan`.
         converter: what turns one file into another.
         jobs: files converted at once; each takes memory for one file.
-        on_existing: what happens where a target exists that was not made from its source: "skip" leaves it and
-            the source alone, "overwrite" replaces it, "rename" writes `ink-2` beside it. With "overwrite",
-            targets that are up to date are written anew as well.
+        on_existing: What happens where a target exists that was not made from its source, or another file that is
+            written with it: "skip" leaves them and the source alone, "overwrite" replaces them, "rename" writes
+            `ink-2` beside them. With "overwrite", targets that are up to date are written again as well.
         cancel: once it is set, no further file is begun; those that are under way are finished and yielded.
 
     Yields:
@@ -174,6 +184,8 @@ def _result(job: Job, outcome: Outcome, reason: str = "", details: Mapping[str, 
 
 
 def _failed(job: Job, error: Exception) -> Result:
+    if isinstance(error, ExistingFileError):
+        return _result(job, "skipped", str(error))
     if isinstance(error, OtherModelError):
         return Result(job.source, job.label, "skipped", reason=str(error))
     failed = _result(job, "failed", _explained(job, error))
@@ -199,6 +211,8 @@ class _Worker:
 
     def __init__(self, plan: Plan, converter: Converter, on_existing: OnExisting) -> None:
         self.converter = converter
+        if on_existing != "overwrite" and isinstance(converter, Careful):
+            self.converter = converter.keeping()
         self.on_existing = on_existing
         self._taken = {_key(job.target) for job in plan.jobs}
         self._lock = threading.Lock()
@@ -229,12 +243,13 @@ class _Worker:
         if job.sibling is not None and self.converter.came_from(job.source, job.sibling):
             return _result(job, "skipped", f"{job.label} was made from {job.sibling.name} beside it")
         if not os.path.lexists(job.target):
-            return job
-        its_own = _same_file(job.source, job.target)
+            rename = self.on_existing == "rename" and not self._is_free(job, job.target)
+            return self._renamed(job, "a file that is written with it") if rename else job
+        its_own = same_file(job.source, job.target)
         if not its_own and self.on_existing != "overwrite" and self.converter.made(job.source, job.target):
             return _result(job, "up to date")
         if self.on_existing == "rename":
-            return self._renamed(job)
+            return self._renamed(job, job.target.name)
         if its_own:
             raise HypernetworkError(f"{job.label} would be replaced by its own result; write it elsewhere")
         if os.path.isdir(job.target):  # noqa: PTH112
@@ -243,13 +258,18 @@ class _Worker:
             return _result(job, "skipped", f"{job.target} is there already, and was not made from this file like this")
         return job
 
-    def _renamed(self, job: Job) -> Job | Result:
+    def _is_free(self, job: Job, target: Path) -> bool:
+        if isinstance(self.converter, Careful):
+            return self.converter.is_free(job.source, target)
+        return not os.path.lexists(target)
+
+    def _renamed(self, job: Job, existing: str) -> Job | Result:
         for target in numbered(job.target):
             with self._lock:
-                free = _key(target) not in self._taken and not os.path.lexists(target)
+                free = _key(target) not in self._taken and self._is_free(job, target)
                 if free:
                     self._taken.add(_key(target))
-            moved = replace(job, target=target, note=f"numbered, because {job.target.name} is there already")
+            moved = replace(job, target=target, note=f"numbered, because {existing} is there already")
             if free:
                 return moved
             if os.path.lexists(target) and self.converter.made(job.source, target):
@@ -263,7 +283,8 @@ class _Worker:
 
 
 def _key(target: Path) -> str:
-    return str(target).casefold()
+    """One spelling for what some file systems take for the same name."""
+    return folded(str(target))
 
 
 def _make_folder(target: Path) -> None:
@@ -271,12 +292,6 @@ def _make_folder(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HypernetworkError(f"cannot write {target}: {error.strerror or error}") from error
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return one.samefile(other)
-    return False
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -6,12 +6,14 @@ bytes, so the name is written anew; nothing else in it changes, and nothing in i
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import replacing
-from hnloader.formats.checkpoint import read_checkpoint
-from hnloader.formats.outgoing import lazily
+from hnloader.formats.checkpoint import Checkpoint, read_checkpoint
+from hnloader.formats.outgoing import lazily_stored
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import open_source
 from hnloader.formats.torch_zip import write_tree
@@ -25,33 +27,67 @@ def companion_of(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def carry(source: Path, source_sha256: str, target: Path, target_sha256: str) -> str | None:
-    """Write the companion of `source`, if there is one, as that of `target`.
+@dataclass(frozen=True)
+class State:
+    """The companion of a file, opened.
 
-    Returns:
-        What became of it, for the user; None when there is none.
+    Attributes:
+        path: Where it is.
+        belongs: It names the file beside it.
+    """
+
+    path: Path
+    belongs: bool
+    _tree: dict[object, object]
+    _checkpoint: Checkpoint
+
+    def write(self, path: Path, sha256: str) -> None:
+        """Write it as the companion of a file of that hash, to exactly this path.
+
+        Raises:
+            HypernetworkError: It cannot be written.
+        """
+        try:
+            write_tree(path, lazily_stored(self._for(sha256), self._checkpoint))
+        except OSError as error:
+            raise HypernetworkError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def is_written(self, path: Path, sha256: str) -> bool:
+        """Return whether `path` is a companion that names the file of that hash, as `write` would have written it."""
+        try:
+            with open_source(path) as opened:
+                tree = read_checkpoint(opened).tree
+        except HypernetworkError:
+            return False
+        return isinstance(tree, dict) and "optimizer_state_dict" in tree and tree.get("hash") == sha256[:_SHORT]
+
+    def told(self, target: Path) -> str:
+        """Say what became of it."""
+        if not self.belongs:
+            return f"{self.path.name} was copied to {target.name}, but belongs to another file: its hash differs"
+        return f"{self.path.name} was copied to {target.name} and names the new file"
+
+    def _for(self, sha256: str) -> dict[object, object]:
+        return {**self._tree, "hash": sha256[:_SHORT]} if self.belongs else self._tree
+
+
+@contextlib.contextmanager
+def opened_state(path: Path, source_sha256: Callable[[], str]) -> Iterator[State | str]:
+    """Open the companion `path` of a file; yield why it is left alone where it cannot be used.
 
     Raises:
-        HypernetworkError: it cannot be written.
+        CorruptFileError: It was changed meanwhile.
     """
-    given, wanted = companion_of(source), companion_of(target)
-    if not given.is_file():
-        return None
-    try:
-        with open_source(given) as opened:
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(open_source(path))
             checkpoint = read_checkpoint(opened)
             check_refusals(checkpoint.refused, opened.label, inert_allowed=False)
-            tree = checkpoint.tree
-            if not isinstance(tree, dict) or "optimizer_state_dict" not in tree:
-                return f"{given.name} is no optimizer state, and was left where it is"
-            belongs = tree.get("hash") == source_sha256[:_SHORT]
-            written = {**tree, "hash": target_sha256[:_SHORT]} if belongs else tree
-            with replacing(wanted) as temporary:
-                write_tree(temporary, lazily(written, checkpoint))
-    except HypernetworkError as error:
-        if str(error).startswith("cannot write"):
-            raise
-        return f"{given.name} was left where it is: {error}"
-    if not belongs:
-        return f"{given.name} was copied to {wanted.name}, but belongs to another file: its hash differs"
-    return f"{given.name} was copied to {wanted.name} and names the new file"
+        except HypernetworkError as error:
+            yield f"{path.name} was left where it is: {error}"
+            return
+        tree = checkpoint.tree
+        if not isinstance(tree, dict) or "optimizer_state_dict" not in tree:
+            yield f"{path.name} holds no optimizer state, and was left where it is"
+            return
+        yield State(path, tree.get("hash") == source_sha256()[:_SHORT], tree, checkpoint)

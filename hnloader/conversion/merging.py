@@ -10,21 +10,34 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from hnloader.affine import AffineMap
-from hnloader.errors import HypernetworkError
-from hnloader.formats import load
+from hnloader.conversion.planning import folded
+from hnloader.errors import HypernetworkError, UnsupportedArchitectureError
+from hnloader.files import same_file
+from hnloader.formats import MAX_NESTED_COMPOSITIONS, load
 from hnloader.formats.contents import build_side
-from hnloader.formats.hns import Composed, Unchanged
+from hnloader.formats.hns import (
+    Composed,
+    Unchanged,
+    chain_text,
+    detect,
+    is_name,
+    member_library,
+    read_structure,
+)
+from hnloader.formats.source import open_source
+from hnloader.library import SUFFIXES, HypernetworkNotFoundError, Library, LibraryFile
 from hnloader.network import SIDES, Architecture, Hypernetwork, SequentialSide, Side, SideName
 
 Mode = Literal["chain", "side-by-side", "average"]
@@ -477,13 +490,18 @@ def _together(parts: Sequence[Part], mode: Mode, side: SideName, x: Tensor) -> T
     return x + sum((change * share for change, share in zip(changes, shares, strict=True)), torch.zeros_like(x))
 
 
-def composition(parts: Sequence[Part]) -> str:
-    """The text of a `.hns` file that keeps a chain as it is; its members are found by name beside it.
+def composition(parts: Sequence[Part], target: str | os.PathLike[str] | None = None) -> str:
+    """Return the text of a `.hns` file that keeps a chain exactly; its members are found by name beside it.
+
+    Args:
+        parts: The chain.
+        target: Where the text is to be written. Default: a new file beside the first part.
 
     Raises:
-        NotMergeableError: a strength is not between 0 and 1, or keys and values differ, which `.hns` cannot say.
+        NotMergeableError: A strength is not between 0 and 1, or keys and values differ, which `.hns` cannot say; or the
+            file, read where it stands, would not find these parts. The message says why.
     """
-    members: list[str] = []
+    paths: list[Path] = []
     for part in parts:
         if part.path is None:
             raise NotMergeableError("a composition names files, and one of these hypernetworks is none")
@@ -492,5 +510,86 @@ def composition(parts: Sequence[Part]) -> str:
                 f"a .hns composition has strengths from 0 to 1, the same for keys and values; {part.path.name} has "
                 f"{part.k:g} and {part.v:g}"
             )
-        members.append(f"({part.path.stem!r}, {part.k:g})")
-    return f"[{', '.join(members)}]\n"
+        paths.append(part.path)
+    file = None if target is None else Path(target)
+    library = Library([file.parent if file is not None else path.parent for path in (paths[:1] or [Path()])])
+    files = _files_beside(paths, file, library)
+    for part, path in zip(parts, paths, strict=True):
+        _check_nested(part.hypernetwork, path, file)
+    members = [(_name_of(path, files[path], library, file), part.k) for part, path in zip(parts, paths, strict=True)]
+    try:
+        return chain_text(members)
+    except UnsupportedArchitectureError as error:
+        raise NotMergeableError(str(error)) from error
+
+
+def _files_beside(paths: Sequence[Path], target: Path | None, library: Library) -> dict[Path, list[LibraryFile]]:
+    """What each part is among the files that a composition finds; raises NotMergeableError where it does not."""
+    (folder,) = library.folders
+    files: dict[Path, list[LibraryFile]] = {}
+    for path in paths:
+        if target is not None and same_file(path, target):
+            raise NotMergeableError(f"{target} is one of the files to merge. Write the result elsewhere.")
+        if path.suffix.lower() not in SUFFIXES:
+            raise NotMergeableError(
+                f"{path}: a composition names files that end in {', '.join(SUFFIXES)}. Rename it to one of these."
+            )
+        same = [file for file in library.files() if same_file(file.path, path)]
+        files[path] = sorted(same, key=lambda file: file.relative.name != path.name)
+    away = list(dict.fromkeys(path.name for path, found in files.items() if not found))
+    if away:
+        raise NotMergeableError(
+            f"{target or folder}: a composition finds its members beside it: put {', '.join(away)} into "
+            f"{folder.resolve()} as well, or write the composition beside them."
+        )
+    return files
+
+
+def _name_of(path: Path, found: Sequence[LibraryFile], library: Library, target: Path | None) -> str:
+    """The name by which a composition at `target` finds this file, and no other."""
+    for name in (name for file in found for name in library.names_of(file)):
+        if is_name(name) and not _answers(target, name):
+            return name
+    raise NotMergeableError(f"{path}: no name in a composition means this file and no other. Rename it.")
+
+
+def _answers(target: Path | None, name: str) -> bool:
+    """Whether the composition that is about to be written may answer to `name` itself."""
+    own = () if target is None else (target.stem, target.name)
+    return not name.startswith("./") and folded(PurePosixPath(name).name) in map(folded, own)
+
+
+def _check_nested(given: Hypernetwork, path: Path, target: Path | None) -> None:
+    """Raise NotMergeableError where a part is a composition that would give something else within another one."""
+    if given.architecture is not None:
+        return
+    _check_members(path, target, MAX_NESTED_COMPOSITIONS - 1)
+    alone = load(path)
+    for width, side in itertools.product(given.widths, SIDES):
+        x = torch.randn(1, _ROWS, width, generator=torch.Generator().manual_seed(width))
+        same = alone.widths == given.widths and torch.equal(alone.transform(side, x), given.transform(side, x))
+        if not same:
+            raise NotMergeableError(
+                f"{path}: this composition gives something else without the folders that its members were found in. "
+                "Put its members beside it."
+            )
+
+
+def _check_members(path: Path, target: Path | None, depth: int) -> None:
+    if target is not None and same_file(path, target):
+        raise NotMergeableError(f"{path}: the composition would name itself. Write it elsewhere.")
+    with open_source(path) as source:
+        if not detect(source):
+            return
+        if depth == 0:
+            raise NotMergeableError(f"{path}: compositions would be nested too deeply. Merge some of them first.")
+        library = member_library(source, ())
+        for name in read_structure(source)[0].names():
+            if _answers(target, name):
+                raise NotMergeableError(f"{path}: it names {name!r}, and so is the result called. Choose another name.")
+            try:
+                _check_members(library.find(name), target, depth - 1)
+            except HypernetworkNotFoundError as error:
+                raise NotMergeableError(
+                    f"{path}: its member {name!r} is not beside it. Put it there. {error}"
+                ) from error

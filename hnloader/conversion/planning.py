@@ -255,12 +255,12 @@ def _excluded(folder: Path, out: Path | None, exclude: tuple[str, ...]) -> Calla
     if out is not None:
         resolved, target = folder.resolve(), out.resolve()
         own = target.relative_to(resolved) if target.is_relative_to(resolved) else None
-    patterns = [_folded(pattern.rstrip("/\\")) for pattern in exclude]
+    patterns = [folded(pattern.rstrip("/\\")) for pattern in exclude]
 
     def matches(relative: PurePath) -> bool:
         if relative == own:
             return True
-        names = (_folded(relative.name), _folded(relative.as_posix()))
+        names = (folded(relative.name), folded(relative.as_posix()))
         return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
     return matches
@@ -286,7 +286,7 @@ def _targets(
     wanted = [(_below(out, one.relative, suffix), "") for one in found]
     if flat:
         wanted = _flat(found, suffix, out)
-    return _unique(wanted, lambda target: _folded(str(target)))
+    return _unique(wanted, lambda target: folded(str(target)))
 
 
 def _below(out: Path, relative: PurePath, suffix: str) -> Path:
@@ -298,11 +298,11 @@ def _flat(found: Sequence[_Found], suffix: str, out: Path) -> list[tuple[Path, s
 
     They all do, the first one too: so a name stays the same when further files are added.
     """
-    count = Counter(_folded(one.relative.stem) for one in found)
+    count = Counter(folded(one.relative.stem) for one in found)
     targets = []
     for one in found:
         parts = one.relative.parts[:-1]
-        if parts and count[_folded(one.relative.stem)] > 1:
+        if parts and count[folded(one.relative.stem)] > 1:
             name = "-".join((*parts, one.relative.stem))
             targets.append((out / f"{name}{suffix}", "named with its folder, because others are called the same"))
         else:
@@ -350,6 +350,6 @@ def _without_finished(
     return [one for one, _ in kept], [target for _, target in kept], results
 
 
-def _folded(name: str) -> str:
-    """One spelling for what some file systems hold to be the same name."""
+def folded(name: str) -> str:
+    """Return one spelling for what some file systems take for the same name."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.errors import HypernetworkError
-from hnloader.formats.contents import Contents, is_tensor_info
-from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
+from hnloader.formats.contents import Contents
+from hnloader.formats.outgoing import Lazy, Outgoing, from_contents, tensor_bytes
 from hnloader.formats.proof import normalise_name
+from hnloader.formats.trees import canonical
 from hnloader.network import Architecture, make_side
 
 _ROWS = 4
@@ -100,31 +101,19 @@ def _prove_metadata(expected: Outgoing, found: Contents, path: Path) -> None:
         what = f"lacks {missing}" if missing else f"has {more} besides" if more else "has them in another order"
         raise ProofError(f"{path} does not have the metadata of the source: it {what}")
     for key, value in expected.metadata.items():
-        if not _same(value, found.metadata[key], found):
+        if canonical(value, _bits) != canonical(found.metadata[key], lambda info: _bits_of(found.read(info))):
             raise ProofError(f"{path}: the value of {key!r} differs from the source, or its type does")
 
 
-def _same(one: object, two: object, found: Contents) -> bool:
-    """Equal in value and type, all the way down; tensors bit for bit."""
-    if isinstance(one, Lazy):
-        return is_tensor_info(two) and _same_bits(one.get(), found.read(two))
-    if type(one) is not type(two):
-        return False
-    if isinstance(one, dict) and isinstance(two, dict):
-        return list(one) == list(two) and all(_same(value, two[key], found) for key, value in one.items())
-    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
-        return len(one) == len(two) and all(_same(a, b, found) for a, b in zip(one, two, strict=True))
-    if isinstance(one, float) and isinstance(two, float):
-        return repr(one) == repr(two)  # which tells -0.0 from 0.0, and no NaN from another
-    return one == two
+def _bits(tensor: Lazy) -> object:
+    return _bits_of(tensor.get())
+
+
+def _bits_of(tensor: Tensor) -> tuple[torch.Size, torch.dtype, bytes]:
+    """What equals that of another tensor of the same shape, dtype and bits; -0.0 and 0.0 differ."""
+    ready = tensor.contiguous()
+    return ready.shape, ready.dtype, bytes(tensor_bytes(ready))
 
 
 def _same_bits(one: Tensor, two: Tensor) -> bool:
-    """The same shape, dtype and bits; -0.0 and 0.0 differ."""
-    if one.shape != two.shape or one.dtype != two.dtype:
-        return False
-    return (
-        torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))
-        if one.dim()
-        else (torch.equal(one, two))
-    )
+    return _bits_of(one) == _bits_of(two)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,15 +14,17 @@ from typing import Literal
 
 import torch
 
-from hnloader.conversion.companions import carry, companion_of
+from hnloader.conversion.companions import State, companion_of, opened_state
 from hnloader.conversion.normalising import normalised, why_not
 from hnloader.conversion.planning import numbered
 from hnloader.conversion.proof import ProofError, prove_equal
 from hnloader.errors import HypernetworkError, OtherModelError, UnknownFormatError
-from hnloader.files import replacing, sha256_of
+from hnloader.files import ExistingFileError, check_free, replacing_together, same_file, sha256_of
 from hnloader.formats import hns, read_contents, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
+from hnloader.formats.pickles import Parameters
+from hnloader.formats.safetensors import header_text
 from hnloader.formats.source import open_source, unchanged
 
 OnExisting = Literal["overwrite", "skip", "rename"]
@@ -57,7 +60,7 @@ class Converted:
     Attributes:
         source: the file that was read.
         target: the file that was written, or that was there already when skipped.
-        action: "converted", or "skipped" because `target` exists.
+        action: "converted", or "skipped" because `target` or the `.optim` beside it exists.
         lossless: every tensor and every metadata key is as in the source.
         proved: what was compared with the source, in words; empty without a proof.
         notes: what else is to be said, one sentence each.
@@ -105,39 +108,88 @@ def convert(
             else that costs time is left out too: the checksums of a zip archive are not compared, the disk is not
             waited for, a safetensors file does not state ModelSpec's hash of its data, and of a file that becomes
             `.pt` no sha256 is taken. A safetensors file always states the sha256 of its source.
-        on_existing: what happens where `target` exists: it is replaced, left alone, or a number is added
-            to the new file's name.
+        on_existing: What happens where `target` exists, or the `.optim` that is written beside it: both are
+            replaced, both are left alone, or a number is added to the names of the new ones.
 
     Raises:
         HypernetworkError: the source cannot be read or is no hypernetwork, the target cannot be written or is
             the source itself, or the proof failed. Nothing is left behind then.
     """
     given, wanted = Path(source), Path(target)
-    write = _writer(wanted)
+    _writer(wanted)
     wanted_dtype = _dtype_name(dtype)
     _check_target(given, wanted)
-    if os.path.lexists(wanted) and on_existing != "overwrite":
-        if on_existing == "skip":
-            return Converted(given, wanted, "skipped", lossless=True)
-        wanted = next(path for path in numbered(wanted) if not os.path.lexists(path))
-    stated = prove or wanted.suffix.lower() == safetensors.SUFFIX or companion_of(given).is_file()
+    state_file = companion_of(given) if companion_of(given).is_file() else None
+    if on_existing == "rename":
+        wanted = next(path for path in itertools.chain([wanted], numbered(wanted)) if is_free(path, state_file))
+    elif on_existing == "skip" and os.path.lexists(wanted):
+        return Converted(given, wanted, "skipped", lossless=True)
+    try:
+        return _converted(
+            given,
+            wanted,
+            state_file,
+            normalise=normalise,
+            dtype=wanted_dtype,
+            prove=prove,
+            overwrite=on_existing == "overwrite",
+        )
+    except ExistingFileError as error:
+        if on_existing != "skip":
+            raise
+        return Converted(given, wanted, "skipped", lossless=True, notes=(str(error),))
+
+
+def is_free(target: Path, state_file: Path | None) -> bool:
+    """Return whether nothing stands where a file and, if there is one, its optimizer's state are to be written."""
+    return not os.path.lexists(target) and not (state_file and os.path.lexists(companion_of(target)))
+
+
+def _converted(
+    given: Path,
+    wanted: Path,
+    state_file: Path | None,
+    *,
+    normalise: bool,
+    dtype: str | None,
+    prove: bool,
+    overwrite: bool,
+) -> Converted:
+    write = _writer(wanted)
+    stated = prove or wanted.suffix.lower() == safetensors.SUFFIX or state_file is not None
     hashing = _Hash(given) if stated else contextlib.nullcontext()
-    with _opened(given, checksums=prove) as contents, hashing as hashed:
-        outgoing, notes = _prepared(contents, given, normalise=normalise, dtype=wanted_dtype)
-        changed = wanted_dtype is not None and any(info.dtype != wanted_dtype for info in _infos(contents))
-        with replacing(wanted, flush=prove) as temporary, unchanged(given):
-            notes_of_file = _stated(given, normalise, wanted_dtype)
+    with _opened(given, checksums=prove) as contents, hashing as hashed, contextlib.ExitStack() as stack:
+        outgoing, notes = _prepared(contents, given, normalise=normalise, dtype=dtype)
+        changed = dtype is not None and any(info.dtype != dtype for info in _infos(contents))
+        state = stack.enter_context(opened_state(state_file, hashed.result)) if state_file and hashed else None
+        written: dict[Path, list[Path]] = {}
+        there = companion_of(wanted)
+        if isinstance(state, State) and state_file and (overwrite or not os.path.lexists(there)):
+            written[there] = [state_file]  # before the file: one that is there is complete
+        written[wanted] = [given]
+        with replacing_together(written, flush=prove, overwrite=overwrite) as (*states, temporary), unchanged(given):
+            notes_of_file = _stated(given, normalise, dtype)
             hashes = {_SOURCE_HASH: hashed.result} if hashed else {}
             write(replace(outgoing, notes=notes_of_file, hashes=hashes, data_hash=prove), temporary)
             sha256 = hashed.result() if hashed else None
             proved = _proved(outgoing, temporary, wanted) if prove else ()
-            # Before the file takes its name: one that is there is complete.
-            if sha256 is not None and companion_of(given).is_file():
-                told = carry(given, sha256, wanted, _sha256(temporary))
-                notes += (told,) if told else ()
+            if isinstance(state, State):
+                new_sha256 = _sha256(temporary)
+                if states:
+                    state.write(states[0], new_sha256)
+                elif not state.is_written(there, new_sha256):  # as a run does that was killed before the file's turn
+                    check_free(there)
+                notes += (state.told(there),)
+            elif state is not None:
+                notes += (state,)
+            stack.close()  # what was read is checked before anything takes its name
+    notes += _kept_otherwise(contents)
+    if wanted.suffix.lower() == webui.SUFFIX and contents.origin.startswith(webui.KOHYA):
+        notes += ("its pairs of sides are tuples now, as the webui writes them: kohya's trainer wrote lists",)
     if changed:
-        notes += (f"the tensors are rounded to {wanted_dtype}: this is not lossless",)
-    return Converted(given, wanted, "converted", not changed and not normalise, proved, notes, sha256)
+        notes += (f"the tensors are rounded to {dtype}: this is not lossless",)
+    lossless = not changed and not normalise and not _kept_otherwise(contents)
+    return Converted(given, wanted, "converted", lossless, proved, notes, sha256)
 
 
 def check(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Checked:
@@ -224,6 +276,21 @@ def _prepared(
     return (_cast(outgoing, dtype, contents.label) if dtype else outgoing), notes
 
 
+def _kept_otherwise(contents: Contents) -> tuple[str, ...]:
+    """Say what becomes another kind in every file that hnloader writes."""
+    keys = [key for key, value in contents.metadata.items() if _holds_parameters(value)]
+    told = [f"the torch ParameterDict in {key!r} becomes an OrderedDict of tensors" for key in keys]
+    if contents.ordered is None:
+        told.append("some of its state dicts are OrderedDicts and others are not: all become dicts")
+    return tuple(told)
+
+
+def _holds_parameters(value: object) -> bool:
+    if isinstance(value, dict):
+        return isinstance(value, Parameters) or any(map(_holds_parameters, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_parameters, value))
+
+
 def _cast(outgoing: Outgoing, dtype: str, label: str) -> Outgoing:
     sides = {
         (width, side): {
@@ -251,7 +318,7 @@ def _stated(source: Path, normalise: bool, dtype: str | None) -> dict[str, str]:
     """What a safetensors file says of its source. The date is that of the source: conversion makes nothing new."""
     changed = datetime.fromtimestamp(source.stat().st_mtime, tz=timezone.utc)
     stated = {
-        _SOURCE_NAME: source.name,
+        _SOURCE_NAME: header_text(source.name),
         _DATE: changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     stated |= {_NORMALISED: "true"} if normalise else {}
@@ -287,9 +354,8 @@ def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
 
 
 def _check_target(source: Path, target: Path) -> None:
-    with contextlib.suppress(OSError):
-        if target.samefile(source):
-            raise HypernetworkError(f"{target} is the source itself; write the result elsewhere")
+    if same_file(target, source):
+        raise HypernetworkError(f"{target} is the source itself; write the result elsewhere")
     if os.path.isdir(target):  # noqa: PTH112 - Path.is_dir raises for paths that are too long
         raise HypernetworkError(f"{target} is a folder; name a file")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hnloader.conversion.single import check, convert, is_result, origin
+from hnloader.conversion.companions import companion_of
+from hnloader.conversion.single import OnExisting, check, convert, is_free, is_result, origin
 from hnloader.errors import HypernetworkError
+from hnloader.files import ExistingFileError
 from hnloader.inspection import inspect
 
 
@@ -19,10 +21,25 @@ class ToFormat:
     normalise: bool = False
     dtype: str | None = None
     prove: bool = True
+    overwrite: bool = True
+
+    def keeping(self) -> ToFormat:
+        """Return one that replaces nothing."""
+        return replace(self, overwrite=False)
+
+    def is_free(self, source: Path, target: Path) -> bool:
+        """Return whether neither the target exists nor the `.optim` that would be written beside it."""
+        state_file = companion_of(source)
+        return is_free(target, state_file if state_file.is_file() else None)
 
     def convert(self, source: Path, target: Path) -> Mapping[str, object]:
         """See `hnloader.convert`."""
-        done = convert(source, target, normalise=self.normalise, dtype=self.dtype, prove=self.prove)
+        existing: OnExisting = "overwrite" if self.overwrite else "skip"
+        done = convert(
+            source, target, normalise=self.normalise, dtype=self.dtype, prove=self.prove, on_existing=existing
+        )
+        if done.action == "skipped":
+            raise ExistingFileError(*done.notes or [f"{target} exists. Overwrite it or choose another name."])
         return {
             "lossless": done.lossless,
             "proved": list(done.proved),

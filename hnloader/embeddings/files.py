@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +25,21 @@ from hnloader.formats.identify import kind_of_bytes, kind_of_names, kind_of_tree
 from hnloader.formats.outgoing import lazily
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
-from hnloader.formats.safetensors import write_tensors
+from hnloader.formats.safetensors import check_header, decode_value, encode_value, header_text, write_tensors
 from hnloader.formats.source import Source, open_source
 from hnloader.formats.torch_zip import write_tree
+from hnloader.formats.trees import mapped
 
 Form = Literal["webui", "diffusers"]
 # The webui's own token for the vectors, and the id that the first trainer gave it.
 _STAR, _STAR_ID = "*", 265
+# The key of a safetensors header that holds name, training and metadata with their types.
+_EXACT = "hnloader.embedding"
+# What has a meaning of its own in one of the forms.
+_KEYS = frozenset(
+    {"string_to_token", "string_to_param", "name", "step", "sd_checkpoint", "sd_checkpoint_name"}
+    | {"clip_l", "clip_g", "emb_params", "format", _EXACT}
+)
 
 
 def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Embedding:
@@ -65,7 +73,13 @@ def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Em
 
 
 def save_embedding(
-    embedding: Embedding, path: str | os.PathLike[str], *, form: Form = "webui", token: str | None = None
+    embedding: Embedding,
+    path: str | os.PathLike[str],
+    *,
+    form: Form = "webui",
+    token: str | None = None,
+    overwrite: bool = True,
+    sources: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
     """Save an embedding: `.pt`, `.bin`, `.safetensors` or `.png`, by the path's ending.
 
@@ -75,8 +89,11 @@ def save_embedding(
         form: "webui" is what webuis train and load; "diffusers" is `{token: tensor}`. An embedding for SDXL
             has one form, `clip_l` and `clip_g`, which both load.
         token: the word in diffusers' form; default `<name>`.
+        overwrite: Replace what stands there; False raises an error instead.
+        sources: The files that it was made of. Who cannot read them cannot read the new file.
 
     Raises:
+        ExistingFileError: The file exists and is to stay.
         UnknownFormatError: the ending is another one.
         UnsupportedArchitectureError: a picture of an embedding for SDXL, which no webui writes or reads.
         HypernetworkError: the file cannot be written.
@@ -95,7 +112,7 @@ def save_embedding(
         raise UnknownFormatError(f"{target} ends in {suffix!r}; {', '.join(writers)} were expected.{hint}")
     if target.is_dir():
         raise HypernetworkError(f"{target} is a folder; name a file")
-    with replacing(target) as temporary:
+    with replacing(target, overwrite=overwrite, sources=sources) as temporary:
         writers[suffix](temporary)
 
 
@@ -107,7 +124,8 @@ def _from_pickle(source: Source, token: str | None) -> Embedding:
     tree = checkpoint.tree
     if isinstance(tree, dict) and _is_embedding(tree):
         check_refusals(checkpoint.refused, source.label, inert_allowed=False)
-        return _from_mapping(_with_tensors(tree, checkpoint.read), source.stem, token)
+        values = mapped(tree, lambda part: checkpoint.read(part) if isinstance(part, TensorRef) else part)
+        return _from_mapping(values, source.stem, token)
     kind = kind_of_tree(tree) or "a hypernetwork, not an embedding: load it with hnloader.load"
     check_refusals(checkpoint.refused, source.label, inert_allowed=True)
     raise UnknownFormatError(f"{source.label} is {_for_embeddings(kind)}")
@@ -116,6 +134,7 @@ def _from_pickle(source: Source, token: str | None) -> Embedding:
 def _from_safetensors(source: Source, token: str | None) -> Embedding:
     if source.path is None:
         raise HypernetworkError("a safetensors embedding is read from a path")
+    check_header(source)  # other programs would take one of two tensors or texts of one name
     try:
         with safe_open(source.path, framework="pt") as file:
             names, metadata = list(file.keys()), dict(file.metadata() or {})
@@ -130,13 +149,25 @@ def _from_safetensors(source: Source, token: str | None) -> Embedding:
             tensors: dict[object, object] = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CorruptFileError(f"its safetensors header is damaged ({error}); copy or download it again") from error
+    return _from_mapping({**_about(metadata), **tensors}, source.stem, token)
+
+
+def _about(metadata: dict[str, str]) -> dict[object, object]:
+    """What the texts of a header say: with their types where hnloader wrote it and nobody changed it since."""
     metadata.pop("format", None)
+    exact = metadata.pop(_EXACT, None)
+    if exact is not None:
+        try:
+            stated = decode_value(json.loads(exact))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise CorruptFileError(f"its {_EXACT} is damaged ({error}); download the file again") from error
+        if isinstance(stated, dict) and _texts(stated) == metadata:
+            return stated
     step = metadata.pop("step", None)
-    about: dict[object, object] = {
-        **metadata,
-        "step": int(step) if step is not None and step.isdecimal() and len(step) < 16 else step,
-    }
-    return _from_mapping({**about, **tensors}, source.stem, token)
+    number = int(step) if step is not None and step.isdecimal() and step.isascii() and len(step) < 16 else step
+    about: dict[object, object] = dict(metadata.items())
+    about["step"] = number
+    return about
 
 
 MAX_TOKENS = 64
@@ -154,7 +185,7 @@ def _is_embedding(tree: Mapping[object, object]) -> bool:
 
 def _from_mapping(tree: Mapping[object, object], stem: str, token: str | None) -> Embedding:
     """The embedding in a file's keys, tensors read."""
-    about = {str(key): value for key, value in tree.items() if not isinstance(value, Tensor)}
+    about = _by_text(tree)
     vectors_g: Tensor | None = None
     word = ""
     if "clip_l" in tree or "clip_g" in tree:
@@ -162,12 +193,14 @@ def _from_mapping(tree: Mapping[object, object], stem: str, token: str | None) -
         if not isinstance(vectors, Tensor) or not isinstance(second, Tensor):
             raise UnsupportedArchitectureError("it has vectors for one of SDXL's two text encoders only")
         vectors_g = second
+        del about["clip_l"], about["clip_g"]
     elif "string_to_param" in tree:
         parameters = about.pop("string_to_param")
         about.pop("string_to_token", None)
         word, vectors = _one_of(parameters if isinstance(parameters, Mapping) else {}, token)
     else:
         word, vectors = _one_of({key: value for key, value in tree.items() if isinstance(value, Tensor)}, token)
+        about = {key: value for key, value in about.items() if not isinstance(value, Tensor)}
     name = about.pop("name", None) or ("" if word in (_STAR, "emb_params") else word.strip("<>")) or stem
     step = about.pop("step", None)
     return Embedding(
@@ -181,8 +214,15 @@ def _from_mapping(tree: Mapping[object, object], stem: str, token: str | None) -
     )
 
 
+def _by_text(found: Mapping[Any, object]) -> dict[str, object]:
+    result = {str(key): value for key, value in found.items()}
+    if len(result) != len(found):
+        raise UnsupportedArchitectureError("two of its keys are the same as text; keep one of them")
+    return result
+
+
 def _one_of(found: Mapping[Any, object], token: str | None) -> tuple[str, Tensor]:
-    vectors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    vectors = {key: value for key, value in _by_text(found).items() if isinstance(value, Tensor)}
     if token is not None and token in vectors:
         return token, vectors[token]
     if token is None and len(vectors) == 1:
@@ -190,16 +230,6 @@ def _one_of(found: Mapping[Any, object], token: str | None) -> tuple[str, Tensor
     words = ", ".join(repr(word[:40]) for word in vectors) or "none"
     asked = "" if token is None else f" and none named {token!r}"
     raise UnsupportedArchitectureError(f"it holds {len(vectors)} embeddings ({words}){asked}; pick one by `token`")
-
-
-def _with_tensors(tree: Mapping[Any, object], read: Callable[[TensorRef], Tensor]) -> dict[object, object]:
-    result: dict[object, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, TensorRef):
-            result[key] = read(value)
-        else:
-            result[key] = _with_tensors(value, read) if isinstance(value, dict) else value
-    return result
 
 
 def _text(value: object) -> str | None:
@@ -215,6 +245,7 @@ def _for_embeddings(kind: str) -> str:
 
 
 def _tree(embedding: Embedding, form: Form, token: str | None) -> dict[str, object]:
+    _check_keys(embedding)
     if embedding.vectors_g is not None:
         return {"clip_l": embedding.vectors, "clip_g": embedding.vectors_g}
     if form == "diffusers":
@@ -230,11 +261,27 @@ def _tree(embedding: Embedding, form: Form, token: str | None) -> dict[str, obje
     }
 
 
+def _check_keys(embedding: Embedding) -> None:
+    """Raise UnsupportedArchitectureError for metadata that would be read back as something else."""
+    for key in embedding.metadata:
+        if type(key) is not str or key in _KEYS:
+            raise UnsupportedArchitectureError(
+                f"metadata: the key {key!r:.80} stands for something else in an embedding's file. Rename it."
+            )
+
+
 def _picture_tree(embedding: Embedding) -> dict[str, object]:
     if embedding.vectors_g is not None:
         raise UnsupportedArchitectureError(
             "an embedding for SDXL has no form in a picture that a webui reads; save it as .safetensors"
         )
+    _check_keys(embedding)
+    for key, value in embedding.metadata.items():
+        if not pictures.keeps(key, value):
+            raise UnsupportedArchitectureError(
+                f"metadata: {key!r:.80} would be read back as another value or type, because embeddings in pictures "
+                "are JSON. Save as .pt, or change it."
+            )
     return _tree(embedding, "webui", None)
 
 
@@ -246,6 +293,7 @@ def _write_safetensors(embedding: Embedding, path: Path, form: Form, token: str 
         tensors = {token or f"<{embedding.name or 'embedding'}>": embedding.vectors}
     else:
         tensors = {"emb_params": embedding.vectors}
+    _check_keys(embedding)
     about: dict[str, object] = {
         "name": embedding.name,
         "step": embedding.step,
@@ -253,12 +301,24 @@ def _write_safetensors(embedding: Embedding, path: Path, form: Form, token: str 
         "sd_checkpoint_name": embedding.sd_checkpoint_name,
         **embedding.metadata,
     }
-    text = {
-        key: value if isinstance(value, str) else json.dumps(value, default=str)
-        for key, value in about.items()
-        if value not in (None, "")
-    }
-    write_tensors(path, tensors, {"format": "pt", **text})
+    if tensors.keys() & about.keys():
+        raise UnsupportedArchitectureError(f"the token {min(tensors)!r:.80} is a key of its metadata too. Rename one.")
+    try:
+        exact = json.dumps(encode_value(about))
+    except UnsupportedArchitectureError as error:
+        raise UnsupportedArchitectureError(f"{error}; save as .pt, or change it") from error
+    write_tensors(path, tensors, {"format": "pt", **_texts(about), _EXACT: exact})
+
+
+def _texts(about: Mapping[str, object]) -> dict[str, str]:
+    """What other programs read of it: text, and JSON for the rest."""
+    texts: dict[str, str] = {}
+    for key, value in about.items():
+        if value is None or value == "":
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
+        texts[header_text(key)] = header_text(text)
+    return texts
 
 
 def _write_pickle(tree: dict[str, object], path: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from hnloader.embeddings.embedding import Embedding
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
 from hnloader.formats.source import Source
+from hnloader.formats.trees import canonical
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ def read(source: Source) -> dict[object, object]:
     if text is None:
         raise UnknownFormatError(f"{source.label} is a picture without an embedding in it")
     try:
-        tree = json.loads(text, object_hook=_tensor)
+        tree = json.loads(text, object_pairs_hook=_tensor)
     except (ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
         raise CorruptFileError(f"the embedding in the picture is damaged ({error})") from error
     if not isinstance(tree, dict) or "string_to_param" not in tree:
@@ -104,7 +105,19 @@ def _from_chunk(chunk: str) -> bytes:
         raise CorruptFileError(f"the embedding in the picture is damaged ({error})") from error
 
 
-def _tensor(found: dict[str, Any]) -> object:
+def keeps(key: str, value: object) -> bool:
+    """Return whether a picture's JSON keeps a key and a value with their types; tensors are none of them."""
+    try:
+        found = json.loads(json.dumps({key: value}), object_pairs_hook=_tensor)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return canonical(found, id) == canonical({key: value}, id)
+
+
+def _tensor(pairs: list[tuple[str, Any]]) -> object:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
     if "TORCHTENSOR" in found:
         return torch.tensor(found["TORCHTENSOR"], dtype=torch.float32)
     return found

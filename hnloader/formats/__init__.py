@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
+from hnloader.files import replacing
 from hnloader.formats import hns, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.identify import kind_of_bytes
@@ -34,7 +35,7 @@ class WeightFormat(Protocol):
         """The hypernetwork in it, tensors not read."""
 
     def write(self, hypernetwork: Hypernetwork, path: Path) -> None:
-        """Write it there, atomically."""
+        """Write it to exactly this path; raises OSError where it cannot be written."""
 
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = (webui, safetensors)
@@ -98,12 +99,25 @@ def _refuse_bare_pickle(source: Source) -> None:
         )
 
 
-def save(hypernetwork: Hypernetwork, path: str | os.PathLike[str]) -> None:
+def save(
+    hypernetwork: Hypernetwork,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = True,
+    sources: Iterable[str | os.PathLike[str]] = (),
+) -> None:
     """Save losslessly: `.safetensors`, or `.pt` as AUTOMATIC1111's webui writes it, by the path's ending.
 
     The file is written beside its place and renamed, so that no half-written one is ever seen.
 
+    Args:
+        hypernetwork: What to save.
+        path: Where.
+        overwrite: Replace what stands there; False raises an error instead.
+        sources: The files that it was made of. Who cannot read them cannot read the new file.
+
     Raises:
+        ExistingFileError: The file exists and is to stay.
         UnknownFormatError: the ending is another one.
         UnsupportedArchitectureError: a composition, which neither format can hold.
         HypernetworkError: the file cannot be written.
@@ -117,4 +131,5 @@ def save(hypernetwork: Hypernetwork, path: str | os.PathLike[str]) -> None:
         raise UnknownFormatError(f"{target} ends in {suffix!r}; {' or '.join(writers)} was expected.{hint}")
     if target.is_dir():
         raise HypernetworkError(f"{target} is a folder; name a file")
-    writers[suffix].write(hypernetwork, target)
+    with replacing(target, overwrite=overwrite, sources=sources) as temporary:
+        writers[suffix].write(hypernetwork, temporary)

@@ -53,6 +53,7 @@ class Contents:
         forget: drops what `read` keeps for tensors that share memory; called by who needs each tensor once.
         stream: gives the bytes of the tensor in pieces; None for one that must be read whole.
         notes: further text in the file's header, by key.
+        ordered: The state dicts are OrderedDicts; None where some are and others are not.
     """
 
     label: str
@@ -67,6 +68,7 @@ class Contents:
     forget: Callable[[], None] = field(default=lambda: None, repr=False)
     stream: Callable[[Any], Iterator[memoryview] | None] = field(default=lambda info: None, repr=False)
     notes: Mapping[str, str] = field(default_factory=dict)
+    ordered: bool | None = False
     architecture: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
@@ -136,23 +138,34 @@ def is_tensor_info(value: object) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def named_tensors(given: Mapping[object, object], where: str) -> tuple[SideTensors, bool]:
-    """The tensors of one side by normalised name, and whether the names are the old ones.
+def all_named_tensors(
+    given: Mapping[tuple[int, SideName], Mapping[object, object]],
+) -> tuple[dict[tuple[int, SideName], SideTensors], bool]:
+    """Return the tensors of each side by normalized name, and whether the file uses the old names.
 
     Raises:
-        UnsupportedArchitectureError: something in it is no named tensor.
+        UnsupportedArchitectureError: A side holds something else than named tensors, one name twice, or the file uses
+            old and new names.
     """
-    tensors: SideTensors = {}
-    old_names = False
-    for name, info in given.items():
-        if not isinstance(name, str) or not is_tensor_info(info):
-            raise UnsupportedArchitectureError(f"{where} holds {str(name)[:80]!r}, which is no tensor with a name")
-        normal = normalise_name(name)
-        if normal in tensors:
-            raise UnsupportedArchitectureError(f"{where} holds {normal!r} twice, under its old and its new name")
-        old_names |= normal != name
-        tensors[normal] = info  # type: ignore[assignment]
-    return tensors, old_names
+    sides: dict[tuple[int, SideName], SideTensors] = {}
+    first: dict[bool, str] = {}  # old name or new one -> the first of them
+    for (width, side), named in given.items():
+        where = f"the {side} side of width {width}"
+        tensors: SideTensors = {}
+        for name, info in named.items():
+            if not isinstance(name, str) or not is_tensor_info(info):
+                raise UnsupportedArchitectureError(f"{where} holds {str(name)[:80]!r}, which is no tensor with a name")
+            normal = normalise_name(name)
+            if normal in tensors:
+                raise UnsupportedArchitectureError(f"{where} holds {normal!r} twice, under its old and its new name")
+            first.setdefault(normal != name, f"{name[:80]!r} on {where}")
+            tensors[normal] = info  # type: ignore[assignment]
+        sides[width, side] = tensors
+    if len(first) > 1:
+        raise UnsupportedArchitectureError(
+            f"its tensors have old names ({first[True]}) and new ones ({first[False]}). Rename them alike."
+        )
+    return sides, True in first
 
 
 def state_dict(hypernetwork: Hypernetwork, width: int, side: SideName) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.affine import AffineMap
-from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
-from hnloader.formats.source import Source
+from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
+from hnloader.formats.source import Source, open_source
 from hnloader.library import HypernetworkNotFoundError, Library
 from hnloader.network import Hypernetwork, Side, SideName
 
@@ -75,17 +75,24 @@ class Composed(Side):
         self.strengths = strengths
         self.weights = weights
 
+    def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
+        """The changed context; at strength 1 exactly what the members give, not rounded by a detour."""
+        return self._composed(x) if strength == 1 else super().forward(x, strength)
+
     def residual(self, x: Tensor) -> Tensor:
         """What the composition adds to `x` [..., width] at strength 1."""
+        return self._composed(x) - x
+
+    def _composed(self, x: Tensor) -> Tensor:
         if self.weights is None:
             result = x
             for side, strength in zip(self.members, self.strengths, strict=True):
-                result = side(result, strength)
-            return result - x
+                result = side(result, strength) if strength else result
+            return result
         parts = zip(self.members, self.strengths, self.weights, strict=True)
-        total = sum(side(x, strength) * weight for side, strength, weight in parts)
+        total = sum((side(x, strength) if strength else x) * weight for side, strength, weight in parts)
         assert isinstance(total, Tensor)
-        return total - x
+        return total
 
     def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
         """The members' maps composed; None when one of them has none. See `Side.affine_map`."""
@@ -189,6 +196,17 @@ def member_library(source: Source, folders: Iterable[str | os.PathLike[str]]) ->
     return Library([*beside, *folders])
 
 
+def files_of(path: Path, folders: Iterable[str | os.PathLike[str]] = ()) -> list[Path]:
+    """Return a file that loads and, where it is a composition, the files that it and its members name."""
+    searched = tuple(folders)
+    with open_source(path) as source:
+        if not detect(source):
+            return [path]
+        names = read_structure(source)[0].names()
+        library = member_library(source, searched)
+    return [path, *(file for name in names for file in files_of(library.find(name), searched))]
+
+
 def _load_member(
     name: str, library: Library, source: Source, load_member: Callable[[Path], Hypernetwork]
 ) -> Hypernetwork:
@@ -211,6 +229,34 @@ def _compose(structure: Structure, members: dict[str, Hypernetwork], width: int,
 
     sides = [built(member.of) for member in structure.members]
     return Composed(width, sides, [member.strength for member in structure.members], structure.weights)
+
+
+def chain_text(members: Sequence[tuple[str, float]]) -> str:
+    """Return the text of a composition that applies members one after the other, each by name and strength.
+
+    Raises:
+        UnsupportedArchitectureError: No text means exactly these members and strengths.
+    """
+    text = "[" + ", ".join(f"({name!r}, {float(strength)!r})" for name, strength in members) + "]\n"
+    try:
+        found = parse(text)
+    except _SyntaxError as error:
+        raise UnsupportedArchitectureError(f"the composition would be refused: {error}") from error
+    meant = tuple(Member(name, float(strength)) for name, strength in members)
+    if found != Structure(meant) or len(text.encode("utf-8")) > MAX_SIZE:
+        names = ", ".join(repr(name) for name, _ in members)
+        raise UnsupportedArchitectureError(
+            f"the composition of {names:.200} would be read otherwise or be too long. Rename the files."
+        )
+    return text
+
+
+def is_name(text: str) -> bool:
+    """Return whether `text`, quoted in a composition, is the name of a member and not another one or a structure."""
+    try:
+        return parse(f"[({text!r}, 0.5)]") == Structure((Member(text, 0.5),))
+    except _SyntaxError:
+        return False
 
 
 # -- the grammar: value = list | tuple | dict | set | "quoted" | bare name

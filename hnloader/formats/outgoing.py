@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,8 +15,22 @@ from hnloader.errors import UnsupportedArchitectureError
 from hnloader.formats.contents import Contents, check_finite, is_tensor_info, state_dict
 from hnloader.formats.proof import OLD_NAMES
 from hnloader.formats.source import PIECE_SIZE
-from hnloader.formats.trees import mapped
+from hnloader.formats.trees import check_kinds, mapped
 from hnloader.network import SIDES, Hypernetwork, SideName
+
+# Of tensors that files keep, by the names of torch.
+STORED_DTYPES = (
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +90,7 @@ class Outgoing:
         variant: where it came from, in words.
         notes: further text for the header of a format that has one, by key.
         hashes: the same for sha256 in hex that are known when the tensors are written, not before.
+        ordered: The state dicts of a `.pt` are OrderedDicts.
         data_hash: a format that has a place for the sha256 of the tensors' data states it, which takes time.
     """
 
@@ -87,6 +102,7 @@ class Outgoing:
     notes: Mapping[str, str] = field(default_factory=dict)
     hashes: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     data_hash: bool = True
+    ordered: bool = False
 
 
 def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
@@ -101,7 +117,7 @@ def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
         for width in hypernetwork.widths
         for side in SIDES
     }
-    metadata = {key: lazily(value) for key, value in hypernetwork.metadata.items()}
+    metadata = {_checked_key(key): lazily(value, f"metadata[{key!r:.80}]") for key, value in _items(hypernetwork)}
     return Outgoing(hypernetwork.name, hypernetwork.widths, sides, metadata, hypernetwork.variant)
 
 
@@ -124,13 +140,38 @@ def from_contents(contents: Contents, stem: str) -> Outgoing:
         for (width, side), tensors in contents.sides.items()
     }
     name = contents.metadata.get("name")
-    metadata = {key: lazily(value, contents) for key, value in contents.metadata.items()}
-    return Outgoing(name if isinstance(name, str) and name else stem, contents.widths, sides, metadata, contents.origin)
+    metadata = {key: lazily_stored(value, contents) for key, value in contents.metadata.items()}
+    return Outgoing(
+        name if isinstance(name, str) and name else stem,
+        contents.widths,
+        sides,
+        metadata,
+        contents.origin,
+        ordered=contents.ordered is True,
+    )
+
+
+def _items(hypernetwork: Hypernetwork) -> Iterable[tuple[object, object]]:
+    return hypernetwork.metadata.items()
+
+
+def _checked_key(key: object) -> str:
+    if type(key) is not str:
+        kind = type(key).__name__
+        raise UnsupportedArchitectureError(f"metadata: the key {key!r:.80} is a {kind}. Use text as the keys.")
+    return key
 
 
 def _held(tensor: Tensor) -> Lazy:
-    ready = tensor.detach().cpu().contiguous()
-    return Lazy(tuple(ready.shape), str(ready.dtype).removeprefix("torch."), lambda: ready)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in STORED_DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
+        kind = "on the meta device" if tensor.is_meta else f"of {tensor.dtype} in the layout {tensor.layout}"
+        raise UnsupportedArchitectureError(
+            f"a tensor {kind} of shape {list(tensor.shape)} was found, which cannot be saved. Use a dense tensor of "
+            f"one of {', '.join(STORED_DTYPES)}."
+        )
+    ready = tensor.detach().cpu().resolve_neg().contiguous()
+    return Lazy(tuple(ready.shape), dtype, lambda: ready)
 
 
 def _stored(contents: Stored, info: Any, where: str | None) -> Lazy:
@@ -165,12 +206,16 @@ def tensor_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char] | bytes:
     return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
 
 
-def lazily(value: object, stored: Stored | None = None) -> object:
-    """`value` with each tensor in it as a `Lazy`; those of a file, `stored`, are read when they are asked for."""
+def lazily(value: object, where: str = "the file") -> object:
+    """Return `value` with each tensor in it as a `Lazy`.
 
-    def lazy(part: object) -> object:
-        if isinstance(part, Tensor):
-            return _held(part)
-        return _stored(stored, part, None) if stored is not None and is_tensor_info(part) else part
+    Raises:
+        UnsupportedArchitectureError: It holds what no file keeps; the message names it and its place, after `where`.
+    """
+    check_kinds(value, lambda part: isinstance(part, Tensor), where)
+    return mapped(value, lambda part: _held(part) if isinstance(part, Tensor) else part)
 
-    return mapped(value, lazy)
+
+def lazily_stored(value: object, stored: Stored) -> object:
+    """Return a value of a file with each tensor in it as a `Lazy`, which is read when it is asked for."""
+    return mapped(value, lambda part: _stored(stored, part, None) if is_tensor_info(part) else part)

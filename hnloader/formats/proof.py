@@ -30,7 +30,9 @@ MAX_WIDTH = 1 << 20
 
 # How the first files call the layers that later files number.
 OLD_NAMES = {"linear1.": "linear.0.", "linear2.": "linear.1."}
-_NAME = re.compile(r"linear\.\d{1,4}\.(weight|bias|linear\.\d{1,4}\.(weight|bias)|upsample_layer\.weight)")
+# Numbers in the one spelling that programs write: without leading zeros or digits of other scripts.
+_INDEX = r"(0|[1-9][0-9]{0,3})"
+_NAME = re.compile(rf"linear\.{_INDEX}\.(weight|bias|linear\.{_INDEX}\.(weight|bias)|upsample_layer\.weight)")
 
 # The keys that describe the architecture, in the order in which a contradiction is blamed on one of them.
 ARCHITECTURE_KEYS = (

@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -22,14 +24,15 @@ from torch import Tensor
 
 from hnloader.errors import CorruptFileError, OtherModelError, UnsupportedArchitectureError
 from hnloader.families import families
-from hnloader.files import open_new, replacing
+from hnloader.files import open_new
 from hnloader.formats.checkpoint import item_size
-from hnloader.formats.contents import Contents, SideTensors, named_tensors
+from hnloader.formats.contents import Contents, SideTensors, all_named_tensors
 from hnloader.formats.identify import kind_of_names
 from hnloader.formats.outgoing import Lazy, Outgoing, from_hypernetwork
 from hnloader.formats.pickles import MAX_INT_BYTES, has_chosen_hash
 from hnloader.formats.readings import check_one_reading
 from hnloader.formats.source import Source, joined
+from hnloader.formats.trees import canonical
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 SUFFIX = ".safetensors"
@@ -61,7 +64,21 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _DTYPE_CODES = {name: code for code, name in _DTYPES.items()}
-_TENSOR_NAME = re.compile(r"(\d{1,7})\.([kv])\.(.+)", re.DOTALL)
+_TENSOR_NAME = re.compile(r"([1-9][0-9]{0,6})\.([kv])\.(.+)", re.DOTALL)
+_EXTRA_NAME = re.compile(r"metadata\.(0|[1-9][0-9]{0,6})")
+# What `encode_value` has by name.
+_SEQUENCES: dict[str, Callable[[Iterable[Any]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "Size": torch.Size,
+    "set": set,
+    "frozenset": frozenset,
+}
+_FLOATS = ("nan", "inf", "-inf")
+_USUAL_NAN = struct.pack(">d", math.nan)
+_HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_HALF = re.compile("[\ud800-\udfff]")
+_MAX_DIGITS = 3 * MAX_INT_BYTES
 
 
 @dataclass(frozen=True)
@@ -100,10 +117,13 @@ def read(source: Source) -> Contents:
         kind = kind_of_names(tensors) or "a safetensors file of a kind that is not known here, not a hypernetwork"
         raise OtherModelError(f"{source.label} is {kind}")
     about = _described(described, source.label)
-    extras = {name: info for name, info in tensors.items() if name.startswith("metadata.")}
+    extras = {name: info for name, info in tensors.items() if _EXTRA_NAME.fullmatch(name)}
     try:
         sides, old_names = _sides(tensors, extras.keys(), about.get("widths"))
         values = _decode_mapping(about.get("metadata", {}), extras)
+        ordered = _is_ordered(about.get("state_dicts", "dict"))
+        if unused := extras.keys() - _named_in(about.get("metadata", {})):
+            raise ValueError(f"a tensor is named {min(unused)[:80]!r}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptFileError(f"{source.label}: its hypernetwork metadata are damaged ({error})") from error
     except UnsupportedArchitectureError as error:
@@ -129,16 +149,17 @@ def read(source: Source) -> Contents:
         read_tensor,
         stream=lambda info: source.pieces(info.offset, info.size),
         notes=notes,
+        ordered=ordered,
     )
 
 
 def _described(text: str, label: str) -> dict[str, Any]:
     try:
-        about = json.loads(text, parse_int=_integer)
+        about = _ABOUT.decode(text)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{label}: its hypernetwork metadata are no JSON ({error})") from error
     version = about.get("layout") if isinstance(about, dict) else None
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise CorruptFileError(f"{label}: its hypernetwork metadata state no layout version")
     if version > LAYOUT_VERSION:
         raise UnsupportedArchitectureError(
@@ -148,6 +169,11 @@ def _described(text: str, label: str) -> dict[str, Any]:
 
 
 # -- the header
+
+
+def check_header(source: Source) -> None:
+    """Raise CorruptFileError where a safetensors header is damaged, says two things, or does not fit the file."""
+    _read_header(source)
 
 
 def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -173,13 +199,14 @@ def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a name stands twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the name {twice[:80]!r} stands twice")
     return result
 
 
 def _integer(text: str) -> int:
     """Python before 3.10.7 takes quadratic time for long ones."""
-    if len(text) > 3 * MAX_INT_BYTES:
+    if len(text) > _MAX_DIGITS:
         raise ValueError(f"an integer of {len(text):,} digits")
     return int(text)
 
@@ -192,6 +219,14 @@ def _header_number(text: str) -> int | float:
     return int(text) if text.lstrip("-").isdecimal() else value
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is outside the range of numbers")
+    return value
+
+
+_ABOUT = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
 _HEADER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_header_number, parse_float=_header_number, parse_constant=_header_number
 )
@@ -227,30 +262,36 @@ def _sides(
 ) -> tuple[dict[tuple[int, SideName], SideTensors], bool]:
     grouped: dict[tuple[int, SideName], dict[object, object]] = {}
     if not isinstance(widths, list) or not all(type(width) is int for width in widths) or not widths:
-        raise ValueError("widths is no list of whole numbers")
+        raise ValueError("widths is not a list of whole numbers")
     for width in widths:
+        if (width, "k") in grouped:
+            raise ValueError(f"widths names {width} twice")
         grouped[width, "k"], grouped[width, "v"] = {}, {}
     for name, info in tensors.items():
         match = _TENSOR_NAME.fullmatch(name)
-        if match is not None:
+        if match is not None and (int(match[1]), match[2]) in grouped:
             grouped[int(match[1]), "k" if match[2] == "k" else "v"][match[3]] = info
+        elif match is not None:
+            raise ValueError(f"the tensor {name[:80]!r} is of a width that it does not state")
         elif name not in extras:
             raise ValueError(f"a tensor is named {name[:80]!r}")
-    sides: dict[tuple[int, SideName], SideTensors] = {}
-    old_names = False
-    for (width, side), given in grouped.items():
-        # The file's own order is not kept by safetensors; the order of computation reads best.
-        ordered = dict(sorted(given.items(), key=lambda item: _natural(str(item[0]))))
-        sides[width, side], old = named_tensors(ordered, f"the {side} side of width {width}")
-        old_names |= old
-    return sides, old_names
+    # The file's own order is not kept by safetensors; the order of computation reads best.
+    return all_named_tensors(
+        {key: dict(sorted(given.items(), key=lambda item: _natural(str(item[0])))) for key, given in grouped.items()}
+    )
+
+
+def _is_ordered(stated: object) -> bool:
+    if stated not in ("dict", "OrderedDict"):
+        raise ValueError(f"state_dicts is {stated!r:.40}")
+    return stated == "OrderedDict"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts linear.2 before linear.10, and weight before bias and upsample_layer before linear as modules do."""
     ordered = name.replace("weight", "0weight").replace("bias", "1bias").replace("upsample_layer", "0upsample_layer")
     parts = ordered.split(".")
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+    return [(int(part), "") if part.isascii() and part.isdigit() and len(part) < 6 else (0, part) for part in parts]
 
 
 # -- metadata with Python types. JSON keeps text, whole and decimal numbers, True, False, None and lists; the
@@ -258,37 +299,46 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: int = 0) -> object:
-    """A value of metadata as JSON can hold it; tensors go into `tensors`, by the names that stand for them.
+    """Return a value of metadata as JSON can hold it; tensors go into `tensors`, by the names that stand for them.
 
     Raises UnsupportedArchitectureError for values of other kinds than files have, and what nests too deeply.
     """
     if depth > MAX_JSON_DEPTH:
         raise UnsupportedArchitectureError("its metadata nest too deeply to be written")
-    if value is None or isinstance(value, (str, bool, int)):
+    kind = type(value)
+    if value is None or kind is bool:
         return value
-    if isinstance(value, float):
+    if isinstance(value, str) and kind is str:
+        # JSON makes one character of two halves that follow each other.
+        return value if _HALVES.search(value) is None else {"text": _base64(value.encode("utf-8", "surrogatepass"))}
+    if isinstance(value, int) and kind is int:
+        if not -(10 ** (_MAX_DIGITS - 1)) < value < 10**_MAX_DIGITS:
+            raise UnsupportedArchitectureError(f"its metadata hold an integer of {value.bit_length():,} bits")
+        return value
+    if isinstance(value, float) and kind is float:
+        if math.isnan(value) and (bits := struct.pack(">d", value)) != _USUAL_NAN:
+            return {"nan": bits.hex()}
         return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, Lazy) and tensors is not None:
         name = f"metadata.{len(tensors)}"
         tensors[name] = value
         return {"tensor": name}
-    if isinstance(value, (bytes, bytearray)):
-        return {type(value).__name__: base64.b64encode(value).decode("ascii")}
-    if isinstance(value, dict):
+    if isinstance(value, (bytes, bytearray)) and kind in (bytes, bytearray):
+        return {kind.__name__: _base64(value)}
+    if isinstance(value, dict) and kind in (dict, OrderedDict):
         pairs = [
             [encode_value(key, tensors, depth + 1), encode_value(part, tensors, depth + 1)]
             for key, part in value.items()
         ]
-        return {"dict": pairs}
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            items = [encode_value(part, tensors, depth + 1) for part in value]
-            return items if kind is list else {kind.__name__: items}
-    raise UnsupportedArchitectureError(f"its metadata hold a {type(value).__name__}, which cannot be written")
+        return {kind.__name__: pairs}
+    if isinstance(value, (list, tuple, set, frozenset)) and kind in _SEQUENCES.values():
+        items = [encode_value(part, tensors, depth + 1) for part in value]
+        return items if kind is list else {kind.__name__: items}
+    raise UnsupportedArchitectureError(f"its metadata hold a {kind.__name__}, which cannot be written")
 
 
-def decode_value(value: Any, tensors: Mapping[str, StoredTensor] = MappingProxyType({})) -> Any:
-    """What `encode_value` was given. Raises KeyError, TypeError or ValueError for what it never wrote."""
+def decode_value(value: Any, tensors: Mapping[str, object] = MappingProxyType({})) -> Any:
+    """Return what `encode_value` was given. Raises KeyError, TypeError or ValueError for what it never wrote."""
     if isinstance(value, list):
         return [decode_value(part, tensors) for part in value]
     if not isinstance(value, dict):
@@ -297,14 +347,39 @@ def decode_value(value: Any, tensors: Mapping[str, StoredTensor] = MappingProxyT
     if kind == "tensor":
         return tensors[content]
     if kind == "float":
-        return float(content)
-    if kind in ("bytes", "bytearray"):
+        if content not in _FLOATS:
+            raise ValueError(f"{content!r:.40} is not one of {', '.join(_FLOATS)}")
+        return float(content)  # a new NaN each time: a dict may have several as keys
+    if kind == "nan":
+        number: float = struct.unpack(">d", bytes.fromhex(content))[0]
+        if not math.isnan(number):
+            raise ValueError(f"{content!r:.40} stands for a number that has a form of its own")
+        return number
+    if kind in ("bytes", "bytearray", "text"):
         data = base64.b64decode(content, validate=True)
+        if kind == "text":
+            return data.decode("utf-8", "surrogatepass")
         return data if kind == "bytes" else bytearray(data)
-    if kind == "dict":
-        return {_key(decode_value(key, tensors)): decode_value(part, tensors) for key, part in content}
+    if kind in ("dict", "OrderedDict"):
+        pairs = [(_key(decode_value(key, tensors)), decode_value(part, tensors)) for key, part in content]
+        made = OrderedDict(pairs) if kind == "OrderedDict" else dict(pairs)
+        _check_distinct(made, pairs)
+        return made
     items = [decode_value(part, tensors) for part in content]
-    return tuple(items) if kind == "tuple" else {"set": set, "frozenset": frozenset}[kind](map(_key, items))
+    if kind in ("set", "frozenset"):
+        distinct = _SEQUENCES[kind](map(_key, items))
+        _check_distinct(distinct, items)
+        return distinct
+    return _SEQUENCES[kind](items)
+
+
+def _check_distinct(made: Sized, given: Sized) -> None:
+    if len(made) != len(given):
+        raise ValueError("a key or item stands twice")
+
+
+def _base64(data: bytes | bytearray) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def _key(key: Any) -> Any:
@@ -313,10 +388,27 @@ def _key(key: Any) -> Any:
     return key
 
 
-def _decode_mapping(given: Any, tensors: dict[str, StoredTensor]) -> dict[str, object]:
+def _decode_mapping(given: Any, tensors: Mapping[str, object]) -> dict[str, object]:
     if not isinstance(given, dict):
         raise TypeError("metadata is no JSON object")
     return {key: decode_value(value, tensors) for key, value in given.items()}
+
+
+def _named_in(given: Any) -> set[str]:
+    """The names of the tensors that encoded metadata use; they were decoded without an error."""
+    names: set[str] = set()
+    pending = [*given.values()]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            for kind, content in value.items():
+                if kind == "tensor":
+                    names.add(content)
+                else:
+                    pending.append(content)
+    return names
 
 
 # -- writing
@@ -327,31 +419,54 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
 
     Raises:
         UnsupportedArchitectureError: a composition, or metadata of a type that cannot be written.
-        HypernetworkError: the file cannot be written.
+        OSError: The file cannot be written.
     """
-    outgoing = from_hypernetwork(hypernetwork, SUFFIX)
-    with replacing(path) as temporary:
-        write_outgoing(outgoing, temporary)
+    write_outgoing(from_hypernetwork(hypernetwork, SUFFIX), path)
 
 
 def write_outgoing(outgoing: Outgoing, path: Path) -> None:
     """As `write`, to exactly this path; raises OSError where it cannot be written."""
     extras: dict[str, Lazy] = {}
     metadata = {key: encode_value(value, extras) for key, value in outgoing.metadata.items()}
-    about = {
+    about: dict[str, object] = {
         "layout": LAYOUT_VERSION,
         "widths": list(outgoing.widths),
         "variant": outgoing.variant,
         "metadata": metadata,
     }
+    if outgoing.ordered:
+        about["state_dicts"] = "OrderedDict"
+    described = json.dumps(about, ensure_ascii=True)
+    _read_back(described, extras, outgoing.metadata)
     tensors = {
         f"{width}.{side}.{name}": tensor
         for width in outgoing.widths
         for side in SIDES
         for name, tensor in outgoing.sides[width, side].items()
     }
-    header = {"format": "pt", METADATA_KEY: json.dumps(about, ensure_ascii=True), **_model_spec(outgoing)}
+    header = {"format": "pt", METADATA_KEY: described, **_model_spec(outgoing)}
     _write_lazily(path, {**tensors, **extras}, {**header, **outgoing.notes}, outgoing.hashes, hashed=outgoing.data_hash)
+
+
+def _read_back(text: str, extras: Mapping[str, Lazy], metadata: Mapping[str, object]) -> None:
+    """Check that the description of a hypernetwork is read back unchanged; raises UnsupportedArchitectureError."""
+    try:
+        found = _decode_mapping(_described(text, "the file")["metadata"], extras)
+    except (CorruptFileError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UnsupportedArchitectureError(
+            f"the file would be refused when it is read: {error}. Change or remove that value of its metadata."
+        ) from error
+    for (key, value), other in zip(metadata.items(), found.items(), strict=True):
+        if canonical((key, value), id) != canonical(other, id):
+            raise UnsupportedArchitectureError(
+                f"metadata: {key!r:.80} would be read back as another key or value, because safetensors files are "
+                "JSON. Change or remove it, or save as .pt."
+            )
+
+
+def header_text(text: str) -> str:
+    """Return text for the header that only informs: halves of characters, which no header can hold, are replaced."""
+    return _HALF.sub("\ufffd", text)
 
 
 def _model_spec(outgoing: Outgoing) -> dict[str, str]:
@@ -362,7 +477,7 @@ def _model_spec(outgoing: Outgoing) -> dict[str, str]:
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{base}/hypernetwork",
         "modelspec.implementation": "https://github.com/AUTOMATIC1111/stable-diffusion-webui",
-        "modelspec.title": outgoing.name,
+        "modelspec.title": header_text(outgoing.name),
     }
 
 
@@ -393,6 +508,11 @@ def _write_lazily(
         hashes: sha256 in hex by key, asked for when the data are written; their places in the header are held.
         hashed: put ModelSpec's hash of the data into the header too.
     """
+    for stated in (*tensors, *metadata, *metadata.values()):
+        if _HALF.search(stated):
+            raise UnsupportedArchitectureError(
+                f"{stated!r:.80} holds half of a character, which a safetensors file cannot keep. Change that text."
+            )
     late = dict(hashes or {})
     places = dict.fromkeys(late, _NO_HASH) | ({HASH_KEY: f"0x{_NO_HASH}"} if hashed else {})
     # Widest values first, as the library does, so that every tensor is aligned.
@@ -406,6 +526,11 @@ def _write_lazily(
         at += size
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_SIZE or len(tensors) > MAX_TENSORS:
+        raise UnsupportedArchitectureError(
+            f"a header of {len(text):,} bytes with {len(tensors):,} tensors is too large: at most {MAX_HEADER_SIZE:,} "
+            f"bytes and {MAX_TENSORS:,} tensors are read. Remove some metadata."
+        )
     with open_new(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         digest = _write_data(file, [tensors[name] for name in names], hashed=hashed)

@@ -13,7 +13,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from typing import Any
 import torch
 import torch._utils
 
+from hnloader.errors import UnsupportedArchitectureError
 from hnloader.files import open_new
 from hnloader.formats.checkpoint import item_size
 from hnloader.formats.outgoing import Lazy
+from hnloader.formats.pickles import MalformedPickleError, read_pickle
+from hnloader.formats.trees import canonical, check_kinds
 
 _ROOT = "archive"
 _ALIGNMENT = 64
@@ -80,17 +83,53 @@ class _Pickler(pickle.Pickler):
 def write_tree(path: Path, tree: object) -> None:
     """Write a tree of plain values and `Lazy` tensors into a file that is new or empty.
 
+    The pickle is read back before anything is written, so that no file is made that hnloader would read otherwise.
+
     Raises:
-        OSError: the file cannot be written.
+        UnsupportedArchitectureError: The tree holds what hnloader does not read back unchanged; the message names it.
+        OSError: The file cannot be written.
     """
+    check_kinds(tree, lambda part: isinstance(part, Lazy), "the file")
     data = io.BytesIO()
     pickler = _Pickler(data)
     pickler.dump(tree)
+    _read_back(data.getvalue(), tree)
     with open_new(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         _add(archive, "data.pkl", [data.getvalue()], len(data.getvalue()))
         for index, tensor in enumerate(pickler.tensors):
             _add(archive, f"data/{index}", tensor.pieces(), _size(tensor))
         _add(archive, "version", [b"3\n"], 2)
+
+
+def _read_back(data: bytes, tree: object) -> None:
+    try:
+        found = read_pickle(data)
+    except MalformedPickleError as error:
+        raise UnsupportedArchitectureError(
+            f"the file would be refused when it is read: {error}. Change or remove that value."
+        ) from error
+    if found.refused:
+        raise UnsupportedArchitectureError(
+            f"the file would be refused when it is read: it holds {found.refused[0]}. Change or remove that value."
+        )
+    for key, one, other in _pairs(tree, found.value):
+        if canonical(one, _described) != canonical(other, _described):
+            raise UnsupportedArchitectureError(
+                f"the value of {key!r:.80} would be read back as another value or type. Change or remove it."
+            )
+
+
+def _pairs(one: object, other: object) -> Iterator[tuple[object, object, object]]:
+    """What stands under each key of both, so that a message can name the key; else both as they are."""
+    if isinstance(one, dict) and isinstance(other, dict) and len(one) == len(other):
+        for (key, value), (found_key, found) in zip(one.items(), other.items(), strict=True):
+            yield key, (key, value), (found_key, found)
+    else:
+        yield "the whole file", one, other
+
+
+def _described(tensor: Any) -> object:
+    return tuple(tensor.shape), tensor.dtype
 
 
 def _size(tensor: Lazy) -> int:

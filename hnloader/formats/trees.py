@@ -1,18 +1,88 @@
-"""What a file's pickle or header holds besides tensors: dicts, lists and tuples within each other."""
+"""What a file's pickle or header holds besides tensors: dicts, lists, tuples and sets within each other."""
 
 from __future__ import annotations
 
+import struct
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from hnloader.errors import UnsupportedArchitectureError
+
+MAX_DEPTH = 64
+# A class of its own derived from one of these reads back as another class: only exactly these are written.
+_LEAVES = frozenset({type(None), bool, int, float, str, bytes, bytearray, torch.Size})
+_CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset})
+
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """`value` with all that its dicts, lists and tuples hold, however deep, as `change` gives it, in new containers.
+    """Return `value` with every leaf, however deep, as `change` gives it, in new containers of the same kinds.
 
-    What is none of these, or a list or tuple of a class of its own, is given to `change` whole.
+    The keys of dicts and the items of sets are leaves too. A list or tuple of a class of its own is given to `change`
+    whole; a dict of a class of its own becomes a dict, or an OrderedDict if it is one.
     """
     if isinstance(value, dict):
-        return {key: mapped(part, change) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(mapped(part, change) for part in value)
+        pairs = ((mapped(key, change), mapped(part, change)) for key, part in value.items())
+        return OrderedDict(pairs) if isinstance(value, OrderedDict) else dict(pairs)
+    kind = type(value)
+    if kind is list or kind is tuple or kind is set or kind is frozenset:
+        return kind(mapped(part, change) for part in value)
     return change(value)
+
+
+def check_kinds(value: object, is_tensor: Callable[[object], bool], where: str) -> None:
+    """Check that a tree has only tensors and values of the kinds that files keep.
+
+    Raises:
+        UnsupportedArchitectureError: It has another one, or nests too deeply. The message says what it is and where.
+    """
+    pending: list[tuple[object, str, int]] = [(value, where, 0)]
+    while pending:
+        part, place, depth = pending.pop()
+        kind = type(part)
+        if kind in _LEAVES or is_tensor(part):
+            continue
+        if kind not in _CONTAINERS:
+            raise UnsupportedArchitectureError(
+                f"{place}: {_kind_name(kind)} was found, which cannot be saved. Use a plain number, text, list or dict."
+            )
+        if depth > MAX_DEPTH:
+            raise UnsupportedArchitectureError(f"{where}: it nests more than {MAX_DEPTH} levels deep. Make it flatter.")
+        if isinstance(part, dict):
+            for key, item in part.items():
+                below = f"{place}[{key!r:.60}]"
+                pending += [(item, below, depth + 1), (key, f"a key of {place}", depth + 1)]
+        elif isinstance(part, (list, tuple)):
+            pending += [(item, f"{place}[{index}]", depth + 1) for index, item in enumerate(part)]
+        elif isinstance(part, (set, frozenset)):
+            pending += [(item, f"an item of {place}", depth + 1) for item in part]
+
+
+def canonical(value: Any, tensor: Callable[[Any], object]) -> object:
+    """Return what equals the canonical form of another value if both have the same values and types throughout.
+
+    Dicts are compared in their order. NaN equals a NaN of the same bits, and -0.0 differs from 0.0.
+
+    Args:
+        value: A tree of the kinds that `check_kinds` allows.
+        tensor: Gives what is compared of a tensor, or of what stands for one.
+    """
+    kind = type(value)
+    if isinstance(value, dict):
+        return kind.__name__, tuple((canonical(key, tensor), canonical(part, tensor)) for key, part in value.items())
+    if kind is list or kind is tuple:
+        return kind.__name__, tuple(canonical(part, tensor) for part in value)
+    if kind is set or kind is frozenset:
+        return kind.__name__, frozenset(Counter(canonical(part, tensor) for part in value).items())
+    if kind is float:
+        return "float", struct.pack(">d", value)
+    if kind in _LEAVES:
+        return kind.__name__, bytes(value) if kind is bytearray else value
+    return "tensor", tensor(value)
+
+
+def _kind_name(kind: type) -> str:
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"a {module}{kind.__qualname__}"

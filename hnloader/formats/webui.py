@@ -6,14 +6,14 @@ writes what AUTOMATIC1111's webui writes. docs/format.md describes the layout.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hnloader.errors import OtherModelError, UnsupportedArchitectureError
-from hnloader.files import replacing
 from hnloader.formats.checkpoint import ZIP_MAGIC, Checkpoint, is_legacy_stream, read_checkpoint
-from hnloader.formats.contents import Contents, SideTensors, named_tensors
+from hnloader.formats.contents import Contents, all_named_tensors
 from hnloader.formats.identify import kind_of_tree
 from hnloader.formats.outgoing import Outgoing, from_hypernetwork
 from hnloader.formats.refusals import check_refusals
@@ -22,6 +22,7 @@ from hnloader.formats.torch_zip import write_tree
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 SUFFIX = ".pt"
+KOHYA = "kohya trainer"
 
 
 def detect(source: Source) -> bool:
@@ -56,16 +57,16 @@ def read(source: Source) -> Contents:
 
 
 def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) -> Contents:
-    sides: dict[tuple[int, SideName], SideTensors] = {}
-    old_names = False
+    given: dict[tuple[int, SideName], Mapping[object, object]] = {}
     containers: set[type] = set()
     for width, pair in tree.items():
         if type(width) is not int:
             continue
         containers.add(type(pair))
-        for side, given in _pair(width, pair):
-            sides[width, side], old = named_tensors(given, f"the {side} side of width {width}")
-            old_names |= old
+        for side, tensors in _pair(width, pair):
+            given[width, side] = tensors
+    sides, old_names = all_named_tensors(given)
+    kinds = set(map(type, given.values()))
     metadata = {key: value for key, value in tree.items() if isinstance(key, str)}
     odd = [key for key in tree if type(key) is not int and not isinstance(key, str)]
     if odd:
@@ -83,6 +84,7 @@ def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) ->
         checkpoint.read,
         checkpoint.forget,
         checkpoint.stream,
+        ordered=kinds == {OrderedDict} if len(kinds) == 1 else None,
     )
 
 
@@ -121,7 +123,7 @@ _ERAS = (
 def identify_variant(metadata: Mapping[str, object], *, old_names: bool, lists: bool) -> tuple[str, str]:
     """Program and variant, from the keys, the tensors' names and the kind of the (k, v) pairs."""
     if lists:
-        return "kohya trainer", "NAI-compatible list"
+        return KOHYA, "NAI-compatible list"
     if "skip_connection" in metadata or "upsample_linear" in metadata:
         residual = "residual blocks" if metadata.get("skip_connection") else "usual layers"
         return "MonkeyPatch extension", residual
@@ -143,17 +145,16 @@ def write(hypernetwork: Hypernetwork, path: Path) -> None:
 
     Raises:
         UnsupportedArchitectureError: a composition, which this format cannot hold.
-        HypernetworkError: the file cannot be written.
+        OSError: The file cannot be written.
     """
-    outgoing = from_hypernetwork(hypernetwork, SUFFIX)
-    with replacing(path) as temporary:
-        write_outgoing(outgoing, temporary)
+    write_outgoing(from_hypernetwork(hypernetwork, SUFFIX), path)
 
 
 def write_outgoing(outgoing: Outgoing, path: Path) -> None:
     """As `write`, to exactly this path; raises OSError where it cannot be written."""
     tree: dict[object, object] = {}
+    kind = OrderedDict if outgoing.ordered else dict
     for width in outgoing.widths:
-        tree[width] = tuple(dict(outgoing.sides[width, side]) for side in SIDES)
+        tree[width] = tuple(kind(outgoing.sides[width, side]) for side in SIDES)
     tree.update(outgoing.metadata)
     write_tree(path, tree)

@@ -41,7 +41,7 @@ def train(
             mapping of settings (keys may be dotted: `{"data.flip": False}`), or a `hnloader.training.Config`. Settings
             that are not given have the defaults of the preset `style`.
         resume: go on from the newest saved state beside the output.
-        restart: begin anew although there are saved states; they are removed.
+        restart: begin from the start although the output or saved states exist: they are replaced.
         device: `auto`, `cpu`, `cuda`, ...
         report: called with a `hnloader.training.loop.Event` after each step: step, loss, held-out loss, ...
 
@@ -50,7 +50,7 @@ def train(
         the measurements.
 
     Raises:
-        ConfigError: a setting is missing or impossible, or there are saved states and neither `resume` nor
+        ConfigError: a setting is missing or impossible, or the output or saved states exist and neither `resume` nor
             `restart` says what to do.
         DatasetError, ModelError: the pictures or the model cannot be used.
         DivergedError: the loss became NaN or infinite; the saved states stand.
@@ -98,6 +98,11 @@ def prepare(
             "or begin anew with --restart"
         )
     if not judged:
+        if not (found or restart) and os.path.lexists(config.output):
+            raise ConfigError(
+                f"{config.output} exists, and no saved state of its training is beside it. Choose another output, or "
+                "replace it with --restart."
+            )
         _check_writable(Path(config.output))
     dataset = read_folder(Path(config.pictures).expanduser(), config.data)
     processes = _processes()

@@ -174,16 +174,30 @@ def save_comparison(grid: Image, folder: Path, seed: int, infotext: str) -> Path
 
     Raises HypernetworkError where the folder cannot be written to.
     """
+    return save_numbered(grid, folder, "compare-", seed, infotext)
+
+
+def save_numbered(image: Image, folder: Path, prefix: str, seed: int, infotext: str) -> Path:
+    """Save an image under the next free name of `numbered`; its `parameters` are left out where there are none.
+
+    Raises HypernetworkError where the folder cannot be written to.
+    """
     from PIL.PngImagePlugin import PngInfo
 
-    from hnloader.files import replacing
+    from hnloader.files import ExistingFileError, replacing
 
-    path = numbered(folder, "compare-", seed)
     chunks = PngInfo()
-    chunks.add_text("parameters", infotext.replace("\x00", ""))
-    with replacing(path) as temporary:
-        grid.save(temporary, format="PNG", pnginfo=chunks)
-    return path
+    if infotext:
+        chunks.add_text("parameters", infotext.replace("\x00", ""))
+    path = numbered(folder, prefix, seed)
+    while True:
+        try:
+            with replacing(path, overwrite=False) as temporary:
+                image.save(temporary, format="PNG", pnginfo=chunks)
+            return path
+        except ExistingFileError:  # another program numbers its images in the same folder at the same time
+            number = int(path.name[len(prefix) :].partition("-")[0]) + 1
+            path = folder / f"{prefix}{number:05d}-{seed}.png"
 
 
 def numbered(folder: Path, prefix: str, seed: int) -> Path:

@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,7 @@ _LARGEST_PREVIEW = 50 * 2**20
 _LONGEST_TEXT = 100_000
 # Decoded, a picture takes three bytes for each; the file of one with a single colour has next to none.
 _MOST_PIXELS = 40_000_000
+_HALF = re.compile("[\ud800-\udfff]")
 NOTES, DESCRIPTION, STRENGTH = "notes", "description", "preferred weight"
 
 
@@ -142,7 +144,9 @@ def save_values(path: Path, changes: dict[str, Any]) -> Path:
         raise HypernetworkError(f"{target} is no JSON object; notes would overwrite it. Rename that file.")
     with replacing(target) as temporary:
         text = json.dumps({**values, **changes}, ensure_ascii=False, indent=4)
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        if _HALF.search(text):  # which UTF-8 lacks, and JSON keeps as an escape
+            text = json.dumps({**values, **changes}, indent=4)
+        temporary.write_text(text, encoding="utf-8")
     return target
 
 

@@ -215,8 +215,8 @@ class Trainings:
             raise HypernetworkError(f"{name!r} has not made {'a measured file' if best else 'its file'} yet.")
         make_folder(folder)
         wanted = folder / f"{name}.pt"
-        target = next(path for path in itertools.chain([wanted], numbered(wanted)) if not path.exists())
-        with replacing(target) as temporary:
+        target = next(path for path in itertools.chain([wanted], numbered(wanted)) if not os.path.lexists(path))
+        with replacing(target, overwrite=False, sources=[source]) as temporary:
             shutil.copyfile(source, temporary)
         return target
 

@@ -147,6 +147,23 @@ def test_pairs_are_proved(to: str, old: Path, tmp_path: Path) -> None:
     assert names(new) == before
 
 
+@pytest.mark.parametrize("name", ["style.json", "table.csv"])
+@pytest.mark.parametrize("existing", ["skip", "rename", "overwrite"])
+def test_a_report_replaces_another_file_only_where_that_is_chosen(
+    name: str, existing: str, old: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text('{"notes": "mine"}')
+    arguments = (old, "--out", tmp_path / "new", "--report", tmp_path / name)
+    result = run(*arguments, "--on-existing", existing)
+    assert (result.exit_code == 0) == (existing == "overwrite")
+    assert ("mine" in (tmp_path / name).read_text()) == (existing != "overwrite")
+    assert (tmp_path / "new").exists() == (existing == "overwrite")
+    (tmp_path / name).unlink()
+    for _ in range(2):  # an earlier report is replaced
+        assert run(*arguments, "--on-existing", existing).exit_code == 0
+    assert "relu_121" in (tmp_path / name).read_text()
+
+
 def test_reports_hold_every_file(mixed: Path, tmp_path: Path) -> None:
     run(mixed, "--report", tmp_path / "report.json", "--out", tmp_path / "new")
     entries = {Path(entry["source"]).name: entry for entry in json.loads((tmp_path / "report.json").read_text())}

@@ -45,6 +45,25 @@ def test_pictures_are_numbered_on_and_their_paths_printed(run, tmp_path: Path) -
     assert written(tmp_path) == ["pictures/00001-7.png", "pictures/00002-8.png", "pictures/00003-1.png"]
 
 
+def test_a_number_that_another_program_takes_meanwhile_is_passed_over(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("a cat").exit_code == 0
+    before = (tmp_path / "pictures" / "00001-7.png").read_bytes()
+    monkeypatch.setattr("hnloader.cli.generate._Target._next_number", lambda self: 1)
+    assert run("a dog").stdout == "pictures/00002-7.png\n"
+    assert (tmp_path / "pictures" / "00001-7.png").read_bytes() == before
+
+
+def test_the_image_to_start_from_is_not_replaced(run, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "start.png")
+    before = (tmp_path / "start.png").read_bytes()
+    (tmp_path / "link.png").symlink_to("start.png")
+    for out in ("start.png", "link.png"):
+        assert run("a cat", "--init", "start.png", "--out", out).exit_code == 2
+    assert (tmp_path / "start.png").read_bytes() == before
+
+
 def test_a_folder_may_have_a_dot_in_its_name(run) -> None:
     assert run("a cat", "--out", "try-1.5").stdout == f"{Path('try-1.5') / '00001-7.png'}\n"
 

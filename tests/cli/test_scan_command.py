@@ -58,6 +58,16 @@ def test_json_has_the_findings(folder: Path) -> None:
     assert "torch._utils._rebuild_tensor_v2" in files["good.pt"]["callables"]
 
 
+def test_findings_replace_earlier_ones_and_no_file_that_was_scanned(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for path in before:
+        assert "one of the files" in run(folder, "--sarif", path).output
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):
+        run(folder, "--sarif", folder / "out.sarif")
+        assert "2.1.0" in (folder / "out.sarif").read_text()
+
+
 def test_sarif_has_a_result_for_each_finding(folder: Path, tmp_path: Path) -> None:
     (folder / "sub" / "evil file.pkl").write_bytes(EVIL)
     (folder / "empty.pt").touch()

@@ -228,6 +228,18 @@ def test_saved_states_are_not_lost_by_accident(settings_of: Run) -> None:
     assert train(config, restart=True).step == 4
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_of_another_origin_is_not_replaced_by_accident(resume: bool, settings_of: Run) -> None:
+    config = settings_of(steps=2)
+    output = Path(config.output)
+    output.write_bytes(b"old")
+    with pytest.raises(ConfigError, match="exists, and no saved state"):
+        train(config, resume=resume)
+    assert output.read_bytes() == b"old"
+    train(config, restart=True)
+    assert output.read_bytes() != b"old"
+
+
 def test_a_damaged_state_is_skipped(settings_of: Run) -> None:
     config = settings_of()
     train(config)

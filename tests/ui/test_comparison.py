@@ -108,6 +108,16 @@ def test_prompts_are_lines() -> None:
     assert read_prompts("a cat\n\n  a dog \n") == ("a cat", "a dog")
 
 
+def test_a_number_that_another_program_takes_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hnloader.ui.comparison.numbered", lambda folder, prefix, seed: folder / f"{prefix}00001-3.png")
+    paths = [save_comparison(Image.new("RGB", (8, 8), colour), tmp_path, 3, "") for colour in ("red", "blue")]
+    assert [path.name for path in paths] == ["compare-00001-3.png", "compare-00002-3.png"]
+    with Image.open(paths[0]) as image:
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_pictures_are_numbered_on(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     first = save_comparison(Image.new("RGB", (8, 8)), folder, 3, "Prompt: ä")

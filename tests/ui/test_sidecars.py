@@ -14,7 +14,15 @@ from PIL import Image
 from hnloader.errors import HypernetworkError
 from hnloader.ui.catalogue import Catalogue
 from hnloader.ui.pages.library import tag_text
-from hnloader.ui.sidecars import preview_path, read_notes, save_notes, save_preview, save_values, thumbnail
+from hnloader.ui.sidecars import (
+    preview_path,
+    read_description,
+    read_notes,
+    save_notes,
+    save_preview,
+    save_values,
+    thumbnail,
+)
 
 
 def picture(path: Path, color: str = "red", size: tuple[int, int] = (64, 32)) -> Path:
@@ -124,3 +132,10 @@ def test_the_library_s_tag_has_the_preferred_strength(tmp_path: Path, weight: ob
     catalogue = Catalogue(lambda: [tmp_path])
     catalogue.refresh()
     assert tag_text(catalogue.entries()[0], catalogue) == tag
+
+
+def test_half_a_character_in_others_keys_stays(tmp_path: Path) -> None:
+    (tmp_path / "ink.json").write_text('{"description": "\\ud83d", "sd version": "SD1"}')
+    save_notes(tmp_path / "ink.pt", "mine \ude00")
+    assert read_description(tmp_path / "ink.pt") == "\ud83d"
+    assert read_notes(tmp_path / "ink.pt") == "mine \ude00"

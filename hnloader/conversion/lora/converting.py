@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,8 @@ from hnloader.conversion.lora.statistics import Layer, Progress, Sampling, Stati
 from hnloader.conversion.lora.writing import describe, name_style, named_tensors, overflowing, write
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
 from hnloader.families import families
-from hnloader.files import replacing
+from hnloader.files import check_free, replacing_together, same_file
+from hnloader.formats.hns import files_of
 from hnloader.inspection import FileInfo
 from hnloader.network import SIDES, Hypernetwork, SideName
 
@@ -61,6 +63,7 @@ def to_lora(
     bias: BiasPlace = "output",
     compare_to: str | os.PathLike[str] | None = None,
     config: str | os.PathLike[str] | None = None,
+    overwrite: bool = True,
     device: str = "auto",
     note: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda done, total, text: None,
@@ -91,6 +94,7 @@ def to_lora(
             `to_k` and `to_v`, which programs leave out whose layers have no bias there.
         compare_to: A `.png` to write with pictures without the hypernetworks, with them, and with the file.
         config: For a single-file `base`: a diffusers folder of the same kind of model.
+        overwrite: Replace `target` and `compare_to` where they exist; False raises an error instead.
         device: Where the model runs: `auto`, `cpu`, `cuda`, ...
         note: Told what is worth knowing on the way.
         progress: Told `(done, total, what)` on the way.
@@ -99,6 +103,7 @@ def to_lora(
         The file with its ranks and errors, which its metadata state as well.
 
     Raises:
+        ExistingFileError: A file exists and is to stay.
         NoMatchingSitesError: A hypernetwork is made for another family of models.
         ModelError: The model is missing, damaged, or no Stable Diffusion.
         HypernetworkError: A setting is impossible (a rank over the width), or the file cannot be written. Whatever
@@ -106,7 +111,14 @@ def to_lora(
     """
     path = _checked_target(target)
     _check_settings(rank, fidelity)
-    applications, sources = _loaded(hypernetworks, strength)
+    written = [path, *([] if compare_to is None else [Path(compare_to)])]
+    if not overwrite:
+        for each in written:
+            check_free(each)
+    applications, sources, files = _loaded(hypernetworks, strength)
+    for each, file in itertools.product(written, files):
+        if same_file(each, file):
+            raise HypernetworkError(f"{each} is one of the hypernetworks. Write the result elsewhere.")
     model = base if isinstance(base, BaseModel) else open_base(base, config=config, device=device, note=note)
     for application in applications:
         assert isinstance(application.hypernetwork, Hypernetwork)
@@ -129,10 +141,10 @@ def to_lora(
     tensors = named_tensors(changes, style, model.layers)
     if (name := overflowing(tensors)) is not None:
         raise HypernetworkError(f"{name} does not fit into {str(dtype).removeprefix('torch.')}: take float32.")
-    size = write(path, tensors, metadata)
-    if grid is not None and compare_to is not None:
-        with replacing(compare_to) as temporary:
-            grid.save(temporary, format="PNG")
+    with replacing_together(dict.fromkeys(reversed(written), files), overwrite=overwrite) as (*grids, temporary):
+        size = write(temporary, tensors, metadata)
+        if grid is not None:
+            grid.save(grids[0], format="PNG")
     ranks = {change.name: change.rank for change in changes if change.rank is not None}
     return LoraExport(
         path,
@@ -169,14 +181,16 @@ def _check_settings(rank: Rank, fidelity: float) -> None:
         raise HypernetworkError(f"The fidelity is {fidelity}; it is above 0 and below 1, such as 0.95.")
 
 
-def _loaded(items: Item | Sequence[Item], strength: Strength) -> tuple[list[Application], list[dict[str, object]]]:
-    """The applications with their hypernetworks loaded, and what the metadata say of each."""
+def _loaded(
+    items: Item | Sequence[Item], strength: Strength
+) -> tuple[list[Application], list[dict[str, object]], list[Path]]:
+    """The applications with their hypernetworks loaded, what the metadata say of each, and their files."""
     from hnloader import inspect, load
 
     single = isinstance(items, (Hypernetwork, Application, str, os.PathLike)) or (
         isinstance(items, tuple) and len(items) == 2 and isinstance(items[1], (int, float, dict))
     )
-    applications, sources = [], []
+    applications, sources, files = [], [], []
     for item in [items] if single else items:  # type: ignore[union-attr]
         given = item if isinstance(item, Application) else None
         if given is None:
@@ -188,6 +202,7 @@ def _loaded(items: Item | Sequence[Item], strength: Strength) -> tuple[list[Appl
         found = given.hypernetwork
         if not isinstance(found, Hypernetwork):
             about["sha256"] = inspect(found).sha256
+            files += files_of(Path(found))
             found = load(found)
         if given.k != 1 or given.v != 1:
             about |= {"k": given.k, "v": given.v}
@@ -195,7 +210,7 @@ def _loaded(items: Item | Sequence[Item], strength: Strength) -> tuple[list[Appl
         sources.append({"name": found.name, **about})
     if not applications:
         raise HypernetworkError("No hypernetwork was given.")
-    return applications, sources
+    return applications, sources, files
 
 
 def check_family(made: Hypernetwork | FileInfo, base: BaseModel, note: Callable[[str], None]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -52,6 +53,7 @@ class ToLora:
     names: NameStyle | None = None
     bias: BiasPlace = "output"
     compare_to: Path | None = None
+    overwrite: bool = True
     progress: Progress = lambda done, total, text: None
     note: Callable[[str], None] = lambda text: None
     exports: dict[Path, LoraExport] = field(default_factory=dict, compare=False)
@@ -61,6 +63,14 @@ class ToLora:
     def suffix(self) -> str:
         """How targets end: a LoRA beside a converted hypernetwork has another name."""
         return f"-{self.kind}.safetensors"
+
+    def keeping(self) -> ToLora:
+        """Return one that replaces nothing."""
+        return replace(self, overwrite=False)
+
+    def is_free(self, source: Path, target: Path) -> bool:
+        """Return whether the target does not exist."""
+        return not os.path.lexists(target)
 
     def convert(self, source: Path, target: Path) -> Mapping[str, object]:
         """See `to_lora`; what it returns is kept in `exports` by target."""
@@ -85,6 +95,7 @@ class ToLora:
                 names=self.names or "auto",
                 bias=self.bias,
                 compare_to=self.compare_to,
+                overwrite=self.overwrite,
                 note=self.note,
                 progress=self.progress,
             )

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hnloader.conversion.lora.names import NameStyle, lora_name
 from hnloader.conversion.lora.result import ALPHA, Kind, LayerChange
-from hnloader.files import replacing
 from hnloader.formats.outgoing import tensor_bytes
 from hnloader.formats.safetensors import write_tensors
 
@@ -67,17 +66,12 @@ def describe(
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-    """Write a LoRA file, which takes its name when it is complete. Returns its size in bytes.
-
-    Raises:
-        HypernetworkError: It cannot be written.
-    """
+    """Write a LoRA file to exactly this path. Returns its size in bytes; raises OSError where it cannot be written."""
     value = tensors_sha256(tensors)
     # kohya's hash of a network and ModelSpec's are of the tensor data, so that metadata can be edited.
     hashes = {"sshs_model_hash": value, "modelspec.hash_sha256": f"0x{value}"}
-    with replacing(path) as temporary:
-        write_tensors(temporary, dict(tensors), {"format": "pt", **metadata, **hashes})
-        return temporary.stat().st_size
+    write_tensors(path, dict(tensors), {"format": "pt", **metadata, **hashes})
+    return path.stat().st_size
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

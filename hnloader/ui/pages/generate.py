@@ -11,7 +11,7 @@ from hnloader.errors import HypernetworkError
 from hnloader.files import check_room
 from hnloader.prompt import Tag
 from hnloader.ui import jobs, markup
-from hnloader.ui.comparison import numbered
+from hnloader.ui.comparison import save_numbered
 from hnloader.ui.compat import gallery, html, listen, make, update
 from hnloader.ui.host import CancelledError, PictureRequest
 from hnloader.ui.pages import settings
@@ -142,17 +142,7 @@ def with_tag(prompt: str, tag: Tag) -> str:
 
 
 def _save(image: Image, folder: Path, seed: int) -> Path:
-    from PIL.PngImagePlugin import PngInfo
-
-    from hnloader.files import replacing
-
-    chunks = PngInfo()
-    if text := image.info.get("parameters"):
-        chunks.add_text("parameters", str(text).replace("\x00", ""))
-    path = numbered(folder, "", seed)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=chunks)
-    return path
+    return save_numbered(image, folder, "", seed, str(image.info.get("parameters") or ""))
 
 
 def _saved(made: list[tuple[Image, Path]]) -> str:

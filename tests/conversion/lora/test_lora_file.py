@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from PIL import Image
 from small_models import WIDTHS, make_unet
 
 import hnloader
+from hnloader.conversion.bulk import convert_many
 from hnloader.conversion.lora import to_lora
 from hnloader.conversion.lora.base import open_base
 from hnloader.conversion.lora.files import ToLora
 from hnloader.conversion.lora.result import LayerChange
 from hnloader.conversion.lora.writing import describe
+from hnloader.conversion.planning import plan
+from hnloader.files import ExistingFileError
 from hnloader.network import Architecture
 
 
@@ -139,6 +143,47 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: Any) 
     with pytest.raises(hnloader.HypernetworkError, match="No space left"):
         to_lora(make_affine(WIDTHS["sd1"]), make_unet(), target, kind="lycoris")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+def test_what_exists_stays_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    model, source = make_unet(), make_affine(WIDTHS["sd1"])
+    target, grid = tmp_path / "x.safetensors", tmp_path / "x.png"
+    for there in (target, grid):
+        there.write_bytes(b"before")
+        with pytest.raises(ExistingFileError, match="exists"):
+            to_lora(source, model, target, kind="lycoris", compare_to=grid, overwrite=False)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+        there.unlink()
+    target.write_bytes(b"before")
+    hypernetwork = tmp_path / "ink.safetensors"
+    hnloader.save(source, hypernetwork)
+    converter = ToLora(open_base(model), kind="lycoris")
+    planned = plan([hypernetwork], suffix="-lycoris.safetensors", out=target)
+    for existing in ("skip", "rename"):
+        (result,) = convert_many(planned, converter, on_existing=existing)  # type: ignore[arg-type]
+        assert result.outcome == ("skipped" if existing == "skip" else "converted"), result.reason
+        assert target.read_bytes() == b"before"
+    assert (tmp_path / "x-2.safetensors").exists()
+
+
+def test_a_hypernetwork_is_not_replaced_by_its_lora(tmp_path: Path) -> None:
+    made = tmp_path / "ink.safetensors"
+    hnloader.save(make_affine(WIDTHS["sd1"]), made)
+    before = made.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(made)
+    for name in ("ink.safetensors", "link.safetensors"):
+        with pytest.raises(hnloader.HypernetworkError, match="one of the hypernetworks"):
+            to_lora([made], make_unet(), tmp_path / name, kind="lycoris")
+    assert made.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX")
+def test_a_lora_of_a_private_file_is_private(tmp_path: Path) -> None:
+    made = tmp_path / "ink.safetensors"
+    hnloader.save(make_affine(WIDTHS["sd1"]), made)
+    made.chmod(0o600)
+    done = to_lora([made], make_unet(), tmp_path / "x.safetensors", kind="lycoris")
+    assert done.path.stat().st_mode & 0o777 == 0o600
 
 
 def test_pictures_side_by_side(tmp_path: Path, pipelines: Pipelines) -> None:
