@@ -43,7 +43,7 @@ from hnloader.formats.pickles import (
 )
 from hnloader.formats.readings import Place, check_one_reading, check_pickle
 from hnloader.formats.refusals import check_refusals
-from hnloader.formats.source import FileLike, Source, joined, open_source
+from hnloader.formats.source import FileLike, Source, joined, open_source, regrouped
 from hnloader.formats.trees import mapped
 from hnloader.formats.zip_archive import Archive, Member, open_archive
 
@@ -226,7 +226,7 @@ def _array_pieces(storage: StorageRef, source: Source) -> Iterator[memoryview]:
     """The numbers of an array that stand in the pickle."""
     missing = storage.count * item_size(storage.dtype)
     try:
-        for piece in _decoded(storage.data, source):
+        for piece in regrouped(_decoded(storage.data, source)):
             missing -= len(piece)
             if missing < 0:
                 break

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from hnloader.formats.known_globals import CALLED, KNOWN, Global, joined, may_be_called
 from hnloader.formats.numpy_parts import NumpyArray, NumpyType, scalar
 
@@ -608,7 +610,7 @@ class _Machine:
             sizes = arguments or ((),)
             if len(sizes) > 1 or not _is_sizes(sizes[0]):
                 raise MalformedPickleError(f"a torch.Size whose sizes are not numbers before byte {self.at}")
-            return tuple(sizes[0])
+            return torch.Size(sizes[0])
         if name in _CONTAINERS and len(arguments) <= 1 and all(isinstance(a, (list, tuple, bytes)) for a in arguments):
             given = [_keys(argument) for argument in arguments] if name[1].endswith("set") else arguments
             return _CONTAINERS[name](*given)

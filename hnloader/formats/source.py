@@ -83,6 +83,19 @@ class Source:
         return self.file.readinto(piece) if hasattr(self.file, "readinto") else None
 
 
+def regrouped(pieces: Iterator[memoryview], size: int = PIECE_SIZE) -> Iterator[memoryview]:
+    """Yield the same bytes in pieces of `size`, the last one shorter."""
+    buffer = bytearray()
+    for piece in pieces:
+        buffer += piece
+        whole = len(buffer) - len(buffer) % size
+        if whole:
+            yield from (memoryview(buffer[at : at + size]) for at in range(0, whole, size))
+            buffer = buffer[whole:]
+    if buffer:
+        yield memoryview(buffer)
+
+
 def joined(pieces: Iterator[memoryview], size: int) -> bytearray:
     """All pieces in one buffer of `size` bytes, without a second copy of all."""
     data = bytearray(size)

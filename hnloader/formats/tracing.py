@@ -304,7 +304,7 @@ class _Machine:
     def skip(self, size: int) -> None:
         if size > _LONG_ARGUMENT and self.file.seekable():
             before = self.file.tell()
-            moved = self.file.seek(size - 1, io.SEEK_CUR) - before
+            moved = self.file.seek(min(size, sys.maxsize >> 1) - 1, io.SEEK_CUR) - before
             self.at += moved
             size -= moved
         while size > 0:
@@ -476,7 +476,8 @@ class _Machine:
             self.find(f"a call of what {_shown(function.name)} gave", function.name)
             self.push(function)
         elif function is _UNKNOWN:
-            self.find("a call of a persistent id", None)
+            if self.trace.is_certain:
+                self.find("a call of a persistent id", None)
             self.push(_UNKNOWN)
         else:
             raise _DamageError  # plain data cannot be called

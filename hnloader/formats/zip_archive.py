@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import NoReturn
 
 from hnloader.errors import CorruptFileError, UnknownFormatError, UnsafeFileError
-from hnloader.formats.source import PIECE_SIZE, Source
+from hnloader.formats.source import PIECE_SIZE, Source, regrouped
 
 MAGIC = b"PK\x03\x04"
 STORED, DEFLATED = 0, 8
@@ -106,7 +106,7 @@ class Archive:
         if member.method == STORED:
             pieces = self.source.pieces(member.start, member.size)
         else:
-            pieces, checksum = inflated(self.source, member.start, member.size), True
+            pieces, checksum = regrouped(inflated(self.source, member.start, member.size)), True
         crc = size = 0
         for piece in pieces:
             size += len(piece)

@@ -67,7 +67,9 @@ def test_metadata_are_read_back_or_refused(ending: str, metadata: dict[str, obje
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize(
-    "value", [datetime.date(2026, 1, 1), np.float64(1), 1j, Path("a"), [object()], {"a": {1, "b"}}], ids=repr
+    "value",
+    [datetime.date(2026, 1, 1), np.float64(1), 1j, Path("a"), [object()], {"a": {1, "b"}}],
+    ids=["date", "numpy", "complex", "path", "object", "set"],
 )
 def test_what_cannot_be_kept(value: object, ending: str, tmp_path: Path) -> None:
     try:
