@@ -7,6 +7,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def check(data: bytes) -> None:
     for what, theirs in (("zipfile", _by_zipfile(data)), ("a stream's reader", _by_local_headers(data))):
         if theirs != ours:
             raise TwoReadingsError(f"{what} finds {sorted(theirs)}, and hnloader {sorted(ours)}")
-    reader = torch._C.PyTorchFileReader(io.BytesIO(data))
+    reader: Any = torch._C.PyTorchFileReader(io.BytesIO(data))
     folder = archive.folder
     for name, content in ours.items():
         if reader.has_record(name.removeprefix(folder)) and reader.get_record(name.removeprefix(folder)) != content:
@@ -40,7 +41,8 @@ def check(data: bytes) -> None:
     if reader.get_record("data.pkl") != ours[f"{folder}data.pkl"]:
         raise TwoReadingsError("torch finds another data.pkl")
     try:
-        tarfile.open(fileobj=io.BytesIO(data), mode="r:")
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:"):
+            pass
     except tarfile.TarError:
         return
     raise TwoReadingsError("it is a tar archive too")

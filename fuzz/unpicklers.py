@@ -23,7 +23,7 @@ class MissedError(AssertionError):
 
 def check(data: bytes) -> None:
     """Raise MissedError where an unpickler imports something unknown that `trace_at` does not name."""
-    for kind in (pickle.Unpickler, pickle._Unpickler):  # type: ignore[attr-defined]
+    for kind in (pickle.Unpickler, pickle._Unpickler):
         for persistent in (False, True):
             _check(data, kind, persistent)
 

@@ -90,9 +90,13 @@ def _refuse_bare_pickle(source: Source) -> None:
     if trace.found:
         check_pickle(source, place)
     if trace.ending == "limit":
-        raise CorruptFileError(f"{source.label}: a pickle with more opcodes or bytes than are read; nothing is known of it")
+        raise CorruptFileError(
+            f"{source.label}: a pickle with more opcodes or bytes than are read; nothing is known of it"
+        )
     if trace.ending == "damage" and (trace.is_certain or trace.names):
-        raise CorruptFileError(f"{source.label}: its pickle is damaged at byte {trace.end:,}. Copy or download it again.")
+        raise CorruptFileError(
+            f"{source.label}: its pickle is damaged at byte {trace.end:,}. Copy or download it again."
+        )
     if trace.ending == "stop":
         raise UnknownFormatError(
             f"{source.label} is a pickle without tensors, not written by torch.save; not a hypernetwork"

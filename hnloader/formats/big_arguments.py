@@ -19,7 +19,7 @@ _FIXED = {b: n for n, codes in ((1, b"Kqh\x80\x82"), (2, b"M\x83"), (4, b"Jrj\x8
 _COUNTED = {b: n for n, codes in ((1, b"UC\x8c\x8a"), (4, b"TXB\x8b"), (8, b"\x8d\x8e\x96")) for b in codes}
 _LINES = {b: n for n, codes in ((1, b"ILFSVpgP"), (2, b"ci")) for b in codes}
 _TEXTS = b"X\x8d"
-_BYTES = b"B\x8e"
+_BYTES = b"B\x8e\x96"
 _STOP = ord(".")
 
 

@@ -39,9 +39,7 @@ NAMED: frozenset[Global] = (
     | _pairs("torch.storage", f"{_STORAGES} _UntypedStorage _TypedStorage")
     | _pairs("numpy", "ndarray")
     | _pairs("typing", "Any")
-    | _pairs(
-        " ".join(f"{package}.callbacks.model_checkpoint" for package in _LIGHTNING.split()), "ModelCheckpoint"
-    )
+    | _pairs(" ".join(f"{package}.callbacks.model_checkpoint" for package in _LIGHTNING.split()), "ModelCheckpoint")
     | _pairs("pytorch_lightning.callbacks.pt_callbacks", "ModelCheckpoint EarlyStopping")
     | _pairs(" ".join(f"{package}.callbacks.early_stopping" for package in _LIGHTNING.split()), "EarlyStopping")
 )

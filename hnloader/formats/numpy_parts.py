@@ -75,16 +75,17 @@ class NumpyArray:
             state: The state.
             left_in_file: The class of what stands for bytes that were left in the file.
         """
-        self.dtype = None
-        if not isinstance(state, tuple) or len(state) != 5:
+        if isinstance(state, tuple) and len(state) == 5:
+            _, shape, dtype, is_fortran, data = state
+            self.fill(shape, dtype, is_fortran, data, left_in_file)
+
+    def fill(self, shape: object, dtype: object, is_fortran: object, data: object, left_in_file: type) -> None:
+        """Set all attributes; where something is not of plain numbers, none, and `dtype` stays None."""
+        if not isinstance(shape, tuple) or len(shape) > _MAX_DIMENSIONS:
             return
-        _, shape, dtype, is_fortran, data = state
-        sizes_fit = (
-            isinstance(shape, tuple)
-            and len(shape) <= _MAX_DIMENSIONS
-            and all(type(size) is int and size >= 0 for size in shape)
-        )
-        if not sizes_fit or not isinstance(dtype, NumpyType) or not isinstance(data, (bytes, left_in_file)):
+        if not all(type(size) is int and size >= 0 for size in shape):
+            return
+        if not isinstance(dtype, NumpyType) or not isinstance(data, (bytes, left_in_file)):
             return
         name = dtype.torch_name
         if name is None or not isinstance(is_fortran, (bool, int)):

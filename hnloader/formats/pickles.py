@@ -34,7 +34,7 @@ MAX_OPCODES = 500_000
 MAX_DEPTH = 64
 MAX_VALUES = 500_000
 MAX_INT_BYTES = 32
-# Characters and bytes of all texts, each counted as often as it is mentioned: what a message, JSON or a page would hold.
+# Characters and bytes of all texts, each counted as often as it is mentioned, as JSON or a page would hold it.
 MAX_TEXT = 4 << 20
 MAX_NAME = 500  # of a module, and of an attribute
 MAX_NAMES = 1_000
@@ -62,6 +62,7 @@ _FROM_NUMPY: Global = ("torch._utils", "_rebuild_device_tensor_from_numpy")
 _ARRAY, _NUMPY_TYPE = ("numpy", "ndarray"), ("numpy", "dtype")
 _MULTIARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
 _EMPTY_ARRAYS = frozenset((module, "_reconstruct") for module in _MULTIARRAYS)
+_FROM_BUFFER = frozenset((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core"))  # protocol 5
 _SCALARS = frozenset((module, "scalar") for module in _MULTIARRAYS)
 _CODECS = {"latin1": "latin-1", "latin-1": "latin-1", "utf-8": "utf-8", "utf8": "utf-8", "ascii": "ascii"}
 _STORAGES: dict[str, str] = {
@@ -83,14 +84,16 @@ _DTYPES: dict[Global, str] = {
     (module, name): dtype for module in ("torch", "torch.storage") for name, dtype in _STORAGES.items()
 }
 _TORCH_TYPES = frozenset(
-    """float64 float32 float16 bfloat16 complex64 complex128 uint8 uint16 uint32 uint64 int8 int16 int32 int64 bool
-    float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz""".split()
+    {"bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "complex64", "complex128"}
+    | {"float64", "float32", "float16", "bfloat16"}
+    | {"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"}
 )
 _READ = (
     _TENSOR_BUILDERS
     | _CONTAINERS.keys()
     | _DTYPES.keys()
     | _EMPTY_ARRAYS
+    | _FROM_BUFFER
     | _SCALARS
     | {("torch", name) for name in _TORCH_TYPES}
     | {_ORDERED, _SIZE, _ENCODE, _PARAMETERS, _FROM_NUMPY, _ARRAY, _NUMPY_TYPE}
@@ -601,7 +604,7 @@ class _Machine:
             return OrderedDict()
         if name == _ENCODE:
             return self.encoded(arguments)
-        if name in (_NUMPY_TYPE, _FROM_NUMPY) or name in _EMPTY_ARRAYS or name in _SCALARS:
+        if name in (_NUMPY_TYPE, _FROM_NUMPY) or name in _EMPTY_ARRAYS | _FROM_BUFFER | _SCALARS:
             return self.numpy_call(name, arguments)
         self.count_copied(*arguments)
         if name == _ORDERED:
@@ -648,6 +651,11 @@ class _Machine:
         if name in _SCALARS and len(arguments) == 2 and isinstance(arguments[0], NumpyType):
             number = scalar(arguments[0], arguments[1])
             return self.odd_call(name) if number is None else number
+        if name in _FROM_BUFFER and len(arguments) == 4:
+            data, dtype, shape, order = arguments
+            array = NumpyArray()
+            array.fill(shape, dtype, order == "F", bytes(data) if isinstance(data, bytearray) else data, Blob)
+            return array
         if name == _FROM_NUMPY and len(arguments) >= 2 and isinstance(arguments[0], NumpyArray):
             return self.tensor_of_array(arguments[0], arguments[1])
         return self.odd_call(name)
@@ -657,6 +665,7 @@ class _Machine:
             return self.odd_call(_FROM_NUMPY)
         self.arrays += 1
         count = math.prod(array.shape)
+        assert isinstance(array.data, (bytes, Blob))
         storage = StorageRef(f"array {self.arrays}", array.dtype, count, array.data)
         return TensorRef(storage, 0, array.shape, array.stride)
 
@@ -683,13 +692,20 @@ class _Machine:
         storage, offset, shape, stride = arguments[:4]
         dtype = arguments[6] if len(arguments) in (7, 8) else None
         known = isinstance(dtype, Symbol) and dtype.name[0] == "torch" and dtype.name[1] in _TORCH_TYPES
-        if not known or not isinstance(storage, StorageRef) or storage.dtype != "uint8" or not isinstance(dtype, Symbol):
+        if (
+            not known
+            or not isinstance(storage, StorageRef)
+            or storage.dtype != "uint8"
+            or not isinstance(dtype, Symbol)
+        ):
             return self.odd_call(_TYPED_TENSOR)
         if not isinstance(offset, int) or not _is_sizes(shape) or not _is_sizes(stride):
             raise MalformedPickleError(f"a tensor whose sizes are not numbers before byte {self.at}")
         size = item_size(dtype.name[1])
         if storage.count % size:
-            raise MalformedPickleError(f"a storage of {storage.count} bytes with values of {size} before byte {self.at}")
+            raise MalformedPickleError(
+                f"a storage of {storage.count} bytes with values of {size} before byte {self.at}"
+            )
         typed = StorageRef(storage.key, dtype.name[1], storage.count // size, is_untyped=True)
         return TensorRef(typed, offset, tuple(shape), tuple(stride))  # type: ignore[arg-type]
 

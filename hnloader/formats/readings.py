@@ -46,8 +46,8 @@ def check_pickle(source: Source, place: Place) -> None:
     if trace.found:
         what = ", ".join(dict.fromkeys(f"{one.what} at byte {one.offset:,}" for one in trace.found[:3]))
         raise UnsafeFileError(
-            f"{source.label} is not safe: a pickle in it holds {what}. Nothing was run. Do not open the file with other "
-            "programs; get it from another source."
+            f"{source.label} is not safe: a pickle in it holds {what}. Nothing was run. Do not open the file with "
+            "other programs; get it from another source."
         )
 
 

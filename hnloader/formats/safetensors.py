@@ -25,11 +25,10 @@ from torch import Tensor
 from hnloader.errors import CorruptFileError, OtherModelError, UnsupportedArchitectureError
 from hnloader.families import families
 from hnloader.files import open_new
-from hnloader.formats.checkpoint import item_size
 from hnloader.formats.contents import Contents, SideTensors, all_named_tensors
 from hnloader.formats.identify import kind_of_names
 from hnloader.formats.outgoing import Lazy, Outgoing, from_hypernetwork
-from hnloader.formats.pickles import MAX_INT_BYTES, has_chosen_hash
+from hnloader.formats.pickles import MAX_INT_BYTES, has_chosen_hash, item_size
 from hnloader.formats.readings import check_one_reading
 from hnloader.formats.source import Source, joined
 from hnloader.formats.trees import canonical

@@ -23,9 +23,8 @@ import torch._utils
 
 from hnloader.errors import UnsupportedArchitectureError
 from hnloader.files import open_new
-from hnloader.formats.checkpoint import item_size
 from hnloader.formats.outgoing import Lazy
-from hnloader.formats.pickles import MalformedPickleError, read_pickle
+from hnloader.formats.pickles import MalformedPickleError, item_size, read_pickle
 from hnloader.formats.trees import canonical, check_kinds
 
 _ROOT = "archive"

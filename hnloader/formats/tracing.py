@@ -20,9 +20,8 @@ import sys
 from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from hnloader.errors import HypernetworkError
 from hnloader.formats.known_globals import KNOWN, Global, joined, may_be_called
 from hnloader.formats.source import Source
 from hnloader.formats.zip_archive import inflated
@@ -119,6 +118,8 @@ class _Made:
 
 _MARK, _PLAIN, _UNKNOWN = object(), object(), object()
 
+_File: TypeAlias = "io.BufferedReader[io.RawIOBase]"
+
 
 class _Stored(io.RawIOBase):
     """A part of a file as a file of its own, what is read of it counted against a budget."""
@@ -188,7 +189,7 @@ def trace_inflated(source: Source, start: int, size: int, budget: Budget) -> Tra
 def _trace(raw: io.RawIOBase, start: int, budget: Budget) -> Trace:
     budget.opcodes -= _COST_OF_A_PICKLE
     trace = Trace(end=start)
-    file = io.BufferedReader(raw, 1 << 12)
+    file: _File = io.BufferedReader(raw, 1 << 12)
     machine = _Machine(file, start, trace, budget)
     is_text = False
     try:
@@ -206,7 +207,7 @@ def _trace(raw: io.RawIOBase, start: int, budget: Budget) -> Trace:
     return trace
 
 
-def _next_bytes(file: io.BufferedReader) -> bytes:
+def _next_bytes(file: _File) -> bytes:
     try:
         return file.peek(256)[:256]
     except _LimitError:
@@ -243,7 +244,7 @@ def _keep_plausible(trace: Trace, *, is_text: bool) -> None:
 class _Machine:
     """The stack machine, with values as far as they matter."""
 
-    def __init__(self, file: io.BufferedReader, start: int, trace: Trace, budget: Budget) -> None:
+    def __init__(self, file: _File, start: int, trace: Trace, budget: Budget) -> None:
         self.file, self.at, self.trace, self.budget = file, start, trace, budget
         self.stack: list[object] = []
         self.memo: dict[int, object] = {}
@@ -443,6 +444,8 @@ class _Machine:
             self.trace.found.append(Found(what, name, self.at - 1))
 
     def imported(self, module: object, attribute: object) -> _Name:
+        if isinstance(module, str) and "\0" in module:
+            raise _DamageError  # no module has such a name
         self.budget.opcodes -= _COST_OF_AN_IMPORT
         name = (_part(module), _part(attribute))
         if name not in self.trace.names and len(self.trace.names) < 10 * MAX_FINDINGS:
@@ -452,12 +455,19 @@ class _Machine:
         return _Name(name)
 
     def global_lines(self) -> None:
-        module = self.line()
-        self.push(self.imported(module, self.last_line()))
+        module = self.name_line()
+        self.push(self.imported(module, self.attribute_line()))
 
-    def last_line(self) -> str | None:
-        """The attribute of GLOBAL; Python takes an empty one where the file ends."""
-        return self.line() if self.file.peek(1) else ""
+    def name_line(self) -> str | None:
+        """A line that names something, for which the unpicklers take UTF-8 alone."""
+        line = self.line()
+        if line is not None and any("\udc80" <= letter <= "\udcff" for letter in line):
+            raise _DamageError
+        return line
+
+    def attribute_line(self) -> str | None:
+        """The second line of GLOBAL; Python takes an empty one where the file ends."""
+        return self.name_line() if self.file.peek(1) else ""
 
     def global_stack(self) -> None:
         attribute, module = self.pop(), self.pop()
@@ -497,8 +507,8 @@ class _Machine:
         self.call(items[0], tuple(items[1:]), "an object of")
 
     def instance(self) -> None:
-        module = self.line()
-        function = self.imported(module, self.last_line())
+        module = self.name_line()
+        function = self.imported(module, self.attribute_line())
         self.call(function, tuple(self.pop_mark()), "an object of")
 
     def build(self) -> None:

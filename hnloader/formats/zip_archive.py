@@ -223,7 +223,7 @@ def _directory_place(source: Source) -> tuple[int, int, int]:
             raise DeviationError("its two end records disagree")
         count = count_here = count_64
         size, start = size_64, start_64
-    elif _MAX_16 == count or _MAX_32 in (size, start):
+    elif count == _MAX_16 or _MAX_32 in (size, start):
         raise DeviationError("its end record refers to another one, which is missing")
     if disk or first_disk or count != count_here or comment:
         raise DeviationError("its end record speaks of several parts or of a comment")
@@ -329,7 +329,7 @@ def _wide(fields: dict[int, bytes], numbers: tuple[int, ...], name: str) -> tupl
     at = 0
     for number in numbers:
         if number == _MAX_32 and at + 8 <= len(field):
-            (number,) = struct.unpack_from("<Q", field, at)  # noqa: PLW2901
+            (number,) = struct.unpack_from("<Q", field, at)
             at += 8
         elif number == _MAX_32:
             raise DeviationError(f"its member {_shown(name)} lacks its size or place")
@@ -346,7 +346,8 @@ def _check_names(entries: list[_Entry], source: Source) -> None:
             raise DeviationError(f"its member {_shown(entry.name)} has a name that programs read differently")
         if _OUTSIDE.search(entry.name):
             raise UnsafeFileError(
-                f"{source.label}: the zip member {_shown(entry.name)} would be unpacked outside of its folder; not loaded"
+                f"{source.label}: the zip member {_shown(entry.name)} would be unpacked outside of its folder; not "
+                "loaded"
             )
 
 
@@ -374,7 +375,9 @@ def _member(source: Source, entry: _Entry, limit: int) -> tuple[Member, int]:
     if not (has_descriptor and crc == 0 and size in (0, _MAX_32) and unpacked in (0, _MAX_32)):
         unpacked, size = _wide(extra, (unpacked, size), entry.name)
         if (crc, size, unpacked) != (entry.crc, entry.size, entry.unpacked):
-            raise DeviationError(f"the two headers of its member {_shown(entry.name)} state different sizes or checksums")
+            raise DeviationError(
+                f"the two headers of its member {_shown(entry.name)} state different sizes or checksums"
+            )
     start = entry.header + name_end + extra_size
     end = start + entry.size
     if end > limit:
@@ -403,8 +406,8 @@ def _check_member(source: Source, entry: _Entry) -> None:
     if entry.method not in (STORED, DEFLATED):
         _damaged(
             source,
-            f"the zip member {_shown(entry.name)} is compressed by method {entry.method}, which torch.save does not use. "
-            "Pack the archive again without compression",
+            f"the zip member {_shown(entry.name)} is compressed by method {entry.method}, which torch.save does not "
+            "use. Pack the archive again without compression",
         )
     if entry.method == STORED and entry.size != entry.unpacked:
         raise DeviationError(f"its member {_shown(entry.name)} declares two sizes")

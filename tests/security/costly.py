@@ -52,9 +52,12 @@ def pickles() -> dict[str, bytes]:
         + b"N",
         "one text encoded 5,000 times": b"c_codecs\nencode\nq\xfe0"
         + BIG_TEXT
-        + b"0(" + (b"h\xfeh\xff" + text("latin1") + b"\x86R") * 5000
+        + b"0("
+        + (b"h\xfeh\xff" + text("latin1") + b"\x86R") * 5000
         + b"l",
-        "a dict copied into OrderedDicts": b"}(" + numbers + b"uq\xfe0ccollections\nOrderedDict\nq\xfd0("
+        "a dict copied into OrderedDicts": b"}("
+        + numbers
+        + b"uq\xfe0ccollections\nOrderedDict\nq\xfd0("
         + b"h\xfdh\xfe\x85R" * 5000
         + b"l",
         "150,000 empty sets": b"(" + b"\x8f" * 150_000 + b"l",
@@ -96,10 +99,17 @@ def _end(count: int, size: int, start: int) -> bytes:
 
 def _local(name: bytes, data: bytes, *, method: int = 0, size: int | None = None, crc: int = 0) -> bytes:
     unpacked = len(data) if size is None else size
-    return b"PK\x03\x04" + struct.pack("<5H3I2H", 20, 0, method, 0, 33, crc, len(data), unpacked, len(name), 0) + name + data
+    return (
+        b"PK\x03\x04"
+        + struct.pack("<5H3I2H", 20, 0, method, 0, 33, crc, len(data), unpacked, len(name), 0)
+        + name
+        + data
+    )
 
 
-def _entry(name: bytes, packed: int, unpacked: int, *, method: int = 0, crc: int = 0, extra: bytes = b"", at: int = 0) -> bytes:
+def _entry(
+    name: bytes, packed: int, unpacked: int, *, method: int = 0, crc: int = 0, extra: bytes = b"", at: int = 0
+) -> bytes:
     fields = (20, 20, 0, method, 0, 33, crc, packed, unpacked, len(name), len(extra), 0, 0, 0, 0, at)
     return b"PK\x01\x02" + struct.pack("<6H3I5H2I", *fields) + name + extra
 
