@@ -6,7 +6,7 @@ The text is the prompt, the negative prompt, and one line of settings:
     Negative prompt: blurry
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Version: hnloader 0.1.0
 
-In a PNG file it stands in the text chunk `parameters`.
+In a PNG file it stands in the text chunk `parameters`, in JPEG and WebP files in EXIF's user comment.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnloader.files import replacing
+from hnloader.images import read_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -111,13 +111,13 @@ def save_png(image: Image, path: str | os.PathLike[str], infotext: Infotext) -> 
 
 
 def read_png(path: str | os.PathLike[str]) -> Infotext | None:
-    """The parameters in a picture, or None where it has none. Raises OSError for what is not a picture."""
-    from PIL import Image
+    """Return the parameters in a PNG, JPEG or WebP image, or None where it has none.
 
-    with Image.open(Path(path)) as image:
-        image.load()  # the chunk may stand after the pixels
-        text = image.info.get(CHUNK)
-    return parse(text) if isinstance(text, str) else None
+    Raises:
+        HypernetworkError: The file cannot be opened, is of another format, or is damaged.
+    """
+    text = read_text(path, CHUNK)
+    return None if text is None else parse(text)
 
 
 def _checked(key: str) -> str:

@@ -283,19 +283,10 @@ def _is_file(text: str) -> bool:
 
 
 def _open(path: Path) -> Image:
-    from hnloader.errors import HypernetworkError
-    from hnloader.pipelines import MissingExtraError
+    from hnloader.images import PHOTOS, read_image
 
-    try:
-        import PIL.Image
-    except ImportError as error:
-        raise MissingExtraError("Pictures need Pillow: pip install 'hnloader[diffusers]'") from error
-    try:
-        with PIL.Image.open(path) as image:
-            copied: Image = image.copy()
-            return copied
-    except PIL.UnidentifiedImageError as error:
-        raise HypernetworkError(f"{path} is no picture that Pillow can read") from error
+    path.stat()  # a path that leads nowhere: the system's own words
+    return read_image(path, PHOTOS).image
 
 
 def hypernetwork_library(folders: Sequence[Path] | None) -> Library:

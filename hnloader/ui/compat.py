@@ -84,9 +84,11 @@ def update(**values: Any) -> Any:
 
 
 def picture_input(**options: Any) -> Any:
-    """A place to drop a picture from the user's disk; its value is a PIL image."""
-    # 3.x: source="upload"; 4.0 on: sources=["upload"].
-    return make("Image", type="pil", source="upload", sources=["upload"], interactive=True, **options)
+    """A place to drop an image from the user's disk; its value is what the file holds.
+
+    gradio's own Image component opens a file of any format, also of those with which Pillow starts other programs.
+    """
+    return make("File", type="binary", file_types=["image"], interactive=True, **options)
 
 
 def picture_output(**options: Any) -> Any:
