@@ -14,17 +14,24 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hnloader.files import replacing
 from hnloader.images import read_text
+from hnloader.prompt import PromptTagError, parse_tag, tag_bodies
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHUNK = "parameters"
+# Our list of what was applied, and what was asked for in vain.
+HASHES, NOT_APPLIED = "Hypernet hashes", "Hypernet not applied"
+# Images of 2022 name one hypernetwork, without a tag; some name it with a hash: `ink(3fa2c1d0)`.
+OLD_NAME, OLD_STRENGTH, OLD_HASH = "Hypernet", "Hypernet strength", "Hypernet hash"
+# The webuis' list of textual-inversion embeddings.
+EMBEDDING_HASHES = "TI hashes"
 
 _NEGATIVE = "Negative prompt:"
 # A key is a word of two or more characters before a colon; a value is a JSON string or runs to the next comma.
@@ -34,6 +41,10 @@ _VALUE = re.compile(r'\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _KEY = re.compile(r"\w[\w \-/]+")
 # Fewer settings than this in the last line, and the webuis take it for a part of the prompt.
 _FEWEST_SETTINGS = 3
+
+
+_NAME_WITH_HASH = re.compile(r"(.+?)\(([0-9a-f]{8,10})\)", re.DOTALL)
+_ENDS_IN_HASH = re.compile(r": ([0-9a-f]{8,64})$")
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,70 @@ def read_png(path: str | os.PathLike[str]) -> Infotext | None:
     """
     text = read_text(path, CHUNK)
     return None if text is None else parse(text)
+
+
+@dataclass(frozen=True)
+class Used:
+    """A hypernetwork or embedding that an image was made with, as far as its text says.
+
+    Attributes:
+        kind: What it is.
+        name: What the image calls it.
+        strength: None where the image does not say.
+        hash: Hex digits, "" where the image has none: 8 as in 2022, or the first 10 or more of the file's sha256.
+    """
+
+    kind: Literal["hypernetwork", "embedding"]
+    name: str
+    strength: float | None = None
+    hash: str = ""
+
+
+def made_with(about: Infotext) -> list[Used]:
+    """Return what an image was made with: its tags, its lists of hashes, and the settings of images of 2022."""
+    settings = about.settings
+    hashes = dict(listed_hashes(settings.get(HASHES, "")))
+    missing = {name.strip() for name in settings.get(NOT_APPLIED, "").split(",")} - hashes.keys()
+    found: dict[str, Used] = {}
+    for body in tag_bodies(about.prompt):
+        try:
+            tag = parse_tag(body)
+        except PromptTagError:
+            continue
+        name, digest = without_hash(tag.name)
+        if tag.name not in missing:
+            found.setdefault(name, Used("hypernetwork", name, tag.strength, digest or hashes.get(tag.name, "")))
+    for name, digest in hashes.items():  # applied without a tag
+        found.setdefault(name, Used("hypernetwork", name, None, digest))
+    if (old := settings.get(OLD_NAME, "None")) != "None":
+        name, digest = without_hash(old)
+        strength = _number(settings.get(OLD_STRENGTH, ""))
+        found.setdefault(name, Used("hypernetwork", name, strength, digest or settings.get(OLD_HASH, "")))
+    embeddings = dict(listed_hashes(settings.get(EMBEDDING_HASHES, "")))
+    return [*found.values(), *(Used("embedding", name, None, digest) for name, digest in embeddings.items())]
+
+
+def without_hash(name: str) -> tuple[str, str]:
+    """Return a name in an old image without its hash, and the hash, "" where it has none."""
+    match = _NAME_WITH_HASH.fullmatch(name)
+    return (match[1], match[2]) if match else (name, "")
+
+
+def listed_hashes(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and hashes of a list `name: hash, name: hash`; names may hold commas and colons."""
+    parts: list[str] = []
+    for part in text.split(", "):
+        parts.append(part)
+        if (match := _ENDS_IN_HASH.search(part)) is not None:
+            yield ", ".join(parts)[: -len(match[0])], match[1]
+            parts = []
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _checked(key: str) -> str:

@@ -16,7 +16,7 @@ import difflib
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -51,12 +51,15 @@ class LibraryFile:
 class Library:
     """The hypernetwork files below some folders, listed once, at the first question; `refresh` lists anew.
 
+    `suffixes` are those of other files to list, the ones that win first.
+
     Symbolic links are followed, each folder being entered once however often links lead to it. Folders that
     are missing or not readable count as empty. File contents are never read. Every method may be called from
     several threads.
     """
 
-    def __init__(self, folders: Iterable[str | os.PathLike[str]]) -> None:
+    def __init__(self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = SUFFIXES) -> None:
+        self._suffixes = tuple(suffixes)
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
         self._listing: _Listing | None = None
 
@@ -71,7 +74,7 @@ class Library:
     def _listed(self) -> _Listing:
         listing = self._listing  # looked at once: another thread may list anew meanwhile
         if listing is None:
-            listing = self._listing = _list(self.folders)
+            listing = self._listing = _list(self.folders, self._suffixes)
         return listing
 
     def names(self) -> list[str]:
@@ -79,10 +82,18 @@ class Library:
         return sorted({file.name for file in self.files()}, key=lambda name: (name.casefold(), name))
 
     def matches(self, name: str) -> list[LibraryFile]:
-        """Every file that answers to `name`, the one that `find` takes first."""
-        wanted = _normal(name.strip())
-        found = self._listed().by_key.get(_folded(wanted), [])
-        return sorted(found, key=lambda file: wanted not in _names(file))  # stable: the order within stays
+        """Every file that answers to `name`, the one that `find` takes first.
+
+        Spaces around a name matter only where files differ in them.
+        """
+        wanted = _normal(name)
+        found = self._listed().by_key.get(_folded(wanted).strip(), [])
+
+        def rank(file: LibraryFile) -> tuple[bool, bool]:
+            names = _names(file)
+            return wanted not in names, wanted.strip() not in names
+
+        return sorted(found, key=rank)  # stable: the order within stays
 
     def find(self, name: str) -> Path:
         """The file that `name` stands for. Only files below the folders are found: `..` matches nothing.
@@ -152,11 +163,11 @@ class _Listing:
     by_key: dict[str, list[LibraryFile]]
 
 
-def _list(folders: Iterable[Path]) -> _Listing:
-    files = [file for folder in folders for file in _sorted(folder)]
+def _list(folders: Iterable[Path], suffixes: Sequence[str]) -> _Listing:
+    files = [file for folder in folders for file in _sorted(folder, suffixes)]
     by_key = defaultdict(list)
     for file in files:
-        for name in set(map(_folded, _names(file))):
+        for name in {_folded(name).strip() for name in _names(file)}:
             by_key[name].append(file)
     return _Listing(files, dict(by_key))
 
@@ -165,18 +176,18 @@ def _counted(files: int) -> str:
     return "1 file" if files == 1 else f"{files} files"
 
 
-def _sorted(folder: Path) -> list[LibraryFile]:
+def _sorted(folder: Path, suffixes: Sequence[str]) -> list[LibraryFile]:
     def order(file: LibraryFile) -> tuple[int, int, str]:
         relative = file.relative
-        return len(relative.parts), SUFFIXES.index(relative.suffix.lower()), relative.as_posix()
+        return len(relative.parts), suffixes.index(relative.suffix.lower()), relative.as_posix()
 
-    return sorted((LibraryFile(folder, path) for path in _scan(folder)), key=order)
+    return sorted((LibraryFile(folder, path) for path in _scan(folder, suffixes)), key=order)
 
 
-def _scan(folder: Path) -> Iterator[PurePath]:
-    """The hypernetwork files below a folder, relative to it, in no order."""
+def _scan(folder: Path, suffixes: Sequence[str]) -> Iterator[PurePath]:
+    """The files of these kinds below a folder, relative to it, in no order."""
     for entry in walk(folder):
-        if entry.kind == "file" and entry.relative.suffix.lower() in SUFFIXES:
+        if entry.kind == "file" and entry.relative.suffix.lower() in suffixes:
             yield entry.relative
 
 

@@ -304,12 +304,13 @@ def hypernetwork_library(folders: Sequence[Path] | None) -> Library:
 def _announce(settings: Settings, library: Library) -> None:
     """Say what is odd, and fail for a missing hypernetwork, before the model is loaded."""
     from hnloader.generation import find_file
+    from hnloader.hashes import find_named
     from hnloader.prompt import other_tags, parse_prompt
 
     for tag in settings.hypernetworks:
         find_file(tag.name, library)
     for tag in parse_prompt(settings.prompt).tags:
-        chosen = library.find(tag.name)
+        chosen = find_named(library, tag.name)
         others = {file.path.resolve() for file in library.matches(tag.name)} - {chosen.resolve()}
         if others:
             note(f"{len(others) + 1} files are called {tag.name}; taking {chosen}.")
