@@ -127,7 +127,7 @@ def read_text(
         if kind == "PNG":
             return _png_text(data, key.encode("latin-1"), longest)
         if kind in ("JPEG", "WEBP"):
-            return _user_comment(_CUTTERS[kind](data).exif, longest)
+            return _user_comment(_jpeg_exif(data) if kind == "JPEG" else _cut_webp(data).exif, longest)
     except CorruptFileError as error:
         raise CorruptFileError(f"{label}: {error}") from error
     except (struct.error, IndexError) as error:
@@ -409,6 +409,23 @@ def _cut_jpeg(data: bytes) -> _Cut:
     if buffered > _MOST_BUFFERED_SAMPLES:
         raise CorruptFileError(f"a progressive JPEG of {size[0]} x {size[1]} pixels. Save it as a baseline JPEG.")
     return _Cut(b"".join(parts), size, 1, exif, 2 * buffered)
+
+
+def _jpeg_exif(data: bytes) -> bytes:
+    """The EXIF data before the first pass, whatever the image is."""
+    at = 2
+    for _ in range(_MOST_CHUNKS):
+        match = _JPEG_MARKER.search(data, at)
+        if match is None or data[match.start() + 1] in (0xD9, 0xDA):
+            return b""
+        at = match.end()
+        if data[at - 1] in (0x01, 0xD8):
+            continue
+        (length,) = struct.unpack_from(">H", data, at)
+        if data[at - 1] == 0xE1 and data.startswith(b"Exif\0\0", at + 2):
+            return data[at + 8 : at + length]
+        at += max(length, 2)
+    raise CorruptFileError(f"more than {_MOST_CHUNKS:,} segments. Save the image again with another program.")
 
 
 def _jpeg_frame(content: bytes) -> tuple[tuple[int, int], list[tuple[int, int]]]:

@@ -12,10 +12,12 @@ In a PNG file it stands in the text chunk `parameters`, in JPEG and WebP files i
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from hnloader.files import replacing
@@ -32,6 +34,7 @@ HASHES, NOT_APPLIED = "Hypernet hashes", "Hypernet not applied"
 OLD_NAME, OLD_STRENGTH, OLD_HASH = "Hypernet", "Hypernet strength", "Hypernet hash"
 # The webuis' list of textual-inversion embeddings.
 EMBEDDING_HASHES = "TI hashes"
+MOST_USED = 64
 
 _NEGATIVE = "Negative prompt:"
 # A key is a word of two or more characters before a colon; a value is a JSON string or runs to the next comma.
@@ -149,7 +152,10 @@ class Used:
 
 
 def made_with(about: Infotext) -> list[Used]:
-    """Return what an image was made with: its tags, its lists of hashes, and the settings of images of 2022."""
+    """Return what an image was made with: its tags, its lists of hashes, and the settings of images of 2022.
+
+    At most `MOST_USED` of each kind: an image that names more is made to keep its reader busy.
+    """
     settings = about.settings
     hashes = dict(listed_hashes(settings.get(HASHES, "")))
     missing = {name.strip() for name in settings.get(NOT_APPLIED, "").split(",")} - hashes.keys()
@@ -169,7 +175,8 @@ def made_with(about: Infotext) -> list[Used]:
         strength = _number(settings.get(OLD_STRENGTH, ""))
         found.setdefault(name, Used("hypernetwork", name, strength, digest or settings.get(OLD_HASH, "")))
     embeddings = dict(listed_hashes(settings.get(EMBEDDING_HASHES, "")))
-    return [*found.values(), *(Used("embedding", name, None, digest) for name, digest in embeddings.items())]
+    of_embeddings = (Used("embedding", name, None, digest) for name, digest in embeddings.items())
+    return [*islice(found.values(), MOST_USED), *islice(of_embeddings, MOST_USED)]
 
 
 def without_hash(name: str) -> tuple[str, str]:
@@ -190,9 +197,10 @@ def listed_hashes(text: str) -> Iterator[tuple[str, str]]:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def _checked(key: str) -> str:

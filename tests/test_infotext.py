@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hnloader.errors import HypernetworkError
-from hnloader.infotext import Infotext, Used, _settings, listed_hashes, made_with, parse, read_png, save_png
+from hnloader.infotext import MOST_USED, Infotext, Used, _settings, listed_hashes, made_with, parse, read_png, save_png
 
 FROM_A_WEBUI = """a cat, (best quality:1.2) <hypernet:ink:0.8>
 second line
@@ -144,12 +144,20 @@ def test_tags_hashes_and_old_settings_are_told_together() -> None:
             "Hypernet: net-60000(bab41cfb), Hypernet strength: 0.7",
             Used("hypernetwork", "net-60000", 0.7, "bab41cfb"),
         ),
+        ("Hypernet: net, Hypernet strength: inf", Used("hypernetwork", "net")),
         ("Hypernet: net, Hypernet strength: much", Used("hypernetwork", "net")),
         ("Hypernet: None, Hypernet strength: 1", None),
     ],
 )
 def test_images_of_2022_name_one_hypernetwork(settings: str, used: Used | None) -> None:
     assert made_with(parse(f"a cat\nSteps: 20, Seed: 1, {settings}")) == ([] if used is None else [used])
+
+
+def test_an_image_names_a_few_at_most() -> None:
+    tags = "".join(f"<hypernet:a{index}(0123abcd)>" for index in range(30_000))
+    words = ", ".join(f"e{index}: 0123456789ab" for index in range(30_000))
+    used = made_with(parse(f'{tags}\nSteps: 20, Seed: 1, TI hashes: "{words}"'))
+    assert [one.kind for one in used] == ["hypernetwork"] * MOST_USED + ["embedding"] * MOST_USED
 
 
 def test_a_list_of_hashes_that_is_made_to_take_hours() -> None:
