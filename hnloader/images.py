@@ -20,7 +20,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
-from hnloader.formats.identify import kind_of_bytes
 from hnloader.formats.source import open_source
 
 if TYPE_CHECKING:
@@ -90,8 +89,7 @@ def read_image(
     label, data = _data_of(given, label)
     kind = _format_of(data[:16])
     if kind not in formats:
-        names = ", ".join(formats)
-        raise UnknownFormatError(f"{label}: found {kind_of_bytes(data[:4096])}. Use an image of these kinds: {names}.")
+        raise UnknownFormatError(f"{label}: found {_found(kind)}. Use an image of these kinds: {', '.join(formats)}.")
     try:
         cut = _CUTTERS[kind](data)
         del data
@@ -132,7 +130,7 @@ def read_text(
         raise CorruptFileError(f"{label}: {error}") from error
     except (struct.error, IndexError) as error:
         raise CorruptFileError(f"{label}: the image is cut off. Copy or download it again.") from error
-    raise UnknownFormatError(f"{label}: found {kind_of_bytes(data[:4096])}. Use a PNG, JPEG or WebP image.")
+    raise UnknownFormatError(f"{label}: found {_found(kind)}. Use an image of these kinds: PNG, JPEG, WEBP.")
 
 
 def is_image(head: bytes) -> bool:
@@ -187,6 +185,10 @@ def _format_of(head: bytes) -> str:
     if head.startswith((b"II*\0", b"MM\0*")):
         return "TIFF"
     return "BMP" if head.startswith(b"BM") else ""
+
+
+def _found(kind: str) -> str:
+    return f"an image of the kind {kind}" if kind else "a file of another kind"
 
 
 def _decoded(cut: _Cut, kind: str, most_pixels: int, shortest: int | None) -> ReadImage:
