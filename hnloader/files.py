@@ -56,6 +56,12 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def legacy_hash_of(file: BinaryIO) -> str:
+    """The 8 hex digits that the webuis of 2022 showed: of the sha256 of 64 KiB at 1 MiB, or of nothing."""
+    file.seek(0x100000)
+    return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, where it is missing. Raises HypernetworkError where it cannot be made."""
     try:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import replacing, sha256_of
+from hnloader.files import legacy_hash_of, replacing, sha256_of
 from hnloader.infotext import without_hash
 from hnloader.library import Library, LibraryFile
 
-# The webuis' first short hash: 8 hex digits of the sha256 of 64 KiB that begin at 1 MiB.
+# The webuis' first short hash, see `legacy_hash_of`.
 LEGACY_DIGITS = 8
-LEGACY_OFFSET, LEGACY_SIZE = 0x100000, 0x10000
 # What every file of less than 1 MiB has: it tells none of them.
 LEGACY_OF_NOTHING = hashlib.sha256(b"").hexdigest()[:LEGACY_DIGITS]
 
@@ -53,9 +52,7 @@ class Hashes:
         stamp, key = _stamp(path), str(path)
         if (known := self._legacy.get(key)) is None or known[:-1] != stamp:
             with path.open("rb") as file:
-                file.seek(LEGACY_OFFSET)
-                digest = hashlib.sha256(file.read(LEGACY_SIZE)).hexdigest()[:LEGACY_DIGITS]
-            known = self._legacy[key] = [*stamp, digest]
+                known = self._legacy[key] = [*stamp, legacy_hash_of(file)]
         return str(known[-1])
 
     def is_of(self, path: Path, digest: str) -> bool:

@@ -12,7 +12,6 @@ import io
 import os
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -203,30 +202,28 @@ def _decoded(cut: _Cut, kind: str, most_pixels: int, shortest: int | None) -> Re
         raise CorruptFileError(f"{width} x {height} pixels. Use an image of at most {most_pixels:,} pixels.")
     turn = cut.orientation or _orientation(cut.exif)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(cut.data), formats=(kind,))
-            if image.size != cut.size:
-                raise CorruptFileError(f"it declares {width} x {height} pixels and holds others. Download it again.")
-            mode = "RGBA" if has_alpha(image) else "RGB"
-            each = _BYTES.get(image.mode, 4)
-            if mode != image.mode or mode == "RGBA" or turn in _TURNS:  # a second copy, also to resize transparency
-                each += 1 if kind == "WEBP" else 4
-            if kind == "JPEG":
-                _draft(image, cut, each, shortest)
-            elif pixels * each + cut.extra > 4 * most_pixels:
-                raise CorruptFileError(
-                    f"{width} x {height} pixels in a form that takes much memory. Make the image smaller."
-                )
-            image.load()
-            image = image if image.mode == mode else image.convert(mode)
+        image: Image.Image = Image.open(io.BytesIO(cut.data), formats=(kind,))
+        if image.size != cut.size:
+            raise CorruptFileError(f"it declares {width} x {height} pixels and holds others. Download it again.")
+        mode = "RGBA" if has_alpha(image) else "RGB"
+        each = _BYTES.get(image.mode, 4)
+        if mode != image.mode or mode == "RGBA" or turn in _TURNS:  # a second copy, also to resize transparency
+            each += 1 if kind == "WEBP" else 4
+        if kind == "JPEG":
+            _draft(image, cut, each, shortest)
+        elif pixels * each + cut.extra > 4 * most_pixels:
+            raise CorruptFileError(
+                f"{width} x {height} pixels in a form that takes much memory. Make the image smaller."
+            )
+        image.load()
+        image = image if image.mode == mode else image.convert(mode)
     except CorruptFileError:
         raise
     except Exception as error:  # Pillow's decoders raise what they like
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CorruptFileError(f"the image is damaged ({reason}). Copy or download it again.") from error
     image.info = {}
-    size = (height, width) if turn >= 5 else (width, height)
+    size = (height, width) if turn in (5, 6, 7, 8) else (width, height)
     if turn in _TURNS:
         image = image.transpose(getattr(Image.Transpose, _TURNS[turn]))
     return ReadImage(image, size, cut.frames)
@@ -544,6 +541,8 @@ _PIXEL_TAGS = (
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320),
     *(322, 323, 324, 325, 338, 339, 530, 532),
 )
+# Bytes, two and four bytes, fractions.
+_PIXEL_KINDS = (1, 3, 4, 5)
 # None, LZW, deflate (two numbers), PackBits.
 _COMPRESSIONS = (1, 5, 8, 32946, 32773)
 
@@ -600,11 +599,13 @@ def _cut_tiff(data: bytes) -> _Cut:
     tile = tags.number(_TILE_WIDTH) * tags.number(_TILE_HEIGHT)
     if len(strips) > _MOST_STRIPS or max(sum(tag.size for tag in kept), sum(strips)) > len(data):
         raise CorruptFileError("its parts overlap or are too many. Save the image again with another program.")
-    if tags.number(_COMPRESSION, 1) not in _COMPRESSIONS or tile > _LARGEST_TILE:
+    compression = tags.number(_COMPRESSION, 1)
+    usual = compression in _COMPRESSIONS and (compression == 1 or strips) and tile <= _LARGEST_TILE
+    if not usual or any(tag.kind not in _PIXEL_KINDS for tag in kept):
         raise CorruptFileError("a rare kind of TIFF. Save it as PNG.")
     bits = tags.number(_BITS, 1) * tags.number(_SAMPLES, 1)
     rows = min(tags.number(_ROWS, 1 << 32), tags.number(_HEIGHT))
-    strip = 0 if tags.number(_COMPRESSION, 1) == 1 else tags.number(_WIDTH) * rows * bits // 8
+    strip = 0 if compression == 1 else tags.number(_WIDTH) * rows * bits // 8
     directory = struct.pack(f"{tags.order}H", len(kept)) + b"".join(tag.entry for tag in kept) + bytes(4)
     pad = bytes(len(data) % 2)
     header = data[:4] + struct.pack(f"{tags.order}I", len(data) + len(pad))

@@ -326,6 +326,13 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
         [*small_tiff(7000), (273, 4, 7000, 8), (278, 4, 1, 1), (279, 4, 7000, 8 + 28_000)],
         struct.pack("<7000I", *[8] * 7000) + struct.pack("<7000I", *[12 << 20] * 7000) + MIB * 12,
     ),
+    "tiff, strips of no stated size": lambda: tiff(
+        [*small_tiff(7000), (273, 4, 7000, 8), (278, 4, 1, 1)], struct.pack("<7000I", *[8] * 7000) + MIB * 12
+    ),
+    "tiff, strips of a size in 8 bytes": lambda: tiff(
+        [*small_tiff(7000), (273, 4, 7000, 8), (278, 4, 1, 1), (279, 16, 7000, 8 + 28_000)],
+        struct.pack("<7000I", *[8] * 7000) + struct.pack("<7000Q", *[12 << 20] * 7000) + MIB * 12,
+    ),
     "tiff, one huge strip": lambda: tiff(
         [*small_tiff(7000), (273, 4, 1, 8), (278, 4, 1, 7000), (279, 4, 1, 50_000)], packed(MIB, 48)
     ),
