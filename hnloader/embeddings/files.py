@@ -275,7 +275,7 @@ def _for_embeddings(match: re.Match[str]) -> str:
 
 
 def _tree(embedding: Embedding, form: Form, token: str | None) -> dict[str, object]:
-    if (encoders := _by_encoder(embedding)) is not None:
+    if (encoders := _by_encoder(embedding, form)) is not None:
         return dict(encoders)
     if form == "diffusers":
         return {_token(embedding, token): embedding.vectors}
@@ -295,17 +295,18 @@ def _token(embedding: Embedding, token: str | None) -> str:
     return token or embedding.token or f"<{embedding.name or 'embedding'}>"
 
 
-def _by_encoder(embedding: Embedding) -> dict[str, Tensor] | None:
+def _by_encoder(embedding: Embedding, form: Form) -> dict[str, Tensor] | None:
     """The vectors under the key of each encoder; None for an embedding of one encoder, which has other forms."""
     if embedding.vectors_g is not None:
         return {"clip_l": embedding.vectors, "clip_g": embedding.vectors_g, **embedding.others}
-    if embedding.width == _WIDTH_G or T5 in embedding.others:
-        return {"clip_g" if embedding.width == _WIDTH_G else "clip_l": embedding.vectors, **embedding.others}
+    second_only = embedding.width == _WIDTH_G
+    if T5 in embedding.others or (second_only and form == "webui"):
+        return {"clip_g" if second_only else "clip_l": embedding.vectors, **embedding.others}
     return None
 
 
 def _picture_tree(embedding: Embedding) -> dict[str, object]:
-    if _by_encoder(embedding) is not None:
+    if _by_encoder(embedding, "webui") is not None:
         raise UnsupportedArchitectureError(
             f"an embedding for {embedding.made_for} has no form in a picture that a webui reads; "
             "save it as .safetensors"
@@ -314,7 +315,7 @@ def _picture_tree(embedding: Embedding) -> dict[str, object]:
 
 
 def _write_safetensors(embedding: Embedding, path: Path, form: Form, token: str | None) -> None:
-    tensors = _by_encoder(embedding)
+    tensors = _by_encoder(embedding, form)
     if tensors is None and form == "diffusers":
         tensors = {_token(embedding, token): embedding.vectors}
     elif tensors is None:

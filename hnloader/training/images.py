@@ -65,7 +65,7 @@ def prepare(picture: Picture, config: DataConfig, resolution: int, grain: int) -
     """
     width, height = bucket(picture.size, resolution, grain) if config.buckets else (resolution, resolution)
     image = open_picture(picture.path).image
-    size, alpha = image.size, image.getchannel("A") if has_alpha(image) else None
+    size, alpha = image.size, image.getchannel("A") if config.masks and has_alpha(image) else None
     image = _flattened(image, config.background)
     fitted, crop = _fitted(image, width, height)
     del image  # a mask is as large

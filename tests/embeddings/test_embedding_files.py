@@ -172,6 +172,14 @@ def test_an_embedding_for_both_encoders(ending: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".bin", ".pt", ".safetensors"])
+def test_vectors_for_the_second_encoder_alone_keep_their_token(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"file{ending}"
+    save_embedding(Embedding(VECTORS_G), path, form="diffusers", token="<word>")
+    assert load_embedding(path).token == "<word>"
+    assert equal(load_embedding(path), VECTORS_G)
+
+
+@pytest.mark.parametrize("ending", [".bin", ".pt", ".safetensors"])
 def test_the_diffusers_form_has_one_tensor_by_its_token(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"file{ending}"
     save_embedding(Embedding(VECTORS, name="style"), path, form="diffusers")
