@@ -30,14 +30,16 @@ STILL: Mapping[str, int] = MappingProxyType(
 )
 # Photos to train on are larger than previews, and of more formats.
 PHOTOS: Mapping[str, int] = MappingProxyType(
-    {"PNG": 51_000_000, "JPEG": 120_000_000, "WEBP": 25_000_000, "GIF": 40_000_000, "BMP": 51_000_000}
-    | {"TIFF": 51_000_000}
+    {"PNG": 50_500_000, "JPEG": 120_000_000, "WEBP": 25_000_000, "GIF": 40_000_000, "BMP": 50_500_000}
+    | {"TIFF": 50_500_000}
 )
 LARGEST_FILE = 512 << 20
 # Characters of an image's text; prompts have a few thousand.
 LONGEST_TEXT = 1 << 20
 
 _MOST_CHUNKS = 100_000
+# What images may take that need more than 4 bytes for a pixel: 24 million pixels with transparency are read.
+_MOST_BYTES = 196_000_000
 # A JPEG file that takes more memory is decoded at a fraction of its size.
 _MOST_JPEG_BYTES = 180_000_000
 # What the decoder of a JPEG file with several passes keeps, and what all its passes look at.
@@ -211,7 +213,7 @@ def _decoded(cut: _Cut, kind: str, most_pixels: int, shortest: int | None) -> Re
             each += 1 if kind == "WEBP" else 4
         if kind == "JPEG":
             _draft(image, cut, each, shortest)
-        elif pixels * each + cut.extra > 4 * most_pixels:
+        elif pixels * each + cut.extra > (4 * most_pixels if each == 4 else min(4 * most_pixels, _MOST_BYTES)):
             raise CorruptFileError(
                 f"{width} x {height} pixels in a form that takes much memory. Make the image smaller."
             )

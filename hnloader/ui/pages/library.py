@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.images import PHOTOS, read_image
+from hnloader.images import PHOTOS, STILL, read_image
 from hnloader.library import HypernetworkNotFoundError, Library
 from hnloader.prompt import PromptTagError, Tag
 from hnloader.ui import markup
@@ -108,7 +108,7 @@ class _Library:
         if entry is None or image is None:
             return *unchanged, markup.notice("Choose a file and drop a picture first.", "bad")
         try:
-            target = save_preview(entry.path, read_image(bytes(image), PHOTOS).image)
+            target = save_preview(entry.path, read_image(bytes(image), {**PHOTOS, **STILL}).image)
         except HypernetworkError as error:
             return *unchanged, markup.notice(str(error), "bad")
         self.host.after_change()
