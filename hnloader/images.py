@@ -33,6 +33,8 @@ PHOTOS: Mapping[str, int] = MappingProxyType(
     {"PNG": 50_500_000, "JPEG": 120_000_000, "WEBP": 25_000_000, "GIF": 40_000_000, "BMP": 50_500_000}
     | {"TIFF": 50_500_000}
 )
+# What a training itself writes: previews of 40 steps side by side.
+OWN_PREVIEWS: Mapping[str, int] = MappingProxyType({"PNG": 170_000_000})
 LARGEST_FILE = 512 << 20
 # Characters of an image's text; prompts have a few thousand.
 LONGEST_TEXT = 1 << 20

@@ -12,7 +12,7 @@ import torch
 
 from hnloader.errors import HypernetworkError
 from hnloader.files import replacing
-from hnloader.images import PHOTOS, read_image
+from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.training import html, schema
 from hnloader.training.config import Config
 from hnloader.training.dataset import Dataset, Picture, open_picture
@@ -96,7 +96,7 @@ def _previews(folder: Path) -> Iterator[str]:
     if not tiled.is_file():
         return
     with contextlib.suppress(HypernetworkError):
-        yield html.section("Previews", html.picture(read_image(tiled, PHOTOS).image, "previews over the steps"))
+        yield html.section("Previews", html.picture(read_image(tiled, OWN_PREVIEWS).image, "previews over the steps"))
 
 
 def _thumbnails(dataset: Dataset, kept: list[Picture]) -> Iterator[tuple[Image, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.images import PHOTOS, read_image
+from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.compat import html, listen, make, picture_output, update
@@ -284,7 +284,7 @@ def _rows(files: TrainingFiles, status: Status) -> Iterator[tuple[str, str]]:
 def _previews(path: Path) -> str:
     """The tiled previews within the page itself, so that the server need not serve files."""
     try:
-        image = read_image(path, PHOTOS).image
+        image = read_image(path, OWN_PREVIEWS).image
     except HypernetworkError:
         return ""
     image.thumbnail((_WIDEST_PREVIEW, _WIDEST_PREVIEW))
