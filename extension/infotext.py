@@ -88,7 +88,7 @@ def pasted(extension: Extension, fields: dict[str, Any]) -> None:
 
 
 def _old_name(extension: Extension, old: str, given: str) -> str:
-    """What the hypernetwork of an old picture is called here: the file with its hash is the one, whatever its name."""
+    """Return this library's name of an old picture's hypernetwork: the file with its hash is the one."""
     name, digest = without_hash(old)
     found = extension.file_of_hash(name, digest or given)
     return name if found is None else extension.library.shortest_name(found)
