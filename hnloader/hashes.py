@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import legacy_hash_of, replacing, sha256_of
+from hnloader.files import LEGACY_OFFSET, legacy_hash_of, replacing, sha256_of
 from hnloader.infotext import without_hash
 from hnloader.library import Library, LibraryFile
 
@@ -50,6 +50,8 @@ class Hashes:
     def legacy(self, path: Path) -> str:
         """Return the 8 hex digits that the webuis of 2022 showed. Raises OSError where the file cannot be read."""
         stamp, key = _stamp(path), str(path)
+        if stamp[0] <= LEGACY_OFFSET:
+            return LEGACY_OF_NOTHING
         if (known := self._legacy.get(key)) is None or known[:-1] != stamp:
             with path.open("rb") as file:
                 known = self._legacy[key] = [*stamp, legacy_hash_of(file)]
