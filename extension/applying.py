@@ -16,11 +16,13 @@ import hnloader
 from hnloader.attention import Application, Attachment, PartialMatchWarning, attach
 from hnloader.attention.strengths import Strength
 from hnloader.errors import HypernetworkError
+from hnloader.infotext import without_hash
+from hnloader.library import LibraryFile
 from hnloader.network import Hypernetwork
 from hnloader.prompt import PromptTagError, Tag, parse_items
 
 from .host import WebuiHost
-from .infotext import digest_of, record_of, without_hash
+from .infotext import digest_of, record_of
 from .telling import without_folders
 
 # Attributes on the host's object for a job; its copies keep them.
@@ -60,8 +62,15 @@ class Loaded:
 class Applier:
     """Applies hypernetworks to the job that runs; at most one job runs at a time in a webui."""
 
-    def __init__(self, host: WebuiHost, find: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        host: WebuiHost,
+        find: Callable[[str], str],
+        find_hash: Callable[[str, str], LibraryFile | None] = lambda name, digest: None,
+    ) -> None:
+        """`find` gives the path of a name, `find_hash` the file of a name and a hash."""
         self.host = host
+        self._find_hash = find_hash
         self.clock = StepClock()
         self._find = find
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
@@ -160,10 +169,11 @@ class Applier:
         try:
             path = self._find(name)
         except HypernetworkError:
-            plain, _ = without_hash(name)
+            plain, digest = without_hash(name)
             if plain == name:
                 raise
-            path = self._find(plain)
+            found = self._find_hash(plain, digest)
+            path = self._find(plain) if found is None else str(found.path)
         try:
             status = Path(path).stat()
         except OSError as error:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.files import sha256_of
+from hnloader.hashes import LEGACY_DIGITS
+from hnloader.infotext import HASHES, NOT_APPLIED, OLD_HASH, OLD_NAME, OLD_STRENGTH, listed_hashes, without_hash
 from hnloader.prompt import PromptTagError, Tag
 
 if TYPE_CHECKING:
     from .runtime import Extension
 
-HASHES = "Hypernet hashes"
-NOT_APPLIED = "Hypernet not applied"
-# Pictures of 2022 name one hypernetwork, without a tag; some name it with a hash: `ink(3fa2c1d0)`.
-OLD_NAME, OLD_STRENGTH, OLD_HASH = "Hypernet", "Hypernet strength", "Hypernet hash"
-
 _DIGITS = 10
-_LEGACY_DIGITS = 8
-# One in the list of `HASHES`; names may hold commas and colons.
-_ONE_HASH = re.compile(rf"(.+?): ([0-9a-f]{{{_DIGITS}}})(?:, |$)")
-_NAME_WITH_HASH = re.compile(r"(.+?)\(([0-9a-f]{8,10})\)")
 _RECORD = "hnloader_record"
 
 
@@ -70,12 +61,6 @@ def digest_of(path: str | Path) -> str:
     return sha256_of(path)[:_DIGITS]
 
 
-def without_hash(name: str) -> tuple[str, str]:
-    """A name in an old picture without its hash, and the hash, "" where there is none."""
-    match = _NAME_WITH_HASH.fullmatch(name)
-    return (match[1], match[2]) if match else (name, "")
-
-
 # -- pasting
 
 
@@ -94,30 +79,38 @@ def pasted(extension: Extension, fields: dict[str, Any]) -> None:
     old = fields.get(OLD_NAME)
     if isinstance(old, str):
         strength = str(fields.get(OLD_STRENGTH, "1.0"))
-        fields["Prompt"] = _with_tag(str(fields.get("Prompt", "")), old, strength)
-    for name, digest in _hashes_in(fields):
+        name = _old_name(extension, old, str(fields.get(OLD_HASH, "")))
+        fields["Prompt"] = _with_tag(str(fields.get("Prompt", "")), old, name, strength)
+    for name, digest in _hashes_in(extension, fields):
         problem = _difference(extension, name, digest)
         if problem:
             extension.host.notify(problem)
 
 
-def _with_tag(prompt: str, name: str, strength: str) -> str:
+def _old_name(extension: Extension, old: str, given: str) -> str:
+    """Return this library's name of an old picture's hypernetwork: the file with its hash is the one."""
+    name, digest = without_hash(old)
+    found = extension.file_of_hash(name, digest or given)
+    return name if found is None else extension.library.shortest_name(found)
+
+
+def _with_tag(prompt: str, old: str, name: str, strength: str) -> str:
     """The prompt with a tag that is read as the picture meant it in the place of the host's."""
-    as_host = f"<hypernet:{name}:{strength}>"
+    as_host = f"<hypernet:{old}:{strength}>"
     if not prompt.endswith(as_host):
         return prompt
     try:
-        tag = str(Tag(without_hash(name)[0], float(strength)))
+        tag = str(Tag(name, float(strength)))
     except (PromptTagError, ValueError):
         return prompt
     return prompt.removesuffix(as_host) + tag
 
 
-def _hashes_in(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield from _ONE_HASH.findall(str(fields.get(HASHES, "")))
+def _hashes_in(extension: Extension, fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from listed_hashes(str(fields.get(HASHES, "")))
     if isinstance(old := fields.get(OLD_NAME), str):
-        name, digest = without_hash(old)
-        yield name, digest or str(fields.get(OLD_HASH, ""))
+        digest = without_hash(old)[1] or str(fields.get(OLD_HASH, ""))
+        yield _old_name(extension, old, digest), digest
 
 
 def _difference(extension: Extension, name: str, digest: str) -> str:
@@ -125,8 +118,9 @@ def _difference(extension: Extension, name: str, digest: str) -> str:
     if not digest:
         return ""
     try:
-        path = extension.find(name)
-        here = hnloader.inspect(path).legacy_hash if len(digest) == _LEGACY_DIGITS else digest_of(path)
+        path = Path(extension.find(name))
+        hashes = extension.hashes
+        here = hashes.legacy(path) if len(digest) == LEGACY_DIGITS else hashes.sha256(path)[: len(digest)]
     except (HypernetworkError, OSError):
         return ""  # the picture will say so when it is made
     if here == digest:

@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 
+from hnloader.hashes import Hashes, find_by_hash, is_hash
 from hnloader.library import Library, LibraryFile
 
 from .applying import Applier
@@ -24,17 +25,19 @@ class Extension:
         host: The webui.
         library: The files in the host's folders.
         applier: Applies them to the job that runs.
+        hashes: What is known of the files' hashes.
     """
 
     host: WebuiHost
     library: Library = field(init=False)
     applier: Applier = field(init=False)
+    hashes: Hashes = field(init=False, default_factory=Hashes)
     _listing: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
     _begun: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
         self.library = Library(self.host.folders())
-        self.applier = Applier(self.host, self.find)
+        self.applier = Applier(self.host, self.find, self.file_of_hash)
 
     def list_anew(self) -> Library:
         """Look at the host's folders again, which may be others by now. Gives the library, which it also becomes.
@@ -68,6 +71,16 @@ class Extension:
         if not library.matches(name):
             library = self.list_anew()
         return library.first(name)
+
+    def file_of_hash(self, name: str, digest: str) -> LibraryFile | None:
+        """The library's file with a hash in an image; None where there is none, or the hash tells nothing.
+
+        The 8 digits of 2022 find it under any name. For a sha256 only files that are called `name` are read.
+        """
+        found = find_by_hash(self.library, name, digest, self.hashes, everywhere=False)
+        if found is None and is_hash(digest):  # added since
+            found = find_by_hash(self.list_anew(), name, digest, self.hashes, everywhere=False)
+        return found
 
 
 def start(host: WebuiHost | None = None) -> Extension:

@@ -25,6 +25,8 @@ except ImportError:  # Windows
 TEMPORARY_SUFFIX = ".hnloader-part"
 # Bytes that the page and the API leave free on a disk.
 RESERVE = 512 << 20
+# Where the bytes of the webuis' first short hash begin.
+LEGACY_OFFSET = 1 << 20
 # Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
 _ABANDONED_AFTER = 600.0  # seconds
 
@@ -60,6 +62,12 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         while read := file.readinto(buffer):
             digest.update(buffer[:read])
     return digest.hexdigest()
+
+
+def legacy_hash_of(file: BinaryIO) -> str:
+    """The 8 hex digits that the webuis of 2022 showed: of the sha256 of 64 KiB at 1 MiB, or of nothing."""
+    file.seek(LEGACY_OFFSET)
+    return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
 
 
 def make_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hnloader.errors import HypernetworkError
+from hnloader.hashes import find_named
 from hnloader.infotext import Infotext
 from hnloader.library import HypernetworkNotFoundError, Library
 from hnloader.pipelines import Model, ModelError, find_sampler, make_scheduler, quiet, sampler_label
@@ -165,7 +166,7 @@ def load_hypernetworks(tags: Sequence[Tag], library: Library, *, paths: bool = F
     loaded: dict[Path, tuple[Hypernetwork, str]] = {}
     applied = []
     for tag in tags:
-        path = find_file(tag.name, library) if paths else library.find(tag.name)
+        path = find_file(tag.name, library) if paths else find_named(library, tag.name)
         if path not in loaded:
             loaded[path] = load(path, folders=folders), inspect(path, folders).short_hash
         applied.append(Applied(tag, path, *loaded[path]))
@@ -181,7 +182,7 @@ def find_file(name: str, library: Library) -> Path:
         raise HypernetworkNotFoundError(f"{name} is a folder, not a hypernetwork file.")
     if path.is_absolute() or path.parts[:1] == ("..",) or name.startswith(("./", ".\\", "~")):
         raise HypernetworkNotFoundError(f"There is no file {name}.")
-    return library.find(name)
+    return find_named(library, name)
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,35 @@ The text is the prompt, the negative prompt, and one line of settings:
     Negative prompt: blurry
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Version: hnloader 0.1.0
 
-In a PNG file it stands in the text chunk `parameters`.
+In a PNG file it stands in the text chunk `parameters`, in JPEG and WebP files in EXIF's user comment.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
 
 from hnloader.files import replacing
+from hnloader.images import read_text
+from hnloader.prompt import PromptTagError, parse_tag, tag_bodies
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHUNK = "parameters"
+# Our list of what was applied, and what was asked for in vain.
+HASHES, NOT_APPLIED = "Hypernet hashes", "Hypernet not applied"
+# Images of 2022 name one hypernetwork, without a tag; some name it with a hash: `ink(3fa2c1d0)`.
+OLD_NAME, OLD_STRENGTH, OLD_HASH = "Hypernet", "Hypernet strength", "Hypernet hash"
+# The webuis' list of textual-inversion embeddings.
+EMBEDDING_HASHES = "TI hashes"
+MOST_USED = 64
 
 _NEGATIVE = "Negative prompt:"
 # A key is a word of two or more characters before a colon; a value is a JSON string or runs to the next comma.
@@ -34,6 +44,10 @@ _VALUE = re.compile(r'\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _KEY = re.compile(r"\w[\w \-/]+")
 # Fewer settings than this in the last line, and the webuis take it for a part of the prompt.
 _FEWEST_SETTINGS = 3
+
+
+_NAME_WITH_HASH = re.compile(r"(.+?)\(([0-9a-f]{8,10})\)", re.DOTALL)
+_ENDS_IN_HASH = re.compile(r": ([0-9a-f]{8,64})$")
 
 
 @dataclass(frozen=True)
@@ -112,13 +126,82 @@ def save_png(image: Image, path: str | os.PathLike[str], infotext: Infotext, *, 
 
 
 def read_png(path: str | os.PathLike[str]) -> Infotext | None:
-    """The parameters in a picture, or None where it has none. Raises OSError for what is not a picture."""
-    from PIL import Image
+    """Return the parameters in a PNG, JPEG or WebP image, or None where it has none.
 
-    with Image.open(Path(path)) as image:
-        image.load()  # the chunk may stand after the pixels
-        text = image.info.get(CHUNK)
-    return parse(text) if isinstance(text, str) else None
+    Raises:
+        HypernetworkError: The file cannot be opened, is of another format, or is damaged.
+    """
+    text = read_text(path, CHUNK)
+    return None if text is None else parse(text)
+
+
+@dataclass(frozen=True)
+class Used:
+    """A hypernetwork or embedding that an image was made with, as far as its text says.
+
+    Attributes:
+        kind: What it is.
+        name: What the image calls it.
+        strength: None where the image does not say.
+        hash: Hex digits, "" where the image has none: 8 as in 2022, or the first 10 or more of the file's sha256.
+    """
+
+    kind: Literal["hypernetwork", "embedding"]
+    name: str
+    strength: float | None = None
+    hash: str = ""
+
+
+def made_with(about: Infotext) -> list[Used]:
+    """Return what an image was made with: its tags, its lists of hashes, and the settings of images of 2022.
+
+    At most `MOST_USED` of each kind: an image that names more is made to keep its reader busy.
+    """
+    settings = about.settings
+    hashes = dict(listed_hashes(settings.get(HASHES, "")))
+    missing = {name.strip() for name in settings.get(NOT_APPLIED, "").split(",")} - hashes.keys()
+    found: dict[str, Used] = {}
+    for body in tag_bodies(about.prompt):
+        try:
+            tag = parse_tag(body)
+        except PromptTagError:
+            continue
+        name, digest = without_hash(tag.name)
+        if tag.name not in missing:
+            found.setdefault(name, Used("hypernetwork", name, tag.strength, digest or hashes.get(tag.name, "")))
+    for name, digest in hashes.items():  # applied without a tag
+        found.setdefault(name, Used("hypernetwork", name, None, digest))
+    if (old := settings.get(OLD_NAME, "None")) != "None":
+        name, digest = without_hash(old)
+        strength = _number(settings.get(OLD_STRENGTH, ""))
+        found.setdefault(name, Used("hypernetwork", name, strength, digest or settings.get(OLD_HASH, "")))
+    embeddings = dict(listed_hashes(settings.get(EMBEDDING_HASHES, "")))
+    of_embeddings = (Used("embedding", name, None, digest) for name, digest in embeddings.items())
+    return [*islice(found.values(), MOST_USED), *islice(of_embeddings, MOST_USED)]
+
+
+def without_hash(name: str) -> tuple[str, str]:
+    """Return a name in an old image without its hash, and the hash, "" where it has none."""
+    match = _NAME_WITH_HASH.fullmatch(name)
+    return (match[1], match[2]) if match else (name, "")
+
+
+def listed_hashes(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and hashes of a list `name: hash, name: hash`; names may hold commas and colons."""
+    parts: list[str] = []
+    for part in text.split(", "):
+        parts.append(part)
+        if (match := _ENDS_IN_HASH.search(part)) is not None:
+            yield ", ".join(parts)[: -len(match[0])], match[1]
+            parts = []
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _checked(key: str) -> str:

@@ -18,7 +18,7 @@ import difflib
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -55,12 +55,15 @@ class LibraryFile:
 class Library:
     """The hypernetwork files below some folders, listed once, at the first question; `refresh` lists anew.
 
+    `suffixes` are those of other files to list, the ones that win first.
+
     Symbolic links are followed, each folder being entered once however often links lead to it. Folders that
     are missing or not readable count as empty. File contents are never read. Every method may be called from
     several threads.
     """
 
-    def __init__(self, folders: Iterable[str | os.PathLike[str]]) -> None:
+    def __init__(self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = SUFFIXES) -> None:
+        self._suffixes = tuple(suffixes)
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
         self._listing: _Listing | None = None
 
@@ -75,7 +78,7 @@ class Library:
     def _listed(self) -> _Listing:
         listing = self._listing  # looked at once: another thread may list anew meanwhile
         if listing is None:
-            listing = self._listing = _list(self.folders)
+            listing = self._listing = _list(self.folders, self._suffixes)
         return listing
 
     def names(self) -> list[str]:
@@ -83,17 +86,26 @@ class Library:
         return sorted({file.name for file in self.files()}, key=lambda name: (name.casefold(), name))
 
     def matches(self, name: str) -> list[LibraryFile]:
-        """Every file that answers to `name`, the one that `find` takes first."""
-        given = name.strip()
-        if given.startswith(_WHOLE):
-            given = given[len(_WHOLE) :]
-            found = self._listed().by_key.get(_folded(given), [])
+        """Every file that answers to `name`, the one that `find` takes first.
+
+        Spaces around a name matter only where files differ in them.
+        """
+        given = name.removeprefix(_WHOLE) if (is_path := name.startswith(_WHOLE)) else name
+        found = self._listed().by_key.get(_folded(given).strip(), [])
+        if is_path:
             found = [file for file in found if _folded(file.relative.as_posix()) == _folded(given)]
-        else:
-            found = self._listed().by_key.get(_folded(given), [])
         wanted = _normal(given)
-        # Stable: the order within stays.
-        return sorted(found, key=lambda file: (given not in _written(file), wanted not in _names(file)))
+
+        def rank(file: LibraryFile) -> tuple[bool, bool, bool, bool]:
+            names = _names(file)
+            return (
+                given not in (written := _written(file)),
+                given.strip() not in written,
+                wanted not in names,
+                wanted.strip() not in names,
+            )
+
+        return sorted(found, key=rank)  # stable: the order within stays
 
     def find(self, name: str) -> Path:
         """The file that `name` stands for. Only files below the folders are found: `..` matches nothing.
@@ -169,11 +181,11 @@ class _Listing:
     by_key: dict[str, list[LibraryFile]]
 
 
-def _list(folders: Iterable[Path]) -> _Listing:
-    files = [file for folder in folders for file in _sorted(folder)]
+def _list(folders: Iterable[Path], suffixes: Sequence[str]) -> _Listing:
+    files = [file for folder in folders for file in _sorted(folder, suffixes)]
     by_key = defaultdict(list)
     for file in files:
-        for name in set(map(_folded, _names(file))):
+        for name in {_folded(name).strip() for name in _names(file)}:
             by_key[name].append(file)
     return _Listing(files, dict(by_key))
 
@@ -182,18 +194,18 @@ def _counted(files: int) -> str:
     return "1 file" if files == 1 else f"{files} files"
 
 
-def _sorted(folder: Path) -> list[LibraryFile]:
+def _sorted(folder: Path, suffixes: Sequence[str]) -> list[LibraryFile]:
     def order(file: LibraryFile) -> tuple[int, int, str]:
         relative = file.relative
-        return len(relative.parts), SUFFIXES.index(relative.suffix.lower()), relative.as_posix()
+        return len(relative.parts), suffixes.index(relative.suffix.lower()), relative.as_posix()
 
-    return sorted((LibraryFile(folder, path) for path in _scan(folder)), key=order)
+    return sorted((LibraryFile(folder, path) for path in _scan(folder, suffixes)), key=order)
 
 
-def _scan(folder: Path) -> Iterator[PurePath]:
-    """The hypernetwork files below a folder, relative to it, in no order."""
+def _scan(folder: Path, suffixes: Sequence[str]) -> Iterator[PurePath]:
+    """The files of these kinds below a folder, relative to it, in no order."""
     for entry in walk(folder):
-        if entry.kind == "file" and entry.relative.suffix.lower() in SUFFIXES:
+        if entry.kind == "file" and entry.relative.suffix.lower() in suffixes:
             yield entry.relative
 
 

@@ -8,10 +8,11 @@ One grammar for the prompt, for the command line's `--hypernet`, and for hosts t
     <hypernet:style:0.8:block=up>                        only in the up blocks
     <hypernet:style:0.8:block=mid+up@0.5:k=1:v=0.5>      mid at full strength, up at half; the v side at half
 
-Options are separated by commas or by colons, which mean the same. A name ends at the first colon and may hold
-anything else (spaces, commas, dots, `/` for subfolders). A name with a colon is put in double quotes, and a
-double quote within them is doubled: `<hypernet:"12:30":0.8>`. A Windows drive (`C:/styles/ink.pt`) needs no
-quotes. No tag can hold `>`, which ends it in every program that reads tags.
+Options are separated by commas or by colons, which mean the same. What follows the strength without `=` is ignored,
+as the webuis' built-in hypernetworks do: `<hypernet:ink:0.8:0.5>` has the strength 0.8. A name ends at the first
+colon and may hold anything else (spaces, commas, dots, `/` for subfolders). A name with a colon is put in double
+quotes, and a double quote within them is doubled: `<hypernet:"12:30":0.8>`. A Windows drive (`C:/styles/ink.pt`)
+needs no quotes. No tag can hold `>`, which ends it in every program that reads tags.
 """
 
 from __future__ import annotations
@@ -142,6 +143,11 @@ def parse_prompt(prompt: str) -> ParsedPrompt:
     return ParsedPrompt(_TAG.sub(take, tagged) + rest, tuple(tags))
 
 
+def tag_bodies(prompt: str) -> list[str]:
+    """What stands between `<hypernet:` and `>` in each hypernet tag of a prompt, readable or not."""
+    return [match[2] for match in _TAG.finditer(_may_hold_tags(prompt)[0]) if match[1] == _KIND]
+
+
 def other_tags(prompt: str) -> list[str]:
     """The tags in a prompt that are not for hypernetworks, e.g. `<lora:x:1>`."""
     return [match[0] for match in _TAG.finditer(_may_hold_tags(prompt)[0]) if match[1] != _KIND]
@@ -164,10 +170,13 @@ def parse_tag(body: str) -> Tag:
     The command line's `--hypernet` values are read by this too. Raises PromptTagError.
     """
     name, rest = _split_name(body)
-    items = [] if rest is None else [item.strip() for item in re.split("[:,]", rest)]
+    first, *others = ["1"] if rest is None else rest.split(":")
+    items = [item.strip() for item in first.split(",")]
     strength = 1.0
-    if items and "=" not in items[0]:
+    if "=" not in items[0]:
         strength = _number(name, "the strength", items.pop(0))
+        others = [other for other in others if "=" in other]
+    items += [item.strip() for other in others for item in other.split(",")]
     given: dict[str, str] = {}
     for item in items:
         option, equals, value = (part.strip() for part in item.partition("="))

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from hnloader.errors import HypernetworkError
-from hnloader.infotext import Infotext, _settings, parse, read_png, save_png
+from hnloader.infotext import MOST_USED, Infotext, Used, _settings, listed_hashes, made_with, parse, read_png, save_png
 
 FROM_A_WEBUI = """a cat, (best quality:1.2) <hypernet:ink:0.8>
 second line
@@ -114,3 +115,79 @@ def test_a_line_that_is_made_to_take_hours(line: str) -> None:
 def test_settings_are_those_of_the_plain_rule(line: str) -> None:
     rule = r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)'
     assert _settings(line) == re.findall(rule, line)
+
+
+# -- what an image was made with
+
+
+def test_tags_hashes_and_old_settings_are_told_together() -> None:
+    about = parse(
+        'a cat <hypernet:ink:0.8> <hypernet:"wash, grey: v2":0.5:k=1> <hypernet:gone:1> <hypernet:bad:x> <lora:l:1>\n'
+        "Steps: 20, Seed: 1, Hypernet not applied: gone, "
+        'Hypernet hashes: "ink: 0123456789, wash, grey: v2: abcdef0123, row: 1111111111", '
+        'TI hashes: "EasyNegative: c74b4e810b03, x, y: 0011223344ff"'
+    )
+    assert made_with(about) == [
+        Used("hypernetwork", "ink", 0.8, "0123456789"),
+        Used("hypernetwork", "wash, grey: v2", 0.5, "abcdef0123"),
+        Used("hypernetwork", "row", None, "1111111111"),
+        Used("embedding", "EasyNegative", None, "c74b4e810b03"),
+        Used("embedding", "x, y", None, "0011223344ff"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "used"),
+    [
+        ("Hypernet: net, Hypernet hash: bab41cfb", Used("hypernetwork", "net", None, "bab41cfb")),
+        (
+            "Hypernet: net-60000(bab41cfb), Hypernet strength: 0.7",
+            Used("hypernetwork", "net-60000", 0.7, "bab41cfb"),
+        ),
+        ("Hypernet: net, Hypernet strength: inf", Used("hypernetwork", "net")),
+        ("Hypernet: net, Hypernet strength: much", Used("hypernetwork", "net")),
+        ("Hypernet: None, Hypernet strength: 1", None),
+    ],
+)
+def test_images_of_2022_name_one_hypernetwork(settings: str, used: Used | None) -> None:
+    assert made_with(parse(f"a cat\nSteps: 20, Seed: 1, {settings}")) == ([] if used is None else [used])
+
+
+def test_an_image_names_a_few_at_most() -> None:
+    tags = "".join(f"<hypernet:a{index}(0123abcd)>" for index in range(30_000))
+    words = ", ".join(f"e{index}: 0123456789ab" for index in range(30_000))
+    used = made_with(parse(f'{tags}\nSteps: 20, Seed: 1, TI hashes: "{words}"'))
+    assert [one.kind for one in used] == ["hypernetwork"] * MOST_USED + ["embedding"] * MOST_USED
+
+
+def test_a_list_of_hashes_that_is_made_to_take_hours() -> None:
+    assert list(listed_hashes("a: 0123" * 200_000 + "x: " * 200_000 + ", " * 200_000)) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le", "ascii", "undefined"])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_the_parameters_in_jpeg_and_webp(kind: str, encoding: str, tmp_path: Path) -> None:
+    text = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, Seed: 1"
+    if encoding.startswith("utf"):
+        text = text.replace("cat", "кошка")
+        comment = b"UNICODE\0" + text.encode(encoding)
+    else:
+        comment = (b"ASCII\0\0\0" if encoding == "ascii" else bytes(8)) + text.encode()
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    Image.new("RGB", (8, 8)).save(tmp_path / "made.jpg", kind, exif=exif)
+    assert read_png(tmp_path / "made.jpg") == parse(text)
+
+
+@pytest.mark.parametrize("kind", ["iTXt", "zTXt", "packed iTXt", "after the pixels"])
+def test_every_kind_of_text_chunk_is_read(kind: str, tmp_path: Path) -> None:
+    chunks = PngInfo()
+    text = "a cat" if kind == "zTXt" else "кошка"
+    if kind == "zTXt":
+        chunks.add_text("parameters", text, zip=True)
+    elif kind == "after the pixels":
+        chunks.add(b"iTXt", b"parameters\0\0\0\0\0" + text.encode(), after_idat=True)
+    else:
+        chunks.add_itxt("parameters", text, "en", "key", zip=kind.startswith("packed"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "made.png", pnginfo=chunks)
+    assert read_png(tmp_path / "made.png") == parse(text)

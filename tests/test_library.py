@@ -11,6 +11,7 @@ import pytest
 
 from hnloader.errors import HypernetworkError
 from hnloader.library import HypernetworkNotFoundError, Library
+from hnloader.prompt import Tag, parse_prompt
 
 
 def place(folder: Path, *names: str) -> None:
@@ -203,3 +204,26 @@ def test_files_are_found_while_other_threads_list_anew(tmp_path: Path) -> None:
     for thread in others[:2]:
         thread.join()
     assert wrong == []
+
+
+def test_a_stem_with_spaces_around_it_can_be_named(tmp_path: Path) -> None:
+    for name in ("n .pt", " m.pt", "o.pt", "o .pt", "p .safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    library = Library([tmp_path])
+    for name, wanted in [
+        ("n ", "n .pt"),
+        ("n", "n .pt"),
+        (" n  ", "n .pt"),
+        ("N ", "n .pt"),
+        ("n .pt", "n .pt"),
+        ("m", " m.pt"),
+        (" m", " m.pt"),
+        ("o", "o.pt"),
+        ("o ", "o .pt"),
+        (" o", "o.pt"),
+        ("p ", "p .safetensors"),
+    ]:
+        assert library.find(name).name == wanted, name
+    for file in library.files():
+        (tag,) = parse_prompt(str(Tag(library.shortest_name(file)))).tags
+        assert library.first(tag.name) == file

@@ -17,6 +17,7 @@ from hnloader.prompt import (
     parse_items,
     parse_prompt,
     parse_tag,
+    tag_bodies,
 )
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -87,7 +88,8 @@ def test_a_host_that_splits_at_colons_gets_the_same_tag(body: str) -> None:
         ("ink:", ["strength", "''", "not a number"]),
         ("ink:nan", ["strength", "finite"]),
         ("ink:0,8", ["'8'", "decimals with a point"]),
-        ("ink:0.8:0.5", ["'0.5'", "not an option"]),
+        ("ink:block=up:0.5", ["'0.5'", "not an option"]),
+        ("ink:0.8:k=1,5", ["'5'", "decimals with a point"]),
         ("ink:0.8:stop=0.5", ["'stop'", "block, start, end, k, v"]),
         ("ink:1:start=0.8,end=0.2", ["start=0.8", "end=0.2", "0 <= start < end <= 1"]),
         ("ink:1:end=30", ["end=30", "fractions"]),
@@ -158,3 +160,27 @@ def test_text_without_hypernet_tags_is_untouched(text: str) -> None:
 def test_a_prompt_that_is_made_to_take_hours(prompt: str) -> None:
     assert parse_prompt(prompt) == ParsedPrompt(prompt, ())
     assert len(other_tags(prompt)) == prompt.count(">")
+
+
+@pytest.mark.parametrize(
+    ("body", "tag"),
+    [
+        ("ink:0.8:0.5", Tag("ink", 0.8)),
+        ("ink:0.8:", Tag("ink", 0.8)),
+        ("ink:0.8:0.5:0.3:words, more", Tag("ink", 0.8)),
+        ("ink:0.8:0.5:k=0.5", Tag("ink", 0.8, k=0.5)),
+        ("ink:0.8,k=0.5:9", Tag("ink", 0.8, k=0.5)),
+    ],
+)
+def test_what_follows_the_strength_is_ignored_as_the_built_in_does(body: str, tag: Tag) -> None:
+    assert parse_prompt(f"a <hypernet:{body}>").tags == (tag,)
+    assert parse_items(body.split(":")) == tag
+
+
+def test_a_name_that_ends_in_a_space_is_written_so_that_it_is_read_back() -> None:
+    for name in ("n ", " n", "a/n "):
+        assert parse_prompt(str(Tag(name))).tags == (Tag(name),)
+
+
+def test_the_bodies_of_all_tags() -> None:
+    assert tag_bodies("<hypernet:a:1> <lora:b:1> <hypernet:c:x> <hypernet:") == ["a:1", "c:x"]

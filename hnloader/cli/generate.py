@@ -297,19 +297,10 @@ def _is_file(text: str) -> bool:
 
 
 def _open(path: Path) -> Image:
-    from hnloader.errors import HypernetworkError
-    from hnloader.pipelines import MissingExtraError
+    from hnloader.images import PHOTOS, read_image
 
-    try:
-        import PIL.Image
-    except ImportError as error:
-        raise MissingExtraError("Pictures need Pillow: pip install 'hnloader[diffusers]'") from error
-    try:
-        with PIL.Image.open(path) as image:
-            copied: Image = image.copy()
-            return copied
-    except PIL.UnidentifiedImageError as error:
-        raise HypernetworkError(f"{path} is no picture that Pillow can read") from error
+    path.stat()  # a path that leads nowhere: the system's own words
+    return read_image(path, PHOTOS).image
 
 
 def hypernetwork_library(folders: Sequence[Path] | None) -> Library:
@@ -327,12 +318,13 @@ def hypernetwork_library(folders: Sequence[Path] | None) -> Library:
 def _announce(settings: Settings, library: Library) -> None:
     """Say what is odd, and fail for a missing hypernetwork, before the model is loaded."""
     from hnloader.generation import find_file
+    from hnloader.hashes import find_named
     from hnloader.prompt import other_tags, parse_prompt
 
     for tag in settings.hypernetworks:
         find_file(tag.name, library)
     for tag in parse_prompt(settings.prompt).tags:
-        chosen = library.find(tag.name)
+        chosen = find_named(library, tag.name)
         others = {file.path.resolve() for file in library.matches(tag.name)} - {chosen.resolve()}
         if others:
             note(f"{len(others) + 1} files are called {tag.name}; taking {chosen}.")

@@ -18,6 +18,7 @@ from hnloader.cli.errors import FAILED, reports_errors
 from hnloader.cli.terminal import clean, fields, size_text, stderr, stdout
 
 if TYPE_CHECKING:
+    from hnloader.cli.inspect_image import ImageInfo, ImageReader
     from hnloader.inspection import FileInfo
 
 EXIT_CODES = (
@@ -39,6 +40,7 @@ class Inspected:
     label: str
     info: FileInfo | None
     error: Exception | None = None
+    image: ImageInfo | None = None
 
 
 @reports_errors
@@ -56,13 +58,37 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    hypernet_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            envvar="HNLOADER_HYPERNET_DIR",
+            help="For images: where their hypernetworks are looked for. Default: ./hypernetworks and the bundled ones.",
+            show_default=False,
+        ),
+    ] = None,
+    embedding_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            envvar="HNLOADER_EMBEDDING_DIR",
+            help="For images: where their embeddings are looked for.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show what hypernetwork files hold: widths, architecture, where they come from, which models they fit.
 
+    Of a generated image (PNG, JPEG, WebP): which hypernetworks and embeddings it was made with, and their files.
+
     Only headers are read, and nothing in a file is run. What is no sound hypernetwork is listed with the reason.
     """
+    from hnloader.cli.inspect_image import ImageReader
+
     folders = [path for path in paths if path.is_dir()]
-    found = [_look(path, label, folders) for path, label in _files(paths)]
+    images = ImageReader(hypernet_dir, embedding_dir)
+    found = [_look(path, label, folders, images) for path, label in _files(paths)]
+    images.close()
     if as_json:
         typer.echo(json.dumps([_as_dict(one, bool(hashes)) for one in found], indent=2))
     elif len(found) == 1 and not paths[0].is_dir():
@@ -88,11 +114,13 @@ def _files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     return list(found.items())
 
 
-def _look(path: Path, label: str, folders: Sequence[Path]) -> Inspected:
+def _look(path: Path, label: str, folders: Sequence[Path], images: ImageReader) -> Inspected:
     import hnloader
     from hnloader.errors import HypernetworkError
 
     try:
+        if (image := images.read(path)) is not None:
+            return Inspected(path, label, None, image=image)
         return Inspected(path, label, hnloader.inspect(path, folders))
     except (HypernetworkError, OSError) as error:
         return Inspected(path, label, None, error)
@@ -103,6 +131,8 @@ def _reason(error: Exception) -> str:
 
 
 def _as_dict(one: Inspected, hashes: bool) -> dict[str, Any]:
+    if one.image is not None:
+        return one.image.to_dict(one.path)
     if one.info is None:
         assert one.error is not None
         return {"path": str(one.path), "error": {"kind": type(one.error).__name__, "message": str(one.error)}}
@@ -110,10 +140,13 @@ def _as_dict(one: Inspected, hashes: bool) -> dict[str, Any]:
 
 
 def _show_one(one: Inspected, hashes: bool) -> None:
-    if one.info is None:
+    if one.image is not None:
+        body = fields(one.image.details())
+    elif one.info is not None:
+        body = fields(_details(one.info, hashes))
+    else:
         stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
         return
-    body = fields(_details(one.info, hashes))
     # No padding on the right: a sha256 in hex just fits into 80 columns.
     title = Text(clean(one.label), "bold")
     panel = Panel(body, title=title, title_align="left", border_style="cyan", expand=False, padding=(0, 0, 0, 1))
@@ -173,12 +206,16 @@ def _shortened(value: object) -> str:
 
 def _show_many(found: Sequence[Inspected], hashes: bool) -> None:
     good = [one for one in found if one.info]
-    bad = [one for one in found if not one.info]
+    bad = [one for one in found if one.error]
     if good:
         stdout().print(_table(good, hashes))
+    for one in found:
+        if one.image is not None:
+            _show_one(one, hashes)
     for one in bad:
         stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
-    stderr().print(_summary(len(good), len(bad)))
+    if good or bad or not found:
+        stderr().print(_summary(len(good), len(bad)))
 
 
 def _complaint(one: Inspected) -> Text:

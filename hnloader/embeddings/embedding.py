@@ -10,6 +10,8 @@ from torch import Tensor
 from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
 
 MAX_VECTORS = 4096
+# The key of the vectors for SD 3's third text encoder.
+T5 = "t5xxl"
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -21,11 +23,13 @@ class Embedding:
         vectors: [count, width] in the stored dtype, on the CPU: what the text encoder receives in the place of
             the word; width 768 for SD 1, 1024 for SD 2, 768 for the first encoder of SDXL (clip_l).
         vectors_g: [count, 1280], for the second encoder of SDXL (clip_g); None for a model of one encoder.
-        name: the word by which a webui calls it; the file's stem where the file holds none.
+        name: the word by which a webui calls it: the file's stem, in images the name that they hold.
         step: how many steps it was trained for; None where the file does not say.
         sd_checkpoint: short hash of the checkpoint that it was trained on.
         sd_checkpoint_name: that checkpoint's name.
         metadata: every other key of the file.
+        token: the word in a file of diffusers' form, by which diffusers calls it; None for other files.
+        others: tensors for further text encoders, by their key; `t5xxl` [count, 4096] for SD 3.
     """
 
     vectors: Tensor
@@ -35,6 +39,8 @@ class Embedding:
     sd_checkpoint: str | None = None
     sd_checkpoint_name: str | None = None
     metadata: dict[str, object] = field(default_factory=dict)
+    token: str | None = None
+    others: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the vectors; a single one may be given as [width].
@@ -43,6 +49,10 @@ class Embedding:
             UnsupportedArchitectureError: they are no vectors, or not as many for both encoders.
             CorruptFileError: a value is not finite.
         """
+        self.others = {
+            key: _checked(tensor, key) if key == T5 else tensor.detach().cpu().contiguous()
+            for key, tensor in self.others.items()
+        }
         self.vectors = _checked(self.vectors, "vectors")
         if self.vectors_g is not None:
             self.vectors_g = _checked(self.vectors_g, "vectors for the second encoder")
@@ -65,6 +75,8 @@ class Embedding:
     @property
     def made_for(self) -> str:
         """The family of models whose text encoders have these widths."""
+        if T5 in self.others:
+            return "SD 3"
         if self.vectors_g is not None:
             return "SDXL"
         return {768: "SD 1", 1024: "SD 2", 1280: "SDXL, second encoder only"}.get(

@@ -1,7 +1,9 @@
 """Embeddings in `.pt`, `.bin`, `.safetensors` and pictures.
 
 Four forms exist: the webui's dict with `string_to_param`; diffusers' `{token: tensor}`; a safetensors file with
-`emb_params`; and, for SDXL, one tensor for each of its text encoders, `clip_l` and `clip_g`.
+`emb_params`; and one tensor for each text encoder, `clip_l` and `clip_g` for SDXL, and `t5xxl` for SD 3.
+
+The webuis call an embedding by its file's name; only in images the name within counts.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hnloader.embeddings import pictures
-from hnloader.embeddings.embedding import Embedding
+from hnloader.embeddings.embedding import T5, Embedding
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
 from hnloader.files import replacing
 from hnloader.formats.checkpoint import ZIP_MAGIC, is_legacy_stream, read_checkpoint
-from hnloader.formats.identify import kind_of_bytes, kind_of_names, kind_of_tree
+from hnloader.formats.identify import are_vectors, kind_of_bytes, kind_of_names, kind_of_tree
 from hnloader.formats.outgoing import lazily
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
@@ -35,10 +39,12 @@ Form = Literal["webui", "diffusers"]
 _STAR, _STAR_ID = "*", 265
 # The key of a safetensors header that holds name, training and metadata with their types.
 _EXACT = "hnloader.embedding"
+_ENCODERS = ("clip_l", "clip_g", T5)
+_WIDTH_G = 1280
 # What has a meaning of its own in one of the forms.
 _KEYS = frozenset(
     {"string_to_token", "string_to_param", "name", "step", "sd_checkpoint", "sd_checkpoint_name"}
-    | {"clip_l", "clip_g", "emb_params", "format", _EXACT}
+    | {*_ENCODERS, "emb_params", "format", _EXACT}
 )
 
 
@@ -63,13 +69,11 @@ def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Em
             if source.head[8:9] == b"{":
                 return _from_safetensors(source, token)
             if pictures.is_picture(source.head):
-                return _from_mapping(pictures.read(source), source.stem, token)
-        except UnsupportedArchitectureError as error:
-            raise UnsupportedArchitectureError(f"{source.label}: {error}") from error
-        except CorruptFileError as error:
+                return _from_mapping(pictures.read(source), source.stem, token, named_within=True)
+            raise UnknownFormatError(f"{source.label} is {kind_of_bytes(source.head)}")
+        except HypernetworkError as error:
             label = "" if str(error).startswith(source.label) else f"{source.label}: "
-            raise CorruptFileError(f"{label}{error}") from error
-        raise UnknownFormatError(f"{source.label} is {kind_of_bytes(source.head)}")
+            raise type(error)(label + _about_embeddings(str(error), source.label)) from error
 
 
 def save_embedding(
@@ -87,8 +91,8 @@ def save_embedding(
         embedding: what to save. Where the form has no place for its name and training, only the vectors are.
         path: `.pt` and `.safetensors` take both forms, `.bin` is diffusers', `.png` the webui's.
         form: "webui" is what webuis train and load; "diffusers" is `{token: tensor}`. An embedding for SDXL
-            has one form, `clip_l` and `clip_g`, which both load.
-        token: the word in diffusers' form; default `<name>`.
+            or SD 3 has one form, a tensor for each text encoder.
+        token: the word in diffusers' form; default the word of the file that it was loaded from, else `<name>`.
         overwrite: Replace what stands there; False raises an error instead.
         sources: The files that it was made of. Who cannot read them cannot read the new file.
 
@@ -126,9 +130,8 @@ def _from_pickle(source: Source, token: str | None) -> Embedding:
         check_refusals(checkpoint.refused, source.label, inert_allowed=False)
         values = mapped(tree, lambda part: checkpoint.read(part) if isinstance(part, TensorRef) else part)
         return _from_mapping(values, source.stem, token)
-    kind = kind_of_tree(tree) or "a hypernetwork, not an embedding: load it with hnloader.load"
     check_refusals(checkpoint.refused, source.label, inert_allowed=True)
-    raise UnknownFormatError(f"{source.label} is {_for_embeddings(kind)}")
+    raise UnknownFormatError(f"{source.label} is {_kind(tree)}")
 
 
 def _from_safetensors(source: Source, token: str | None) -> Embedding:
@@ -139,13 +142,13 @@ def _from_safetensors(source: Source, token: str | None) -> Embedding:
         with safe_open(source.path, framework="pt") as file:
             names, metadata = list(file.keys()), dict(file.metadata() or {})
             if "hypernetwork" in metadata:
-                raise UnknownFormatError(
-                    f"{source.label} is a hypernetwork, not an embedding: load it with hnloader.load"
-                )
+                raise UnknownFormatError(f"{source.label} is {_HYPERNETWORK}")
             kind = kind_of_names(names)
-            if len(names) > MAX_TOKENS or (kind is not None and "embedding" not in kind):
-                found = kind or f"a safetensors file of {len(names):,} tensors, not an embedding"
-                raise UnknownFormatError(f"{source.label} is {_for_embeddings(found)}")
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names[: MAX_TOKENS + 1]}
+            if kind is None and not {"emb_params", *_ENCODERS[:2]} & set(names) and not _are_vectors(shapes):
+                kind = f"a safetensors file of {len(names):,} tensors, not an embedding"
+            if len(names) > MAX_TOKENS or (kind is not None and kind != kind_of_names(["emb_params"])):
+                raise UnknownFormatError(f"{source.label} is {kind}")
             tensors: dict[object, object] = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CorruptFileError(f"its safetensors header is damaged ({error}); copy or download it again") from error
@@ -176,32 +179,55 @@ MAX_TOKENS = 64
 def _is_embedding(tree: Mapping[object, object]) -> bool:
     if "string_to_param" in tree or "clip_l" in tree or "clip_g" in tree or "emb_params" in tree:
         return True
-    return (
-        1 <= len(tree) <= MAX_TOKENS
-        and kind_of_names(tree) in (None, kind_of_names(["emb_params"]))
-        and all(isinstance(key, str) and isinstance(value, TensorRef) for key, value in tree.items())
+    tensors = {key: value.shape for key, value in tree.items() if isinstance(key, str) and isinstance(value, TensorRef)}
+    if len(tensors) < len(tree):
+        return False
+    return kind_of_names(tree) == kind_of_names(["emb_params"]) or (
+        kind_of_names(tree) is None and _are_vectors(tensors)
     )
 
 
-def _from_mapping(tree: Mapping[object, object], stem: str, token: str | None) -> Embedding:
-    """The embedding in a file's keys, tensors read."""
-    about = _by_text(tree)
+def _are_vectors(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """True where tensors whose names say nothing are as large as vectors for a text encoder."""
+    return 1 <= len(shapes) <= MAX_TOKENS and all(
+        re.fullmatch("<.+>", name) is not None or are_vectors(shape) for name, shape in shapes.items()
+    )
+
+
+def _from_mapping(
+    tree: Mapping[object, object], stem: str, token: str | None, *, named_within: bool = False
+) -> Embedding:
+    """The embedding in a file's keys, tensors read; `named_within` where the name in the file is its name."""
+    found = _by_text(tree)
+    about = {key: value for key, value in found.items() if not isinstance(value, Tensor)}
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
     vectors_g: Tensor | None = None
-    word = ""
+    word: str | None = None
     if "clip_l" in tree or "clip_g" in tree:
-        vectors, second = tree.get("clip_l"), tree.get("clip_g")
-        if not isinstance(vectors, Tensor) or not isinstance(second, Tensor):
-            raise UnsupportedArchitectureError("it has vectors for one of SDXL's two text encoders only")
-        vectors_g = second
-        del about["clip_l"], about["clip_g"]
+        for encoder in _ENCODERS:
+            if encoder in about:
+                raise UnsupportedArchitectureError(f"found {type(about[encoder]).__name__} as {encoder}, not a tensor")
+        # An embedding for one of the two encoders has its vectors in `vectors`, which tells them by their width.
+        vectors_g = tensors.pop("clip_g", None)
+        vectors = tensors.pop("clip_l", vectors_g)
+        vectors_g = None if vectors is vectors_g else vectors_g
+        assert vectors is not None
     elif "string_to_param" in tree:
-        parameters = about.pop("string_to_param")
+        parameters = about.pop("string_to_param", None)
         about.pop("string_to_token", None)
-        word, vectors = _one_of(parameters if isinstance(parameters, Mapping) else {}, token)
+        tensors.pop("string_to_token", None)
+        if not isinstance(parameters, Mapping):
+            found = "tensor" if tensors.pop("string_to_param", None) is not None else type(parameters).__name__
+            raise UnsupportedArchitectureError(f"found a {found} as string_to_param, not {{token: tensor}}")
+        _, vectors = _one_of(parameters, token)
+        about, tensors = {**about, **tensors}, {}
+    elif "emb_params" in tensors and token is None:
+        vectors = tensors.pop("emb_params")
     else:
-        word, vectors = _one_of({key: value for key, value in tree.items() if isinstance(value, Tensor)}, token)
-        about = {key: value for key, value in about.items() if not isinstance(value, Tensor)}
-    name = about.pop("name", None) or ("" if word in (_STAR, "emb_params") else word.strip("<>")) or stem
+        word, vectors = _one_of(tensors, token)
+        tensors = {}
+    inner = about.pop("name", None)
+    name = (named_within and inner) or stem or inner or (word or "").strip("<>")
     step = about.pop("step", None)
     return Embedding(
         vectors,
@@ -211,6 +237,8 @@ def _from_mapping(tree: Mapping[object, object], stem: str, token: str | None) -
         sd_checkpoint=_text(about.pop("sd_checkpoint", None)),
         sd_checkpoint_name=_text(about.pop("sd_checkpoint_name", None)),
         metadata=dict(about),
+        token=word,
+        others=tensors,
     )
 
 
@@ -236,9 +264,41 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _for_embeddings(kind: str) -> str:
-    """What the file is, said to somebody who wanted an embedding."""
-    return kind.replace("not a hypernetwork", "not an embedding")
+_HYPERNETWORK = "a hypernetwork, not an embedding: load it with hnloader.load"
+
+
+def _kind(tree: object) -> str:
+    """What a pickled object is that is not an embedding."""
+    kind = kind_of_tree(tree)
+    if kind is None:
+        return _HYPERNETWORK
+    if isinstance(tree, dict) and "key per width" not in kind and "embedding" not in kind:
+        return kind
+    if isinstance(tree, dict):
+        keys = ", ".join(repr(str(key)[:40]) for key in islice(tree, 4)) or "none"
+        return f"a dict of a kind that is not known here (its keys: {keys}), not an embedding"
+    what = (
+        f"single tensor of shape {list(tree.shape)}" if isinstance(tree, TensorRef) else f"saved {type(tree).__name__}"
+    )
+    return f"a {what}, not an embedding: that is a dict"
+
+
+def _about_embeddings(message: str, label: str) -> str:
+    """A message of the readers that hypernetworks have too, for a file that should be an embedding.
+
+    The label may be a path with the word in it, and stays.
+    """
+    parts = (_FOR_HYPERNETWORKS.sub(_for_embeddings, part) for part in message.split(label))
+    return label.join(parts).replace(".pt, .safetensors or .hns file", ".pt, .bin or .safetensors file, or an image")
+
+
+# Not in "a hypernetwork's training", nor in "a hypernetwork, not an embedding".
+_FOR_HYPERNETWORKS = re.compile(r"\b([Aa]|[Tt]he) hypernetwork\b(?!'s|, not an embedding)")
+
+
+def _for_embeddings(match: re.Match[str]) -> str:
+    article = match[1] + "n" if match[1] in "Aa" else match[1]
+    return f"{article} embedding"
 
 
 # -- writing
@@ -246,10 +306,10 @@ def _for_embeddings(kind: str) -> str:
 
 def _tree(embedding: Embedding, form: Form, token: str | None) -> dict[str, object]:
     _check_keys(embedding)
-    if embedding.vectors_g is not None:
-        return {"clip_l": embedding.vectors, "clip_g": embedding.vectors_g}
+    if (encoders := _by_encoder(embedding, form)) is not None:
+        return dict(encoders)
     if form == "diffusers":
-        return {token or f"<{embedding.name or 'embedding'}>": embedding.vectors}
+        return {_token(embedding, token): embedding.vectors}
     return {
         "string_to_token": {_STAR: _STAR_ID},
         "string_to_param": {_STAR: embedding.vectors},
@@ -258,6 +318,7 @@ def _tree(embedding: Embedding, form: Form, token: str | None) -> dict[str, obje
         "sd_checkpoint": embedding.sd_checkpoint,
         "sd_checkpoint_name": embedding.sd_checkpoint_name,
         **embedding.metadata,
+        **embedding.others,
     }
 
 
@@ -270,10 +331,25 @@ def _check_keys(embedding: Embedding) -> None:
             )
 
 
-def _picture_tree(embedding: Embedding) -> dict[str, object]:
+def _token(embedding: Embedding, token: str | None) -> str:
+    return token or embedding.token or f"<{embedding.name or 'embedding'}>"
+
+
+def _by_encoder(embedding: Embedding, form: Form) -> dict[str, Tensor] | None:
+    """The vectors under the key of each encoder; None for an embedding of one encoder, which has other forms."""
     if embedding.vectors_g is not None:
+        return {"clip_l": embedding.vectors, "clip_g": embedding.vectors_g, **embedding.others}
+    second_only = embedding.width == _WIDTH_G
+    if T5 in embedding.others or (second_only and form == "webui"):
+        return {"clip_g" if second_only else "clip_l": embedding.vectors, **embedding.others}
+    return None
+
+
+def _picture_tree(embedding: Embedding) -> dict[str, object]:
+    if _by_encoder(embedding, "webui") is not None:
         raise UnsupportedArchitectureError(
-            "an embedding for SDXL has no form in a picture that a webui reads; save it as .safetensors"
+            f"an embedding for {embedding.made_for} has no form in a picture that a webui reads; "
+            "save it as .safetensors"
         )
     _check_keys(embedding)
     for key, value in embedding.metadata.items():
@@ -286,13 +362,11 @@ def _picture_tree(embedding: Embedding) -> dict[str, object]:
 
 
 def _write_safetensors(embedding: Embedding, path: Path, form: Form, token: str | None) -> None:
-    tensors: dict[str, Tensor]
-    if embedding.vectors_g is not None:
-        tensors = {"clip_l": embedding.vectors, "clip_g": embedding.vectors_g}
-    elif form == "diffusers":
-        tensors = {token or f"<{embedding.name or 'embedding'}>": embedding.vectors}
-    else:
-        tensors = {"emb_params": embedding.vectors}
+    tensors = _by_encoder(embedding, form)
+    if tensors is None and form == "diffusers":
+        tensors = {_token(embedding, token): embedding.vectors}
+    elif tensors is None:
+        tensors = {"emb_params": embedding.vectors, **embedding.others}
     _check_keys(embedding)
     about: dict[str, object] = {
         "name": embedding.name,

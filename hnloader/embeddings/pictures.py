@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import zlib
 from pathlib import Path
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor
 
 from hnloader.embeddings.embedding import Embedding
-from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
+from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
 from hnloader.formats.source import Source
 from hnloader.formats.trees import canonical
+from hnloader.images import read_image, read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,16 +32,23 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
 CHUNK = "sd-ti-embedding"
-# 4,096 vectors of 1,024 values take some 90 MB as text; those that are trained have at most a few dozen.
-MAX_TEXT = 64 << 20
+# 300 vectors of 1,024 values; a prompt has 75 tokens. Python takes some 20 bytes for each that it reads as JSON.
+MAX_TEXT = 8 << 20
 MAX_PICTURE_SIZE = 64 << 20
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 8_000_000
+# Lists and mappings in the text: one list for each vector, and a few more.
+_MOST_PARTS = 8_192
 _CARD_SIZE = (512, 512)
 
 
 def is_picture(head: bytes) -> bool:
     """True for the first bytes of a PNG or WebP picture."""
-    return head.startswith(b"\x89PNG\r\n\x1a\n") or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
+    return is_png(head) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
+
+
+def is_png(head: bytes) -> bool:
+    """True for the first bytes of a PNG image."""
+    return head.startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def read(source: Source) -> dict[object, object]:
@@ -54,13 +61,16 @@ def read(source: Source) -> dict[object, object]:
     """
     if source.size > MAX_PICTURE_SIZE:
         raise CorruptFileError(f"a picture of {source.size:,} bytes; at most {MAX_PICTURE_SIZE:,} are read")
-    with _opened(source.read(0, source.size)) as image:
-        chunk = getattr(image, "text", {}).get(CHUNK)
-        text = _from_chunk(chunk) if chunk is not None else _from_pixels(_pixels_of(image))
+    data = source.read(0, source.size)
+    chunk = read_text(data, CHUNK, longest=2 * MAX_TEXT, label=source.label) if is_png(data) else None
+    text = _from_chunk(chunk) if chunk is not None else _from_pixels(_pixels_of(data, source.label))
+    del data
     if text is None:
         raise UnknownFormatError(f"{source.label} is a picture without an embedding in it")
     try:
-        tree = json.loads(text, object_pairs_hook=_tensor)
+        if text.count(b"[") + text.count(b"{") > _MOST_PARTS:
+            raise ValueError(f"more than {_MOST_PARTS:,} lists")
+        tree = json.loads(text, object_pairs_hook=_tensor, parse_int=_number)
     except (ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
         raise CorruptFileError(f"the embedding in the picture is damaged ({error})") from error
     if not isinstance(tree, dict) or "string_to_param" not in tree:
@@ -73,6 +83,11 @@ def write(tree: dict[str, object], path: Path, picture: Image) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     text = json.dumps(tree, default=_listed).encode()
+    if len(text) > MAX_TEXT:
+        raise UnsupportedArchitectureError(
+            f"as text in an image the embedding has {len(text):,} bytes, and {MAX_TEXT:,} are read. "
+            "Save it as .safetensors."
+        )
     chunks = PngInfo()
     chunks.add_text(CHUNK, base64.b64encode(text).decode("ascii"))
     _with_stripes(picture.convert("RGB"), zlib.compress(text, 9)).save(path, format="PNG", pnginfo=chunks)
@@ -97,18 +112,19 @@ def card(embedding: Embedding) -> Image:
 
 
 def _from_chunk(chunk: str) -> bytes:
-    if len(chunk) > MAX_TEXT:
-        raise CorruptFileError(f"the embedding in the picture has {len(chunk):,} characters; {MAX_TEXT:,} are read")
     try:
-        return base64.b64decode(chunk, validate=True)
+        text = base64.b64decode(chunk, validate=True)
     except (binascii.Error, ValueError) as error:
         raise CorruptFileError(f"the embedding in the picture is damaged ({error})") from error
+    if len(text) > MAX_TEXT:
+        raise CorruptFileError(f"the embedding in the picture has {len(text):,} bytes. At most {MAX_TEXT:,} are read.")
+    return text
 
 
 def keeps(key: str, value: object) -> bool:
     """Return whether a picture's JSON keeps a key and a value with their types; tensors are none of them."""
     try:
-        found = json.loads(json.dumps({key: value}), object_pairs_hook=_tensor)
+        found = json.loads(json.dumps({key: value}), object_pairs_hook=_tensor, parse_int=_number)
     except (TypeError, ValueError, RecursionError):
         return False
     return canonical(found, id) == canonical({key: value}, id)
@@ -118,9 +134,19 @@ def _tensor(pairs: list[tuple[str, Any]]) -> object:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands twice")
-    if "TORCHTENSOR" in found:
-        return torch.tensor(found["TORCHTENSOR"], dtype=torch.float32)
-    return found
+    if "TORCHTENSOR" not in found:
+        return found
+    vectors = found["TORCHTENSOR"]
+    rows = vectors if isinstance(vectors, list) and vectors and isinstance(vectors[0], list) else [vectors]
+    for row in rows:  # torch takes booleans, and lists in lists to any depth
+        if not isinstance(row, list) or not {*map(type, row)} <= {int, float}:
+            raise ValueError("found something else than lists of numbers")
+    return torch.tensor(vectors, dtype=torch.float32)
+
+
+def _number(digits: str) -> float:
+    """A whole number of a usual size: older Pythons take minutes for one of a million digits."""
+    return int(digits) if len(digits) < 20 else float(digits)
 
 
 def _listed(value: object) -> object:
@@ -132,27 +158,15 @@ def _listed(value: object) -> object:
 # -- pixels
 
 
-def _opened(data: bytes) -> Image:
+def _pixels_of(data: bytes, label: str) -> Pixels:
     try:
-        import numpy  # noqa: F401
-        from PIL import Image, UnidentifiedImageError
+        import numpy as np
     except ModuleNotFoundError as error:
         raise HypernetworkError(
             f"embeddings in pictures need {error.name}: pip install 'hnloader[train]', or use the .pt file"
         ) from error
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "WEBP"))
-        if image.width * image.height > MAX_PIXELS:
-            raise CorruptFileError(f"a picture of {image.width} x {image.height} pixels is too large for an embedding")
-        image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CorruptFileError(f"the picture is damaged ({error}); download it again") from error
-    return image
 
-
-def _pixels_of(image: Image) -> Pixels:
-    import numpy as np
-
+    image = read_image(data, {"PNG": MAX_PIXELS, "WEBP": MAX_PIXELS}, label=label).image
     return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
 
@@ -165,9 +179,9 @@ def _from_pixels(pixels: Pixels) -> bytes | None:
     if len(black) < 2:
         return None
     left, right = low[:, : black[0]], low[:, black[-1] + 1 :]
-    if left.shape != right.shape or left.size == 0:
+    if left.shape != right.shape or not 0 < left.size <= 2 * MAX_TEXT:
         return None
-    data = (_scrambled(right) * np.uint8(16) + _scrambled(left)).astype(np.uint8).tobytes()
+    data = (_scrambled(right) * np.uint8(16) + _scrambled(left)).tobytes()
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(data, MAX_TEXT)
@@ -212,25 +226,31 @@ def _scrambled(block: Pixels) -> Pixels:
     """`block` xored with the low four bits of the sequence; doing it twice gives the block back."""
     import numpy as np
 
-    sequence = (_congruential(block.size) % 255).astype(np.uint8) & 0x0F
-    result: Pixels = np.bitwise_xor(block, sequence.reshape(block.shape))
+    sequence = _congruential(block.size)
+    np.remainder(sequence, np.uint32(255), out=sequence)
+    low = sequence.astype(np.uint8) & np.uint8(0x0F)
+    result: Pixels = np.bitwise_xor(block, low.reshape(block.shape))
     return result
 
 
-def _congruential(count: int) -> NDArray[np.uint64]:
+def _congruential(count: int) -> NDArray[np.uint32]:
     """The first `count` values of s -> (1664525 s + 1013904223) mod 2^32 from s = 0, which is not among them.
 
-    k steps at once are another such step, so the sequence is doubled until it is long enough.
+    k steps at once are another such step, so the known part of the sequence is doubled until it is long enough.
     """
     import numpy as np
 
     modulus = 1 << 32
     factor, increment = 1664525, 1013904223
-    sequence = np.array([increment], dtype=np.uint64)
-    while len(sequence) < count:
-        sequence = np.concatenate(
-            [sequence, (sequence * np.uint64(factor) + np.uint64(increment)) % np.uint64(modulus)]
-        )
+    sequence = np.zeros(count, dtype=np.uint32)
+    sequence[:1] = increment
+    known = 1
+    while known < count:
+        more = min(known, count - known)
+        # uint32 wraps, which is the remainder.
+        np.multiply(sequence[:more], np.uint32(factor), out=sequence[known : known + more])
+        sequence[known : known + more] += np.uint32(increment)
         increment = (factor * increment + increment) % modulus
         factor = factor * factor % modulus
-    return sequence[:count]
+        known += more
+    return sequence

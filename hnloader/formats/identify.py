@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from hnloader.formats.pickles import TensorRef
@@ -100,7 +100,10 @@ _NAME_PARTS: tuple[tuple[str, str], ...] = (
     ("conv_first.", _UPSCALER),
     ("input_blocks.", _CHECKPOINT),
 )
-_EMBEDDING_NAMES = {"emb_params", "clip_l", "clip_g"}
+_EMBEDDING_NAMES = {"emb_params", "clip_l", "clip_g", "t5xxl"}
+# Values per vector of the text encoders that embeddings are for.
+EMBEDDING_WIDTHS = (768, 1024, 1280, 2048, 4096)
+_MOST_VECTORS = 256
 
 
 def kind_of_tree(tree: object) -> str | None:
@@ -125,7 +128,7 @@ def kind_of_tree(tree: object) -> str | None:
     known = kind_of_names(tree)
     if known is not None:
         return known
-    if 1 <= len(tree) <= 4 and all(isinstance(value, TensorRef) and len(value.shape) <= 2 for value in tree.values()):
+    if 1 <= len(tree) <= 4 and all(isinstance(each, TensorRef) and are_vectors(each.shape) for each in tree.values()):
         return _EMBEDDING
     keys = ", ".join(_short(key) for key in islice(tree, 4)) or "none"
     return f"a dict without a key per width (its keys: {keys}), not a hypernetwork of a kind that is known here"
@@ -140,6 +143,13 @@ def kind_of_names(names: Iterable[object]) -> str | None:
         if any(part in name for name in texts):
             return kind
     return None
+
+
+def are_vectors(shape: Sequence[int]) -> bool:
+    """True for a tensor of any name that is as large as an embedding: a small matrix is something else."""
+    return (
+        len(shape) in (1, 2) and shape[-1] in EMBEDDING_WIDTHS and (len(shape) == 1 or 1 <= shape[0] <= _MOST_VECTORS)
+    )
 
 
 def _short(key: object) -> str:

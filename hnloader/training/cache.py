@@ -19,7 +19,7 @@ from hnloader.training.denoiser import Denoiser, Text
 from hnloader.training.images import moved, prepare
 
 # Goes up whenever the same picture would give other latents.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

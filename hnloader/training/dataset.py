@@ -9,14 +9,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, UnknownFormatError
+from hnloader.files import sha256_of
+from hnloader.images import PHOTOS, ReadImage, has_alpha, read_image
 from hnloader.training.config import SMALLEST, DataConfig
 from hnloader.training.schema import ConfigError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MASK_SUFFIX = ".mask.png"
@@ -150,13 +148,13 @@ def _picture(
     path: Path, folder: Path, config: DataConfig, captions: dict[str, str], problems: list[Problem]
 ) -> Picture | None:
     try:
-        data = path.read_bytes()
-        with open_picture(path) as image:
-            size, frames, alpha = _upright_size(image), getattr(image, "n_frames", 1), has_alpha(image)
-            image.load()
-    except (OSError, ValueError, SyntaxError, MemoryError) as error:
-        problems.append(Problem(path, f"cannot be read: {_reason(error)}", True))
+        digest = sha256_of(path)
+        found = open_picture(path, shortest=SMALLEST)
+    except (OSError, HypernetworkError, MemoryError) as error:
+        reason = _reason(error).removeprefix(f"{path}: ")
+        problems.append(Problem(path, f"cannot be read: {reason}", True))
         return None
+    size, frames, alpha = found.size, found.frames, has_alpha(found.image)
     if min(size) < SMALLEST:
         problems.append(Problem(path, f"is tiny ({size[0]} x {size[1]}); at least {SMALLEST} pixels are needed", True))
         return None
@@ -165,7 +163,7 @@ def _picture(
     mask = path.with_name(path.stem + MASK_SUFFIX)
     return Picture(
         path,
-        hashlib.sha256(data).hexdigest(),
+        digest,
         size,
         _caption(path, folder, config, captions, problems),
         mask if mask.is_file() else None,
@@ -173,26 +171,12 @@ def _picture(
     )
 
 
-def open_picture(path: Path) -> Image:
-    """Open a picture without reading its pixels yet; raises OSError or ValueError for a broken one."""
-    from PIL import Image, UnidentifiedImageError
-
+def open_picture(path: Path, *, shortest: int | None = None) -> ReadImage:
+    """Read a picture; see `hnloader.images.read_image`, also for what it raises."""
     try:
-        return Image.open(path)
-    except UnidentifiedImageError as error:
-        raise OSError("it is no picture of a known kind") from error
-    except Image.DecompressionBombError as error:
-        raise OSError("it has far too many pixels") from error
-
-
-def has_alpha(image: Image) -> bool:
-    """Whether the picture has a transparency channel or color."""
-    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-
-
-def _upright_size(image: Image) -> tuple[int, int]:
-    turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else image.size
+        return read_image(path, PHOTOS, shortest=shortest)
+    except UnknownFormatError as error:
+        raise UnknownFormatError("it is no picture of a known kind") from error
 
 
 def _reason(error: BaseException) -> str:

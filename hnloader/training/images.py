@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hnloader.images import has_alpha
 from hnloader.training.config import DataConfig
-from hnloader.training.dataset import Picture, has_alpha, open_picture
+from hnloader.training.dataset import Picture, open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (127, 127, 127)}
 # Wider or taller than this is cut: the model knows no such shapes.
 MOST_STRETCHED = 2.0
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,15 @@ def prepare(picture: Picture, config: DataConfig, resolution: int, grain: int) -
     """Read a picture and bring it to its size; scaled by area-true filtering, what overlaps is cut evenly.
 
     Raises:
-        OSError, ValueError: the file was changed or removed since it was looked at.
+        HypernetworkError: The file was changed or removed since it was looked at.
     """
-    from PIL import ImageOps
-
     width, height = bucket(picture.size, resolution, grain) if config.buckets else (resolution, resolution)
-    with open_picture(picture.path) as file:
-        image = ImageOps.exif_transpose(file)
-        image = image.convert("RGBA") if has_alpha(image) else image.convert("RGB")
-    mask = _mask(picture, image, config)
-    flat = _flattened(image, config.background)
-    fitted, crop = _fitted(flat, width, height)
+    image = open_picture(picture.path).image
+    size, alpha = image.size, image.getchannel("A") if config.masks and has_alpha(image) else None
+    image = _flattened(image, config.background)
+    fitted, crop = _fitted(image, width, height)
+    del image  # a mask is as large
+    mask = _mask(picture, size, alpha, config)
     pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy()).permute(2, 0, 1) / 127.5 - 1
     kept = None
     if mask is not None:
@@ -91,15 +91,10 @@ def moved(sample: Sample, right: int, down: int) -> Sample:
     return Sample(move(sample.pixels), mask, sample.original, sample.crop)
 
 
-def _mask(picture: Picture, image: Image, config: DataConfig) -> Image | None:
-    from PIL import ImageOps
-
+def _mask(picture: Picture, size: tuple[int, int], alpha: Image | None, config: DataConfig) -> Image | None:
     if not config.masks:
         return None
-    if picture.mask is not None:
-        with open_picture(picture.mask) as file:
-            return ImageOps.exif_transpose(file).convert("L").resize(image.size)
-    return image.getchannel("A") if image.mode == "RGBA" else None
+    return alpha if picture.mask is None else open_picture(picture.mask).image.convert("L").resize(size)
 
 
 def _flattened(image: Image, background: str) -> Image:
@@ -107,8 +102,12 @@ def _flattened(image: Image, background: str) -> Image:
 
     if image.mode != "RGBA":
         return image
-    ground = pillow.new("RGBA", image.size, (*BACKGROUNDS[background], 255))
-    return pillow.alpha_composite(ground, image).convert("RGB")
+    result = pillow.new("RGB", image.size)
+    for top in range(0, image.height, _ROWS):  # all at once takes twice the memory
+        part = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+        ground = pillow.new("RGBA", part.size, (*BACKGROUNDS[background], 255))
+        result.paste(pillow.alpha_composite(ground, part).convert("RGB"), (0, top))
+    return result
 
 
 def _fitted(image: Image, width: int, height: int) -> tuple[Image, tuple[int, int]]:

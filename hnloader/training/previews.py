@@ -11,6 +11,7 @@ import torch
 
 from hnloader.files import replacing
 from hnloader.grids import labelled_grid
+from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.training.config import PreviewConfig
 from hnloader.training.trainees import Trainee
 
@@ -86,7 +87,4 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _opened(path: Path) -> Image:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    return read_image(path, OWN_PREVIEWS).image.convert("RGB")

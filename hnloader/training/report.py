@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hnloader.errors import HypernetworkError
 from hnloader.files import replacing
+from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.training import html, schema
 from hnloader.training.config import Config
 from hnloader.training.dataset import Dataset, Picture, open_picture
@@ -89,29 +92,24 @@ def _curves(state: State) -> str:
 
 
 def _previews(folder: Path) -> Iterator[str]:
-    from PIL import Image
-
     tiled = folder / "previews.png"
     if not tiled.is_file():
         return
-    with Image.open(tiled) as image:
-        yield html.section("Previews", html.picture(image, "previews over the steps"))
+    with contextlib.suppress(HypernetworkError):
+        yield html.section("Previews", html.picture(read_image(tiled, OWN_PREVIEWS).image, "previews over the steps"))
 
 
 def _thumbnails(dataset: Dataset, kept: list[Picture]) -> Iterator[tuple[Image, str]]:
-    from PIL import ImageOps
-
     held_out = {picture.digest for picture in kept}
     for found in dataset.pictures[:_MOST_THUMBNAILS]:
         label = found.path.name + (" (held out)" if found.digest in held_out else "")
         label += f": {found.caption}" if found.caption else ""
         try:
-            with open_picture(found.path) as image:
-                small = ImageOps.exif_transpose(image).convert("RGB")
-                small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        except (OSError, ValueError):
+            small = open_picture(found.path, shortest=_THUMBNAIL).image
+        except HypernetworkError:
             continue  # removed since the training began
-        yield small, label
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        yield small.convert("RGB"), label
 
 
 def _problems(dataset: Dataset) -> str:

@@ -6,8 +6,11 @@ release knows; where a name changed, both are given here.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio
@@ -84,9 +87,24 @@ def update(**values: Any) -> Any:
 
 
 def picture_input(**options: Any) -> Any:
-    """A place to drop a picture from the user's disk; its value is a PIL image."""
+    """A place to drop an image from the user's disk; its value is what the file holds, as bytes.
+
+    gradio itself would open a file of any format, also of those with which Pillow starts other programs.
+    """
     # 3.x: source="upload"; 4.0 on: sources=["upload"].
-    return make("Image", type="pil", source="upload", sources=["upload"], interactive=True, **options)
+    component = make("Image", type="filepath", source="upload", sources=["upload"], interactive=True, **options)
+    component.preprocess = _unopened
+    return component
+
+
+def _unopened(payload: Any) -> bytes | None:
+    """What was uploaded: in 3.x a data URL, from 4.0 on something with the path of a file in gradio's folder."""
+    if isinstance(payload, str):
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(payload.partition(",")[2], validate=True)
+        return None
+    path = getattr(payload, "path", None)
+    return None if path is None else Path(path).read_bytes()
 
 
 def picture_output(**options: Any) -> Any:

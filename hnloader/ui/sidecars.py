@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
 from hnloader.files import replacing
+from hnloader.images import read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,8 +29,6 @@ _SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif")
 _LARGEST_NOTES = 2**20
 _LARGEST_PREVIEW = 50 * 2**20
 _LONGEST_TEXT = 100_000
-# Decoded, a picture takes three bytes for each; the file of one with a single colour has next to none.
-_MOST_PIXELS = 40_000_000
 _HALF = re.compile("[\ud800-\udfff]")
 NOTES, DESCRIPTION, STRENGTH = "notes", "description", "preferred weight"
 
@@ -71,20 +70,14 @@ def thumbnail(path: Path, side: int = 320) -> bytes | None:
 
 @lru_cache(maxsize=512)
 def _thumbnail(preview: Path, modified: int, size: int, side: int) -> bytes | None:
-    from PIL import Image
-
     try:
-        with Image.open(preview) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                return None
-            image.draft("RGB", (side, side))
-            small = image.convert("RGB")
-            small.thumbnail((side, side))
-            buffer = io.BytesIO()
-            small.save(buffer, format="JPEG", quality=85)
-            return buffer.getvalue()
-    except Exception:  # a damaged or hostile picture: Pillow's decoders raise what they like
+        small = read_image(preview, shortest=side).image
+    except HypernetworkError:  # a damaged, hostile or too large image
         return None
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.convert("RGB").save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def notes_path(path: Path) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import hnloader
 from hnloader import (
     CorruptFileError,
     HypernetworkError,
@@ -51,7 +54,7 @@ def test_the_webui_form(legacy: bool, tmp_path: Path) -> None:
     found = load_embedding(write(tmp_path / "file.pt", WEBUI, legacy=legacy))
     assert equal(found)
     assert (found.name, found.step, found.sd_checkpoint, found.sd_checkpoint_name) == (
-        "style",
+        "file",
         1200,
         "7460a6fa",
         "v1-4",
@@ -73,8 +76,10 @@ def test_the_first_trainers_form_with_a_parameter_dict(legacy: bool, tmp_path: P
 @pytest.mark.parametrize("vectors", [VECTORS, VECTORS[0], VECTORS.half(), VECTORS.bfloat16()])
 def test_the_diffusers_form(vectors: torch.Tensor, tmp_path: Path) -> None:
     found = load_embedding(write(tmp_path / "learned_embeds.bin", {"<my-style>": vectors}))
-    assert found.name == "my-style"
+    assert (found.name, found.token) == ("learned_embeds", "<my-style>")
     assert equal(found, vectors.reshape(-1, 768))
+    save_embedding(found, tmp_path / "again.bin")
+    assert list(torch.load(tmp_path / "again.bin", weights_only=True)) == ["<my-style>"]
 
 
 def test_safetensors_of_each_kind(tmp_path: Path) -> None:
@@ -82,7 +87,7 @@ def test_safetensors_of_each_kind(tmp_path: Path) -> None:
     save_file({"<word>": VECTORS[0]}, tmp_path / "two.safetensors")
     save_file({"clip_l": VECTORS, "clip_g": VECTORS_G}, tmp_path / "xl.safetensors")
     one, two, xl = (load_embedding(tmp_path / f"{name}.safetensors") for name in ("one", "two", "xl"))
-    assert (one.name, two.name, xl.name) == ("one", "word", "xl")
+    assert (one.name, two.name, xl.name) == ("one", "two", "xl")
     assert equal(one)
     assert equal(two, VECTORS[:1])
     assert equal(xl, VECTORS, VECTORS_G)
@@ -98,6 +103,50 @@ def test_a_file_of_several_tokens_needs_one_to_be_picked(tmp_path: Path) -> None
     assert equal(load_embedding(path, token="<b>"), 2 * VECTORS)
 
 
+@pytest.mark.parametrize("ending", [".pt", ".bin", ".safetensors"])
+def test_the_webuis_call_an_embedding_by_its_file(ending: str, tmp_path: Path) -> None:
+    """A pair `X` and `X-neg`, copied and renamed, has two names, whatever stands in both."""
+    for name in ("bad-artist-anime", "bad-artist-anime-neg", "with.dots"):
+        path = tmp_path / f"{name}{ending}"
+        if ending == ".safetensors":
+            save_file({"emb_params": VECTORS}, path, metadata={"name": "bad-artist-2"})
+        else:
+            write(path, {**WEBUI, "name": "bad-artist-2"})
+        assert load_embedding(path).name == name
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "made_for"),
+    [
+        ({"clip_l": VECTORS}, "SD 1"),
+        ({"clip_g": VECTORS_G}, "SDXL, second encoder only"),
+        ({"clip_l": VECTORS, "clip_g": VECTORS_G, "t5xxl": torch.ones(5, 4096)}, "SD 3"),
+        ({"clip_l": VECTORS, "t5xxl": torch.ones(5, 4096)}, "SD 3"),
+        ({"clip_g": VECTORS_G, "t5xxl": torch.ones(5, 4096)}, "SD 3"),
+        ({"clip_l": VECTORS, "clip_g": VECTORS_G, "clip_h": torch.ones(3, 8)}, "SDXL"),
+        ({"emb_params": VECTORS, "emb_more": torch.ones(3, 8)}, "SD 1"),
+    ],
+)
+def test_no_encoders_vectors_are_lost(
+    content: dict[str, torch.Tensor], made_for: str, ending: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "a.pt", content)
+    save_file(content, tmp_path / "a.safetensors")
+    found = load_embedding(tmp_path / f"a{ending}")
+    assert found.made_for == made_for
+    save_embedding(found, tmp_path / "b.safetensors")
+    kept = load_file(tmp_path / "b.safetensors")
+    if list(content) == ["clip_l"]:
+        content = {"emb_params": VECTORS}  # the same, in the form that every program loads
+    assert kept.keys() == content.keys()
+    assert all(torch.equal(kept[key], tensor) for key, tensor in content.items())
+    save_embedding(found, tmp_path / "c.pt")
+    again = load_embedding(tmp_path / "c.pt")
+    assert again.others.keys() == found.others.keys()
+    assert equal(again, found.vectors, found.vectors_g)
+
+
 # -- what is written
 
 
@@ -108,7 +157,7 @@ def test_what_the_webui_form_keeps(ending: str, tmp_path: Path) -> None:
     found = load_embedding(tmp_path / f"other{ending}")
     assert equal(found)
     assert (found.name, found.step, found.sd_checkpoint, found.sd_checkpoint_name, found.metadata) == (
-        "style",
+        "style" if ending == ".png" else "other",
         1200,
         "7460a6fa",
         "v1-4",
@@ -120,6 +169,14 @@ def test_what_the_webui_form_keeps(ending: str, tmp_path: Path) -> None:
 def test_an_embedding_for_both_encoders(ending: str, tmp_path: Path) -> None:
     save_embedding(Embedding(VECTORS, VECTORS_G), tmp_path / f"xl{ending}")
     assert equal(load_embedding(tmp_path / f"xl{ending}"), VECTORS, VECTORS_G)
+
+
+@pytest.mark.parametrize("ending", [".bin", ".pt", ".safetensors"])
+def test_vectors_for_the_second_encoder_alone_keep_their_token(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"file{ending}"
+    save_embedding(Embedding(VECTORS_G), path, form="diffusers", token="<word>")
+    assert load_embedding(path).token == "<word>"
+    assert equal(load_embedding(path), VECTORS_G)
 
 
 @pytest.mark.parametrize("ending", [".bin", ".pt", ".safetensors"])
@@ -167,6 +224,34 @@ def test_diffusers_loads_what_is_written(tmp_path: Path) -> None:
         assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], vectors)
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "word"),
+    [
+        ("ink.pt", "webui", "ink"),
+        ("ink.bin", "diffusers", "<ink>"),
+        ("ink.safetensors", "diffusers", "<ink>"),
+        ("ink.safetensors", "webui", "emb_params"),
+        ("sdxl.safetensors", "webui", None),
+    ],
+)
+def test_the_word_that_diffusers_adds(name: str, form: Any, word: str | None, tmp_path: Path) -> None:
+    """The table of docs/embeddings.md."""
+    pipe = load_model(pipeline_folder()).pipeline
+    vectors = torch.randn(2, pipe.text_encoder.config.hidden_size)
+    second = torch.zeros(2, 1280) if word is None else None
+    save_embedding(Embedding(vectors, second, name="ink"), tmp_path / name, form=form)
+    before = set(pipe.tokenizer.get_vocab())
+    if word is None:
+        with pytest.raises(ValueError, match="incorrect"):
+            pipe.load_textual_inversion(str(tmp_path / name))
+        found = load_embedding(tmp_path / name)
+        pipe.load_textual_inversion(found.vectors, token="<ink>", text_encoder=pipe.text_encoder)
+        word = "<ink>"
+    else:
+        pipe.load_textual_inversion(str(tmp_path / name))
+    assert set(pipe.tokenizer.get_vocab()) - before == {word, f"{word}_1"}
+
+
 # -- what is refused
 
 
@@ -187,6 +272,68 @@ def test_other_files_are_named(tmp_path: Path) -> None:
         assert words in str(caught.value)
 
 
+def test_a_small_matrix_of_any_name_is_something_else(tmp_path: Path) -> None:
+    for content in (
+        {"test_key": torch.zeros(10, 10)},
+        {"weight": torch.zeros(768, 768)},
+        {"a": torch.zeros(2, 768), "b": torch.zeros(3, 5)},
+        {"a": torch.zeros(2, 768), "b": 5},
+    ):
+        tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+        save_file(tensors, tmp_path / "file.safetensors")
+        for path in (write(tmp_path / "file.pt", content), tmp_path / "file.safetensors"):
+            if path.suffix == ".safetensors" and len(tensors) < len(content):
+                continue
+            with pytest.raises(UnknownFormatError, match="not an embedding"):
+                load_embedding(path)
+            with pytest.raises(UnknownFormatError) as caught:
+                hnloader.load(path)
+            assert "embedding" not in str(caught.value)
+    assert load_embedding(write(tmp_path / "word.pt", {"<tiny>": torch.zeros(10, 10)})).width == 10
+    assert load_embedding(write(tmp_path / "word.pt", {"sks": torch.zeros(2, 1024)})).token == "sks"
+
+
+def test_errors_speak_of_embeddings(tmp_path: Path) -> None:
+    """The folder's name may hold the other word."""
+    folder = tmp_path / "a hypernetwork"
+    folder.mkdir()
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (print, ("x",))
+
+    contents: list[object] = [
+        [1, 2],
+        torch.zeros(3),
+        {},
+        {"a": 1},
+        {"state_dict": {"a": torch.zeros(2)}},
+        {**WEBUI, "x": Trap()},
+        Trap(),
+        {"lora_te.lora_up.weight": torch.zeros(2, 2)},
+        {"string_to_param": {}},
+    ]
+    paths = [write(folder / f"{index}.pt", content) for index, content in enumerate(contents)]
+    for name, data in [
+        ("code.pt", b"PK\x03\x04" + bytes(99)),
+        ("junk.pt", bytes(range(256)) * 3),
+        ("text.pt", b"hello, this is a text"),
+        ("picture.jpg", b"\xff\xd8\xff" + bytes(99)),
+        ("damaged.png", b"\x89PNG\r\n\x1a\n" + bytes(99)),
+        ("damaged.safetensors", (40).to_bytes(8, "little") + b"{" + bytes(99)),
+        ("empty.pt", b""),
+        ("pickle.pt", pickle.dumps({"a": 1})),
+    ]:
+        (folder / name).write_bytes(data)
+        paths.append(folder / name)
+    for path in paths:
+        with pytest.raises(HypernetworkError) as caught:
+            load_embedding(path)
+        message = str(caught.value)
+        assert message.startswith(str(path)), message
+        assert "hypernetwork" not in message.replace(str(path), ""), message
+
+
 def test_code_in_the_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, ...]:
@@ -205,7 +352,12 @@ def test_code_in_the_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
         ({"string_to_param": {"*": torch.zeros(2, 3, 4)}}, UnsupportedArchitectureError, r"shape \[2, 3, 4\]"),
         ({"string_to_param": {"*": torch.zeros(2, 768, dtype=torch.int64)}}, UnsupportedArchitectureError, "int64"),
         ({"string_to_param": {}}, UnsupportedArchitectureError, "0 embeddings"),
-        ({"clip_l": torch.zeros(2, 768)}, UnsupportedArchitectureError, "one of SDXL's"),
+        ({"string_to_param": VECTORS}, UnsupportedArchitectureError, "found a tensor as string_to_param"),
+        ({"string_to_param": [VECTORS]}, UnsupportedArchitectureError, "found a list as string_to_param"),
+        ({"string_to_param": None, "name": "x"}, UnsupportedArchitectureError, "found a NoneType as string_to_param"),
+        ({"string_to_param": {"*": 1}}, UnsupportedArchitectureError, "0 embeddings"),
+        ({"clip_l": {"a": VECTORS}, "clip_g": VECTORS_G}, UnsupportedArchitectureError, "found dict as clip_l"),
+        ({"clip_l": VECTORS, "t5xxl": torch.zeros(2, 3, 4)}, UnsupportedArchitectureError, "t5xxl"),
         ({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(1, 1280)}, UnsupportedArchitectureError, "2 vectors"),
     ],
 )

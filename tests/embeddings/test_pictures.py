@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hnloader import CorruptFileError, UnknownFormatError, UnsupportedArchitectureError
-from hnloader.embeddings import Embedding, load_embedding, save_embedding
+from hnloader import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
+from hnloader.embeddings import Embedding, load_embedding, pictures, save_embedding
 
 VECTORS = torch.randn(2, 768, generator=torch.Generator().manual_seed(0))
 TREE = {
@@ -122,6 +122,46 @@ def test_hostile_pictures_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptFileError, match="damaged"):
         load_embedding(tmp_path / "cut.png")
+
+
+START = '{"string_to_param": {"*": {"TORCHTENSOR": ['
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"string_to_param": [[]' + ",[]" * 500_000 + "]}",
+        '{"string_to_param": [{}' + ",{}" * 500_000 + "]}",
+        START + "[" * 900 + "1" + "]" * 900 + "]}}}",
+        START + '"a"' + ',"a"' * 99 + "]}}}",
+        START + "true,false]}}}",
+        START + "[1], [[2]]]}}}",
+        START + "1], [2]]}}}",
+        START + '{"TORCHTENSOR": [1]}]}}}',
+        START + "1e400]}}}",
+        START + "9" * 1_000_000 + "]}}}",
+        '{"string_to_param": {"*": {"TORCHTENSOR": []}}}',
+        '{"string_to_param": {"*": {"TORCHTENSOR": 1}}}',
+    ],
+)
+@pytest.mark.parametrize("place", ["text", "pixels"])
+def test_hostile_texts_end_in_errors_of_ours(text: str, place: str, tmp_path: Path) -> None:
+    if place == "text":
+        chunks = PngInfo()
+        chunks.add_text("sd-ti-embedding", base64.b64encode(text.encode()).decode())
+        photo().save(tmp_path / "a.png", pnginfo=chunks)
+    else:
+        pictures._with_stripes(photo(), zlib.compress(text.encode())).save(tmp_path / "a.png")
+    with pytest.raises(HypernetworkError):
+        load_embedding(tmp_path / "a.png")
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=r"Save it as \.safetensors"):
+        save_embedding(Embedding(torch.randn(1000, 768)), tmp_path / "large.png")
+    assert list(tmp_path.iterdir()) == []
+    save_embedding(Embedding(torch.randn(200, 768)), tmp_path / "large.png")
+    assert load_embedding(tmp_path / "large.png").count == 200
 
 
 def test_one_for_sdxl_has_no_picture(tmp_path: Path) -> None:

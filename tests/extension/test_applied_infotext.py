@@ -109,6 +109,30 @@ def test_an_old_picture_of_another_file_is_said(running: Webui, notes: list[str]
     assert all("0123abcd" in note for note in notes)
 
 
+@pytest.fixture
+def renamed(running: Webui) -> str:
+    """The hash of 2022 of a file that is large enough for one, and has another name than in the pictures."""
+    save_hypernetwork(running.hypernetworks / "renamed.pt", (*ALL_WIDTHS, 400), seed=5)
+    legacy = hnloader.inspect(running.hypernetworks / "renamed.pt").legacy_hash
+    assert legacy != hnloader.inspect(running.hypernetworks / "ink.pt").legacy_hash
+    return legacy
+
+
+@pytest.mark.parametrize("old", ["ink, Hypernet hash: {}", "ink({})", "net-60000({})", "gone, Hypernet hash: {}"])
+def test_an_old_picture_s_hash_names_the_file(old: str, renamed: str, running: Webui, notes: list[str]) -> None:
+    fields = running.part("infotext_utils").paste(
+        f"a cat\nSteps: 4, Hypernet: {old.format(renamed)}, Hypernet strength: 0.7"
+    )
+    assert fields["Prompt"] == "a cat<hypernet:renamed:0.7>"
+    assert notes == []
+
+
+def test_a_name_with_a_hash_in_a_tag_finds_that_file(renamed: str, running: Webui) -> None:
+    tagged = running.generate("a<hypernet:renamed:0.7>").images[0]
+    assert torch.equal(running.generate(f"a<hypernet:net-60000({renamed}):0.7>").images[0], tagged)
+    assert torch.equal(running.generate(f"a<hypernet:ink({renamed}):0.7:0.5>").images[0], tagged)
+
+
 def test_the_tag_of_an_old_picture_through_the_api_finds_its_file(running: Webui) -> None:
     tagged = running.generate("a<hypernet:ink:0.7>").images[0]
     assert torch.equal(running.generate("a<hypernet:ink(0123abcd):0.7>").images[0], tagged)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from pathlib import Path
 from typing import Any
 
 import gradio
+import PIL.Image
+import pytest
+from gradio.data_classes import FileData
 
-from hnloader.ui.compat import listen
+from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.compat import listen, picture_input
+from hnloader.ui.host import Host
+from hnloader.ui.pages.library import _Library
 
 
 class Wrapped:
@@ -33,3 +42,32 @@ def test_events_that_are_wrapped_keep_their_inputs_and_outputs() -> None:
     assert len(page.fns) == 4
     for function in page.fns.values():
         assert function.inputs == function.outputs == [box]
+
+
+def test_an_uploaded_image_is_not_opened_by_gradio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PIL.Image, "open", lambda *args, **options: pytest.fail("gradio opened it"))
+    (tmp_path / "ink.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    with gradio.Blocks(analytics_enabled=False):
+        component = picture_input(label="Picture", height=220)
+    assert component.preprocess(None) is None
+    wanted = b"%!PS-Adobe-3.0 EPSF-3.0\n"
+    assert component.preprocess(FileData(path=str(tmp_path / "ink.png"), orig_name="ink.png")) == wanted
+    url = "data:image/png;base64," + base64.b64encode(wanted).decode()
+    assert component.preprocess(url) == wanted  # gradio 3
+    assert component.preprocess("data:image/png;base64,%") is None
+
+
+def test_an_uploaded_image_becomes_the_preview_only_if_it_is_one(tmp_path: Path) -> None:
+    (tmp_path / "ink.pt").write_bytes(b"")
+    catalogue = Catalogue(lambda: [tmp_path])
+    page = _Library(Host(folders=lambda: [tmp_path], output=lambda: tmp_path), catalogue)
+    (entry,) = catalogue.entries()
+    *_, said = page.save_preview(entry.key, b"%!PS-Adobe-3.0 EPSF-3.0\n", "", "name", "all files", 1)
+    assert "Use an image of these kinds" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["ink.pt"]
+    image = io.BytesIO()
+    PIL.Image.new("RGB", (60, 40), "red").save(image, "WEBP")
+    *_, said = page.save_preview(entry.key, image.getvalue(), "", "name", "all files", 1)
+    assert "Saved as ink.preview.png" in said
+    with PIL.Image.open(tmp_path / "ink.preview.png") as saved:
+        assert saved.size == (60, 40)

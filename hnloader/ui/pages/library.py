@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.images import PHOTOS, STILL, read_image
 from hnloader.library import HypernetworkNotFoundError, Library
 from hnloader.prompt import PromptTagError, Tag
 from hnloader.ui import markup
@@ -98,14 +99,16 @@ class _Library:
             return markup.notice(str(error), "bad")
         return markup.notice(f"Saved in {entry.path.with_suffix('.json').name}, beside the file.", "good")
 
-    def save_preview(self, key: str | None, image: Any, query: str, sort: str, only: str, page: int) -> tuple[Any, ...]:
+    def save_preview(
+        self, key: str | None, image: bytes | None, query: str, sort: str, only: str, page: int
+    ) -> tuple[Any, ...]:
         """Save a picture as the file's preview."""
         unchanged = [update()] * 7
         entry = self.catalogue.get(key)
         if entry is None or image is None:
             return *unchanged, markup.notice("Choose a file and drop a picture first.", "bad")
         try:
-            target = save_preview(entry.path, image)
+            target = save_preview(entry.path, read_image(bytes(image), {**PHOTOS, **STILL}).image)
         except HypernetworkError as error:
             return *unchanged, markup.notice(str(error), "bad")
         self.host.after_change()

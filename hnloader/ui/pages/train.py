@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.compat import html, listen, make, picture_output, update
@@ -282,16 +283,13 @@ def _rows(files: TrainingFiles, status: Status) -> Iterator[tuple[str, str]]:
 
 def _previews(path: Path) -> str:
     """The tiled previews within the page itself, so that the server need not serve files."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, ValueError):
+        image = read_image(path, OWN_PREVIEWS).image
+    except HypernetworkError:
         return ""
     image.thumbnail((_WIDEST_PREVIEW, _WIDEST_PREVIEW))
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=88)
+    image.convert("RGB").save(buffer, format="JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img class="hnl-previews" alt="previews over the steps" src="data:image/jpeg;base64,{data}">'
 
