@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.attention.sites import Kind
-from hnloader.attention.stages import AffineStage, CachedStages, Chain, ExactStage, Link, LiveStage, Stage
-from hnloader.network import Hypernetwork, SequentialSide, Side, SideName
+from hnloader.attention.stages import AffineStage, CachedStages, Chain, ExactStage, Link, LiveStage, Stage, by_rows
+from hnloader.network import Hypernetwork, Side, SideName
 
 PlanName = Literal["fold", "collapse", "cache", "live", "exact", "none"]
 
@@ -106,7 +106,7 @@ def make_plan(chain: Chain, side: SideName, width: int, kind: Kind) -> SidePlan:
 
 def _single(link: Link, side: SideName, width: int) -> Stage:
     """One hypernetwork by itself."""
-    if _must_be_exact(link, side, width) or not isinstance(link.hypernetwork.side(width, side), SequentialSide):
+    if _must_be_exact(link, side, width) or not by_rows(link.hypernetwork.side(width, side)):
         return ExactStage(link, side, width)
     return LiveStage(link, side, width)
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hnloader.activations import ACTIVATIONS, MIXING
 from hnloader.affine import AffineMap
-from hnloader.network import Hypernetwork, SequentialSide, SideName
+from hnloader.network import Hypernetwork, SequentialSide, Side, SideName
 
 # Contexts that the processor computes at a time, so that what lies between two layers stays in its cache: 1024
 # rows of 1280 hidden values are 5 MB. Measured on SD 1's widths; 256 rows are slower by up to 5 %.
@@ -354,6 +355,33 @@ class _Layer:
         for each in self.after:
             x = each(x)
         return x
+
+
+# Modules that compute each value by itself.
+_ELEMENTWISE = frozenset(ACTIVATIONS.values()) - frozenset(MIXING)
+
+
+def by_rows(side: Side) -> bool:
+    """Return True if a side computes each context by itself, with modules that a `Program` knows.
+
+    Softmax and its relatives choose a dimension from the shape of their input, and a PReLU of several slopes has one
+    for each token: what such a side computes depends on the contexts beside each one and on their shape.
+    """
+    if type(side) is not SequentialSide:  # a subclass may compute anything, of modules as well
+        return False
+    modules = list(side.linear)
+    return bool(modules) and isinstance(modules[0], nn.Linear) and all(_by_rows(module) for module in modules)
+
+
+def _by_rows(module: nn.Module) -> bool:
+    kind = type(module)
+    if isinstance(module, nn.Linear):
+        return kind is nn.Linear and module.bias is not None
+    if isinstance(module, nn.LayerNorm):
+        return kind is nn.LayerNorm and len(module.normalized_shape) == 1
+    if isinstance(module, nn.PReLU):
+        return kind is nn.PReLU and module.weight.numel() == 1
+    return kind is nn.Dropout or kind in _ELEMENTWISE
 
 
 class Program:

@@ -29,6 +29,7 @@ from small_models import (
 )
 from torch import nn
 
+from hnloader.activations import ACTIVATIONS
 from hnloader.attention import Application, attach, attachments, find_sites
 from hnloader.attention.counting import count_step
 from hnloader.attention.folding import MOST_CHANGES
@@ -206,6 +207,134 @@ def test_any_side(structure, activation, norm, activate_output, strength, batch)
             for edit_weights in (True, False):
                 with attach(unet, hypernetwork, strength, edit_weights=edit_weights):
                     assert_same(projection(context), expected)
+
+
+# Activations that look at more than one value, which blocks of rows would hide from them
+
+
+def formula(hypernetwork: Hypernetwork, side: str, context: torch.Tensor, strength: float) -> torch.Tensor:
+    """x + strength * mlp(x) with torch's own modules by the names of the file, on contexts as they are."""
+    architecture = hypernetwork.architecture
+    assert architecture.residual is None
+    classes = {name.lower(): found for name, found in vars(nn.modules.activation).items() if isinstance(found, type)}
+    classes["swish"] = nn.Hardswish  # as the webui has it
+    x = context.double()
+    for module in hypernetwork.side(context.shape[-1], side).linear:
+        if isinstance(module, nn.Linear):
+            x = nn.functional.linear(x, module.weight.double(), module.bias.double())
+        elif isinstance(module, nn.LayerNorm):
+            x = nn.functional.layer_norm(x, x.shape[-1:], module.weight.double(), module.bias.double())
+        elif not isinstance(module, nn.Dropout):
+            activation = classes[architecture.activation]().eval()
+            activation.load_state_dict(module.state_dict())
+            x = activation.double()(x)
+    return (context.double() + strength * x).to(context.dtype)
+
+
+def by_formula(unet, chain, **inputs):
+    """What plain hooks with the formula give."""
+    handles = []
+    for site in find_sites(unet):
+        for side in "kv":
+
+            def before(_, args, width=site.width, side=side):
+                context = args[0]
+                for hypernetwork, strength in chain:
+                    if width in hypernetwork.widths:
+                        context = formula(hypernetwork, side, context, strength)
+                return (context,)
+
+            handles.append(getattr(site.module, f"to_{side}").register_forward_pre_hook(before))
+    result = run(unet, **inputs)
+    for handle in handles:
+        handle.remove()
+    return result
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_every_activation_gives_what_the_formula_gives(unet, name, fused):
+    plain = make(Architecture((1, 2, 1), name))
+    rich = make(Architecture((1, 0.5, 1.5, 1), name, norm=True, activate_output=True, dropout=(0, 0.3, 0, 0)), seed=1)
+    chains = [(plain, 1.0)], [(rich, -0.6)], [(AFFINE, 0.3), (plain, 0.4), (KINDS["deep affine"], 0.2)]
+    for batch, chain in enumerate(chains, 1):
+        inputs = unet_inputs(batch=batch)
+        expected = by_formula(unet, chain, **inputs)
+        if fused:
+            unet.fuse_qkv_projections()
+        for options in ({}, {"edit_weights": False}, {"exact": True}):
+            with attach(unet, chain, **options):
+                assert_same(run(unet, **inputs), expected)
+        if fused:
+            unet.unfuse_qkv_projections()
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("shape", [(5, 20), (2, 3, 20), (3, 700, 20), (2, 3, 4, 20)])
+@pytest.mark.parametrize("residual", [None, "linear", "interpolate"])
+def test_every_activation_in_every_dimension(name, shape, residual):
+    hypernetwork = make(Architecture((1, 2, 1), name, activate_output=True, residual=residual), widths=(20,))
+    unet = make_small_unet()
+    context = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    layer = find_sites(unet)[0].module
+    for projection, side in ((layer.to_k, "k"), (layer.to_v, "v")):
+        try:
+            expected = projection(hypernetwork.transform(side, context, 0.7))
+        except ValueError:  # softmax2d has no meaning here
+            assert name == "softmax2d" and len(shape) == 2
+            continue
+        with attach(unet, hypernetwork, 0.7):
+            assert_same(projection(context), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+def test_softmax_in_half_precision_is_what_the_exact_path_gives(unet, dtype):
+    unet.to(dtype)
+    hypernetwork = make(Architecture((1, 2, 1), "softmax"))
+    inputs = moved(unet_inputs(), dtype)
+    expected = exactly(hypernetwork, unet=unet, **inputs)
+    with attach(unet, hypernetwork):
+        assert torch.equal(run(unet, **inputs), expected)
+
+
+class Reversing(nn.ReLU):
+    """An activation of one's own, which looks at all the tokens."""
+
+    def forward(self, x):
+        return super().forward(x).flip(-2)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.PReLU(40),
+        nn.Softmax(dim=-2),
+        nn.Sequential(nn.GLU(), nn.Linear(20, 40)),
+        Reversing(),
+        nn.BatchNorm1d(7).requires_grad_(False),
+        nn.LayerNorm((7, 40)).requires_grad_(False),
+        nn.Linear(40, 40, bias=False),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_modules_that_somebody_has_put_in(module):
+    """A network that was built in code may hold any module; what is not known by row is run by itself."""
+    hypernetwork = make(Architecture((1, 2, 1), "relu"), widths=(20,))
+    if isinstance(module, nn.PReLU):
+        module.weight.data.copy_(torch.linspace(-1, 1, 40))
+        module.weight.data = module.weight.data[:7]  # a slope for each token
+    for side in ("k", "v"):
+        hypernetwork.side(20, side).linear[1] = copy.deepcopy(module).eval().requires_grad_(False)
+    unet = make_small_unet()
+    context = torch.randn(2, 7, 20, generator=torch.Generator().manual_seed(1))
+    layer = find_sites(unet)[0].module
+    for projection, side in ((layer.to_k, "k"), (layer.to_v, "v")):
+        expected = projection(hypernetwork.transform(side, context, 0.7))
+        with attach(unet, hypernetwork, 0.7):
+            assert_same(projection(context), expected)
 
 
 def test_a_matrix_that_cannot_be_folded_exactly_is_not(unet):
