@@ -153,7 +153,8 @@ class Projection:
             self._changes += 1
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "fold": None, "_asleep": None}
+        """Copy nothing of what is attached: a module's forward, wrapped by somebody, may hold this."""
+        return {**self.__dict__, "owned": False, "fold": None, "_asleep": None}
 
 
 class Sample:

@@ -30,10 +30,11 @@ class Injector:
     """Forward pre-hook on a model, there as long as anything is attached to it.
 
     It is found among the model's forward pre-hooks and nowhere else, so it is copied, pickled and dropped
-    with the model. Before each call of the model it moves the hooks of layers whose modules have changed,
-    opens and closes the windows of sampling, and puts new strengths in force, so that one call sees one set
-    of strengths. Where weights of the model or parameters of a hypernetwork are no longer what was folded or
-    kept, it has that made anew.
+    with the model. The hooks on layers are not copied: a copy puts its own on the copied layers at its first
+    call, and a layer that is copied alone has none. Before each call of the model it moves the hooks of layers
+    whose modules have changed, opens and closes the windows of sampling, and puts new strengths in force, so
+    that one call sees one set of strengths. Where weights of the model or parameters of a hypernetwork are no
+    longer what was folded or kept, it has that made anew.
 
     Attributes:
         attachments: What is attached, in order.
@@ -55,7 +56,7 @@ class Injector:
         self._signature = Signature(())
         self._watch = Watch(())
         self._seen: list[object] = []
-        self._movable = _around(model, self.sites)
+        self._movable: list[dict[str, Any]] | None = None
         self._prepared: tuple[object, ...] | None = None
         _keep_out_of_graphs()
         self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
@@ -107,6 +108,8 @@ class Injector:
         return [projection for layer in self._layers.values() for projection in layer.projections()]
 
     def _moves(self) -> str:
+        if self._movable is None:
+            self._movable = _around(self.model, self.sites)
         return moves_weights(self._movable)
 
     def _plan(self, site: AttentionSite, side: SideName) -> SidePlan:
@@ -188,13 +191,17 @@ class Injector:
         return (sample.device, sample.dtype, *(hypernetwork.kept_copies for hypernetwork in self._acting))
 
     def __getstate__(self) -> dict[str, object]:
-        """Copies fold anew at their first call."""
+        """Copy what is attached, and nothing of how it is applied: that is made at the first call."""
         return {
             **self.__dict__,
             "stale": True,
-            "_watch": Watch(()),
+            "_layers": {},
+            "_plans": {},
+            "_acting": (),
             "_signature": Signature(()),
+            "_watch": Watch(()),
             "_seen": [],
+            "_movable": None,
             "_prepared": None,
         }
 
