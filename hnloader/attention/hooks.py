@@ -134,8 +134,8 @@ class BareState:
         if not isinstance(state, dict):
             return state
         # A forward of ours that somebody else has wrapped stays, since theirs calls it; its copies apply nothing.
-        own = [name for name in ("forward", "__getstate__") if _is_ours(state.get(name))]
-        bare = {name: value for name, value in state.items() if name not in own}
+        methods = [name for name in ("forward", "__getstate__") if _is_ours(state.get(name))]
+        bare = {name: value for name, value in state.items() if name not in methods}
         for name in ("_forward_pre_hooks", "_forward_hooks"):
             hooks = bare.get(name, {})
             ours = {key for key, hook in hooks.items() if _is_ours(hook)}

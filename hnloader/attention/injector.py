@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hnloader.attention.folding import Maps, Projection, Watch, moves_weights
+from hnloader.attention.folding import (
+    Maps,
+    Projection,
+    Watch,
+    moves_weights,
+    watch_folds,
+    watch_hypernetworks,
+)
 from hnloader.attention.hooks import SiteHooks
 from hnloader.attention.plans import SidePlan, Signature, make_plan
 from hnloader.attention.schedule import timestep_of
@@ -55,6 +62,7 @@ class Injector:
         self._acting: tuple[Hypernetwork, ...] = ()
         self._signature = Signature(())
         self._watch = Watch(())
+        self._own_watch = Watch(())
         self._seen: list[object] = []
         self._movable: list[dict[str, Any]] | None = None
         self._prepared: tuple[object, ...] | None = None
@@ -100,7 +108,8 @@ class Injector:
         maps: Maps = {}
         for projection in self._projections():
             projection.refresh(maps)
-        self._watch = Watch(self._projections())
+        self._watch = watch_folds(self._projections())
+        self._own_watch = watch_hypernetworks(self._acting)
         self._seen = self._state()
         self._prepared = None
 
@@ -143,6 +152,8 @@ class Injector:
                     self.stale |= attachment.seek(timestep)
             if self.stale:
                 self.refresh()
+            for plan in self._plans.values():
+                plan.compare_again()
             self._prepare(args[0] if args else kwargs.get("sample"))
 
     def update(self) -> None:
@@ -153,11 +164,8 @@ class Injector:
 
     def _see_changes(self) -> None:
         """Notice what has happened to the model and to the hypernetworks since the last call."""
-        if self._signature.changed():
-            for hypernetwork in self._acting:
-                hypernetwork.release()  # what was copied or derived is of other values
-            self._plans.clear()
-            self.stale = True
+        if self._signature.changed() or self._own_watch.changed():
+            self.forget()
         if self._watch.changed():
             for projection in self._projections():
                 projection.count_change()
@@ -167,6 +175,15 @@ class Injector:
             for projection in self._projections():
                 projection.count_replacement()
             self.stale = True
+
+    def forget(self) -> None:
+        """Drop all that was made of the values of hypernetworks, weights and texts."""
+        for hypernetwork in self._acting:
+            hypernetwork.release()
+        for projection in self._projections():
+            projection.forget()
+        self._plans.clear()
+        self.stale = True
 
     def _state(self) -> list[object]:
         """All that decides how a layer is hooked and what may be folded; compared before each call of the model."""
@@ -200,6 +217,7 @@ class Injector:
             "_acting": (),
             "_signature": Signature(()),
             "_watch": Watch(()),
+            "_own_watch": Watch(()),
             "_seen": [],
             "_movable": None,
             "_prepared": None,

@@ -69,6 +69,12 @@ class SidePlan:
         for stage in self.stages if folded else (*self.stages, *self.tail):
             stage.prepare(device, dtype)
 
+    def compare_again(self) -> None:
+        """Have each kept result compared with its context when it is used next."""
+        for stage in self.stages:
+            if isinstance(stage, CachedStages):
+                stage.compare_again()
+
     @property
     def kept_bytes(self) -> int:
         """Bytes kept beyond the hypernetworks' own parameters and copies, and beyond what is folded."""

@@ -253,10 +253,11 @@ def stretch_map(links: Chain, side: SideName, width: int, dtype: torch.dtype, de
 class CachedStages(Stage):
     """Stages whose result is kept for as long as the same, unchanged context comes in.
 
-    The same means the same tensor object at the same version, which every in-place change raises; a tensor that
-    took the place of a freed one is another object. A tensor of inference mode has no version: on the CPU its
-    values are compared with a kept copy instead, elsewhere nothing is kept for it, since comparing would wait for
-    the device. One object serves all layers of a chain, so that a context is computed once for all of them.
+    The same means the same tensor object at the same version, which in-place changes raise but for those through
+    `.data` or a numpy view; a tensor that took the place of a freed one is another object. On the CPU the values are
+    compared with a kept copy as well, once for each call of the model. A tensor of inference mode has no version: on
+    the CPU its values are compared at each layer, elsewhere nothing is kept for it, since comparing would wait for the
+    device. One object serves all layers of a chain, so that a context is computed once for all of them.
     """
 
     # Contexts for which a result is kept: two pipelines at once, each with the two halves of its guidance apart.
@@ -281,6 +282,11 @@ class CachedStages(Stage):
         for old in list(self._results)[: -self.LIMIT]:
             self._results.pop(old, None)
         return kept.result
+
+    def compare_again(self) -> None:
+        """Have each kept result compared with its context when it is used next: a call of the model begins."""
+        for kept in list(self._results.values()):
+            kept.compared = False
 
     def _compute(self, context: Tensor) -> Tensor:
         for stage in self.stages:
@@ -313,7 +319,8 @@ class _Kept:
         # The results go with the context, and nothing here keeps it alive.
         self._context = weakref.ref(context, lambda _: home.pop(key, None))
         self._state = _state(context)
-        self._values = context.clone() if context.is_inference() else None
+        self._values = context.detach().clone() if context.device.type == "cpu" else None
+        self.compared = not context.is_inference()
         self._mode = _mode(context)
         self._result_state = _state(result)
         self.result = result
@@ -324,7 +331,10 @@ class _Kept:
             return False
         if self._mode != _mode(context) or self._result_state != _state(self.result):
             return False
-        return self._values is None or torch.equal(self._values, context)
+        if self._values is None or self.compared:
+            return True
+        self.compared = not context.is_inference()
+        return torch.equal(self._values, context)
 
     @property
     def bytes(self) -> int:

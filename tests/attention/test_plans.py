@@ -35,6 +35,7 @@ from hnloader.attention.counting import count_step
 from hnloader.attention.folding import MOST_CHANGES
 from hnloader.attention.injector import injector_of
 from hnloader.attention.stages import CachedStages
+from hnloader.errors import HypernetworkError
 from hnloader.network import Architecture, Hypernetwork
 
 ALL = WIDTHS["sd1"]
@@ -818,6 +819,103 @@ def test_a_context_that_is_changed_in_place_is_computed_anew(unet, inference):
                 change()
                 result = unet(**inputs).sample.clone()
                 assert_same(result, exactly(RELU, encoder_hidden_states=context.clone()))
+
+
+# Changes that torch does not count
+
+HIDDEN_CHANGES = {
+    "hypernetwork, data": lambda hypernetwork, unet, context: [p.data.mul_(0.5) for p in hypernetwork.parameters()],
+    "hypernetwork, numpy": lambda hypernetwork, unet, context: [
+        p.numpy().__imul__(0.5) for p in hypernetwork.parameters()
+    ],
+    "hypernetwork, one side": lambda hypernetwork, unet, context: [
+        p.data.mul_(0.5) for p in hypernetwork.side(48, "v").parameters()
+    ],
+    "hypernetwork, biases": lambda hypernetwork, unet, context: [
+        p.data.add_(0.5) for p in hypernetwork.parameters() if p.ndim == 1
+    ],
+    "text, data": lambda hypernetwork, unet, context: context.data.mul_(2),
+    "text, numpy": lambda hypernetwork, unet, context: context.numpy().__imul__(2),
+    "text, one value": lambda hypernetwork, unet, context: context.data[0, 2, 3].add_(5),
+    "model, data": lambda hypernetwork, unet, context: [p.data.mul_(1.1) for p in unet.parameters()],
+    "model, one row": lambda hypernetwork, unet, context: find_sites(unet)[0].module.to_k.weight.data[5].add_(1),
+}
+
+
+@pytest.mark.parametrize("change", HIDDEN_CHANGES)
+@pytest.mark.parametrize("name", ["affine", "relu", "norm", "affine residual"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_changes_that_torch_does_not_count_are_seen_on_the_processor(unet, name, change, inference):
+    hypernetwork, inputs = copy.deepcopy(KINDS[name]), unet_inputs()
+    with torch.inference_mode(inference), attach(unet, hypernetwork, 0.7):
+        before = run(unet, **inputs)
+        for _ in range(2):
+            HIDDEN_CHANGES[change](hypernetwork, unet, inputs["encoder_hidden_states"])
+            found = run(unet, **inputs)
+            assert (found - before).abs().max() > 1e-3
+            assert_same(found, exactly(copy.deepcopy(hypernetwork), unet=copy_of(unet), strength=0.7, **inputs))
+
+
+def copy_of(unet):
+    """A model with the same weights and nothing attached."""
+    twin = make_unet("sd1")
+    twin.load_state_dict(unet.state_dict())
+    return twin
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_copies_in_half_precision_follow_such_changes(unet, dtype):
+    unet.to(dtype)
+    hypernetwork, inputs = copy.deepcopy(RELU), moved(unet_inputs(), dtype)
+    with attach(unet, hypernetwork):
+        run(unet, **inputs)
+        for parameter in hypernetwork.parameters():
+            parameter.data.mul_(0.3)
+        found = run(unet, **inputs)
+    expected = exactly(copy.deepcopy(hypernetwork), unet=unet, **inputs)
+    assert_same(found.float(), expected.float(), 0.01 if dtype == torch.float16 else 0.05)
+
+
+@pytest.mark.parametrize("name", ["affine", "relu"])
+def test_refresh_sees_what_is_not_seen_by_itself(unet, name):
+    """One value of a large tensor is between the places that are compared."""
+    hypernetwork, inputs = copy.deepcopy(KINDS[name]), unet_inputs()
+    with attach(unet, hypernetwork) as attachment:
+        before = run(unet, **inputs)
+        for width in ALL:
+            for side in "kv":
+                hypernetwork.side(width, side).linear[0].weight.data[1, :7].add_(3)
+        attachment.refresh()
+        found = run(unet, **inputs)
+        assert (found - before).abs().max() > 1e-3
+        assert_same(found, exactly(copy.deepcopy(hypernetwork)))
+    with pytest.raises(HypernetworkError, match="detached"):
+        attachment.refresh()
+
+
+def test_refresh_computes_once(unet, monkeypatch):
+    inputs = unet_inputs()
+    with attach(unet, [RELU, AFFINE]) as attachment:
+        run(unet, **inputs)
+        calls = counted(monkeypatch)
+        for refreshed in (False, True, False):
+            if refreshed:
+                attachment.refresh()
+            run(unet, **inputs)
+        assert len(calls) == 2
+
+
+def test_values_are_compared_once_for_each_call(unet, monkeypatch):
+    compared = []
+    original = torch.equal
+    inputs = unet_inputs()
+    with attach(unet, RELU):
+        run(unet, **inputs)
+        text = inputs["encoder_hidden_states"]
+        monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(b is text) or original(a, b))
+        for calls in (1, 2):
+            run(unet, **inputs)
+            assert sum(compared) == 2 * calls  # k and v
 
 
 def test_a_result_that_somebody_changes_is_not_used_again(unet):
