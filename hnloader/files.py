@@ -56,6 +56,18 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def legacy_hash_of(path: str | os.PathLike[str]) -> str:
+    """Eight digits: the webui's old hash, of 64 KiB after the first MiB. Raises OSError where it cannot be read."""
+    with Path(path).open("rb") as file:
+        return legacy_hash(file)
+
+
+def legacy_hash(file: BinaryIO) -> str:
+    """The same of an open file."""
+    file.seek(0x100000)
+    return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, where it is missing. Raises HypernetworkError where it cannot be made."""
     try:

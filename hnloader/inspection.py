@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hnloader.errors import CorruptFileError, HypernetworkError
 from hnloader.families import families
+from hnloader.files import legacy_hash
 from hnloader.formats import MAX_NESTED_COMPOSITIONS, hns, read_contents
 from hnloader.formats.contents import Contents, is_tensor_info
 from hnloader.formats.proof import ARCHITECTURE_KEYS
@@ -19,9 +20,6 @@ from hnloader.formats.trees import mapped
 from hnloader.network import Architecture
 
 _CHUNK = 1 << 20
-# The webuis' first short hash: 8 hex digits of the sha256 of 64 KiB that begin at 1 MiB.
-_LEGACY_HASH_OFFSET = 0x100000
-_LEGACY_HASH_SIZE = 0x10000
 # Keys that attributes of a `FileInfo` tell.
 _TOLD = frozenset({"name", "step", "sd_checkpoint", "sd_checkpoint_name", *ARCHITECTURE_KEYS})
 
@@ -93,8 +91,7 @@ class FileInfo:
     def legacy_hash(self) -> str:
         """The 8 hex digits that the webuis of 2022 showed, of 64 KiB at 1 MiB (of nothing in a smaller file)."""
         with open_source(self._given()) as source:
-            source.file.seek(_LEGACY_HASH_OFFSET)
-            return hashlib.sha256(source.file.read(_LEGACY_HASH_SIZE)).hexdigest()[:8]
+            return legacy_hash(source.file)
 
     def _given(self) -> FileLike:
         is_open = self._file is not None and not getattr(self._file, "closed", False)
