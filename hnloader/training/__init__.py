@@ -117,11 +117,21 @@ def prepare(
     training = Training(config, denoiser, dataset, model, processes)
     if restart and (processes is None or processes.is_main_process):
         with alone(Path(config.output)):
-            for path in found:
-                path.unlink(missing_ok=True)
+            _remove(found)
     elif resume and not restart:
         training.resume()
     return training
+
+
+def _remove(saved: list[Path]) -> None:
+    """Remove saved states. Raises HypernetworkError where one cannot be."""
+    for path in saved:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise HypernetworkError(
+                f"{path} cannot be removed: {error.strerror or error}. Remove it yourself"
+            ) from error
 
 
 def _check_writable(output: Path) -> None:
