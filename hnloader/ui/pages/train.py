@@ -258,7 +258,7 @@ def _details(files: TrainingFiles) -> str:
     if status is None:
         return ""
     lines = {
-        "training": [(each["step"], each["loss"]) for each in status.history],
+        "training": [(each["step"], each["loss"]) for each in status.history if "loss" in each],
         "held out": [(each["step"], each["held_out"]) for each in status.history if "held_out" in each],
     }
     drawn = f'<div class="hnl-curves">{curves(lines, "steps")}</div>' if len(status.history) > 1 else ""
