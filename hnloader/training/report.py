@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,12 +92,10 @@ def _curves(state: State) -> str:
 
 
 def _previews(folder: Path) -> Iterator[str]:
-    from PIL import Image
-
     tiled = folder / "previews.png"
     if not tiled.is_file():
         return
-    with Image.open(tiled) as image:
+    with contextlib.suppress(OSError, ValueError, SyntaxError), open_picture(tiled) as image:
         yield html.section("Previews", html.picture(image, "previews over the steps"))
 
 
@@ -111,7 +110,7 @@ def _thumbnails(dataset: Dataset, kept: list[Picture]) -> Iterator[tuple[Image, 
             with open_picture(found.path) as image:
                 small = ImageOps.exif_transpose(image).convert("RGB")
                 small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        except (OSError, ValueError):
+        except (OSError, ValueError, SyntaxError):
             continue  # removed since the training began
         yield small, label
 

@@ -247,6 +247,30 @@ def test_other_things_in_the_folder(name: str, by: str, option: str, copied: Pat
         assert result.step == 3
 
 
+@pytest.mark.parametrize("at", [0.0, 0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("how", ["cut", "flipped", "other size", "text"])
+def test_damaged_previews_stop_nothing(at: float, how: str, copied: Path, tiny_model: Path) -> None:
+    from PIL import Image
+
+    changes = {"previews.every": 1, "previews.steps": 1, "previews.count": 2}
+    prepare(config_in(copied, tiny_model, **changes), restart=True).run()
+    for path in (folder_of(copied / "style.pt") / "previews").iterdir():
+        data = path.read_bytes()
+        place = int(len(data) * at) + 1
+        if how == "cut":
+            path.write_bytes(data[:place])
+        elif how == "flipped":
+            path.write_bytes(data[:place] + bytes(each ^ 0xFF for each in data[place : place + 9]) + data[place + 9 :])
+        elif how == "other size":
+            Image.new("L", (int(10 * at) + 1, 7)).save(path)
+        else:
+            path.write_text("x" * int(100 * at))
+    messages: list[str] = []
+    training = prepare(config_in(copied, tiny_model, steps=3, **changes), resume=True)
+    assert training.run(lambda event: messages.append(event.message)).step == 3
+    assert (copied / "style.training" / "report.html").is_file()
+
+
 def test_cached_tensors_of_other_shapes_are_made_again(copied: Path, tiny_model: Path) -> None:
     cached = sorted((folder_of(copied / "style.pt") / "cache").glob("*.safetensors"))
     expected = prepare(config_in(copied, tiny_model), resume=True).held_out_loss()
