@@ -180,7 +180,7 @@ def trained_caption(picture: Picture, config: Config, choice: int) -> str:
     """
     caption = caption_of(picture, config.data, config.name if config.method == "hypernetwork" else config.token, choice)
     if config.method == "embedding" and config.token not in caption:
-        return f"{config.token}, {caption}"
+        return f"{config.token}, {caption}" if caption else config.token
     return caption
 
 

@@ -103,10 +103,12 @@ def check_state(optimizer: optim.Optimizer, values: Iterable[Tensor], described:
     twins = [nn.Parameter(value.detach().clone()) for value in values]
     trial = make_optimizer(name, twins, 1e-4, 0.0)
     try:
-        _check_groups(trial.state_dict()["param_groups"], described["param_groups"])
-        trial.load_state_dict(copy.deepcopy(dict(described)))
         for twin in twins:
             twin.grad = torch.zeros_like(twin)
+        trial.step()
+        _check_groups(trial.state_dict()["param_groups"], described["param_groups"])
+        _check_tensors(trial.state_dict()["state"], described["state"])
+        trial.load_state_dict(copy.deepcopy(dict(described)))
         trial.step()
         finite = all(bool(torch.isfinite(twin).all()) for twin in twins)
     except Exception as error:  # each optimizer has its own ways to fail
@@ -121,6 +123,19 @@ def _check_groups(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -
         for key in ours.keys() & theirs.keys():
             if _form(ours[key]) != _form(theirs[key]):
                 raise ValueError(f"its setting {key} is {str(theirs[key])[:80]!r}")
+
+
+def _check_tensors(expected: Mapping[int, Mapping[str, Any]], found: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise ValueError where a tensor is of another shape or kind, which torch would convert without a word."""
+    for index, values in found.items():
+        for key, theirs in values.items():
+            ours = expected[index].get(key)
+            if not isinstance(theirs, Tensor) or not isinstance(ours, Tensor):
+                continue
+            if not theirs.is_complex() and (theirs.ndim == 0 or ours.ndim == 0):  # Prodigy keeps zeros as one value
+                continue
+            if theirs.shape != ours.shape or theirs.is_floating_point() != ours.is_floating_point():
+                raise ValueError(f"{key} of parameter {index} is {str(theirs.dtype)[6:]} {list(theirs.shape)}")
 
 
 def _form(value: object) -> object:
