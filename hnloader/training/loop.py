@@ -263,10 +263,11 @@ class Training:
             if self._saved_step != self.state.step:
                 saved, message = self._save(self.state.step, now=True)
                 tell(self._event(saved, message))
-            self._tell(tell, self._nothing_better())
+            verdict = self._nothing_better()
+            self._tell(tell, verdict)
         self._trackers.end()
         self._write(self.output)
-        self._report(why)
+        self._report(why, verdict)
         best = None
         if self.state.best is not None:
             best = (*self.state.best, self._best_path)
@@ -568,10 +569,10 @@ class Training:
         rate = float(self.optimizer.param_groups[0]["lr"])
         return self._trackers.log({**figures, "rate": rate}, state.step)
 
-    def _report(self, why: str) -> None:
+    def _report(self, why: str, verdict: str = "") -> None:
         """Write the report; where that fails, the training itself is none the worse."""
         if self._is_main:
-            about = {"ended": why, "model": self.checkpoint.name}
+            about = {"ended": why, "model": self.checkpoint.name} | ({"remark": verdict} if verdict else {})
             with contextlib.suppress(HypernetworkError, OSError):
                 write_report(self.folder / "report.html", self.config, self.state, self.dataset, self.held_out, about)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import random
 from collections.abc import Callable
@@ -545,9 +546,11 @@ def messages_with(training: Any, monkeypatch: pytest.MonkeyPatch, losses: list[f
 def test_a_training_that_makes_nothing_better_says_so(
     losses: list[float], said: str, settings_of: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = messages_with(prepare(settings_of()), monkeypatch, losses)
+    training = prepare(settings_of())
+    found = messages_with(training, monkeypatch, losses)
     assert said in found[-1]
     assert "learning_rate (now 1e-3)" in found[-1]
+    assert said in html.unescape((folder_of(training.output) / "report.html").read_text())
 
 
 def test_a_training_that_makes_something_better_says_nothing(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:

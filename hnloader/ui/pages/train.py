@@ -56,10 +56,11 @@ class _Train:
         """What a training would see of the folder: a line, what is wrong, and a contact sheet."""
         try:
             from hnloader.training.config import DataConfig
-            from hnloader.training.dataset import read_folder
+            from hnloader.training.dataset import TOKENS, count_tokens, note_long_captions, read_folder
             from hnloader.training.sheet import contact_sheet
 
             found = read_folder(Path((pictures or "").strip()).expanduser().absolute(), DataConfig())
+            note_long_captions(found, lambda picture, index: picture.caption or "", count_tokens, TOKENS)
             sheet = contact_sheet(found, DataConfig(), _LOOK_SIDE)
         except ImportError as error:
             return markup.notice(f"Looking at pictures needs {error.name}.", "bad"), None
