@@ -260,7 +260,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _unread(what: str) -> str:
-    return f"is {what}, which is not read here; convert it to PNG or JPEG"
+    return f"is {what}, which hnloader does not read; convert it to PNG or JPEG"
 
 
 def _picture(

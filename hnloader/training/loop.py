@@ -500,8 +500,8 @@ class Training:
                 return ""
             return (
                 f"the {whose} was {first:.4g} before the first step, fell to {lowest[0]:.4g} at step {lowest[1]:,} and "
-                f"is {newest:.4g} now, no better than without training. Take {self._best_path}, or lower learning_rate "
-                f"(now {config.rate_text}) and begin with --restart"
+                f"is {newest:.4g} now. Take {self._best_path}, or lower learning_rate (now {config.rate_text}) and begin "
+                "with --restart"
             )
         since = f"the lowest since then is {lowest[0]:.4g} at step {lowest[1]:,}" if lowest else "it is not finite now"
         return (

@@ -191,7 +191,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _wrong(about: Any) -> str:
     """Return what of a state's description is not of its type; empty where all is well."""
     if not isinstance(about, dict):
-        return "description is not a mapping"
+        return f"description is a {type(about).__name__}"
     for key, fits in _FIELDS.items():
         if key not in about and key not in _NEWER:
             return f"{key} is missing"

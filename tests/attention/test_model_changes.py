@@ -435,7 +435,7 @@ PARTS = {
     "up blocks": lambda unet: unet.up_blocks,
 }
 STATES = {
-    "as it is": lambda unet: None,
+    "unchanged": lambda unet: None,
     "fused": lambda unet: unet.fuse_qkv_projections(),
     "with a LoRA": lambda unet: add_lora(unet),
     "offloaded": lambda unet: cpu_offload(unet, execution_device="cpu"),

@@ -876,6 +876,34 @@ def test_copies_in_half_precision_follow_such_changes(unet, dtype):
     assert_same(found.float(), expected.float(), 0.01 if dtype == torch.float16 else 0.05)
 
 
+def test_a_bias_of_the_model_that_is_changed_so_is_seen(unet):
+    layer = find_sites(unet)[0].module
+    with torch.no_grad():
+        layer.to_v = nn.Linear(20, 20).requires_grad_(False)
+    with attach(unet, AFFINE):
+        before = run(unet)
+        layer.to_v.bias.data.add_(1)
+        found = run(unet)
+        assert folds(unet)
+    assert (found - before).abs().max() > 1e-3
+    assert_same(found, exactly(AFFINE, unet=unet))
+
+
+@pytest.mark.parametrize("name", ["affine", "relu"])
+def test_a_hypernetwork_of_inference_mode_is_seen_too(unet, name):
+    with torch.inference_mode():
+        hypernetwork = copy.deepcopy(KINDS[name])
+        for parameter in hypernetwork.parameters():
+            parameter.data = parameter.data.clone()
+    with torch.no_grad(), attach(unet, hypernetwork):
+        assert_same(run(unet), exactly(KINDS[name]))
+        with torch.inference_mode():
+            for parameter in hypernetwork.parameters():
+                parameter.data.mul_(0.5)
+        found = run(unet)
+        assert_same(found, exactly(copy.deepcopy(hypernetwork)))
+
+
 @pytest.mark.parametrize("name", ["affine", "relu"])
 def test_refresh_sees_what_is_not_seen_by_itself(unet, name):
     """One value of a large tensor is between the places that are compared."""

@@ -221,7 +221,7 @@ def test_dataset_check_names_what_a_training_does_not_see(folder: Path, tiny_mod
     assert "0.png has a caption of 80 tokens, of which the model reads the first 75; shorten it" in said
     assert "1.png has a caption" not in said
     assert "2.TXT cannot be read: it is not in UTF-8; save it as UTF-8" in said
-    assert "phone.HEIC is HEIC, which is not read here; convert it to PNG or JPEG" in said
+    assert "phone.HEIC is HEIC, which hnloader does not read; convert it to PNG or JPEG" in said
     assert "strip.png is 4000 x 90: only 4% of it" in said
     assert "704 x 320" in out
 

@@ -231,7 +231,9 @@ def test_images_that_are_not_read_are_named(name: str, pictures: Path) -> None:
     (problem,) = found.problems
     assert problem.fatal
     assert problem.path == pictures / name
-    assert problem.what == f"is {Path(name).suffix[1:].upper()}, which is not read here; convert it to PNG or JPEG"
+    assert (
+        problem.what == f"is {Path(name).suffix[1:].upper()}, which hnloader does not read; convert it to PNG or JPEG"
+    )
 
 
 def test_a_phones_pictures_under_another_name(tmp_path: Path) -> None:
