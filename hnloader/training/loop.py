@@ -499,9 +499,9 @@ class Training:
             if newest < first:
                 return ""
             return (
-                f"the {whose} was {first:.4g} before the first step, fell to {lowest[0]:.4g} at step {lowest[1]:,} and "
-                f"is {newest:.4g} now. Take {self._best_path}, or lower learning_rate (now {config.rate_text}) and begin "
-                "with --restart"
+                f"the {whose} was {first:.4g} before the first step, fell to {lowest[0]:.4g} at step {lowest[1]:,} "
+                f"and is {newest:.4g} now. Take {self._best_path}, or lower learning_rate (now {config.rate_text}) "
+                "and begin with --restart"
             )
         since = f"the lowest since then is {lowest[0]:.4g} at step {lowest[1]:,}" if lowest else "it is not finite now"
         return (

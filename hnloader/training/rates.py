@@ -80,7 +80,7 @@ def _pieces(text: str, end: int) -> list[tuple[float, int]]:
             raise ConfigError(f"learning_rate {shown}: only the last piece may be without a step, or have -1")
         if not to_the_end and until <= (pieces[-1][1] if pieces else 0):
             raise ConfigError(
-                f"learning_rate {shown}: the steps of its pieces must rise, and {until} comes too late. Write the "
+                f"learning_rate {shown}: the steps of its pieces must rise, and {until} does not. Write the "
                 "pieces in the order of their steps: '5e-5:100, 1e-5:1000'"
             )
         pieces.append((rate, end if to_the_end else until))
