@@ -187,6 +187,9 @@ class Training:
                 continue
             self._compare(path, loaded)
             self.state = loaded
+            if loaded.step:  # it began before, perhaps from a file that has been written to since then
+                beginning = set(_starting_notes(self.config, self.trainee.before))
+                self.notes = [note for note in self.notes if note not in beginning]
             self._saved_step = self.state.step
             self.rate = parse_rate(self.config.rate_text, self.config.steps, self.state.before)
             before, now = self.state.config, schema.plain(self.config)
