@@ -163,11 +163,15 @@ def _why_live(chain: Chain, side: SideName, width: int) -> str:
 
 
 class Signature:
-    """Tells when parameters of hypernetworks are replaced, converted, changed in place, or trained from now on."""
+    """Tells when parameters of hypernetworks are replaced, converted, changed in place, or trained from now on.
+
+    Modules that are put in the place of others count too.
+    """
 
     def __init__(self, hypernetworks: Iterable[Hypernetwork]) -> None:
         modules = [module for hypernetwork in hypernetworks for module in hypernetwork.modules()]
         self._parameters = [module._parameters for module in modules if module._parameters]
+        self._children = [module._modules for module in modules if module._modules]
         self.value = self._now()
 
     def changed(self) -> bool:
@@ -175,7 +179,8 @@ class Signature:
         return self._now() != self.value
 
     def _now(self) -> list[object]:
-        return [
+        children: list[object] = [child for children in self._children for child in children.values()]
+        return children + [
             None if p is None else (id(p), p.data_ptr(), p.requires_grad, -1 if p.is_inference() else p._version)
             for parameters in self._parameters
             for p in parameters.values()

@@ -905,6 +905,21 @@ def test_a_hypernetwork_of_inference_mode_is_seen_too(unet, name):
 
 
 @pytest.mark.parametrize("name", ["affine", "relu"])
+def test_a_module_of_a_hypernetwork_that_is_replaced_is_seen(unet, name):
+    hypernetwork = copy.deepcopy(KINDS[name])
+    with attach(unet, hypernetwork):
+        for module in (nn.Tanh(), nn.Identity(), nn.Linear(96, 96).requires_grad_(False), nn.ReLU()):
+            run(unet)
+            for side in "kv":
+                layers = hypernetwork.side(48, side).linear
+                if name == "relu":
+                    layers[1] = copy.deepcopy(module)
+                else:
+                    layers.append(nn.Linear(48, 48).requires_grad_(False))
+            assert_same(run(unet), exactly(copy.deepcopy(hypernetwork)))
+
+
+@pytest.mark.parametrize("name", ["affine", "relu"])
 def test_refresh_sees_what_is_not_seen_by_itself(unet, name):
     """One value of a large tensor is between the places that are compared."""
     hypernetwork, inputs = copy.deepcopy(KINDS[name]), unet_inputs()
