@@ -453,8 +453,7 @@ def traces(module):
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("activation", ["relu", None])
+@pytest.mark.parametrize(("way", "activation"), [*((way, "relu") for way in WAYS), ("deepcopy", None), ("copy", None)])
 def test_parts_that_are_copied_alone_carry_nothing(unet, part, way, activation):
     shared = way == "copy" and not part.startswith("to_")  # a shallow copy has the same layers
     pristine = PARTS[part](make_unet("sd1"))

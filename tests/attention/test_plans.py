@@ -253,8 +253,13 @@ def by_formula(unet, chain, **inputs):
 
 
 @pytest.mark.filterwarnings("ignore:Implicit dimension choice")
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [
+        *((name, False) for name in sorted(ACTIVATIONS)),
+        *((name, True) for name in ("softmax", "softmin", "logsoftmax", "softmax2d", "prelu", "rrelu", "gelu")),
+    ],
+)
 def test_every_activation_gives_what_the_formula_gives(unet, name, fused):
     plain = make(Architecture((1, 2, 1), name))
     rich = make(Architecture((1, 0.5, 1.5, 1), name, norm=True, activate_output=True, dropout=(0, 0.3, 0, 0)), seed=1)
@@ -843,7 +848,7 @@ HIDDEN_CHANGES = {
 
 
 @pytest.mark.parametrize("change", HIDDEN_CHANGES)
-@pytest.mark.parametrize("name", ["affine", "relu", "norm", "affine residual"])
+@pytest.mark.parametrize("name", ["affine", "relu"])
 @pytest.mark.parametrize("inference", [False, True])
 def test_changes_that_torch_does_not_count_are_seen_on_the_processor(unet, name, change, inference):
     hypernetwork, inputs = copy.deepcopy(KINDS[name]), unet_inputs()

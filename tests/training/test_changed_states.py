@@ -21,7 +21,7 @@ from hnloader.training.state import states
 from hnloader.training.status import NAME, Status, read_status, write_status
 
 KEY = "hnloader.training"
-OTHERS: tuple[Any, ...] = (None, True, -1, 2.5, "x", [], [1], {}, {"a": 1}, [[1]], 10**400)
+OTHERS: tuple[Any, ...] = (None, True, -1, "x", [1], {"a": 1}, 10**400)
 Settings = Callable[..., Config]
 
 
@@ -71,7 +71,7 @@ def places(value: object, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
     if at:
         yield at
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in list(inner)[: 1 if at and at[-1] in ("config", "scalars") else None]:
+    for key, each in list(inner)[: 1 if isinstance(value, list) or at[-1:] in (("config",), ("scalars",)) else None]:
         yield from places(each, (*at, key))
 
 
@@ -103,7 +103,7 @@ def test_descriptions_with_other_values_never_fail_in_another_way(copied: Path, 
                 refused += 1
             else:
                 assert resumed.state.step >= 0
-    assert refused > 100
+    assert refused > 60
 
 
 PREPARED: dict[Path, Any] = {}
@@ -231,11 +231,20 @@ def replaced(path: Path, by: str) -> None:
         path.symlink_to(path.with_name("nowhere"))
 
 
-@pytest.mark.parametrize("by", ["folder", "file", "link", "nothing"])
+STATE = "state-00000002.safetensors"
+
+
+@pytest.mark.parametrize("by", ["folder", "file", "link"])
 @pytest.mark.parametrize(
-    "name", ["", "state-00000002.safetensors", "cache", "lock", "best.pt", "previews", "status.json", "report.html"]
+    ("name", "option"),
+    [
+        *(
+            (name, "resume")
+            for name in ("", STATE, "cache", "lock", "best.pt", "previews", "status.json", "report.html")
+        ),
+        *((name, "restart") for name in ("", STATE)),
+    ],
 )
-@pytest.mark.parametrize("option", ["resume", "restart"])
 def test_other_things_in_the_folder(name: str, by: str, option: str, copied: Path, tiny_model: Path) -> None:
     replaced(folder_of(copied / "style.pt") / name, by)
     changes = {"steps": 3, "previews.every": 1, "previews.steps": 1, "previews.count": 1}
@@ -247,8 +256,9 @@ def test_other_things_in_the_folder(name: str, by: str, option: str, copied: Pat
         assert result.step == 3
 
 
-@pytest.mark.parametrize("at", [0.0, 0.1, 0.3, 0.5, 0.9])
-@pytest.mark.parametrize("how", ["cut", "flipped", "other size", "text"])
+@pytest.mark.parametrize(
+    ("how", "at"), [("cut", 0.0), ("cut", 0.5), ("flipped", 0.1), ("flipped", 0.5), ("other size", 0.5), ("text", 0.0)]
+)
 def test_damaged_previews_stop_nothing(at: float, how: str, copied: Path, tiny_model: Path) -> None:
     from PIL import Image
 
