@@ -54,7 +54,8 @@ def train(
             `restart` says what to do.
         DatasetError, ModelError: the pictures or the model cannot be used.
         DivergedError: the loss became NaN or infinite; the saved states stand.
-        HypernetworkError: the output cannot be written, or another training of it is running.
+        HypernetworkError: the output cannot be written, another training of it is running, a saved state cannot be
+            resumed from, or no gradient arrives at what is trained.
         MissingExtraError: a package of the extra `train`, or one that the settings ask for, is not installed.
     """
     return prepare(_settings(config), resume=resume, restart=restart, device=device).run(report)
