@@ -44,6 +44,9 @@ _CLASSES: tuple[type[nn.Module], ...] = (
 ACTIVATIONS: dict[str, type[nn.Module]] = {cls.__name__.lower(): cls for cls in _CLASSES}
 ACTIVATIONS["swish"] = nn.Hardswish
 
+# They look at more than one value: over the images of a batch, for the usual contexts [batch, tokens, width].
+MIXING: tuple[type[nn.Module], ...] = (nn.LogSoftmax, nn.Softmax, nn.Softmax2d, nn.Softmin)
+
 # Names that the originals accept in a file but whose network they cannot compute either.
 _IMPOSSIBLE = {
     "threshold": "it needs a threshold and a value, which the file does not hold",

@@ -143,6 +143,18 @@ class Attachment:
             self._entries = changed
             injector.stale = True
 
+    def refresh(self) -> None:
+        """Compute all that is kept from the present values at the next call of the model.
+
+        Changes in place are noticed by themselves, but for some that torch does not count, through `.data` or a numpy
+        view: docs/attach.md says which. Call this after one of those.
+
+        Raises:
+            HypernetworkError: It is detached.
+        """
+        with lock:
+            self._joined().forget()
+
     def detach(self) -> None:
         """Take the hypernetworks off the model.
 

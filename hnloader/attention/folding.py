@@ -20,6 +20,7 @@ from torch.nn import functional
 from hnloader.affine import AffineMap
 from hnloader.attention.plans import SidePlan, Signature
 from hnloader.attention.stages import HALF, stretch_map
+from hnloader.network import Hypernetwork
 
 if TYPE_CHECKING:
     from hnloader.attention.hooks import SideHook
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # How many values of a weight are compared at each call, to see changes that torch does not count: `weight.data += x`.
 SAMPLES = 256
+# The same for each parameter of a hypernetwork in the processor's memory.
+OWN_SAMPLES = 32
 # A weight that has changed so often while attached is being trained or merged: folding it again would not pay.
 MOST_CHANGES = 8
 # How much the rounding of a fold may grow when folds at new strengths are made from those at old ones.
@@ -50,7 +53,7 @@ class Fold:
         weight: [outputs, inputs], of the module's dtype.
         bias: [outputs]
         key: What it was made from; another key asks for another fold.
-        sample: Values of the module's weight.
+        samples: Values of the module's weight and bias.
         growth: How much larger its rounding is than that of a fold made anew.
     """
 
@@ -58,13 +61,17 @@ class Fold:
     weight: Tensor
     bias: Tensor
     key: Key
-    sample: Sample
+    samples: tuple[Sample, ...]
     growth: float = 1.0
 
     @property
     def bytes(self) -> int:
         """What it takes."""
         return (self.weight.numel() + self.bias.numel()) * self.weight.element_size()
+
+    def changed(self) -> bool:
+        """Whether the module has other values now, as far as the samples show."""
+        return any(sample.changed() for sample in self.samples)
 
 
 class Projection:
@@ -126,7 +133,7 @@ class Projection:
         old, key = self.fold or self._asleep, _key(self.module, plans)
         self._asleep = None
         with torch.inference_mode(False), torch.no_grad():
-            if old is not None and old.key[0] == key[0] and not old.sample.changed():
+            if old is not None and old.key[0] == key[0] and not old.changed():
                 if old.key == key:
                     self.fold = replace(old, plans=plans)
                     return
@@ -149,11 +156,16 @@ class Projection:
 
     def count_change(self) -> None:
         """Note it when the weight's values have changed where torch does not count it."""
-        if self.fold is not None and self.fold.sample.changed():
+        if self.fold is not None and self.fold.changed():
             self._changes += 1
 
+    def forget(self) -> None:
+        """Drop what is folded; `refresh` folds again."""
+        self.fold = self._asleep = None
+
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "fold": None, "_asleep": None}
+        """Copy nothing of what is attached: a module's forward, wrapped by somebody, may hold this."""
+        return {**self.__dict__, "owned": False, "fold": None, "_asleep": None}
 
 
 class Sample:
@@ -162,8 +174,8 @@ class Sample:
     LoRA merged by peft changes a weight in this way. It changes nearly all of its values, so some are enough.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        step = weight.numel() // SAMPLES | 1  # odd, so that it does not stay within some columns
+    def __init__(self, weight: Tensor, count: int = SAMPLES) -> None:
+        step = weight.numel() // count | 1  # odd, so that it does not stay within some columns
         self.view = weight.detach().view(-1)[::step]
         self.values = self.view.clone()
 
@@ -173,22 +185,38 @@ class Sample:
 
 
 class Watch:
-    """The samples of all folds, compared in one go for each device and dtype."""
+    """Samples of many tensors, compared in one go for each device and dtype."""
 
-    def __init__(self, projections: Iterable[Projection]) -> None:
+    def __init__(self, samples: Iterable[Sample]) -> None:
         groups: dict[tuple[torch.device, torch.dtype], list[Sample]] = {}
-        for projection in projections:
-            if projection.fold is not None:
-                sample = projection.fold.sample
-                groups.setdefault((sample.values.device, sample.values.dtype), []).append(sample)
+        for sample in samples:
+            groups.setdefault((sample.values.device, sample.values.dtype), []).append(sample)
         self._groups = [
             ([sample.view for sample in samples], torch.cat([sample.values for sample in samples]))
             for samples in groups.values()
         ]
 
     def changed(self) -> bool:
-        """Whether one of the weights has other values than when it was folded."""
+        """Whether one of the tensors has other values than when it was sampled."""
         return any(not torch.equal(torch.cat(views), values) for views, values in self._groups)
+
+
+def watch_folds(projections: Iterable[Projection]) -> Watch:
+    """Watch the weights that something is folded into."""
+    return Watch(sample for each in projections if each.fold is not None for sample in each.fold.samples)
+
+
+def watch_hypernetworks(hypernetworks: Iterable[Hypernetwork]) -> Watch:
+    """Watch what copies, folds and kept results are made of, where that does not wait for a device.
+
+    Nothing is made of parameters that are trained.
+    """
+    parameters = [parameter for each in hypernetworks for parameter in each.parameters()]
+    return Watch(
+        Sample(parameter, OWN_SAMPLES)
+        for parameter in parameters
+        if parameter.device.type == "cpu" and not parameter.requires_grad and parameter.is_contiguous()
+    )
 
 
 def _fits(fold: Fold, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
@@ -229,8 +257,8 @@ def _why_not(module: nn.Module) -> str:
         own = module._parameters.get("weight")
         what = "" if own is None else f", {str(own.dtype).removeprefix('torch.')}"
         return f"the projection is no plain Linear ({type(module).__name__}{what})"
-    weight, _ = _tensors(module)
-    if weight.layout != torch.strided or not weight.is_contiguous():
+    weight, bias = _tensors(module)
+    if weight.layout != torch.strided or not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
         return "its weight is not contiguous"
     if weight.device.type == "meta":
         return "its weight is not in memory"
@@ -290,7 +318,9 @@ def _make(module: nn.Module, plans: tuple[SidePlan | None, ...], key: Key, maps:
         inner, own = _stretch(plan, weight, maps).map, w.to(_wide(weight.dtype))
         new.copy_(own @ inner.matrix)
         new_bias.copy_(inner.bias @ own.T + b)
-    return Fold(plans, result, result_bias, key, Sample(weight))
+    return Fold(
+        plans, result, result_bias, key, tuple(Sample(tensor) for tensor in (weight, bias) if tensor is not None)
+    )
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,10 @@ class SideHook:
         self.idle = False
         self.contexts: int | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """Copy nothing of what is attached; the injector of a copied model hooks its layers itself."""
+        return {**self.__dict__, "plan": NO_PLAN}
+
     @property
     def chain(self) -> Chain:
         """Hypernetworks with their strengths, in order."""
@@ -111,8 +115,47 @@ class ClassForward:
         return type(self.module).forward(self.module, *args, **kwargs)
 
 
+class BareState:
+    """What `copy`, `deepcopy` and `pickle` take of a hooked module: all but what is ours.
+
+    They ask a module's instance for its `__getstate__`, so one attribute there serves all three.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def state(self) -> Any:
+        """What the module's class would say without hypernetworks."""
+        own = getattr(type(self.module), "__getstate__", None)
+        if own is None or own is getattr(object, "__getstate__", None):  # which Python 3.10 does not have
+            state = self.module.__dict__
+        else:
+            state = own(self.module)
+        if not isinstance(state, dict):
+            return state
+        # A forward of ours that somebody else has wrapped stays, since theirs calls it; its copies apply nothing.
+        methods = [name for name in ("forward", "__getstate__") if _is_ours(state.get(name))]
+        bare = {name: value for name, value in state.items() if name not in methods}
+        for name in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = bare.get(name, {})
+            ours = {key for key, hook in hooks.items() if _is_ours(hook)}
+            for part in (name, f"{name}_with_kwargs"):
+                if ours and part in bare:
+                    bare[part] = type(bare[part])((key, value) for key, value in bare[part].items() if key not in ours)
+        return bare
+
+
+def _is_ours(value: object) -> bool:
+    """Return True for a hook, or for a method that is put on modules."""
+    owner = getattr(value, "__self__", value)
+    return isinstance(owner, (SideHook, FusedHook, Projection, ClassForward, BareState))
+
+
 class Hooked:
-    """A hook on a module and, on a plain one, a forward of our own, until `remove`."""
+    """A hook on a module and, on a plain one, a forward of our own, until `remove`.
+
+    Copies of the module have neither.
+    """
 
     def __init__(self, module: nn.Module, hook: SideHook | FusedHook, projection: Projection) -> None:
         if isinstance(hook, SideHook):
@@ -128,6 +171,9 @@ class Hooked:
         if "forward" not in module.__dict__:
             forward = projection.forward if is_plain(module) else ClassForward(module).forward
             self._forward = module.__dict__["forward"] = forward
+        self._getstate: Callable[[], Any] | None = None
+        if "__getstate__" not in module.__dict__:
+            self._getstate = module.__dict__["__getstate__"] = BareState(module).state
 
     def sync(self, model_moves: str) -> None:
         """Have the projection's forward apply the hypernetworks where nobody else changes the module, else the hook."""
@@ -145,8 +191,9 @@ class Hooked:
         self._handle.remove()
         self.projection.owned = False  # what somebody has made of the module's forward may still hold ours
         self.projection.fold = None
-        if self._forward is not None and self.module.__dict__.get("forward") is self._forward:
-            del self.module.__dict__["forward"]
+        for name, ours in (("forward", self._forward), ("__getstate__", self._getstate)):
+            if ours is not None and self.module.__dict__.get(name) is ours:
+                del self.module.__dict__[name]
 
 
 class SiteHooks:

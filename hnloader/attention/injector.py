@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hnloader.attention.folding import Maps, Projection, Watch, moves_weights
+from hnloader.attention.folding import (
+    Maps,
+    Projection,
+    Watch,
+    moves_weights,
+    watch_folds,
+    watch_hypernetworks,
+)
 from hnloader.attention.hooks import SiteHooks
 from hnloader.attention.plans import SidePlan, Signature, make_plan
 from hnloader.attention.schedule import timestep_of
@@ -30,10 +37,11 @@ class Injector:
     """Forward pre-hook on a model, there as long as anything is attached to it.
 
     It is found among the model's forward pre-hooks and nowhere else, so it is copied, pickled and dropped
-    with the model. Before each call of the model it moves the hooks of layers whose modules have changed,
-    opens and closes the windows of sampling, and puts new strengths in force, so that one call sees one set
-    of strengths. Where weights of the model or parameters of a hypernetwork are no longer what was folded or
-    kept, it has that made anew.
+    with the model. The hooks on layers are not copied: a copy puts its own on the copied layers at its first
+    call, and a layer that is copied alone has none. Before each call of the model it moves the hooks of layers
+    whose modules have changed, opens and closes the windows of sampling, and puts new strengths in force, so
+    that one call sees one set of strengths. Where weights of the model or parameters of a hypernetwork are no
+    longer what was folded or kept, it has that made anew.
 
     Attributes:
         attachments: What is attached, in order.
@@ -54,8 +62,9 @@ class Injector:
         self._acting: tuple[Hypernetwork, ...] = ()
         self._signature = Signature(())
         self._watch = Watch(())
+        self._own_watch = Watch(())
         self._seen: list[object] = []
-        self._movable = _around(model, self.sites)
+        self._movable: list[dict[str, Any]] | None = None
         self._prepared: tuple[object, ...] | None = None
         _keep_out_of_graphs()
         self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
@@ -99,7 +108,8 @@ class Injector:
         maps: Maps = {}
         for projection in self._projections():
             projection.refresh(maps)
-        self._watch = Watch(self._projections())
+        self._watch = watch_folds(self._projections())
+        self._own_watch = watch_hypernetworks(self._acting)
         self._seen = self._state()
         self._prepared = None
 
@@ -107,6 +117,8 @@ class Injector:
         return [projection for layer in self._layers.values() for projection in layer.projections()]
 
     def _moves(self) -> str:
+        if self._movable is None:
+            self._movable = _around(self.model, self.sites)
         return moves_weights(self._movable)
 
     def _plan(self, site: AttentionSite, side: SideName) -> SidePlan:
@@ -140,6 +152,8 @@ class Injector:
                     self.stale |= attachment.seek(timestep)
             if self.stale:
                 self.refresh()
+            for plan in self._plans.values():
+                plan.compare_again()
             self._prepare(args[0] if args else kwargs.get("sample"))
 
     def update(self) -> None:
@@ -150,11 +164,8 @@ class Injector:
 
     def _see_changes(self) -> None:
         """Notice what has happened to the model and to the hypernetworks since the last call."""
-        if self._signature.changed():
-            for hypernetwork in self._acting:
-                hypernetwork.release()  # what was copied or derived is of other values
-            self._plans.clear()
-            self.stale = True
+        if self._signature.changed() or self._own_watch.changed():
+            self.forget()
         if self._watch.changed():
             for projection in self._projections():
                 projection.count_change()
@@ -164,6 +175,15 @@ class Injector:
             for projection in self._projections():
                 projection.count_replacement()
             self.stale = True
+
+    def forget(self) -> None:
+        """Drop all that was made of the values of hypernetworks, weights and texts."""
+        for hypernetwork in self._acting:
+            hypernetwork.release()
+        for projection in self._projections():
+            projection.forget()
+        self._plans.clear()
+        self.stale = True
 
     def _state(self) -> list[object]:
         """All that decides how a layer is hooked and what may be folded; compared before each call of the model."""
@@ -188,13 +208,18 @@ class Injector:
         return (sample.device, sample.dtype, *(hypernetwork.kept_copies for hypernetwork in self._acting))
 
     def __getstate__(self) -> dict[str, object]:
-        """Copies fold anew at their first call."""
+        """Copy what is attached, and nothing of how it is applied: that is made at the first call."""
         return {
             **self.__dict__,
             "stale": True,
-            "_watch": Watch(()),
+            "_layers": {},
+            "_plans": {},
+            "_acting": (),
             "_signature": Signature(()),
+            "_watch": Watch(()),
+            "_own_watch": Watch(()),
             "_seen": [],
+            "_movable": None,
             "_prepared": None,
         }
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.attention.sites import Kind
-from hnloader.attention.stages import AffineStage, CachedStages, Chain, ExactStage, Link, LiveStage, Stage
-from hnloader.network import Hypernetwork, SequentialSide, Side, SideName
+from hnloader.attention.stages import AffineStage, CachedStages, Chain, ExactStage, Link, LiveStage, Stage, by_rows
+from hnloader.network import Hypernetwork, Side, SideName
 
 PlanName = Literal["fold", "collapse", "cache", "live", "exact", "none"]
 
@@ -69,6 +69,12 @@ class SidePlan:
         for stage in self.stages if folded else (*self.stages, *self.tail):
             stage.prepare(device, dtype)
 
+    def compare_again(self) -> None:
+        """Have each kept result compared with its context when it is used next."""
+        for stage in self.stages:
+            if isinstance(stage, CachedStages):
+                stage.compare_again()
+
     @property
     def kept_bytes(self) -> int:
         """Bytes kept beyond the hypernetworks' own parameters and copies, and beyond what is folded."""
@@ -106,7 +112,7 @@ def make_plan(chain: Chain, side: SideName, width: int, kind: Kind) -> SidePlan:
 
 def _single(link: Link, side: SideName, width: int) -> Stage:
     """One hypernetwork by itself."""
-    if _must_be_exact(link, side, width) or not isinstance(link.hypernetwork.side(width, side), SequentialSide):
+    if _must_be_exact(link, side, width) or not by_rows(link.hypernetwork.side(width, side)):
         return ExactStage(link, side, width)
     return LiveStage(link, side, width)
 
@@ -157,11 +163,15 @@ def _why_live(chain: Chain, side: SideName, width: int) -> str:
 
 
 class Signature:
-    """Tells when parameters of hypernetworks are replaced, converted, changed in place, or trained from now on."""
+    """Tells when parameters of hypernetworks are replaced, converted, changed in place, or trained from now on.
+
+    Modules that are put in the place of others count too.
+    """
 
     def __init__(self, hypernetworks: Iterable[Hypernetwork]) -> None:
         modules = [module for hypernetwork in hypernetworks for module in hypernetwork.modules()]
         self._parameters = [module._parameters for module in modules if module._parameters]
+        self._children = [module._modules for module in modules if module._modules]
         self.value = self._now()
 
     def changed(self) -> bool:
@@ -169,7 +179,8 @@ class Signature:
         return self._now() != self.value
 
     def _now(self) -> list[object]:
-        return [
+        children: list[object] = [child for children in self._children for child in children.values()]
+        return children + [
             None if p is None else (id(p), p.data_ptr(), p.requires_grad, -1 if p.is_inference() else p._version)
             for parameters in self._parameters
             for p in parameters.values()

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hnloader.activations import ACTIVATIONS, MIXING
 from hnloader.affine import AffineMap
-from hnloader.network import Hypernetwork, SequentialSide, SideName
+from hnloader.network import Hypernetwork, SequentialSide, Side, SideName
 
 # Contexts that the processor computes at a time, so that what lies between two layers stays in its cache: 1024
 # rows of 1280 hidden values are 5 MB. Measured on SD 1's widths; 256 rows are slower by up to 5 %.
@@ -252,10 +253,11 @@ def stretch_map(links: Chain, side: SideName, width: int, dtype: torch.dtype, de
 class CachedStages(Stage):
     """Stages whose result is kept for as long as the same, unchanged context comes in.
 
-    The same means the same tensor object at the same version, which every in-place change raises; a tensor that
-    took the place of a freed one is another object. A tensor of inference mode has no version: on the CPU its
-    values are compared with a kept copy instead, elsewhere nothing is kept for it, since comparing would wait for
-    the device. One object serves all layers of a chain, so that a context is computed once for all of them.
+    The same means the same tensor object at the same version, which in-place changes raise but for those through
+    `.data` or a numpy view; a tensor that took the place of a freed one is another object. On the CPU the values are
+    compared with a kept copy as well, once for each call of the model. A tensor of inference mode has no version: on
+    the CPU its values are compared at each layer, elsewhere nothing is kept for it, since comparing would wait for the
+    device. One object serves all layers of a chain, so that a context is computed once for all of them.
     """
 
     # Contexts for which a result is kept: two pipelines at once, each with the two halves of its guidance apart.
@@ -280,6 +282,11 @@ class CachedStages(Stage):
         for old in list(self._results)[: -self.LIMIT]:
             self._results.pop(old, None)
         return kept.result
+
+    def compare_again(self) -> None:
+        """Have each kept result compared with its context when it is used next: a call of the model begins."""
+        for kept in list(self._results.values()):
+            kept.compared = False
 
     def _compute(self, context: Tensor) -> Tensor:
         for stage in self.stages:
@@ -312,7 +319,8 @@ class _Kept:
         # The results go with the context, and nothing here keeps it alive.
         self._context = weakref.ref(context, lambda _: home.pop(key, None))
         self._state = _state(context)
-        self._values = context.clone() if context.is_inference() else None
+        self._values = context.detach().clone() if context.device.type == "cpu" else None
+        self.compared = not context.is_inference()
         self._mode = _mode(context)
         self._result_state = _state(result)
         self.result = result
@@ -323,7 +331,10 @@ class _Kept:
             return False
         if self._mode != _mode(context) or self._result_state != _state(self.result):
             return False
-        return self._values is None or torch.equal(self._values, context)
+        if self._values is None or self.compared:
+            return True
+        self.compared = not context.is_inference()
+        return torch.equal(self._values, context)
 
     @property
     def bytes(self) -> int:
@@ -354,6 +365,33 @@ class _Layer:
         for each in self.after:
             x = each(x)
         return x
+
+
+# Modules that compute each value by itself.
+_ELEMENTWISE = frozenset(ACTIVATIONS.values()) - frozenset(MIXING)
+
+
+def by_rows(side: Side) -> bool:
+    """Return True if a side computes each context by itself, with modules that a `Program` knows.
+
+    Softmax and its relatives choose a dimension from the shape of their input, and a PReLU of several slopes has one
+    for each token: what such a side computes depends on the contexts beside each one and on their shape.
+    """
+    if type(side) is not SequentialSide:  # a subclass may compute anything, of modules as well
+        return False
+    modules = list(side.linear)
+    return bool(modules) and isinstance(modules[0], nn.Linear) and all(_by_rows(module) for module in modules)
+
+
+def _by_rows(module: nn.Module) -> bool:
+    kind = type(module)
+    if isinstance(module, nn.Linear):
+        return kind is nn.Linear and module.bias is not None
+    if isinstance(module, nn.LayerNorm):
+        return kind is nn.LayerNorm and len(module.normalized_shape) == 1
+    if isinstance(module, nn.PReLU):
+        return kind is nn.PReLU and module.weight.numel() == 1
+    return kind is nn.Dropout or kind in _ELEMENTWISE
 
 
 class Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,11 +42,14 @@ def check(
     Exit code 1 when a file would be left out.
     """
     from hnloader.training import read_config
-    from hnloader.training.dataset import read_folder
+    from hnloader.training.dataset import count_with_word, note_long_captions, read_folder, trained_caption
 
     chosen = read_config(config)
     with progress_bar("Reading the pictures") as show:
         found = read_folder(folder, chosen.data, lambda done, total: show(done, total, "Reading the pictures"))
+    count, room = _counter(chosen)
+    counted = count_with_word(chosen, count, chosen.embedding.vectors)
+    note_long_captions(found, lambda picture, index: trained_caption(picture, chosen, index), counted, room)
     side = chosen.data.resolution or resolution
     stdout().print(_table(found, chosen, side))
     for problem in found.problems:
@@ -57,6 +61,26 @@ def check(
         stdout().print(Text(clean(_write_sheet(found, chosen, side, sheet).resolve())), soft_wrap=True)
     if left_out:
         raise typer.Exit(1)
+
+
+def _counter(config: Config) -> tuple[Callable[[str], int], int]:
+    """How captions are counted, and how many tokens are read: by the model's own tokenizer where its folder is named.
+
+    Without one a caption counts as what it takes at least.
+    """
+    from hnloader.training.dataset import TOKENS, count_tokens
+
+    folder = Path(config.model).expanduser() / "tokenizer"
+    if not config.model or not folder.is_dir():
+        return count_tokens, TOKENS
+    from transformers import CLIPTokenizer
+
+    from hnloader.training.denoiser import token_counter
+
+    try:
+        return token_counter(CLIPTokenizer.from_pretrained(folder))
+    except (OSError, ValueError, TypeError, KeyError):
+        return count_tokens, TOKENS
 
 
 def _table(found: Dataset, config: Config, side: int) -> Table:

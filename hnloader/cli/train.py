@@ -208,7 +208,8 @@ def _show(result: Result) -> None:
     rows: list[tuple[str, str | Text]] = [("ended", f"{result.why}, after {result.step:,} steps")]
     if result.best is not None:
         loss, step, path = result.best
-        rows.append(("best", f"held-out loss {loss:.4f} at step {step:,}: {clean(path)}"))
+        before = "" if result.first is None else f" (before the first {result.first:.4f})"
+        rows.append(("best", f"held-out loss {loss:.4f} at step {step:,}{before}: {clean(path)}"))
     if result.why == "interrupted":
         rows.append(("go on", "the same command with --resume"))
     stderr().print(fields(rows))

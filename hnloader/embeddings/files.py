@@ -198,9 +198,9 @@ def _from_mapping(
     tree: Mapping[object, object], stem: str, token: str | None, *, named_within: bool = False
 ) -> Embedding:
     """The embedding in a file's keys, tensors read; `named_within` where the name in the file is its name."""
-    found = _by_text(tree)
-    about = {key: value for key, value in found.items() if not isinstance(value, Tensor)}
-    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    texts = _by_text(tree)
+    about = {key: value for key, value in texts.items() if not isinstance(value, Tensor)}
+    tensors = {key: value for key, value in texts.items() if isinstance(value, Tensor)}
     vectors_g: Tensor | None = None
     word: str | None = None
     if "clip_l" in tree or "clip_g" in tree:
@@ -220,7 +220,6 @@ def _from_mapping(
             found = "tensor" if tensors.pop("string_to_param", None) is not None else type(parameters).__name__
             raise UnsupportedArchitectureError(f"found a {found} as string_to_param, not {{token: tensor}}")
         _, vectors = _one_of(parameters, token)
-        about, tensors = {**about, **tensors}, {}
     elif "emb_params" in tensors and token is None:
         vectors = tensors.pop("emb_params")
     else:

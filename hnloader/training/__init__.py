@@ -54,7 +54,8 @@ def train(
             `restart` says what to do.
         DatasetError, ModelError: the pictures or the model cannot be used.
         DivergedError: the loss became NaN or infinite; the saved states stand.
-        HypernetworkError: the output cannot be written, or another training of it is running.
+        HypernetworkError: the output cannot be written, another training of it is running, a saved state cannot be
+            resumed from, or no gradient arrives at what is trained.
         MissingExtraError: a package of the extra `train`, or one that the settings ask for, is not installed.
     """
     return prepare(_settings(config), resume=resume, restart=restart, device=device).run(report)
@@ -122,11 +123,21 @@ def prepare(
     training = Training(config, denoiser, dataset, model, processes)
     if restart and (processes is None or processes.is_main_process):
         with alone(Path(config.output)):
-            for path in found:
-                path.unlink(missing_ok=True)
+            _remove(found)
     elif resume and not restart:
         training.resume()
     return training
+
+
+def _remove(saved: list[Path]) -> None:
+    """Remove saved states. Raises HypernetworkError where one cannot be."""
+    for path in saved:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise HypernetworkError(
+                f"{path} cannot be removed: {error.strerror or error}. Remove it yourself"
+            ) from error
 
 
 def _check_writable(output: Path) -> None:

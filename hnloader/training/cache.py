@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
@@ -16,7 +17,7 @@ from hnloader.files import replacing
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import Picture
 from hnloader.training.denoiser import Denoiser, Text
-from hnloader.training.images import moved, prepare
+from hnloader.training.images import bucket, moved, prepare
 
 # Goes up whenever the same picture would give other latents.
 _VERSION = 2
@@ -63,7 +64,7 @@ class Cache:
         parts = (_VERSION, self._vae, picture.digest, self._resolution, grain, config.buckets, config.background, mask)
         key = _hash("latents", *parts, flipped, *(shift if any(shift) else ()))
         if key not in self._latents:
-            self._latents[key] = self._stored_latents(key) or self._made_latents(key, picture, flipped, shift)
+            self._latents[key] = self._stored_latents(key, picture) or self._made_latents(key, picture, flipped, shift)
         return self._latents[key]
 
     def text(self, caption: str) -> Text:
@@ -92,16 +93,25 @@ class Cache:
         self._store(key, tensors, {"sizes": " ".join(map(str, sizes))})
         return Latents(mean, deviation, small, sizes)
 
-    def _stored_latents(self, key: str) -> Latents | None:
+    def _stored_latents(self, key: str, picture: Picture) -> Latents | None:
         found = self._load(key)
         if found is None:
             return None
         tensors, metadata = found
         try:
             sizes = tuple(int(part) for part in metadata["sizes"].split())
-            return Latents(tensors["mean"], tensors["deviation"], tensors.get("mask"), sizes)
+            mean, deviation, mask = tensors["mean"], tensors["deviation"], tensors.get("mask")
         except (KeyError, ValueError):
             return None
+        width, height = self._resolution, self._resolution
+        if self._config.buckets:
+            width, height = bucket(picture.size, self._resolution, self._denoiser.grain)
+        if len(sizes) != 6 or sizes[:2] != picture.size[::-1] or sizes[4:] != (height, width):
+            return None
+        shape = (self._denoiser.latent_channels, *(size // self._denoiser.grain_of_latents for size in sizes[4:]))
+        sound = _is_sound(mean, shape) and _is_sound(deviation, shape)
+        sound &= mask is None or (self._config.masks and _is_sound(mask, (1, *shape[1:])))
+        return Latents(mean, deviation, mask, sizes) if sound else None
 
     def _made_text(self, key: str, caption: str) -> Text:
         text = self._denoiser.encode_text(caption)
@@ -113,7 +123,11 @@ class Cache:
         found = self._load(key)
         if found is None or "states" not in found[0]:
             return None
-        return Text(found[0]["states"], found[0].get("pooled"))
+        states, pooled = found[0]["states"], found[0].get("pooled")
+        shape = self._denoiser.text_shape
+        sound = _is_sound(states, shape) and (pooled is not None) == self._denoiser.is_xl
+        sound &= pooled is None or (pooled.ndim == 1 and _is_sound(pooled, tuple(pooled.shape)))
+        return Text(states, pooled) if sound else None
 
     def _store(self, key: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         save = _saver({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
@@ -132,6 +146,11 @@ class Cache:
             return load_file(path), metadata
         except (OSError, safetensors.SafetensorError):
             return None
+
+
+def _is_sound(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Return True for finite numbers of this shape; the folder is open to everybody."""
+    return tuple(tensor.shape) == shape and tensor.dtype == torch.float32 and bool(tensor.isfinite().all())
 
 
 def _saver(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], None]:

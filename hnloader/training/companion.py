@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hnloader.errors import CorruptFileError, UnknownFormatError
-from hnloader.files import sha256_of
+from hnloader.files import legacy_hash_of, sha256_of
 from hnloader.formats.checkpoint import read_checkpoint
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import open_source
 from hnloader.formats.trees import mapped
+
+_LEGACY_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Companion:
 
     Attributes:
         optimizer: the name of the optimizer's class, such as "AdamW".
-        hash: the first ten hexadecimal digits of the sha256 of the hypernetwork that it belongs to.
+        hash: Of the hypernetwork that it belongs to: the first ten hexadecimal digits of its sha256, or the first
+            eight of the sha256 of the 64 KiB after its first MiB, as the webui counted up to 2023.
         state: parameter index -> name -> tensor or number. Parameters are counted width by width in the file's
             order, the k side before the v side.
     """
@@ -32,7 +35,10 @@ class Companion:
 
     def belongs_to(self, path: Path) -> bool:
         """Whether the file at `path` is the hypernetwork that it was saved beside."""
-        return sha256_of(path)[:10] == self.hash
+        if len(self.hash) != _LEGACY_DIGITS:
+            return sha256_of(path)[:10] == self.hash.lower()
+        with path.open("rb") as file:
+            return legacy_hash_of(file) == self.hash.lower()
 
 
 def read_companion(path: Path) -> Companion:
@@ -54,4 +60,6 @@ def read_companion(path: Path) -> Companion:
         )
     if not isinstance(values, dict) or not all(isinstance(each, dict) for each in values.values()):
         raise CorruptFileError(f"{path}: its optimizer state has no state per parameter")
-    return Companion(str(tree.get("optimizer_name")), str(tree.get("hash")), values)
+    name = tree.get("optimizer_name")
+    # The webui takes a file that does not say for AdamW's: before it had others, it wrote no name.
+    return Companion("AdamW" if name is None else str(name), str(tree.get("hash")), values)

@@ -100,7 +100,7 @@ def compare(
     Args:
         config: the settings; `output` names the files (`style-hypernetwork.pt`, `style-embedding.pt`), and
             `method` is not looked at. A training that was interrupted goes on.
-        prompts: drawn with both; the embedding's word is put behind each, or where {name} stands.
+        prompts: drawn with both; the embedding's word is put before each, or where {name} stands.
         unrelated: prompts whose pictures should not change.
         budget: by default each is trained for `config.steps`.
         finished: files that are not trained again.
@@ -221,10 +221,10 @@ class _Drawing:
         return made
 
     def worded(self, prompt: str, word: str) -> str:
-        """The prompt with the embedding's word where {name} stands, else behind it."""
+        """Put the embedding's word where {name} stands, else first, where the text encoder reads it in any case."""
         if "{name}" in prompt:
             return prompt.replace("{name}", word)
-        return f"{prompt}, {word}" if word else prompt
+        return f"{word}, {prompt}" if word else prompt
 
     def plain(self, prompt: str) -> str:
         """The prompt without any word of ours."""

@@ -165,7 +165,9 @@ class Config:
     output: str = setting("", "The file to write: .pt, which every webui loads, or .safetensors.")
     method: Method = setting("hypernetwork", "hypernetwork, or embedding (textual inversion).")
     start_from: str = setting(
-        "", "A hypernetwork or embedding to train on, for example a webui's .pt (with its .pt.optim beside it)."
+        "",
+        "A hypernetwork or embedding to train on, for example a webui's .pt (with its .pt.optim beside it). Its steps\n"
+        "are added to those of this training in the file, and count for a learning_rate with steps.",
     )
 
     steps: int = setting(1500, "How many steps to train.", least=1, most=10_000_000)

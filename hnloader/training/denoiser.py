@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,16 @@ class Denoiser:
         return int(self.pipeline.vae_scale_factor)
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of a picture's latents."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Shape of a caption's states: tokens and width."""
+        return int(self.pipeline.tokenizer.model_max_length), int(self.unet.config.cross_attention_dim)
+
+    @property
     def grain(self) -> int:
         """Sizes of pictures are multiples of this: whole latents at every level of the UNet."""
         halvings = len(self.unet.config.block_out_channels) - 1
@@ -219,6 +229,16 @@ class Denoiser:
                 total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 total.update(tensor.flatten()[:16].float().cpu().numpy().tobytes())
         return total.hexdigest()[:16]
+
+
+def token_counter(tokenizer: Any) -> tuple[Callable[[str], int], int]:
+    """How many tokens a tokenizer makes of a text, and how many of them the text encoder reads."""
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+    # One each for the beginning and the end.
+    return count, int(tokenizer.model_max_length) - 2
 
 
 def _move(part: nn.Module, device: torch.device) -> None:

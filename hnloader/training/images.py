@@ -12,14 +12,12 @@ from torch import Tensor
 
 from hnloader.images import has_alpha
 from hnloader.training.config import DataConfig
-from hnloader.training.dataset import Picture, open_picture
+from hnloader.training.dataset import MOST_STRETCHED, Picture, open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (127, 127, 127)}
-# Wider or taller than this is cut: the model knows no such shapes.
-MOST_STRETCHED = 2.0
 _ROWS = 256
 
 

@@ -21,8 +21,16 @@ from hnloader.files import held, make_folder, remove_leftovers
 from hnloader.training import previews, schema
 from hnloader.training.cache import Cache, Latents
 from hnloader.training.config import Config
-from hnloader.training.dataset import Dataset, Picture, caption_of, fingerprint_of, remarks
-from hnloader.training.denoiser import Batch, Denoiser, Text
+from hnloader.training.dataset import (
+    Dataset,
+    Picture,
+    count_with_word,
+    fingerprint_of,
+    note_long_captions,
+    remarks,
+    trained_caption,
+)
+from hnloader.training.denoiser import Batch, Denoiser, Text, token_counter
 from hnloader.training.images import bucket
 from hnloader.training.optimizers import make_optimizer, set_rate
 from hnloader.training.rates import parse_rate
@@ -36,6 +44,12 @@ from hnloader.training.trainees import Checkpoint, Trainee, load_companion, make
 
 # Where the held-out loss is measured: fractions of the noise levels, each with noise of its own.
 MEASURED_AT = tuple((index + 0.5) / 8 for index in range(8))
+# Where no pictures are held out, the loss before the first step and after the last is that of so many others.
+_MEASURED = 2
+# After so many measurements, none of them better than before the first step, the user hears of it.
+_PATIENT_FOR = 3
+# After so many steps without any gradient nothing is trained.
+_MOST_IDLE = 10
 # The logged loss is a running mean, for a single step says more about its noise level than about the training.
 _SMOOTHING = 0.98
 
@@ -77,7 +91,9 @@ class Result:
         step: steps done.
         why: why it ended.
         best: lowest held-out loss, the step of it and the file with the weights of then; None without measuring.
-        history: one entry per measurement: step, loss, rate, held_out.
+        history: one entry per measurement: step, loss, rate, held_out; the first, of step 0, has no loss.
+        first: held-out loss before the first step (that of training pictures where none are held out); None without
+            measuring.
     """
 
     output: Path
@@ -85,6 +101,7 @@ class Result:
     why: Why
     best: tuple[float, int, Path] | None
     history: list[dict[str, float]] = field(repr=False)
+    first: float | None = None
 
 
 def folder_of(output: Path) -> Path:
@@ -125,15 +142,20 @@ class Training:
         self.cache = Cache(self.folder / "cache", denoiser, config.data, self.resolution)
         self.dataset = dataset
         self.trainee: Trainee = make_trainee(config, denoiser)
-        self.rate = parse_rate(config.rate_text, config.steps)
+        self.state.before = self.trainee.before
+        self.rate = parse_rate(config.rate_text, config.steps, self.state.before)
         self.optimizer = make_optimizer(config.optimizer, self.trainee.parameters, self.rate.at(1), config.weight_decay)
         self.average = [p.detach().clone() for p in self.trainee.parameters] if config.ema else None
         self.scaler = make_scaler(denoiser)
-        self.notes = list(remarks(dataset, config.data))
+        self._count, self._room = self._counter()
+        self._captions: dict[str, str] = {}
+        note_long_captions(dataset, self._caption, self._count, self._room)
+        self.notes = [*remarks(dataset, config.data), *_starting_notes(config, self.state.before)]
         self._trackers = Trackers(config, self.folder)
         self._processes = processes
         self._stop = False
         self._saved_step = 0
+        self._idle_steps: int | None = 0  # None once a gradient has arrived
         trained, kept = held_out(len(dataset.pictures), config.data.held_out, config.seed)
         self._pictures = [dataset.pictures[index] for index in trained]
         self.held_out = [dataset.pictures[index] for index in kept]
@@ -156,6 +178,8 @@ class Training:
         for path in reversed(found):
             try:
                 loaded = load_state(path, self.trainee.parameters, self.average, self.optimizer)
+                if loaded.scaler:
+                    self._load_scaler(path, loaded.scaler)
             except HypernetworkError as error:
                 if path == found[0]:
                     raise
@@ -163,9 +187,11 @@ class Training:
                 continue
             self._compare(path, loaded)
             self.state = loaded
+            if loaded.step:  # it began before, perhaps from a file that has been written to since then
+                beginning = set(_starting_notes(self.config, self.trainee.before))
+                self.notes = [note for note in self.notes if note not in beginning]
             self._saved_step = self.state.step
-            if self.state.scaler:
-                self.scaler.load_state_dict(self.state.scaler)
+            self.rate = parse_rate(self.config.rate_text, self.config.steps, self.state.before)
             before, now = self.state.config, schema.plain(self.config)
             changed = sorted(key for key in now if key != "steps" and now[key] != before.get(key))
             if changed:
@@ -173,6 +199,12 @@ class Training:
             self.state.config = now
             return True
         return False
+
+    def _load_scaler(self, path: Path, state: dict[str, Any]) -> None:
+        wanted = self.scaler.state_dict()
+        if wanted and {key: type(value) for key, value in state.items()} != {k: type(v) for k, v in wanted.items()}:
+            raise HypernetworkError(f"{path} is damaged: its scaler is {state}. Resume from another state")
+        self.scaler.load_state_dict(state)
 
     def _compare(self, path: Path, loaded: State) -> None:
         """Refuse a state of another model; remark on other pictures. What stands in `self.state` is of this run."""
@@ -207,10 +239,12 @@ class Training:
 
     def _run(self, tell: Callable[[Event], None]) -> Result:
         started = self._trackers.start() if self._is_main else ""
-        for note in filter(None, [*self.notes, started]):
-            tell(self._event(message=note))
+        for note in [*self.notes, started]:
+            self._tell(tell, note)
         why: Why = "done"
         with _signals(self.stop), self.trainee.ready(), self._order_of_sums():
+            if self.state.step == 0:
+                self._measure_first()
             for step in range(self.state.step + 1, self.config.steps + 1):
                 began = time.monotonic()
                 loss = self._step_somehow(step, tell)
@@ -221,6 +255,8 @@ class Training:
                 better = self._measure(step)
                 saved, message = self._save(step)
                 tell(self._event(saved, message or self._preview(step) or self._track(loss)))
+                if len(self._losses) == _PATIENT_FOR and self.state.history[-1]["step"] == step:
+                    self._tell(tell, self._nothing_better())
                 if self._stop:
                     why = "interrupted"
                     break
@@ -230,13 +266,19 @@ class Training:
             if self._saved_step != self.state.step:
                 saved, message = self._save(self.state.step, now=True)
                 tell(self._event(saved, message))
+            verdict = self._nothing_better()
+            self._tell(tell, verdict)
         self._trackers.end()
         self._write(self.output)
-        self._report(why)
+        self._report(why, verdict)
         best = None
         if self.state.best is not None:
             best = (*self.state.best, self._best_path)
-        return Result(self.output, self.state.step, why, best, self.state.history)
+        return Result(self.output, self.state.step, why, best, self.state.history, self.state.first)
+
+    def _tell(self, tell: Callable[[Event], None], message: str) -> None:
+        if message:
+            tell(self._event(message=message))
 
     def _clear_up(self) -> None:
         """Remove what a run that was killed had half written."""
@@ -277,6 +319,7 @@ class Training:
         # Read only now: a graphics card is waited for once, with the whole step before it.
         total = sum(float(loss) / config.accumulation for loss in losses)
         self._share_gradients()
+        self._check_gradients(step)
         self.scaler.unscale_(self.optimizer)
         if not math.isfinite(total) or not (self._finite_gradients() or self._may_lower_the_scale()):
             raise self._diverged(step, total)
@@ -366,6 +409,23 @@ class Training:
             if parameter.grad is not None:
                 parameter.grad = self._processes.reduce(parameter.grad, reduction="mean")
 
+    def _check_gradients(self, step: int) -> None:
+        """Raise HypernetworkError where no gradient arrives at what is trained."""
+        if self._idle_steps is None:
+            return
+        gradients = [p.grad for p in self.trainee.parameters if p.grad is not None]
+        if any(bool(gradient.any()) for gradient in gradients):
+            self._idle_steps = None
+            return
+        self._idle_steps += 1
+        if not gradients or self._idle_steps == _MOST_IDLE or step == self.config.steps:
+            advice = "Check hypernetwork.widths, activation and initialization, or what start_from names"
+            if self.config.method == "embedding":
+                advice = "Check that the captions that the model reads have its word, or shorten them"
+            raise HypernetworkError(
+                f"step {step}: no gradient arrives at the {self.config.method}, so nothing is trained. {advice}"
+            )
+
     def _finite_gradients(self) -> bool:
         return all(bool(torch.isfinite(p.grad).all()) for p in self.trainee.parameters if p.grad is not None)
 
@@ -394,7 +454,7 @@ class Training:
         if not self.held_out:
             return True
         entry["held_out"] = loss = self.held_out_loss()
-        if self.state.best is None or loss < self.state.best[0]:
+        if math.isfinite(loss) and (self.state.best is None or loss < self.state.best[0]):
             self.state.best, self.state.bad = (loss, step), 0
             with contextlib.suppress(HypernetworkError):  # a full disk is told when the state is saved
                 self._write(self._best_path)
@@ -402,12 +462,66 @@ class Training:
             self.state.bad += 1
         return not config.patience or self.state.bad < config.patience
 
-    @torch.no_grad()
+    def _measure_first(self) -> None:
+        """Measure before the first step, so that a training that makes nothing better is noticed."""
+        if not self.config.measure_every:
+            return
+        self.state.first = loss = self._fixed_loss(self._measured)
+        if self.held_out:
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.state.history.append({"step": 0.0, "rate": rate, "held_out": loss})
+
+    @property
+    def _measured(self) -> list[Picture]:
+        """The pictures whose loss before the first step is kept."""
+        return self.held_out or self._pictures[:_MEASURED]
+
+    @property
+    def _losses(self) -> list[tuple[float, int]]:
+        """The held-out losses since the first step, with their steps."""
+        history = self.state.history
+        return [(each["held_out"], int(each["step"])) for each in history if "held_out" in each and each["step"] > 0]
+
+    def _nothing_better(self) -> str:
+        """Say so where no loss was lower than before the first step; empty where one was, or nothing was measured."""
+        first, config = self.state.first, self.config
+        if first is None:
+            return ""
+        if self.held_out:
+            whose, losses = "held-out loss", self._losses
+        elif self.state.step >= config.steps:
+            whose, losses = "loss on the training pictures", [(self._fixed_loss(self._measured), self.state.step)]
+        else:
+            return ""
+        finite = [found for found in losses if math.isfinite(found[0])]
+        lowest = min(finite, default=None)
+        if not losses:
+            return ""
+        newest = losses[-1][0]
+        if lowest is not None and lowest[0] < first:
+            if newest < first:
+                return ""
+            return (
+                f"the {whose} was {first:.4g} before the first step, fell to {lowest[0]:.4g} at step {lowest[1]:,} "
+                f"and is {newest:.4g} now. Take {self._best_path}, or lower learning_rate (now {config.rate_text}) "
+                "and begin with --restart"
+            )
+        since = f"the lowest since then is {lowest[0]:.4g} at step {lowest[1]:,}" if lowest else "it is not finite now"
+        return (
+            f"nothing is better than before: the {whose} was {first:.4g} before the first step, and {since}. Lower "
+            f"learning_rate (now {config.rate_text}) or raise warmup, and begin with --restart"
+        )
+
     def held_out_loss(self) -> float:
         """The loss on the pictures that are not trained on, always at the same noise and noise levels."""
+        return self._fixed_loss(self.held_out)
+
+    @torch.no_grad()
+    def _fixed_loss(self, pictures: list[Picture]) -> float:
+        """The loss on some pictures, always at the same noise and noise levels."""
         losses: list[float] = []
         with self.showing():
-            for index, picture in enumerate(self.held_out):
+            for index, picture in enumerate(pictures):
                 found = self.cache.latents(picture)
                 text = self.trainee.texts([self._caption(picture, 0)], self.cache)
                 for place, share in enumerate(MEASURED_AT):
@@ -458,10 +572,10 @@ class Training:
         rate = float(self.optimizer.param_groups[0]["lr"])
         return self._trackers.log({**figures, "rate": rate}, state.step)
 
-    def _report(self, why: str) -> None:
+    def _report(self, why: str, verdict: str = "") -> None:
         """Write the report; where that fails, the training itself is none the worse."""
         if self._is_main:
-            about = {"ended": why, "model": self.checkpoint.name}
+            about = {"ended": why, "model": self.checkpoint.name} | ({"remark": verdict} if verdict else {})
             with contextlib.suppress(HypernetworkError, OSError):
                 write_report(self.folder / "report.html", self.config, self.state, self.dataset, self.held_out, about)
 
@@ -486,7 +600,7 @@ class Training:
             return
         make_folder(path.parent)
         with self._averaged():
-            self.trainee.save(path, self.state.step, self.checkpoint)
+            self.trainee.save(path, self.state.before + self.state.step, self.checkpoint)
 
     @property
     def _best_path(self) -> Path:
@@ -524,18 +638,45 @@ class Training:
         return bucket(picture.size, self.resolution, self.denoiser.grain)
 
     def _caption(self, picture: Picture, choice: int) -> str:
-        """The caption; for an embedding it always has the word that is trained."""
+        """The caption; for an embedding it always has the word that is trained where the text encoder reads it."""
         config = self.config
-        name = config.name if config.method == "hypernetwork" else config.token
-        caption = caption_of(picture, config.data, name, choice)
-        if config.method == "embedding" and config.token not in caption:
-            return f"{caption}, {config.token}"
-        return caption
+        caption = trained_caption(picture, config, choice)
+        if config.method == "hypernetwork":
+            return caption
+        if caption not in self._captions:
+            before = caption[: caption.index(config.token) + len(config.token)]
+            unread = self._count(before) > self._room
+            self._captions[caption] = f"{config.token}, {caption}" if unread else caption
+        return self._captions[caption]
+
+    def _counter(self) -> tuple[Callable[[str], int], int]:
+        """How many tokens a caption takes, and how many the text encoder reads."""
+        count, room = token_counter(self.denoiser.pipeline.tokenizer)
+        vectors = len(self.trainee.parameters[0]) if self.config.method == "embedding" else 0
+        return count_with_word(self.config, count, vectors), room
 
     def _event(self, saved: Path | None = None, message: str = "") -> Event:
         measured = next((each["held_out"] for each in reversed(self.state.history) if "held_out" in each), None)
         rate = float(self.optimizer.param_groups[0]["lr"])
         return Event(self.state.step, self.config.steps, self.state.loss or 0.0, rate, measured, saved, message)
+
+
+def _starting_notes(config: Config, before: int) -> Iterator[str]:
+    """What to know of how it begins."""
+    if before:
+        yield (
+            f"{config.start_from} was trained for {before:,} steps: they count for the rates of learning_rate that "
+            f"have steps, and the file will state {before + config.steps:,}"
+        )
+    hypernetwork = config.hypernetwork
+    begins_strong = (
+        config.method == "hypernetwork" and not config.start_from and hypernetwork.initialization != "Normal"
+    )
+    if begins_strong and not hypernetwork.norm:
+        yield (
+            f"hypernetwork.initialization is {hypernetwork.initialization}, and hypernetwork.norm is off: the "
+            "hypernetwork begins strong, and pictures begin broken. Take Normal, or norm: true"
+        )
 
 
 def make_scaler(denoiser: Denoiser) -> Any:

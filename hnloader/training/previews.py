@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hnloader.errors import HypernetworkError
 from hnloader.files import replacing
 from hnloader.grids import labelled_grid
 from hnloader.images import OWN_PREVIEWS, read_image
@@ -87,4 +88,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _opened(path: Path) -> Image:
-    return read_image(path, OWN_PREVIEWS).image.convert("RGB")
+    try:
+        return read_image(path, OWN_PREVIEWS).image.convert("RGB")
+    except HypernetworkError as error:
+        raise OSError(f"{path} is damaged ({error}). Remove it") from error

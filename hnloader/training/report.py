@@ -77,6 +77,8 @@ def _summary(config: Config, state: State, about: dict[str, Any]) -> list[tuple[
     ]
     if state.loss is not None:
         rows.append(("training loss", f"{state.loss:.4g}"))
+    if state.first is not None:
+        rows.append(("loss at fixed noise before the first step", f"{state.first:.4g}"))
     if state.best is not None:
         rows.append(("lowest held-out loss", f"{state.best[0]:.4g} at step {state.best[1]:,}"))
     return [*rows, *about.items()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn, optim
 
 from hnloader.errors import CorruptFileError, HypernetworkError
 from hnloader.files import replacing
+from hnloader.training.optimizers import check_state
 
 _NAME = re.compile(r"state-(\d{8})\.safetensors")
 _KEY = "hnloader.training"
@@ -41,6 +42,8 @@ class State:
         history: one entry per measurement.
         scaler: of the losses, where the model computes in float16.
         model, pictures: hashes of the model's UNet and of the pictures; empty in states of older versions.
+        before: steps that the file to start from had; 0 in states of older versions.
+        first: the loss at fixed noise before the first step; None where it was not measured.
     """
 
     step: int = 0
@@ -53,6 +56,8 @@ class State:
     scaler: dict[str, Any] = field(default_factory=dict)
     model: str = ""
     pictures: str = ""
+    before: int = 0
+    first: float | None = None
 
 
 def save_state(
@@ -89,6 +94,8 @@ def save_state(
         "scaler": state.scaler,
         "model": state.model,
         "pictures": state.pictures,
+        "before": state.before,
+        "first": state.first,
         "optimizer": {"kind": type(optimizer).__name__, "scalars": scalars, "groups": described["param_groups"]},
     }
     path = folder / f"state-{state.step:08d}.safetensors"
@@ -134,26 +141,29 @@ def load_state(
             f"{path} was made with the optimizer {about['optimizer']['kind']}, not {type(optimizer).__name__}; start "
             "anew, or set it as it was"
         )
-    _copy(path, tensors, "weights", [parameter.data for parameter in parameters])
-    if average is not None:
-        _copy(path, tensors, "average", average)
+    weights = _fitting(path, tensors, "weights", parameters)
+    averages = None if average is None else _fitting(path, tensors, "average", average)
     described: dict[str, Any] = {"state": {}, "param_groups": about["optimizer"]["groups"]}
-    for index, scalars in about["optimizer"]["scalars"].items():
-        for key, value in scalars.items():
-            _put(described["state"].setdefault(int(index), {}), key, value)
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            index, _, key = rest.partition(".")
-            _put(described["state"].setdefault(int(index), {}), key, tensor)
     try:
+        for index, scalars in about["optimizer"]["scalars"].items():
+            for key, value in scalars.items():
+                _put(described["state"].setdefault(int(index), {}), key, value)
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, key = rest.partition(".")
+                _put(described["state"].setdefault(int(index), {}), key, tensor)
+        check_state(optimizer, [new.to(old) for new, old in zip(weights, parameters, strict=True)], described)
         optimizer.load_state_dict(described)
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise HypernetworkError(f"{path}: its optimizer's state does not fit ({error}); start anew") from error
+    with torch.no_grad():
+        for new, old in zip([*weights, *(averages or [])], [*parameters, *(average or [])], strict=True):
+            old.copy_(new)
     best = about["best"]
     best = tuple(best) if best else None
     plain = {key: about[key] for key in ("step", "config", "bad", "loss", "seconds", "history")}
-    newer = {key: about[key] for key in ("scaler", "model", "pictures") if key in about}
+    newer = {key: about[key] for key in _NEWER if about.get(key) is not None}
     return State(**plain, best=best, **newer)
 
 
@@ -167,24 +177,94 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_KEY])
-        return load_file(path), about
+        tensors = load_file(path)
     except OSError as error:
         raise HypernetworkError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is no saved state of a training, or damaged ({error})") from error
+    wrong = _wrong(about)
+    if wrong:
+        raise CorruptFileError(f"{path} is damaged: its {wrong}. Resume from another state, or start again")
+    return tensors, about
 
 
-def _copy(path: Path, tensors: dict[str, Tensor], kind: str, targets: list[Tensor]) -> None:
-    found = [tensors.get(f"{kind}.{index}") for index in range(len(targets))]
-    fits = all(new is not None and new.shape == old.shape for new, old in zip(found, targets, strict=True))
+def _wrong(about: Any) -> str:
+    """Return what of a state's description is not of its type; empty where all is well."""
+    if not isinstance(about, dict):
+        return f"description is a {type(about).__name__}"
+    for key, fits in _FIELDS.items():
+        if key not in about and key not in _NEWER:
+            return f"{key} is missing"
+        if not fits(about.get(key)):
+            return f"{key} is {json.dumps(about[key])[:80]}"
+    return ""
+
+
+def is_count(value: object) -> bool:
+    """Return True for a whole number from 0 to what a 64-bit number holds."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def is_number(value: object) -> bool:
+    """Return True for a float, or for a whole number that becomes one."""
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+
+
+def is_history(value: object) -> bool:
+    """Return True for a list of measurements, each with its step."""
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and "step" in entry and all(map(is_number, entry.values())) for entry in value
+    )
+
+
+def _is_best(value: object) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(is_number, value)))
+
+
+def _is_optimizer(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return False
+    scalars, groups = value.get("scalars"), value.get("groups")
+    return (
+        isinstance(scalars, dict)
+        and all(isinstance(each, dict) for each in scalars.values())
+        and isinstance(groups, list)
+        and all(isinstance(each, dict) for each in groups)
+    )
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "step": is_count,
+    "config": lambda value: isinstance(value, dict),
+    "best": _is_best,
+    "bad": is_count,
+    "loss": lambda value: value is None or is_number(value),
+    "seconds": is_number,
+    "history": is_history,
+    "optimizer": _is_optimizer,
+    "scaler": lambda value: value is None or isinstance(value, dict),
+    "model": lambda value: value is None or isinstance(value, str),
+    "pictures": lambda value: value is None or isinstance(value, str),
+    "before": lambda value: value is None or is_count(value),
+    "first": lambda value: value is None or is_number(value),
+}
+
+
+# What states of older versions lack.
+_NEWER = ("scaler", "model", "pictures", "before", "first")
+
+
+def _fitting(path: Path, tensors: dict[str, Tensor], kind: str, targets: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors of a kind, which have the shapes and types of those that they are to be copied into."""
+    found = [tensors[name] for index in range(len(targets)) if (name := f"{kind}.{index}") in tensors]
+    fits = len(found) == len(targets) and all(
+        new.shape == old.shape and new.dtype == old.dtype for new, old in zip(found, targets, strict=True)
+    )
     if not fits or f"{kind}.{len(targets)}" in tensors:
         raise HypernetworkError(
             f"{path} holds {kind} of another architecture; start anew, or set the settings as they were"
         )
-    with torch.no_grad():
-        for new, old in zip(found, targets, strict=True):
-            assert new is not None
-            old.copy_(new)
+    return found
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -201,6 +281,8 @@ def _put(values: dict[str, Any], key: str, value: object) -> None:
     *outer, last = key.split(".")
     for each in outer:
         values = values.setdefault(each, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{each} is a value and a mapping")
     values[last] = value
 
 

@@ -72,9 +72,25 @@ def read_status(folder: Path) -> Status | None:
     try:
         found: dict[str, Any] = json.loads((folder / NAME).read_text(encoding="utf-8"))
         best = found.get("best")
-        return Status(**{**found, "best": (float(best[0]), int(best[1])) if best else None})
-    except (OSError, ValueError, TypeError, AttributeError, LookupError):
+        status = Status(**{**found, "best": (float(best[0]), int(best[1])) if best else None})
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError):
         return None
+    return status if _is_sound(status) else None
+
+
+def _is_sound(status: Status) -> bool:
+    """Return True where every value is of its type."""
+    from hnloader.training.state import is_count, is_history, is_number
+
+    perhaps = (status.loss, status.held_out, status.rate, status.left)
+    return (
+        status.phase in ("preparing", "running", *ENDED)
+        and all(map(is_count, (status.step, status.steps, status.pid)))
+        and is_number(status.seconds)
+        and all(value is None or is_number(value) for value in perhaps)
+        and isinstance(status.message, str)
+        and is_history(status.history)
+    )
 
 
 class Keeper:

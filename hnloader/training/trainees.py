@@ -20,8 +20,9 @@ from hnloader.network import Hypernetwork
 from hnloader.training import schema
 from hnloader.training.cache import Cache
 from hnloader.training.config import Config
-from hnloader.training.denoiser import Denoiser, Text
+from hnloader.training.denoiser import Denoiser, Text, token_counter
 from hnloader.training.initialization import initialize
+from hnloader.training.optimizers import check_state
 from hnloader.training.schema import ConfigError
 
 
@@ -29,6 +30,8 @@ class Trainee(Protocol):
     """What the loop asks of it."""
 
     parameters: list[nn.Parameter]
+    # Steps that the file to start from had.
+    before: int
 
     def ready(self) -> contextlib.AbstractContextManager[object]:
         """While this holds, `acting` begins and ends quickly; between, the model need not be as it is alone."""
@@ -85,6 +88,7 @@ class HypernetworkTrainee:
         self.hypernetwork.requires_grad_(True)
         self.hypernetwork.eval()
         self.parameters = list(self.hypernetwork.parameters())
+        self.before = _steps(self.hypernetwork.metadata.get("step")) if config.start_from else 0
         self._attachment: Any = None
 
     @contextlib.contextmanager
@@ -179,7 +183,13 @@ class EmbeddingTrainee:
         pipeline = denoiser.pipeline
         names = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
         pairs = [pair for pair in names if getattr(pipeline, pair[1], None) is not None]
-        vectors = _first_vectors(config, pipeline, pairs)
+        vectors, self.before = _first_vectors(config, pipeline, pairs)
+        _, room = token_counter(pipeline.tokenizer)
+        if len(vectors[0]) > room:
+            raise ConfigError(
+                f"embedding.vectors: the embedding has {len(vectors[0])} vectors, and the model's text encoder reads "
+                f"{room} tokens of a caption. Take fewer vectors"
+            )
         self.parameters = [nn.Parameter(given.float().to(denoiser.device)) for given in vectors]
         self._words = [
             Word(pipeline, *pair, config.token, vectors) for pair, vectors in zip(pairs, self.parameters, strict=True)
@@ -275,8 +285,16 @@ class Word:
         return output
 
 
-def _first_vectors(config: Config, pipeline: Any, pairs: list[tuple[str, str]]) -> list[Tensor]:
-    """One tensor [vectors, width] per text encoder: of the file to start from, or of the initial words."""
+def _steps(value: object) -> int:
+    """Return the steps that a file states, 0 where it states none."""
+    return value if type(value) is int and value >= 0 else 0
+
+
+def _first_vectors(config: Config, pipeline: Any, pairs: list[tuple[str, str]]) -> tuple[list[Tensor], int]:
+    """Return a tensor [vectors, width] per text encoder, and the steps that were done for them.
+
+    They are those of the file to start from, or of the initial words.
+    """
     tables = [getattr(pipeline, encoder).get_input_embeddings().weight.detach() for _, encoder in pairs]
     if config.start_from:
         found = load_embedding(config.start_from)
@@ -287,14 +305,14 @@ def _first_vectors(config: Config, pipeline: Any, pairs: list[tuple[str, str]]) 
                 f"start_from: {config.start_from} has vectors of {' and '.join(str(each.shape[1]) for each in given)} "
                 f"values; this model's text encoders take {wanted}"
             )
-        return given
+        return given, _steps(found.step)
     chosen: list[Tensor] = []
     for (tokenizer, _), table in zip(pairs, tables, strict=True):
         ids = getattr(pipeline, tokenizer)(config.embedding.initial_text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise ConfigError("embedding.initial_text is empty; a word such as 'drawing' was expected")
         chosen.append(table[[ids[index % len(ids)] for index in range(config.embedding.vectors)]].clone().cpu())
-    return chosen
+    return chosen, 0
 
 
 def load_companion(path: Path, optimizer: torch.optim.Optimizer, name: str) -> str | None:
@@ -321,7 +339,10 @@ def load_companion(path: Path, optimizer: torch.optim.Optimizer, name: str) -> s
     state = optimizer.state_dict()
     state["state"] = companion.state
     try:
+        check_state(optimizer, [value for group in optimizer.param_groups for value in group["params"]], state)
         optimizer.load_state_dict(state)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise HypernetworkError(f"{beside} does not fit its hypernetwork: {error}") from error
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise HypernetworkError(
+            f"{beside} does not fit its hypernetwork ({error}). Remove it to begin with a new optimizer"
+        ) from error
     return None

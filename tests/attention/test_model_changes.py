@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import threading
 
@@ -407,6 +408,216 @@ def test_pickling_an_attached_model(unet):
     assert_same(run(twin), expected)
     attachments(twin)[0].detach()
     assert_same(run(twin), run(make_unet()))
+
+
+def saved_and_loaded(module):
+    stream = io.BytesIO()
+    torch.save(module, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+WAYS = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "oldest pickle": lambda module: pickle.loads(pickle.dumps(module, protocol=0)),
+    "torch.save": saved_and_loaded,
+    "a copy of a copy": lambda module: copy.deepcopy(copy.deepcopy(module)),
+    "among others": lambda module: copy.deepcopy([module, {"again": module}])[1]["again"],
+}
+PARTS = {
+    "to_k": lambda unet: find_sites(unet)[0].module.to_k,
+    "to_v of the text": lambda unet: find_sites(unet)[1].module.to_v,
+    "attention": lambda unet: find_sites(unet)[0].module,
+    "transformer block": lambda unet: unet.down_blocks[0].attentions[0].transformer_blocks[0],
+    "mid block": lambda unet: unet.mid_block,
+    "up blocks": lambda unet: unet.up_blocks,
+}
+STATES = {
+    "unchanged": lambda unet: None,
+    "fused": lambda unet: unet.fuse_qkv_projections(),
+    "with a LoRA": lambda unet: add_lora(unet),
+    "offloaded": lambda unet: cpu_offload(unet, execution_device="cpu"),
+}
+
+
+def traces(module):
+    """What an attachment has left in modules."""
+    found = [name for name, each in module.named_modules() if "__getstate__" in vars(each)]
+    for name, each in module.named_modules():
+        for hooks in (each._forward_pre_hooks, each._forward_hooks):
+            found += [name for hook in hooks.values() if type(hook).__module__.startswith("hnloader")]
+        found += [name for value in vars(each).values() if "hnloader" in getattr(value, "__module__", "")]
+    return found
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("way", "activation"), [*((way, "relu") for way in WAYS), ("deepcopy", None), ("copy", None)])
+def test_parts_that_are_copied_alone_carry_nothing(unet, part, way, activation):
+    shared = way == "copy" and not part.startswith("to_")  # a shallow copy has the same layers
+    pristine = PARTS[part](make_unet("sd1"))
+    tensors = pristine.state_dict()
+    attachment = attach(unet, make_hypernetwork(ALL, activation=activation), 0.8)
+    for called in (False, True):
+        if called:
+            run(unet)
+        twin = WAYS[way](PARTS[part](unet))
+        assert list(twin.state_dict()) == list(tensors)
+        assert type(twin) is type(pristine)
+        if not shared:
+            assert traces(twin) == []
+            assert sorted(vars(twin)) == sorted(vars(pristine))
+            assert same_output(twin, pristine)
+    attachment.detach()
+    assert traces(twin) == []
+    assert same_output(twin, pristine)
+
+
+def same_output(one, other):
+    """Compare what they give for the same input, by the name of what they are."""
+    if isinstance(one, torch.nn.ModuleList):
+        return all(same_output(*pair) for pair in zip(one, other, strict=True))
+    torch.manual_seed(0)
+    if isinstance(one, torch.nn.Linear):
+        inputs = (torch.randn(2, 5, one.in_features),)
+    elif hasattr(one, "to_q"):
+        inputs = (torch.randn(2, 5, one.to_q.in_features),)
+    elif hasattr(one, "attn1"):
+        inputs = (torch.randn(2, 5, 20), None, torch.randn(2, 7, 48))
+    else:  # a block: its attention layers
+        pairs = [[m for m in block.modules() if hasattr(m, "to_q")] for block in (one, other)]
+        return all(same_output(*pair) for pair in zip(*pairs, strict=True) if pair[0].cross_attention_dim is None)
+    with torch.no_grad():
+        return torch.equal(one(*inputs), other(*inputs))
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("way", ["deepcopy", "copy"])
+def test_layers_that_somebody_changed_carry_nothing_either(state, when, way):
+    shared = way == "copy" and state in ("with a LoRA", "offloaded")  # such a copy calls the original itself
+    shared = way == "copy" and state in ("with a LoRA", "offloaded")  # such a copy calls the original's own parts
+    unet, twin = make_unet(), make_unet()
+    STATES[state](twin)
+    if when == "before":
+        STATES[state](unet)
+    attachment = attach(unet, HN, 0.8)
+    if when == "after":
+        STATES[state](unet)
+    for called in (False, True):
+        if called:
+            run(unet)
+        copies = [{n: WAYS[way](m) for n, m in site.module.named_children()} for site in find_sites(unet)]
+        if called:
+            attachment.detach()
+        elif shared:
+            continue
+        for site, slots in zip(find_sites(twin), copies, strict=True):
+            for slot, copied in slots.items():
+                if slot.startswith("to_") and slot != "to_out":
+                    x = torch.randn(2, 3, site.width if slot != "to_q" else site.module.query_dim)
+                    assert_same(copied(x), getattr(site.module, slot)(x), 1e-6)
+
+
+def test_hooks_and_attributes_of_others_are_copied(unet):
+    layer = find_sites(unet)[0].module.to_k
+    layer.register_forward_hook(double)
+    layer.register_forward_pre_hook(halve_keywords, with_kwargs=True)
+    layer.note = "mine"
+    x = torch.randn(2, 3, 20)
+    expected = layer(x)
+    with attach(unet, HN, 0.8):
+        layer.register_forward_hook(double)
+        for way in ("deepcopy", "copy", "pickle"):
+            twin = WAYS[way](layer)
+            assert torch.equal(twin(x), 2 * expected)
+            assert twin.note == "mine"
+            assert len(twin._forward_hooks) == 2
+            assert len(twin._forward_pre_hooks) == len(twin._forward_pre_hooks_with_kwargs) == 1
+
+
+def double(module, args, output):
+    return 2 * output
+
+
+def halve_keywords(module, args, kwargs):
+    return (args[0] / 2,), kwargs
+
+
+class Stated(torch.nn.Linear):
+    """A layer with a state of its own."""
+
+    def __getstate__(self):
+        return {**self.__dict__, "note": "stated"}
+
+
+def test_a_class_states_itself_as_before(unet):
+    attention = find_sites(unet)[0].module
+    attention.to_k = Stated(20, 20, bias=False)
+    with attach(unet, HN, 0.8):
+        twin = copy.deepcopy(attention.to_k)
+        assert twin.note == "stated"
+        assert traces(twin) == []
+
+
+def test_a_part_copied_together_with_its_model(unet):
+    """Whichever of the two is reached first, both are the same layer, and the copied model has its attachment."""
+    expected = run(reference(unet, APPLIED))
+    attach(unet, HN, 0.8)
+    for order in (("layer", "unet"), ("unet", "layer")):
+        both = {"layer": find_sites(unet)[0].module.to_k, "unet": unet}
+        for way in (copy.deepcopy, lambda what: pickle.loads(pickle.dumps(what))):
+            twins = way({name: both[name] for name in order})
+            twin = twins["unet"]
+            assert find_sites(twin)[0].module.to_k is twins["layer"]
+            assert_same(run(twin), expected)
+            attachments(twin)[0].detach()
+            assert traces(twin) == []
+            assert torch.equal(run(twin), run(make_unet()))
+
+
+def test_a_shallow_copy_of_the_model_has_its_layers_and_its_attachments(unet):
+    expected = run(reference(unet, APPLIED))
+    attachment = attach(unet, HN, 0.8)
+    twin = copy.copy(unet)
+    assert attachments(twin) == [attachment]
+    assert_same(run(twin), expected)
+    attachments(twin)[0].detach()
+    for each in (unet, twin):
+        assert attachments(each) == []
+        assert torch.equal(run(each), run(make_unet()))
+
+
+def test_a_copied_layer_in_another_model(unet):
+    """It is a layer like any other there."""
+    attachment = attach(unet, HN, 0.8)
+    run(unet)
+    other = make_unet()
+    for site, place in zip(find_sites(unet), find_sites(other), strict=True):
+        place.module.to_k = copy.deepcopy(site.module.to_k)
+        place.module.to_v = copy.deepcopy(site.module.to_v)
+    assert torch.equal(run(other), run(make_unet()))
+    with attach(other, HN, -0.3):
+        assert_same(run(other), run(reference(make_unet(), [(HN, -0.3, -0.3)])))
+    attachment.detach()
+    assert torch.equal(run(other), run(make_unet()))
+
+
+def test_a_copy_sees_what_moves_its_own_weights(unet):
+    """Nothing is folded into the weights of a copy that is offloaded later."""
+    affine = make_hypernetwork(ALL, activation=None)
+    expected = run(reference(unet, [(affine, 0.8, 0.8)]))
+    attach(unet, affine, 0.8)
+    run(unet)
+    twin = copy.deepcopy(unet)
+    assert_same(run(twin), expected)
+    twin, _ = cpu_offload_with_hook(twin, execution_device="cpu")
+    assert_same(run(twin), expected)
+    rows = attachments(twin)[0].explain().rows
+    assert {row.plan for row in rows} == {"collapse", "cache"}
+    assert any("offloaded" in row.why for row in rows)
+    assert {row.plan for row in attachments(unet)[0].explain().rows} == {"fold", "cache"}
 
 
 def test_saving_sees_nothing_of_it(unet, tmp_path):

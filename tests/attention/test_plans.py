@@ -29,11 +29,13 @@ from small_models import (
 )
 from torch import nn
 
+from hnloader.activations import ACTIVATIONS
 from hnloader.attention import Application, attach, attachments, find_sites
 from hnloader.attention.counting import count_step
 from hnloader.attention.folding import MOST_CHANGES
 from hnloader.attention.injector import injector_of
 from hnloader.attention.stages import CachedStages
+from hnloader.errors import HypernetworkError
 from hnloader.network import Architecture, Hypernetwork
 
 ALL = WIDTHS["sd1"]
@@ -206,6 +208,139 @@ def test_any_side(structure, activation, norm, activate_output, strength, batch)
             for edit_weights in (True, False):
                 with attach(unet, hypernetwork, strength, edit_weights=edit_weights):
                     assert_same(projection(context), expected)
+
+
+# Activations that look at more than one value, which blocks of rows would hide from them
+
+
+def formula(hypernetwork: Hypernetwork, side: str, context: torch.Tensor, strength: float) -> torch.Tensor:
+    """x + strength * mlp(x) with torch's own modules by the names of the file, on contexts as they are."""
+    architecture = hypernetwork.architecture
+    assert architecture.residual is None
+    classes = {name.lower(): found for name, found in vars(nn.modules.activation).items() if isinstance(found, type)}
+    classes["swish"] = nn.Hardswish  # as the webui has it
+    x = context.double()
+    for module in hypernetwork.side(context.shape[-1], side).linear:
+        if isinstance(module, nn.Linear):
+            x = nn.functional.linear(x, module.weight.double(), module.bias.double())
+        elif isinstance(module, nn.LayerNorm):
+            x = nn.functional.layer_norm(x, x.shape[-1:], module.weight.double(), module.bias.double())
+        elif not isinstance(module, nn.Dropout):
+            activation = classes[architecture.activation]().eval()
+            activation.load_state_dict(module.state_dict())
+            x = activation.double()(x)
+    return (context.double() + strength * x).to(context.dtype)
+
+
+def by_formula(unet, chain, **inputs):
+    """What plain hooks with the formula give."""
+    handles = []
+    for site in find_sites(unet):
+        for side in "kv":
+
+            def before(_, args, width=site.width, side=side):
+                context = args[0]
+                for hypernetwork, strength in chain:
+                    if width in hypernetwork.widths:
+                        context = formula(hypernetwork, side, context, strength)
+                return (context,)
+
+            handles.append(getattr(site.module, f"to_{side}").register_forward_pre_hook(before))
+    result = run(unet, **inputs)
+    for handle in handles:
+        handle.remove()
+    return result
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [
+        *((name, False) for name in sorted(ACTIVATIONS)),
+        *((name, True) for name in ("softmax", "softmin", "logsoftmax", "softmax2d", "prelu", "rrelu", "gelu")),
+    ],
+)
+def test_every_activation_gives_what_the_formula_gives(unet, name, fused):
+    plain = make(Architecture((1, 2, 1), name))
+    rich = make(Architecture((1, 0.5, 1.5, 1), name, norm=True, activate_output=True, dropout=(0, 0.3, 0, 0)), seed=1)
+    chains = [(plain, 1.0)], [(rich, -0.6)], [(AFFINE, 0.3), (plain, 0.4), (KINDS["deep affine"], 0.2)]
+    for batch, chain in enumerate(chains, 1):
+        inputs = unet_inputs(batch=batch)
+        expected = by_formula(unet, chain, **inputs)
+        if fused:
+            unet.fuse_qkv_projections()
+        for options in ({}, {"edit_weights": False}, {"exact": True}):
+            with attach(unet, chain, **options):
+                assert_same(run(unet, **inputs), expected)
+        if fused:
+            unet.unfuse_qkv_projections()
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("shape", [(5, 20), (2, 3, 20), (3, 700, 20), (2, 3, 4, 20)])
+@pytest.mark.parametrize("residual", [None, "linear", "interpolate"])
+def test_every_activation_in_every_dimension(name, shape, residual):
+    hypernetwork = make(Architecture((1, 2, 1), name, activate_output=True, residual=residual), widths=(20,))
+    unet = make_small_unet()
+    context = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    layer = find_sites(unet)[0].module
+    for projection, side in ((layer.to_k, "k"), (layer.to_v, "v")):
+        try:
+            expected = projection(hypernetwork.transform(side, context, 0.7))
+        except ValueError:  # softmax2d has no meaning here
+            assert name == "softmax2d" and len(shape) == 2
+            continue
+        with attach(unet, hypernetwork, 0.7):
+            assert_same(projection(context), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+def test_softmax_in_half_precision_is_what_the_exact_path_gives(unet, dtype):
+    unet.to(dtype)
+    hypernetwork = make(Architecture((1, 2, 1), "softmax"))
+    inputs = moved(unet_inputs(), dtype)
+    expected = exactly(hypernetwork, unet=unet, **inputs)
+    with attach(unet, hypernetwork):
+        assert torch.equal(run(unet, **inputs), expected)
+
+
+class Reversing(nn.ReLU):
+    """An activation of one's own, which looks at all the tokens."""
+
+    def forward(self, x):
+        return super().forward(x).flip(-2)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.PReLU(40),
+        nn.Softmax(dim=-2),
+        nn.Sequential(nn.GLU(), nn.Linear(20, 40)),
+        Reversing(),
+        nn.BatchNorm1d(7).requires_grad_(False),
+        nn.LayerNorm((7, 40)).requires_grad_(False),
+        nn.Linear(40, 40, bias=False),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_modules_that_somebody_has_put_in(module):
+    """A network that was built in code may hold any module; what is not known by row is run by itself."""
+    hypernetwork = make(Architecture((1, 2, 1), "relu"), widths=(20,))
+    if isinstance(module, nn.PReLU):
+        module.weight.data.copy_(torch.linspace(-1, 1, 40))
+        module.weight.data = module.weight.data[:7]  # a slope for each token
+    for side in ("k", "v"):
+        hypernetwork.side(20, side).linear[1] = copy.deepcopy(module).eval().requires_grad_(False)
+    unet = make_small_unet()
+    context = torch.randn(2, 7, 20, generator=torch.Generator().manual_seed(1))
+    layer = find_sites(unet)[0].module
+    for projection, side in ((layer.to_k, "k"), (layer.to_v, "v")):
+        expected = projection(hypernetwork.transform(side, context, 0.7))
+        with attach(unet, hypernetwork, 0.7):
+            assert_same(projection(context), expected)
 
 
 def test_a_matrix_that_cannot_be_folded_exactly_is_not(unet):
@@ -689,6 +824,146 @@ def test_a_context_that_is_changed_in_place_is_computed_anew(unet, inference):
                 change()
                 result = unet(**inputs).sample.clone()
                 assert_same(result, exactly(RELU, encoder_hidden_states=context.clone()))
+
+
+# Changes that torch does not count
+
+HIDDEN_CHANGES = {
+    "hypernetwork, data": lambda hypernetwork, unet, context: [p.data.mul_(0.5) for p in hypernetwork.parameters()],
+    "hypernetwork, numpy": lambda hypernetwork, unet, context: [
+        p.numpy().__imul__(0.5) for p in hypernetwork.parameters()
+    ],
+    "hypernetwork, one side": lambda hypernetwork, unet, context: [
+        p.data.mul_(0.5) for p in hypernetwork.side(48, "v").parameters()
+    ],
+    "hypernetwork, biases": lambda hypernetwork, unet, context: [
+        p.data.add_(0.5) for p in hypernetwork.parameters() if p.ndim == 1
+    ],
+    "text, data": lambda hypernetwork, unet, context: context.data.mul_(2),
+    "text, numpy": lambda hypernetwork, unet, context: context.numpy().__imul__(2),
+    "text, one value": lambda hypernetwork, unet, context: context.data[0, 2, 3].add_(5),
+    "model, data": lambda hypernetwork, unet, context: [p.data.mul_(1.1) for p in unet.parameters()],
+    "model, one row": lambda hypernetwork, unet, context: find_sites(unet)[0].module.to_k.weight.data[5].add_(1),
+}
+
+
+@pytest.mark.parametrize("change", HIDDEN_CHANGES)
+@pytest.mark.parametrize("name", ["affine", "relu"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_changes_that_torch_does_not_count_are_seen_on_the_processor(unet, name, change, inference):
+    hypernetwork, inputs = copy.deepcopy(KINDS[name]), unet_inputs()
+    with torch.inference_mode(inference), attach(unet, hypernetwork, 0.7):
+        before = run(unet, **inputs)
+        for _ in range(2):
+            HIDDEN_CHANGES[change](hypernetwork, unet, inputs["encoder_hidden_states"])
+            found = run(unet, **inputs)
+            assert (found - before).abs().max() > 1e-3
+            assert_same(found, exactly(copy.deepcopy(hypernetwork), unet=copy_of(unet), strength=0.7, **inputs))
+
+
+def copy_of(unet):
+    """A model with the same weights and nothing attached."""
+    twin = make_unet("sd1")
+    twin.load_state_dict(unet.state_dict())
+    return twin
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_copies_in_half_precision_follow_such_changes(unet, dtype):
+    unet.to(dtype)
+    hypernetwork, inputs = copy.deepcopy(RELU), moved(unet_inputs(), dtype)
+    with attach(unet, hypernetwork):
+        run(unet, **inputs)
+        for parameter in hypernetwork.parameters():
+            parameter.data.mul_(0.3)
+        found = run(unet, **inputs)
+    expected = exactly(copy.deepcopy(hypernetwork), unet=unet, **inputs)
+    assert_same(found.float(), expected.float(), 0.01 if dtype == torch.float16 else 0.05)
+
+
+def test_a_bias_of_the_model_that_is_changed_so_is_seen(unet):
+    layer = find_sites(unet)[0].module
+    with torch.no_grad():
+        layer.to_v = nn.Linear(20, 20).requires_grad_(False)
+    with attach(unet, AFFINE):
+        before = run(unet)
+        layer.to_v.bias.data.add_(1)
+        found = run(unet)
+        assert folds(unet)
+    assert (found - before).abs().max() > 1e-3
+    assert_same(found, exactly(AFFINE, unet=unet))
+
+
+@pytest.mark.parametrize("name", ["affine", "relu"])
+def test_a_hypernetwork_of_inference_mode_is_seen_too(unet, name):
+    with torch.inference_mode():
+        hypernetwork = copy.deepcopy(KINDS[name])
+        for parameter in hypernetwork.parameters():
+            parameter.data = parameter.data.clone()
+    with torch.no_grad(), attach(unet, hypernetwork):
+        assert_same(run(unet), exactly(KINDS[name]))
+        with torch.inference_mode():
+            for parameter in hypernetwork.parameters():
+                parameter.data.mul_(0.5)
+        found = run(unet)
+        assert_same(found, exactly(copy.deepcopy(hypernetwork)))
+
+
+@pytest.mark.parametrize("name", ["affine", "relu"])
+def test_a_module_of_a_hypernetwork_that_is_replaced_is_seen(unet, name):
+    hypernetwork = copy.deepcopy(KINDS[name])
+    with attach(unet, hypernetwork):
+        for module in (nn.Tanh(), nn.Identity(), nn.Linear(96, 96).requires_grad_(False), nn.ReLU()):
+            run(unet)
+            for side in "kv":
+                layers = hypernetwork.side(48, side).linear
+                if name == "relu":
+                    layers[1] = copy.deepcopy(module)
+                else:
+                    layers.append(nn.Linear(48, 48).requires_grad_(False))
+            assert_same(run(unet), exactly(copy.deepcopy(hypernetwork)))
+
+
+@pytest.mark.parametrize("name", ["affine", "relu"])
+def test_refresh_sees_what_is_not_seen_by_itself(unet, name):
+    """One value of a large tensor is between the places that are compared."""
+    hypernetwork, inputs = copy.deepcopy(KINDS[name]), unet_inputs()
+    with attach(unet, hypernetwork) as attachment:
+        before = run(unet, **inputs)
+        for width in ALL:
+            for side in "kv":
+                hypernetwork.side(width, side).linear[0].weight.data[1, :7].add_(3)
+        attachment.refresh()
+        found = run(unet, **inputs)
+        assert (found - before).abs().max() > 1e-3
+        assert_same(found, exactly(copy.deepcopy(hypernetwork)))
+    with pytest.raises(HypernetworkError, match="detached"):
+        attachment.refresh()
+
+
+def test_refresh_computes_once(unet, monkeypatch):
+    inputs = unet_inputs()
+    with attach(unet, [RELU, AFFINE]) as attachment:
+        run(unet, **inputs)
+        calls = counted(monkeypatch)
+        for refreshed in (False, True, False):
+            if refreshed:
+                attachment.refresh()
+            run(unet, **inputs)
+        assert len(calls) == 2
+
+
+def test_values_are_compared_once_for_each_call(unet, monkeypatch):
+    compared = []
+    original = torch.equal
+    inputs = unet_inputs()
+    with attach(unet, RELU):
+        run(unet, **inputs)
+        text = inputs["encoder_hidden_states"]
+        monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(b is text) or original(a, b))
+        for calls in (1, 2):
+            run(unet, **inputs)
+            assert sum(compared) == 2 * calls  # k and v
 
 
 def test_a_result_that_somebody_changes_is_not_used_again(unet):

@@ -207,3 +207,42 @@ def test_dataset_check_lists_captions_and_what_is_wrong(folder: Path, tmp_path: 
         assert sheet.width > 6 * 160
     (folder / "broken.png").unlink()
     assert run("dataset", "check", folder)[0] == 0
+
+
+def test_dataset_check_names_what_a_training_does_not_see(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    (folder / "0.txt").write_text("word " * 80)
+    (folder / "1.txt").write_text("a b " * 20)
+    (folder / "2.TXT").write_bytes("一座房子".encode("gbk"))
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    Image.new("RGB", (4000, 90), "red").save(folder / "strip.png")
+    code, out, err = run("dataset", "check", folder)
+    said = " ".join(err.split())
+    assert code == 1
+    assert "0.png has a caption of 80 tokens, of which the model reads the first 75; shorten it" in said
+    assert "1.png has a caption" not in said
+    assert "2.TXT cannot be read: it is not in UTF-8; save it as UTF-8" in said
+    assert "phone.HEIC is HEIC, which hnloader does not read; convert it to PNG or JPEG" in said
+    assert "strip.png is 4000 x 90: only 4% of it" in said
+    assert "704 x 320" in out
+
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model: {tiny_model}\noutput: art.pt\nmethod: embedding\nembedding: {{vectors: 8}}\n")
+    _, out, err = run("dataset", "check", folder, "--config", config)
+    said = " ".join(err.split())
+    assert "1.png has a caption of 49 tokens, of which the model reads the first 30" in said  # 40, a comma, 8 vectors
+    assert "3.png has a caption" not in said
+
+
+def test_a_training_without_gradients_ends_with_an_error(
+    tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hnloader.training.denoiser import Denoiser
+
+    real = Denoiser.losses
+    monkeypatch.setattr(Denoiser, "losses", lambda *given: real(*given) * 0)
+    given = ["--model", tiny_model, "--pictures", folder, "-o", tmp_path / "a.pt", "--steps", 2]
+    code, out, err = run("train", *given, "--set", "previews.every=0")
+    assert code == 1
+    assert out == ""
+    assert "no gradient arrives at the hypernetwork, so nothing is trained" in " ".join(err.split())
+    assert not (tmp_path / "a.pt").exists()

@@ -81,6 +81,13 @@ def test_later_words_win_and_nested_ones_leave_their_neighbours(tmp_path: Path) 
         ({"learning_rate": "20"}, "above 0 and below 10"),
         ({"learning_rate": "-1e-3"}, "above 0 and below 10"),
         ({"learning_rate": "1e-3:50, 1e-4:20, 1e-5"}, "must rise"),
+        ({"learning_rate": "5e-5:1000, 1e-5:100"}, "must rise"),
+        ({"learning_rate": "5e-5:1000, 1e-5:1000"}, "must rise"),
+        ({"learning_rate": "5e-5:9000, 1e-5:100, 1e-6"}, "must rise"),
+        ({"learning_rate": "5e-5:9000, 20"}, "above 0 and below 10"),
+        ({"learning_rate": "5e-5:0, 1e-5"}, "must rise"),
+        ({"learning_rate": "5e-5:-3"}, "must rise"),
+        ({"learning_rate": "5e-5:-1, 1e-5:100"}, "only the last piece"),
         ({"learning_rate": "1e-3, 1e-4"}, "only the last piece"),
         ({"prior.weight": 1.0, "prior.prompts": []}, "prior.prompts is empty"),
     ],
@@ -107,6 +114,22 @@ def test_plain_values_give_the_configuration_back() -> None:
 def test_piecewise_rates_hold_up_to_their_step() -> None:
     rate = parse_rate("5e-5:100, 1e-5:200, 1e-6", 1000)
     assert [rate.at(step) for step in (1, 100, 101, 200, 201, 1000)] == [5e-5, 5e-5, 1e-5, 1e-5, 1e-6, 1e-6]
+
+
+def test_pieces_count_the_steps_of_the_file_to_start_from() -> None:
+    text = "5e-5:100, 1e-5:1000, 1e-6"
+    assert [parse_rate(text, 2, 1000).at(step) for step in (1, 2)] == [1e-6, 1e-6]
+    assert [parse_rate(text, 600, 500).at(step) for step in (1, 500, 501, 600)] == [1e-5, 1e-5, 1e-6, 1e-6]
+    assert parse_rate(text, 20, 5000).at(20) == 1e-6
+    assert parse_rate("1e-3:10, 1e-4:-1", 50, 5).at(5) == 1e-3
+    assert parse_rate("1e-3:10, 1e-4:-1", 50, 5).at(6) == 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_a_single_rate_falls_over_the_steps_of_this_training(schedule: str) -> None:
+    alone, after = parse_rate("1e-3", 40), parse_rate("1e-3", 40, 1000)
+    for step in (1, 7, 40):
+        assert after.at(step, schedule=schedule, warmup=5) == alone.at(step, schedule=schedule, warmup=5)
 
 
 def test_the_webuis_word_for_the_end() -> None:

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hnloader.training import ConfigError, read_config
-from hnloader.training.dataset import Dataset, DatasetError, caption_of, read_folder
+from hnloader.training.dataset import (
+    Dataset,
+    DatasetError,
+    caption_of,
+    count_tokens,
+    count_with_word,
+    note_long_captions,
+    read_folder,
+    trained_caption,
+)
 from hnloader.training.images import Sample, bucket, moved, prepare
 
 
@@ -114,6 +123,175 @@ def test_other_kinds_of_metadata(name: str, text: str, pictures: Path) -> None:
     found = read(pictures, captions="metadata")
     assert captions(found)["0.png"] == "hello"
     assert sum("no caption" in problem.what for problem in found.problems) == 5
+
+
+@pytest.mark.parametrize("name", ["captions.json", "metadata.jsonl"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", "null", "3", "1.5", '"a"', "true", '["0.png"]', '[{"file_name": "0.png", "text": "a"}]'),
+        *('{"0.png": null}', '{"0.png": 3}', '{"0.png": ["a"]}', '{"0.png": {"caption": "a"}}', "{", "[" * 100_000),
+        *('{"file_name": "0.png"}', '{"file_name": "0.png", "text": null}', '{"file_name": 3, "text": "a"}', "\x00"),
+    ],
+)
+@pytest.mark.parametrize("asked", ["auto", "metadata"])
+def test_metadata_of_any_other_shape(name: str, text: str, asked: str, pictures: Path) -> None:
+    (pictures / name).write_text(text)
+    if name == "captions.json" and text == '{"file_name": "0.png"}':
+        return  # a caption of a picture of that name
+    with pytest.raises(DatasetError, match=rf"{name} cannot be read .*file_name and text were expected"):
+        read(pictures, captions=asked)
+
+
+@pytest.mark.parametrize(
+    "text", ["0.png,a cat, sitting\n", "\x00", "file_name\n0.png\n", "name,text\n0.png,a\n", "x" * 200_000]
+)
+def test_a_table_of_any_other_shape(text: str, pictures: Path) -> None:
+    begins = text if text.startswith(("file", "name", "x", "\x00")) else f"file_name,text\n{text}"
+    (pictures / "metadata.csv").write_text(begins if "\n" in begins else f"{begins},text\n0.png,a\n")
+    with pytest.raises(DatasetError, match=r"metadata.csv cannot be read"):
+        read(pictures)
+
+
+TEXT = "ein grünes Haus, 一座房子"
+READ = {
+    "UTF-8": TEXT.encode(),
+    "UTF-8 with a mark": TEXT.encode("utf-8-sig"),
+    "UTF-16": TEXT.encode("utf-16"),
+    "UTF-16 big": b"\xfe\xff" + TEXT.encode("utf-16-be"),
+    "UTF-32": TEXT.encode("utf-32"),
+}
+NOT_READ = {
+    "GBK": "一座房子".encode("gbk"),
+    "GB 18030": TEXT.encode("gb18030"),
+    "Big5": "一座房子".encode("big5"),
+    "Shift JIS": "緑の家".encode("shift_jis"),
+    "Windows 1252": "grünes Haus".encode("cp1252"),
+    "UTF-16 without a mark": b"a green house".decode().encode("utf-16-le"),
+    "UTF-16 that ends in the middle": TEXT.encode("utf-16")[:-1],
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_captions_in_every_encoding_that_says_what_it_is(kind: str, pictures: Path) -> None:
+    (pictures / "0.txt").write_bytes(READ[kind])
+    found = read(pictures)
+    assert captions(found)["0.png"] == TEXT
+    assert found.problems == []
+    (pictures / "0.txt").unlink()
+    (pictures / "metadata.csv").write_bytes(
+        READ[kind][:0] + f'file_name,text\n0.png,"{TEXT}"\n'.encode(kind.lower() if kind[-1].isdigit() else "utf-16")
+    )
+    assert captions(read(pictures))["0.png"] == TEXT
+
+
+@pytest.mark.parametrize("kind", NOT_READ)
+def test_captions_in_other_encodings_are_named_with_what_to_do(kind: str, pictures: Path) -> None:
+    (pictures / "0.txt").write_bytes(NOT_READ[kind])
+    found = read(pictures)
+    (problem,) = found.problems
+    assert problem.path.name == "0.txt"
+    assert "save it as UTF-8" in problem.what
+    assert not problem.fatal
+    assert found.pictures[0].caption is None
+    (pictures / "captions.json").write_bytes(NOT_READ[kind])
+    with pytest.raises(DatasetError, match="save it as UTF-8"):
+        read(pictures)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [("x.JPG", "x.TXT"), ("x.JPG", "x.txt"), ("x.jpg", "x.Txt"), ("x.PNG", "x.CAPTION"), ("a.b.JPEG", "a.b.TXT")],
+)
+def test_suffixes_in_any_case(image: str, text: str, tmp_path: Path) -> None:
+    picture(tmp_path / image)
+    (tmp_path / text).write_text("a house")
+    assert captions(read(tmp_path, captions="sidecar")) == {image: "a house"}
+    mask = picture(tmp_path / f"{Path(image).stem}.MASK.PNG", mode="L", color=255)
+    assert read(tmp_path).pictures[0].mask == mask
+
+
+def test_of_two_captions_the_lower_case_one_is_taken(tmp_path: Path) -> None:
+    picture(tmp_path / "x.jpg")
+    (tmp_path / "x.TXT").write_text("upper")
+    (tmp_path / "x.txt").write_text("lower")
+    assert captions(read(tmp_path)) == {"x.jpg": "lower"}
+
+
+def test_metadata_in_capitals(pictures: Path) -> None:
+    (pictures / "METADATA.CSV").write_text("file_name,text\n0.png,hello\n")
+    assert captions(read(pictures, captions="metadata"))["0.png"] == "hello"
+
+
+@pytest.mark.parametrize("name", ["x.heic", "x.HEIC", "x.heif", "x.avif", "x.jxl", "x.psd", "x.cr2", "sub/x.svg"])
+def test_images_that_are_not_read_are_named(name: str, pictures: Path) -> None:
+    (pictures / name).parent.mkdir(exist_ok=True)
+    (pictures / name).write_bytes(b"\0\0\0\x18ftypheic")
+    found = read(pictures)
+    (problem,) = found.problems
+    assert problem.fatal
+    assert problem.path == pictures / name
+    assert (
+        problem.what == f"is {Path(name).suffix[1:].upper()}, which hnloader does not read; convert it to PNG or JPEG"
+    )
+
+
+def test_a_phones_pictures_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (tmp_path / "IMG_2.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(DatasetError, match=r"none of the 2 pictures.*IMG_1.jpg is HEIC or AVIF.*convert it"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("size", "buckets", "seen"),
+    [
+        ((4000, 90), True, "4%"),
+        ((90, 4000), True, "4%"),
+        ((1000, 300), True, "60%"),
+        ((1000, 500), True, ""),
+        ((600, 400), True, ""),
+        ((600, 400), False, ""),
+        ((4000, 90), False, "2%"),
+    ],
+)
+def test_pictures_of_which_little_is_left_are_named(
+    size: tuple[int, int], buckets: bool, seen: str, tmp_path: Path
+) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name, size, color=(name[0] == "a" and "red") or "blue")
+    problems = read(tmp_path, buckets=buckets).problems
+    assert len(problems) == (2 if seen else 0)
+    for problem in problems:
+        assert problem.what.startswith(f"is {size[0]} x {size[1]}: only {seen} of it")
+        assert "cut it into pieces" in problem.what
+        assert not problem.fatal
+
+
+# -- captions that are too long
+
+
+def test_tokens_are_counted_without_a_vocabulary() -> None:
+    assert count_tokens("a cat") == 2
+    assert count_tokens("it's 12 o'clock, isn't it?") == 12
+    assert count_tokens("") == 0
+
+
+def test_long_captions_are_named_with_what_is_read(pictures: Path) -> None:
+    (pictures / "0.txt").write_text("word " * 75)
+    (pictures / "1.txt").write_text("word " * 76)
+    found = read(pictures)
+    note_long_captions(found, lambda each, index: each.caption or "", count_tokens, 75)
+    (problem,) = found.problems
+    assert problem.path.name == "1.png"
+    assert "76 tokens, of which the model reads the first 75" in problem.what
+
+
+def test_the_word_of_an_embedding_counts_as_its_vectors_and_comes_first(pictures: Path) -> None:
+    config = read_config(None, {"method": "embedding", "output": "art.pt", "embedding.vectors": 5})
+    found = read(pictures)
+    assert trained_caption(found.pictures[0], config, 0) == "<art>, a thing number a"
+    assert count_with_word(config, count_tokens, 5)("<art>, a thing <art>") == 13
 
 
 def test_metadata_that_is_asked_for_must_be_there(pictures: Path) -> None:

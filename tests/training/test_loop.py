@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
 import json
 import random
 from collections.abc import Callable
@@ -341,8 +343,6 @@ def test_going_on_with_other_pictures_is_told(settings_of: Run, pictures: Path) 
 
 
 def test_training_goes_on_from_a_webuis_file_and_its_optimizer(settings_of: Run, tmp_path: Path) -> None:
-    import hashlib
-
     start = train(settings_of("start.pt", steps=3, ema=0)).output
     hypernetwork = hnloader.load(start).float().requires_grad_(True)
     optimizer = torch.optim.AdamW(hypernetwork.parameters(), lr=1e-3)
@@ -366,6 +366,241 @@ def test_training_goes_on_from_a_webuis_file_and_its_optimizer(settings_of: Run,
     torch.save({**companion, "hash": "0" * 10}, start.with_name("start.pt.optim"))
     other = prepare(settings_of("other.pt", start_from=str(start)))
     assert "belongs to another file" in other.notes[-1]
+
+
+def companion_of(start: Path, **changes: object) -> dict[str, Any]:
+    hypernetwork = hnloader.load(start).float().requires_grad_(True)
+    optimizer = torch.optim.AdamW(hypernetwork.parameters(), lr=1e-3)
+    for parameter in hypernetwork.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    whole = hashlib.sha256(start.read_bytes()).hexdigest()
+    made = {"optimizer_name": "AdamW", "hash": whole[:10], "optimizer_state_dict": optimizer.state_dict()}
+    return {key: value for key, value in {**made, **changes}.items() if value != "left out"}
+
+
+def old_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()[0x100000:0x110000]).hexdigest()[:8]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("name", ["AdamW", None, "left out"])
+def test_companions_of_old_webuis(large: bool, name: object, settings_of: Run, tmp_path: Path) -> None:
+    """With the old hash of eight digits, and without a name for the optimizer, which was AdamW."""
+    structure = [1, 120, 1] if large else [1, 2, 1]
+    start = train(settings_of("start.pt", steps=1, ema=0, hypernetwork__layer_structure=structure)).output
+    assert (start.stat().st_size > 0x100000) == large
+    beside = start.with_name("start.pt.optim")
+    torch.save(companion_of(start, optimizer_name=name, hash=old_hash(start)), beside)
+    training = prepare(settings_of("next.pt", start_from=str(start), steps=2))
+    assert not any("optimizer" in note for note in training.notes)
+    assert len(training.optimizer.state_dict()["state"]) == len(training.trainee.parameters)
+    assert training.run().step == 2
+    torch.save(companion_of(start, optimizer_name=name, hash="0" * 8), beside)
+    assert "belongs to another file" in prepare(settings_of("other.pt", start_from=str(start))).notes[-1]
+
+
+def test_companions_that_do_not_fit(settings_of: Run, tmp_path: Path) -> None:
+    start = train(settings_of("start.pt", steps=1, ema=0)).output
+    beside = start.with_name("start.pt.optim")
+    sound = companion_of(start)
+    state = sound["optimizer_state_dict"]["state"]
+    broken: list[object] = [
+        {**state, 0: {**state[0], "exp_avg": torch.zeros(3)}},
+        {**state, 0: {"step": torch.tensor(1.0)}},
+        {**state, 0: {**state[0], "exp_avg": "x"}},
+        {**state, 0: {**state[0], "exp_avg_sq": torch.full_like(state[0]["exp_avg_sq"], float("nan"))}},
+        {**state, 0: {**state[0], "step": None}},
+    ]
+    for each in broken:
+        torch.save({**sound, "optimizer_state_dict": {**sound["optimizer_state_dict"], "state": each}}, beside)
+        with pytest.raises(HypernetworkError, match=r"start.pt.optim"):
+            prepare(settings_of("next.pt", start_from=str(start)))
+
+
+def test_steps_are_counted_on_from_the_file_to_start_from(settings_of: Run, tmp_path: Path) -> None:
+    start = train(settings_of("start.pt", steps=6)).output
+    changes = {"steps": 4, "start_from": str(start), "learning_rate": "1e-3:7, 1e-4:9, 1e-5", "warmup": 0}
+    again = settings_of("next.pt", **changes)
+    rates: list[float] = []
+    messages: list[str] = []
+    training = prepare(again)
+
+    def report(event: Event) -> None:
+        messages.append(event.message)
+        if not event.message:
+            rates.append(event.rate)
+        if event.step == 2:
+            training.stop()
+
+    assert training.run(report).step == 2
+    assert hnloader.load(training.output).metadata["step"] == 8
+    assert any("6 steps" in message and "will state 10" in message for message in messages)
+    resumed = prepare(again, resume=True)
+    resumed.run(report)
+    assert hnloader.load(training.output).metadata["step"] == 10
+    assert list(dict.fromkeys(rates)) == [1e-3, 1e-4, 1e-5]
+
+    whole = train(settings_of("whole/next.pt", **changes)).output
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(training.output), strict=True))
+
+
+def test_a_training_that_overwrites_the_file_it_started_from_counts_once(settings_of: Run) -> None:
+    train(settings_of("style.pt", steps=3), restart=True)
+    config = settings_of("style.pt", steps=5, start_from=str(settings_of("style.pt").output))
+    training = prepare(config, restart=True)
+    training.run(lambda event: training.stop())
+    assert hnloader.load(training.output).metadata["step"] == 4
+    resumed = prepare(config, resume=True)
+    assert not any("was trained for" in note for note in resumed.notes)
+    assert hnloader.load(resumed.run().output).metadata["step"] == 8
+
+
+def test_an_embedding_counts_on_too(settings_of: Run) -> None:
+    start = train(settings_of("word.pt", method="embedding", steps=3)).output
+    result = train(settings_of("more.safetensors", method="embedding", steps=2, start_from=str(start)))
+    assert load_embedding(result.output).step == 5
+
+
+@pytest.mark.parametrize("step", [None, -3, "many", True, 2.5, [1]])
+def test_steps_that_a_file_does_not_state_are_none(step: object, settings_of: Run) -> None:
+    start = train(settings_of("start.pt", steps=1)).output
+    written = torch.load(start, weights_only=True)
+    torch.save({**written, "step": step}, start)
+    assert prepare(settings_of("next.pt", start_from=str(start))).state.before == 0
+
+
+# -- what trains nothing, or nothing good
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g",
+        "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g, <word>",
+        "a b c d e f g h i j k l m n o p q r s t u v w x y z a b <word>",
+        "in the way of <word>: " + "a b " * 40,
+    ],
+)
+@pytest.mark.parametrize("vectors", [1, 4, 30])
+def test_an_embedding_learns_from_long_captions(caption: str, vectors: int, settings_of: Run, pictures: Path) -> None:
+    for path in pictures.glob("*.png"):
+        path.with_suffix(".txt").write_text(caption)
+    config = settings_of("word.pt", method="embedding", embedding__vectors=vectors, steps=3)
+    training = prepare(config)
+    before = [parameter.detach().clone() for parameter in training.trainee.parameters]
+    training.run()
+    for old, new in zip(before, training.trainee.parameters, strict=True):
+        assert (old != new).any(dim=1).all()  # every vector
+    cut = any("of which the model reads the first 30" in note for note in training.notes)
+    assert cut == (vectors > 1 or "z a b <word>" not in caption)
+
+
+def test_more_vectors_than_the_encoder_reads_are_refused(settings_of: Run) -> None:
+    with pytest.raises(ConfigError, match=r"31 vectors.*reads 30 tokens"):
+        prepare(settings_of("word.pt", method="embedding", embedding__vectors=31))
+
+
+@pytest.mark.parametrize("method", ["hypernetwork", "embedding"])
+def test_a_training_without_gradients_is_an_error(
+    method: str, settings_of: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = prepare(settings_of(method=method))
+    before = [parameter.detach().clone() for parameter in training.trainee.parameters]
+    real = training.denoiser.losses
+
+    def cut(*given: Any) -> Any:
+        losses = real(*given)
+        return losses.detach().requires_grad_() if losses.requires_grad else losses
+
+    monkeypatch.setattr(training.denoiser, "losses", cut)
+    with pytest.raises(HypernetworkError, match=rf"step 1: no gradient arrives at the {method}"):
+        training.run()
+    assert not training.output.exists()
+    assert all(torch.equal(a, b) for a, b in zip(before, training.trainee.parameters, strict=True))
+
+
+@pytest.mark.parametrize("steps", [3, 40])
+def test_gradients_that_stay_zero_are_an_error(steps: int, settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = prepare(settings_of(steps=steps, hypernetwork__norm=False, hypernetwork__dropout=0))
+    real = training.denoiser.losses
+    monkeypatch.setattr(training.denoiser, "losses", lambda *given: real(*given) * 0)
+    with pytest.raises(HypernetworkError, match=rf"step {min(steps, 10)}: no gradient arrives"):
+        training.run()
+
+
+def test_a_few_steps_without_gradients_are_no_error(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = prepare(settings_of(hypernetwork__norm=False))
+    real, calls = training.denoiser.losses, iter(range(1000))
+    monkeypatch.setattr(training.denoiser, "losses", lambda *given: real(*given) * float(next(calls) > 70))
+    training.config = read_config(None, {**schema.plain(training.config), "measure_every": 0})
+    monkeypatch.setattr(training.denoiser, "losses", lambda *given: real(*given) * float(next(calls) > 5))
+    assert training.run().step == 12
+
+
+def messages_with(training: Any, monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[str]:
+    """Run with these losses at fixed noise, that of step 0 first."""
+    given = iter(losses)
+    monkeypatch.setattr(training, "_fixed_loss", lambda pictures: next(given))
+    messages: list[str] = []
+    result = training.run(lambda event: event.message and messages.append(event.message))
+    assert result.first == losses[0]
+    return [message for message in messages if "before the first step" in message]
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([1.0, 1.2, 1.1, 1.3], "nothing is better than before: the held-out loss was 1 before the first step, and the"),
+        ([1.0, 1.0, 1.0, 1.0], "the lowest since then is 1 at step 4"),
+        ([1.0, float("inf"), float("nan"), float("nan")], "it is not finite now"),
+        ([1.0, 0.8, 1.1, 1.3], "fell to 0.8 at step 4 and is 1.3 now"),
+    ],
+)
+def test_a_training_that_makes_nothing_better_says_so(
+    losses: list[float], said: str, settings_of: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = prepare(settings_of())
+    found = messages_with(training, monkeypatch, losses)
+    assert said in found[-1]
+    assert "learning_rate (now 1e-3)" in found[-1]
+    assert said in html.unescape((folder_of(training.output) / "report.html").read_text())
+
+
+def test_a_training_that_makes_something_better_says_nothing(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert messages_with(prepare(settings_of()), monkeypatch, [1.0, 1.2, 1.1, 0.9]) == []
+
+
+def test_without_held_out_pictures_those_of_the_training_are_measured(
+    settings_of: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = messages_with(prepare(settings_of("a.pt", data__held_out=0)), monkeypatch, [1.0, 1.5])
+    assert "the loss on the training pictures was 1 before the first step" in found
+    assert messages_with(prepare(settings_of("b.pt", data__held_out=0)), monkeypatch, [1.0, 0.5]) == []
+
+
+def test_the_measurement_of_step_0_is_kept_over_an_interruption(settings_of: Run) -> None:
+    config = settings_of()
+    training = prepare(config)
+    expected = training.held_out_loss()
+    training.run(lambda event: training.stop())
+    resumed = prepare(config, resume=True)
+    assert resumed.state.first == expected
+    result = resumed.run()
+    assert result.first == expected
+    assert result.history[0] == {"step": 0.0, "rate": result.history[0]["rate"], "held_out": expected}
+    assert [entry["step"] for entry in result.history] == [0, 4, 8, 12]
+    assert prepare(settings_of("none.pt", measure_every=0)).run().first is None
+
+
+@pytest.mark.parametrize("kind", ["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"])
+def test_initializations_that_begin_broken_are_remarked(kind: str, settings_of: Run) -> None:
+    for norm in (False, True):
+        changes = {"hypernetwork__initialization": kind, "hypernetwork__norm": norm, "steps": 1}
+        training = prepare(settings_of(f"{kind}-{norm}.pt", **changes))
+        said = [note for note in training.notes if "initialization" in note]
+        assert len(said) == (kind != "Normal" and not norm)
+        assert all(kind in note and "Take Normal, or norm: true" in note for note in said)
 
 
 def test_files_to_start_from_that_do_not_fit(settings_of: Run, tmp_path: Path) -> None:

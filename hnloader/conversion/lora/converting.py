@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from hnloader.activations import MIXING
 from hnloader.affine import AffineMap
 from hnloader.attention import Application
 from hnloader.attention.matching import check_match
@@ -204,6 +205,7 @@ def _loaded(
             about["sha256"] = inspect(found).sha256
             files += files_of(Path(found))
             found = load(found)
+        _check_by_itself(found)
         if given.k != 1 or given.v != 1:
             about |= {"k": given.k, "v": given.v}
         applications.append(replace(given, hypernetwork=found))
@@ -211,6 +213,16 @@ def _loaded(
     if not applications:
         raise HypernetworkError("No hypernetwork was given.")
     return applications, sources, files
+
+
+def _check_by_itself(hypernetwork: Hypernetwork) -> None:
+    """Raise HypernetworkError where what becomes of a context depends on the images beside it in the batch."""
+    mixing = next((type(module).__name__ for module in hypernetwork.modules() if isinstance(module, MIXING)), None)
+    if mixing is not None:
+        raise HypernetworkError(
+            f"{hypernetwork.name}: its activation {mixing.lower()} looks at all images of a batch, and a LoRA looks at "
+            f"one. Use the hypernetwork itself."
+        )
 
 
 def check_family(made: Hypernetwork | FileInfo, base: BaseModel, note: Callable[[str], None]) -> None:

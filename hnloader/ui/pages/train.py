@@ -57,10 +57,11 @@ class _Train:
         """What a training would see of the folder: a line, what is wrong, and a contact sheet."""
         try:
             from hnloader.training.config import DataConfig
-            from hnloader.training.dataset import read_folder
+            from hnloader.training.dataset import TOKENS, count_tokens, note_long_captions, read_folder
             from hnloader.training.sheet import contact_sheet
 
             found = read_folder(Path((pictures or "").strip()).expanduser().absolute(), DataConfig())
+            note_long_captions(found, lambda picture, index: picture.caption or "", count_tokens, TOKENS)
             sheet = contact_sheet(found, DataConfig(), _LOOK_SIDE)
         except ImportError as error:
             return markup.notice(f"Looking at pictures needs {error.name}.", "bad"), None
@@ -259,7 +260,7 @@ def _details(files: TrainingFiles) -> str:
     if status is None:
         return ""
     lines = {
-        "training": [(each["step"], each["loss"]) for each in status.history],
+        "training": [(each["step"], each["loss"]) for each in status.history if "loss" in each],
         "held out": [(each["step"], each["held_out"]) for each in status.history if "held_out" in each],
     }
     drawn = f'<div class="hnl-curves">{curves(lines, "steps")}</div>' if len(status.history) > 1 else ""

@@ -171,6 +171,15 @@ def test_hypernetworks_that_change_nothing_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["softmax", "softmin", "logsoftmax", "softmax2d"])
+@pytest.mark.parametrize("kind", ["lora", "lycoris"])
+def test_activations_that_look_at_the_whole_batch_are_refused(tmp_path: Path, name: str, kind: Any) -> None:
+    hypernetwork = make_random(WIDTHS["sd1"], Architecture((1, 2, 1), name))
+    with pytest.raises(hnloader.HypernetworkError, match=f"style: its activation {name} looks at all images"):
+        to_lora([(make_affine(WIDTHS["sd1"]), 0.3), hypernetwork], make_unet(), tmp_path / "x.safetensors", kind=kind)
+    assert not list(tmp_path.iterdir())
+
+
 def _zeros(hypernetwork: Hypernetwork) -> Hypernetwork:
     made = copy.deepcopy(hypernetwork)
     for parameter in made.parameters():
