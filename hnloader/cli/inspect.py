@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 every file is a sound hypernetwork; 1 at least one is not; 2 the command line is wrong; "
-    "70 a bug in hnloader; 130 interrupted."
+    "70 a bug in hnloader; 130 interrupted; "
+    "141 the reader of the output has left."
 )
 
 _LONGEST_VALUE = 300
+# More files of another kind than this share one line, which names the first ones.
+_ALIKE = 3
+_NAMED = 2
 
 # Below this many columns the table leaves out what `inspect FILE` shows anyway.
 _WIDE = 110
@@ -176,17 +181,44 @@ def _show_many(found: Sequence[Inspected], hashes: bool) -> None:
     bad = [one for one in found if not one.info]
     if good:
         stdout().print(_table(good, hashes))
-    for one in bad:
-        stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
+    for kind, alike in _by_kind(bad):
+        if kind and len(alike) > _ALIKE:
+            stdout().print(Text("✗ ", "bold red") + _counted(kind, alike), soft_wrap=True)
+            continue
+        for one in alike:
+            stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
     stderr().print(_summary(len(good), len(bad)))
+
+
+def _by_kind(found: Sequence[Inspected]) -> list[tuple[str, list[Inspected]]]:
+    """Group the files that are something else by what they are; each other file is a group, of the kind ""."""
+    from hnloader.errors import UnknownFormatError
+
+    groups: dict[tuple[str, Path | None], list[Inspected]] = {}
+    for one in found:
+        # What follows differs from file to file: keys, shapes, what to do.
+        words = re.split(r"[,:;(\[]| of shape", _said(one).lstrip(": "), maxsplit=1)[0].removeprefix("is ").strip()
+        kind = words if isinstance(one.error, UnknownFormatError) else ""
+        groups.setdefault((kind, None if kind else one.path), []).append(one)
+    return [(kind, alike) for (kind, _), alike in groups.items()]
+
+
+def _counted(kind: str, found: Sequence[Inspected]) -> Text:
+    """`1,204 files: a LoRA; a.safetensors, b.safetensors and 1,202 more`."""
+    names = ", ".join(clean(one.label) for one in found[:_NAMED])
+    return Text.assemble((f"{len(found):,} files", "bold"), f": {kind}; {names} and {len(found) - _NAMED:,} more")
 
 
 def _complaint(one: Inspected) -> Text:
     """`name: what is wrong with it`; most messages start with the path already."""
+    return Text.assemble((clean(one.label), "bold"), _said(one))
+
+
+def _said(one: Inspected) -> str:
+    """What is wrong with a file, to be read after its name."""
     assert one.error is not None
     reason, path = _reason(one.error), clean(one.path)
-    rest = reason.removeprefix(path) if reason.startswith(path) else f": {reason}"
-    return Text.assemble((clean(one.label), "bold"), rest)
+    return reason.removeprefix(path) if reason.startswith(path) else f": {reason}"
 
 
 def _table(found: Sequence[Inspected], hashes: bool) -> Table:
