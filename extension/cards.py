@@ -147,9 +147,7 @@ def _read_sidecars(page: Any, item: dict[str, Any]) -> None:
 
     path = Path(item["filename"])
     values = sidecars.read_values(path)
-    description = (
-        sidecars.text_in(values, sidecars.DESCRIPTION) or page.find_description(str(path.with_suffix(""))) or ""
-    )
+    description = sidecars.text_in(values, sidecars.DESCRIPTION) or sidecars.description_beside(path)
     item["user_metadata"] = {**values, sidecars.DESCRIPTION: description}
     # 1.7 shows descriptions as HTML; later ones do so where a setting asks for it.
     escapes = hasattr(shared.opts, "extra_networks_card_description_is_html")
@@ -170,7 +168,7 @@ def _javascript(name: str, strength: float | None) -> str:
 def _exists(page: Any) -> Callable[[Path], bool]:
     """1.8 and later list each folder once."""
     lister = getattr(page, "lister", None)
-    return Path.is_file if lister is None else lambda path: bool(lister.exists(str(path)))
+    return Path.is_file if lister is None else lambda path: bool(lister.exists(str(path))) and path.is_file()
 
 
 class _Details:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from hnloader.errors import HypernetworkError
 
@@ -23,6 +25,10 @@ except ImportError:  # Windows
 TEMPORARY_SUFFIX = ".hnloader-part"
 # Bytes that the page and the API leave free on a disk.
 RESERVE = 512 << 20
+# Bytes of a text that people or programs keep beside files; a larger one is something else.
+LARGEST_TEXT = 16 << 20
+# What `open_regular` says of what is no file.
+NOT_REGULAR = "it is a pipe, a socket or a device"
 # Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
 _ABANDONED_AFTER = 600.0  # seconds
 
@@ -45,13 +51,65 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
+def open_regular(path: str | os.PathLike[str], *, buffering: int = -1) -> BinaryIO:
+    """Open a regular file for reading, and nothing else: a pipe waits for its writer, and a device may have no end.
+
+    All that lies beside a user's file or in a folder is opened by this.
+
+    Raises:
+        OSError: The path cannot be opened, holds a NUL, or leads to a folder, a pipe, a socket or a device.
+    """
+    return _open(path, "rb", buffering)
+
+
+def read_regular(path: str | os.PathLike[str], largest: int = LARGEST_TEXT) -> bytes:
+    """Return all of a regular file that has at most `largest` bytes; raise OSError for any other."""
+    with open_regular(path) as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", os.fspath(path))
+    return data
+
+
+def lock_file(path: Path) -> BinaryIO:
+    """Open a lock file for appending, which makes it where it is missing; raise OSError as `open_regular` does."""
+    return _open(path, "ab", -1)
+
+
+def _open(path: str | os.PathLike[str], mode: str, buffering: int) -> BinaryIO:
+    try:
+        return cast(BinaryIO, open(path, mode, buffering, opener=_opened_regular))
+    except ValueError as error:  # a NUL in it
+        raise OSError(errno.EINVAL, str(error), os.fspath(path).replace("\0", "\\0")) from error
+
+
+def _opened_regular(path: str, flags: int) -> int:
+    """An opener for `open`. What it opened is looked at, as the path may lead elsewhere by then."""
+    with contextlib.suppress(FileNotFoundError):
+        _check_regular(Path(path).stat(), path)  # a device, and who writes into a pipe, would notice the opening
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0), 0o666)
+    try:
+        _check_regular(os.fstat(handle), path)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _check_regular(status: os.stat_result, path: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, path)
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """sha256 of a whole file in hex, read in pieces. Raises OSError where it cannot be read."""
     digest = hashlib.sha256()
     # One buffer for all pieces: to get new memory from the system takes longer than to read into it.
     buffer = memoryview(bytearray(1 << 20))
-    with Path(path).open("rb", buffering=0) as file:
-        while read := file.readinto(buffer):
+    with open_regular(path, buffering=0) as file:
+        while read := file.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(buffer[:read])
     return digest.hexdigest()
 
@@ -126,7 +184,7 @@ def held(path: Path, refusal: str) -> Iterator[None]:
         if fcntl is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(path.open("ab"))
+                file = stack.enter_context(lock_file(path))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise HypernetworkError(refusal) from error
@@ -186,7 +244,7 @@ def _kept_open(handle: int) -> Iterator[None]:
 
 def _removed_unless_in_use(path: Path) -> bool:
     if fcntl is not None:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

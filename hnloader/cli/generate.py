@@ -284,6 +284,7 @@ def _is_file(text: str) -> bool:
 
 def _open(path: Path) -> Image:
     from hnloader.errors import HypernetworkError
+    from hnloader.files import open_regular
     from hnloader.pipelines import MissingExtraError
 
     try:
@@ -291,7 +292,7 @@ def _open(path: Path) -> Image:
     except ImportError as error:
         raise MissingExtraError("Pictures need Pillow: pip install 'hnloader[diffusers]'") from error
     try:
-        with PIL.Image.open(path) as image:
+        with open_regular(path) as file, PIL.Image.open(file) as image:
             copied: Image = image.copy()
             return copied
     except PIL.UnidentifiedImageError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from hnloader.errors import CorruptFileError, HypernetworkError
+from hnloader.files import NOT_REGULAR, open_regular
 
 FileLike = str | os.PathLike[str] | BinaryIO
 HEAD_SIZE = 4096
@@ -147,15 +147,14 @@ def _path(given: str | os.PathLike[str]) -> Path:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        # Opening a pipe waits for who writes into it, and a device may have no end.
-        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-            raise HypernetworkError(f"{path} is no file but a pipe, a socket or a device")
-        return path.open("rb")
+        return open_regular(path)
     except IsADirectoryError as error:
         raise HypernetworkError(f"{path} is a folder; name a file in it") from error
     except FileNotFoundError as error:
         raise HypernetworkError(f"{path} does not exist; check the path") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        if error.strerror == NOT_REGULAR:
+            raise HypernetworkError(f"{path} is no file but a pipe, a socket or a device") from error
         raise HypernetworkError(f"{path} cannot be opened: {_reason(error)}") from error
 
 

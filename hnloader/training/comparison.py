@@ -15,6 +15,7 @@ from hnloader.files import make_folder, replacing
 from hnloader.grids import labelled_grid
 from hnloader.training import html
 from hnloader.training.config import Config, Method, replaced
+from hnloader.training.dataset import open_picture
 from hnloader.training.judges import Judge, PaletteJudge, drift
 from hnloader.training.report import environment
 from hnloader.training.schema import ConfigError
@@ -109,8 +110,6 @@ def compare(
     Raises:
         HypernetworkError: what `hnloader.training.train` raises, or a finished file cannot be loaded.
     """
-    from PIL import Image as pillow  # noqa: N813 - the class has the module's name
-
     made: list[tuple[Contender, Training]] = [
         _contender(method, config, budget or Budget(), (finished or {}).get(method), device, report)
         for method in METHODS
@@ -118,7 +117,7 @@ def compare(
     draw = _Drawing(config, seeds)
     first = made[0][1]
     without = draw.pictures(first, prompts, trained=False)
-    trained_on = [pillow.open(picture.path).convert("RGB") for picture in first.dataset.pictures]
+    trained_on = [open_picture(picture.path).convert("RGB") for picture in first.dataset.pictures]
     chosen: list[Judge] = [PaletteJudge(trained_on, without), *judges(trained_on)]
     calm = draw.pictures(first, unrelated, trained=False) if unrelated else []
     shown: dict[str, list[Image]] = {"without": without}

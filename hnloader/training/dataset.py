@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import read_regular, sha256_of
 from hnloader.training.config import SMALLEST, DataConfig
 from hnloader.training.schema import ConfigError
 
@@ -22,6 +24,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MASK_SUFFIX = ".mask.png"
 _METADATA = ("metadata.jsonl", "metadata.csv", "captions.json")
 _MAX_CAPTION = 10_000
+_LARGEST_PICTURE = 512 << 20  # bytes
 _MOST_REMARKS = 10
 LEFT_OUT = "; it is left out"
 
@@ -150,7 +153,7 @@ def _picture(
     path: Path, folder: Path, config: DataConfig, captions: dict[str, str], problems: list[Problem]
 ) -> Picture | None:
     try:
-        data = path.read_bytes()
+        digest = sha256_of(path)
         with open_picture(path) as image:
             size, frames, alpha = _upright_size(image), getattr(image, "n_frames", 1), has_alpha(image)
             image.load()
@@ -165,7 +168,7 @@ def _picture(
     mask = path.with_name(path.stem + MASK_SUFFIX)
     return Picture(
         path,
-        hashlib.sha256(data).hexdigest(),
+        digest,
         size,
         _caption(path, folder, config, captions, problems),
         mask if mask.is_file() else None,
@@ -178,7 +181,7 @@ def open_picture(path: Path) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        return Image.open(path)
+        return Image.open(io.BytesIO(read_regular(path, _LARGEST_PICTURE)))
     except UnidentifiedImageError as error:
         raise OSError("it is no picture of a known kind") from error
     except Image.DecompressionBombError as error:
@@ -221,7 +224,7 @@ def _captions_file(folder: Path, config: DataConfig) -> dict[str, str]:
 
 
 def _metadata_entries(path: Path) -> Iterator[tuple[str, str]]:
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_regular(path).decode("utf-8-sig")
     if path.suffix == ".csv":
         yield from ((row["file_name"], row["text"]) for row in csv.DictReader(text.splitlines()))
     elif path.suffix == ".jsonl":
@@ -254,7 +257,7 @@ def _sidecar(path: Path, problems: list[Problem]) -> str | None:
         if not beside.is_file():
             continue
         try:
-            text = " ".join(beside.read_text(encoding="utf-8-sig").split())
+            text = " ".join(read_regular(beside).decode("utf-8-sig").split())
         except (OSError, UnicodeDecodeError) as error:
             problems.append(Problem(beside, f"cannot be read: {_reason(error)}", False))
             continue

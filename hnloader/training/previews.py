@@ -12,6 +12,7 @@ import torch
 from hnloader.files import replacing
 from hnloader.grids import labelled_grid
 from hnloader.training.config import PreviewConfig
+from hnloader.training.dataset import open_picture
 from hnloader.training.trainees import Trainee
 
 if TYPE_CHECKING:
@@ -86,7 +87,5 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _opened(path: Path) -> Image:
-    from PIL import Image
-
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         return image.convert("RGB")

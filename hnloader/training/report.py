@@ -89,12 +89,10 @@ def _curves(state: State) -> str:
 
 
 def _previews(folder: Path) -> Iterator[str]:
-    from PIL import Image
-
     tiled = folder / "previews.png"
     if not tiled.is_file():
         return
-    with Image.open(tiled) as image:
+    with open_picture(tiled) as image:
         yield html.section("Previews", html.picture(image, "previews over the steps"))
 
 

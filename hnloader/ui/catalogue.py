@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from hnloader.errors import HypernetworkError
 from hnloader.families import FAMILIES
+from hnloader.files import open_regular
 from hnloader.inspection import FileInfo, inspect
 from hnloader.library import Library, LibraryFile
 from hnloader.ui.index import index_path, known, read_index, write_index
@@ -241,7 +242,7 @@ class Catalogue:
         if stamp not in self._hashes:
             digest = hashlib.sha256()
             try:
-                with entry.path.open("rb") as file:
+                with open_regular(entry.path) as file:
                     for piece in pieces(file):
                         digest.update(piece)
             except OSError:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hnloader import __version__
 from hnloader.errors import HypernetworkError
-from hnloader.files import remove_leftovers, replacing
+from hnloader.files import open_regular, remove_leftovers, replacing
 from hnloader.formats.safetensors import decode_value, encode_value
 from hnloader.inspection import FileInfo
 from hnloader.network import Architecture
@@ -65,7 +65,7 @@ def index_path(cache: Path, folders: Sequence[Path]) -> Path:
 def read_index(path: Path) -> dict[str, Any]:
     """The records of an index by the keys of their files; none where it is no sound index of this version."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             about = json.loads(file.readline(1000))
             body = file.read(_LARGEST_INDEX)
         if about != _about(body):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import replacing
+from hnloader.files import open_regular, read_regular, replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,7 +72,7 @@ def _thumbnail(preview: Path, modified: int, size: int, side: int) -> bytes | No
     from PIL import Image
 
     try:
-        with Image.open(preview) as image:
+        with open_regular(preview) as file, Image.open(file) as image:
             if image.width * image.height > _MOST_PIXELS:
                 return None
             image.draft("RGB", (side, side))
@@ -103,6 +103,14 @@ def read_notes(path: Path) -> str:
 def read_description(path: Path) -> str:
     """The description that a webui keeps in the same JSON file."""
     return text_in(read_values(path), DESCRIPTION)
+
+
+def description_beside(path: Path) -> str:
+    """Return the description in a text file beside it, `ink.txt` or `ink.description.txt`, as the webuis read it."""
+    for name in (f"{path.stem}.txt", f"{path.stem}.description.txt"):
+        with contextlib.suppress(OSError):
+            return read_regular(path.with_name(name), _LARGEST_NOTES).decode("utf-8-sig", errors="replace")
+    return ""
 
 
 def text_in(values: dict[str, Any], key: str) -> str:
@@ -148,9 +156,7 @@ def save_values(path: Path, changes: dict[str, Any]) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LARGEST_NOTES:
-            return {}
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(read_regular(path, _LARGEST_NOTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -159,7 +165,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _is_something_else(path: Path) -> bool:
     """Whether a file stands there that is neither empty nor an empty JSON object; raises HypernetworkError."""
     try:
-        content = path.read_bytes()[:_LARGEST_NOTES].decode("utf-8-sig", errors="replace").strip()
+        with open_regular(path) as file:
+            content = file.read(_LARGEST_NOTES).decode("utf-8-sig", errors="replace").strip()
     except FileNotFoundError:
         return False
     except OSError as error:

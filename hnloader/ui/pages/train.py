@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import open_regular
 from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.compat import html, listen, make, picture_output, update
@@ -285,7 +286,7 @@ def _previews(path: Path) -> str:
     from PIL import Image
 
     try:
-        with Image.open(path) as opened:
+        with open_regular(path) as file, Image.open(file) as opened:
             image = opened.convert("RGB")
     except (OSError, ValueError):
         return ""
