@@ -17,13 +17,15 @@ from typing import Any
 from hnloader.errors import HypernetworkError
 from hnloader.library import LibraryFile
 from hnloader.prompt import PromptTagError, Tag
+from hnloader.texts import well_formed
 from hnloader.ui import markup, sidecars
 
 from .runtime import Extension
 from .telling import looked_into, values_of
 
 TITLE = "Hypernetworks"
-# Characters in a name that the webuis' pages would take for their own HTML; there is no card then.
+# Characters in a name that the webuis' pages would take for their own HTML; there is no card then, nor for a name that
+# is not UTF-8, without which the page could not be sent.
 _UNSAFE = frozenset('<>"')
 
 
@@ -106,7 +108,8 @@ def _shown(extension: Extension, strict: bool) -> Iterator[LibraryFile]:
     unsafe = _UNSAFE | {"'"} if strict else _UNSAFE
     for file in extension.library.files():
         stem = file.folder, file.relative.with_suffix("")
-        if stem not in seen and unsafe.isdisjoint(file.relative.as_posix()):
+        name = file.path.as_posix()  # which the page holds too
+        if stem not in seen and unsafe.isdisjoint(file.relative.as_posix()) and well_formed(name) == name:
             seen.add(stem)
             yield file
 
@@ -259,7 +262,7 @@ def editor_class(extension: Extension) -> type:
                     if (lister := getattr(self.page, "lister", None)) is not None:
                         lister.update_file_entry(str(written))
             except HypernetworkError as error:
-                raise gradio.Error(str(error)) from error
+                raise gradio.Error(well_formed(str(error))) from error
 
     return HypernetworkEditor
 

@@ -12,6 +12,7 @@ import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.files import sha256_of
 from hnloader.prompt import PromptTagError, Tag
+from hnloader.texts import well_formed
 
 if TYPE_CHECKING:
     from .runtime import Extension
@@ -51,7 +52,7 @@ class Record:
             (NOT_APPLIED, ", ".join(sorted(self.missing))),
         ):
             if value:
-                parameters[key] = value
+                parameters[key] = well_formed(value)
             else:
                 parameters.pop(key, None)
 

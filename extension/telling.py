@@ -10,18 +10,19 @@ from typing import Any
 import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.inspection import FileInfo
+from hnloader.texts import well_formed
 
 from .host import WebuiHost
 
 
 def without_folders(host: WebuiHost, text: str) -> str:
-    """`text` with files named by their path below the host's folders.
+    """`text` with files named by their path below the host's folders, and nothing in it that is not UTF-8.
 
     The longest folder goes first, as one may lie in another.
     """
     for folder in sorted(map(str, host.folders()), key=len, reverse=True):
         text = text.replace(folder.rstrip(os.sep) + os.sep, "").replace(folder, Path(folder).name)
-    return text
+    return well_formed(text)
 
 
 def said(host: WebuiHost, error: Exception) -> str:

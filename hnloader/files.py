@@ -78,6 +78,9 @@ def lock_file(path: Path) -> BinaryIO:
 
 def _open(path: str | os.PathLike[str], mode: str, buffering: int) -> BinaryIO:
     try:
+        # A device, and who writes into a pipe, would notice the opening; that of a missing file takes longer.
+        if mode == "rb" or os.path.lexists(path):
+            _check_regular(Path(path).stat(), os.fspath(path))
         return cast(BinaryIO, open(path, mode, buffering, opener=_opened_regular))
     except ValueError as error:  # a NUL in it
         raise OSError(errno.EINVAL, str(error), os.fspath(path).replace("\0", "\\0")) from error
@@ -85,8 +88,6 @@ def _open(path: str | os.PathLike[str], mode: str, buffering: int) -> BinaryIO:
 
 def _opened_regular(path: str, flags: int) -> int:
     """An opener for `open`. What it opened is looked at, as the path may lead elsewhere by then."""
-    with contextlib.suppress(FileNotFoundError):
-        _check_regular(Path(path).stat(), path)  # a device, and who writes into a pipe, would notice the opening
     handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0), 0o666)
     try:
         _check_regular(os.fstat(handle), path)

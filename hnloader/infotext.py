@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnloader.files import replacing
+from hnloader.texts import well_formed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -105,7 +106,7 @@ def save_png(image: Image, path: str | os.PathLike[str], infotext: Infotext) -> 
 
     chunks = PngInfo()
     # NUL ends a text chunk; everything else survives (as iTXt where Latin-1 does not have it).
-    chunks.add_text(CHUNK, str(infotext).replace("\x00", ""))
+    chunks.add_text(CHUNK, well_formed(str(infotext)).replace("\x00", ""))
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
 

@@ -22,6 +22,7 @@ from pathlib import Path, PurePath
 
 from hnloader.errors import HypernetworkError
 from hnloader.folders import walk
+from hnloader.texts import well_formed
 
 SUFFIXES = (".safetensors", ".pt", ".hns")
 
@@ -187,8 +188,11 @@ def _names(file: LibraryFile) -> list[str]:
 
 
 def _normal(name: str) -> str:
-    """One spelling for what looks the same: composed Unicode (macOS decomposes it), slashes forward."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+    """One spelling for what looks the same: composed Unicode (macOS decomposes it), slashes forward.
+
+    What is not UTF-8 in a name is its escape, as pages and the API show it.
+    """
+    return unicodedata.normalize("NFC", well_formed(name).replace("\\", "/"))
 
 
 def _folded(name: str) -> str:

@@ -20,7 +20,8 @@ def write_report(results: Iterable[Result], path: str | os.PathLike[str]) -> Non
     """Write one entry per file: an array of objects to a `.json` file, a table with a header to a `.csv` file.
 
     Every entry has source, target, outcome, reason, error, size (bytes) and seconds; what the converter tells
-    besides follows. Missing values are null in JSON and empty in CSV.
+    besides follows. Missing values are null in JSON and empty in CSV. Names that are not UTF-8 are written with
+    Python's escapes: the byte FF is \\udcff.
 
     Raises:
         HypernetworkError: another ending, or the file cannot be written.
@@ -32,7 +33,7 @@ def write_report(results: Iterable[Result], path: str | os.PathLike[str]) -> Non
         raise HypernetworkError(f"{target} ends in {suffix!r}; a report is a .json or a .csv file")
     text = _csv(entries) if suffix == ".csv" else json.dumps(entries, indent=2) + "\n"
     with replacing(target) as temporary:
-        temporary.write_bytes(text.encode("utf-8", errors="surrogateescape"))
+        temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 def as_dict(result: Result) -> dict[str, object]:

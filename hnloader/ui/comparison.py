@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag, format_number
+from hnloader.texts import well_formed
 from hnloader.ui.host import Generator, PictureRequest
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def save_comparison(grid: Image, folder: Path, seed: int, infotext: str) -> Path
 
     path = numbered(folder, "compare-", seed)
     chunks = PngInfo()
-    chunks.add_text("parameters", infotext.replace("\x00", ""))
+    chunks.add_text("parameters", well_formed(infotext).replace("\x00", ""))
     with replacing(path) as temporary:
         grid.save(temporary, format="PNG", pnginfo=chunks)
     return path

@@ -11,6 +11,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from hnloader.texts import well_formed
 from hnloader.ui.sidecars import read_description, thumbnail
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _PICK = f"window.hnlPicked=this.dataset.key;document.querySelector('#{PICK_BUTTO
 
 def escaped(value: object, longest: int | None = None) -> str:
     """Text for HTML, in an element or in a quoted attribute."""
-    text = _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", str(value))
+    text = _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", well_formed(str(value)))
     if longest is not None and len(text) > longest:
         text = text[: longest - 1] + "…"
     text = html.escape(text)

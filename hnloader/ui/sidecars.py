@@ -150,7 +150,8 @@ def save_values(path: Path, changes: dict[str, Any]) -> Path:
         raise HypernetworkError(f"{target} is no JSON object; notes would overwrite it. Rename that file.")
     with replacing(target) as temporary:
         text = json.dumps({**values, **changes}, ensure_ascii=False, indent=4)
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        # Lone surrogates become the escapes that JSON has for them, and stay what they are.
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
     return target
 
 

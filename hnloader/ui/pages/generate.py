@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_room
 from hnloader.prompt import Tag
+from hnloader.texts import well_formed
 from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import numbered
 from hnloader.ui.compat import gallery, html, listen, make, update
@@ -148,7 +149,7 @@ def _save(image: Image, folder: Path, seed: int) -> Path:
 
     chunks = PngInfo()
     if text := image.info.get("parameters"):
-        chunks.add_text("parameters", str(text).replace("\x00", ""))
+        chunks.add_text("parameters", well_formed(str(text)).replace("\x00", ""))
     path = numbered(folder, "", seed)
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
