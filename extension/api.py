@@ -26,7 +26,7 @@ from hnloader.errors import HypernetworkError
 from hnloader.files import check_room
 from hnloader.library import HypernetworkNotFoundError, Library, LibraryFile
 from hnloader.texts import well_formed
-from hnloader.ui.protection import is_of_another_site
+from hnloader.ui.protection import is_of_another_site, length_within
 
 from .arguments import check_jobs
 from .host import Access, WebuiHost
@@ -280,7 +280,7 @@ def _bounded(request: Request) -> Callable[[], Awaitable[Any]]:
 
 
 def _check_length(given: str) -> None:
-    if not given.isdecimal() or int(given) > MAX_BODY:
+    if not length_within(given, MAX_BODY):
         raise HTTPException(413, f"a request has at most {MAX_BODY >> 10} kB")
 
 
@@ -294,12 +294,10 @@ def _check_origin(request: Request, local: bool) -> None:
 
 def _is_local(host: str) -> bool:
     """Whether a Host header names this computer: `localhost` or an address, which no name server can redirect."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
     try:
-        return bool(ipaddress.ip_address(name))
-    except ValueError:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:  # also for a malformed one, such as `[::1`
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -149,7 +150,7 @@ class Applier:
         name = self.host.quick_setting()
         if name is None or any(tag.name == name for tag in tags):
             return []
-        tag = Tag(name, float(self.host.option("extra_networks_default_multiplier", 1.0)))
+        tag = Tag(name, default_strength(self.host))
         prompts = getattr(processing, "all_prompts", None)
         if isinstance(prompts, list):
             text = str(tag)
@@ -218,6 +219,15 @@ class Applier:
         parameters = getattr(processing, "extra_generation_params", None)
         if isinstance(parameters, dict):
             record.write(parameters)
+
+
+def default_strength(host: WebuiHost) -> float:
+    """Return the host's default strength of a tag; 1 where its setting holds something else than a number."""
+    try:
+        strength = float(host.option("extra_networks_default_multiplier", 1.0))
+    except (TypeError, ValueError, OverflowError):
+        return 1.0
+    return strength if math.isfinite(strength) else 1.0
 
 
 def left_out(processing: Any) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from hnloader.errors import HypernetworkError
+from hnloader.texts import shown
 
 try:
     import fcntl
@@ -49,6 +50,20 @@ def check_room(folder: Path, needed: int) -> None:
             f"the disk of {folder} has {free >> 20:,} MiB free; about {needed >> 20:,} MiB are needed, and "
             f"{RESERVE >> 20} MiB are to stay free. Make room, or use the command line, which takes all there is."
         )
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user names, with `~` as the home folder.
+
+    Raises:
+        HypernetworkError: It names a user without a home folder, or holds a NUL.
+    """
+    if "\0" in os.fspath(path):
+        raise HypernetworkError(f"{shown(os.fspath(path))} holds a NUL character, which no path can. Take it out.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise HypernetworkError(f"{path} names a user who has no home folder here") from error
 
 
 def open_regular(path: str | os.PathLike[str], *, buffering: int = -1) -> BinaryIO:
@@ -119,8 +134,8 @@ def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, where it is missing. Raises HypernetworkError where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        raise HypernetworkError(f"cannot write into {folder}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def open_new(path: Path) -> BinaryIO:
@@ -189,7 +204,7 @@ def held(path: Path, refusal: str) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise HypernetworkError(refusal) from error
-            except OSError:  # a folder that cannot be written, a file system without locks
+            except (OSError, ValueError):  # a folder that cannot be written, a NUL, a file system without locks
                 pass
         yield
 
@@ -205,7 +220,7 @@ def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
     """
     removed = []
     for folder in dict.fromkeys(folders):
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
             leftovers = [Path(entry.path) for entry in entries if entry.name.endswith(TEMPORARY_SUFFIX)]
             for path in leftovers:
                 with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import open_regular, read_regular, sha256_of
+from hnloader.files import expanded, open_regular, read_regular, sha256_of
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -150,7 +150,7 @@ def load_model(
     """
     target = choose_device(device)
     precision = choose_dtype(dtype, target)
-    path = Path(source).expanduser()
+    path = expanded(source)
     diffusers = _diffusers()
     if path.is_file():
         pipeline = _from_file(diffusers, path, precision, config)
@@ -169,7 +169,7 @@ def load_model(
 def check_source(source: str | os.PathLike[str]) -> None:
     """Raise ModelError for what is neither there nor a name on the hub; nothing is loaded or downloaded."""
     name = os.fspath(source)
-    if Path(name).expanduser().exists():
+    if expanded(name).exists():
         return
     if not _HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES) or name.startswith("."):
         raise ModelError(

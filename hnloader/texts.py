@@ -12,7 +12,7 @@ _LONGEST = 80
 _ELLIPSIS = "…"
 # Containers within each other; what lies deeper is left out.
 _DEEPEST = 8
-_LARGEST_INT = 256  # bits
+_LARGEST_INT = 2048  # bits; the digits of more take long, and Python can be told to write no more than 640
 _BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}")}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
+from hnloader.files import expanded
 from hnloader.formats import hns, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.identify import kind_of_bytes
@@ -112,7 +113,7 @@ def save(hypernetwork: Hypernetwork, path: str | os.PathLike[str]) -> None:
         UnsupportedArchitectureError: a composition, which neither format can hold.
         HypernetworkError: the file cannot be written.
     """
-    target = Path(path)
+    target = expanded(path)
     writers = {weight_format.SUFFIX: weight_format for weight_format in WEIGHT_FORMATS}
     suffix = target.suffix.lower()
     if suffix not in writers:

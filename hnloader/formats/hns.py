@@ -376,6 +376,8 @@ class _Parser:
         total = sum(weights)
         if total == 0:
             raise self.fail("members whose weights do not add up to 0 were expected in the braces")
+        if not math.isfinite(total):
+            raise self.fail("members whose weights add up to a number were expected in the braces")
         return Member(Structure(tuple(members), tuple(weight / total for weight in weights)))
 
     def with_strength(self, name: object, strength: object, depth: int) -> Member:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hnloader.errors import CorruptFileError, HypernetworkError
-from hnloader.files import NOT_REGULAR, open_regular
+from hnloader.files import NOT_REGULAR, expanded, open_regular
 
 FileLike = str | os.PathLike[str] | BinaryIO
 HEAD_SIZE = 4096
@@ -107,7 +107,7 @@ def open_source(given: FileLike, *, checksums: bool = True) -> Iterator[Source]:
         CorruptFileError: it is empty.
     """
     if isinstance(given, (str, os.PathLike)):
-        path = _path(given)
+        path = expanded(given)
         with _open(path) as file, _unchanged(path, lambda: os.fstat(file.fileno())):
             descriptor = file.fileno() if hasattr(os, "preadv") else None
             yield replace(_source(file, path), checksums=checksums, descriptor=descriptor)
@@ -136,13 +136,6 @@ def _unchanged(path: Path, look: Callable[[], os.stat_result]) -> Iterator[None]
     yield
     if stamp() != before:
         raise CorruptFileError(f"{path} was changed by another program while it was read; try again")
-
-
-def _path(given: str | os.PathLike[str]) -> Path:
-    try:
-        return Path(given).expanduser()
-    except RuntimeError as error:
-        raise HypernetworkError(f"{given} names a user who has no home folder here") from error
 
 
 def _open(path: Path) -> BinaryIO:

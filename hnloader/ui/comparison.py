@@ -195,8 +195,8 @@ def numbered(folder: Path, prefix: str, seed: int) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = [re.fullmatch(rf"{re.escape(prefix)}(\d{{5,}})-.*", path.stem) for path in folder.glob("*.png")]
-    except OSError as error:
-        raise HypernetworkError(f"cannot write to {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        raise HypernetworkError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from error
     number = max((int(match[1]) for match in found if match), default=0) + 1
     return folder / f"{prefix}{number:05d}-{seed}.png"
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from hnloader.conversion.planning import numbered
 from hnloader.errors import HypernetworkError
-from hnloader.files import check_room, lock_file, make_folder, open_regular, read_regular, replacing
+from hnloader.files import check_room, expanded, lock_file, make_folder, open_regular, read_regular, replacing
 
 try:
     import fcntl
@@ -170,7 +170,7 @@ class Trainings:
         files = self.files(name)
         given = {**settings, "output": str(files.output)}
         for key in ("pictures", "model", "model_config", "start_from", "output"):
-            path = Path(str(given.get(key) or "")).expanduser()
+            path = expanded(str(given.get(key) or ""))
             if given.get(key) and (key != "model" or path.exists()):  # a model may be a name on the hub
                 given[key] = str(path.absolute())
         config = read_config(None, given, preset)
