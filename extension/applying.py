@@ -19,6 +19,7 @@ from hnloader.attention.strengths import Strength
 from hnloader.errors import HypernetworkError
 from hnloader.network import Hypernetwork
 from hnloader.prompt import PromptTagError, Tag, parse_items
+from hnloader.texts import shown
 
 from .host import WebuiHost
 from .infotext import digest_of, record_of, without_hash
@@ -168,7 +169,7 @@ class Applier:
         try:
             status = Path(path).stat()
         except OSError as error:
-            raise HypernetworkError(f"{name!r} can't be read: {error.strerror}") from error
+            raise HypernetworkError(f"{shown(name)} can't be read: {error.strerror}") from error
         stamp = (status.st_size, status.st_mtime_ns)
         loaded = self._loaded.get(path)
         if loaded is None or loaded.stamp != stamp:
@@ -209,7 +210,7 @@ class Applier:
     def _report(self, processing: Any, left: Sequence[tuple[str, str]]) -> None:
         """Tell the user what was left out, and the picture's infotext what was applied."""
         texts = [
-            f"Hypernetwork {name!r} was not applied: {without_folders(self.host, reason)}" for name, reason in left
+            f"Hypernetwork {shown(name)} was not applied: {without_folders(self.host, reason)}" for name, reason in left
         ]
         for text in texts:
             self.host.comment(processing, text)

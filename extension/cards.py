@@ -17,7 +17,7 @@ from typing import Any
 from hnloader.errors import HypernetworkError
 from hnloader.library import LibraryFile
 from hnloader.prompt import PromptTagError, Tag
-from hnloader.texts import well_formed
+from hnloader.texts import as_text, well_formed
 from hnloader.ui import markup, sidecars
 
 from .runtime import Extension
@@ -197,7 +197,7 @@ def _joined(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _joined(part) for key, part in value.items()}
     if isinstance(value, list) and not any(isinstance(part, (dict, list)) for part in value):
-        return ", ".join(map(str, value))
+        return ", ".join(as_text(part, 1_000) for part in value)
     return value
 
 

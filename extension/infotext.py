@@ -12,7 +12,7 @@ import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.files import sha256_of
 from hnloader.prompt import PromptTagError, Tag
-from hnloader.texts import well_formed
+from hnloader.texts import shown, well_formed
 
 if TYPE_CHECKING:
     from .runtime import Extension
@@ -132,4 +132,4 @@ def _difference(extension: Extension, name: str, digest: str) -> str:
         return ""  # the picture will say so when it is made
     if here == digest:
         return ""
-    return f"Hypernetwork {name!r} is another file here ({here}) than in the picture ({digest})."
+    return f"Hypernetwork {shown(name)} is another file here ({here}) than in the picture ({digest})."

@@ -84,7 +84,7 @@ def _rows_of_tags(text: str) -> list[Row]:
             continue
         rows += [Row(values_of(tag), tag) for tag in tags]
         if not tags:
-            rows.append(Row(problem=f"{piece.strip()!r} is not a tag. Write <hypernet:name:strength>."))
+            rows.append(Row(problem=f"{shown(piece.strip())} is not a tag. Write <hypernet:name:strength>."))
     return rows
 
 

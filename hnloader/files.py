@@ -59,7 +59,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         HypernetworkError: It names a user without a home folder, or holds a NUL.
     """
     if "\0" in os.fspath(path):
-        raise HypernetworkError(f"{shown(os.fspath(path))} holds a NUL character, which no path can. Take it out.")
+        raise HypernetworkError(f"{shown(os.fspath(path))} cannot be opened: it holds a NUL character. Take it out.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -6,12 +6,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Mapping
 
 _LONGEST = 80
 _ELLIPSIS = "…"
 # Containers within each other; what lies deeper is left out.
 _DEEPEST = 8
+_DEEPEST_PLAIN = 64
+_LONGEST_PLAIN = 200
 _LARGEST_INT = 2048  # bits; the digits of more take long, and Python can be told to write no more than 640
 _BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}")}
 
@@ -27,10 +31,27 @@ def shown(value: object, limit: int = _LONGEST) -> str:
 
 
 def as_text(value: object, limit: int = _LONGEST) -> str:
-    """Return a text itself, the message of an exception, others as `shown`; cut off after `limit` characters."""
+    """Return a text or a path itself, the message of an exception, others as `shown`; at most `limit` characters."""
     if isinstance(value, BaseException):
         return _message(value, limit)
+    if isinstance(value, os.PathLike):
+        return _cut(str(os.fspath(value)), limit)
     return _cut(value, limit) if isinstance(value, str) else shown(value, limit)
+
+
+def plain(value: object, room: int) -> object:
+    """Return a value as JSON can hold it, with at most `room` characters of text and `room` values in all of it.
+
+    What JSON lacks becomes text as `shown` writes it. What finds no room is left out, which an ellipsis says.
+    """
+    return _Copier(room).copy(value, 0)
+
+
+def takes(value: object, room: int) -> bool:
+    """Tell whether a value has at most `room` characters, bytes, digits and values in it, each mention counted."""
+    copier = _Copier(room, whole=True)
+    copier.copy(value, 0)
+    return copier.left > 0
 
 
 def well_formed(text: str) -> str:
@@ -124,6 +145,51 @@ class _Writer:
                 self.write(": ")
                 self.value(value[part], depth + 1)
         self.write(",)" if isinstance(value, tuple) and len(value) == 1 else closing)
+
+
+class _Copier:
+    """Copies until there is no room; each value takes some, so that what is shared has an end too."""
+
+    def __init__(self, room: int, *, whole: bool = False) -> None:
+        """`whole`: What is only shown takes the room of all of it."""
+        self.left = room
+        self._whole = whole
+
+    def copy(self, value: object, depth: int) -> object:
+        self.left -= 1
+        if self.left <= 0 or depth > _DEEPEST_PLAIN:
+            self.left = 0
+            return _ELLIPSIS
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            text = _cut(value, self.left)
+            self.left -= len(text)
+            return text
+        if isinstance(value, int) and value.bit_length() <= _LARGEST_INT:
+            return value
+        if isinstance(value, float) and math.isfinite(value):
+            return value
+        if isinstance(value, Mapping):
+            made: dict[str, object] = {}
+            for key, part in value.items():
+                if self.left <= 0:
+                    made[_ELLIPSIS] = _ELLIPSIS
+                    break
+                name = self.copy(key, depth + 1) if isinstance(key, str) or self._whole else shown(key)
+                made[name if isinstance(name, str) else shown(name)] = self.copy(part, depth + 1)
+            return made
+        if isinstance(value, (list, tuple, set, frozenset)):
+            parts = []
+            for part in value:
+                parts.append(self.copy(part, depth + 1))
+                if self.left <= 0:
+                    break
+            return parts
+        if self._whole:
+            self.left -= len(value) if isinstance(value, (bytes, bytearray)) else 0
+            self.left -= value.bit_length() // 3 if isinstance(value, int) else 0
+        return self.copy(as_text(value, _LONGEST_PLAIN), depth)
 
 
 def _described(value: object) -> str:

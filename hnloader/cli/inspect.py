@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from hnloader.cli.errors import FAILED, reports_errors
 from hnloader.cli.terminal import clean, fields, size_text, stderr, stdout
+from hnloader.texts import as_text, shown
 
 if TYPE_CHECKING:
     from hnloader.inspection import FileInfo
@@ -28,6 +30,7 @@ EXIT_CODES = (
 )
 
 _LONGEST_VALUE = 300
+_MOST_VALUES = 200
 # More files of another kind than this share one line, which names the first ones.
 _ALIKE = 3
 _NAMED = 2
@@ -127,7 +130,7 @@ def _show_one(one: Inspected, hashes: bool) -> None:
 
 def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
     rows: list[tuple[str, str | Text]] = [
-        ("Name", clean(info.name)),
+        ("Name", _shortened(info.name)),
         ("Written by", _origin(info)),
         ("File", f"{size_text(info.size)}, {info.format} ({info.container})"),
         ("Fits", _fits(info)),
@@ -137,7 +140,8 @@ def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
     ]
     rows += [("Trained", _training(info))] if info.step is not None or info.checkpoint else []
     rows += [("Made of", clean(member)) for member in info.members]
-    further = [f"{clean(key)}: {_shortened(value)}" for key, value in info.further.items()]
+    further = [f"{_shortened(key)}: {_shortened(value)}" for key, value in islice(info.further.items(), _MOST_VALUES)]
+    further += [f"and {len(info.further) - _MOST_VALUES:,} more"] if len(info.further) > _MOST_VALUES else []
     rows += [("" if position else "Metadata", text) for position, text in enumerate(further)]
     if hashes:
         rows.append(("SHA-256", info.sha256))
@@ -152,18 +156,18 @@ def _fits(info: FileInfo) -> Text:
 
 
 def _origin(info: FileInfo) -> str:
-    return f"{clean(info.program)}, {clean(info.variant)}"
+    return f"{clean(info.program)}, {_shortened(info.variant)}"
 
 
 def _widths(info: FileInfo) -> str:
-    return ", ".join(map(str, info.widths)) or "-"
+    return shown(info.widths, _LONGEST_VALUE).strip("(),") or "-"
 
 
 def _training(info: FileInfo) -> str:
     steps = "unknown number of steps" if info.step is None else f"{info.step:,} steps"
-    checkpoint = clean(info.checkpoint_name or "")
+    checkpoint = _shortened(info.checkpoint_name or "")
     if info.checkpoint:
-        checkpoint = f"{checkpoint or 'checkpoint'} ({clean(info.checkpoint)})"
+        checkpoint = f"{checkpoint or 'checkpoint'} ({_shortened(info.checkpoint)})"
     return f"{steps} on {checkpoint}" if checkpoint else steps
 
 
@@ -172,8 +176,7 @@ def _architecture(info: FileInfo) -> str:
 
 
 def _shortened(value: object) -> str:
-    text = clean(value).strip()
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+    return clean(as_text(value, _LONGEST_VALUE)).strip()
 
 
 def _show_many(found: Sequence[Inspected], hashes: bool) -> None:

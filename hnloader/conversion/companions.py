@@ -15,6 +15,7 @@ from hnloader.formats.outgoing import lazily
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import open_source
 from hnloader.formats.torch_zip import write_tree
+from hnloader.texts import as_text
 
 SUFFIX = ".optim"
 _SHORT = 10
@@ -51,7 +52,7 @@ def carry(source: Path, source_sha256: str, target: Path, target_sha256: str) ->
     except HypernetworkError as error:
         if str(error).startswith("cannot write"):
             raise
-        return f"{given.name} was left where it is: {error}"
+        return f"{given.name} was left where it is: {as_text(error, 400)}"
     if not belongs:
         return f"{given.name} was copied to {wanted.name}, but belongs to another file: its hash differs"
     return f"{given.name} was copied to {wanted.name} and names the new file"

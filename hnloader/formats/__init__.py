@@ -20,7 +20,7 @@ from hnloader.formats.contents import Contents
 from hnloader.formats.identify import kind_of_bytes
 from hnloader.formats.pickles import MalformedPickleError, read_pickle
 from hnloader.formats.refusals import check_refusals
-from hnloader.formats.source import FileLike, Source, open_source
+from hnloader.formats.source import FileLike, Source
 from hnloader.network import Hypernetwork
 
 
@@ -40,7 +40,6 @@ class WeightFormat(Protocol):
 
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = (webui, safetensors)
-MAX_NESTED_COMPOSITIONS = 8
 
 
 def load(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> Hypernetwork:
@@ -61,18 +60,12 @@ def load(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> Hype
         UnsupportedArchitectureError: metadata and tensors contradict each other; the message says which.
         HypernetworkError: the file, or a member of a composition, cannot be opened.
     """
-    return _load(file, tuple(folders), MAX_NESTED_COMPOSITIONS)
-
-
-def _load(file: FileLike, folders: tuple[str | os.PathLike[str], ...], nesting: int) -> Hypernetwork:
-    with open_source(file) as source:
-        if hns.detect(source):
-            if nesting == 0:
-                raise CorruptFileError(
-                    f"{source.label}: compositions are nested too deeply, or name each other in a circle"
-                )
-            return hns.load(source, folders, lambda path: _load(path, folders, nesting - 1))
-        return read_contents(source).hypernetwork(source.stem)
+    reader: hns.Reader[Hypernetwork] = hns.Reader(
+        folders,
+        lambda source, file: read_contents(source).hypernetwork(source.stem),
+        lambda source, file, structure, text, members: hns.composed(source, structure, text, members),
+    )
+    return reader.read(file)
 
 
 def read_contents(source: Source) -> Contents:

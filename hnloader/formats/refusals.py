@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from hnloader.errors import UnsafeFileError
 from hnloader.formats.pickles import Refusal
+from hnloader.texts import as_text
 
 # Globals of programs whose full checkpoints carry more than tensors. They are not honoured either; they only
 # decide whether a file is called "another kind of model" (or a damaged one) or "unsafe". Of a package only classes
@@ -49,4 +50,5 @@ def check_refusals(refused: Sequence[Refusal], label: str, *, inert_allowed: boo
 
 
 def _printable(refusal: Refusal) -> str:
-    return "".join(char if char.isprintable() else "?" for char in str(refusal))[:160]
+    text = f"{as_text(refusal.what, 160)} at byte {refusal.offset}"
+    return "".join(char if char.isprintable() else "?" for char in text)[:160]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag, format_number
-from hnloader.texts import well_formed
+from hnloader.texts import shown, well_formed
 from hnloader.ui.host import Generator, PictureRequest
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def read_strengths(text: str) -> tuple[float, ...]:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise HypernetworkError(f"{part!r} is no strength. Write numbers such as 0, 0.5, 1.")
+            raise HypernetworkError(f"{shown(part)} is no strength. Write numbers such as 0, 0.5, 1.")
         strengths.append(value)
     return tuple(dict.fromkeys(strengths))
 

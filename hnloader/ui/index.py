@@ -26,6 +26,7 @@ from hnloader.files import open_regular, remove_leftovers, replacing
 from hnloader.formats.safetensors import decode_value, encode_value
 from hnloader.inspection import FileInfo
 from hnloader.network import Architecture
+from hnloader.texts import takes
 from hnloader.ui.sidecars import notes_path
 
 if TYPE_CHECKING:
@@ -113,7 +114,11 @@ def _record(entry: Entry) -> dict[str, Any] | None:
     if info is None or info.architecture is None:
         return None
     told: dict[str, Any] = {name: getattr(info, name) for name in (*_PLAIN, *_TUPLES)}
-    with contextlib.suppress(HypernetworkError, RecursionError):  # metadata of a kind that cannot be written
+    if not takes([told, info.metadata, entry.notes], _LONGEST_RECORD):  # before anything of that length is made
+        return None
+    with contextlib.suppress(
+        HypernetworkError, RecursionError, ValueError
+    ):  # metadata of a kind that cannot be written
         told["metadata"] = encode_value(info.metadata)
         told["architecture"] = encode_value(vars(info.architecture))
         record = {

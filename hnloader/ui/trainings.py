@@ -32,6 +32,7 @@ from typing import Any
 from hnloader.conversion.planning import numbered
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_room, expanded, lock_file, make_folder, open_regular, read_regular, replacing
+from hnloader.texts import shown
 
 try:
     import fcntl
@@ -130,7 +131,8 @@ class Trainings:
         """The files of a training. Raises HypernetworkError for what is no name."""
         if not _NAME.fullmatch(name) or name != name.strip() or name.endswith("."):
             raise HypernetworkError(
-                f"{name!r} cannot be a name: letters, digits, spaces and . _ - + ( ) were expected, at most 64 of them"
+                f"{shown(name)} cannot be a name: letters, digits, spaces and . _ - + ( ) were expected, at most 64 of "
+                "them"
             )
         return TrainingFiles(self.folder / name, name)
 

