@@ -161,10 +161,16 @@ def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[P
             off under that name. Without, it is as safe as what `cp` writes.
 
     Raises:
-        HypernetworkError: the folder is missing or not writable, or the disk is full.
+        HypernetworkError: the folder is missing or not writable, the disk is full, or a pipe, a socket or a device
+            stands at `path`.
     """
     target = Path(path)
     try:
+        there = None
+        with contextlib.suppress(OSError):
+            there = target.stat()
+        if there is not None and not stat.S_ISDIR(there.st_mode):
+            _check_regular(there, os.fspath(target))  # `/dev/stdout` would become a file
         temporary, handle = _create(target)
     except (OSError, ValueError) as error:
         raise HypernetworkError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error

@@ -21,7 +21,7 @@ from hnloader.network import Architecture
 from hnloader.texts import plain, shown
 
 _CHUNK = 1 << 20
-_MOST_TEXT = 4 << 20  # characters in `FileInfo.to_dict`
+_MOST_TEXT = 1 << 20  # characters in `FileInfo.to_dict`
 # The webuis' first short hash: 8 hex digits of the sha256 of 64 KiB that begin at 1 MiB.
 _LEGACY_HASH_OFFSET = 0x100000
 _LEGACY_HASH_SIZE = 0x10000
@@ -109,7 +109,7 @@ class FileInfo:
     def to_dict(self, hashes: bool = True) -> dict[str, object]:
         """The same as plain values that JSON can hold; with `hashes` the whole file is read for them.
 
-        A file can mention one long text thousands of times: of more than 4,194,304 characters the rest is left out.
+        A file can mention one long text thousands of times: of more than 1,048,576 characters the rest is left out.
         """
         result: dict[str, object] = {
             "path": str(self.path) if self.path is not None else None,
