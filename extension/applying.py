@@ -19,7 +19,7 @@ from hnloader.attention.strengths import Strength
 from hnloader.errors import HypernetworkError
 from hnloader.network import Hypernetwork
 from hnloader.prompt import PromptTagError, Tag, parse_items
-from hnloader.texts import shown
+from hnloader.texts import as_text, shown
 
 from .host import WebuiHost
 from .infotext import digest_of, record_of, without_hash
@@ -32,6 +32,7 @@ _CLOSES = "hnloader_closes"
 _LEFT_OUT = "hnloader_left_out"
 # Files kept in memory after their job, so that the next one does not read them again.
 _KEPT = 4
+_LONGEST = 1_000  # characters of a reason
 
 
 class StepClock:
@@ -100,7 +101,7 @@ class Applier:
             try:
                 tags.append(parse_items(each))
             except PromptTagError as error:
-                problems.append((each[0] if each else "", str(error)))
+                problems.append((each[0] if each else "", as_text(error, _LONGEST)))
         self.activate(processing, tags, problems)
 
     def activate(self, processing: Any, tags: Sequence[Tag], problems: Sequence[tuple[str, str]] = ()) -> None:
@@ -113,13 +114,13 @@ class Applier:
             wanted = [*getattr(processing, _ROWS, ()), *tags, *self._quick_setting(processing, tags)]
             wanted = _overridden(wanted, getattr(processing, _OVERRIDE, {}))
         except PromptTagError as error:  # an axis of a plot can ask for start=1
-            left.append(("", str(error)))
+            left.append(("", as_text(error, _LONGEST)))
             wanted = []
         for tag in wanted:
             try:
                 self._wanted.append((tag, self._load(tag.name)))
             except HypernetworkError as error:
-                left.append((tag.name, str(error)))
+                left.append((tag.name, as_text(error, _LONGEST)))
         if self._wanted:
             self._processing = processing
             _at_close(processing, self.deactivate)
@@ -195,7 +196,7 @@ class Applier:
                 try:
                     attachment = attach(self._unet, application, edit_weights=False, exact=exact, clock=self.clock)
                 except HypernetworkError as error:
-                    left.append((tag.name, str(error)))
+                    left.append((tag.name, as_text(error, _LONGEST)))
                 else:
                     self._attachments.append(attachment)
                     self._applied.append((tag.name, loaded.digest))

@@ -16,6 +16,8 @@ from typing import IO, Any
 # What a shell reports of a program that SIGPIPE ended: 128 + 13.
 READER_LEFT = 141
 _FAILED = 1
+# Windows says of a pipe without a reader that the argument is wrong.
+_LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 _NAMES = {"stdin": 0, "stdout": 1, "stderr": 2}
 _IN_WORDS = {"stdout": "standard output", "stderr": "standard error"}
 
@@ -35,7 +37,7 @@ class OutputLostError(BaseException):
 
     def end(self) -> int:
         """Return the exit code; say what happened unless the reader has left, as `head` does."""
-        if self.error.errno == errno.EPIPE:
+        if self.error.errno in _LEFT:
             return READER_LEFT
         if self.stream != "stderr":
             reason = "the disk is full" if self.error.errno == errno.ENOSPC else self.error.strerror or "it failed"
