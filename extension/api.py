@@ -25,7 +25,8 @@ import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_room
 from hnloader.library import HypernetworkNotFoundError, Library, LibraryFile
-from hnloader.ui.protection import is_of_another_site
+from hnloader.texts import well_formed
+from hnloader.ui.protection import is_of_another_site, length_within
 
 from .arguments import check_jobs
 from .host import Access, WebuiHost
@@ -117,7 +118,7 @@ def router(extension: Extension, access: Access) -> APIRouter:
 
         def listing() -> Listing:
             library = extension.list_anew()
-            found = [file for file in library.files() if search.casefold() in file.relative.as_posix().casefold()]
+            found = [file for file in library.files() if search.casefold() in files.named(file).casefold()]
             part = [files.listed(file, library) for file in found[offset : offset + limit]]
             return Listing(total=len(found), files=part)
 
@@ -130,7 +131,7 @@ def router(extension: Extension, access: Access) -> APIRouter:
 
     def inspected(name: str) -> Inspected:
         file = files.find(name)
-        answer = Inspected(name=file.name, file=file.relative.as_posix())
+        answer = Inspected(name=well_formed(file.name), file=files.named(file))
         found = looked_into(extension.host, file.path)
         if isinstance(found, str):
             answer.problem = found
@@ -147,7 +148,9 @@ def router(extension: Extension, access: Access) -> APIRouter:
         file = files.find(wanted.name)
         size = files.size(file)
         if size > MAX_CONVERTED:
-            raise HTTPException(413, f"{file.relative} is larger than {MAX_CONVERTED >> 30} GB; use 'hnloader convert'")
+            raise HTTPException(
+                413, f"{files.named(file)} is larger than {MAX_CONVERTED >> 30} GB; use 'hnloader convert'"
+            )
         if not converting.acquire(blocking=False):
             raise HTTPException(409, "another file is being converted; try again when it is done")
         try:
@@ -160,7 +163,7 @@ def router(extension: Extension, access: Access) -> APIRouter:
             converting.release()
         extension.host.refresh()
         return ConvertResponse(
-            file=done.target.relative_to(file.folder).as_posix(),
+            file=well_formed(done.target.relative_to(file.folder).as_posix()),
             action=done.action,
             lossless=done.lossless,
             proved=list(done.proved),
@@ -181,9 +184,11 @@ class _Files:
         try:
             return file.path.stat().st_size
         except OSError as error:
-            raise HTTPException(
-                404, f"{file.relative.as_posix()} is gone: {said(self._extension.host, error)}"
-            ) from error
+            raise HTTPException(404, f"{self.named(file)} is gone: {said(self._extension.host, error)}") from error
+
+    def named(self, file: LibraryFile) -> str:
+        """Its path below the library's folder, in UTF-8."""
+        return well_formed(file.relative.as_posix())
 
     def listed(self, file: LibraryFile, library: Library) -> Listed:
         """A file that vanished since has the size 0."""
@@ -191,7 +196,7 @@ class _Files:
             size = self.size(file)
         except HTTPException:
             size = 0
-        return Listed(name=library.shortest_name(file), file=file.relative.as_posix(), size=size)
+        return Listed(name=well_formed(library.shortest_name(file)), file=self.named(file), size=size)
 
     def find(self, name: str) -> LibraryFile:
         """The file of this name; an answer with status 404 where there is none."""
@@ -275,7 +280,7 @@ def _bounded(request: Request) -> Callable[[], Awaitable[Any]]:
 
 
 def _check_length(given: str) -> None:
-    if not given.isdecimal() or int(given) > MAX_BODY:
+    if not length_within(given, MAX_BODY):
         raise HTTPException(413, f"a request has at most {MAX_BODY >> 10} kB")
 
 
@@ -289,12 +294,10 @@ def _check_origin(request: Request, local: bool) -> None:
 
 def _is_local(host: str) -> bool:
     """Whether a Host header names this computer: `localhost` or an address, which no name server can redirect."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
     try:
-        return bool(ipaddress.ip_address(name))
-    except ValueError:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:  # also for a malformed one, such as `[::1`
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from hnloader.infotext import without_hash
 from hnloader.library import LibraryFile
 from hnloader.network import Hypernetwork
 from hnloader.prompt import PromptTagError, Tag, parse_items
+from hnloader.texts import as_text, shown
 
 from .host import WebuiHost
 from .infotext import digest_of, record_of
@@ -32,6 +34,7 @@ _CLOSES = "hnloader_closes"
 _LEFT_OUT = "hnloader_left_out"
 # Files kept in memory after their job, so that the next one does not read them again.
 _KEPT = 4
+_LONGEST = 1_000  # characters of a reason
 
 
 class StepClock:
@@ -107,7 +110,7 @@ class Applier:
             try:
                 tags.append(parse_items(each))
             except PromptTagError as error:
-                problems.append((each[0] if each else "", str(error)))
+                problems.append((each[0] if each else "", as_text(error, _LONGEST)))
         self.activate(processing, tags, problems)
 
     def activate(self, processing: Any, tags: Sequence[Tag], problems: Sequence[tuple[str, str]] = ()) -> None:
@@ -120,13 +123,13 @@ class Applier:
             wanted = [*getattr(processing, _ROWS, ()), *tags, *self._quick_setting(processing, tags)]
             wanted = _overridden(wanted, getattr(processing, _OVERRIDE, {}))
         except PromptTagError as error:  # an axis of a plot can ask for start=1
-            left.append(("", str(error)))
+            left.append(("", as_text(error, _LONGEST)))
             wanted = []
         for tag in wanted:
             try:
                 self._wanted.append((tag, self._load(tag.name)))
             except HypernetworkError as error:
-                left.append((tag.name, str(error)))
+                left.append((tag.name, as_text(error, _LONGEST)))
         if self._wanted:
             self._processing = processing
             _at_close(processing, self.deactivate)
@@ -158,7 +161,7 @@ class Applier:
         name = self.host.quick_setting()
         if name is None or any(tag.name == name for tag in tags):
             return []
-        tag = Tag(name, float(self.host.option("extra_networks_default_multiplier", 1.0)))
+        tag = Tag(name, default_strength(self.host))
         prompts = getattr(processing, "all_prompts", None)
         if isinstance(prompts, list):
             text = str(tag)
@@ -177,7 +180,7 @@ class Applier:
         try:
             status = Path(path).stat()
         except OSError as error:
-            raise HypernetworkError(f"{name!r} can't be read: {error.strerror}") from error
+            raise HypernetworkError(f"{shown(name)} can't be read: {error.strerror}") from error
         stamp = (status.st_size, status.st_mtime_ns)
         loaded = self._loaded.get(path)
         if loaded is None or loaded.stamp != stamp:
@@ -203,7 +206,7 @@ class Applier:
                 try:
                     attachment = attach(self._unet, application, edit_weights=False, exact=exact, clock=self.clock)
                 except HypernetworkError as error:
-                    left.append((tag.name, str(error)))
+                    left.append((tag.name, as_text(error, _LONGEST)))
                 else:
                     self._attachments.append(attachment)
                     self._applied.append((tag.name, loaded.digest))
@@ -218,7 +221,7 @@ class Applier:
     def _report(self, processing: Any, left: Sequence[tuple[str, str]]) -> None:
         """Tell the user what was left out, and the picture's infotext what was applied."""
         texts = [
-            f"Hypernetwork {name!r} was not applied: {without_folders(self.host, reason)}" for name, reason in left
+            f"Hypernetwork {shown(name)} was not applied: {without_folders(self.host, reason)}" for name, reason in left
         ]
         for text in texts:
             self.host.comment(processing, text)
@@ -228,6 +231,15 @@ class Applier:
         parameters = getattr(processing, "extra_generation_params", None)
         if isinstance(parameters, dict):
             record.write(parameters)
+
+
+def default_strength(host: WebuiHost) -> float:
+    """Return the host's default strength of a tag; 1 where its setting holds something else than a number."""
+    try:
+        strength = float(host.option("extra_networks_default_multiplier", 1.0))
+    except (TypeError, ValueError, OverflowError):
+        return 1.0
+    return strength if math.isfinite(strength) else 1.0
 
 
 def left_out(processing: Any) -> tuple[str, ...]:

@@ -17,13 +17,15 @@ from typing import Any
 from hnloader.errors import HypernetworkError
 from hnloader.library import LibraryFile
 from hnloader.prompt import PromptTagError, Tag
+from hnloader.texts import as_text, well_formed
 from hnloader.ui import markup, sidecars
 
 from .runtime import Extension
 from .telling import looked_into, values_of
 
 TITLE = "Hypernetworks"
-# Characters in a name that the webuis' pages would take for their own HTML; there is no card then.
+# Characters in a name that the webuis' pages would take for their own HTML; there is no card then, nor for a name that
+# is not UTF-8, without which the page could not be sent.
 _UNSAFE = frozenset('<>"')
 
 
@@ -106,7 +108,8 @@ def _shown(extension: Extension, strict: bool) -> Iterator[LibraryFile]:
     unsafe = _UNSAFE | {"'"} if strict else _UNSAFE
     for file in extension.library.files():
         stem = file.folder, file.relative.with_suffix("")
-        if stem not in seen and unsafe.isdisjoint(file.relative.as_posix()):
+        name = file.path.as_posix()  # which the page holds too
+        if stem not in seen and unsafe.isdisjoint(file.relative.as_posix()) and well_formed(name) == name:
             seen.add(stem)
             yield file
 
@@ -147,9 +150,7 @@ def _read_sidecars(page: Any, item: dict[str, Any]) -> None:
 
     path = Path(item["filename"])
     values = sidecars.read_values(path)
-    description = (
-        sidecars.text_in(values, sidecars.DESCRIPTION) or page.find_description(str(path.with_suffix(""))) or ""
-    )
+    description = sidecars.text_in(values, sidecars.DESCRIPTION) or sidecars.description_beside(path)
     item["user_metadata"] = {**values, sidecars.DESCRIPTION: description}
     # 1.7 shows descriptions as HTML; later ones do so where a setting asks for it.
     escapes = hasattr(shared.opts, "extra_networks_card_description_is_html")
@@ -170,7 +171,7 @@ def _javascript(name: str, strength: float | None) -> str:
 def _exists(page: Any) -> Callable[[Path], bool]:
     """1.8 and later list each folder once."""
     lister = getattr(page, "lister", None)
-    return Path.is_file if lister is None else lambda path: bool(lister.exists(str(path)))
+    return Path.is_file if lister is None else lambda path: bool(lister.exists(str(path))) and path.is_file()
 
 
 class _Details:
@@ -196,7 +197,7 @@ def _joined(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _joined(part) for key, part in value.items()}
     if isinstance(value, list) and not any(isinstance(part, (dict, list)) for part in value):
-        return ", ".join(map(str, value))
+        return ", ".join(as_text(part, 1_000) for part in value)
     return value
 
 
@@ -261,7 +262,7 @@ def editor_class(extension: Extension) -> type:
                     if (lister := getattr(self.page, "lister", None)) is not None:
                         lister.update_file_entry(str(written))
             except HypernetworkError as error:
-                raise gradio.Error(str(error)) from error
+                raise gradio.Error(well_formed(str(error))) from error
 
     return HypernetworkEditor
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.texts import well_formed
 from hnloader.ui import CancelledError, PictureRequest
 
 from .applying import left_out
@@ -86,7 +87,7 @@ class WebuiGenerator:
         tags = []
         for path, tag in request.hypernetworks:
             self._extension.find(path.stem)  # lists the folders anew if it is not known yet
-            tags.append(str(replace(tag, name=self._extension.library.name_of(path))))
+            tags.append(well_formed(str(replace(tag, name=self._extension.library.name_of(path)))))
         return " ".join([request.prompt, "".join(tags)]) if tags else request.prompt
 
     def _step(self, index: int, steps: int) -> None:

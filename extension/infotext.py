@@ -12,6 +12,7 @@ from hnloader.files import sha256_of
 from hnloader.hashes import LEGACY_DIGITS
 from hnloader.infotext import HASHES, NOT_APPLIED, OLD_HASH, OLD_NAME, OLD_STRENGTH, listed_hashes, without_hash
 from hnloader.prompt import PromptTagError, Tag
+from hnloader.texts import shown, well_formed
 
 if TYPE_CHECKING:
     from .runtime import Extension
@@ -42,7 +43,7 @@ class Record:
             (NOT_APPLIED, ", ".join(sorted(self.missing))),
         ):
             if value:
-                parameters[key] = value
+                parameters[key] = well_formed(value)
             else:
                 parameters.pop(key, None)
 
@@ -125,4 +126,4 @@ def _difference(extension: Extension, name: str, digest: str) -> str:
         return ""  # the picture will say so when it is made
     if here == digest:
         return ""
-    return f"Hypernetwork {name!r} is another file here ({here}) than in the picture ({digest})."
+    return f"Hypernetwork {shown(name)} is another file here ({here}) than in the picture ({digest})."

@@ -16,6 +16,7 @@ from typing import Any
 
 from hnloader.errors import HypernetworkError
 
+from .applying import default_strength
 from .rows import Row, read_rows, tags_of, text_of
 from .runtime import Extension
 
@@ -110,7 +111,7 @@ def _style() -> str:
 def _frame(extension: Extension, tab: str) -> str:
     """Where the browser draws the rows, and the values of a new one."""
     fresh = {"enabled": True, "name": "", "strength": 1.0, "block": "", "start": 0.0, "end": 1.0, "k": 1.0, "v": 1.0}
-    fresh["strength"] = float(extension.host.option("extra_networks_default_multiplier", 1.0))
+    fresh["strength"] = default_strength(extension.host)
     return f'<div class="hnl-panel-rows" data-tab="{tab}" data-fresh="{escape(json.dumps(fresh))}" role="list"></div>'
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hnloader.prompt import PromptTagError, Tag, parse_blocks, parse_prompt
+from hnloader.texts import shown
 
 FIELDS = ("enabled", "name", "strength", "block", "start", "end", "k", "v")
 NUMBERS = ("strength", "start", "end", "k", "v")
@@ -83,7 +84,7 @@ def _rows_of_tags(text: str) -> list[Row]:
             continue
         rows += [Row(values_of(tag), tag) for tag in tags]
         if not tags:
-            rows.append(Row(problem=f"{piece.strip()!r} is not a tag. Write <hypernet:name:strength>."))
+            rows.append(Row(problem=f"{shown(piece.strip())} is not a tag. Write <hypernet:name:strength>."))
     return rows
 
 
@@ -98,12 +99,12 @@ def _row(number: int, given: Any) -> Row:
 
 def _tag(given: dict[Any, Any]) -> Tag | None:
     """Raises PromptTagError, also for a name that no tag can hold: every row can be written into an infotext."""
-    unknown = [str(key) for key in given if key not in FIELDS]
+    unknown = [key for key in given if key not in FIELDS]
     if unknown:
-        raise PromptTagError(f"there is no {unknown[0]!r}. A row has {', '.join(FIELDS)}.")
+        raise PromptTagError(f"there is no {shown(unknown[0])}. A row has {', '.join(FIELDS)}.")
     enabled, name, block = given.get("enabled", True), given.get("name"), given.get("block") or ""
     if not isinstance(enabled, bool):
-        raise PromptTagError(f"enabled is {enabled!r}, not true or false.")
+        raise PromptTagError(f"enabled is {shown(enabled)}, not true or false.")
     if not isinstance(name, str) or not isinstance(block, str):
         raise PromptTagError("name and block are texts, and a name is needed.")
     if not enabled or not name.strip():
@@ -120,4 +121,4 @@ def _number(key: str, value: Any) -> float:
             raise ValueError
         return float(value)
     except (ValueError, OverflowError):
-        raise PromptTagError(f"{key} is {value!r:.40}, not a number such as 0.8.") from None
+        raise PromptTagError(f"{key} is {shown(value, 40)}, not a number such as 0.8.") from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from hnloader.hashes import Hashes, find_by_hash, is_hash
 from hnloader.library import Library, LibraryFile
+from hnloader.texts import well_formed
 
 from .applying import Applier
 from .host import WebuiHost
@@ -56,7 +57,7 @@ class Extension:
     def names(self) -> dict[str, str]:
         """Every hypernetwork's name and path, listed anew: what the host adds to its own list."""
         library = self.list_anew()
-        return {name: str(library.find(name)) for name in library.names()}
+        return {well_formed(name): str(library.find(name)) for name in library.names()}
 
     def find(self, name: str) -> str:
         """The path of the file of this name; a file that was added since is found too.

@@ -10,24 +10,27 @@ from typing import Any
 import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.inspection import FileInfo
+from hnloader.texts import as_text, shown, well_formed
 
 from .host import WebuiHost
 
+_LONGEST = 2_000  # characters of a message
+
 
 def without_folders(host: WebuiHost, text: str) -> str:
-    """`text` with files named by their path below the host's folders.
+    """`text` with files named by their path below the host's folders, and nothing in it that is not UTF-8.
 
     The longest folder goes first, as one may lie in another.
     """
     for folder in sorted(map(str, host.folders()), key=len, reverse=True):
         text = text.replace(folder.rstrip(os.sep) + os.sep, "").replace(folder, Path(folder).name)
-    return text
+    return well_formed(text)
 
 
 def said(host: WebuiHost, error: Exception) -> str:
     """A message of ours, or of the system without the path."""
-    text = str(error) if isinstance(error, HypernetworkError) else getattr(error, "strerror", None)
-    return without_folders(host, text or type(error).__name__)
+    text = error if isinstance(error, (HypernetworkError, OSError)) else type(error).__name__
+    return without_folders(host, as_text(text, _LONGEST))
 
 
 def looked_into(host: WebuiHost, path: Path) -> FileInfo | str:
@@ -49,7 +52,7 @@ def _told(host: WebuiHost, value: Any) -> Any:
     if isinstance(value, str):
         return without_folders(host, value)
     if isinstance(value, dict):
-        return {without_folders(host, str(key)): _told(host, part) for key, part in value.items()}
+        return {without_folders(host, as_text(key, _LONGEST)): _told(host, part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_told(host, part) for part in value]
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return shown(value) if isinstance(value, float) and not math.isfinite(value) else value

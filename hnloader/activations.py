@@ -11,6 +11,7 @@ import difflib
 from torch import nn
 
 from hnloader.errors import UnsupportedArchitectureError
+from hnloader.texts import shown
 
 _CLASSES: tuple[type[nn.Module], ...] = (
     nn.CELU,
@@ -67,7 +68,7 @@ def canonical_activation(name: object) -> str | None:
     if name is None:
         return None
     if not isinstance(name, str):
-        raise UnsupportedArchitectureError(f"activation_func is {name!r}; a name such as 'relu' was expected")
+        raise UnsupportedArchitectureError(f"activation_func is {shown(name)}; a name such as 'relu' was expected")
     folded = name.strip().lower()
     if folded == "linear":
         return None
@@ -77,7 +78,7 @@ def canonical_activation(name: object) -> str | None:
         raise UnsupportedArchitectureError(f"activation_func {name!r} cannot be computed: {_IMPOSSIBLE[folded]}")
     close = difflib.get_close_matches(folded, [*ACTIVATIONS, "linear"], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UnsupportedArchitectureError(f"activation_func {name[:80]!r} is not an activation that torch has{hint}")
+    raise UnsupportedArchitectureError(f"activation_func {shown(name)} is not an activation that torch has{hint}")
 
 
 def make_activation(name: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -12,9 +13,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from hnloader.errors import HypernetworkError
+from hnloader.texts import shown
 
 try:
     import fcntl
@@ -27,6 +29,10 @@ TEMPORARY_SUFFIX = ".hnloader-part"
 RESERVE = 512 << 20
 # Where the bytes of the webuis' first short hash begin.
 LEGACY_OFFSET = 1 << 20
+# Bytes of a text that people or programs keep beside files; a larger one is something else.
+LARGEST_TEXT = 16 << 20
+# What `open_regular` says of what is no file.
+NOT_REGULAR = "it is a pipe, a socket or a device"
 # Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
 _ABANDONED_AFTER = 600.0  # seconds
 
@@ -53,13 +59,80 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user names, with `~` as the home folder.
+
+    Raises:
+        HypernetworkError: It names a user without a home folder, or holds a NUL.
+    """
+    if "\0" in os.fspath(path):
+        raise HypernetworkError(f"{shown(os.fspath(path))} cannot be opened: it holds a NUL character. Take it out.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise HypernetworkError(f"{path} names a user who has no home folder here") from error
+
+
+def open_regular(path: str | os.PathLike[str], *, buffering: int = -1) -> BinaryIO:
+    """Open a regular file for reading, and nothing else: a pipe waits for its writer, and a device may have no end.
+
+    All that lies beside a user's file or in a folder is opened by this.
+
+    Raises:
+        OSError: The path cannot be opened, holds a NUL, or leads to a folder, a pipe, a socket or a device.
+    """
+    return _open(path, "rb", buffering)
+
+
+def read_regular(path: str | os.PathLike[str], largest: int = LARGEST_TEXT) -> bytes:
+    """Return all of a regular file that has at most `largest` bytes; raise OSError for any other."""
+    with open_regular(path) as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", os.fspath(path))
+    return data
+
+
+def lock_file(path: Path) -> BinaryIO:
+    """Open a lock file for appending, which makes it where it is missing; raise OSError as `open_regular` does."""
+    return _open(path, "ab", -1)
+
+
+def _open(path: str | os.PathLike[str], mode: str, buffering: int) -> BinaryIO:
+    try:
+        # A device, and who writes into a pipe, would notice the opening; that of a missing file takes longer.
+        if mode == "rb" or os.path.lexists(path):
+            _check_regular(Path(path).stat(), os.fspath(path))
+        return cast(BinaryIO, open(path, mode, buffering, opener=_opened_regular))
+    except ValueError as error:  # a NUL in it
+        raise OSError(errno.EINVAL, str(error), os.fspath(path).replace("\0", "\\0")) from error
+
+
+def _opened_regular(path: str, flags: int) -> int:
+    """An opener for `open`. What it opened is looked at, as the path may lead elsewhere by then."""
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0), 0o666)
+    try:
+        _check_regular(os.fstat(handle), path)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _check_regular(status: os.stat_result, path: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR, path)
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """sha256 of a whole file in hex, read in pieces. Raises OSError where it cannot be read."""
     digest = hashlib.sha256()
     # One buffer for all pieces: to get new memory from the system takes longer than to read into it.
     buffer = memoryview(bytearray(1 << 20))
-    with Path(path).open("rb", buffering=0) as file:
-        while read := file.readinto(buffer):
+    with open_regular(path, buffering=0) as file:
+        while read := file.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(buffer[:read])
     return digest.hexdigest()
 
@@ -74,8 +147,8 @@ def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, where it is missing. Raises HypernetworkError where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        raise HypernetworkError(f"cannot write into {folder}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def open_new(path: Path) -> BinaryIO:
@@ -113,7 +186,8 @@ def replacing(
 
     Raises:
         ExistingFileError: `path` exists and is to stay.
-        HypernetworkError: The folder is missing or not writable, or the disk is full.
+        HypernetworkError: The folder is missing or not writable, the disk is full, or a pipe, a socket or a device
+            stands at `path`.
     """
     with replacing_together({Path(path): sources}, flush=flush, overwrite=overwrite) as (temporary,):
         yield temporary
@@ -170,6 +244,8 @@ def _part(target: Path, withheld: int, overwrite: bool) -> Iterator[_Part]:
         if not overwrite:
             check_free(target)
         old = _old(target)
+        if old is not None and not stat.S_ISDIR(old.st_mode):
+            _check_regular(old, os.fspath(target))  # `/dev/stdout` would become a file
         mode = (0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777) & ~withheld
         # The owner can always write to the temporary file; the umask narrows it for the others.
         temporary, handle = _create(target, (mode | 0o600) & 0o666)
@@ -285,11 +361,11 @@ def held(path: Path, refusal: str) -> Iterator[None]:
         if fcntl is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(path.open("ab"))
+                file = stack.enter_context(lock_file(path))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise HypernetworkError(refusal) from error
-            except OSError:  # a folder that cannot be written, a file system without locks
+            except (OSError, ValueError):  # a folder that cannot be written, a NUL, a file system without locks
                 pass
         yield
 
@@ -305,7 +381,7 @@ def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
     """
     removed = []
     for folder in dict.fromkeys(folders):
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
             leftovers = [Path(entry.path) for entry in entries if entry.name.endswith(TEMPORARY_SUFFIX)]
             for path in leftovers:
                 with contextlib.suppress(OSError):
@@ -345,7 +421,7 @@ def _kept_open(handle: int) -> Iterator[None]:
 
 def _removed_unless_in_use(path: Path) -> bool:
     if fcntl is not None:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -48,7 +48,7 @@ def walk(folder: Path, leave_out: Callable[[PurePath], bool] = lambda relative: 
                 continue
             entered.add(identity)
             found = sorted(os.scandir(place), key=lambda entry: (entry.is_symlink(), entry.name))
-        except (OSError, RuntimeError) as error:  # gone, not readable, or a loop of links
+        except (OSError, RuntimeError, ValueError) as error:  # gone, not readable, a loop of links, a NUL
             yield Entry(place, relative, "unreadable folder", _reason(error))
             continue
         for entry in found:

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import expanded
 from hnloader.hashes import find_named
 from hnloader.infotext import Infotext
 from hnloader.library import HypernetworkNotFoundError, Library
 from hnloader.pipelines import Model, ModelError, find_sampler, make_scheduler, quiet, sampler_label
-from hnloader.prompt import Tag, format_number, parse_prompt
+from hnloader.prompt import Tag, format_number, is_finite, parse_prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from hnloader.network import Hypernetwork
 
 LARGEST_SEED = 2**32 - 1
+MOST_STEPS = 10_000
 
 Progress = Callable[["Step"], None]
 
@@ -175,7 +177,7 @@ def load_hypernetworks(tags: Sequence[Tag], library: Library, *, paths: bool = F
 
 def find_file(name: str, library: Library) -> Path:
     """The file of a hypernetwork named by path or by name. Raises HypernetworkNotFoundError."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path
     if path.is_dir():
@@ -273,9 +275,10 @@ def _check(settings: Settings) -> None:
     problems = {
         "count is at least 1": settings.count < 1,
         "steps is at least 1": settings.steps < 1,
+        f"steps is at most {MOST_STEPS:,}": settings.steps > MOST_STEPS,
         "denoise is above 0 and at most 1": not 0 < settings.denoise <= 1,
         f"seeds are 0 to {LARGEST_SEED}": seed < 0 or seed + settings.count - 1 > LARGEST_SEED,
-        "guidance is a finite number": not math.isfinite(settings.guidance),
+        "guidance is a finite number": not is_finite(settings.guidance),
     }
     for rule, broken in problems.items():
         if broken:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from hnloader.files import replacing
 from hnloader.images import read_text
 from hnloader.prompt import PromptTagError, parse_tag, tag_bodies
+from hnloader.texts import well_formed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,7 +121,7 @@ def save_png(image: Image, path: str | os.PathLike[str], infotext: Infotext, *, 
 
     chunks = PngInfo()
     # NUL ends a text chunk; everything else survives (as iTXt where Latin-1 does not have it).
-    chunks.add_text(CHUNK, str(infotext).replace("\x00", ""))
+    chunks.add_text(CHUNK, well_formed(str(infotext)).replace("\x00", ""))
     with replacing(path, overwrite=overwrite) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
 

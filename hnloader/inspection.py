@@ -8,18 +8,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
-from hnloader.errors import CorruptFileError, HypernetworkError
+from hnloader.errors import HypernetworkError
 from hnloader.families import families
 from hnloader.files import legacy_hash_of
-from hnloader.formats import MAX_NESTED_COMPOSITIONS, hns, read_contents
-from hnloader.formats.contents import Contents, is_tensor_info
+from hnloader.formats import hns, read_contents
+from hnloader.formats.contents import is_tensor_info
 from hnloader.formats.proof import ARCHITECTURE_KEYS
 from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.formats.trees import mapped
 from hnloader.network import Architecture
+from hnloader.texts import plain, shown
 
 _CHUNK = 1 << 20
+_MOST_TEXT = 1 << 20  # characters in `FileInfo.to_dict`
 # Keys that attributes of a `FileInfo` tell.
 _TOLD = frozenset({"name", "step", "sd_checkpoint", "sd_checkpoint_name", *ARCHITECTURE_KEYS})
 
@@ -97,11 +100,14 @@ class FileInfo:
         is_open = self._file is not None and not getattr(self._file, "closed", False)
         given = self._file if is_open else self.path
         if given is None:
-            raise HypernetworkError(f"the file of {self.name!r} is closed, so that its hash cannot be told")
+            raise HypernetworkError(f"the file of {shown(self.name)} is closed, so that its hash cannot be told")
         return given
 
     def to_dict(self, hashes: bool = True) -> dict[str, object]:
-        """The same as plain values that JSON can hold; with `hashes` the whole file is read for them."""
+        """The same as plain values that JSON can hold; with `hashes` the whole file is read for them.
+
+        A file can mention one long text thousands of times: of more than 1,048,576 characters the rest is left out.
+        """
         result: dict[str, object] = {
             "path": str(self.path) if self.path is not None else None,
             "name": self.name,
@@ -118,9 +124,10 @@ class FileInfo:
             "checkpoint_name": self.checkpoint_name,
             "parameters": self.parameters,
             "dtypes": list(self.dtypes),
-            "metadata": _plain(self.metadata),
+            "metadata": self.metadata,
             "members": [str(member) for member in self.members],
         }
+        result = cast("dict[str, object]", plain(result, _MOST_TEXT))
         if hashes:
             result |= {"sha256": self.sha256, "short_hash": self.short_hash, "legacy_hash": self.legacy_hash}
         return result
@@ -137,17 +144,12 @@ def inspect(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> F
         What `hnloader.load` raises, but for what only the tensor data show (values that are not finite,
         damaged data).
     """
-    return _inspect(file, tuple(folders), MAX_NESTED_COMPOSITIONS)
+    reader: hns.Reader[FileInfo] = hns.Reader(folders, _weights, _composition)
+    return reader.read(file)
 
 
-def _inspect(file: FileLike, folders: tuple[str | os.PathLike[str], ...], nesting: int) -> FileInfo:
-    with open_source(file) as source:
-        if hns.detect(source):
-            return _composition(source, file, folders, nesting)
-        return _weights(source, file, read_contents(source))
-
-
-def _weights(source: Source, file: FileLike, contents: Contents) -> FileInfo:
+def _weights(source: Source, file: FileLike) -> FileInfo:
+    contents = read_contents(source)
     metadata = contents.metadata
     counts: dict[str, int] = {}
     for tensors in contents.sides.values():
@@ -174,13 +176,11 @@ def _weights(source: Source, file: FileLike, contents: Contents) -> FileInfo:
     )
 
 
-def _composition(source: Source, file: FileLike, folders: tuple[str | os.PathLike[str], ...], nesting: int) -> FileInfo:
-    structure, text = hns.read_structure(source)
-    if nesting == 0:
-        raise CorruptFileError(f"{source.label}: compositions are nested too deeply, or name each other in a circle")
-    library = hns.member_library(source, folders)
-    members = [_inspect(library.find(name), folders, nesting - 1) for name in structure.names()]
-    widths = tuple(dict.fromkeys(width for member in members for width in member.widths))
+def _composition(
+    source: Source, file: FileLike, structure: hns.Structure, text: str, named: dict[str, FileInfo]
+) -> FileInfo:
+    members = list(named.values())
+    widths = hns.all_widths(source, [member.widths for member in members])
     return FileInfo(
         path=source.path,
         name=source.stem,
@@ -227,14 +227,3 @@ def _architecture(architecture: Architecture | None) -> dict[str, object] | None
         "residual": architecture.residual,
         "dropout_before_norm": architecture.dropout_before_norm,
     }
-
-
-def _plain(value: object) -> object:
-    """`value` as JSON can hold it; what JSON lacks becomes text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else repr(value)
-    return value if value is None or isinstance(value, (str, int, bool)) else repr(value)[:200]

@@ -24,10 +24,12 @@ from pathlib import Path, PurePath
 
 from hnloader.errors import HypernetworkError
 from hnloader.folders import walk
+from hnloader.texts import shown, well_formed
 
 SUFFIXES = (".safetensors", ".pt", ".hns")
 # What begins a name that is a whole path below a folder.
 _WHOLE = "./"
+_LONGEST_NAME = 255  # of a file, in any file system
 
 
 class HypernetworkNotFoundError(HypernetworkError):
@@ -146,6 +148,8 @@ class Library:
     def suggestions(self, name: str) -> list[str]:
         """Up to three names near to `name`, the nearest first."""
         wanted = _folded(name).rpartition("/")[2]
+        if len(wanted) > _LONGEST_NAME:  # comparing takes quadratic time
+            return []
         by_folded = {_folded(known): known for known in self.names()}
         near = difflib.get_close_matches(wanted, by_folded, n=3, cutoff=0.6)
         near += [folded for folded in by_folded if wanted and wanted in folded and folded not in near]
@@ -154,11 +158,11 @@ class Library:
     def _not_found(self, name: str) -> str:
         parts = PurePath(name.replace("\\", "/")).parts
         if ".." in parts or PurePath(name).is_absolute() or ":" in name[1:3]:
-            return f"{name!r} is a path; hypernetworks are found by name, and only below {self._searched()}."
-        message = f"No hypernetwork is called {name!r}."
+            return f"{shown(name)} is a path; hypernetworks are found by name, and only below {self._searched()}."
+        message = f"No hypernetwork is called {shown(name)}."
         near = self.suggestions(name)
         if near:
-            message += f" Did you mean {' or '.join(map(repr, near))}?"
+            message += f" Did you mean {' or '.join(map(shown, near))}?"
         return f"{message} Searched {self._searched()}."
 
     def _searched(self) -> str:
@@ -220,8 +224,11 @@ def _names(file: LibraryFile) -> list[str]:
 
 
 def _normal(name: str) -> str:
-    """One spelling for what looks the same: composed Unicode (macOS decomposes it), slashes forward."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+    """One spelling for what looks the same: composed Unicode (macOS decomposes it), slashes forward.
+
+    What is not UTF-8 in a name is its escape, as pages and the API show it.
+    """
+    return unicodedata.normalize("NFC", well_formed(name).replace("\\", "/"))
 
 
 def _folded(name: str) -> str:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from hnloader.activations import canonical_activation, make_activation
 from hnloader.affine import AffineMap
+from hnloader.texts import shown
 
 SideName = Literal["k", "v"]
 SIDES: tuple[SideName, SideName] = ("k", "v")
@@ -384,7 +385,7 @@ class Hypernetwork(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print` shows besides the modules."""
-        return f"name={self.name!r}, widths={self.widths}, architecture={self.architecture}"
+        return f"name={shown(self.name)}, widths={self.widths}, architecture={self.architecture}"
 
 
 def _module(spec: LayerSpec, architecture: Architecture) -> nn.Module:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import sha256_of
+from hnloader.files import expanded, open_regular, read_regular, sha256_of
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -150,7 +150,7 @@ def load_model(
     """
     target = choose_device(device)
     precision = choose_dtype(dtype, target)
-    path = Path(source).expanduser()
+    path = expanded(source)
     diffusers = _diffusers()
     if path.is_file():
         pipeline = _from_file(diffusers, path, precision, config)
@@ -169,7 +169,7 @@ def load_model(
 def check_source(source: str | os.PathLike[str]) -> None:
     """Raise ModelError for what is neither there nor a name on the hub; nothing is loaded or downloaded."""
     name = os.fspath(source)
-    if Path(name).expanduser().exists():
+    if expanded(name).exists():
         return
     if not _HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES) or name.startswith("."):
         raise ModelError(
@@ -222,8 +222,8 @@ def _is_sdxl(path: Path, config: str | os.PathLike[str] | None) -> bool:
         index = Path(config) / "model_index.json"
         if not index.is_file():
             raise ModelError(f"{config} is no diffusers model: it has no model_index.json.")
-        return "XL" in str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
-    with path.open("rb") as file:
+        return "XL" in str(json.loads(read_regular(index)).get("_class_name"))
+    with open_regular(path) as file:
         head = file.read(8)
         size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
         # A .ckpt has no header; SDXL was never published as one.

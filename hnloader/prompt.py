@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hnloader.errors import HypernetworkError
+from hnloader.texts import shown
 
 OPTIONS = ("block", "start", "end", "k", "v")
 
@@ -73,8 +74,8 @@ class Tag:
         numbers = {"strength": self.strength, "start": self.start, "end": self.end, "k": self.k, "v": self.v}
         numbers |= {f"the factor of block {part.block}": part.weight for part in self.blocks}
         for what, value in numbers.items():
-            if not math.isfinite(value):
-                raise PromptTagError(f"Hypernetwork {self.name!r}: {what} is {value}, not a finite number.")
+            if not is_finite(value):
+                raise PromptTagError(f"Hypernetwork {self.name!r}: {what} is {shown(value)}, not a finite number.")
         if not 0.0 <= self.start < self.end <= 1.0:
             window = f"start={format_number(self.start)} and end={format_number(self.end)}"
             raise PromptTagError(
@@ -118,6 +119,14 @@ class ParsedPrompt:
 
     prompt: str
     tags: tuple[Tag, ...]
+
+
+def is_finite(value: float) -> bool:
+    """Tell whether a number is one that a float can be; an integer can be too large for it."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def format_number(value: float) -> str:

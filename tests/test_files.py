@@ -160,6 +160,22 @@ def test_a_lock_is_held_by_one_program_and_ends_with_it(tmp_path: Path) -> None:
         pass
 
 
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        with pytest.raises(HypernetworkError, match="it is a pipe, a socket or a device"), replacing(tmp_path / name):
+            pass
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (tmp_path / "null").is_symlink()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in ("file", "link", "new"):
+        with replacing(tmp_path / name) as temporary:
+            temporary.write_bytes(b"new")
+        assert (tmp_path / name).read_bytes() == b"new"
+
+
 # -- what stands there already, and who may read it
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX")

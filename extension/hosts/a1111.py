@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hnloader.texts import well_formed
+
 from ..host import Access, Rendered  # noqa: TID252 - the package has another name in a webui
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class Automatic1111:
 
     def notify(self, text: str) -> None:
         """On the console, and at a corner of the page where it is asked from there."""
+        text = well_formed(text)
         print(f"[hnloader] {text}")
         import gradio
 
@@ -88,6 +91,7 @@ class Automatic1111:
 
     def comment(self, processing: Any, text: str) -> None:
         """Under the pictures and on the console."""
+        text = well_formed(text)
         print(f"[hnloader] {text}")
         comment = getattr(processing, "comment", None)
         if callable(comment):
@@ -123,7 +127,9 @@ class Automatic1111:
         original = hypernetwork.list_hypernetworks
 
         def list_hypernetworks(path: str) -> dict[str, str]:
-            return {**original(path), **names()}
+            found = {**original(path), **names()}
+            # The host's page and its API send names and paths as UTF-8, and nothing at all where one is not.
+            return {name: path for name, path in found.items() if well_formed(name + path) == name + path}
 
         def undo() -> None:
             if hypernetwork.list_hypernetworks is list_hypernetworks:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from hnloader.attention.sites import AttentionSite
 from hnloader.errors import NoMatchingSitesError
+from hnloader.texts import shown
 
 Strength: TypeAlias = "float | Mapping[str, float]"
 
@@ -40,7 +41,9 @@ def check_number(value: object, what: str) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise TypeError(f"{what} must be a number, not {value!r}") from None
+        raise TypeError(f"{what} must be a number, not {shown(value)}") from None
+    except OverflowError:  # an integer beyond the range of floats
+        raise ValueError(f"{what} must be finite, not {shown(value)}") from None
     if not math.isfinite(number):
         raise ValueError(f"{what} must be finite, not {number}")
     return number

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from typing import Annotated
 
 import typer
 
-from hnloader.cli import compare, convert, dataset, demo, errors, explain, generate, inspect, merge, scan, train, ui
+from hnloader.cli import (
+    compare,
+    convert,
+    dataset,
+    demo,
+    errors,
+    explain,
+    generate,
+    inspect,
+    merge,
+    scan,
+    streams,
+    train,
+    ui,
+)
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a file, model or setting could not be used; 2 the command line is wrong; "
-    "70 a bug in hnloader; 130 interrupted."
+    "70 a bug in hnloader; 130 interrupted; 141 the reader of the output has left."
 )
 
 app = typer.Typer(
@@ -62,11 +75,16 @@ def options(
 
 def run() -> None:
     """Run the command line and exit."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a letter shows a question mark instead of stopping the command.
-            stream.reconfigure(errors="replace")
+    code: str | int | None = 0
+    streams.watch()
     try:
-        app(prog_name="hnloader")
+        try:
+            app(prog_name="hnloader")
+        except SystemExit as ended:
+            code = ended.code
+        streams.flush()
     except KeyboardInterrupt:
-        sys.exit(errors.INTERRUPTED)
+        code = errors.INTERRUPTED
+    except streams.OutputLostError as lost:
+        code = lost.end()
+    sys.exit(code)

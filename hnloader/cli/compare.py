@@ -98,12 +98,13 @@ def compare(
 
 
 def _lines(path: Path | None) -> list[str]:
+    from hnloader.files import read_regular
     from hnloader.training import ConfigError
 
     if path is None:
         return []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path} cannot be read: {reason}") from error

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 every hypernetwork is converted; 3 some are, others failed; 1 none is; "
-    "2 the command line is wrong; 70 a bug in hnloader; 130 interrupted."
+    "2 the command line is wrong; 70 a bug in hnloader; 130 interrupted; "
+    "141 the reader of the output has left."
 )
 
 FORMATS = ("safetensors", "pt", *LORA_KINDS)
@@ -449,7 +450,8 @@ def _stopping_cleanly() -> Iterator[threading.Event]:
         if cancel.is_set():
             raise KeyboardInterrupt
         cancel.set()
-        os.write(2, b"\nFinishing the files that are under way. Ctrl-C again stops at once.\n")
+        with contextlib.suppress(OSError):  # nobody reads it
+            os.write(2, b"\nFinishing the files that are under way. Ctrl-C again stops at once.\n")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield cancel

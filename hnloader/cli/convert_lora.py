@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 KINDS = ("lora", "lycoris")
 PANEL = "To LoRA and LyCORIS"
+_MOST_DIGITS = 9  # of a rank
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,12 @@ def convert_chain(
 def read_strengths(text: str | None) -> list[float]:
     """The numbers of `--strength`; [1.0] where it was not given."""
     try:
-        return [1.0] if text is None else [float(part) for part in text.split(",")]
+        found = [1.0] if text is None else [float(part) for part in text.split(",")]
     except ValueError:
+        found = []
+    if not found or not all(map(math.isfinite, found)):
         _refuse("--strength", f"{text!r} is no number; write 0.8, or with --chain one for each file: 0.8,0.5.")
+    return found
 
 
 def show_exports(results: Iterable[Result]) -> None:
@@ -218,7 +223,7 @@ def _percent(sides: Mapping[str, Mapping[str, float]], side: str, what: str) -> 
 def _rank(text: str | None) -> int | str | None:
     if text is None or text in ("auto", "full"):
         return text
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
         _refuse("--rank", f"{text!r} is no rank; write a whole number from 1, auto, or full.")
     return int(text)
 

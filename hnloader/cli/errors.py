@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import os
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import ParamSpec, TypeVar
 import typer
 from rich.text import Text
 
+from hnloader.cli.streams import OutputLostError
 from hnloader.cli.terminal import clean, note, stderr
 
 FAILED = 1
@@ -37,12 +37,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             with _warnings_as_notes():
                 return command(*args, **kwargs)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort, typer.BadParameter, OutputLostError):
             raise
-        except BrokenPipeError:
-            # The reader of our output (head, less) has left; Python would complain again at its own exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
         except BaseException as error:
             if os.environ.get(DEBUG):
                 traceback.print_exc()

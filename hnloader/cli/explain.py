@@ -62,7 +62,9 @@ def explain(
         str | None,
         typer.Option(metavar="WxH", help="Pixels of the picture. Default: the model's.", show_default=False),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Latents in one call of the model; guidance makes two of one.")] = 2,
+    batch: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Latents in one call of the model; guidance makes two of one.")
+    ] = 2,
     edit_weights: Annotated[
         bool, typer.Option("--fold/--no-fold", help="Whether folding is allowed; in a webui it is not.")
     ] = True,

@@ -207,10 +207,10 @@ class _Target:
             _refuse("--out", f"{self.folder} is not a folder.")
 
     def save(self, image: Image, picture: Picture, prefix: str = "") -> None:
-        from hnloader.files import ExistingFileError
+        from hnloader.files import ExistingFileError, make_folder
         from hnloader.infotext import save_png
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         path = self.file
         if path is not None:
             save_png(image, path, picture.infotext)
@@ -292,7 +292,7 @@ def read_hypernet(text: str) -> Tag:
 def _is_file(text: str) -> bool:
     try:
         return bool(text) and Path(text).expanduser().is_file()
-    except (OSError, ValueError):  # too long, or a NUL in it
+    except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, or a NUL in it
         return False
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from rich.text import Text
 
 from hnloader.cli.errors import FAILED, reports_errors
 from hnloader.cli.terminal import clean, fields, size_text, stderr, stdout
+from hnloader.texts import as_text, shown
 
 if TYPE_CHECKING:
     from hnloader.cli.inspect_image import ImageInfo, ImageReader
@@ -23,10 +26,15 @@ if TYPE_CHECKING:
 
 EXIT_CODES = (
     "Exit codes: 0 every file is a sound hypernetwork; 1 at least one is not; 2 the command line is wrong; "
-    "70 a bug in hnloader; 130 interrupted."
+    "70 a bug in hnloader; 130 interrupted; "
+    "141 the reader of the output has left."
 )
 
 _LONGEST_VALUE = 300
+_MOST_VALUES = 200
+# More files of another kind than this share one line, which names the first ones.
+_ALIKE = 3
+_NAMED = 2
 
 # Below this many columns the table leaves out what `inspect FILE` shows anyway.
 _WIDE = 110
@@ -155,7 +163,7 @@ def _show_one(one: Inspected, hashes: bool) -> None:
 
 def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
     rows: list[tuple[str, str | Text]] = [
-        ("Name", clean(info.name)),
+        ("Name", _shortened(info.name)),
         ("Written by", _origin(info)),
         ("File", f"{size_text(info.size)}, {info.format} ({info.container})"),
         ("Fits", _fits(info)),
@@ -165,7 +173,8 @@ def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
     ]
     rows += [("Trained", _training(info))] if info.step is not None or info.checkpoint else []
     rows += [("Made of", clean(member)) for member in info.members]
-    further = [f"{clean(key)}: {_shortened(value)}" for key, value in info.further.items()]
+    further = [f"{_shortened(key)}: {_shortened(value)}" for key, value in islice(info.further.items(), _MOST_VALUES)]
+    further += [f"and {len(info.further) - _MOST_VALUES:,} more"] if len(info.further) > _MOST_VALUES else []
     rows += [("" if position else "Metadata", text) for position, text in enumerate(further)]
     if hashes:
         rows.append(("SHA-256", info.sha256))
@@ -180,18 +189,18 @@ def _fits(info: FileInfo) -> Text:
 
 
 def _origin(info: FileInfo) -> str:
-    return f"{clean(info.program)}, {clean(info.variant)}"
+    return f"{clean(info.program)}, {_shortened(info.variant)}"
 
 
 def _widths(info: FileInfo) -> str:
-    return ", ".join(map(str, info.widths)) or "-"
+    return shown(info.widths, _LONGEST_VALUE).strip("(),") or "-"
 
 
 def _training(info: FileInfo) -> str:
     steps = "unknown number of steps" if info.step is None else f"{info.step:,} steps"
-    checkpoint = clean(info.checkpoint_name or "")
+    checkpoint = _shortened(info.checkpoint_name or "")
     if info.checkpoint:
-        checkpoint = f"{checkpoint or 'checkpoint'} ({clean(info.checkpoint)})"
+        checkpoint = f"{checkpoint or 'checkpoint'} ({_shortened(info.checkpoint)})"
     return f"{steps} on {checkpoint}" if checkpoint else steps
 
 
@@ -200,8 +209,7 @@ def _architecture(info: FileInfo) -> str:
 
 
 def _shortened(value: object) -> str:
-    text = clean(value).strip()
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+    return clean(as_text(value, _LONGEST_VALUE)).strip()
 
 
 def _show_many(found: Sequence[Inspected], hashes: bool) -> None:
@@ -212,18 +220,45 @@ def _show_many(found: Sequence[Inspected], hashes: bool) -> None:
     for one in found:
         if one.image is not None:
             _show_one(one, hashes)
-    for one in bad:
-        stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
+    for kind, alike in _by_kind(bad):
+        if kind and len(alike) > _ALIKE:
+            stdout().print(Text("✗ ", "bold red") + _counted(kind, alike), soft_wrap=True)
+            continue
+        for one in alike:
+            stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
     if good or bad or not found:
         stderr().print(_summary(len(good), len(bad)))
 
 
+def _by_kind(found: Sequence[Inspected]) -> list[tuple[str, list[Inspected]]]:
+    """Group the files that are something else by what they are; each other file is a group, of the kind ""."""
+    from hnloader.errors import UnknownFormatError
+
+    groups: dict[tuple[str, Path | None], list[Inspected]] = {}
+    for one in found:
+        # What follows differs from file to file: keys, shapes, what to do.
+        words = re.split(r"[,:;(\[]| of shape", _said(one).lstrip(": "), maxsplit=1)[0].removeprefix("is ").strip()
+        kind = words if isinstance(one.error, UnknownFormatError) else ""
+        groups.setdefault((kind, None if kind else one.path), []).append(one)
+    return [(kind, alike) for (kind, _), alike in groups.items()]
+
+
+def _counted(kind: str, found: Sequence[Inspected]) -> Text:
+    """`1,204 files: a LoRA; a.safetensors, b.safetensors and 1,202 more`."""
+    names = ", ".join(clean(one.label) for one in found[:_NAMED])
+    return Text.assemble((f"{len(found):,} files", "bold"), f": {kind}; {names} and {len(found) - _NAMED:,} more")
+
+
 def _complaint(one: Inspected) -> Text:
     """`name: what is wrong with it`; most messages start with the path already."""
+    return Text.assemble((clean(one.label), "bold"), _said(one))
+
+
+def _said(one: Inspected) -> str:
+    """What is wrong with a file, to be read after its name."""
     assert one.error is not None
     reason, path = _reason(one.error), clean(one.path)
-    rest = reason.removeprefix(path) if reason.startswith(path) else f": {reason}"
-    return Text.assemble((clean(one.label), "bold"), rest)
+    return reason.removeprefix(path) if reason.startswith(path) else f": {reason}"
 
 
 def _table(found: Sequence[Inspected], hashes: bool) -> Table:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 SUSPICIOUS = 4
 EXIT_CODES = (
     "Exit codes: 0 nothing suspicious, everything could be read; 1 a file could not be read; "
-    "2 the command line is wrong; 4 a suspicious file; 70 a bug in hnloader; 130 interrupted."
+    "2 the command line is wrong; 4 a suspicious file; 70 a bug in hnloader; 130 interrupted; "
+    "141 the reader of the output has left."
 )
 
 _STYLES = {"safe": "green", "suspicious": "bold red", "not a hypernetwork": "dim", "unreadable": "yellow"}

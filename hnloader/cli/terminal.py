@@ -13,11 +13,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from hnloader.texts import as_text
+
 # Everything that moves the cursor, starts an escape sequence, or turns the direction of the text.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BLANK = re.compile(r"[\t\r\n\u2028\u2029]+")
 # Lines in a pipe or a file are as long as they need to be.
 _UNLIMITED = 4000
+# A text from a file; paths and messages are shorter.
+_LONGEST = 10_000
 
 
 def stdout() -> Console:
@@ -32,7 +36,7 @@ def stderr() -> Console:
 
 def clean(text: object) -> str:
     """Text from a file as one line that is safe to print: no control characters, no changes of direction."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", _BLANK.sub(" ", str(text)))
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", _BLANK.sub(" ", as_text(text, _LONGEST)))
 
 
 def note(text: str) -> None:

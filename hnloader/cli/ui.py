@@ -154,9 +154,10 @@ def _is_bundled(folders: list[Path]) -> bool:
 
 def _models(name: str) -> list[str]:
     """The models that a `--model` names: itself, or those in a folder of models."""
+    from hnloader.files import expanded
     from hnloader.pipelines import CHECKPOINT_SUFFIXES, check_source
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir() and not (path / "model_index.json").is_file():
         found = [each for each in sorted(path.iterdir()) if each.suffix.lower() in CHECKPOINT_SUFFIXES]
         found += [each for each in sorted(path.iterdir()) if (each / "model_index.json").is_file()]

@@ -17,6 +17,7 @@ from hnloader.formats.outgoing import lazily_stored
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import open_source
 from hnloader.formats.torch_zip import write_tree
+from hnloader.texts import as_text
 
 SUFFIX = ".optim"
 _SHORT = 10
@@ -84,7 +85,7 @@ def opened_state(path: Path, source_sha256: Callable[[], str]) -> Iterator[State
             checkpoint = read_checkpoint(opened)
             check_refusals(checkpoint.refused, opened.label, inert_allowed=False)
         except HypernetworkError as error:
-            yield f"{path.name} was left where it is: {error}"
+            yield f"{path.name} was left where it is: {as_text(error, 400)}"
             return
         tree = checkpoint.tree
         if not isinstance(tree, dict) or "optimizer_state_dict" not in tree:

@@ -9,7 +9,6 @@ it stays a composition (`.hns`).
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
 import json
 import os
@@ -22,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.affine import AffineMap
+from hnloader.attention.strengths import check_number
 from hnloader.conversion.planning import folded
 from hnloader.errors import HypernetworkError, UnsupportedArchitectureError
-from hnloader.files import same_file
-from hnloader.formats import MAX_NESTED_COMPOSITIONS, load
+from hnloader.files import same_file, sha256_of
+from hnloader.formats import load
 from hnloader.formats.contents import build_side
 from hnloader.formats.hns import (
+    MAX_NESTED_COMPOSITIONS,
     Composed,
     Unchanged,
     chain_text,
@@ -155,12 +156,12 @@ def _part(item: Item, folders: tuple[str | os.PathLike[str], ...]) -> Part:
     source, strength = item if isinstance(item, tuple) else (item, None)
     if isinstance(source, Part):
         return source if strength is None else replace(source, k=strength, v=strength)
-    number = 1.0 if strength is None else float(strength)
+    number = 1.0 if strength is None else check_number(strength, "a strength")
     if isinstance(source, Hypernetwork):
         return Part(source, number, number)
     path = Path(source)
     loaded = load(path, folders)
-    return Part(loaded, number, number, hashlib.sha256(path.read_bytes()).hexdigest(), path)
+    return Part(loaded, number, number, sha256_of(path), path)
 
 
 # -- what the parts are together: tensors per side, and the architecture that all sides share

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 
 from hnloader.conversion.results import Result
 from hnloader.errors import HypernetworkError
+from hnloader.files import expanded
 from hnloader.folders import Entry, walk
 
 
@@ -104,7 +105,7 @@ def _out(out: str | os.PathLike[str] | None, suffix: str) -> tuple[Path | None, 
     """`out` as a folder or as a single file."""
     if out is None:
         return None, None
-    path = Path(out).expanduser()
+    path = expanded(out)
     if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for names that are too long)
         return path, None
     ending = PurePath("x" + suffix).suffix

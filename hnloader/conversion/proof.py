@@ -15,6 +15,7 @@ from hnloader.formats.outgoing import Lazy, Outgoing, from_contents, tensor_byte
 from hnloader.formats.proof import normalise_name
 from hnloader.formats.trees import canonical
 from hnloader.network import Architecture, make_side
+from hnloader.texts import as_text, shown
 
 _ROWS = 4
 
@@ -38,7 +39,7 @@ def prove_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, .
         ProofError: something differs.
     """
     if expected.widths != found.widths:
-        raise ProofError(f"{path} has the widths {found.widths} where {expected.widths} were expected")
+        raise ProofError(f"{path} has the widths {shown(found.widths)} where {shown(expected.widths)} were expected")
     _prove_metadata(expected, found, path)
     read_back = from_contents(found, "")
     for key, tensors in expected.sides.items():
@@ -47,7 +48,7 @@ def prove_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, .
         given = {normalise_name(name): tensor for name, tensor in read_back.sides[key].items()}
         if wanted.keys() != given.keys():
             odd = ", ".join(sorted(wanted.keys() ^ given.keys()))
-            raise ProofError(f"{path} has other tensors on {where} than expected: {odd}")
+            raise ProofError(f"{path} has other tensors on {where} than expected: {as_text(odd, 200)}")
         for name, tensor in wanted.items():
             if not _same_data(tensor, given[name]):
                 raise ProofError(f"{path}: {name} of {where} differs from the source")
@@ -98,11 +99,12 @@ def _prove_metadata(expected: Outgoing, found: Contents, path: Path) -> None:
     if list(expected.metadata) != list(found.metadata):
         missing = [key for key in expected.metadata if key not in found.metadata]
         more = [key for key in found.metadata if key not in expected.metadata]
-        what = f"lacks {missing}" if missing else f"has {more} besides" if more else "has them in another order"
+        what = f"has {shown(more)} besides" if more else "has them in another order"
+        what = f"lacks {shown(missing)}" if missing else what
         raise ProofError(f"{path} does not have the metadata of the source: it {what}")
     for key, value in expected.metadata.items():
         if canonical(value, _bits) != canonical(found.metadata[key], lambda info: _bits_of(found.read(info))):
-            raise ProofError(f"{path}: the value of {key!r} differs from the source, or its type does")
+            raise ProofError(f"{path}: the value of {shown(key)} differs from the source, or its type does")
 
 
 def _bits(tensor: Lazy) -> object:

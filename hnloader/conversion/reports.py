@@ -14,6 +14,8 @@ from hnloader.conversion.results import Result
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_free, replacing
 
+# What a cell begins with that spreadsheets compute, or skip before they look for that; also in full width.
+_FORMULA = (*"=+-@\t\r\n\0", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 REPORT_SUFFIXES = (".json", ".csv")
 _COLUMNS = ("source", "target", "outcome")
 _START = 64
@@ -23,7 +25,8 @@ def write_report(results: Iterable[Result], path: str | os.PathLike[str], *, ove
     """Write one entry per file: an array of objects to a `.json` file, a table with a header to a `.csv` file.
 
     Every entry has source, target, outcome, reason, error, size (bytes) and seconds; what the converter tells
-    besides follows. Missing values are null in JSON and empty in CSV.
+    besides follows. Missing values are null in JSON and empty in CSV. Names that are not UTF-8 are written with
+    Python's escapes: the byte FF is \\udcff.
 
     Args:
         results: What became of each file.
@@ -43,7 +46,7 @@ def write_report(results: Iterable[Result], path: str | os.PathLike[str], *, ove
         check_replaceable(target)
     text = _csv(entries) if suffix == ".csv" else json.dumps(entries, indent=2) + "\n"
     with replacing(target) as temporary:
-        temporary.write_bytes(text.encode("utf-8", errors="surrogateescape"))
+        temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 def check_replaceable(path: Path) -> None:
@@ -83,11 +86,15 @@ def as_dict(result: Result) -> dict[str, object]:
 def _csv(entries: list[dict[str, object]]) -> str:
     columns = list(dict.fromkeys(key for entry in entries for key in entry)) or ["source"]
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(columns)
+    # Quoted, as some spreadsheets split at semicolons or tabs, and what follows one would be a cell of its own.
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow([_cell(column) for column in columns])
     writer.writerows([_cell(entry.get(column)) for column in columns] for entry in entries)
     return text.getvalue()
 
 
 def _cell(value: object) -> object:
-    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
+    """As the cell of a table. A spreadsheet computes a text that begins like a formula, which names of files can do."""
+    if isinstance(value, (dict, list, tuple)):
+        value = json.dumps(value)
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

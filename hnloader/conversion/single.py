@@ -19,7 +19,7 @@ from hnloader.conversion.normalising import normalised, why_not
 from hnloader.conversion.planning import numbered
 from hnloader.conversion.proof import ProofError, prove_equal
 from hnloader.errors import HypernetworkError, OtherModelError, UnknownFormatError
-from hnloader.files import ExistingFileError, check_free, replacing_together, same_file, sha256_of
+from hnloader.files import ExistingFileError, check_free, expanded, replacing_together, same_file, sha256_of
 from hnloader.formats import hns, read_contents, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
@@ -115,7 +115,7 @@ def convert(
         HypernetworkError: the source cannot be read or is no hypernetwork, the target cannot be written or is
             the source itself, or the proof failed. Nothing is left behind then.
     """
-    given, wanted = Path(source), Path(target)
+    given, wanted = expanded(source), expanded(target)
     _writer(wanted)
     wanted_dtype = _dtype_name(dtype)
     _check_target(given, wanted)

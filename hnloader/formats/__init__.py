@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
-from hnloader.files import replacing
+from hnloader.files import expanded, replacing
 from hnloader.formats import hns, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.identify import kind_of_bytes
 from hnloader.formats.readings import Place, check_pickle
-from hnloader.formats.source import FileLike, Source, open_source
+from hnloader.formats.source import FileLike, Source
 from hnloader.formats.tracing import Budget, trace_at
 from hnloader.network import Hypernetwork
 
@@ -39,7 +39,6 @@ class WeightFormat(Protocol):
 
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = (webui, safetensors)
-MAX_NESTED_COMPOSITIONS = 8
 
 
 def load(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> Hypernetwork:
@@ -60,18 +59,12 @@ def load(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> Hype
         UnsupportedArchitectureError: metadata and tensors contradict each other; the message says which.
         HypernetworkError: the file, or a member of a composition, cannot be opened.
     """
-    return _load(file, tuple(folders), MAX_NESTED_COMPOSITIONS)
-
-
-def _load(file: FileLike, folders: tuple[str | os.PathLike[str], ...], nesting: int) -> Hypernetwork:
-    with open_source(file) as source:
-        if hns.detect(source):
-            if nesting == 0:
-                raise CorruptFileError(
-                    f"{source.label}: compositions are nested too deeply, or name each other in a circle"
-                )
-            return hns.load(source, folders, lambda path: _load(path, folders, nesting - 1))
-        return read_contents(source).hypernetwork(source.stem)
+    reader: hns.Reader[Hypernetwork] = hns.Reader(
+        folders,
+        lambda source, file: read_contents(source).hypernetwork(source.stem),
+        lambda source, file, structure, text, members: hns.composed(source, structure, text, members),
+    )
+    return reader.read(file)
 
 
 def read_contents(source: Source) -> Contents:
@@ -126,7 +119,7 @@ def save(
         UnsupportedArchitectureError: a composition, which neither format can hold.
         HypernetworkError: the file cannot be written.
     """
-    target = Path(path)
+    target = expanded(path)
     writers = {weight_format.SUFFIX: weight_format for weight_format in WEIGHT_FORMATS}
     suffix = target.suffix.lower()
     if suffix not in writers:

@@ -13,6 +13,7 @@ from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
 from hnloader.formats.proof import OLD_NAMES, SideShapes, normalise_name, prove
 from hnloader.formats.trees import mapped
 from hnloader.network import Architecture, Hypernetwork, Side, SideName, make_side
+from hnloader.texts import as_text, shown
 
 FLOATING = ("float32", "float16", "bfloat16", "float64")
 
@@ -154,11 +155,15 @@ def all_named_tensors(
         tensors: SideTensors = {}
         for name, info in named.items():
             if not isinstance(name, str) or not is_tensor_info(info):
-                raise UnsupportedArchitectureError(f"{where} holds {str(name)[:80]!r}, which is no tensor with a name")
+                raise UnsupportedArchitectureError(
+                    f"{where} holds {shown(as_text(name))}, which is no tensor with a name"
+                )
             normal = normalise_name(name)
             if normal in tensors:
-                raise UnsupportedArchitectureError(f"{where} holds {normal!r} twice, under its old and its new name")
-            first.setdefault(normal != name, f"{name[:80]!r} on {where}")
+                raise UnsupportedArchitectureError(
+                    f"{where} holds {shown(normal)} twice, under its old and its new name"
+                )
+            first.setdefault(normal != name, f"{shown(name)} on {where}")
             tensors[normal] = info  # type: ignore[assignment]
         sides[width, side] = tensors
     if len(first) > 1:

@@ -14,23 +14,31 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hnloader.affine import AffineMap
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
-from hnloader.formats.source import Source, open_source
+from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.library import HypernetworkNotFoundError, Library
 from hnloader.network import Hypernetwork, Side, SideName
+from hnloader.texts import shown
 
 SUFFIX = ".hns"
 MAX_SIZE = 64 << 10
 MAX_DEPTH = 16
 MAX_MEMBERS = 100
+MAX_NESTED_COMPOSITIONS = 8
+# Members of a composition and of those that it names, each as often as it is mentioned: each is computed anew.
+MAX_UNFOLDED = 1_000
+MAX_WIDTHS = 64  # of all members; the known models have 8
+
+T = TypeVar("T")
 
 
 # -- what a composition is
@@ -57,6 +65,12 @@ class Structure:
         for member in self.members:
             found += [member.of] if isinstance(member.of, str) else member.of.names()
         return list(dict.fromkeys(found))
+
+    def unfolded(self, members: Mapping[str, int]) -> int:
+        """Return how many members there are, each as often as it is mentioned; `members` says of how many each is."""
+        return sum(
+            members[member.of] if isinstance(member.of, str) else member.of.unfolded(members) for member in self.members
+        )
 
 
 class Composed(Side):
@@ -160,25 +174,99 @@ def read_structure(source: Source) -> tuple[Structure, str]:
         raise CorruptFileError(f"{source.label}: {error}") from error
 
 
-def load(
-    source: Source,
-    folders: Iterable[str | os.PathLike[str]],
-    load_member: Callable[[Path], Hypernetwork],
-) -> Hypernetwork:
-    """Build the composition; members are found beside the file, then in `folders`.
+@dataclass(frozen=True)
+class _Read(Generic[T]):
+    """What was made of a file, how many compositions lie within each other in it, and its members unfolded."""
+
+    made: T
+    depth: int = 0
+    unfolded: int = 1
+
+
+class Reader(Generic[T]):
+    """Reads weight files and compositions of compositions, each file once, however often others mention it.
+
+    Members are found beside the file that names them, then in `folders`.
 
     Args:
-        source: the opened file.
-        folders: where to look for members that do not lie beside it.
-        load_member: loads one member.
-
-    Raises:
-        HypernetworkError: a member is missing or cannot be loaded; the message names it.
+        folders: Where to look for members that do not lie beside the file.
+        of_weights: Makes something of an opened weight file.
+        of_members: Makes the same of an opened composition: its structure, its text, and what was made of its members.
     """
-    structure, text = read_structure(source)
-    library = member_library(source, folders)
-    members = {name: _load_member(name, library, source, load_member) for name in structure.names()}
-    widths = list(dict.fromkeys(width for member in members.values() for width in member.widths))
+
+    def __init__(
+        self,
+        folders: Iterable[str | os.PathLike[str]],
+        of_weights: Callable[[Source, FileLike], T],
+        of_members: Callable[[Source, FileLike, Structure, str, dict[str, T]], T],
+    ) -> None:
+        self._folders = tuple(folders)
+        self._of_weights, self._of_members = of_weights, of_members
+        self._known: dict[Path, _Read[T]] = {}
+        self._libraries: dict[Path | None, Library] = {}
+
+    def read(self, file: FileLike) -> T:
+        """Return what is made of a file.
+
+        Raises:
+            CorruptFileError: Compositions nest too deeply, name each other in a circle, or unfold into too much.
+            HypernetworkError: The file or a member is missing or cannot be read; the message names it.
+        """
+        return self._read(file, MAX_NESTED_COMPOSITIONS).made
+
+    def _read(self, file: FileLike, nesting: int) -> _Read[T]:
+        with open_source(file) as source:
+            if not detect(source):
+                return _Read(self._of_weights(source, file))
+            if nesting == 0:
+                raise _too_deep(source)
+            structure, text = read_structure(source)
+            members = {name: self._member(name, source, nesting - 1) for name in structure.names()}
+            depth = 1 + max(member.depth for member in members.values())
+            if depth > MAX_NESTED_COMPOSITIONS:
+                raise _too_deep(source)
+            unfolded = structure.unfolded({name: member.unfolded for name, member in members.items()})
+            if unfolded > MAX_UNFOLDED:
+                raise CorruptFileError(
+                    f"{source.label}: its compositions unfold into {unfolded:,} members; at most {MAX_UNFOLDED:,} are "
+                    "computed. Mention fewer of them."
+                )
+            made = self._of_members(source, file, structure, text, {name: one.made for name, one in members.items()})
+            return _Read(made, depth, unfolded)
+
+    def _member(self, name: str, source: Source, nesting: int) -> _Read[T]:
+        try:
+            path = self._library(source).find(name)
+        except HypernetworkNotFoundError as error:
+            raise HypernetworkNotFoundError(f"{source.label} names a member that is missing. {error}") from error
+        if path not in self._known:
+            try:
+                self._known[path] = self._read(path, nesting)
+            except HypernetworkError as error:
+                raise type(error)(f"{source.label} cannot use its member {shown(name)}: {error}") from error
+        return self._known[path]
+
+    def _library(self, source: Source) -> Library:
+        """Each folder is listed once."""
+        beside = None if source.path is None else source.path.parent
+        if beside not in self._libraries:
+            self._libraries[beside] = member_library(source, self._folders)
+        return self._libraries[beside]
+
+
+def member_library(source: Source, folders: Iterable[str | os.PathLike[str]]) -> Library:
+    """Return where the members of a composition are found: beside the file, then in `folders`."""
+    beside = [source.path.parent] if source.path is not None else []
+    return Library([*beside, *folders])
+
+
+def _too_deep(source: Source) -> CorruptFileError:
+    return CorruptFileError(f"{source.label}: compositions are nested too deeply, or name each other in a circle")
+
+
+def composed(source: Source, structure: Structure, text: str, members: dict[str, Hypernetwork]) -> Hypernetwork:
+    """Build the composition of its members."""
+    widths = all_widths(source, [member.widths for member in members.values()])
     sides = {
         width: (_compose(structure, members, width, "k"), _compose(structure, members, width, "v")) for width in widths
     }
@@ -190,10 +278,15 @@ def load(
     )
 
 
-def member_library(source: Source, folders: Iterable[str | os.PathLike[str]]) -> Library:
-    """Where the members of a composition are found: beside the file, then in `folders`."""
-    beside = [source.path.parent] if source.path is not None else []
-    return Library([*beside, *folders])
+def all_widths(source: Source, members: Iterable[Iterable[int]]) -> tuple[int, ...]:
+    """Return the widths of the members, each once. Raises CorruptFileError for more than any model has."""
+    widths = tuple(dict.fromkeys(width for member in members for width in member))
+    if len(widths) > MAX_WIDTHS:
+        raise CorruptFileError(
+            f"{source.label}: its members have {len(widths):,} widths; at most {MAX_WIDTHS} are computed. "
+            "Leave out the member that is for no model."
+        )
+    return widths
 
 
 def files_of(path: Path, folders: Iterable[str | os.PathLike[str]] = ()) -> list[Path]:
@@ -205,19 +298,6 @@ def files_of(path: Path, folders: Iterable[str | os.PathLike[str]] = ()) -> list
         names = read_structure(source)[0].names()
         library = member_library(source, searched)
     return [path, *(file for name in names for file in files_of(library.find(name), searched))]
-
-
-def _load_member(
-    name: str, library: Library, source: Source, load_member: Callable[[Path], Hypernetwork]
-) -> Hypernetwork:
-    try:
-        path = library.find(name)
-    except HypernetworkNotFoundError as error:
-        raise HypernetworkNotFoundError(f"{source.label} names a member that is missing. {error}") from error
-    try:
-        return load_member(path)
-    except HypernetworkError as error:
-        raise type(error)(f"{source.label} cannot use its member {name!r}: {error}") from error
 
 
 def _compose(structure: Structure, members: dict[str, Hypernetwork], width: int, side: SideName) -> Side:
@@ -294,7 +374,9 @@ class _Parser:
         line = self.text.count("\n", 0, self.at) + 1
         column = self.at - (self.text.rfind("\n", 0, self.at) + 1) + 1
         found = self.text[self.at : self.at + 20].strip().splitlines()
-        return _SyntaxError(f"line {line}, column {column}: {expected}, found {found[0] if found else 'its end'!r}")
+        return _SyntaxError(
+            f"line {line}, column {column}: {expected}, found {shown(found[0]) if found else 'its end'}"
+        )
 
     def token(self) -> tuple[str, str] | None:
         """The next token as (kind, text) without taking it; None at the end."""
@@ -340,7 +422,7 @@ class _Parser:
                 warnings.simplefilter("ignore")  # Python warns of escapes that it does not know and keeps them
                 return str(ast.literal_eval(text))
         except (ValueError, SyntaxError) as error:
-            raise self.fail(f"a text with proper escapes was expected, not {text[:40]!r}") from error
+            raise self.fail(f"a text with proper escapes was expected, not {shown(text, 40)}") from error
 
     def items(self, closing: str, depth: int) -> list[object]:
         items: list[object] = []
@@ -422,6 +504,8 @@ class _Parser:
         total = sum(weights)
         if total == 0:
             raise self.fail("members whose weights do not add up to 0 were expected in the braces")
+        if not math.isfinite(total):
+            raise self.fail("members whose weights add up to a number were expected in the braces")
         return Member(Structure(tuple(members), tuple(weight / total for weight in weights)))
 
     def with_strength(self, name: object, strength: object, depth: int) -> Member:
@@ -439,7 +523,7 @@ class _Parser:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise self.fail(f"a number was expected, not {str(value)[:40]!r}")
+            raise self.fail(f"a number was expected, not {shown(value, 40)}")
         return number
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from hnloader.formats.pickles import TensorRef
+from hnloader.texts import as_text, shown
 
 # -- files that are no model, by their first bytes
 
@@ -109,7 +110,9 @@ _MOST_VECTORS = 256
 def kind_of_tree(tree: object) -> str | None:
     """What the object in a `.pt` file is, with what to do; None when it is a hypernetwork."""
     if isinstance(tree, TensorRef):
-        return f"a single tensor of shape {list(tree.shape)}, not a hypernetwork (an aesthetic embedding, perhaps)"
+        return (
+            f"a single tensor of shape {shown(list(tree.shape))}, not a hypernetwork (an aesthetic embedding, perhaps)"
+        )
     if not isinstance(tree, dict):
         return f"a saved {type(tree).__name__}, not a hypernetwork: that is a dict with one key per width"
     if any(type(key) is int for key in tree):
@@ -153,4 +156,4 @@ def are_vectors(shape: Sequence[int]) -> bool:
 
 
 def _short(key: object) -> str:
-    return json.dumps(str(key)[:40])
+    return json.dumps(as_text(key, 40))

@@ -17,6 +17,7 @@ from hnloader.formats.proof import OLD_NAMES
 from hnloader.formats.source import PIECE_SIZE
 from hnloader.formats.trees import check_kinds, mapped
 from hnloader.network import SIDES, Hypernetwork, SideName
+from hnloader.texts import as_text
 
 # Of tensors that files keep, by the names of torch.
 STORED_DTYPES = (
@@ -109,7 +110,7 @@ def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
     """A hypernetwork in memory; raises UnsupportedArchitectureError for a composition, which no `suffix` file holds."""
     if hypernetwork.architecture is None:
         raise UnsupportedArchitectureError(
-            f"{hypernetwork.name} is a composition of several hypernetworks; a {suffix} file holds one. "
+            f"{as_text(hypernetwork.name)} is a composition of several hypernetworks; a {suffix} file holds one. "
             "Save its members, or make one of it with hnloader.merge."
         )
     sides = {

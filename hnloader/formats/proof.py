@@ -20,6 +20,7 @@ from typing import Literal
 from hnloader.activations import canonical_activation
 from hnloader.errors import UnsupportedArchitectureError
 from hnloader.network import Architecture, LayerSpec, SideName
+from hnloader.texts import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape, of one side, with names as `normalise_name` gives them."""
@@ -103,11 +104,12 @@ def _check_names(side: SideShapes) -> None:
     for name in side.shapes:
         if not _NAME.fullmatch(name):
             raise UnsupportedArchitectureError(
-                f"{side.where} holds a tensor named {name[:80]!r}; a hypernetwork has names such as 'linear.0.weight'"
+                f"{side.where} holds a tensor named {shown(name)}; a hypernetwork has names such as 'linear.0.weight'"
             )
         if len(side.shapes[name]) > 2:
             raise UnsupportedArchitectureError(
-                f"{name} of {side.where} has shape {list(side.shapes[name])}; at most two dimensions were expected"
+                f"{name} of {side.where} has shape {shown(list(side.shapes[name]))}; at most two dimensions were "
+                "expected"
             )
 
 
@@ -166,7 +168,7 @@ def _flag(stated: Mapping[str, object], key: str) -> bool:
     value = stated[key]
     if value is None or isinstance(value, (bool, int)):
         return bool(value)
-    raise UnsupportedArchitectureError(f"{key} is {str(value)[:80]!r}; True or False was expected")
+    raise UnsupportedArchitectureError(f"{key} is {shown(value)}; True or False was expected")
 
 
 def _residual(stated: Mapping[str, object], sides: list[SideShapes]) -> Literal["interpolate", "linear"] | None:
@@ -190,7 +192,7 @@ def _dropouts(structure: tuple[float, ...], stated: Mapping[str, object]) -> lis
         rates = _numbers(stated, "dropout_structure")
         if not all(0 <= rate < 1 for rate in rates):
             raise UnsupportedArchitectureError(
-                f"dropout_structure is {list(rates)[:MAX_LAYERS]}; rates from 0 to below 1 were expected"
+                f"dropout_structure is {shown(list(rates))}; rates from 0 to below 1 were expected"
             )
         return [rates] if len(rates) == count else []
     none = [(0.0,) * count]
@@ -219,7 +221,7 @@ def _layer_structure(sides: list[SideShapes], stated: Mapping[str, object]) -> t
     fits = 2 <= len(ratios) <= MAX_LAYERS + 1 and ratios[0] == ratios[-1] == 1 and all(r > 0 for r in ratios)
     if not fits or any(int(side.width * ratio) > MAX_WIDTH for side in sides for ratio in ratios):
         raise UnsupportedArchitectureError(
-            f"layer_structure is {list(ratios)[:MAX_LAYERS]}; ratios that begin and end with 1, such as [1, 2, 1], "
+            f"layer_structure is {shown(list(ratios))}; ratios that begin and end with 1, such as [1, 2, 1], "
             "were expected"
         )
     return ratios
@@ -229,7 +231,7 @@ def _numbers(stated: Mapping[str, object], key: str) -> tuple[float, ...]:
     value = stated[key]
     if isinstance(value, (list, tuple)) and all(type(n) in (int, float) and math.isfinite(n) for n in value):
         return tuple(value)
-    raise UnsupportedArchitectureError(f"{key} is {str(value)[:80]!r}; a list of numbers was expected")
+    raise UnsupportedArchitectureError(f"{key} is {shown(value)}; a list of numbers was expected")
 
 
 def _weights(side: SideShapes) -> list[tuple[str, tuple[int, ...]]]:
@@ -290,13 +292,13 @@ def _contradiction(sides: list[SideShapes], stated: Mapping[str, object], candid
         explained = _explained(sides, others) or _explained_by_activation(sides, others, key)
         if explained:
             return (
-                f"the key {key} is {repr(stated[key])[:200]}, but the tensors contradict it: {sides[0].where} holds "
+                f"the key {key} is {shown(stated[key], 200)}, but the tensors contradict it: {sides[0].where} holds "
                 f"{_listed(sides[0].shapes)}, which is {explained}"
             )
     if not candidates:
         return (
-            f"dropout_structure {stated.get('dropout_structure')} has not one rate for each number of layer_structure "
-            f"{stated.get('layer_structure')}; {sides[0].where} holds {_listed(sides[0].shapes)}"
+            f"dropout_structure {shown(stated.get('dropout_structure'))} has not one rate for each number of "
+            f"layer_structure {shown(stated.get('layer_structure'))}; {sides[0].where} holds {_listed(sides[0].shapes)}"
         )
     missing = [name for name, _ in _weights(sides[0]) if name not in _expected(candidates[0], sides[0].width)]
     if missing and "activation_func" not in stated:
@@ -333,7 +335,7 @@ def _broken_chain(side: SideShapes) -> str:
     for name, shape in _weights(side):
         if shape[1] != expected:
             return (
-                f"{name} of {side.where} has shape {list(shape)}; [{shape[0]}, {expected}] was expected, "
+                f"{name} of {side.where} has shape {shown(list(shape))}; [{shape[0]}, {expected}] was expected, "
                 f"because it receives {expected} values"
             )
         expected = shape[0]
@@ -348,12 +350,12 @@ def _first_difference(sides: list[SideShapes], candidate: Architecture) -> str:
         for name in [*expected, *side.shapes]:
             wanted, found = expected.get(name), side.shapes.get(name)
             if wanted != found:
-                have = f"has shape {list(found)}" if found is not None else "is missing"
-                want = f"shape {list(wanted)}" if wanted is not None else "no such tensor"
+                have = f"has shape {shown(list(found))}" if found is not None else "is missing"
+                want = f"shape {shown(list(wanted))}" if wanted is not None else "no such tensor"
                 return f"{name} of {side.where} {have}; {want} was expected for {candidate}"
     return "its tensors fit no known architecture"
 
 
 def _listed(shapes: Shapes) -> str:
-    parts = [f"{name} {list(shape)}" for name, shape in list(shapes.items())[:6]]
+    parts = [f"{name} {shown(list(shape))}" for name, shape in list(shapes.items())[:6]]
     return ", ".join(parts) + (", ..." if len(shapes) > 6 else "")

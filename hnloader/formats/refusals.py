@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hnloader.errors import UnsafeFileError, UnsupportedArchitectureError
 from hnloader.formats.pickles import Refusal
+from hnloader.texts import as_text
 
 
 def check_refusals(refused: Sequence[Refusal], label: str, *, inert_allowed: bool = False) -> None:
@@ -41,4 +42,5 @@ def listed(refused: Sequence[Refusal]) -> str:
 
 
 def _printable(refusal: Refusal) -> str:
-    return "".join(char if char.isprintable() else "?" for char in str(refusal)[:160])
+    text = f"{as_text(refusal.what, 160)} at byte {refusal.offset}"
+    return "".join(char if char.isprintable() else "?" for char in text)[:160]

@@ -33,6 +33,7 @@ from hnloader.formats.readings import check_one_reading
 from hnloader.formats.source import Source, joined
 from hnloader.formats.trees import canonical
 from hnloader.network import SIDES, Hypernetwork, SideName
+from hnloader.texts import well_formed
 
 SUFFIX = ".safetensors"
 LAYOUT_VERSION = 1
@@ -516,7 +517,9 @@ def _write_lazily(
     places = dict.fromkeys(late, _NO_HASH) | ({HASH_KEY: f"0x{_NO_HASH}"} if hashed else {})
     # Widest values first, as the library does, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-item_size(tensors[name].dtype), name))
-    header: dict[str, object] = {"__metadata__": {**metadata, **places}}
+    # The library reads no lone surrogates. What a hypernetwork's metadata hold is JSON of its own, which keeps them.
+    plain = {well_formed(key): well_formed(text) for key, text in metadata.items()}
+    header: dict[str, object] = {"__metadata__": {**plain, **places}}
     at = 0
     for name in names:
         size = math.prod(tensors[name].shape) * item_size(tensors[name].dtype)
@@ -538,6 +541,8 @@ def _write_lazily(
             place = text.index(b"?", text.index(f'"{key}":"'.encode("ascii")))
             file.seek(8 + place)
             file.write(known().encode("ascii"))
+    if well_formed(str(path)) != str(path):  # the library opens no such path
+        return
     with safetensors.safe_open(path, framework="pt") as opened:
         assert set(opened.keys()) == set(names)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from hnloader.errors import CorruptFileError, HypernetworkError
+from hnloader.files import NOT_REGULAR, expanded, open_regular
 
 FileLike = str | os.PathLike[str] | BinaryIO
 HEAD_SIZE = 4096
@@ -120,7 +120,7 @@ def open_source(given: FileLike, *, checksums: bool = True) -> Iterator[Source]:
         CorruptFileError: it is empty.
     """
     if isinstance(given, (str, os.PathLike)):
-        path = _path(given)
+        path = expanded(given)
         with _open(path) as file, _unchanged(path, lambda: os.fstat(file.fileno())):
             descriptor = file.fileno() if hasattr(os, "preadv") else None
             yield replace(_source(file, path), checksums=checksums, descriptor=descriptor)
@@ -151,24 +151,16 @@ def _unchanged(path: Path, look: Callable[[], os.stat_result]) -> Iterator[None]
         raise CorruptFileError(f"{path} was changed by another program while it was read; try again")
 
 
-def _path(given: str | os.PathLike[str]) -> Path:
-    try:
-        return Path(given).expanduser()
-    except RuntimeError as error:
-        raise HypernetworkError(f"{given} names a user who has no home folder here") from error
-
-
 def _open(path: Path) -> BinaryIO:
     try:
-        # Opening a pipe waits for who writes into it, and a device may have no end.
-        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-            raise HypernetworkError(f"{path} is no file but a pipe, a socket or a device")
-        return path.open("rb")
+        return open_regular(path)
     except IsADirectoryError as error:
         raise HypernetworkError(f"{path} is a folder; name a file in it") from error
     except FileNotFoundError as error:
         raise HypernetworkError(f"{path} does not exist; check the path") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        if error.strerror == NOT_REGULAR:
+            raise HypernetworkError(f"{path} is no file but a pipe, a socket or a device") from error
         raise HypernetworkError(f"{path} cannot be opened: {_reason(error)}") from error
 
 

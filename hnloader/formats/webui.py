@@ -20,6 +20,7 @@ from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import Source
 from hnloader.formats.torch_zip import write_tree
 from hnloader.network import SIDES, Hypernetwork, SideName
+from hnloader.texts import as_text, shown
 
 SUFFIX = ".pt"
 KOHYA = "kohya trainer"
@@ -70,7 +71,9 @@ def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) ->
     metadata = {key: value for key, value in tree.items() if isinstance(key, str)}
     odd = [key for key in tree if type(key) is not int and not isinstance(key, str)]
     if odd:
-        raise UnsupportedArchitectureError(f"{label} has a key {str(odd[0])[:80]!r} that is neither a width nor text")
+        raise UnsupportedArchitectureError(
+            f"{label} has a key {shown(as_text(odd[0]))} that is neither a width nor text"
+        )
     program, variant = identify_variant(metadata, old_names=old_names, lists=list in containers)
     return Contents(
         label,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import expanded
 from hnloader.training.config import Config, read_config
 from hnloader.training.schema import ConfigError
 
@@ -105,7 +106,7 @@ def prepare(
                 "replace it with --restart."
             )
         _check_writable(Path(config.output))
-    dataset = read_folder(Path(config.pictures).expanduser(), config.data)
+    dataset = read_folder(expanded(config.pictures), config.data)
     processes = _processes()
     place = device if processes is None else str(processes.device)
     check_precision(config, place)

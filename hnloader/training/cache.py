@@ -140,6 +140,8 @@ class Cache:
 
     def _load(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         path = self._folder / f"{key}.safetensors"
+        if not path.is_file():  # a pipe would wait for its writer
+            return None
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

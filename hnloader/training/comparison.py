@@ -165,6 +165,8 @@ def _contender(
     """Train it, or load it as if it had been trained."""
     from hnloader.training import prepare
 
+    if finished is None:
+        config.check()
     output = Path(config.output)
     path = finished or output.with_name(f"{output.stem}-{method}{output.suffix}")
     chosen = replaced(config, method=method, output=str(path), start_from=str(path) if finished else "")

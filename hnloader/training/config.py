@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from hnloader.activations import ACTIVATIONS, canonical_activation
 from hnloader.errors import UnsupportedArchitectureError
+from hnloader.files import expanded
 from hnloader.network import Architecture
 from hnloader.training import schema
 from hnloader.training.optimizers import auto_rate
@@ -238,6 +239,8 @@ class Config:
         ):
             if not getattr(self, key):
                 raise ConfigError(f"{key} is missing: {what}")
+        for key in ("model", "pictures", "output", "model_config", "start_from"):
+            expanded(getattr(self, key))  # a NUL, or a user without a home folder
         if Path(self.output).suffix.lower() not in OUTPUT_SUFFIXES:
             raise ConfigError(
                 f"output is {self.output!r}; a name ending in {' or '.join(OUTPUT_SUFFIXES)} was expected"

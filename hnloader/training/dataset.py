@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hnloader.errors import HypernetworkError, UnknownFormatError
-from hnloader.files import sha256_of
+from hnloader.files import open_regular, read_regular, sha256_of
 from hnloader.images import PHOTOS, ReadImage, has_alpha, read_image
 from hnloader.training.config import SMALLEST, Config, DataConfig
 from hnloader.training.schema import ConfigError
@@ -308,7 +308,7 @@ def _seen(size: tuple[int, int], config: DataConfig) -> float:
 def _is_heif(path: Path) -> bool:
     """Return True for what phones write, under whatever name."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(8)[4:] == b"ftyp"
     except OSError:
         return False
@@ -383,7 +383,7 @@ def _read_text(path: Path) -> str:
         OSError: The file cannot be read.
         ValueError: It is in another encoding, which cannot be told from its bytes.
     """
-    data = path.read_bytes()
+    data = read_regular(path)
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import read_regular
 from hnloader.pipelines import MissingExtraError
 
 T = TypeVar("T")
@@ -85,9 +86,8 @@ def read_file(kind: type, path: Path) -> dict[str, Any]:
         ConfigError: it cannot be opened, is no YAML, or says something impossible; the message names the file.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_LARGEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
+        text = read_regular(path).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path} cannot be read: {reason}") from error
     if len(text) > _LARGEST:

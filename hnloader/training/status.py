@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import replacing
+from hnloader.files import read_regular, replacing
 
 if TYPE_CHECKING:
     from hnloader.training.loop import Event, Training
@@ -70,7 +70,7 @@ def write_status(folder: Path, status: Status) -> None:
 def read_status(folder: Path) -> Status | None:
     """What the file says; None where there is none, or it is damaged."""
     try:
-        found: dict[str, Any] = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(read_regular(folder / NAME))
         best = found.get("best")
         status = Status(**{**found, "best": (float(best[0]), int(best[1])) if best else None})
     except (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError):

@@ -19,8 +19,10 @@ from typing import BinaryIO
 
 from hnloader.errors import HypernetworkError
 from hnloader.families import FAMILIES
+from hnloader.files import open_regular
 from hnloader.inspection import FileInfo, inspect
 from hnloader.library import Library, LibraryFile
+from hnloader.texts import as_text
 from hnloader.ui.index import index_path, known, read_index, write_index
 from hnloader.ui.sidecars import read_notes, save_notes
 
@@ -29,6 +31,7 @@ ALL, OTHER_WIDTHS, BAD, DUPLICATES = "all files", "no known model", "bad files",
 FILTERS = (ALL, *(family.name for family in FAMILIES), OTHER_WIDTHS, BAD, DUPLICATES)
 
 _PIECE = 2**16
+_LONGEST_WORDS = 2_000  # characters of what is searched, for each thing that a file tells
 # So many files may have to be looked into again when the program is killed before it has looked into all.
 _UNSAVED = 2_000
 
@@ -154,7 +157,7 @@ class Catalogue:
         try:
             looked = replace(entry, info=inspect(entry.path, folders), notes=read_notes(entry.path))
         except HypernetworkError as error:
-            looked = replace(entry, problem=str(error), notes=read_notes(entry.path))
+            looked = replace(entry, problem=as_text(error, _LONGEST_WORDS), notes=read_notes(entry.path))
         except OSError as error:
             looked = replace(entry, problem=f"{entry.path}: {error.strerror or error}")
         with self._lock:
@@ -241,7 +244,7 @@ class Catalogue:
         if stamp not in self._hashes:
             digest = hashlib.sha256()
             try:
-                with entry.path.open("rb") as file:
+                with open_regular(entry.path) as file:
                     for piece in pieces(file):
                         digest.update(piece)
             except OSError:
@@ -277,7 +280,7 @@ def _text(entry: Entry) -> str:
     if info is not None:
         parts += [info.name, info.program, info.variant, *info.families, str(info.architecture or "composition")]
         parts += [info.checkpoint or "", info.checkpoint_name or ""]
-    return _folded("\n".join(parts))
+    return _folded("\n".join(part[:_LONGEST_WORDS] for part in parts))
 
 
 _FILTERS: dict[str, Callable[[Entry], bool]] = {

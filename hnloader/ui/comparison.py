@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag, format_number
+from hnloader.texts import shown, well_formed
 from hnloader.ui.host import Generator, PictureRequest
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def read_strengths(text: str) -> tuple[float, ...]:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise HypernetworkError(f"{part!r} is no strength. Write numbers such as 0, 0.5, 1.")
+            raise HypernetworkError(f"{shown(part)} is no strength. Write numbers such as 0, 0.5, 1.")
         strengths.append(value)
     return tuple(dict.fromkeys(strengths))
 
@@ -188,7 +189,7 @@ def save_numbered(image: Image, folder: Path, prefix: str, seed: int, infotext: 
 
     chunks = PngInfo()
     if infotext:
-        chunks.add_text("parameters", infotext.replace("\x00", ""))
+        chunks.add_text("parameters", well_formed(infotext).replace("\x00", ""))
     path = numbered(folder, prefix, seed)
     while True:
         try:
@@ -208,8 +209,8 @@ def numbered(folder: Path, prefix: str, seed: int) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = [re.fullmatch(rf"{re.escape(prefix)}(\d{{5,}})-.*", path.stem) for path in folder.glob("*.png")]
-    except OSError as error:
-        raise HypernetworkError(f"cannot write to {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        raise HypernetworkError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from error
     number = max((int(match[1]) for match in found if match), default=0) + 1
     return folder / f"{prefix}{number:05d}-{seed}.png"
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio
 from gradio.context import Context
+
+from hnloader.texts import all_well_formed
 
 
 def _names(function: Callable[..., Any]) -> set[str]:
@@ -41,7 +44,7 @@ def _known(names: set[str], arguments: dict[str, Any]) -> dict[str, Any]:
 def make(component: str, *arguments: Any, **options: Any) -> Any:
     """A gradio component by its name, with those of the options that this release knows."""
     kind = getattr(gradio, component)
-    return kind(*arguments, **_known(_names(kind.__init__), options))
+    return kind(*map(all_well_formed, arguments), **_known(_names(kind.__init__), _sendable(options)))
 
 
 def html(value: str = "", **options: Any) -> Any:
@@ -78,7 +81,32 @@ def listen(
         known["api_visibility"] = "private"
     else:
         known["api_name"] = False
-    return event(function, **known)
+    return event(_sending(function), **known)
+
+
+def _sendable(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: all_well_formed(value) for name, value in options.items()}
+
+
+def _sending(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The same function; all that it returns or yields can be sent as UTF-8, or the page would get nothing of it."""
+    if function is None:
+        return None
+    made = function
+    if inspect.isgeneratorfunction(inspect.unwrap(function)):
+
+        @functools.wraps(made)
+        def yielding(*arguments: Any) -> Iterator[Any]:
+            for values in made(*arguments):
+                yield all_well_formed(values)
+
+        return yielding
+
+    @functools.wraps(made)
+    def returning(*arguments: Any) -> Any:
+        return all_well_formed(made(*arguments))
+
+    return returning
 
 
 def update(**values: Any) -> Any:

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from hnloader import __version__
 from hnloader.errors import HypernetworkError
-from hnloader.files import remove_leftovers, replacing
+from hnloader.files import open_regular, remove_leftovers, replacing
 from hnloader.formats.safetensors import decode_value, encode_value
 from hnloader.inspection import FileInfo
 from hnloader.network import Architecture
+from hnloader.texts import takes
 from hnloader.ui.sidecars import notes_path
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def index_path(cache: Path, folders: Sequence[Path]) -> Path:
 def read_index(path: Path) -> dict[str, Any]:
     """The records of an index by the keys of their files; none where it is no sound index of this version."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             about = json.loads(file.readline(1000))
             body = file.read(_LARGEST_INDEX)
         if about != _about(body):
@@ -113,7 +114,11 @@ def _record(entry: Entry) -> dict[str, Any] | None:
     if info is None or info.architecture is None:
         return None
     told: dict[str, Any] = {name: getattr(info, name) for name in (*_PLAIN, *_TUPLES)}
-    with contextlib.suppress(HypernetworkError, RecursionError):  # metadata of a kind that cannot be written
+    if not takes([told, info.metadata, entry.notes], _LONGEST_RECORD):  # before anything of that length is made
+        return None
+    with contextlib.suppress(
+        HypernetworkError, RecursionError, ValueError
+    ):  # metadata of a kind that cannot be written
         told["metadata"] = encode_value(info.metadata)
         told["architecture"] = encode_value(vars(info.architecture))
         record = {

@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from hnloader.texts import as_text, shown, well_formed
 from hnloader.ui.sidecars import read_description, thumbnail
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u
 # gradio 6 fills values into templates: their marks must not come from a file.
 _TEMPLATE_MARKS = {"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"}
 _LONGEST_VALUE = 300
+_LONGEST_TEXT = 10_000  # of notices with lists, of prompts
+_MOST_VALUES = 200
 _MOST_TWINS = 10
 
 
@@ -32,11 +36,10 @@ PICKED_JS = "(ignored) => [window.hnlPicked]"
 _PICK = f"window.hnlPicked=this.dataset.key;document.querySelector('#{PICK_BUTTON}').click()"
 
 
-def escaped(value: object, longest: int | None = None) -> str:
+def escaped(value: object, longest: int = _LONGEST_TEXT) -> str:
     """Text for HTML, in an element or in a quoted attribute."""
-    text = _INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", str(value))
-    if longest is not None and len(text) > longest:
-        text = text[: longest - 1] + "…"
+    text = well_formed(as_text(value, longest))
+    text = as_text(_INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text), longest)
     text = html.escape(text)
     return "".join(_TEMPLATE_MARKS.get(letter, letter) for letter in text)
 
@@ -126,7 +129,7 @@ def headline(entry: Entry) -> str:
 def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
     """What one file holds."""
     info = entry.info
-    rows = [("Name in the file", escaped(info.name)), *facts(info)] if info else []
+    rows = [("Name in the file", escaped(info.name, _LONGEST_VALUE)), *facts(info)] if info else []
     rows.append(("File", f"{size_text(entry.size)}, changed {_date(entry.modified)}"))
     rows.append(("In folder", escaped(entry.file.folder)))
     rows.append(("SHA-256", f"<code>{escaped(sha256)}</code>"))
@@ -139,13 +142,15 @@ def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
     description = read_description(entry.path)
     rows += [("Description", escaped(description, 2000))] if description else []
     further = info.further if info else {}
-    rows += [(escaped(key), escaped(value, _LONGEST_VALUE)) for key, value in further.items()]
+    first = islice(further.items(), _MOST_VALUES)
+    rows += [(escaped(key, 80), escaped(value, _LONGEST_VALUE)) for key, value in first]
+    rows += [("…", f"{len(further) - _MOST_VALUES:,} more")] if len(further) > _MOST_VALUES else []
     return f'<div class="hnl-details">{table(rows)}</div>'
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
     """Labels and values; the values are HTML."""
-    body = "".join(f"<tr><th scope='row'>{label}</th><td>{value}</td></tr>" for label, value in rows)
+    body = "".join(f"<tr><th scope='row'>{label}</th><td>{cell}</td></tr>" for label, cell in rows)
     return f'<table class="hnl-table">{body}</table>'
 
 
@@ -182,13 +187,15 @@ def size_text(size: float) -> str:
 
 def facts(info: FileInfo) -> list[tuple[str, str]]:
     """Labels, and what a file holds as HTML."""
-    checkpoint = " ".join(filter(None, (info.checkpoint_name, f"({info.checkpoint})" if info.checkpoint else "")))
+    known = as_text(info.checkpoint or "", 40)
+    name = as_text(info.checkpoint_name or "", _LONGEST_VALUE)
+    checkpoint = " ".join(filter(None, (name, f"({known})" if known else "")))
     return [
         ("Fits", escaped(fits(info))),
-        ("Widths", escaped(", ".join(map(str, info.widths)) or "its members'")),
+        ("Widths", escaped(shown(info.widths, _LONGEST_VALUE).strip("(),") or "its members'")),
         ("Architecture", escaped(_structure(info))),
-        ("Variant", escaped(f"{info.program}, {info.variant}; {info.format} ({info.container})")),
-        ("Checkpoint", escaped(checkpoint or "not said")),
+        ("Variant", escaped(f"{info.program}, {as_text(info.variant, 100)}; {info.format} ({info.container})")),
+        ("Checkpoint", escaped(checkpoint or "not said", _LONGEST_VALUE)),
         ("Trained", escaped("not said" if info.step is None else f"{info.step:,} steps")),
         ("Parameters", escaped(f"{info.parameters:,} ({', '.join(info.dtypes) or 'none'})")),
         *((("Made of", "<br>".join(escaped(member.name) for member in info.members)),) if info.members else ()),

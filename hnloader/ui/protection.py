@@ -42,8 +42,10 @@ class Protection:
         if not reads and is_of_another_site(headers):
             await _refuse(scope, send, 403, "a page of another site may not use this one")
             return
-        given = headers.get("content-length", "0")
-        if not given.isdecimal() or int(given) > self._largest:
+        if "host" in headers and host_in(f"//{headers['host']}") is None:
+            await _refuse(scope, send, 400, "the request names no host that can be")
+            return
+        if not length_within(headers.get("content-length", "0"), self._largest):
             await _refuse(scope, send, 413, f"a request has at most {self._largest >> 20} MiB")
             return
         await self._bounded(scope, receive, send)
@@ -81,7 +83,22 @@ def is_of_another_site(headers: Mapping[str, str]) -> bool:
     if fetch is not None:
         return fetch not in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host", "")
+    return origin is not None and host_in(origin) != headers.get("host", "")
+
+
+def host_in(address: str) -> str | None:
+    """Return host and port of an address; None where it is malformed, such as `http://[::1`."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.hostname, parts.port  # each has rules of its own
+    except ValueError:
+        return None
+    return parts.netloc
+
+
+def length_within(given: str, largest: int) -> bool:
+    """Tell whether a Content-Length is a number of at most `largest`."""
+    return given.isdecimal() and len(given) <= len(str(largest)) and int(given) <= largest
 
 
 async def _refuse(scope: _Message, send: _Send, status: int, reason: str) -> None:

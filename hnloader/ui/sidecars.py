@@ -11,14 +11,13 @@ import contextlib
 import io
 import json
 import math
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import replacing
+from hnloader.files import open_regular, read_regular, replacing
 from hnloader.images import read_image
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ _SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif")
 _LARGEST_NOTES = 2**20
 _LARGEST_PREVIEW = 50 * 2**20
 _LONGEST_TEXT = 100_000
-_HALF = re.compile("[\ud800-\udfff]")
 NOTES, DESCRIPTION, STRENGTH = "notes", "description", "preferred weight"
 
 
@@ -100,6 +98,14 @@ def read_description(path: Path) -> str:
     return text_in(read_values(path), DESCRIPTION)
 
 
+def description_beside(path: Path) -> str:
+    """Return the description in a text file beside it, `ink.txt` or `ink.description.txt`, as the webuis read it."""
+    for name in (f"{path.stem}.txt", f"{path.stem}.description.txt"):
+        with contextlib.suppress(OSError):
+            return read_regular(path.with_name(name), _LARGEST_NOTES).decode("utf-8-sig", errors="replace")
+    return ""
+
+
 def text_in(values: dict[str, Any], key: str) -> str:
     """A text among the values of `read_values`, "" where there is none."""
     text = values.get(key)
@@ -137,17 +143,14 @@ def save_values(path: Path, changes: dict[str, Any]) -> Path:
         raise HypernetworkError(f"{target} is no JSON object; notes would overwrite it. Rename that file.")
     with replacing(target) as temporary:
         text = json.dumps({**values, **changes}, ensure_ascii=False, indent=4)
-        if _HALF.search(text):  # which UTF-8 lacks, and JSON keeps as an escape
-            text = json.dumps({**values, **changes}, indent=4)
-        temporary.write_text(text, encoding="utf-8")
+        # Lone surrogates become the escapes that JSON has for them, and stay what they are.
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
     return target
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LARGEST_NOTES:
-            return {}
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(read_regular(path, _LARGEST_NOTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -156,7 +159,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _is_something_else(path: Path) -> bool:
     """Whether a file stands there that is neither empty nor an empty JSON object; raises HypernetworkError."""
     try:
-        content = path.read_bytes()[:_LARGEST_NOTES].decode("utf-8-sig", errors="replace").strip()
+        with open_regular(path) as file:
+            content = file.read(_LARGEST_NOTES).decode("utf-8-sig", errors="replace").strip()
     except FileNotFoundError:
         return False
     except OSError as error:

@@ -139,8 +139,9 @@ def _middleware(address: str, auth: object) -> list[Any]:
     protection = [Middleware(Protection)]
     if auth is not None or not is_local(address):
         return protection
-    # The last one is what Starlette makes of `[::1]:7870`.
-    return [Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", address, "["]), *protection]
+    # The last two are what releases of Starlette make of `[::1]:7870`.
+    allowed = ["localhost", "127.0.0.1", address, f"[{address}]", "["]
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=allowed), *protection]
 
 
 def _free_port(address: str, port: int | None) -> int:

@@ -31,7 +31,8 @@ from typing import Any
 
 from hnloader.conversion.planning import numbered
 from hnloader.errors import HypernetworkError
-from hnloader.files import check_room, make_folder, replacing
+from hnloader.files import check_room, expanded, lock_file, make_folder, open_regular, read_regular, replacing
+from hnloader.texts import shown
 
 try:
     import fcntl
@@ -92,7 +93,7 @@ class TrainingFiles:
     def problem(self) -> str:
         """The last error in the log, or the end of a traceback; "" where there is neither."""
         try:
-            with self.log.open("rb") as file:
+            with open_regular(self.log) as file:
                 file.seek(max(0, self.log.stat().st_size - _LOG_END))
                 lines = file.read().decode("utf-8", errors="replace").splitlines()
         except OSError:
@@ -130,7 +131,8 @@ class Trainings:
         """The files of a training. Raises HypernetworkError for what is no name."""
         if not _NAME.fullmatch(name) or name != name.strip() or name.endswith("."):
             raise HypernetworkError(
-                f"{name!r} cannot be a name: letters, digits, spaces and . _ - + ( ) were expected, at most 64 of them"
+                f"{shown(name)} cannot be a name: letters, digits, spaces and . _ - + ( ) were expected, at most 64 of "
+                "them"
             )
         return TrainingFiles(self.folder / name, name)
 
@@ -146,8 +148,8 @@ class Trainings:
         from hnloader.training.schema import read_yaml
 
         try:
-            found = read_yaml(self.files(name).config.read_text(encoding="utf-8"))
-        except OSError as error:
+            found = read_yaml(read_regular(self.files(name).config).decode("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
             raise HypernetworkError(f"there is no training {name!r} in {self.folder}") from error
         return found if isinstance(found, dict) else {}
 
@@ -170,7 +172,7 @@ class Trainings:
         files = self.files(name)
         given = {**settings, "output": str(files.output)}
         for key in ("pictures", "model", "model_config", "start_from", "output"):
-            path = Path(str(given.get(key) or "")).expanduser()
+            path = expanded(str(given.get(key) or ""))
             if given.get(key) and (key != "model" or path.exists()):  # a model may be a name on the hub
                 given[key] = str(path.absolute())
         config = read_config(None, given, preset)
@@ -249,12 +251,13 @@ class Trainings:
         make_folder(self.folder)
         command = [self.python, "-m", "hnloader", "train", str(files.config.absolute()), *options]
         with contextlib.ExitStack() as stack:
-            lock = stack.enter_context(self._lock_path.open("ab"))
+            lock = stack.enter_context(lock_file(self._lock_path))
             self._take(lock)
             make_folder(files.folder)
             with replacing(files.config) as temporary:
                 temporary.write_text(config, encoding="utf-8")
-            log = stack.enter_context(files.log.open("wb"))
+            log = stack.enter_context(lock_file(files.log))
+            log.truncate(0)
             own: dict[str, Any] = {"start_new_session": True, "pass_fds": (lock.fileno(),)}
             if sys.platform == "win32":
                 own = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -293,7 +296,7 @@ class Trainings:
             # Without such locks a page knows the processes that it started itself.
             return job["pid"] in _children and _children[job["pid"]].poll() is None
         try:
-            with self._lock_path.open("rb") as lock:
+            with open_regular(self._lock_path) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -303,7 +306,7 @@ class Trainings:
 
     def _job(self) -> dict[str, Any] | None:
         try:
-            job = json.loads(self._job_path.read_text(encoding="utf-8"))
+            job = json.loads(read_regular(self._job_path))
             return {"name": str(job["name"]), "pid": int(job["pid"])}
         except (OSError, ValueError, TypeError, KeyError):
             return None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_model import save_hypernetwork
 from typer.testing import CliRunner
 
@@ -137,6 +138,23 @@ def test_no_argument_is_a_usage_error() -> None:
     result = run()
     assert result.exit_code == 2
     assert "Missing argument" in result.stderr
+
+
+def test_many_files_of_another_kind_share_a_line(folder: Path) -> None:
+    for index in range(50):
+        save_file({f"lora_unet_{index}.lora_up.weight": torch.zeros(2, 2)}, folder / f"lora-{index:02}.safetensors")
+        torch.save({f"key {index}": "a text"}, folder / f"other-{index:02}.pt")
+        (folder / f"cut-off-{index:02}.pt").write_bytes((GOLDENS / "relu_121.pt").read_bytes()[: 100 + index])
+    result = run(folder)
+    assert result.exit_code == 1
+    lines = [line for line in result.stdout.splitlines() if line.startswith("✗")]
+    assert "✗ 50 files: a LoRA; lora-00.safetensors, lora-01.safetensors and 48 more" in lines
+    assert "✗ 50 files: a dict without a key per width; other-00.pt, other-01.pt and 48 more" in lines
+    # What is damaged is named with its own reason, and so are few of a kind.
+    assert sum(line.startswith("✗ cut-off-") for line in lines) == 50
+    assert len(lines) == 2 + 50 + 2
+    assert "2 hypernetworks, 152 other files" in result.stderr
+    assert len(json.loads(run(folder, "--json").stdout)) == 154
 
 
 # -- images

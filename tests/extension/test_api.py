@@ -333,3 +333,23 @@ def test_the_hosts_own_list_has_ours(running: Webui) -> None:
 def test_after_reload_ui_the_routes_are_there_again(running: Webui) -> None:
     running.reload()
     assert client(running).get(f"{V1}/hypernetworks").json()["total"] == 3
+
+
+def test_a_name_that_is_not_utf8_is_listed_found_and_converted_by_its_escapes(running: Webui) -> None:
+    odd = running.hypernetworks / "sketches" / "odd\udcff.pt"
+    try:
+        (running.hypernetworks / "ink.pt").rename(odd)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes names in UTF-8 alone")
+    asked = client(running)
+    listed = asked.get(f"{V1}/hypernetworks").json()["files"]
+    (found,) = (file for file in listed if "odd" in file["file"])
+    assert (found["name"], found["file"]) == ("odd\\udcff", "sketches/odd\\udcff.pt")
+    assert asked.get(f"{V1}/hypernetworks", params={"search": "d\\udcff"}).json()["total"] == 1
+    told = asked.get(f"{V1}/inspect", params={"name": found["name"]}).json()
+    assert told["problem"] is None and told["info"]["path"] == "sketches/odd\\udcff.pt"
+    done = asked.post(f"{V1}/convert", json={"name": found["name"]}).json()
+    assert (done["file"], done["action"]) == ("sketches/odd\\udcff.safetensors", "converted")
+    odd.write_bytes(b"damaged")
+    assert "odd\\udcff.pt" in asked.get(f"{V1}/inspect", params={"name": found["file"]}).json()["problem"]
+    assert asked.get(f"{V1}/inspect", params={"name": "od\\udcff"}).status_code == 404

@@ -6,6 +6,7 @@ import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio
@@ -15,6 +16,7 @@ from standins.unets import ALL_WIDTHS
 from standins.webui import Webui
 from tiny_model import save_hypernetwork
 
+from extension.runtime import Extension
 from hnloader.ui import sidecars
 
 
@@ -147,16 +149,15 @@ def test_the_metadata_button_shows_what_the_header_holds_without_folders(running
 
 def test_showing_the_page_opens_no_hypernetwork(running: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    original = Path.open
 
-    def watched(self: Path, *args: Any, **kwargs: Any) -> Any:
-        opened.append(self.suffix)
-        return original(self, *args, **kwargs)
+    def watched(path: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(Path(path).suffix)
+        return open(path, *args, **kwargs)  # noqa: PTH123
 
-    monkeypatch.setattr(Path, "open", watched)
+    monkeypatch.setattr("hnloader.files.open", watched, raising=False)
     monkeypatch.setattr("hnloader.inspect", lambda *given: opened.append("inspect"))
     names(running)
-    assert set(opened) <= {".json"}
+    assert set(opened) <= {".json", ".txt"}
 
 
 def test_the_dialogue_shows_the_file_and_what_was_noted(running: Webui, editor: Any) -> None:
@@ -214,3 +215,22 @@ def test_files_that_were_added_have_cards_after_refresh(running: Webui) -> None:
     save_hypernetwork(running.hypernetworks / "late.safetensors", ALL_WIDTHS)
     page_of(running).refresh()
     assert "late" in names(running)
+
+
+def test_a_name_that_is_not_utf8_leaves_page_lists_and_plot_whole(running: Webui) -> None:
+    """The webuis send one page of all cards, and one answer with all names."""
+    odd = running.hypernetworks / "odd\udcff.pt"
+    try:
+        (running.hypernetworks / "wash.safetensors").rename(odd)
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes names in UTF-8 alone")
+    odd.with_suffix(".json").write_text(json.dumps({"description": "\ud800"}))
+    page = page_of(running)
+    page.refresh()
+    assert names(running) == ["ink", "sketches/ink"]
+    assert page.create_html("txt2img").encode("utf-8")
+    running.shared.reload_hypernetworks()
+    assert json.dumps(running.shared.hypernetworks, ensure_ascii=False).encode("utf-8")
+    extension = Extension(SimpleNamespace(folders=lambda: [running.hypernetworks]))
+    assert set(extension.names()) == {"ink", "odd\\udcff"}  # what the panel and the plot offer
+    assert extension.find("odd\\udcff") == str(odd)

@@ -293,10 +293,12 @@ def test_what_cannot_be_opened(reader: str, tmp_path: Path) -> None:
 def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "style.pt", simple_tree())
 
-    def refuse(self: Path, *arguments: object, **named: object) -> object:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path: Path, *arguments: object, **named: object) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, whom no permission stops
+    monkeypatch.setattr(
+        "hnloader.files.open", refuse, raising=False
+    )  # the tests may run as root, whom no permission stops
     with pytest.raises(HypernetworkError, match=r"style\.pt cannot be opened: Permission denied"):
         hnloader.load(path)
 

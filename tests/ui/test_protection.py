@@ -120,3 +120,23 @@ def test_the_page_converts_nothing_where_the_disk_would_be_full(tmp_path: Path, 
 def test_pictures_have_an_end(size: tuple[int, int]) -> None:
     with pytest.raises(HypernetworkError, match="at most 4,096 pixels"):
         settings.asked(None, *size)
+
+
+@pytest.mark.parametrize(
+    ("address", "host"), [("::1", "[::1]:7870"), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1:7870")]
+)
+def test_the_address_that_is_served_is_a_host(address: str, host: str) -> None:
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from hnloader.ui.standalone import _middleware
+
+    page = Starlette(
+        routes=[Route("/", lambda request: PlainTextResponse("page"))], middleware=_middleware(address, None)
+    )
+    client = TestClient(page)
+    assert client.get("/", headers={"host": host}).status_code == 200
+    for other in ("[::1", "elsewhere", "[::2]:7870"):
+        assert client.get("/", headers={"host": other}).status_code == 400

@@ -116,8 +116,7 @@ def test_notes_that_cannot_be_read_are_not_overwritten(tmp_path: Path, monkeypat
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", refuse)
-        patched.setattr(Path, "read_text", refuse)
+        patched.setattr("hnloader.files.open", refuse, raising=False)
         with pytest.raises(HypernetworkError, match="Permission denied"):
             save_notes(tmp_path / "ink.pt", "new")
     assert read_notes(tmp_path / "ink.pt") == "old"

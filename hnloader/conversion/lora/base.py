@@ -23,6 +23,7 @@ from hnloader.conversion.lora.names import diffusers_name
 from hnloader.conversion.lora.running import Denoiser, DiffusersDenoiser
 from hnloader.errors import HypernetworkError
 from hnloader.families import model_family
+from hnloader.files import expanded, read_regular
 from hnloader.formats.checkpoint import load_plain
 from hnloader.formats.outgoing import tensor_bytes
 from hnloader.pipelines import CHECKPOINT_SUFFIXES, ModelError, choose_device, choose_dtype, load_model, quiet
@@ -142,7 +143,7 @@ def open_base(
     unet = unet_of(source)
     if unet is not None:
         return _of_modules(type(source).__name__, None if source is unet else source, unet)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return _of_folder(path, device, dtype)
     if path.is_file():
@@ -373,7 +374,7 @@ def _unet_config(path: Path, family: str | None, config: str | os.PathLike[str] 
     if config is not None:
         for file in (Path(config) / "unet" / "config.json", Path(config) / "config.json"):
             if file.is_file():
-                found: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
+                found: dict[str, object] = json.loads(read_regular(file))
                 return found
         raise ModelError(f"{config} has no unet/config.json: give a diffusers folder of the same kind of model.")
     if family is None or family not in UNET_CONFIGS:

@@ -30,7 +30,7 @@ from hnloader.conversion.lora.statistics import Layer, Progress, Sampling, Stati
 from hnloader.conversion.lora.writing import describe, name_style, named_tensors, overflowing, write
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
 from hnloader.families import families
-from hnloader.files import check_free, replacing_together, same_file
+from hnloader.files import check_free, read_regular, replacing_together, same_file
 from hnloader.formats.hns import files_of
 from hnloader.inspection import FileInfo
 from hnloader.network import SIDES, Hypernetwork, SideName
@@ -252,7 +252,7 @@ def prompt_list(given: Sequence[str] | str | os.PathLike[str] | None, base: Base
     elif base.folder is not None and (base.folder / OWN_PROMPTS).is_file():
         path = base.folder / OWN_PROMPTS
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise HypernetworkError(f"{path} cannot be read as a list of prompts: {error}") from error
     return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.texts import well_formed
 from hnloader.ui.compat import update
 
 if TYPE_CHECKING:
@@ -38,5 +39,7 @@ def _labelled(catalogue: Catalogue) -> dict[str, Entry]:
     entries = catalogue.search()
     counts = Counter(entry.label for entry in entries)
     return {
-        entry.label if counts[entry.label] == 1 else f"{entry.label} ({entry.file.folder})": entry for entry in entries
+        # The browser sends it back as it was sent to it.
+        well_formed(entry.label if counts[entry.label] == 1 else f"{entry.label} ({entry.file.folder})"): entry
+        for entry in entries
     }

@@ -45,15 +45,15 @@ class _Compare:
     ) -> Comparison:
         """The comparison that the inputs describe. Raises HypernetworkError."""
         more = settings.asked(*sampler_and_size)
-        request = PictureRequest("", negative or "", steps=int(steps or 0), guidance=guidance, **more)
+        request = PictureRequest("", negative or "", steps=settings.whole(steps, "Steps"), guidance=guidance, **more)
         files = tuple(entry.path for entry in chosen_files(self.catalogue, labels))
         comparison = Comparison(
             read_prompts(prompts or ""),
             files,
             read_strengths(strengths or ""),
             request,
-            int(seed or 0),
-            int(seeds or 0),
+            settings.whole(seed, "Seed"),
+            settings.whole(seeds, "Seeds for each prompt"),
         )
         comparison.check()
         if request.steps > settings.MOST_STEPS:

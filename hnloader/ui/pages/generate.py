@@ -119,7 +119,7 @@ class _Generate:
                 f"At most {MOST_PICTURES} pictures of {settings.MOST_STEPS} steps are made at once."
             )
         check_room(self.host.output(), int(count) * settings.PICTURE_SIZE)
-        first = secrets.randbelow(2**32 - int(count)) if seed is None or seed < 0 else int(seed)
+        first = secrets.randbelow(2**32 - int(count)) if seed is None or seed < 0 else settings.whole(seed, "Seed")
         more = settings.asked(*sampler_and_size)
         return PictureRequest(prompt or "", negative or "", first, int(steps), guidance=guidance, **more)
 

@@ -10,6 +10,7 @@ from hnloader.errors import HypernetworkError
 from hnloader.images import PHOTOS, STILL, read_image
 from hnloader.library import HypernetworkNotFoundError, Library
 from hnloader.prompt import PromptTagError, Tag
+from hnloader.texts import well_formed
 from hnloader.ui import markup
 from hnloader.ui.catalogue import ALL, DUPLICATES, FILTERS, SORTS, Catalogue, Entry
 from hnloader.ui.compat import html, listen, make, picture_input, update
@@ -242,7 +243,7 @@ def _with_picked(others: int) -> str:
 def tag_text(entry: Entry, catalogue: Catalogue) -> str:
     """How a prompt names the file, at its preferred strength if it has one, or why it cannot."""
     try:
-        return str(Tag(tag_name(entry, catalogue), strength_in(read_values(entry.path)) or 1.0))
+        return well_formed(str(Tag(tag_name(entry, catalogue), strength_in(read_values(entry.path)) or 1.0)))
     except PromptTagError as error:
         return str(error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.prompt import is_finite
 from hnloader.ui.compat import make
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ def sampler_and_size(generator: Generator) -> tuple[Any, Any, Any]:
 def steps(elem_id: str) -> Any:
     """The component for the sampling steps."""
     return make("Slider", label="Steps", value=20, minimum=1, maximum=MOST_STEPS, step=1, elem_id=elem_id)
+
+
+def whole(value: float | None, what: str) -> int:
+    """Return the whole number in a field, 0 where it is empty. Raises HypernetworkError for NaN and infinity."""
+    if not is_finite(value or 0):
+        raise HypernetworkError(f"{what} is {value}. Write a whole number.")
+    return int(value or 0)
 
 
 def asked(sampler: str | None, width: float | None, height: float | None) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.files import expanded
 from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.compat import html, listen, make, picture_output, update
 from hnloader.ui.pages.library import tag_name
 from hnloader.ui.pages.running import complaint
+from hnloader.ui.pages.settings import whole
 from hnloader.ui.trainings import Trainings
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class _Train:
             from hnloader.training.dataset import TOKENS, count_tokens, note_long_captions, read_folder
             from hnloader.training.sheet import contact_sheet
 
-            found = read_folder(Path((pictures or "").strip()).expanduser().absolute(), DataConfig())
+            found = read_folder(expanded((pictures or "").strip()).absolute(), DataConfig())
             note_long_captions(found, lambda picture, index: picture.caption or "", count_tokens, TOKENS)
             sheet = contact_sheet(found, DataConfig(), _LOOK_SIDE)
         except ImportError as error:
@@ -94,7 +96,7 @@ class _Train:
                 "model": (model or "").strip(),
                 "method": method,
             }
-            settings |= {"steps": int(steps or 0), "learning_rate": (rate or "auto").strip()}
+            settings |= {"steps": whole(steps, "Steps"), "learning_rate": (rate or "auto").strip()}
             trainings = self._trainings(python)
             self._check(trainings)
             trainings.start((name or "").strip(), settings | _settings(more), preset)
@@ -110,7 +112,7 @@ class _Train:
             if not name:
                 raise HypernetworkError("Choose a training to go on with.")
             self._check(trainings)
-            trainings.resume(name, self._more_steps(trainings.files(name), int(steps or 0)))
+            trainings.resume(name, self._more_steps(trainings.files(name), whole(steps, "Steps")))
         except Exception as error:
             yield self._refused(error)
             return
