@@ -244,8 +244,6 @@ def _part(target: Path, withheld: int, overwrite: bool) -> Iterator[_Part]:
         if not overwrite:
             check_free(target)
         old = _old(target)
-        if old is not None and not stat.S_ISDIR(old.st_mode):
-            _check_regular(old, os.fspath(target))  # `/dev/stdout` would become a file
         mode = (0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777) & ~withheld
         # The owner can always write to the temporary file; the umask narrows it for the others.
         temporary, handle = _create(target, (mode | 0o600) & 0o666)
@@ -279,12 +277,19 @@ def _existing(target: Path) -> ExistingFileError:
 
 
 def _old(target: Path) -> os.stat_result | None:
-    """What the system says of the file at `target`; None where there is none."""
+    """Return what the system says of the file at `target`; None where there is none.
+
+    Raises:
+        OSError: A pipe, a socket or a device stands there: `/dev/stdout` would become a file.
+    """
     try:
         status = target.stat()
     except OSError:
         return None
-    return status if stat.S_ISREG(status.st_mode) else None
+    if stat.S_ISDIR(status.st_mode):
+        return None
+    _check_regular(status, os.fspath(target))
+    return status
 
 
 def _withheld(sources: Iterable[str | os.PathLike[str]]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.files import LEGACY_OFFSET, legacy_hash_of, replacing, sha256_of
+from hnloader.files import LEGACY_OFFSET, legacy_hash_of, open_regular, read_regular, replacing, sha256_of
 from hnloader.infotext import without_hash
 from hnloader.library import Library, LibraryFile
 
@@ -53,7 +53,7 @@ class Hashes:
         if stamp[0] <= LEGACY_OFFSET:
             return LEGACY_OF_NOTHING
         if (known := self._legacy.get(key)) is None or known[:-1] != stamp:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 known = self._legacy[key] = [*stamp, legacy_hash_of(file)]
         return str(known[-1])
 
@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
     try:
         if path.stat().st_size > _LARGEST_CACHE:
             return {}
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_regular(path))
         if found["version"] != _VERSION:
             return {}
         return {

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from hnloader.files import replacing
 from hnloader.images import read_text
 from hnloader.prompt import PromptTagError, parse_tag, tag_bodies
-from hnloader.texts import well_formed
+from hnloader.texts import shown, well_formed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -207,7 +207,7 @@ def _number(text: str) -> float | None:
 
 def _checked(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{key!r} cannot be a key: two or more letters, digits, spaces, '-' or '/'")
+        raise ValueError(f"{shown(key)} cannot be a key: two or more letters, digits, spaces, '-' or '/'")
     return key
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 from hnloader.errors import HypernetworkError
 from hnloader.families import families
@@ -19,10 +18,11 @@ from hnloader.formats.proof import ARCHITECTURE_KEYS
 from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.formats.trees import mapped
 from hnloader.network import Architecture
-from hnloader.texts import plain, shown
+from hnloader.texts import as_text, plain, shown
 
 _CHUNK = 1 << 20
-_MOST_TEXT = 1 << 20  # characters in `FileInfo.to_dict`
+_MOST_TEXT = 1 << 20  # characters of metadata in `FileInfo.to_dict`
+_LONGEST_FACT = 1_000  # characters of a name there
 # Keys that attributes of a `FileInfo` tell.
 _TOLD = frozenset({"name", "step", "sd_checkpoint", "sd_checkpoint_name", *ARCHITECTURE_KEYS})
 
@@ -106,28 +106,28 @@ class FileInfo:
     def to_dict(self, hashes: bool = True) -> dict[str, object]:
         """The same as plain values that JSON can hold; with `hashes` the whole file is read for them.
 
-        A file can mention one long text thousands of times: of more than 1,048,576 characters the rest is left out.
+        A file can mention one long text thousands of times: of more than 1,048,576 characters of metadata the rest is
+        left out, as is what follows the first 1,000 characters of other texts.
         """
         result: dict[str, object] = {
             "path": str(self.path) if self.path is not None else None,
-            "name": self.name,
+            "name": as_text(self.name, _LONGEST_FACT),
             "size": self.size,
             "format": self.format,
             "container": self.container,
             "program": self.program,
-            "variant": self.variant,
+            "variant": as_text(self.variant, _LONGEST_FACT),
             "widths": list(self.widths),
             "families": list(self.families),
             "architecture": _architecture(self.architecture),
             "step": self.step,
-            "checkpoint": self.checkpoint,
-            "checkpoint_name": self.checkpoint_name,
+            "checkpoint": _fact(self.checkpoint),
+            "checkpoint_name": _fact(self.checkpoint_name),
             "parameters": self.parameters,
             "dtypes": list(self.dtypes),
-            "metadata": self.metadata,
+            "metadata": plain(self.metadata, _MOST_TEXT),
             "members": [str(member) for member in self.members],
         }
-        result = cast("dict[str, object]", plain(result, _MOST_TEXT))
         if hashes:
             result |= {"sha256": self.sha256, "short_hash": self.short_hash, "legacy_hash": self.legacy_hash}
         return result
@@ -201,6 +201,10 @@ def _composition(
         members=tuple(member.path for member in members if member.path is not None),
         _file=None if isinstance(file, (str, os.PathLike)) else file,
     )
+
+
+def _fact(text: str | None) -> str | None:
+    return None if text is None else as_text(text, _LONGEST_FACT)
 
 
 def _text(value: object) -> str | None:

@@ -75,21 +75,21 @@ class Tag:
         numbers |= {f"the factor of block {part.block}": part.weight for part in self.blocks}
         for what, value in numbers.items():
             if not is_finite(value):
-                raise PromptTagError(f"Hypernetwork {self.name!r}: {what} is {shown(value)}, not a finite number.")
+                raise PromptTagError(f"Hypernetwork {shown(self.name)}: {what} is {shown(value)}, not a finite number.")
         if not 0.0 <= self.start < self.end <= 1.0:
             window = f"start={format_number(self.start)} and end={format_number(self.end)}"
             raise PromptTagError(
-                f"Hypernetwork {self.name!r}: {window} are fractions of the sampling: 0 <= start < end <= 1."
+                f"Hypernetwork {shown(self.name)}: {window} are fractions of the sampling: 0 <= start < end <= 1."
             )
         for part in self.blocks:
             if not _BLOCK_NAME.fullmatch(part.block):
                 raise PromptTagError(
-                    f"Hypernetwork {self.name!r}: {part.block!r} cannot be a block. "
+                    f"Hypernetwork {shown(self.name)}: {shown(part.block)} cannot be a block. "
                     "Write block=up, or several as block=mid+up@0.5."
                 )
         names = [part.block for part in self.blocks]
         if len(set(names)) < len(names):
-            raise PromptTagError(f"Hypernetwork {self.name!r}: block={'+'.join(names)} names a block twice.")
+            raise PromptTagError(f"Hypernetwork {shown(self.name)}: block={'+'.join(names)} names a block twice.")
 
     def options(self) -> str:
         """The options that differ from their defaults, e.g. `block=up,start=0.2`."""
@@ -105,7 +105,9 @@ class Tag:
     def __str__(self) -> str:
         """The tag as text, as `parse_prompt` reads it. Raises PromptTagError for a name that holds `>`."""
         if ">" in self.name:
-            raise PromptTagError(f"{self.name!r} cannot be written as a tag, because '>' ends a tag. Rename the file.")
+            raise PromptTagError(
+                f"{shown(self.name)} cannot be written as a tag, because '>' ends a tag. Rename the file."
+            )
         name = self.name
         if _NAME_NEEDS_QUOTES.search(name):
             name = '"' + name.replace('"', '""') + '"'
@@ -192,13 +194,13 @@ def parse_tag(body: str) -> Tag:
         option = option.lower()
         if not equals:
             hint = " Write decimals with a point." if _is_number(item) else ""
-            raise PromptTagError(f"Hypernetwork {name!r}: {item!r} is not an option (option=value).{hint}")
+            raise PromptTagError(f"Hypernetwork {shown(name)}: {shown(item)} is not an option (option=value).{hint}")
         if option not in OPTIONS:
             raise PromptTagError(
-                f"Hypernetwork {name!r}: there is no option {option!r}. Options: {', '.join(OPTIONS)}."
+                f"Hypernetwork {shown(name)}: there is no option {shown(option)}. Options: {', '.join(OPTIONS)}."
             )
         if option in given:
-            raise PromptTagError(f"Hypernetwork {name!r}: {option}= is given twice.")
+            raise PromptTagError(f"Hypernetwork {shown(name)}: {option}= is given twice.")
         given[option] = value
     blocks = parse_blocks(name, given.pop("block")) if "block" in given else ()
     return Tag(
@@ -229,7 +231,7 @@ def _split_name(body: str) -> tuple[str, str | None]:
     match = pattern.fullmatch(body)
     if match is None:
         raise PromptTagError(
-            f"The name in {body!r} starts with a double quote: end it with one before the next colon, "
+            f"The name in {shown(body)} starts with a double quote: end it with one before the next colon, "
             "and double those within it."
         )
     if pattern is _QUOTED_NAME:
@@ -241,7 +243,9 @@ def _number(name: str, what: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise PromptTagError(f"Hypernetwork {name!r}: {what} is {text!r}, not a number such as 0.8.") from None
+        raise PromptTagError(
+            f"Hypernetwork {shown(name)}: {what} is {shown(text)}, not a number such as 0.8."
+        ) from None
 
 
 def _is_number(text: str) -> bool:

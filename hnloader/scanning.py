@@ -29,6 +29,7 @@ from hnloader.formats.source import Source, open_source
 from hnloader.formats.tracing import Budget, Trace
 from hnloader.formats.zip_archive import DEFLATED, open_archive
 from hnloader.inspection import inspect
+from hnloader.texts import shown
 
 Verdict = Literal["safe", "suspicious", "not a hypernetwork", "unreadable"]
 VERDICTS: tuple[Verdict, ...] = ("suspicious", "unreadable", "not a hypernetwork", "safe")
@@ -191,7 +192,7 @@ def _look_at_members(source: Source, result: Scan, budget: Budget) -> None:
     for name, member in archive.members.items():
         place = Place(member.start, member.start + member.size, member)
         if _look(source, place, result, budget, name) is None:
-            result.unknown = result.unknown or f"its zip member {name!r} is damaged"
+            result.unknown = result.unknown or f"its zip member {shown(name)} is damaged"
 
 
 def _look(
@@ -218,6 +219,6 @@ def _look(
         named = joined(one.name) if one.name is not None else None
         result.findings.append(Finding(one.what, named, one.offset - base, member))
     if trace.ending == "limit" and limit_counts:
-        where = f"its zip member {member!r}" if member is not None else "a pickle in it"
+        where = f"its zip member {shown(member)}" if member is not None else "a pickle in it"
         result.unknown = result.unknown or f"{where} goes beyond the limits of what is read"
     return trace

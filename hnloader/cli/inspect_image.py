@@ -99,13 +99,14 @@ class ImageReader:
         Raises:
             HypernetworkError: The image is damaged.
         """
+        from hnloader.files import open_regular
         from hnloader.images import is_image
         from hnloader.infotext import made_with, read_png
 
         try:
             if not path.is_file():
                 return None
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 head = file.read(16)
         except OSError:
             return None  # the reader of hypernetworks says why

@@ -153,7 +153,9 @@ def _quoted(path: Path) -> str:
 
 
 def _is_json(path: Path) -> bool:
-    with path.open("rb") as file:
+    from hnloader.files import open_regular
+
+    with open_regular(path) as file:
         return file.read(1) == b"{"
 
 

@@ -40,6 +40,7 @@ from hnloader.formats.hns import (
 from hnloader.formats.source import open_source
 from hnloader.library import SUFFIXES, HypernetworkNotFoundError, Library, LibraryFile
 from hnloader.network import SIDES, Architecture, Hypernetwork, SequentialSide, Side, SideName
+from hnloader.texts import shown
 
 Mode = Literal["chain", "side-by-side", "average"]
 MODES: tuple[Mode, ...] = ("chain", "side-by-side", "average")
@@ -464,7 +465,7 @@ def _built(
 
 
 def _common(parts: Sequence[Part], key: str) -> object:
-    values = {str(part.hypernetwork.metadata.get(key)) for part in parts}
+    values = {shown(part.hypernetwork.metadata.get(key), 1000) for part in parts}
     return parts[0].hypernetwork.metadata.get(key) if len(values) == 1 else None
 
 
@@ -587,10 +588,12 @@ def _check_members(path: Path, target: Path | None, depth: int) -> None:
         library = member_library(source, ())
         for name in read_structure(source)[0].names():
             if _answers(target, name):
-                raise NotMergeableError(f"{path}: it names {name!r}, and so is the result called. Choose another name.")
+                raise NotMergeableError(
+                    f"{path}: it names {shown(name)}, and so is the result called. Choose another name."
+                )
             try:
                 _check_members(library.find(name), target, depth - 1)
             except HypernetworkNotFoundError as error:
                 raise NotMergeableError(
-                    f"{path}: its member {name!r} is not beside it. Put it there. {error}"
+                    f"{path}: its member {shown(name)} is not beside it. Put it there. {error}"
                 ) from error

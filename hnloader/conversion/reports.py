@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hnloader.conversion.results import Result
 from hnloader.errors import HypernetworkError
-from hnloader.files import check_free, replacing
+from hnloader.files import check_free, open_regular, replacing
 
 # What a cell begins with that spreadsheets compute, or skip before they look for that; also in full width.
 _FORMULA = (*"=+-@\t\r\n\0", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -59,13 +59,13 @@ def _is_report(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(_START)
     except OSError:
         return False
     if path.suffix.lower() == ".csv":
-        header = ",".join(_COLUMNS).encode()
-        return start.startswith(header) or start.strip() == _COLUMNS[0].encode()
+        header = _csv([]).encode().strip()
+        return start.startswith(header)
     return re.match(rb'\[(\s*\{\s*"source": |\]\s*$)', start) is not None
 
 

@@ -26,6 +26,7 @@ from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
 from hnloader.formats.pickles import Parameters
 from hnloader.formats.safetensors import header_text
 from hnloader.formats.source import open_source, unchanged
+from hnloader.texts import shown
 
 OnExisting = Literal["overwrite", "skip", "rename"]
 Writer = Callable[[Outgoing, Path], None]
@@ -279,7 +280,7 @@ def _prepared(
 def _kept_otherwise(contents: Contents) -> tuple[str, ...]:
     """Say what becomes another kind in every file that hnloader writes."""
     keys = [key for key, value in contents.metadata.items() if _holds_parameters(value)]
-    told = [f"the torch ParameterDict in {key!r} becomes an OrderedDict of tensors" for key in keys]
+    told = [f"the torch ParameterDict in {shown(key)} becomes an OrderedDict of tensors" for key in keys]
     if contents.ordered is None:
         told.append("some of its state dicts are OrderedDicts and others are not: all become dicts")
     return tuple(told)

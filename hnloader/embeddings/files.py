@@ -33,6 +33,7 @@ from hnloader.formats.safetensors import check_header, decode_value, encode_valu
 from hnloader.formats.source import Source, open_source
 from hnloader.formats.torch_zip import write_tree
 from hnloader.formats.trees import mapped
+from hnloader.texts import as_text, shown
 
 Form = Literal["webui", "diffusers"]
 # The webui's own token for the vectors, and the id that the first trainer gave it.
@@ -113,7 +114,7 @@ def save_embedding(
     if suffix not in writers:
         near = difflib.get_close_matches(suffix, writers, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise UnknownFormatError(f"{target} ends in {suffix!r}; {', '.join(writers)} were expected.{hint}")
+        raise UnknownFormatError(f"{target} ends in {shown(suffix)}; {', '.join(writers)} were expected.{hint}")
     if target.is_dir():
         raise HypernetworkError(f"{target} is a folder; name a file")
     with replacing(target, overwrite=overwrite, sources=sources) as temporary:
@@ -254,8 +255,8 @@ def _one_of(found: Mapping[Any, object], token: str | None) -> tuple[str, Tensor
         return token, vectors[token]
     if token is None and len(vectors) == 1:
         return next(iter(vectors.items()))
-    words = ", ".join(repr(word[:40]) for word in vectors) or "none"
-    asked = "" if token is None else f" and none named {token!r}"
+    words = ", ".join(shown(word, 40) for word in vectors) or "none"
+    asked = "" if token is None else f" and none named {shown(token)}"
     raise UnsupportedArchitectureError(f"it holds {len(vectors)} embeddings ({words}){asked}; pick one by `token`")
 
 
@@ -274,7 +275,7 @@ def _kind(tree: object) -> str:
     if isinstance(tree, dict) and "key per width" not in kind and "embedding" not in kind:
         return kind
     if isinstance(tree, dict):
-        keys = ", ".join(repr(str(key)[:40]) for key in islice(tree, 4)) or "none"
+        keys = ", ".join(shown(as_text(key, 40)) for key in islice(tree, 4)) or "none"
         return f"a dict of a kind that is not known here (its keys: {keys}), not an embedding"
     what = (
         f"single tensor of shape {list(tree.shape)}" if isinstance(tree, TensorRef) else f"saved {type(tree).__name__}"
@@ -326,7 +327,7 @@ def _check_keys(embedding: Embedding) -> None:
     for key in embedding.metadata:
         if type(key) is not str or key in _KEYS:
             raise UnsupportedArchitectureError(
-                f"metadata: the key {key!r:.80} stands for something else in an embedding's file. Rename it."
+                f"metadata: the key {shown(key)} stands for something else in an embedding's file. Rename it."
             )
 
 
@@ -354,7 +355,7 @@ def _picture_tree(embedding: Embedding) -> dict[str, object]:
     for key, value in embedding.metadata.items():
         if not pictures.keeps(key, value):
             raise UnsupportedArchitectureError(
-                f"metadata: {key!r:.80} would be read back as another value or type, because embeddings in pictures "
+                f"metadata: {shown(key)} would be read back as another value or type, because embeddings in pictures "
                 "are JSON. Save as .pt, or change it."
             )
     return _tree(embedding, "webui", None)
@@ -375,7 +376,7 @@ def _write_safetensors(embedding: Embedding, path: Path, form: Form, token: str 
         **embedding.metadata,
     }
     if tensors.keys() & about.keys():
-        raise UnsupportedArchitectureError(f"the token {min(tensors)!r:.80} is a key of its metadata too. Rename one.")
+        raise UnsupportedArchitectureError(f"the token {shown(min(tensors))} is a key of its metadata too. Rename one.")
     try:
         exact = json.dumps(encode_value(about))
     except UnsupportedArchitectureError as error:

@@ -23,6 +23,7 @@ from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatEr
 from hnloader.formats.source import Source
 from hnloader.formats.trees import canonical
 from hnloader.images import read_image, read_text
+from hnloader.texts import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +153,7 @@ def _number(digits: str) -> float:
 def _listed(value: object) -> object:
     if isinstance(value, Tensor):
         return {"TORCHTENSOR": value.float().tolist()}
-    return str(value)
+    return shown(value)
 
 
 # -- pixels

@@ -46,6 +46,7 @@ from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import FileLike, Source, joined, open_source, regrouped
 from hnloader.formats.trees import mapped
 from hnloader.formats.zip_archive import Archive, Member, open_archive
+from hnloader.texts import shown
 
 # Tensors that share a storage are copied apart when they are cast: together at most this many times the file.
 # So are storages in compressed zip members.
@@ -159,7 +160,7 @@ def _check_tensors(tensors: Iterable[TensorRef], source: Source) -> None:
         storage = ref.storage
         known = storages.setdefault(storage.key, storage)
         if (known.dtype, known.count) != (storage.dtype, storage.count) or known.data is not storage.data:
-            raise CorruptFileError(f"{source.label}: the storage {known.key!r} is described in two ways")
+            raise CorruptFileError(f"{source.label}: the storage {shown(known.key)} is described in two ways")
         if not _fits(ref.shape, ref.stride, ref.offset, storage.count):
             raise CorruptFileError(
                 f"{source.label}: a tensor of shape {list(ref.shape)} does not fit its storage of "
@@ -262,10 +263,12 @@ def _read_zip(source: Source) -> Checkpoint:
     def check_storage(ref: StorageRef) -> None:
         name, size = f"{root}data/{ref.key}", ref.count * item_size(ref.dtype)
         if name not in members:
-            raise CorruptFileError(f"{source.label}: the storage {ref.key!r} is missing; copy or download it again")
+            raise CorruptFileError(
+                f"{source.label}: the storage {shown(ref.key)} is missing; copy or download it again"
+            )
         if members[name].unpacked != size:
             raise CorruptFileError(
-                f"{source.label}: the storage {ref.key!r} is declared as {size:,} bytes but has "
+                f"{source.label}: the storage {shown(ref.key)} is declared as {size:,} bytes but has "
                 f"{members[name].unpacked:,}; the file is damaged or was tampered with"
             )
 
@@ -295,9 +298,9 @@ def _check_members(archive: Archive, source: Source) -> None:
         )
     if pickles != [f"{root}data.pkl"]:
         raise UnsafeFileError(
-            f"{source.label}: its members {', '.join(map(repr, pickles[:3]))} would each be read as the pickle by some "
-            "program. torch.save writes one, data.pkl. Do not open the file with other programs; get it from another "
-            "source."
+            f"{source.label}: its members {', '.join(map(shown, pickles[:3]))} would each be read as the pickle by "
+            "some program. torch.save writes one, data.pkl. Do not open the file with other programs; get it from "
+            "another source."
         )
     if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in members):
         raise UnsafeFileError(f"{source.label} is a TorchScript archive: it holds code, not a hypernetwork; not loaded")
@@ -404,8 +407,8 @@ def _legacy_places(source: Source, tree: object, keys: object, start: int) -> di
         stored = storages[key].count * (item_size(storages[key].dtype) if storages[key].is_untyped else 1)
         if count != stored:
             raise CorruptFileError(
-                f"{source.label}: the storage {key!r} is declared as {storages[key].count:,} values but has {count:,}; "
-                "the file is damaged or was tampered with"
+                f"{source.label}: the storage {shown(key)} is declared as {storages[key].count:,} values but has "
+                f"{count:,}; the file is damaged or was tampered with"
             )
         size = storages[key].count * item_size(storages[key].dtype)
         if offset + 8 + size > source.size:

@@ -17,7 +17,7 @@ from hnloader.formats.proof import OLD_NAMES
 from hnloader.formats.source import PIECE_SIZE
 from hnloader.formats.trees import check_kinds, mapped
 from hnloader.network import SIDES, Hypernetwork, SideName
-from hnloader.texts import as_text
+from hnloader.texts import as_text, shown
 
 # Of tensors that files keep, by the names of torch.
 STORED_DTYPES = (
@@ -118,7 +118,7 @@ def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
         for width in hypernetwork.widths
         for side in SIDES
     }
-    metadata = {_checked_key(key): lazily(value, f"metadata[{key!r:.80}]") for key, value in _items(hypernetwork)}
+    metadata = {_checked_key(key): lazily(value, f"metadata[{shown(key)}]") for key, value in _items(hypernetwork)}
     return Outgoing(hypernetwork.name, hypernetwork.widths, sides, metadata, hypernetwork.variant)
 
 
@@ -159,7 +159,7 @@ def _items(hypernetwork: Hypernetwork) -> Iterable[tuple[object, object]]:
 def _checked_key(key: object) -> str:
     if type(key) is not str:
         kind = type(key).__name__
-        raise UnsupportedArchitectureError(f"metadata: the key {key!r:.80} is a {kind}. Use text as the keys.")
+        raise UnsupportedArchitectureError(f"metadata: the key {shown(key)} is a {kind}. Use text as the keys.")
     return key
 
 

@@ -25,6 +25,7 @@ import torch
 
 from hnloader.formats.known_globals import CALLED, KNOWN, Global, joined, may_be_called
 from hnloader.formats.numpy_parts import NumpyArray, NumpyType, scalar
+from hnloader.texts import shown
 
 # Limits. The pickle of a hypernetwork has some 2,000 opcodes in 10 kB; that of a full SDXL checkpoint, which
 # is read only to say what it is, some 100,000 in 500 kB. The least that an opcode of one byte can make is 216
@@ -453,7 +454,7 @@ class _Machine:
     def refuse_value(self, value: Symbol | NumpyArray | NumpyType) -> None:
         """Note a value that is not data, but that sound files of other kinds hold."""
         if isinstance(value, Symbol):
-            self.refuse(f"the global {joined(value.name)!r}", value.name, is_harmless=True)
+            self.refuse(f"the global {shown(joined(value.name), 200)}", value.name, is_harmless=True)
         else:
             kind = "array" if isinstance(value, NumpyArray) else "dtype"
             self.refuse(f"a numpy {kind}", _ARRAY, is_harmless=True)
@@ -556,7 +557,7 @@ class _Machine:
         if name in _READ:
             self.push(Symbol(name))
         else:
-            self.refuse(f"the global {joined(name)!r}", name, name in KNOWN)
+            self.refuse(f"the global {shown(joined(name), 200)}", name, name in KNOWN)
             self.push(Opaque(name, is_global=True))
 
     def imported(self, module: str, attribute: str) -> Global:
@@ -592,7 +593,7 @@ class _Machine:
         names = [value.name if isinstance(value, (Symbol, Opaque)) else None for value in given]
         if function.is_global and function.name is not None and may_be_called(function.name, names):
             return Opaque(function.name)
-        what = "what a call gave" if function.name is None else repr(joined(function.name))
+        what = "what a call gave" if function.name is None else shown(joined(function.name), 200)
         return self.refuse(f"a call of {what}", function.name)
 
     def result_of(self, name: Global, arguments: tuple[Any, ...]) -> object:
@@ -625,7 +626,7 @@ class _Machine:
 
     def odd_call(self, name: Global) -> Opaque:
         """A call with arguments that no known program writes; harmless where any call of it is."""
-        return self.refuse(f"a call of {joined(name)!r} with unexpected arguments", name, name in CALLED)
+        return self.refuse(f"a call of {shown(joined(name), 200)} with unexpected arguments", name, name in CALLED)
 
     def encoded(self, arguments: tuple[Any, ...]) -> object:
         """Bytes as protocol 2 writes them: `_codecs.encode` of a text, by default to UTF-8."""
@@ -792,7 +793,7 @@ class _Machine:
         elif isinstance(made, Opaque) and made.is_global and made.name in CALLED:
             self.push(Opaque(made.name))
         else:
-            what = "an object of something unknown" if name is None else f"an object of {joined(name)!r}"
+            what = "an object of something unknown" if name is None else f"an object of {shown(joined(name), 200)}"
             self.push(self.refuse(what, name, name in CALLED))
 
     def inst(self) -> None:
@@ -802,7 +803,7 @@ class _Machine:
         if name in _DICTS and not arguments:
             self.push(_DICTS[name]())
         else:
-            self.push(self.refuse(f"an object of {joined(name)!r}", name, name in CALLED))
+            self.push(self.refuse(f"an object of {shown(joined(name), 200)}", name, name in CALLED))
 
     def extension(self, size: int) -> None:
         code = int.from_bytes(self.take(size), "little")

@@ -33,7 +33,7 @@ from hnloader.formats.readings import check_one_reading
 from hnloader.formats.source import Source, joined
 from hnloader.formats.trees import canonical
 from hnloader.network import SIDES, Hypernetwork, SideName
-from hnloader.texts import well_formed
+from hnloader.texts import as_text, shown, well_formed
 
 SUFFIX = ".safetensors"
 LAYOUT_VERSION = 1
@@ -123,7 +123,7 @@ def read(source: Source) -> Contents:
         values = _decode_mapping(about.get("metadata", {}), extras)
         ordered = _is_ordered(about.get("state_dicts", "dict"))
         if unused := extras.keys() - _named_in(about.get("metadata", {})):
-            raise ValueError(f"a tensor is named {min(unused)[:80]!r}")
+            raise ValueError(f"a tensor is named {shown(min(unused))}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptFileError(f"{source.label}: its hypernetwork metadata are damaged ({error})") from error
     except UnsupportedArchitectureError as error:
@@ -135,7 +135,7 @@ def read(source: Source) -> Contents:
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return flat.reshape(info.shape)
 
-    variant = str(about.get("variant", ""))
+    variant = as_text(about.get("variant", ""), 200)
     notes = {key: value for key, value in metadata.items() if key != METADATA_KEY}
     return Contents(
         source.label,
@@ -200,7 +200,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the name {twice[:80]!r} stands twice")
+        raise ValueError(f"the name {shown(twice)} stands twice")
     return result
 
 
@@ -236,13 +236,13 @@ def _stored(name: str, entry: dict[str, Any], start: int, end: int) -> StoredTen
     begin, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or len(shape) > 16:
-        raise ValueError(f"{name[:80]!r} has no proper shape or offsets")
+        raise ValueError(f"{shown(name)} has no proper shape or offsets")
     # A dtype that is not known here is kept by its own name, so that what the file is can still be said.
-    dtype = _DTYPES.get(entry["dtype"], str(entry["dtype"])[:20])
+    dtype = _DTYPES.get(entry["dtype"], as_text(entry["dtype"], 20))
     known = entry["dtype"] in _DTYPES
     size = math.prod(shape) * item_size(dtype) if known else stop - begin
     if stop - begin != size or start + stop > end:
-        raise ValueError(f"{name[:80]!r} has {stop - begin:,} bytes up to {start + stop:,}, but needs {size:,}")
+        raise ValueError(f"{shown(name)} has {stop - begin:,} bytes up to {start + stop:,}, but needs {size:,}")
     return StoredTensor(name, dtype, shape, start + begin, size)
 
 
@@ -251,7 +251,7 @@ def _check_layout(tensors: dict[str, StoredTensor], start: int, source: Source) 
     at = start
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.size)):
         if info.offset != at:
-            raise CorruptFileError(f"{source.label}: the data of {info.name[:80]!r} overlap others or leave a gap")
+            raise CorruptFileError(f"{source.label}: the data of {shown(info.name)} overlap others or leave a gap")
         at += info.size
     if at != source.size:
         raise CorruptFileError(f"{source.label} has {source.size:,} bytes, but its header describes {at:,}")
@@ -272,18 +272,21 @@ def _sides(
         if match is not None and (int(match[1]), match[2]) in grouped:
             grouped[int(match[1]), "k" if match[2] == "k" else "v"][match[3]] = info
         elif match is not None:
-            raise ValueError(f"the tensor {name[:80]!r} is of a width that it does not state")
+            raise ValueError(f"the tensor {shown(name)} is of a width that it does not state")
         elif name not in extras:
-            raise ValueError(f"a tensor is named {name[:80]!r}")
+            raise ValueError(f"a tensor is named {shown(name)}")
     # The file's own order is not kept by safetensors; the order of computation reads best.
     return all_named_tensors(
-        {key: dict(sorted(given.items(), key=lambda item: _natural(str(item[0])))) for key, given in grouped.items()}
+        {
+            key: dict(sorted(given.items(), key=lambda item: _natural(as_text(item[0], 1000))))
+            for key, given in grouped.items()
+        }
     )
 
 
 def _is_ordered(stated: object) -> bool:
     if stated not in ("dict", "OrderedDict"):
-        raise ValueError(f"state_dicts is {stated!r:.40}")
+        raise ValueError(f"state_dicts is {shown(stated, 40)}")
     return stated == "OrderedDict"
 
 
@@ -318,7 +321,7 @@ def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: i
     if isinstance(value, float) and kind is float:
         if math.isnan(value) and (bits := struct.pack(">d", value)) != _USUAL_NAN:
             return {"nan": bits.hex()}
-        return value if math.isfinite(value) else {"float": repr(value)}
+        return value if math.isfinite(value) else {"float": shown(value)}
     if isinstance(value, Lazy) and tensors is not None:
         name = f"metadata.{len(tensors)}"
         tensors[name] = value
@@ -348,12 +351,12 @@ def decode_value(value: Any, tensors: Mapping[str, object] = MappingProxyType({}
         return tensors[content]
     if kind == "float":
         if content not in _FLOATS:
-            raise ValueError(f"{content!r:.40} is not one of {', '.join(_FLOATS)}")
+            raise ValueError(f"{shown(content, 40)} is not one of {', '.join(_FLOATS)}")
         return float(content)  # a new NaN each time: a dict may have several as keys
     if kind == "nan":
         number: float = struct.unpack(">d", bytes.fromhex(content))[0]
         if not math.isnan(number):
-            raise ValueError(f"{content!r:.40} stands for a number that has a form of its own")
+            raise ValueError(f"{shown(content, 40)} stands for a number that has a form of its own")
         return number
     if kind in ("bytes", "bytearray", "text"):
         data = base64.b64decode(content, validate=True)
@@ -459,14 +462,14 @@ def _read_back(text: str, extras: Mapping[str, Lazy], metadata: Mapping[str, obj
     for (key, value), other in zip(metadata.items(), found.items(), strict=True):
         if canonical((key, value), id) != canonical(other, id):
             raise UnsupportedArchitectureError(
-                f"metadata: {key!r:.80} would be read back as another key or value, because safetensors files are "
+                f"metadata: {shown(key)} would be read back as another key or value, because safetensors files are "
                 "JSON. Change or remove it, or save as .pt."
             )
 
 
 def header_text(text: str) -> str:
-    """Return text for the header that only informs: halves of characters, which no header can hold, are replaced."""
-    return _HALF.sub("\ufffd", text)
+    """Return text for the header that only informs: halves of characters, which no header can hold, are escaped."""
+    return well_formed(text)
 
 
 def _model_spec(outgoing: Outgoing) -> dict[str, str]:
@@ -511,7 +514,7 @@ def _write_lazily(
     for stated in (*tensors, *metadata, *metadata.values()):
         if _HALF.search(stated):
             raise UnsupportedArchitectureError(
-                f"{stated!r:.80} holds half of a character, which a safetensors file cannot keep. Change that text."
+                f"{shown(stated)} holds half of a character, which a safetensors file cannot keep. Change that text."
             )
     late = dict(hashes or {})
     places = dict.fromkeys(late, _NO_HASH) | ({HASH_KEY: f"0x{_NO_HASH}"} if hashed else {})

@@ -26,6 +26,7 @@ from hnloader.files import open_new
 from hnloader.formats.outgoing import Lazy
 from hnloader.formats.pickles import MalformedPickleError, item_size, read_pickle
 from hnloader.formats.trees import canonical, check_kinds
+from hnloader.texts import shown
 
 _ROOT = "archive"
 _ALIGNMENT = 64
@@ -114,7 +115,7 @@ def _read_back(data: bytes, tree: object) -> None:
     for key, one, other in _pairs(tree, found.value):
         if canonical(one, _described) != canonical(other, _described):
             raise UnsupportedArchitectureError(
-                f"the value of {key!r:.80} would be read back as another value or type. Change or remove it."
+                f"the value of {shown(key)} would be read back as another value or type. Change or remove it."
             )
 
 

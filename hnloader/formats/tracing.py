@@ -25,6 +25,7 @@ from typing import Literal, TypeAlias
 from hnloader.formats.known_globals import KNOWN, Global, joined, may_be_called
 from hnloader.formats.source import Source
 from hnloader.formats.zip_archive import inflated
+from hnloader.texts import shown
 
 # Of one file, all pickles in it together. A full SDXL checkpoint takes 100,000 opcodes and 500 kB.
 MAX_OPCODES = 600_000
@@ -540,8 +541,7 @@ def _part(value: object) -> str:
 
 
 def _shown(name: Global) -> str:
-    text = joined(name)
-    return repr(text if len(text) <= 200 else text[:200] + "...")
+    return shown(joined(name), 200)
 
 
 def _is_integer(text: str) -> bool:

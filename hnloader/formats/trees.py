@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hnloader.errors import UnsupportedArchitectureError
+from hnloader.texts import shown
 
 MAX_DEPTH = 64
 # A class of its own derived from one of these reads back as another class: only exactly these are written.
@@ -52,7 +53,7 @@ def check_kinds(value: object, is_tensor: Callable[[object], bool], where: str) 
             raise UnsupportedArchitectureError(f"{where}: it nests more than {MAX_DEPTH} levels deep. Make it flatter.")
         if isinstance(part, dict):
             for key, item in part.items():
-                below = f"{place}[{key!r:.60}]"
+                below = f"{place}[{shown(key, 60)}]"
                 pending += [(item, below, depth + 1), (key, f"a key of {place}", depth + 1)]
         elif isinstance(part, (list, tuple)):
             pending += [(item, f"{place}[{index}]", depth + 1) for index, item in enumerate(part)]

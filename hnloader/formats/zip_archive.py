@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from hnloader.errors import CorruptFileError, UnknownFormatError, UnsafeFileError
 from hnloader.formats.source import PIECE_SIZE, Source, regrouped
+from hnloader.texts import shown
 
 MAGIC = b"PK\x03\x04"
 STORED, DEFLATED = 0, 8
@@ -120,9 +121,9 @@ class Archive:
     def _check(self, member: Member, size: int, crc: int) -> None:
         if size != member.unpacked:
             relation = "more" if size > member.unpacked else "less"
-            _damaged(self.source, f"the member {_shown(member.name)} unpacks to {relation} than it declares")
+            _damaged(self.source, f"the member {shown(member.name)} unpacks to {relation} than it declares")
         if crc != member.crc:
-            _damaged(self.source, f"Bad CRC-32 for file {_shown(member.name)}")
+            _damaged(self.source, f"Bad CRC-32 for file {shown(member.name)}")
 
 
 def inflated(source: Source, start: int, size: int, piece_size: int = PIECE_SIZE) -> Iterator[memoryview]:
@@ -198,7 +199,7 @@ def _members(source: Source) -> dict[str, Member]:
     end = 0
     for entry in sorted(entries, key=attrgetter("header")):
         if entry.header != end:
-            raise DeviationError(f"its member {_shown(entry.name)} does not begin where the one before ends")
+            raise DeviationError(f"its member {shown(entry.name)} does not begin where the one before ends")
         members[entry.name], end = _member(source, entry, start)
     if end != start:
         raise DeviationError("bytes stand between its last member and its directory")
@@ -299,7 +300,7 @@ def _text(raw: bytes, flags: int) -> str:
     except UnicodeDecodeError as error:
         raise DeviationError("the name of a member is not UTF-8") from error
     if not flags & _UTF_8 and not raw.isascii():
-        raise DeviationError(f"the name of its member {_shown(name)} is not marked as UTF-8")
+        raise DeviationError(f"the name of its member {shown(name)} is not marked as UTF-8")
     return name
 
 
@@ -312,13 +313,13 @@ def _extra_fields(extra: bytes, name: str) -> dict[int, bytes]:
         if at + 4 + size > len(extra):
             break
         if tag == _UNICODE_PATH:
-            raise DeviationError(f"its member {_shown(name)} has a second name")
+            raise DeviationError(f"its member {shown(name)} has a second name")
         if tag in fields and tag == _ZIP64_SIZES:
-            raise DeviationError(f"its member {_shown(name)} states its sizes twice")
+            raise DeviationError(f"its member {shown(name)} states its sizes twice")
         fields[tag] = extra[at + 4 : at + 4 + size]
         at += 4 + size
     if extra[at:].strip(b"\0"):
-        raise DeviationError(f"its member {_shown(name)} has extra data of no known form")
+        raise DeviationError(f"its member {shown(name)} has extra data of no known form")
     return fields
 
 
@@ -332,7 +333,7 @@ def _wide(fields: dict[int, bytes], numbers: tuple[int, ...], name: str) -> tupl
             (number,) = struct.unpack_from("<Q", field, at)
             at += 8
         elif number == _MAX_32:
-            raise DeviationError(f"its member {_shown(name)} lacks its size or place")
+            raise DeviationError(f"its member {shown(name)} lacks its size or place")
         wide.append(number)
     return tuple(wide)
 
@@ -343,10 +344,10 @@ def _check_names(entries: list[_Entry], source: Source) -> None:
         raise DeviationError("two of its members have the same name")
     for entry in entries:
         if "\0" in entry.name or "\\" in entry.name or not entry.name:
-            raise DeviationError(f"its member {_shown(entry.name)} has a name that programs read differently")
+            raise DeviationError(f"its member {shown(entry.name)} has a name that programs read differently")
         if _OUTSIDE.search(entry.name):
             raise UnsafeFileError(
-                f"{source.label}: the zip member {_shown(entry.name)} would be unpacked outside of its folder; not "
+                f"{source.label}: the zip member {shown(entry.name)} would be unpacked outside of its folder; not "
                 "loaded"
             )
 
@@ -357,31 +358,31 @@ def _check_names(entries: list[_Entry], source: Source) -> None:
 def _member(source: Source, entry: _Entry, limit: int) -> tuple[Member, int]:
     """Return a member and where it ends, its local header and descriptor compared with its entry."""
     if entry.header + _LOCAL.size > limit:
-        raise DeviationError(f"its member {_shown(entry.name)} begins behind its directory")
+        raise DeviationError(f"its member {shown(entry.name)} begins behind its directory")
     header = source.read(entry.header, min(_LOCAL.size + len(entry.raw_name) + _USUAL_EXTRA, limit - entry.header))
     magic, _, flags, method, _, _, crc, size, unpacked, name_size, extra_size = _LOCAL.unpack_from(header)
     name_end = _LOCAL.size + name_size
     if name_end + extra_size > len(header):
         if entry.header + name_end + extra_size > limit:
-            raise DeviationError(f"its member {_shown(entry.name)} reaches into its directory")
+            raise DeviationError(f"its member {shown(entry.name)} reaches into its directory")
         header = source.read(entry.header, name_end + extra_size)
     if magic != MAGIC or header[_LOCAL.size : name_end] != entry.raw_name:
-        raise DeviationError(f"the two headers of its member {_shown(entry.name)} name different members")
+        raise DeviationError(f"the two headers of its member {shown(entry.name)} name different members")
     extra = _extra_fields(header[name_end : name_end + extra_size], entry.name)
     if (flags & ~_HAS_DESCRIPTOR, method) != (entry.flags & ~_HAS_DESCRIPTOR, entry.method):
-        raise DeviationError(f"the two headers of its member {_shown(entry.name)} differ")
+        raise DeviationError(f"the two headers of its member {shown(entry.name)} differ")
     _check_member(source, entry)
     has_descriptor = bool(flags & _HAS_DESCRIPTOR)
     if not (has_descriptor and crc == 0 and size in (0, _MAX_32) and unpacked in (0, _MAX_32)):
         unpacked, size = _wide(extra, (unpacked, size), entry.name)
         if (crc, size, unpacked) != (entry.crc, entry.size, entry.unpacked):
             raise DeviationError(
-                f"the two headers of its member {_shown(entry.name)} state different sizes or checksums"
+                f"the two headers of its member {shown(entry.name)} state different sizes or checksums"
             )
     start = entry.header + name_end + extra_size
     end = start + entry.size
     if end > limit:
-        raise DeviationError(f"its member {_shown(entry.name)} reaches into its directory")
+        raise DeviationError(f"its member {shown(entry.name)} reaches into its directory")
     if has_descriptor:
         end += _descriptor_size(source, entry, end, limit)
     return Member(entry.name, start, entry.size, entry.unpacked, entry.method, entry.crc), end
@@ -402,18 +403,18 @@ def local_member(source: Source, at: int) -> Member | None:
 
 def _check_member(source: Source, entry: _Entry) -> None:
     if entry.flags & _ENCRYPTED:
-        _damaged(source, f"the zip member {_shown(entry.name)} is encrypted")
+        _damaged(source, f"the zip member {shown(entry.name)} is encrypted")
     if entry.method not in (STORED, DEFLATED):
         _damaged(
             source,
-            f"the zip member {_shown(entry.name)} is compressed by method {entry.method}, which torch.save does not "
+            f"the zip member {shown(entry.name)} is compressed by method {entry.method}, which torch.save does not "
             "use. Pack the archive again without compression",
         )
     if entry.method == STORED and entry.size != entry.unpacked:
-        raise DeviationError(f"its member {_shown(entry.name)} declares two sizes")
+        raise DeviationError(f"its member {shown(entry.name)} declares two sizes")
     if entry.unpacked > MAX_RATIO * max(entry.size, 1):
         raise UnsafeFileError(
-            f"{source.label}: the zip member {_shown(entry.name)} unpacks to more than {MAX_RATIO} times its size"
+            f"{source.label}: the zip member {shown(entry.name)} unpacks to more than {MAX_RATIO} times its size"
         )
 
 
@@ -429,11 +430,7 @@ def _descriptor_size(source: Source, entry: _Entry, at: int, limit: int) -> int:
         follows = source.read(at + size, 4) if at + size + 4 <= source.size else b""
         if found[:size] == struct.pack(form, *numbers) and follows in (MAGIC, b"PK\x01\x02"):
             return size
-    raise DeviationError(f"the data descriptor of its member {_shown(entry.name)} differs from its directory")
-
-
-def _shown(name: str) -> str:
-    return repr(name if len(name) <= 80 else name[:80] + "...")
+    raise DeviationError(f"the data descriptor of its member {shown(entry.name)} differs from its directory")
 
 
 def _damaged(source: Source, what: str, cause: Exception | None = None) -> NoReturn:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hnloader.errors import CorruptFileError, UnknownFormatError
-from hnloader.files import legacy_hash_of, sha256_of
+from hnloader.files import legacy_hash_of, open_regular, sha256_of
 from hnloader.formats.checkpoint import read_checkpoint
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
@@ -37,7 +37,7 @@ class Companion:
         """Whether the file at `path` is the hypernetwork that it was saved beside."""
         if len(self.hash) != _LEGACY_DIGITS:
             return sha256_of(path)[:10] == self.hash.lower()
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return legacy_hash_of(file) == self.hash.lower()
 
 

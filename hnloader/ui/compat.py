@@ -11,12 +11,12 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio
 from gradio.context import Context
 
+from hnloader.files import read_regular
 from hnloader.texts import all_well_formed
 
 
@@ -132,7 +132,7 @@ def _unopened(payload: Any) -> bytes | None:
             return base64.b64decode(payload.partition(",")[2], validate=True)
         return None
     path = getattr(payload, "path", None)
-    return None if path is None else Path(path).read_bytes()
+    return None if path is None else read_regular(path, 64 << 20)
 
 
 def picture_output(**options: Any) -> Any:
