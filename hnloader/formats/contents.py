@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
 from hnloader.formats.proof import OLD_NAMES, SideShapes, normalise_name, prove
-from hnloader.formats.trees import mapped
+from hnloader.formats.trees import has_at_most, mapped
 from hnloader.network import Architecture, Hypernetwork, Side, SideName, make_side
 from hnloader.texts import as_text, shown
 
+MAX_METADATA = 30_000  # values; programs write some twenty
 FLOATING = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -73,7 +74,14 @@ class Contents:
     architecture: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
-        """Prove the architecture; raises UnsupportedArchitectureError."""
+        """Prove the architecture.
+
+        Raises:
+            CorruptFileError: The metadata hold more than any program writes.
+            UnsupportedArchitectureError: Metadata and tensors contradict each other.
+        """
+        if not has_at_most(self.metadata, MAX_METADATA):
+            raise CorruptFileError(f"{self.label}: its metadata hold more than {MAX_METADATA:,} values. Remove some.")
         shapes = [
             SideShapes(width, side, {name: info.shape for name, info in tensors.items()})
             for (width, side), tensors in self.sides.items()

@@ -306,8 +306,8 @@ def _check_tree(value: object, machine: _Machine) -> None:
                 deeper += item
             if seen + len(deeper) > MAX_VALUES:
                 raise MalformedPickleError(f"it unfolds into more than {MAX_VALUES:,} values")
-            if text > MAX_TEXT:
-                raise MalformedPickleError(f"its texts unfold into more than {MAX_TEXT:,} characters")
+        if text > MAX_TEXT:
+            raise MalformedPickleError(f"its texts unfold into more than {MAX_TEXT:,} characters")
         seen += len(deeper)
         level, depth = deeper, depth + 1
 

@@ -38,6 +38,7 @@ from hnloader.texts import as_text, shown, well_formed
 SUFFIX = ".safetensors"
 LAYOUT_VERSION = 1
 MAX_HEADER_SIZE = 8 << 20
+MAX_PARTS = 500_000  # of the JSON that describes a hypernetwork: brackets and commas
 MAX_TENSORS = 20_000  # a full checkpoint, which is read only to say what it is, has some 3,000
 MAX_JSON_DEPTH = 64
 # The key of the header's metadata that makes a file one of ours.
@@ -154,6 +155,8 @@ def read(source: Source) -> Contents:
 
 
 def _described(text: str, label: str) -> dict[str, Any]:
+    if sum(text.count(sign) for sign in "[{,") > MAX_PARTS:
+        raise CorruptFileError(f"{label}: its hypernetwork metadata hold more than {MAX_PARTS:,} values. Remove some.")
     try:
         about = _ABOUT.decode(text)
     except (ValueError, RecursionError) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def check_kinds(value: object, is_tensor: Callable[[object], bool], where: str) 
     Raises:
         UnsupportedArchitectureError: It has another one, or nests too deeply. The message says what it is and where.
     """
-    pending: list[tuple[object, str, int]] = [(value, where, 0)]
+    pending: list[tuple[object, Callable[[], str], int]] = [(value, lambda: where, 0)]  # each with its place in words
     while pending:
         part, place, depth = pending.pop()
         kind = type(part)
@@ -47,18 +48,47 @@ def check_kinds(value: object, is_tensor: Callable[[object], bool], where: str) 
             continue
         if kind not in _CONTAINERS:
             raise UnsupportedArchitectureError(
-                f"{place}: {_kind_name(kind)} was found, which cannot be saved. Use a plain number, text, list or dict."
+                f"{place()}: found {_kind_name(kind)}, which cannot be saved. Use a plain number, text, list or dict."
             )
         if depth > MAX_DEPTH:
             raise UnsupportedArchitectureError(f"{where}: it nests more than {MAX_DEPTH} levels deep. Make it flatter.")
+        pending += _parts(part, place, depth + 1)
+
+
+def _parts(value: object, place: Callable[[], str], depth: int) -> Iterator[tuple[object, Callable[[], str], int]]:
+    """What a container holds. A place becomes words only for a message: there are many, and they are long."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield item, partial(_below, place, key), depth
+            yield key, lambda: f"a key of {place()}", depth
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield item, partial(_below, place, index), depth
+    elif isinstance(value, (set, frozenset)):
+        for item in value:
+            yield item, lambda: f"an item of {place()}", depth
+
+
+def _below(place: Callable[[], str], key: object) -> str:
+    return f"{place()}[{shown(key, 60)}]"
+
+
+def has_at_most(value: object, most: int) -> bool:
+    """Return whether a tree has at most `most` values, each counted as often as it is mentioned."""
+    pending: list[object] = [value]
+    seen = 1
+    while pending:
+        part = pending.pop()
         if isinstance(part, dict):
-            for key, item in part.items():
-                below = f"{place}[{shown(key, 60)}]"
-                pending += [(item, below, depth + 1), (key, f"a key of {place}", depth + 1)]
-        elif isinstance(part, (list, tuple)):
-            pending += [(item, f"{place}[{index}]", depth + 1) for index, item in enumerate(part)]
-        elif isinstance(part, (set, frozenset)):
-            pending += [(item, f"an item of {place}", depth + 1) for item in part]
+            seen += 2 * len(part)
+            pending += part.keys()
+            pending += part.values()
+        elif isinstance(part, (list, tuple, set, frozenset)) and not isinstance(part, torch.Size):
+            seen += len(part)
+            pending += part
+        if seen > most:
+            return False
+    return True
 
 
 def canonical(value: Any, tensor: Callable[[Any], object]) -> object:

@@ -61,6 +61,11 @@ def pickles() -> dict[str, bytes]:
         + b"h\xfdh\xfe\x85R" * 5000
         + b"l",
         "150,000 empty sets": b"(" + b"\x8f" * 150_000 + b"l",
+        "28,000 empty sets": b"(" + b"\x8f" * 28_000 + b"l",
+        "28,000 empty OrderedDicts": b"ccollections\nOrderedDict\nq\xff0(" + b"h\xff)R" * 28_000 + b"l",
+        "4 MiB of control characters": b"X" + struct.pack("<I", 4_000_000) + b"\x01" * 4_000_000,
+        "4 MiB of surrogates": b"X" + struct.pack("<I", 3_999_999) + b"\xed\xa0\x80" * 1_333_333,
+        "4 MiB of bytes": b"B" + struct.pack("<I", 4_000_000) + b"\xff" * 4_000_000,
         "100,000 empty OrderedDicts": b"ccollections\nOrderedDict\nq\xff0(" + b"h\xff)R" * 100_000 + b"l",
         "60,000 arrays of numpy": b"cnumpy.core.multiarray\n_reconstruct\nq\xff0cnumpy\nndarray\nq\xfe0("
         + b"h\xffh\xfeK\x00\x85C\x01b\x87R" * 60_000

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import costly
 import torch
 from builders import simple_tree
 
@@ -388,6 +389,10 @@ def hostile_files(canary: Path) -> Iterator[HostileFile]:
     yield from _safetensors()
     yield from _compositions()
     yield from _pictures(canary)
+    for name, code in costly.pickles().items():
+        yield HostileFile(f"costly: {name}", in_zip(good, code), ANY, readers=())
+    for name, data in costly.files().items():
+        yield HostileFile(f"costly: {name}", data, ANY, readers=())
 
 
 def _pickles(good: bytes, canary: Path) -> Iterator[HostileFile]:
