@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NoReturn
@@ -134,7 +134,9 @@ def inflated(source: Source, start: int, size: int, piece_size: int = PIECE_SIZE
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     for at in range(start, start + size, piece_size):
         rest = source.read(at, min(piece_size, start + size - at))
-        while rest and not stream.eof:
+        data = b""
+        # Where a piece is full, more may come although nothing is left to give.
+        while (rest or len(data) == piece_size) and not stream.eof:
             try:
                 data = stream.decompress(rest, piece_size)
             except zlib.error as error:
@@ -158,8 +160,10 @@ def open_archive(source: Source) -> Archive:
     try:
         members = _members(source)
         folders = {name.partition("/")[0] if "/" in name else "" for name in members}
-        if (len(folders) > 1 or "" in folders) and any(name.casefold().endswith("data.pkl") for name in members):
-            raise DeviationError("its members do not stand in one folder")
+        if any(name.casefold().endswith("data.pkl") for name in members):
+            if len(folders) > 1 or "" in folders:
+                raise DeviationError("its members do not stand in one folder")
+            _check_ratios(members.values(), source)
     except DeviationError as error:
         if not _mentions_torch(source):
             raise UnknownFormatError(
@@ -374,7 +378,9 @@ def _member(source: Source, entry: _Entry, limit: int) -> tuple[Member, int]:
     if not (has_descriptor and crc == 0 and size in (0, _MAX_32) and unpacked in (0, _MAX_32)):
         unpacked, size = _wide(extra, (unpacked, size), entry.name)
         if (crc, size, unpacked) != (entry.crc, entry.size, entry.unpacked):
-            raise DeviationError(f"the two headers of its member {_shown(entry.name)} state different sizes or checksums")
+            raise DeviationError(
+                f"the two headers of its member {_shown(entry.name)} state different sizes or checksums"
+            )
     start = entry.header + name_end + extra_size
     end = start + entry.size
     if end > limit:
@@ -408,10 +414,14 @@ def _check_member(source: Source, entry: _Entry) -> None:
         )
     if entry.method == STORED and entry.size != entry.unpacked:
         raise DeviationError(f"its member {_shown(entry.name)} declares two sizes")
-    if entry.unpacked > MAX_RATIO * max(entry.size, 1):
-        raise UnsafeFileError(
-            f"{source.label}: the zip member {_shown(entry.name)} unpacks to more than {MAX_RATIO} times its size"
-        )
+
+
+def _check_ratios(members: Iterable[Member], source: Source) -> None:
+    for member in members:
+        if member.unpacked > MAX_RATIO * max(member.size, 1):
+            raise UnsafeFileError(
+                f"{source.label}: the zip member {_shown(member.name)} unpacks to more than {MAX_RATIO} times its size"
+            )
 
 
 def _descriptor_size(source: Source, entry: _Entry, at: int, limit: int) -> int:
