@@ -667,10 +667,10 @@ class _Machine:
             return arguments[0]
         if len(arguments) < 4:
             raise MalformedPickleError(f"a tensor described by {len(arguments)} values before byte {self.at}")
+        if any(arguments[7 if name == _TYPED_TENSOR else 6 :]):  # its values are not those of the storage
+            raise MalformedPickleError(f"a tensor that is marked as negated or conjugated before byte {self.at}")
         if name == _TYPED_TENSOR:
             return self.typed_tensor(arguments)
-        if len(arguments) > 6 and arguments[6]:  # after gradients and hooks: its values are not those of the storage
-            raise MalformedPickleError(f"a tensor that is marked as negated or conjugated before byte {self.at}")
         storage, offset, shape, stride = arguments[:4]
         if not isinstance(storage, StorageRef):
             return self.refuse("a tensor of an unknown kind of storage", name, isinstance(storage, Opaque))
@@ -683,13 +683,20 @@ class _Machine:
         storage, offset, shape, stride = arguments[:4]
         dtype = arguments[6] if len(arguments) in (7, 8) else None
         known = isinstance(dtype, Symbol) and dtype.name[0] == "torch" and dtype.name[1] in _TORCH_TYPES
-        if not known or not isinstance(storage, StorageRef) or storage.dtype != "uint8" or not isinstance(dtype, Symbol):
+        if (
+            not known
+            or not isinstance(storage, StorageRef)
+            or storage.dtype != "uint8"
+            or not isinstance(dtype, Symbol)
+        ):
             return self.odd_call(_TYPED_TENSOR)
         if not isinstance(offset, int) or not _is_sizes(shape) or not _is_sizes(stride):
             raise MalformedPickleError(f"a tensor whose sizes are not numbers before byte {self.at}")
         size = item_size(dtype.name[1])
         if storage.count % size:
-            raise MalformedPickleError(f"a storage of {storage.count} bytes with values of {size} before byte {self.at}")
+            raise MalformedPickleError(
+                f"a storage of {storage.count} bytes with values of {size} before byte {self.at}"
+            )
         typed = StorageRef(storage.key, dtype.name[1], storage.count // size, is_untyped=True)
         return TensorRef(typed, offset, tuple(shape), tuple(stride))  # type: ignore[arg-type]
 
@@ -753,13 +760,16 @@ class _Machine:
     def build(self) -> None:
         """Sets attributes: torch gives an OrderedDict its `_metadata` so, which is dropped."""
         state, target = self.pop(), self.stack[-1]
-        plain = isinstance(target, OrderedDict) and isinstance(state, dict)
+        # Another attribute, `items` for one, may change what programs see of the dict.
+        plain = isinstance(target, OrderedDict) and isinstance(state, dict) and state.keys() <= {"_metadata"}
         if isinstance(target, Parameters) and isinstance(state, dict):
             parameters = state.get("_parameters")
             self.count_copied(parameters)
             target.update(parameters if isinstance(parameters, dict) else {})
         elif isinstance(target, NumpyType):
             target.build(state)
+            if not target.is_plain:
+                self.stack[-1] = self.refuse("a numpy dtype whose state is not that of its code", _NUMPY_TYPE)
         elif isinstance(target, NumpyArray):
             target.build(state, Blob)
         elif isinstance(target, Opaque) and target.is_global:

@@ -51,8 +51,12 @@ def check_pickle(source: Source, place: Place) -> None:
         )
 
 
-def check_one_reading(source: Source) -> None:
+def check_one_reading(source: Source, *, is_stream: bool = False) -> None:
     """Refuse a file that is of a second format as well.
+
+    Args:
+        source: The file.
+        is_stream: It is a legacy stream, whose pickles are read, not only followed.
 
     Raises:
         UnsafeFileError: It is a tar archive, a zip archive behind something else, or a pickle that imports something
@@ -68,13 +72,8 @@ def check_one_reading(source: Source) -> None:
             f"{source.label} is {second} as well as what it begins as: programs would read different contents from it. "
             "Do not open the file with other programs; get it from another source."
         )
-    if not _is_pickle(source.head):
+    if not is_stream:
         check_pickle(source, Place(0, source.size))
-
-
-def _is_pickle(head: bytes) -> bool:
-    """Return whether a file may be meant as a pickle; those are read, not only followed."""
-    return head[:1] == b"\x80"
 
 
 # -- tar, as torch 0.1 wrote it and torch.load still reads it
