@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hnloader.errors import CorruptFileError
 from hnloader.formats.known_globals import KNOWN, Global, joined, may_be_called
 from hnloader.formats.numpy_parts import NUMPY_TYPE, is_plain_type
 from hnloader.formats.source import Source
@@ -33,7 +34,8 @@ MAX_BYTES = 64 << 20
 MAX_FINDINGS = 100
 # Longer texts are followed, not kept: no module or attribute has such a name.
 _MAX_NAME = 1_000
-_INFLATED_PIECE = 1 << 14  # most members end at their first byte, for they are not pickles
+# Most members end at their first byte, for they are not pickles; of damaged data a piece is lost.
+_INFLATED_PIECE = 1 << 10
 # Opcodes that take as long as beginning with a pickle, and as an import.
 _COST_OF_A_PICKLE, _COST_OF_AN_IMPORT = 40, 10
 _LONG_ARGUMENT = 1 << 16
@@ -187,7 +189,7 @@ def trace_at(source: Source, start: int, budget: Budget, end: int | None = None)
 
 
 def trace_inflated(source: Source, start: int, size: int, budget: Budget) -> Trace:
-    """Follow the pickle in deflated data; raises CorruptFileError where the data are damaged."""
+    """Follow the pickle in deflated data; raises CorruptFileError where they are damaged before anything was found."""
     return _trace(_Pieces(inflated(source, start, size, _INFLATED_PIECE), budget), 0, budget)
 
 
@@ -207,6 +209,10 @@ def _trace(raw: io.RawIOBase, start: int, budget: Budget) -> Trace:
         is_text = _is_text(_next_bytes(file))
     except _LimitError:
         trace.ending = "limit"
+    except CorruptFileError:
+        if not machine.noted:
+            raise
+        trace.ending = "damage"
     trace.end, trace.found = machine.at, list(machine.noted.values())
     if not trace.is_certain:
         _keep_plausible(trace, is_text=is_text)

@@ -21,8 +21,10 @@ from typing import NoReturn
 from hnloader.errors import CorruptFileError, UnknownFormatError, UnsafeFileError
 from hnloader.formats.source import PIECE_SIZE, Source, regrouped
 
-MAGIC = b"PK\x03\x04"
+MAGIC, ENTRY_MAGIC = b"PK\x03\x04", b"PK\x01\x02"
 STORED, DEFLATED = 0, 8
+# deflate64, bzip2, LZMA, Zstandard, XZ and PPMd, of which nothing is unpacked here
+OTHER_METHODS = frozenset({9, 12, 14, 20, 93, 95, 98})
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY_SIZE = 8 << 20
 # Of what a deflated member holds, to its size in the file.
@@ -178,11 +180,11 @@ def open_archive(source: Source) -> Archive:
 
 
 def _mentions_torch(source: Source) -> bool:
-    """Return whether the name of torch.save's pickle stands where a header may be: every member's header names it."""
-    overlap = 16
+    """Return whether the pickle of torch.save or the list of torch.package is named: every member's header names it."""
+    overlap = 32
     for at in range(0, source.size, PIECE_SIZE):
         piece = source.read(at, min(PIECE_SIZE + overlap, source.size - at))
-        if b"data.pkl" in piece.lower():
+        if b"data.pkl" in piece.lower() or b".data/extern_modules" in piece.lower():
             return True
     return False
 
@@ -400,7 +402,7 @@ def local_member(source: Source, at: int) -> Member | None:
         return None
     name = source.read(at + _LOCAL.size, min(name_size, _SHOWN_NAME)).decode("utf-8", "replace")
     size = source.size - start
-    return Member(name, start, size, size, DEFLATED if method == DEFLATED else STORED, crc)
+    return Member(name, start, size, size, method, crc)
 
 
 def _check_member(source: Source, entry: _Entry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import struct
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -298,3 +299,46 @@ def test_types_and_constants_of_a_checkpoint_are_not_accused(tmp_path: Path) -> 
     file = io.BytesIO()
     torch.save({"state_dict": {"model.diffusion_model.x": torch.zeros(2)}, "a": [types, ..., NotImplemented]}, file)
     assert scanned(file.getvalue(), tmp_path).verdict == "not a hypernetwork"
+
+
+def packed(method: int, local: int | None = None, comment: bytes = b"", behind: bytes = b"") -> bytes:
+    """A plain archive with a pickle that calls something, packed by a method, and by another for its local header."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(result, "w", method) as archive:
+        archive.writestr("model.pkl", b"\x80\x02" + CALL + b"." + behind)
+        archive.comment = comment
+    data = bytearray(result.getvalue())
+    if local is not None:
+        struct.pack_into("<H", data, 8, local)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("method", "local"), [(8, 0), (0, 8), (8, 99), (0, 99)])
+def test_a_member_is_unpacked_by_either_header(method: int, local: int, tmp_path: Path) -> None:
+    assert scanned(packed(method, local), tmp_path, "plain.zip").verdict == "suspicious"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("local", [None, 0])
+@pytest.mark.parametrize("comment", [b"", b"by hand"])
+def test_what_is_packed_in_another_way_is_unreadable(
+    method: int, local: int | None, comment: bytes, tmp_path: Path
+) -> None:
+    assert scanned(packed(method, local, comment), tmp_path, "plain.zip").verdict == "unreadable"
+
+
+@pytest.mark.parametrize("comment", [b"", b"by hand"])
+def test_a_call_before_damaged_data_is_found(comment: bytes, tmp_path: Path) -> None:
+    data = bytearray(packed(8, None, comment, random.Random(0).randbytes(20_000).hex().encode()))
+    data[6_000:6_100] = b"\xff" * 100
+    found = scanned(bytes(data), tmp_path, "plain.zip")
+    assert (found.verdict, found.callables) == ("suspicious", ["os.system"])
+
+
+def test_a_torch_package_behind_something_else_is_suspicious(tmp_path: Path) -> None:
+    result = io.BytesIO()
+    with zipfile.ZipFile(result, "w") as archive:
+        archive.writestr("package/.data/extern_modules", "builtins")
+        archive.writestr("package/code.py", "raise SystemExit")
+        archive.comment = b"by hand"
+    assert scanned(result.getvalue(), tmp_path, "plain.zip").verdict == "suspicious"
