@@ -39,6 +39,8 @@ _MAX_16, _MAX_32 = 0xFFFF, 0xFFFF_FFFF
 _SHOWN_NAME = 200  # bytes of the name of a member that may be none
 _USUAL_EXTRA = 128  # bytes of extra data that are read with a local header; torch.save pads with up to 67
 _ENCRYPTED, _HAS_DESCRIPTOR, _UTF_8 = 1, 8, 0x800
+_NEWEST = 63  # version of the format that a program needs, times ten
+_DIRECTORY = 0x10  # among the attributes of DOS
 _ZIP64_SIZES, _UNICODE_PATH = 1, 0x7075  # tags of extra fields
 # Absolute paths, drives, and steps upwards, of Windows as well.
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
@@ -284,15 +286,17 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
         if at + _ENTRY.size > len(directory):
             raise DeviationError("its directory has fewer entries than its end record says")
         fields = _ENTRY.unpack_from(directory, at)
-        magic, _, _, flags, method, _, _, crc, size, unpacked, name_size, extra_size, comment_size = fields[:13]
-        disk, _, _, header = fields[13:]
+        magic, _, needed, flags, method, _, _, crc, size, unpacked, name_size, extra_size, comment_size = fields[:13]
+        disk, _, attributes, header = fields[13:]
         at += _ENTRY.size
         raw_name, extra = directory[at : at + name_size], directory[at + name_size : at + name_size + extra_size]
         at += name_size + extra_size + comment_size
-        if magic != b"PK\x01\x02" or disk or comment_size or at > len(directory):
+        if magic != b"PK\x01\x02" or disk or needed > _NEWEST or comment_size or at > len(directory):
             raise DeviationError("its directory holds something else than entries")
         name = _text(raw_name, flags)
         unpacked, size, header = _wide(_extra_fields(extra, name), (unpacked, size, header), name)
+        if unpacked and (attributes & _DIRECTORY or name.endswith("/")):
+            raise DeviationError(f"its member {_shown(name)} is a folder with contents, which torch does not read")
         entries.append(_Entry(raw_name, name, flags, method, crc, size, unpacked, header))
     if at != len(directory):
         raise DeviationError("its directory has more entries than its end record says")

@@ -342,3 +342,32 @@ def test_a_torch_package_behind_something_else_is_suspicious(tmp_path: Path) -> 
         archive.writestr("package/code.py", "raise SystemExit")
         archive.comment = b"by hand"
     assert scanned(result.getvalue(), tmp_path, "plain.zip").verdict == "suspicious"
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "data/0", "byteorder"])
+def test_a_member_that_torch_takes_for_a_folder_is_refused(member: str, tmp_path: Path) -> None:
+    given = rezipped(saved(simple_tree()))
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(given)) as archive, zipfile.ZipFile(result, "w") as changed:
+        for info in archive.infolist():
+            copied = zipfile.ZipInfo(info.filename)
+            copied.external_attr = 0x10 if info.filename == f"archive/{member}" else 0
+            changed.writestr(copied, archive.read(info))
+    assert scanned(result.getvalue(), tmp_path).verdict == "suspicious"
+    with pytest.raises(UnsafeFileError, match="folder"):
+        hnloader.load(io.BytesIO(result.getvalue()))
+
+
+def test_folders_in_other_archives_are_not_accused(tmp_path: Path) -> None:
+    path = tmp_path / "plain.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("a") if hasattr(archive, "mkdir") else archive.writestr("a/", "")
+        archive.writestr("a/readme.txt", "hello")
+    assert scan(path).verdict == "not a hypernetwork"
+
+
+def test_an_entry_that_zipfile_refuses_for_its_version_is_refused() -> None:
+    data = bytearray(rezipped(saved(simple_tree())))
+    struct.pack_into("<H", data, data.index(b"PK\x01\x02") + 6, 64)
+    with pytest.raises(UnsafeFileError):
+        hnloader.load(io.BytesIO(bytes(data)))
