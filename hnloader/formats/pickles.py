@@ -467,8 +467,11 @@ class _Machine:
         text = self.line()
         if text in ("00", "01"):
             self.push(text == "01")
-        else:
-            self.push(_c_integer(text))
+            return
+        number = _c_integer(text)
+        if len(text) == 2 and number in (0, 1):  # C's unpickler makes a bool of it, Python's a number
+            raise MalformedPickleError(f"a bool in an odd form before byte {self.at}")
+        self.push(number)
 
     def long_bytes(self, size: int) -> None:
         if size > MAX_INT_BYTES:
@@ -806,6 +809,9 @@ class _Machine:
         self.line()
         self.push(self.refuse("a persistent id in text", None))
 
+    def read_only(self) -> None:
+        self.stack[-1] = self.refuse("a read-only buffer", None)
+
     def buffer(self) -> None:
         self.push(self.refuse("an out-of-band buffer", None))
 
@@ -982,7 +988,7 @@ _ACTIONS: dict[int, _Action] = {
         "\x83": lambda m: m.extension(2),
         "\x84": lambda m: m.extension(4),
         "\x97": lambda m: m.buffer(),
-        "\x98": lambda m: None,
+        "\x98": _Machine.read_only,
     }.items()
 }
 # By code; None for what is no opcode.

@@ -371,3 +371,10 @@ def test_an_entry_that_zipfile_refuses_for_its_version_is_refused() -> None:
     struct.pack_into("<H", data, data.index(b"PK\x01\x02") + 6, 64)
     with pytest.raises(UnsafeFileError):
         hnloader.load(io.BytesIO(bytes(data)))
+
+
+@pytest.mark.parametrize("value", [b"I+1\n", b"I-0\n", b"I 1\n", b"\x96\x01" + bytes(7) + b"a\x98"])
+def test_a_value_that_unpicklers_read_differently_is_refused(value: bytes) -> None:
+    data = in_zip(rezipped(saved(simple_tree())), value)
+    with pytest.raises(HypernetworkError):
+        hnloader.load(io.BytesIO(data))
