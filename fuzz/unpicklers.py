@@ -24,12 +24,21 @@ class MissedError(AssertionError):
 def check(data: bytes) -> None:
     """Raise MissedError where an unpickler imports something unknown that `trace_at` does not name."""
     for kind in (pickle.Unpickler, pickle._Unpickler):
-        for persistent in (False, True):
-            _check(data, kind, persistent)
+        for file in (io.BytesIO(data), io.BufferedReader(io.BytesIO(data), 16), _Plain(data)):
+            for persistent in (False, True):
+                _check(data, kind, file, persistent)
 
 
-def _check(data: bytes, kind: Any, persistent: bool) -> None:
-    file = io.BytesIO(data)
+class _Plain:
+    """A file without `peek` and `readinto`, which C's unpickler reads in another way."""
+
+    def __init__(self, data: bytes) -> None:
+        file = io.BytesIO(data)
+        self.read, self.readline, self.seek, self.tell = file.read, file.readline, file.seek, file.tell
+
+
+def _check(data: bytes, kind: Any, file: Any, persistent: bool) -> None:
+    file.seek(0)
     asked: dict[Global, bool] = {}
     unpickler = _noting(kind, file, asked, persistent)
     found: dict[Global, None] = {}
@@ -78,7 +87,7 @@ def _traces(data: bytes) -> Iterator[Any]:
             at = trace.end
 
 
-def _noting(kind: Any, file: io.BytesIO, asked: dict[Global, bool], persistent: bool) -> Any:
+def _noting(kind: Any, file: Any, asked: dict[Global, bool], persistent: bool) -> Any:
     class Noting(kind):  # type: ignore[misc]
         def find_class(self, module: str, name: str) -> object:
             asked.setdefault((module, name), False)

@@ -24,7 +24,15 @@ from hnloader.folders import walk
 from hnloader.formats import hns, zip_archive
 from hnloader.formats.checkpoint import is_legacy_stream
 from hnloader.formats.known_globals import joined
-from hnloader.formats.readings import Place, has_zip_end, is_tar, local_headers, tar_members, trace_place
+from hnloader.formats.readings import (
+    Place,
+    has_zip_end,
+    is_tar,
+    local_headers,
+    packs_otherwise,
+    tar_members,
+    trace_place,
+)
 from hnloader.formats.source import Source, open_source
 from hnloader.formats.tracing import Budget, Trace
 from hnloader.formats.zip_archive import DEFLATED, open_archive
@@ -186,8 +194,10 @@ def _look_at_members(source: Source, result: Scan, budget: Budget) -> None:
     try:
         archive = open_archive(source)
     except HypernetworkError:
-        for name, place in local_headers(source):
-            _look(source, place, result, budget, name)
+        for member in local_headers(source):
+            _look(source, Place(member.start, member.start + member.size, member), result, budget, member.name)
+        if packs_otherwise(source):
+            result.unknown = result.unknown or "one of its zip members is packed in a way that hnloader does not unpack"
         return
     for name, member in archive.members.items():
         place = Place(member.start, member.start + member.size, member)

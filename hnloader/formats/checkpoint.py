@@ -123,7 +123,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         UnknownFormatError: a zip archive that torch.save did not write.
         UnsafeFileError: the archive holds code, or the same name twice.
     """
-    check_one_reading(source)
+    check_one_reading(source, is_stream=is_legacy_stream(source.head))
     return _read_zip(source) if source.head.startswith(ZIP_MAGIC) else _read_legacy(source)
 
 
@@ -287,9 +287,29 @@ def _read_zip(source: Source) -> Checkpoint:
     return Checkpoint(pickle.value, "zip", pickle.refused, source.label, read_storage)
 
 
+def _check_second_format(archive: Archive, source: Source) -> None:
+    """Refuse an archive that torch runs code from, and members that torch finds by names in other case."""
+    root = archive.folder
+    for name in archive.members:
+        path = name[len(root) :].casefold()
+        if path.startswith(("code/", "constants.pkl")):
+            raise UnsafeFileError(
+                f"{source.label} is a TorchScript archive: it holds code, not a hypernetwork; not loaded"
+            )
+        if path.startswith(".data/") and path not in (".data/serialization_id", ".data/version"):
+            raise UnsafeFileError(f"{source.label} is a torch.package: it holds code, not a hypernetwork; not loaded")
+        if path in ("byteorder", "version") and name != root + path:
+            raise UnsafeFileError(
+                f"{source.label}: torch reads its member {shown(name)} as {shown(path)}, and other programs do not. "
+                "torch.save writes no such name. Do not open the file with other programs; get it from another source."
+            )
+
+
 def _check_members(archive: Archive, source: Source) -> None:
     """Check that the archive is one that torch.save wrote, and that every program finds the same pickle in it."""
     root, members = archive.folder, archive.members
+    if any(name.casefold().endswith("/.data/extern_modules") for name in members):
+        _check_second_format(archive, source)
     pickles = [name for name in members if name.casefold().endswith("/data.pkl")]
     if not pickles:
         raise UnknownFormatError(
@@ -302,8 +322,7 @@ def _check_members(archive: Archive, source: Source) -> None:
             "some program. torch.save writes one, data.pkl. Do not open the file with other programs; get it from "
             "another source."
         )
-    if any(name.startswith((f"{root}code/", f"{root}constants.pkl")) for name in members):
-        raise UnsafeFileError(f"{source.label} is a TorchScript archive: it holds code, not a hypernetwork; not loaded")
+    _check_second_format(archive, source)
     if (order := members.get(f"{root}byteorder")) is not None:
         if order.unpacked > 16:
             raise CorruptFileError(f"{source.label}: its byte order is stated in {order.unpacked:,} bytes")

@@ -25,6 +25,7 @@ _BUILTINS = "builtins __builtin__"
 _MULTIARRAY = "numpy.core.multiarray numpy._core.multiarray"
 _DTYPES = """float64 double float32 float float16 half bfloat16 complex64 cfloat complex128 cdouble complex32 chalf
     uint8 uint16 uint32 uint64 int8 int16 short int32 int int64 long bool qint8 quint8 qint32 quint4x2 quint2x4
+    int1 int2 int3 int4 int5 int6 int7 uint1 uint2 uint3 uint4 uint5 uint6 uint7 bits1x8 bits2x4 bits4x2 bits8 bits16
     float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2"""
 _STORAGES = """DoubleStorage FloatStorage HalfStorage BFloat16Storage LongStorage IntStorage ShortStorage CharStorage
     ByteStorage BoolStorage ComplexDoubleStorage ComplexFloatStorage QUInt8Storage QInt8Storage QInt32Storage
@@ -37,7 +38,12 @@ _LIGHTNING = "pytorch_lightning lightning.pytorch lightning"
 NAMED: frozenset[Global] = (
     _pairs("torch", f"{_DTYPES} {_QSCHEMES} {_STORAGES}")
     | _pairs("torch.storage", f"{_STORAGES} _UntypedStorage _TypedStorage")
-    | _pairs("numpy", "ndarray")
+    | _pairs(
+        "numpy",
+        "ndarray bool bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 "
+        "complex128",
+    )
+    | _pairs(_BUILTINS, "Ellipsis NotImplemented")
     | _pairs("typing", "Any")
     | _pairs(" ".join(f"{package}.callbacks.model_checkpoint" for package in _LIGHTNING.split()), "ModelCheckpoint")
     | _pairs("pytorch_lightning.callbacks.pt_callbacks", "ModelCheckpoint EarlyStopping")
@@ -97,5 +103,5 @@ def may_be_called(name: Global, argument_names: Iterable[Global | None] = ()) ->
     """
     if name == CALLS_ITS_ARGUMENT:
         first = next(iter(argument_names), None)
-        return first is not None and first in CALLED
+        return first is not None and first in CALLED and first[0] == "torch._utils"
     return name in CALLED

@@ -8,6 +8,7 @@ is Fortran's order, bytes); a dtype as `dtype("f4", False, True)` with a BUILD t
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -27,6 +28,30 @@ _TYPES = {
     "b1": ("bool", "?"),
 }
 _MAX_DIMENSIONS = 16
+NUMPY_TYPE = ("numpy", "dtype")
+# The size, alignment and flags in the state of a dtype, which numpy takes over unchecked.
+_NUMBERS, _OBJECTS = (-1, -1, 0), (-1, -1, 63)
+
+
+def is_plain_type(code: str, state: object) -> bool:
+    """Return whether BUILD of a dtype leaves it what its code says, as numpy writes it.
+
+    With other flags numpy takes bytes of the file for the addresses of objects, with another size it reads beyond them.
+    Fields and subarrays bring further dtypes, and are not checked.
+
+    Args:
+        code: The dtype's code, such as "f4".
+        state: (version, byte order, subarray, names, fields, size, alignment, flags[, metadata]).
+    """
+    if not isinstance(state, tuple) or len(state) not in (8, 9) or any(part is not None for part in state[2:5]):
+        return False
+    size, alignment, flags = numbers = state[5:8]
+    if code in ("O8", "O4", "O", "|O"):
+        return numbers == _OBJECTS
+    if (text := re.fullmatch(r"[USaV](\d{1,9})", code)) is not None:
+        unit = 4 if code[0] == "U" else 1
+        return size == int(text[1]) * unit and alignment in (1, 4) and flags in (0, 8, 16)
+    return re.fullmatch(r"[fiubcMm](1|2|4|8|12|16|24|32)", code) is not None and numbers == _NUMBERS
 
 
 @dataclass(eq=False)
@@ -39,11 +64,10 @@ class NumpyType:
 
     def build(self, state: object) -> None:
         """Set what BUILD tells: the byte order. Fields and subarrays are not read."""
-        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "="):
-            self.is_plain = False
-            return
-        self.order = ">" if state[1] == ">" else "<"
-        self.is_plain = all(part is None for part in state[2:5])
+        self.is_plain = (
+            is_plain_type(self.code, state) and isinstance(state, tuple) and state[1] in ("<", ">", "|", "=")
+        )
+        self.order = ">" if isinstance(state, tuple) and state[1:2] == (">",) else "<"
 
     @property
     def torch_name(self) -> str | None:

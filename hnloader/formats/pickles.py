@@ -471,8 +471,11 @@ class _Machine:
         text = self.line()
         if text in ("00", "01"):
             self.push(text == "01")
-        else:
-            self.push(_c_integer(text))
+            return
+        number = _c_integer(text)
+        if len(text) == 2 and number in (0, 1):  # C's unpickler makes a bool of it, Python's a number
+            raise MalformedPickleError(f"a bool in an odd form before byte {self.at}")
+        self.push(number)
 
     def long_bytes(self, size: int) -> None:
         if size > MAX_INT_BYTES:
@@ -677,10 +680,10 @@ class _Machine:
             return arguments[0]
         if len(arguments) < 4:
             raise MalformedPickleError(f"a tensor described by {len(arguments)} values before byte {self.at}")
+        if any(arguments[7 if name == _TYPED_TENSOR else 6 :]):  # its values are not those of the storage
+            raise MalformedPickleError(f"a tensor that is marked as negated or conjugated before byte {self.at}")
         if name == _TYPED_TENSOR:
             return self.typed_tensor(arguments)
-        if len(arguments) > 6 and arguments[6]:  # after gradients and hooks: its values are not those of the storage
-            raise MalformedPickleError(f"a tensor that is marked as negated or conjugated before byte {self.at}")
         storage, offset, shape, stride = arguments[:4]
         if not isinstance(storage, StorageRef):
             return self.refuse("a tensor of an unknown kind of storage", name, isinstance(storage, Opaque))
@@ -770,13 +773,16 @@ class _Machine:
     def build(self) -> None:
         """Sets attributes: torch gives an OrderedDict its `_metadata` so, which is dropped."""
         state, target = self.pop(), self.stack[-1]
-        plain = isinstance(target, OrderedDict) and isinstance(state, dict)
+        # Another attribute, `items` for one, may change what programs see of the dict.
+        plain = isinstance(target, OrderedDict) and isinstance(state, dict) and state.keys() <= {"_metadata"}
         if isinstance(target, Parameters) and isinstance(state, dict):
             parameters = state.get("_parameters")
             self.count_copied(parameters)
             target.update(parameters if isinstance(parameters, dict) else {})
         elif isinstance(target, NumpyType):
             target.build(state)
+            if not target.is_plain:
+                self.stack[-1] = self.refuse("a numpy dtype whose state is not that of its code", _NUMPY_TYPE)
         elif isinstance(target, NumpyArray):
             target.build(state, Blob)
         elif isinstance(target, Opaque) and target.is_global:
@@ -812,6 +818,9 @@ class _Machine:
     def persistent_text(self) -> None:
         self.line()
         self.push(self.refuse("a persistent id in text", None))
+
+    def read_only(self) -> None:
+        self.stack[-1] = self.refuse("a read-only buffer", None)
 
     def buffer(self) -> None:
         self.push(self.refuse("an out-of-band buffer", None))
@@ -989,7 +998,7 @@ _ACTIONS: dict[int, _Action] = {
         "\x83": lambda m: m.extension(2),
         "\x84": lambda m: m.extension(4),
         "\x97": lambda m: m.buffer(),
-        "\x98": lambda m: None,
+        "\x98": _Machine.read_only,
     }.items()
 }
 # By code; None for what is no opcode.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hnloader.errors import CorruptFileError, UnsafeFileError
 from hnloader.formats import zip_archive
 from hnloader.formats.source import Source
 from hnloader.formats.tracing import Budget, Trace, trace_at, trace_inflated
-from hnloader.formats.zip_archive import DEFLATED, Member
+from hnloader.formats.zip_archive import DEFLATED, STORED, Member
 
 _TAR_BLOCK = 512
 _MAX_TAR_HEADERS = 10_000
@@ -51,8 +51,12 @@ def check_pickle(source: Source, place: Place) -> None:
         )
 
 
-def check_one_reading(source: Source) -> None:
+def check_one_reading(source: Source, *, is_stream: bool = False) -> None:
     """Refuse a file that is of a second format as well.
+
+    Args:
+        source: The file.
+        is_stream: It is a legacy stream, whose pickles are read, not only followed.
 
     Raises:
         UnsafeFileError: It is a tar archive, a zip archive behind something else, or a pickle that imports something
@@ -68,13 +72,8 @@ def check_one_reading(source: Source) -> None:
             f"{source.label} is {second} as well as what it begins as: programs would read different contents from it. "
             "Do not open the file with other programs; get it from another source."
         )
-    if not _is_pickle(source.head):
+    if not is_stream:
         check_pickle(source, Place(0, source.size))
-
-
-def _is_pickle(head: bytes) -> bool:
-    """Return whether a file may be meant as a pickle; those are read, not only followed."""
-    return head[:1] == b"\x80"
 
 
 # -- tar, as torch 0.1 wrote it and torch.load still reads it
@@ -136,22 +135,36 @@ def has_zip_end(source: Source) -> bool:
     return False
 
 
-def local_headers(source: Source) -> Iterator[tuple[str, Place]]:
-    """Yield name and place of each member that any directory could name, found by the local headers themselves.
+def packs_otherwise(source: Source) -> bool:
+    """Return whether a directory may name a member of a method by which nothing is unpacked here."""
+    for at in _found(source, zip_archive.ENTRY_MAGIC):
+        if at + 12 <= source.size and int.from_bytes(source.read(at + 10, 2), "little") in zip_archive.OTHER_METHODS:
+            return True
+    return False
+
+
+def local_headers(source: Source) -> Iterator[Member]:
+    """Yield each member that any directory could name, found by the local headers themselves.
+
+    Each is given as stored and as deflated, because programs go by the directory's method.
 
     Raises:
         CorruptFileError: It has too many to look at.
     """
-    overlap = len(zip_archive.MAGIC) - 1
-    count = 0
+    for count, at in enumerate(_found(source, zip_archive.MAGIC)):
+        if count >= zip_archive.MAX_MEMBERS:
+            raise CorruptFileError(f"{source.label}: a zip archive with more members than hnloader looks at")
+        found = zip_archive.local_member(source, at)
+        if found is not None:
+            yield replace(found, method=STORED)
+            yield replace(found, method=DEFLATED)
+
+
+def _found(source: Source, magic: bytes) -> Iterator[int]:
+    """Yield where the magic of a record stands."""
     for start in range(0, source.size, 1 << 20):
-        piece = source.read(start, min((1 << 20) + overlap, source.size - start))
-        at = piece.find(zip_archive.MAGIC)
+        piece = source.read(start, min((1 << 20) + len(magic) - 1, source.size - start))
+        at = piece.find(magic)
         while at >= 0:
-            count += 1
-            if count > zip_archive.MAX_MEMBERS:
-                raise CorruptFileError(f"{source.label}: a zip archive with more members than hnloader looks at")
-            found = zip_archive.local_member(source, start + at)
-            if found is not None:
-                yield found.name, Place(found.start, found.start + found.size, found)
-            at = piece.find(zip_archive.MAGIC, at + 1)
+            yield start + at
+            at = piece.find(magic, at + 1)

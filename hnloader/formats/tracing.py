@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from hnloader.errors import CorruptFileError
 from hnloader.formats.known_globals import KNOWN, Global, joined, may_be_called
+from hnloader.formats.numpy_parts import NUMPY_TYPE, is_plain_type
 from hnloader.formats.source import Source
 from hnloader.formats.zip_archive import inflated
 from hnloader.texts import shown
@@ -33,14 +35,20 @@ MAX_BYTES = 64 << 20
 MAX_FINDINGS = 100
 # Longer texts are followed, not kept: no module or attribute has such a name.
 _MAX_NAME = 1_000
-_INFLATED_PIECE = 1 << 14  # most members end at their first byte, for they are not pickles
+# Most members end at their first byte, for they are not pickles; of damaged data a piece is lost.
+_INFLATED_PIECE = 1 << 10
 # Opcodes that take as long as beginning with a pickle, and as an import.
 _COST_OF_A_PICKLE, _COST_OF_AN_IMPORT = 40, 10
 _LONG_ARGUMENT = 1 << 16
 _ODD_FRAME = "a frame that does not end between two opcodes, so that programs read different contents"
+# C's unpickler reads the number of a line only up to a zero byte.
+_INDEX = re.compile(r"\s*([+-]?)(_*[0-9][0-9_]*)\s*")
+_INTEGER = re.compile(r"\s*[+-]?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|[0-9_]+)[lL]?\s*")
 _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 # Modules of this Python and of Python 2, by the names that pickles use.
 _PYTHON_MODULES = frozenset(sys.stdlib_module_names) | IMPORT_MAPPING.keys() | {"commands", "popen2", "new", "sets"}
+_ARRAY_MAGIC = b"\x93NUMPY"
+_TENSOR_BUILDER = ("torch._utils", "_rebuild_tensor_v2")
 _PROTOCOLS = re.compile(rb"\x80[\x00-\x05]")
 
 Ending = Literal["stop", "damage", "limit"]
@@ -112,9 +120,10 @@ class _Name:
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """What a call of a global gave."""
+    """What a call of a global gave; `first` is the first argument where that is a text."""
 
     name: Global
+    first: str = ""
 
 
 _MARK, _PLAIN, _UNKNOWN = object(), object(), object()
@@ -183,7 +192,7 @@ def trace_at(source: Source, start: int, budget: Budget, end: int | None = None)
 
 
 def trace_inflated(source: Source, start: int, size: int, budget: Budget) -> Trace:
-    """Follow the pickle in deflated data; raises CorruptFileError where the data are damaged."""
+    """Follow the pickle in deflated data; raises CorruptFileError where they are damaged before anything was found."""
     return _trace(_Pieces(inflated(source, start, size, _INFLATED_PIECE), budget), 0, budget)
 
 
@@ -194,6 +203,7 @@ def _trace(raw: io.RawIOBase, start: int, budget: Budget) -> Trace:
     machine = _Machine(file, start, trace, budget)
     is_text = False
     try:
+        machine.skip_array_header()
         trace.is_certain = _PROTOCOLS.match(file.peek(2)) is not None
         machine.run()
         trace.ending, trace.is_certain = "stop", True
@@ -202,9 +212,14 @@ def _trace(raw: io.RawIOBase, start: int, budget: Budget) -> Trace:
         is_text = _is_text(_next_bytes(file))
     except _LimitError:
         trace.ending = "limit"
-    trace.end = machine.at
+    except CorruptFileError:
+        if not machine.noted:
+            raise
+        trace.ending = "damage"
+    trace.end, trace.found = machine.at, list(machine.noted.values())
     if not trace.is_certain:
         _keep_plausible(trace, is_text=is_text)
+    del trace.found[MAX_FINDINGS:]
     return trace
 
 
@@ -251,6 +266,19 @@ class _Machine:
         self.memo: dict[int, object] = {}
         self.push = self.stack.append
         self.frame_end: int | None = None
+        # By what and of which global, so that no number of others hides one; the budget bounds how many there are.
+        self.noted: dict[tuple[str, Global | None], Found] = {}
+
+    def skip_array_header(self) -> None:
+        """Go to the pickle in a NumPy array of objects: its header gives its length, and O for the type."""
+        if not self.file.peek(8).startswith(_ARRAY_MAGIC):
+            return
+        version = self.take(8)[6]
+        size = self.number(2 if version == 1 else 4)
+        header = self.take(min(size, _LONG_ARGUMENT))
+        self.skip(size - len(header))
+        if size == len(header) and b"O" not in header:
+            raise _DamageError
 
     def run(self) -> None:
         read, actions, budget = self.file.read, _ACTIONS, self.budget
@@ -400,7 +428,13 @@ class _Machine:
         line = self.line()
         if line is not None and not is_number(line):
             raise _DamageError
-        self.push(_PLAIN)
+        try:
+            self.push(int(line or "", 0))
+        except ValueError:
+            self.push(_PLAIN)
+
+    def counted_number(self, size: int) -> None:
+        self.push(int.from_bytes(self.take(size), "little", signed=size == 4))
 
     # -- containers
 
@@ -426,9 +460,11 @@ class _Machine:
 
     def index(self) -> int:
         line = self.line()
-        if line is None or not re.fullmatch(r"\s*[+-]?[0-9_]+\s*", line):
+        digits = (line or "").partition("\0")[0]
+        found = _INDEX.fullmatch(digits)
+        if found is None:
             raise _DamageError
-        return int(line.replace("_", "") or "0")
+        return int(found[1] + found[2].replace("_", ""))
 
     # -- imports and calls
 
@@ -441,15 +477,14 @@ class _Machine:
         self.note(what, name)
 
     def note(self, what: str, name: Global | None) -> None:
-        if len(self.trace.found) < MAX_FINDINGS:
-            self.trace.found.append(Found(what, name, self.at - 1))
+        self.noted.setdefault((what, name), Found(what, name, self.at - 1))
 
     def imported(self, module: object, attribute: object) -> _Name:
         if isinstance(module, str) and "\0" in module:
             raise _DamageError  # no module has such a name
         self.budget.opcodes -= _COST_OF_AN_IMPORT
         name = (_part(module), _part(attribute))
-        if name not in self.trace.names and len(self.trace.names) < 10 * MAX_FINDINGS:
+        if name not in self.trace.names:
             self.trace.names[name] = None
             if name not in KNOWN:
                 self.note(f"the global {_shown(name)}", name)
@@ -482,7 +517,8 @@ class _Machine:
             names = [value.name if isinstance(value, _Name) else None for value in given]
             if not may_be_called(function.name, names):
                 self.find(f"{what} {_shown(function.name)}", function.name)
-            self.push(_Made(function.name))
+            first = given[0] if given else None
+            self.push(_Made(function.name, first if isinstance(first, str) else ""))
         elif isinstance(function, _Made):
             self.find(f"a call of what {_shown(function.name)} gave", function.name)
             self.push(function)
@@ -513,12 +549,13 @@ class _Machine:
         self.call(function, tuple(self.pop_mark()), "an object of")
 
     def build(self) -> None:
-        self.pop()
-        target = self.top()
+        state, target = self.pop(), self.top()
         if isinstance(target, _Name):
             self.find(f"attributes set on {_shown(target.name)}", target.name)
-        elif isinstance(target, _Made) and not may_be_called(target.name, [("collections", "OrderedDict")]):
+        elif isinstance(target, _Made) and not may_be_called(target.name, [_TENSOR_BUILDER]):
             self.find(f"attributes set on what {_shown(target.name)} gave", target.name)
+        elif isinstance(target, _Made) and target.name == NUMPY_TYPE and not is_plain_type(target.first, state):
+            self.find(f"a state of {_shown(target.name)} by which bytes may count as addresses", target.name)
 
     def extension(self, size: int) -> None:
         code = self.number(size)
@@ -526,10 +563,11 @@ class _Machine:
 
     def persistent(self, given: object) -> None:
         kind = given[0] if isinstance(given, tuple) and given else None
-        if kind not in ("storage", "module") and self.trace.is_certain:
-            self.find("a persistent id that is not a storage", None)
         # torch's legacy streams name the class of a module so.
-        self.push(given[1] if kind == "module" and isinstance(given, tuple) and len(given) > 1 else _UNKNOWN)
+        named = given[1] if kind == "module" and isinstance(given, tuple) and len(given) > 1 else None
+        if kind != "storage" and not isinstance(named, _Name) and self.trace.is_certain:
+            self.find("a persistent id that is not a storage", None)
+        self.push(_UNKNOWN if named is None else named)
 
     def persistent_line(self) -> None:
         self.line()
@@ -546,12 +584,13 @@ def _shown(name: Global) -> str:
 
 def _is_integer(text: str) -> bool:
     """Whether some Python reads it as an integer: C's strtol, or int(text, 0)."""
-    return re.fullmatch(r"\s*[+-]?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|[0-9_]+)[lL]?\s*", text) is not None
+    digits, zero, _ = text.partition("\0")
+    return (zero and not digits) or _INTEGER.fullmatch(digits) is not None  # strtol takes nothing for 0
 
 
 def _is_float(text: str) -> bool:
     try:
-        float(text)
+        float(text.partition("\0")[0])
     except ValueError:
         return False
     return True
@@ -560,14 +599,15 @@ def _is_float(text: str) -> bool:
 _Action = Callable[[_Machine], object]
 _ACTIONS: dict[bytes, _Action] = {
     # plain values
-    **dict.fromkeys((b"N", b"\x88", b"\x89", b"]", b"}", b"\x8f"), lambda m: m.push(_PLAIN)),
+    b"N": lambda m: m.push(None),
+    **dict.fromkeys((b"\x88", b"\x89", b"]", b"}", b"\x8f"), lambda m: m.push(_PLAIN)),
     b")": lambda m: m.push(()),
     b"I": lambda m: m.number_line(_is_integer),
     b"L": lambda m: m.number_line(_is_integer),
     b"F": lambda m: m.number_line(_is_float),
-    b"K": lambda m: m.counted_bytes(1),
-    b"M": lambda m: m.counted_bytes(2),
-    b"J": lambda m: m.counted_bytes(4),
+    b"K": lambda m: m.counted_number(1),
+    b"M": lambda m: m.counted_number(2),
+    b"J": lambda m: m.counted_number(4),
     b"G": lambda m: m.counted_bytes(8),
     b"\x8a": lambda m: m.counted_bytes(m.number(1)),
     b"\x8b": lambda m: m.counted_bytes(m.signed(4)),

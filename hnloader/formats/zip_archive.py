@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NoReturn
@@ -22,8 +22,10 @@ from hnloader.errors import CorruptFileError, UnknownFormatError, UnsafeFileErro
 from hnloader.formats.source import PIECE_SIZE, Source, regrouped
 from hnloader.texts import shown
 
-MAGIC = b"PK\x03\x04"
+MAGIC, ENTRY_MAGIC = b"PK\x03\x04", b"PK\x01\x02"
 STORED, DEFLATED = 0, 8
+# deflate64, bzip2, LZMA, Zstandard, XZ and PPMd, of which nothing is unpacked here
+OTHER_METHODS = frozenset({9, 12, 14, 20, 93, 95, 98})
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY_SIZE = 8 << 20
 # Of what a deflated member holds, to its size in the file.
@@ -38,6 +40,8 @@ _MAX_16, _MAX_32 = 0xFFFF, 0xFFFF_FFFF
 _SHOWN_NAME = 200  # bytes of the name of a member that may be none
 _USUAL_EXTRA = 128  # bytes of extra data that are read with a local header; torch.save pads with up to 67
 _ENCRYPTED, _HAS_DESCRIPTOR, _UTF_8 = 1, 8, 0x800
+_NEWEST = 63  # version of the format that a program needs, times ten
+_DIRECTORY = 0x10  # among the attributes of DOS
 _ZIP64_SIZES, _UNICODE_PATH = 1, 0x7075  # tags of extra fields
 # Absolute paths, drives, and steps upwards, of Windows as well.
 _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)")
@@ -135,7 +139,9 @@ def inflated(source: Source, start: int, size: int, piece_size: int = PIECE_SIZE
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     for at in range(start, start + size, piece_size):
         rest = source.read(at, min(piece_size, start + size - at))
-        while rest and not stream.eof:
+        data = b""
+        # Where a piece is full, more may come although nothing is left to give.
+        while (rest or len(data) == piece_size) and not stream.eof:
             try:
                 data = stream.decompress(rest, piece_size)
             except zlib.error as error:
@@ -159,8 +165,10 @@ def open_archive(source: Source) -> Archive:
     try:
         members = _members(source)
         folders = {name.partition("/")[0] if "/" in name else "" for name in members}
-        if (len(folders) > 1 or "" in folders) and any(name.casefold().endswith("data.pkl") for name in members):
-            raise DeviationError("its members do not stand in one folder")
+        if any(name.casefold().endswith("data.pkl") for name in members):
+            if len(folders) > 1 or "" in folders:
+                raise DeviationError("its members do not stand in one folder")
+            _check_ratios(members.values(), source)
     except DeviationError as error:
         if not _mentions_torch(source):
             raise UnknownFormatError(
@@ -175,11 +183,11 @@ def open_archive(source: Source) -> Archive:
 
 
 def _mentions_torch(source: Source) -> bool:
-    """Return whether the name of torch.save's pickle stands where a header may be: every member's header names it."""
-    overlap = 16
+    """Return whether the pickle of torch.save or the list of torch.package is named: every member's header names it."""
+    overlap = 32
     for at in range(0, source.size, PIECE_SIZE):
         piece = source.read(at, min(PIECE_SIZE + overlap, source.size - at))
-        if b"data.pkl" in piece.lower():
+        if b"data.pkl" in piece.lower() or b".data/extern_modules" in piece.lower():
             return True
     return False
 
@@ -279,15 +287,17 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
         if at + _ENTRY.size > len(directory):
             raise DeviationError("its directory has fewer entries than its end record says")
         fields = _ENTRY.unpack_from(directory, at)
-        magic, _, _, flags, method, _, _, crc, size, unpacked, name_size, extra_size, comment_size = fields[:13]
-        disk, _, _, header = fields[13:]
+        magic, _, needed, flags, method, _, _, crc, size, unpacked, name_size, extra_size, comment_size = fields[:13]
+        disk, _, attributes, header = fields[13:]
         at += _ENTRY.size
         raw_name, extra = directory[at : at + name_size], directory[at + name_size : at + name_size + extra_size]
         at += name_size + extra_size + comment_size
-        if magic != b"PK\x01\x02" or disk or comment_size or at > len(directory):
+        if magic != b"PK\x01\x02" or disk or needed > _NEWEST or comment_size or at > len(directory):
             raise DeviationError("its directory holds something else than entries")
         name = _text(raw_name, flags)
         unpacked, size, header = _wide(_extra_fields(extra, name), (unpacked, size, header), name)
+        if unpacked and (attributes & _DIRECTORY or name.endswith("/")):
+            raise DeviationError(f"its member {shown(name)} is a folder with contents, which torch does not read")
         entries.append(_Entry(raw_name, name, flags, method, crc, size, unpacked, header))
     if at != len(directory):
         raise DeviationError("its directory has more entries than its end record says")
@@ -398,7 +408,7 @@ def local_member(source: Source, at: int) -> Member | None:
         return None
     name = source.read(at + _LOCAL.size, min(name_size, _SHOWN_NAME)).decode("utf-8", "replace")
     size = source.size - start
-    return Member(name, start, size, size, DEFLATED if method == DEFLATED else STORED, crc)
+    return Member(name, start, size, size, method, crc)
 
 
 def _check_member(source: Source, entry: _Entry) -> None:
@@ -412,10 +422,14 @@ def _check_member(source: Source, entry: _Entry) -> None:
         )
     if entry.method == STORED and entry.size != entry.unpacked:
         raise DeviationError(f"its member {shown(entry.name)} declares two sizes")
-    if entry.unpacked > MAX_RATIO * max(entry.size, 1):
-        raise UnsafeFileError(
-            f"{source.label}: the zip member {shown(entry.name)} unpacks to more than {MAX_RATIO} times its size"
-        )
+
+
+def _check_ratios(members: Iterable[Member], source: Source) -> None:
+    for member in members:
+        if member.unpacked > MAX_RATIO * max(member.size, 1):
+            raise UnsafeFileError(
+                f"{source.label}: the zip member {shown(member.name)} unpacks to more than {MAX_RATIO} times its size"
+            )
 
 
 def _descriptor_size(source: Source, entry: _Entry, at: int, limit: int) -> int:
