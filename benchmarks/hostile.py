@@ -27,13 +27,13 @@ def main() -> int:
     warnings.simplefilter("ignore")
     sys.path[:0] = [str(TESTS), str(TESTS / "security")]
     from builders import simple_tree, write
-    from hostile import hostile_files
+    from hostile import costly_files, hostile_files
 
     with tempfile.TemporaryDirectory(prefix="hnloader-hostile-") as name:
         place = Path(name)
         (place / "files").mkdir()
         names = {}
-        for index, file in enumerate(hostile_files(place / "sang")):
+        for index, file in enumerate([*hostile_files(place / "sang"), *costly_files()]):
             path = place / "files" / f"{index:03}{file.suffix}"
             path.write_bytes(file.data)
             names[path.name] = file.name

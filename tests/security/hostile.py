@@ -389,6 +389,11 @@ def hostile_files(canary: Path) -> Iterator[HostileFile]:
     yield from _safetensors()
     yield from _compositions()
     yield from _pictures(canary)
+
+
+def costly_files() -> Iterator[HostileFile]:
+    """Files that are large or that unfold; who reads them may refuse them or not, but within the limits."""
+    good = rezipped(saved(simple_tree()))
     for name, code in costly.pickles().items():
         yield HostileFile(f"costly: {name}", in_zip(good, code), ANY, readers=())
     for name, data in costly.files().items():

@@ -25,12 +25,13 @@ from fastapi.testclient import TestClient
 
 import hnloader
 from hnloader.conversion import convert
+from hnloader.scanning import scan
 from hnloader.ui.catalogue import Catalogue
 
 Said = list[str] | str
 # Above what the interpreter holds with everything imported, so that a file cannot take the machine's memory.
 HEADROOM = 2 << 30
-READERS = ("load", "inspect", "convert", "catalogue", "API inspect", "API convert")
+READERS = ("load", "inspect", "scan", "convert", "catalogue", "API inspect", "API convert")
 
 
 def limit_memory() -> None:
@@ -89,6 +90,7 @@ class Opener:
         read: dict[str, Callable[[], Said]] = {
             "load": lambda: outcome(lambda: hnloader.load(path)),
             "inspect": lambda: outcome(lambda: hnloader.inspect(path)),
+            "scan": lambda: "accepted" if scan(path).verdict == "safe" else "refused",
             "convert": lambda: outcome(lambda: convert(path, result)),
             "catalogue": lambda: self.shown(path),
             "API inspect": lambda: self.asked("GET", f"inspect?name={path.name}"),

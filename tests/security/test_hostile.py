@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from builders import simple_tree, write
-from hostile import HostileFile, hostile_files
+from hostile import HostileFile, costly_files, hostile_files
 
 OPENING = Path(__file__).with_name("opening.py")
 # What a file may cost: memory as it is promised, and CPU time with room for slow machines; `python -m
@@ -34,7 +34,7 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(canary: Path) -> list[HostileFile]:
-    return list(hostile_files(canary))
+    return [*hostile_files(canary), *costly_files()]
 
 
 @pytest.fixture(scope="module")
