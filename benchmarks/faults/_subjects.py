@@ -315,7 +315,8 @@ class Training:
         often: dict[str, object] = {"save_every": 1, "measure_every": 5, "keep": 2, "warmup": 1, "seed": 3}
         previews = {"previews.every": 5, "previews.steps": 1, "previews.count": 1}
         config = read_config(None, {**given, **often, **previews, "learning_rate": "1e-3"})
-        prepare(config, resume=bool(states(folder_of(output)))).run()
+        begun = bool(states(folder_of(output)))
+        prepare(config, resume=begun, restart=not begun).run()  # which replaces the older file
 
     def prepare(self, folder: Path) -> None:
         """An older file stands where the output goes."""

@@ -596,6 +596,8 @@ class _Machine:
         names = [value.name if isinstance(value, (Symbol, Opaque)) else None for value in given]
         if function.is_global and function.name is not None and may_be_called(function.name, names):
             return Opaque(function.name)
+        if function.name is not None and function.name not in KNOWN:
+            return Opaque(function.name)  # the global itself was refused
         what = "what a call gave" if function.name is None else shown(joined(function.name), 200)
         return self.refuse(f"a call of {what}", function.name)
 
@@ -796,6 +798,8 @@ class _Machine:
         name = made.name if made is not None else None
         if name in _DICTS and isinstance(made, Symbol) and all(a is made or a in ((), {}) for a in arguments):
             self.push(_DICTS[name]())
+        elif isinstance(made, Opaque) and made.name is not None and made.name not in KNOWN:
+            self.push(Opaque(made.name))  # the global itself was refused
         elif isinstance(made, Opaque) and made.is_global and made.name in CALLED:
             self.push(Opaque(made.name))
         else:
