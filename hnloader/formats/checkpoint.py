@@ -164,7 +164,7 @@ def _check_tensors(tensors: Iterable[TensorRef], source: Source) -> None:
         if not _fits(ref.shape, ref.stride, ref.offset, storage.count):
             raise CorruptFileError(
                 f"{source.label}: a tensor of shape {list(ref.shape)} does not fit its storage of "
-                f"{storage.count:,} values; the file is damaged or was tampered with"
+                f"{storage.count:,} values: {_misfit(ref)}"
             )
         total += ref.count * item_size(storage.dtype)
     total = max(total, sum(storage.count * item_size(storage.dtype) for storage in storages.values()))
@@ -173,6 +173,12 @@ def _check_tensors(tensors: Iterable[TensorRef], source: Source) -> None:
             f"{source.label}: its tensors add up to more than {MAX_SHARING} times the file's "
             f"{source.size:,} bytes; the file is damaged or was tampered with"
         )
+
+
+def _misfit(ref: TensorRef) -> str:
+    if 0 in ref.stride:  # as `expand` makes them
+        return "it repeats values, which hnloader does not read. Save it again after `contiguous()`."
+    return "the file is damaged or was tampered with"
 
 
 @functools.lru_cache(1024)  # the same sizes on both sides, and in other files

@@ -695,3 +695,8 @@ def test_a_byte_order_that_is_no_word() -> None:
     with zipfile.ZipFile(data, "a") as archive:
         archive.writestr("archive/byteorder", b"big" + b" " * 40)
     assert_refused(data.getvalue(), CorruptFileError, "byte order")
+
+
+def test_a_tensor_that_repeats_its_values_is_not_called_damaged() -> None:
+    data = saved(simple_tree(x=torch.ones(1).expand(40)))
+    assert_refused(data, CorruptFileError, "repeats values")
