@@ -31,7 +31,7 @@ RESERVE = 512 << 20
 LEGACY_OFFSET = 1 << 20
 # Bytes of a text that people or programs keep beside files; a larger one is something else.
 LARGEST_TEXT = 16 << 20
-# What `open_regular` says of what is no file.
+# What `open_regular` says of anything but a file.
 NOT_REGULAR = "it is a pipe, a socket or a device"
 # Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
 _ABANDONED_AFTER = 600.0  # seconds

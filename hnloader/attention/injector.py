@@ -41,7 +41,7 @@ class Injector:
     call, and a layer that is copied alone has none. Before each call of the model it moves the hooks of layers
     whose modules have changed, opens and closes the windows of sampling, and puts new strengths in force, so
     that one call sees one set of strengths. Where weights of the model or parameters of a hypernetwork are no
-    longer what was folded or kept, it has that made anew.
+    longer what was folded or kept, it makes that again.
 
     Attributes:
         attachments: What is attached, in order.

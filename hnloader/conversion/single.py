@@ -24,9 +24,8 @@ from hnloader.formats import hns, read_contents, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
 from hnloader.formats.pickles import Parameters
-from hnloader.formats.safetensors import header_text
 from hnloader.formats.source import open_source, unchanged
-from hnloader.texts import shown
+from hnloader.texts import shown, well_formed
 
 OnExisting = Literal["overwrite", "skip", "rename"]
 Writer = Callable[[Outgoing, Path], None]
@@ -319,7 +318,7 @@ def _stated(source: Path, normalise: bool, dtype: str | None) -> dict[str, str]:
     """What a safetensors file says of its source. The date is that of the source: conversion makes nothing new."""
     changed = datetime.fromtimestamp(source.stat().st_mtime, tz=timezone.utc)
     stated = {
-        _SOURCE_NAME: header_text(source.name),
+        _SOURCE_NAME: well_formed(source.name),
         _DATE: changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     stated |= {_NORMALISED: "true"} if normalise else {}

@@ -29,11 +29,11 @@ from hnloader.formats.identify import are_vectors, kind_of_bytes, kind_of_names,
 from hnloader.formats.outgoing import lazily
 from hnloader.formats.pickles import TensorRef
 from hnloader.formats.refusals import check_refusals
-from hnloader.formats.safetensors import check_header, decode_value, encode_value, header_text, write_tensors
+from hnloader.formats.safetensors import check_header, decode_value, encode_value, write_tensors
 from hnloader.formats.source import Source, open_source
 from hnloader.formats.torch_zip import write_tree
 from hnloader.formats.trees import mapped
-from hnloader.texts import as_text, shown
+from hnloader.texts import as_text, shown, well_formed
 
 Form = Literal["webui", "diffusers"]
 # The webui's own token for the vectors, and the id that the first trainer gave it.
@@ -391,7 +391,7 @@ def _texts(about: Mapping[str, object]) -> dict[str, str]:
         if value is None or value == "":
             continue
         text = value if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
-        texts[header_text(key)] = header_text(text)
+        texts[well_formed(key)] = well_formed(text)
     return texts
 
 

@@ -19,7 +19,6 @@ from hnloader.formats.contents import Contents
 from hnloader.formats.identify import kind_of_bytes
 from hnloader.formats.readings import Place, check_pickle
 from hnloader.formats.source import FileLike, Source
-from hnloader.formats.tracing import Budget, trace_at
 from hnloader.network import Hypernetwork
 
 
@@ -78,10 +77,7 @@ def read_contents(source: Source) -> Contents:
 
 def _refuse_bare_pickle(source: Source) -> None:
     """A pickle that torch.save did not write has no tensors, but may well hold code."""
-    trace = trace_at(source, 0, Budget())
-    place = Place(0, source.size)
-    if trace.found:
-        check_pickle(source, place)
+    trace = check_pickle(source, Place(0, source.size))
     if trace.ending == "limit":
         raise CorruptFileError(
             f"{source.label}: a pickle with more opcodes or bytes than are read; nothing is known of it"

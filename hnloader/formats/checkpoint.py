@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ def load_plain(file: FileLike) -> Any:
     """
     with open_source(file) as source:
         checkpoint = read_checkpoint(source)
-        check_refusals([refusal for refusal in checkpoint.refused if not refusal.is_harmless], source.label)
+        check_refusals(checkpoint.refused, source.label, inert_allowed=True)
         return mapped(checkpoint.tree, lambda value: checkpoint.read(value) if isinstance(value, TensorRef) else value)
 
 
@@ -225,8 +225,12 @@ def _parse(data: bytes, start: int, source: Source, place: Place, blobs: Sequenc
         return pickle
     except MalformedPickleError as error:
         # What stands before the damage would already have run in a reader that executes.
-        check_pickle(source, place)
-        raise CorruptFileError(f"{source.label}: its pickle is damaged: {error}. Copy or download it again.") from error
+        _say_damaged(error, source, place)
+
+
+def _say_damaged(error: MalformedPickleError, source: Source, place: Place) -> NoReturn:
+    check_pickle(source, place)
+    raise CorruptFileError(f"{source.label}: its pickle is damaged: {error}. Copy or download it again.") from error
 
 
 def _array_pieces(storage: StorageRef, source: Source) -> Iterator[memoryview]:
@@ -352,8 +356,7 @@ def _parse_long(source: Source, place: Place) -> tuple[Pickle, int]:
     try:
         data, blobs, end = shortened(source, place.start, place.end)
     except MalformedPickleError as error:
-        check_pickle(source, place)
-        raise CorruptFileError(f"{source.label}: its pickle is damaged: {error}. Copy or download it again.") from error
+        _say_damaged(error, source, place)
     return _parse(data, 0, source, place, blobs), end
 
 

@@ -34,7 +34,7 @@ MAX_SIZE = 64 << 10
 MAX_DEPTH = 16
 MAX_MEMBERS = 100
 MAX_NESTED_COMPOSITIONS = 8
-# Members of a composition and of those that it names, each as often as it is mentioned: each is computed anew.
+# Members of a composition and of those that it names, each as often as it is mentioned and computed.
 MAX_UNFOLDED = 1_000
 MAX_WIDTHS = 64  # of all members; the known models have 8
 

@@ -40,8 +40,8 @@ def trace_place(source: Source, place: Place, budget: Budget) -> Trace:
     return trace_at(source, place.start, budget, place.end)
 
 
-def check_pickle(source: Source, place: Place) -> None:
-    """Raise UnsafeFileError where the pickle at a place imports or calls what no sound file does."""
+def check_pickle(source: Source, place: Place) -> Trace:
+    """Follow the pickle at a place; raise UnsafeFileError where it imports or calls what no sound file does."""
     trace = trace_place(source, place, Budget())
     if trace.found:
         what = ", ".join(dict.fromkeys(f"{one.what} at byte {one.offset:,}" for one in trace.found[:3]))
@@ -49,6 +49,7 @@ def check_pickle(source: Source, place: Place) -> None:
             f"{source.label} is not safe: a pickle in it holds {what}. Nothing was run. Do not open the file with "
             "other programs; get it from another source."
         )
+    return trace
 
 
 def check_one_reading(source: Source, *, is_stream: bool = False) -> None:

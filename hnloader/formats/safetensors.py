@@ -470,11 +470,6 @@ def _read_back(text: str, extras: Mapping[str, Lazy], metadata: Mapping[str, obj
             )
 
 
-def header_text(text: str) -> str:
-    """Return text for the header that only informs: halves of characters, which no header can hold, are escaped."""
-    return well_formed(text)
-
-
 def _model_spec(outgoing: Outgoing) -> dict[str, str]:
     """The keys of Stability AI's ModelSpec 1.0.1, by which programs tell what kind of model a file is."""
     made_for = families(outgoing.widths)
@@ -483,7 +478,7 @@ def _model_spec(outgoing: Outgoing) -> dict[str, str]:
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{base}/hypernetwork",
         "modelspec.implementation": "https://github.com/AUTOMATIC1111/stable-diffusion-webui",
-        "modelspec.title": header_text(outgoing.name),
+        "modelspec.title": well_formed(outgoing.name),
     }
 
 
@@ -515,6 +510,7 @@ def _write_lazily(
         hashed: put ModelSpec's hash of the data into the header too.
     """
     for stated in (*tensors, *metadata, *metadata.values()):
+        # The library reads none. What a hypernetwork's metadata hold is JSON of its own, which keeps them as escapes.
         if _HALF.search(stated):
             raise UnsupportedArchitectureError(
                 f"{shown(stated)} holds half of a character, which a safetensors file cannot keep. Change that text."
@@ -523,9 +519,7 @@ def _write_lazily(
     places = dict.fromkeys(late, _NO_HASH) | ({HASH_KEY: f"0x{_NO_HASH}"} if hashed else {})
     # Widest values first, as the library does, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-item_size(tensors[name].dtype), name))
-    # The library reads no lone surrogates. What a hypernetwork's metadata hold is JSON of its own, which keeps them.
-    plain = {well_formed(key): well_formed(text) for key, text in metadata.items()}
-    header: dict[str, object] = {"__metadata__": {**plain, **places}}
+    header: dict[str, object] = {"__metadata__": {**metadata, **places}}
     at = 0
     for name in names:
         size = math.prod(tensors[name].shape) * item_size(tensors[name].dtype)

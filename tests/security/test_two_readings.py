@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import simple_tree
-from hostile import called, in_zip, named, rezipped, saved, text
+from hostile import called, in_zip, named, rezipped, saved, text, with_member
 from two_readings import files
 
 import hnloader
@@ -151,17 +151,8 @@ def test_a_limit_or_damage_is_unreadable(data: bytes, tmp_path: Path) -> None:
 )
 def test_a_limit_in_any_member_is_unreadable(name: str, content: bytes, method: int, tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
-    path.write_bytes(with_member_in(rezipped(saved(simple_tree())), name, content, method))
+    path.write_bytes(with_member(rezipped(saved(simple_tree())), name, content, method))
     assert scan(path).verdict == "unreadable"
-
-
-def with_member_in(data: bytes, name: str, content: bytes, method: int) -> bytes:
-    import zipfile
-
-    result = io.BytesIO(data)
-    with zipfile.ZipFile(result, "a", method) as archive:
-        archive.writestr(zipfile.ZipInfo(name), content, method, 6 if method else None)
-    return result.getvalue()
 
 
 @pytest.mark.parametrize(

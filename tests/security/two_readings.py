@@ -17,13 +17,9 @@ from pathlib import Path
 
 import torch
 from builders import simple_tree
+from hostile import text
 
 import hnloader
-
-
-def text(value: str) -> bytes:
-    data = value.encode()
-    return b"X" + struct.pack("<I", len(data)) + data
 
 
 def files(canary: Path) -> Iterator[tuple[str, bytes]]:
