@@ -19,12 +19,12 @@ help:
 	@echo "make test-fast  run all tests but the slow ones"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      run the benchmarks"
-	@echo "make faults     kill, fail and crowd what writes files and attaches, hundreds of times (docs/faults.md)"
-	@echo "make fuzz MINUTES=10   fuzz each reader of strangers' files for so long (docs/fuzzing.md)"
+	@echo "make faults     kill, fail and crowd what writes files and attaches, hundreds of times (docs/dev/faults.md)"
+	@echo "make fuzz MINUTES=10   fuzz each reader of strangers' files for so long (docs/dev/fuzzing.md)"
 	@echo "make dist       build wheel and sdist into dist/, the same bytes each time"
-	@echo "make lock · make audit · make sbom   dependencies: pin by hash, look for known holes, list (docs/supply-chain.md)"
+	@echo "make lock · make audit · make sbom   dependencies: pin by hash, look for known holes, list (docs/dev/supply-chain.md)"
 	@echo "make screenshots   take the pictures of the page in docs/images anew"
-	@echo "make gpu        what only a graphics card can show (docs/graphics-card.md)"
+	@echo "make gpu        what only a graphics card can show (docs/dev/graphics-card.md)"
 	@echo "make webui-gradio  drive the pages, the panel and the tab in the gradio of both webuis"
 
 $(READY): pyproject.toml constraints.txt
@@ -43,7 +43,7 @@ endif
 
 # The tests of the pages want a Chromium; they install nothing themselves. All others go without.
 browser: $(READY)
-	-@$(BIN)/python tests/ui/browsers.py
+	-@$(BIN)/python -m tests.support.browsers
 
 demo: $(READY)
 	$(BIN)/hnloader demo --out demo-output
@@ -64,15 +64,15 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m lab.benchmarks
 
 faults: $(READY)
-	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m lab.faults
 
 # atheris guides by coverage; where there is no wheel of it, hypothesis draws inputs at random.
 fuzz: $(READY)
 	-@$(BIN)/python -m pip install --quiet --only-binary :all: --constraint constraints.txt atheris
-	$(BIN)/python -m fuzz --minutes $(MINUTES)
+	$(BIN)/python -m lab.fuzz --minutes $(MINUTES)
 
 # The date of the last commit stands in the archives, not that of the build.
 dist: $(READY)
@@ -108,27 +108,27 @@ webui-gradio: browser
 		place=.venv-gradio/$$version; \
 		if [ ! -e $$place/.ready ]; then \
 			$(BIN)/python -m venv $$place; \
-			$$place/bin/python -m pip install --quiet --requirement tests/ui/gradio-$$version.txt; \
+			$$place/bin/python -m pip install --quiet --requirement tests/gradio/gradio-$$version.txt; \
 			$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 				> $$($$place/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth; \
 			touch $$place/.ready; \
 		fi; \
-		for driver in tests/ui/in_webui_gradio.py tests/extension/panel_in_gradio.py tests/extension/tab_in_gradio.py; do \
-			HNLOADER_TRAIN_PYTHON=$(abspath $(BIN)/python) $$place/bin/python $$driver; \
+		for driver in in_webui_gradio panel_in_gradio tab_in_gradio; do \
+			HNLOADER_TRAIN_PYTHON=$(abspath $(BIN)/python) $$place/bin/python -m tests.gradio.$$driver; \
 		done; \
 	done
 
 gpu: $(READY)
-	$(BIN)/python -m tests.on_gpu
+	$(BIN)/python -m lab.gpu
 
 # Either webui alone will do. Its Python is the one of its own environment, unless A1111_PYTHON or FORGE_PYTHON name another.
 hosts: browser
 	@test -n "$(A1111)$(FORGE)" -a -n "$(CHECKPOINT)" || \
 		{ echo "Name the webuis' folders and a checkpoint: make hosts A1111=folder FORGE=folder CHECKPOINT=file"; exit 1; }
 	@failed=0; \
-	if [ -n "$(A1111)" ]; then $(BIN)/python -m tests.real_hosts "$(A1111)" --checkpoint "$(CHECKPOINT)" \
+	if [ -n "$(A1111)" ]; then $(BIN)/python -m lab.real_hosts "$(A1111)" --checkpoint "$(CHECKPOINT)" \
 		$(if $(A1111_PYTHON),--python "$(A1111_PYTHON)") || failed=1; fi; \
-	if [ -n "$(FORGE)" ]; then $(BIN)/python -m tests.real_hosts "$(FORGE)" --checkpoint "$(CHECKPOINT)" \
+	if [ -n "$(FORGE)" ]; then $(BIN)/python -m lab.real_hosts "$(FORGE)" --checkpoint "$(CHECKPOINT)" \
 		$(if $(FORGE_PYTHON),--python "$(FORGE_PYTHON)") || failed=1; fi; \
 	exit $$failed
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tiny_model import save_hypernetwork, save_model
+
+from tests.support.tiny_model import save_hypernetwork, save_model
 
 # What a test finds must not depend on how busy the machine is: hypothesis would fail inputs that take over 200 ms.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import simple_tree, write
 
 import hnloader
 from hnloader import HypernetworkError, UnknownFormatError, UnsupportedArchitectureError, files
 from hnloader.files import TEMPORARY_SUFFIX, held, remove_leftovers, replacing
+from tests.support.builders import simple_tree, write
 
 
 def test_the_file_takes_its_name_at_the_end(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import save_checkpoint, save_hypernetwork
 
 import hnloader
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
@@ -27,6 +26,7 @@ from hnloader.pipelines import (
     sampler_label,
 )
 from hnloader.prompt import PromptTagError, Tag, parse_prompt
+from tests.support.tiny_model import save_checkpoint, save_hypernetwork
 
 CAT = Settings("a cat", seed=3, steps=3)
 

@@ -24,8 +24,8 @@ from hnloader.training.config import DataConfig
 from hnloader.training.dataset import DatasetError, read_folder
 from hnloader.training.images import prepare
 from hnloader.ui.sidecars import thumbnail
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n(x) print\nshowpage\n%%EOF\n"
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import ERAS, OLD_NAMED_ERAS, Recipe, fit, make_sides, metadata, simple_tree, tree, write
 
 import hnloader
-
-GOLDENS = Path(__file__).parent / "goldens"
+from tests.support.builders import ERAS, OLD_NAMED_ERAS, Recipe, fit, make_sides, metadata, simple_tree, tree, write
+from tests.support.paths import GOLDENS
 
 
 class Counting(io.BytesIO):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Recipe, make_sides, metadata, relative_error, tree, write
 
 import hnloader
+from tests.support.builders import Recipe, make_sides, metadata, relative_error, tree, write
 
 RECIPE = Recipe(activation="relu")
 

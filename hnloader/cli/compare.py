@@ -49,10 +49,6 @@ def compare(
     lpips: Annotated[
         bool, typer.Option("--lpips", help="LPIPS as a further judge of drift: needs the package lpips.")
     ] = False,
-    style: Annotated[
-        str | None,
-        typer.Option(help="For the bundled pipeline: judge by this drawn style's own measure.", show_default=False),
-    ] = None,
     preset: Annotated[str, typer.Option(help="Defaults for a `style` or a `subject`.")] = "style",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, as in `hnloader train`.", show_default=False)
@@ -68,7 +64,7 @@ def compare(
     chosen = read_config(config, settings_of(set_ or []), preset)
     asked = [*(prompt or []), *_lines(prompts)]
     comparison.check_prompts(asked)
-    judges = _judges(clip, style, lpips)
+    judges = _judges(clip, lpips)
     finished: dict[Any, Path] = {}
     finished |= {"hypernetwork": hypernetwork} if hypernetwork else {}
     finished |= {"embedding": embedding} if embedding else {}
@@ -111,11 +107,11 @@ def _lines(path: Path | None) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _judges(clip: str | None, style: str | None, lpips: bool) -> Callable[[list[Image]], list[Judge]]:
-    from hnloader.training.judges import ClipJudge, LpipsJudge, SceneJudge
+def _judges(clip: str | None, lpips: bool) -> Callable[[list[Image]], list[Judge]]:
+    from hnloader.training.judges import ClipJudge, LpipsJudge
 
     # Now: what is wrong with them is said before anything is trained.
-    first: list[Judge] = [*([SceneJudge(style)] if style else []), *([LpipsJudge()] if lpips else [])]
+    first: list[Judge] = [LpipsJudge()] if lpips else []
 
     def make(trained_on: list[Image]) -> list[Judge]:
         return [*first, *([ClipJudge(clip, trained_on)] if clip else [])]

@@ -241,7 +241,7 @@ def _bundled_guidance(model: str | None, guidance: float | None) -> float | None
     """The bundled model's own guidance where none was given."""
     if model is not None or guidance is not None:
         return guidance
-    from hnloader.demo.evaluate import GUIDANCE
+    from hnloader.demo.sampling import GUIDANCE
 
     return GUIDANCE
 

@@ -1,7 +1,7 @@
 """A bundled Stable-Diffusion-shaped pipeline that really generates, and hypernetworks trained for it.
 
 It draws 64 x 64 scenes from captions such as 'a large red circle at the top left on a white background'; the
-hypernetworks turn them towards styles that the pipeline does not know. docs/demo-pipeline.md says how all of it was
+hypernetworks turn them towards styles that the pipeline does not know. docs/dev/demo-pipeline.md says how all of it was
 made and what it can do.
 """
 

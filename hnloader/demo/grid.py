@@ -10,7 +10,7 @@ from PIL import Image
 
 from hnloader.attention import attach
 from hnloader.demo import hypernetwork_paths, pipeline_folder
-from hnloader.demo.evaluate import generate, load_pipeline
+from hnloader.demo.sampling import generate, load_pipeline
 from hnloader.files import replacing
 from hnloader.formats import load
 from hnloader.grids import labelled_grid

@@ -109,7 +109,8 @@ def as_floats(values: object) -> FloatArray:
 
 
 @lru_cache(maxsize=4)
-def _pixel_centers(size: int) -> tuple[FloatArray, FloatArray]:
+def pixel_centers(size: int) -> tuple[FloatArray, FloatArray]:
+    """Return the x and the y of the center of each pixel."""
     axis = np.arange(size, dtype=np.float32) + np.float32(0.5)
     xs, ys = np.meshgrid(axis, axis)
     return xs, ys
@@ -134,7 +135,7 @@ def _corners(shape: str) -> tuple[tuple[float, float], ...]:
 
 def signed_distance(shape: str, placement: Placement, size: int = PICTURE_SIZE) -> FloatArray:
     """Distance of every pixel center to the shape's edge in pixels, negative inside; float32 (size, size)."""
-    xs, ys = _pixel_centers(size)
+    xs, ys = pixel_centers(size)
     xs, ys = xs - np.float32(placement.x), ys - np.float32(placement.y)
     if shape == "circle":
         return as_floats(np.hypot(xs, ys) - placement.radius)
@@ -178,16 +179,6 @@ def lay_out(scene: Scene, rng: np.random.Generator) -> tuple[FloatArray, list[La
         color = np.asarray(COLORS[item.color], np.float32) + rng.uniform(-6, 6, 3).astype(np.float32)
         layers.append(Layer(signed_distance(item.shape, placement), color, placement))
     return background, layers
-
-
-def draw(scene: Scene, seed: int | np.random.Generator) -> ByteArray:
-    """Draw a scene plainly; the same scene and seed give the same picture.
-
-    Returns uint8 (64, 64, 3), RGB.
-    """
-    from hnloader.demo.styles import paint
-
-    return paint("plain", *lay_out(scene, np.random.default_rng(seed)))
 
 
 def is_held_out(item: SceneObject, background: str) -> bool:

@@ -12,7 +12,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hnloader.demo.scenes import PICTURE_SIZE, ByteArray, FloatArray, Layer, _pixel_centers, as_floats, coverage
+from hnloader.demo.scenes import (
+    PICTURE_SIZE,
+    ByteArray,
+    FloatArray,
+    Layer,
+    Scene,
+    as_floats,
+    coverage,
+    lay_out,
+    pixel_centers,
+)
 
 OUTLINE_WIDTH = 2.4  # pixels
 PITCH = 4.0  # pixels from one halftone dot to the next
@@ -71,7 +81,7 @@ def _blueprint(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
 
 def dots() -> FloatArray:
     """Coverage (64, 64), 0 to 1, of round dots on a grid of PITCH pixels."""
-    xs, ys = _pixel_centers(PICTURE_SIZE)
+    xs, ys = pixel_centers(PICTURE_SIZE)
     dx, dy = np.mod(xs, PITCH) - PITCH / 2, np.mod(ys, PITCH) - PITCH / 2
     return coverage((np.hypot(dx, dy) - 1.45).astype(np.float32))
 
@@ -119,7 +129,7 @@ def _chalk(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
 def sky() -> FloatArray:
     """A sunset's sky, (64, 64, 3)."""
     top, bottom = as_floats(SKY[0]), as_floats(SKY[1])
-    _, ys = _pixel_centers(PICTURE_SIZE)
+    _, ys = pixel_centers(PICTURE_SIZE)
     return _blend(_canvas(top), bottom, as_floats(ys / PICTURE_SIZE))
 
 
@@ -172,3 +182,11 @@ def paint(style: str, background: FloatArray, layers: Sequence[Layer]) -> ByteAr
         raise ValueError(f"unknown style {style!r}; known: {', '.join(PAINTERS)}")
     picture: ByteArray = np.clip(PAINTERS[style](background, layers) + 0.5, 0, 255).astype(np.uint8)
     return picture
+
+
+def draw(scene: Scene, seed: int | np.random.Generator) -> ByteArray:
+    """Draw a scene plainly; the same scene and seed give the same picture.
+
+    Returns uint8 (64, 64, 3), RGB.
+    """
+    return paint("plain", *lay_out(scene, np.random.default_rng(seed)))

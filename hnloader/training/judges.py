@@ -76,42 +76,6 @@ class PaletteJudge:
         return None
 
 
-class SceneJudge:
-    """The bundled pipeline's own checker: for its prompts and for the styles that the package draws."""
-
-    name = "checker"
-    style_means = "share of the pictures that show the style, by their pixels"
-    adherence_means = "share of the pictures with the prompt's shapes at the prompt's positions"
-
-    def __init__(self, style: str) -> None:
-        from hnloader.demo.style_scores import SCORES
-
-        if style not in SCORES:
-            raise HypernetworkError(f"there is no score for a style {style!r}; known: {', '.join(SCORES)}")
-        self._style = style
-
-    def style(self, pictures: Sequence[Image]) -> float | None:
-        """See the class; a picture shows the style from a score of 0.5 on."""
-        from hnloader.demo.style_scores import style_score
-
-        return float(np.mean([style_score(self._style, _bytes(picture)) >= 0.5 for picture in pictures]))
-
-    def adherence(self, pictures: Sequence[Image], prompts: Sequence[str]) -> float | None:
-        """See the class; None when a prompt is not one of the checker's."""
-        from hnloader.demo.checker import holds
-        from hnloader.demo.scenes import parse_caption
-
-        scenes = [parse_caption(prompt) for prompt in prompts]
-        if any(scene is None for scene in scenes):
-            return None
-        pairs = zip(pictures, scenes, strict=True)
-        return float(np.mean([holds(_bytes(picture), scene) for picture, scene in pairs if scene is not None]))
-
-    def drift(self, pictures: Sequence[Image], before: Sequence[Image]) -> float | None:
-        """It knows scenes, not likeness."""
-        return None
-
-
 class ClipJudge:
     """CLIP, by transformers: likeness to the training pictures, and of pictures to prompts.
 
@@ -211,10 +175,6 @@ def _features(encoded: Any) -> torch.Tensor:
 
 def _floats(picture: Image) -> NDArray[np.float64]:
     return np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
-
-
-def _bytes(picture: Image) -> NDArray[np.uint8]:
-    return np.asarray(picture.convert("RGB"), dtype=np.uint8)
 
 
 def _cloud(pictures: Sequence[Image]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

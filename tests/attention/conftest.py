@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from small_models import TEXT_WIDTH, make_scheduler, make_text_encoder, make_unet, make_vae
 from transformers import CLIPTokenizer
+
+from tests.support.small_models import TEXT_WIDTH, make_scheduler, make_text_encoder, make_unet, make_vae
 
 
 @pytest.fixture(scope="session")

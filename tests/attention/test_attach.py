@@ -6,7 +6,11 @@ import weakref
 
 import pytest
 import torch
-from small_models import (
+from torch import nn
+
+from hnloader.attention import Application, PartialMatchWarning, attach, attachments, find_sites
+from hnloader.errors import HypernetworkError, NoMatchingSitesError
+from tests.support.small_models import (
     WIDTHS,
     assert_same,
     assert_untouched,
@@ -18,10 +22,6 @@ from small_models import (
     reference,
     run,
 )
-from torch import nn
-
-from hnloader.attention import Application, PartialMatchWarning, attach, attachments, find_sites
-from hnloader.errors import HypernetworkError, NoMatchingSitesError
 
 ALL = WIDTHS["sd1"]
 

@@ -18,7 +18,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from peft import LoraConfig, get_peft_model_state_dict
-from small_models import (
+
+from hnloader.attention import attach, attachments
+from tests.support.small_models import (
     WIDTHS,
     assert_same,
     assert_untouched,
@@ -31,8 +33,6 @@ from small_models import (
     make_vae,
     reference,
 )
-
-from hnloader.attention import attach, attachments
 
 PICTURE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 MASK = (torch.arange(32 * 32).reshape(1, 1, 32, 32) % 3 > 0).float()

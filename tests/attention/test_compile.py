@@ -12,7 +12,9 @@ import peft
 import pytest
 import torch
 import torch._dynamo
-from small_models import (
+
+from hnloader.attention import Application, attach, attachments
+from tests.support.small_models import (
     assert_same,
     assert_untouched,
     fingerprint,
@@ -22,8 +24,6 @@ from small_models import (
     run,
     unet_inputs,
 )
-
-from hnloader.attention import Application, attach, attachments
 
 WIDTHS = (20, 48)
 HN = make_hypernetwork(WIDTHS)

@@ -20,7 +20,9 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from small_models import (
+
+from hnloader.attention import Application, attach, attachments, find_sites
+from tests.support.small_models import (
     WIDTHS,
     assert_same,
     assert_untouched,
@@ -32,8 +34,6 @@ from small_models import (
     run,
     unet_inputs,
 )
-
-from hnloader.attention import Application, attach, attachments, find_sites
 
 ALL = WIDTHS["sd1"]
 HN = make_hypernetwork(ALL)

@@ -14,7 +14,17 @@ from accelerate.hooks import remove_hook_from_submodules
 from diffusers.hooks import apply_group_offloading
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import (
+from torch import nn
+
+from hnloader.activations import ACTIVATIONS
+from hnloader.attention import Application, attach, attachments, find_sites
+from hnloader.attention.counting import count_step
+from hnloader.attention.folding import MOST_CHANGES
+from hnloader.attention.injector import injector_of
+from hnloader.attention.stages import CachedStages
+from hnloader.errors import HypernetworkError
+from hnloader.network import Architecture, Hypernetwork
+from tests.support.small_models import (
     WIDTHS,
     assert_same,
     assert_untouched,
@@ -27,16 +37,6 @@ from small_models import (
     run,
     unet_inputs,
 )
-from torch import nn
-
-from hnloader.activations import ACTIVATIONS
-from hnloader.attention import Application, attach, attachments, find_sites
-from hnloader.attention.counting import count_step
-from hnloader.attention.folding import MOST_CHANGES
-from hnloader.attention.injector import injector_of
-from hnloader.attention.stages import CachedStages
-from hnloader.errors import HypernetworkError
-from hnloader.network import Architecture, Hypernetwork
 
 ALL = WIDTHS["sd1"]
 RELU = make_hypernetwork(ALL)

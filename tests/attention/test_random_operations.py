@@ -8,7 +8,9 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from small_models import (
+
+from hnloader.attention import attach, attachments, find_sites
+from tests.support.small_models import (
     assert_same,
     fingerprint,
     make_hypernetwork,
@@ -18,8 +20,6 @@ from small_models import (
     run,
     unet_inputs,
 )
-
-from hnloader.attention import attach, attachments, find_sites
 
 HYPERNETWORKS = [
     make_hypernetwork((20, 48), 0),

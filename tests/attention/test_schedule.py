@@ -12,10 +12,10 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
 )
-from small_models import WIDTHS, assert_same, make_hypernetwork, make_unet, reference, run
 
 from hnloader.attention import Application, attach, attachments
 from hnloader.attention.schedule import SamplingClock, is_active, timestep_of
+from tests.support.small_models import WIDTHS, assert_same, make_hypernetwork, make_unet, reference, run
 
 SCHEDULERS = [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, LCMScheduler, PNDMScheduler]
 HN = make_hypernetwork(WIDTHS["sd1"])

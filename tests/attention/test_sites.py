@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import UNetMotionModel
-from small_models import TEXT_WIDTH, WIDTHS, make_controlnet, make_text_encoder, make_unet, make_vae, run
 
 from hnloader.attention import find_sites
 from hnloader.attention.sites import unet_of
+from tests.support.small_models import TEXT_WIDTH, WIDTHS, make_controlnet, make_text_encoder, make_unet, make_vae, run
 
 
 @pytest.mark.parametrize("kind", WIDTHS)

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from small_models import assert_same, make_hypernetwork, make_unet, reference, run
 
 from hnloader.attention import attach, find_sites
 from hnloader.attention.strengths import check_strength, site_strengths
 from hnloader.errors import NoMatchingSitesError
+from tests.support.small_models import assert_same, make_hypernetwork, make_unet, reference, run
 
 SITES = find_sites(make_unet("sd1"))
 NAME = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 import hnloader
 from hnloader.cli.app import app
 from hnloader.cli.terminal import clean, size_text
-
-GOLDENS = Path(__file__).parent.parent / "goldens"
+from tests.support.paths import GOLDENS, ROOT
 
 
 def invoke(*arguments: object):
@@ -39,7 +38,7 @@ def test_help_lists_the_verbs_and_the_exit_codes() -> None:
 def test_the_documented_exit_codes_are_the_ones_in_use() -> None:
     from hnloader.cli import errors
 
-    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for code in (0, errors.FAILED, errors.USAGE, errors.BUG, errors.INTERRUPTED):
         assert f"| {code} |" in page
 

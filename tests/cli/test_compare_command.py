@@ -10,10 +10,10 @@ from types import ModuleType
 import pytest
 import torch
 from PIL import Image
-from tiny_model import save_pictures
 from typer.testing import CliRunner
 
 from hnloader.cli.app import app
+from tests.support.tiny_model import save_pictures
 
 QUICK = ["steps=6", "measure_every=3", "previews.every=0", "previews.steps=2", "learning_rate=1e-3", "batch_size=2"]
 
@@ -84,7 +84,6 @@ def test_finished_files_are_taken_as_they_are(tiny_model: Path, folder: Path, tm
         ((), "no prompts"),
         (("--prompts", "none.txt"), "none.txt cannot be read"),
         (("-p", "a", "--lpips"), "pip install lpips"),
-        (("-p", "a", "--style", "cubism"), "no score for a style 'cubism'"),
         (("-p", "a", "--hypernetwork", "none.pt"), "none.pt does not exist"),
         (("-p", "a", "--set", "previews.stepps=1"), "did you mean 'steps'"),
     ],

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import simple_tree, write
 from typer.testing import CliRunner
 
 import hnloader
 from hnloader.cli.app import app
 from hnloader.files import TEMPORARY_SUFFIX
+from tests.support.builders import simple_tree, write
+from tests.support.paths import GOLDENS, ROOT
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
 PAGE = "<!DOCTYPE html><html>not found</html>"
 
 
@@ -84,7 +84,7 @@ def test_the_exit_code_says_all_some_or_none(mixed: Path, tmp_path: Path) -> Non
 
 
 def test_the_documented_exit_codes_are_these() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert "| 3 |" in page
     described = " ".join(run("--help").stdout.split())
     assert "0 every hypernetwork is converted; 3 some are, others failed; 1 none is" in described

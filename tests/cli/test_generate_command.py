@@ -137,7 +137,7 @@ def test_odd_prompts_are_noted(run, styles: Path, tmp_path: Path) -> None:
 
 
 def test_a_hypernetwork_for_other_layers_too_is_noted_once(run, tmp_path: Path) -> None:
-    from tiny_model import save_hypernetwork
+    from tests.support.tiny_model import save_hypernetwork
 
     save_hypernetwork(tmp_path / "both.pt", widths=(16, 24, 48))
     result = run("a cat", "-H", "both.pt", "-n", 2)

@@ -10,14 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_model import save_hypernetwork
 from typer.testing import CliRunner
 
 import hnloader
 from hnloader.cli.app import app
 from hnloader.infotext import Infotext, save_png
-
-GOLDENS = Path(__file__).parent.parent / "goldens"
+from tests.support.paths import GOLDENS
+from tests.support.tiny_model import save_hypernetwork
 
 
 def run(*arguments: object, **environment: str):

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from builders import simple_tree, write
 from typer.testing import CliRunner, Result
 
 from hnloader.cli.app import app
+from tests.support.builders import simple_tree, write
 
 EVIL = b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R."
 

@@ -18,8 +18,9 @@ import typer.main
 
 from hnloader.cli import errors, streams
 from hnloader.cli.app import app
+from tests.support.paths import GOLDENS
 
-SOUND = Path(__file__).parent.parent / "goldens" / "relu_121.pt"
+SOUND = GOLDENS / "relu_121.pt"
 
 # Arguments with which each verb writes its results at once; where that takes a model, its help.
 VERBS: dict[str, list[str]] = {

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import save_pictures
 from typer.testing import CliRunner
 
 import hnloader
 from hnloader.cli.app import app
+from tests.support.tiny_model import save_pictures
 
 
 @pytest.fixture

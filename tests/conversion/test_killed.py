@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mixed import Mixed, make_mixed
 
 import hnloader
 from hnloader.files import TEMPORARY_SUFFIX
+from tests.support.mixed import Mixed, make_mixed
 
 GOOD, BROKEN_OF_EACH = 1900, 10  # of ten kinds: 5 % of 2,000 files are broken
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import simple_tree, write
 
 import hnloader
 from hnloader import HypernetworkError
@@ -19,6 +18,7 @@ from hnloader.conversion.planning import plan
 from hnloader.conversion.results import Result
 from hnloader.conversion.to_format import ToFormat
 from hnloader.files import ExistingFileError
+from tests.support.builders import simple_tree, write
 
 KEEPING: tuple[OnExisting, ...] = ("skip", "rename")
 

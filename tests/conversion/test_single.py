@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import hnloader
+from hnloader import CorruptFileError, HypernetworkError, OtherModelError, UnknownFormatError
+from hnloader.conversion import check, convert, single
+from hnloader.conversion.proof import ProofError
+from tests.support.builders import (
     ACTIVATIONS,
     ERAS,
     OLD_NAMED_ERAS,
@@ -24,18 +31,11 @@ from builders import (
     worst_error,
     write,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-import hnloader
-from hnloader import CorruptFileError, HypernetworkError, OtherModelError, UnknownFormatError
-from hnloader.conversion import check, convert, single
-from hnloader.conversion.proof import ProofError
+from tests.support.paths import GOLDENS
 
 # softmax, softmin and logsoftmax run over torch's implicit dimension, as the originals' do.
 pytestmark = pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
 WEIGHT_FILES = sorted(path for path in GOLDENS.glob("*.pt"))
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RECIPES = st.builds(

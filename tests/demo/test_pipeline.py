@@ -12,10 +12,11 @@ from PIL import Image
 
 import hnloader
 from hnloader.demo import hypernetwork_paths, pipeline_folder
-from hnloader.demo.checker import look
-from hnloader.demo.evaluate import adherence, generate, load_pipeline, measure_style
 from hnloader.demo.grid import render_demo
+from hnloader.demo.sampling import generate, load_pipeline
 from hnloader.demo.scenes import Scene, SceneObject, held_out_scenes
+from lab.demo.checker import look
+from lab.demo.evaluate import adherence, measure_style
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

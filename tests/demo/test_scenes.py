@@ -16,14 +16,13 @@ from hnloader.demo.scenes import (
     Scene,
     SceneObject,
     combinations,
-    draw,
     held_out_scenes,
     is_held_out,
     lay_out,
     random_scene,
     training_caption,
 )
-from hnloader.demo.styles import PAINTERS, paint
+from hnloader.demo.styles import PAINTERS, draw, paint
 
 RED_CIRCLE = Scene((SceneObject("circle", "red", "large", "top left"),), "white")
 

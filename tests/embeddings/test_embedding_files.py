@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from builders import simple_tree, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -26,6 +25,7 @@ from hnloader import (
 from hnloader.demo import pipeline_folder
 from hnloader.embeddings import Embedding, load_embedding, save_embedding
 from hnloader.pipelines import load_model
+from tests.support.builders import simple_tree, write
 
 VECTORS = torch.randn(3, 768, generator=torch.Generator().manual_seed(0))
 VECTORS_G = torch.randn(3, 1280, generator=torch.Generator().manual_seed(1))

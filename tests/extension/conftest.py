@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # the stand-ins are imported as `standins`
-
-from standins.webui import Webui, running
+from tests.support.standins.webui import Webui, running
 
 
 @pytest.fixture(params=["a1111", "forge"])

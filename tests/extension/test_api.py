@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from standins.unets import ALL_WIDTHS
-from standins.webui import Webui
-from tiny_model import save_hypernetwork
 
 import hnloader
 from extension import api
 from extension.runtime import Extension
 from hnloader import files
+from tests.support.standins.unets import ALL_WIDTHS
+from tests.support.standins.webui import Webui
+from tests.support.tiny_model import save_hypernetwork
 
 HERE = "http://127.0.0.1:7860"
 V1 = "/hnloader/v1"

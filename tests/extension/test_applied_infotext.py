@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from standins.unets import ALL_WIDTHS
-from standins.webui import Webui
-from tiny_model import save_hypernetwork
 
 import hnloader
+from tests.support.standins.unets import ALL_WIDTHS
+from tests.support.standins.webui import Webui
+from tests.support.tiny_model import save_hypernetwork
 
 
 @pytest.fixture

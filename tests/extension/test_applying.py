@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from standins.reference import wrap
-from standins.unets import ALL_WIDTHS
-from standins.webui import Webui
-from tiny_model import save_hypernetwork
 
 from hnloader.prompt import parse_tag
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.paths import ROOT
+from tests.support.standins.reference import wrap
+from tests.support.standins.unets import ALL_WIDTHS
+from tests.support.standins.webui import Webui
+from tests.support.tiny_model import save_hypernetwork
 
 
 @pytest.fixture

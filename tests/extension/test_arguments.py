@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
-from standins.webui import Webui
 
 from extension.arguments import problems_in
+from tests.support.standins.webui import Webui
 
 GOOD = [
     [],

@@ -12,12 +12,12 @@ from typing import Any
 import gradio
 import pytest
 from PIL import Image
-from standins.unets import ALL_WIDTHS
-from standins.webui import Webui
-from tiny_model import save_hypernetwork
 
 from extension.runtime import Extension
 from hnloader.ui import sidecars
+from tests.support.standins.unets import ALL_WIDTHS
+from tests.support.standins.webui import Webui
+from tests.support.tiny_model import save_hypernetwork
 
 
 @pytest.fixture(params=["1.10", "1.7"])

@@ -9,11 +9,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from standins.unets import ALL_WIDTHS
-from standins.webui import Webui
-from tiny_model import save_hypernetwork
 
 import hnloader
+from tests.support.paths import ROOT
+from tests.support.standins.unets import ALL_WIDTHS
+from tests.support.standins.webui import Webui
+from tests.support.tiny_model import save_hypernetwork
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +147,7 @@ def test_a_failing_import_leaves_the_webui_and_other_extensions(
     (copy / "extension").unlink()
     (copy / "scripts").mkdir()
     (copy / "extension").mkdir()
-    entry = Path(__file__).parent.parent.parent / "scripts" / "hypernetworks.py"
+    entry = ROOT / "scripts" / "hypernetworks.py"
     (copy / "scripts" / "hypernetworks.py").write_text(entry.read_text())
     (copy / "extension" / "__init__.py").write_text(f"raise {error}")
     webui.add_script("z-other", "from modules import shared\nshared.others_run = True\n")

@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.paths import ROOT
+
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 
 pytestmark = pytest.mark.slow
 
 
 def drive(what: str, *arguments: object) -> None:
     """Run a driver; where it fails, its output says in which step."""
-    command = [sys.executable, str(HERE / f"{what}_in_gradio.py"), *map(str, arguments)]
+    command = [sys.executable, "-m", f"tests.gradio.{what}_in_gradio", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the {what} passed" in done.stdout

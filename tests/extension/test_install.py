@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.paths import ROOT
+
 # What the webuis bring and what must not change.
 HOSTS_OWN = ("torch", "gradio", "pydantic", "transformers", "numpy", "pillow", "fastapi")
 PIP = """

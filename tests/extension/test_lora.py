@@ -13,9 +13,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from standins.unets import ALL_WIDTHS, CrossAttention
-from standins.webui import Webui
-from tiny_model import save_hypernetwork
 
 import hnloader
 from hnloader.conversion.lora.files import ToLora
@@ -25,6 +22,9 @@ from hnloader.network import Architecture, Hypernetwork
 from hnloader.ui import Host, jobs
 from hnloader.ui.catalogue import Catalogue
 from hnloader.ui.pages import convert as convert_page
+from tests.support.standins.unets import ALL_WIDTHS, CrossAttention
+from tests.support.standins.webui import Webui
+from tests.support.tiny_model import save_hypernetwork
 
 
 def save_affine(path: Path) -> Path:

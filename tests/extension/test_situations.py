@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from standins.reference import wrap
-from standins.unets import ALL_WIDTHS, CrossAttention
-from standins.webui import Webui, running
-from tiny_model import save_hypernetwork
 from torch import Tensor, nn
+
+from tests.support.standins.reference import wrap
+from tests.support.standins.unets import ALL_WIDTHS, CrossAttention
+from tests.support.standins.webui import Webui, running
+from tests.support.tiny_model import save_hypernetwork
 
 TAG = "<hypernet:ink:0.7>"
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from standins.reference import wrap
-from standins.unets import ALL_WIDTHS, make_unet
-from standins.webui import Webui, running
-from tiny_model import save_hypernetwork
+
+from tests.support.standins.reference import wrap
+from tests.support.standins.unets import ALL_WIDTHS, make_unet
+from tests.support.standins.webui import Webui, running
+from tests.support.tiny_model import save_hypernetwork
 
 RECORDER = """
     import sys

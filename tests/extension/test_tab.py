@@ -11,13 +11,13 @@ from typing import Any
 import numpy
 import pytest
 from PIL import Image
-from standins.unets import ALL_WIDTHS
-from standins.webui import Webui
-from tiny_model import save_hypernetwork
 
 from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag
 from hnloader.ui import CancelledError, Host, PictureRequest
+from tests.support.standins.unets import ALL_WIDTHS
+from tests.support.standins.webui import Webui
+from tests.support.tiny_model import save_hypernetwork
 
 
 @pytest.fixture

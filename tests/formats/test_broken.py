@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
-from builders import Recipe, make_sides, metadata, simple_tree, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,8 +25,9 @@ from hnloader.formats import checkpoint, pickles, zip_archive
 from hnloader.formats.checkpoint import LEGACY_MAGIC_NUMBER
 from hnloader.formats.pickles import MalformedPickleError, read_pickle
 from hnloader.formats.source import Source
+from tests.support.builders import Recipe, make_sides, metadata, simple_tree, tree
+from tests.support.paths import GOLDENS
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
 READERS: dict[str, Callable[[io.BytesIO], object]] = {"load": hnloader.load, "inspect": hnloader.inspect}
 
 

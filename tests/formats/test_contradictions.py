@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Recipe, make_sides, metadata, simple_tree, tree, write
 
 import hnloader
 from hnloader import CorruptFileError, HypernetworkError, UnsupportedArchitectureError
+from tests.support.builders import Recipe, make_sides, metadata, simple_tree, tree, write
 
 READERS = {"load": hnloader.load, "inspect": hnloader.inspect}
 

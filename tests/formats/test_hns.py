@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Recipe, make_sides, metadata, relative_error, simple_tree, tree, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 import hnloader
 from hnloader import CorruptFileError, HypernetworkError, UnknownFormatError
 from hnloader.formats import hns
+from tests.support.builders import Recipe, make_sides, metadata, relative_error, simple_tree, tree, write
 
 Step = Callable[[Tensor], Tensor]
 NAMES = ("A", "B", "ink style", "über", "C(1)")

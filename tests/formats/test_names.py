@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import simple_tree, write
 
 import hnloader
 from hnloader import HypernetworkError
+from tests.support.builders import simple_tree, write
 
 Header = dict[str, Any]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import simple_tree, write
 from safetensors.torch import save_file
 
 import hnloader
 from hnloader import CorruptFileError, HypernetworkError, UnknownFormatError
+from tests.support.builders import simple_tree, write
 
 READERS = {"load": hnloader.load, "inspect": hnloader.inspect}
 

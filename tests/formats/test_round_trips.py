@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import simple_tree, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch import Tensor
 import hnloader
 from hnloader import Architecture, Hypernetwork, HypernetworkError, UnsupportedArchitectureError
 from hnloader.conversion import check, convert
+from tests.support.builders import simple_tree, write
 
 SUFFIXES = (".pt", ".safetensors")
 

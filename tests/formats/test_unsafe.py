@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import simple_tree, write
 
 import hnloader
 from hnloader import UnsafeFileError, UnsupportedArchitectureError
 from hnloader.formats.checkpoint import LEGACY_MAGIC_NUMBER
+from tests.support.builders import simple_tree, write
 
 READERS = {"load": hnloader.load, "inspect": hnloader.inspect}
 

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.differential import compare_ways
 from hnloader.formats import pickles
 from hnloader.formats.outgoing import Lazy
 from hnloader.formats.pickles import read_pickle
 from hnloader.formats.torch_zip import _Pickler
+from lab.fuzz.differential import compare_ways
 
 SIZES = st.integers(1, 255) | st.integers(256, 65_535) | st.integers(65_536, 2**31 - 1)
 SHAPES = st.tuples(SIZES) | st.tuples(st.integers(1, 70_000), st.integers(1, 10_000))

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import hnloader
+from hnloader import UnsupportedArchitectureError
+from tests.support.builders import (
     ACTIVATIONS,
     ERAS,
     IMPOSSIBLE_ACTIVATIONS,
@@ -23,11 +28,6 @@ from builders import (
     worst_error,
     write,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-import hnloader
-from hnloader import UnsupportedArchitectureError
 
 TOLERANCE = 1e-6
 

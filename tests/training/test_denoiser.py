@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
-from small_models import make_scheduler, make_unet, make_vae
-from tiny_model import make_tokenizer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -17,6 +15,8 @@ from hnloader.network import Architecture, Hypernetwork
 from hnloader.pipelines import load_model
 from hnloader.training.denoiser import Batch, Denoiser
 from hnloader.training.trainees import Word
+from tests.support.small_models import make_scheduler, make_unet, make_vae
+from tests.support.tiny_model import make_tokenizer
 
 
 @pytest.fixture

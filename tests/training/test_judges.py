@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import make_tokenizer
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from hnloader.demo.scenes import held_out_scenes, lay_out, parse_caption
 from hnloader.demo.styles import paint
 from hnloader.errors import HypernetworkError
 from hnloader.pipelines import MissingExtraError
-from hnloader.training.judges import ClipJudge, LpipsJudge, PaletteJudge, SceneJudge, drift
+from hnloader.training.judges import ClipJudge, LpipsJudge, PaletteJudge, drift
+from tests.support.tiny_model import make_tokenizer
 
 
 def drawn(style: str, count: int = 8, seed: int = 0) -> tuple[list[Image.Image], list[str]]:
@@ -44,18 +44,6 @@ def test_the_palette_tells_the_style_from_the_models_own_pictures() -> None:
     ]
     assert 0.1 < judge.style(halfway) < 0.95
     assert judge.adherence(without, ["a"] * 8) is None
-
-
-def test_the_checker_tells_style_and_prompt() -> None:
-    judge = SceneJudge("outline")
-    pictures, prompts = drawn("outline")
-    assert judge.style(pictures) == 1
-    assert judge.adherence(pictures, prompts) == 1
-    assert judge.adherence(pictures, [*prompts[1:], prompts[0]]) < 0.5
-    assert judge.style(drawn("plain")[0]) == 0
-    assert judge.adherence(pictures, ["a cat"] * 8) is None
-    with pytest.raises(HypernetworkError, match="known: outline"):
-        SceneJudge("cubism")
 
 
 def test_drift_is_the_difference_of_the_pixels() -> None:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from bytes_kept import bytes_kept
 from diffusers.models.activations import GEGLU
-from small_models import make_unet, unet_inputs
 from torch import Tensor, nn
 
 import hnloader
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.training.lean import _Known, lean_graph
+from tests.support.bytes_kept import bytes_kept
+from tests.support.small_models import make_unet, unet_inputs
 
 
 def trained(kind: str) -> tuple[nn.Module, Hypernetwork, Callable[[], Tensor]]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from bytes_kept import bytes_kept
 
 import hnloader
 from hnloader.embeddings import load_embedding
@@ -24,6 +23,7 @@ from hnloader.training.images import moved
 from hnloader.training.images import prepare as prepare_picture
 from hnloader.training.loop import DivergedError, Event, folder_of
 from hnloader.training.state import states
+from tests.support.bytes_kept import bytes_kept
 
 SETTINGS: dict[str, object] = {
     "steps": 12,
@@ -604,7 +604,7 @@ def test_initializations_that_begin_broken_are_remarked(kind: str, settings_of: 
 
 
 def test_files_to_start_from_that_do_not_fit(settings_of: Run, tmp_path: Path) -> None:
-    from tiny_model import save_hypernetwork
+    from tests.support.tiny_model import save_hypernetwork
 
     wrong = save_hypernetwork(tmp_path / "wrong.pt", widths=(768,))
     with pytest.raises(ConfigError, match="768"):

@@ -1,4 +1,4 @@
-"""What makes a training on a graphics card come out the same; what it does there, `python -m tests.on_gpu` shows."""
+"""What makes a training on a graphics card come out the same; what it does there, `python -m lab.gpu` shows."""
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browsers import FLAGS, find_chromium
-from builders import Recipe, make_sides, metadata, simple_tree, tree, write
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from hnloader.demo import hypernetwork_paths
@@ -15,6 +13,8 @@ from hnloader.library import Library
 from hnloader.ui import Host, TrainingPlace, catalogue
 from hnloader.ui.diffusers_generator import DiffusersGenerator
 from hnloader.ui.standalone import Server, start
+from tests.support.browsers import FLAGS, find_chromium
+from tests.support.builders import Recipe, make_sides, metadata, simple_tree, tree, write
 
 # A slow machine may take this long for one step of a test; nothing is measured by it.
 PATIENCE = 60_000

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from builders import simple_tree, write
 
 from hnloader.ui.catalogue import BAD, DUPLICATES, OTHER_WIDTHS, Catalogue
 from hnloader.ui.sidecars import read_notes
+from tests.support.builders import simple_tree, write
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import simple_tree, write
 
 from hnloader.errors import HypernetworkError
 from hnloader.ui import catalogue as module
@@ -18,6 +17,7 @@ from hnloader.ui import index
 from hnloader.ui.catalogue import Catalogue, Entry
 from hnloader.ui.index import cache_folder, index_path
 from hnloader.ui.sidecars import save_notes
+from tests.support.builders import simple_tree, write
 
 ODD = {"list": [1, (2.5, True)], "nothing": None, "far": math.inf, "bytes": b"\x00\xff", "lone": "\ud800", "set": {"a"}}
 

@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 from pathlib import Path, PurePath
 
 import pytest
-from builders import simple_tree, write
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from hnloader.inspection import inspect
 from hnloader.library import LibraryFile
 from hnloader.ui import markup
 from hnloader.ui.catalogue import Entry
+from tests.support.builders import simple_tree, write
 
 
 class Tags(HTMLParser):

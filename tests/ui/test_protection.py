@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from builders import simple_tree, write
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -24,6 +23,7 @@ from hnloader.ui.host import Host
 from hnloader.ui.pages import settings
 from hnloader.ui.pages.convert import _ALL, _BESIDE, _SAFETENSORS, _Convert
 from hnloader.ui.protection import Protection
+from tests.support.builders import simple_tree, write
 
 HERE = "http://127.0.0.1:7870"
 

@@ -12,12 +12,12 @@ import re
 from pathlib import Path
 
 import pytest
-from album import make_album
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from hnloader.demo import pipeline_folder
-from hnloader.demo.pictures import draw_pictures
+from hnloader.demo.drawing import draw_pictures
+from tests.support.album import make_album
 
 pytestmark = pytest.mark.slow
 

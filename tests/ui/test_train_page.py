@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from tiny_model import save_pictures
 
 import hnloader
 from hnloader.embeddings import load_embedding
 from hnloader.ui.trainings import Trainings
+from tests.support.tiny_model import save_pictures
 
 pytestmark = pytest.mark.slow
 

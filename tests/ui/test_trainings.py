@@ -10,12 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_model import save_pictures
 
 import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.training.status import Status, read_status, write_status
 from hnloader.ui.trainings import Trainings
+from tests.support.tiny_model import save_pictures
 
 QUICK = {"steps": 2000, "save_every": 50, "measure_every": 50, "previews.every": 0, "learning_rate": "1e-3"}
 PATIENCE = 300

@@ -1,0 +1,48 @@
+"""The hypernetworks that are attached in the benchmarks, one kind per case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hnloader.network import Architecture, Hypernetwork
+from lab.benchmarks._models import Subject
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of file.
+
+    Attributes:
+        title: What a table calls it.
+        architecture: How its sides are built.
+        cross_only: It holds the width of the text alone.
+        count: How many different ones are chained.
+    """
+
+    title: str
+    architecture: Architecture
+    cross_only: bool = False
+    count: int = 1
+
+    def make(self, subject: Subject, count: int | None = None) -> list[Hypernetwork]:
+        """New hypernetworks for the subject, `count` in place of the case's own number."""
+        widths = subject.cross_widths if self.cross_only else subject.widths
+        return hypernetworks(self.architecture, widths, self.count if count is None else count)
+
+
+LINEAR = Case("[1, 2, 1] linear", Architecture((1, 2, 1)))
+RELU = Case("[1, 2, 1] relu", Architecture((1, 2, 1), "relu"))
+NORM = Case("[1, 2, 2, 1] relu, norm, dropout", Architecture((1, 2, 2, 1), "relu", norm=True, dropout=(0, 0.3, 0.3, 0)))
+CROSS = Case("[1, 2, 1] relu, cross-attention only", RELU.architecture, cross_only=True)
+FIVE_RELU = Case("five chained, [1, 2, 1] relu", RELU.architecture, count=5)
+FIVE_LINEAR = Case("five chained, [1, 2, 1] linear", LINEAR.architecture, count=5)
+
+
+def hypernetworks(architecture: Architecture, widths: Sequence[int], count: int = 1) -> list[Hypernetwork]:
+    """So many different ones, with torch's default initial values and without gradients, as `load` returns them."""
+    torch.manual_seed(0)
+    made = [Hypernetwork.new(tuple(widths), architecture, name=f"style{number}") for number in range(count)]
+    return [each.requires_grad_(False) for each in made]

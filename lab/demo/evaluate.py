@@ -1,0 +1,137 @@
+"""How often the bundled pipeline draws what the prompt says: `python -m lab.demo.evaluate --prompts 200`.
+
+With `--styles`: how much of its style each bundled hypernetwork brings at strength 0, 0.5 and 1, and whether the shapes
+and positions stay those of the prompt. The prompts combine words that training never combined; the judges are
+`lab.demo.checker` and `lab.demo.style_scores`, which see pixels only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hnloader.attention import attach
+from hnloader.demo.sampling import GUIDANCE, STEPS, generate, load_pipeline
+from hnloader.demo.scenes import Scene, held_out_scenes
+from hnloader.formats import load
+from hnloader.network import Hypernetwork
+from lab.demo.checker import ATTRIBUTES, Verdict, check, holds
+from lab.demo.style_scores import style_score
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+
+@dataclass(frozen=True)
+class Adherence:
+    """Verdicts over a set of prompts."""
+
+    scenes: tuple[Scene, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def share(self, attribute: str = "right", objects: int | None = None) -> float:
+        """Share (0 to 1) of pictures with an attribute right; 'right' is all of them."""
+        chosen = [
+            bool(getattr(verdict, attribute))
+            for scene, verdict in zip(self.scenes, self.verdicts, strict=True)
+            if objects is None or len(scene.objects) == objects
+        ]
+        return sum(chosen) / len(chosen) if chosen else float("nan")
+
+    def line(self) -> str:
+        """All shares in one line, for a log."""
+        parts = [f"{attribute} {self.share(attribute):.1%}" for attribute in ATTRIBUTES]
+        kinds = f"one object {self.share(objects=1):.1%}, two {self.share(objects=2):.1%}"
+        return f"all right {self.share():.1%} ({kinds}); " + ", ".join(parts)
+
+
+def adherence(
+    pipeline: StableDiffusionPipeline,
+    scenes: Sequence[Scene],
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> Adherence:
+    """Generate one picture per scene from its caption and judge it."""
+    pictures = generate(pipeline, [scene.caption() for scene in scenes], seed=seed, steps=steps, guidance=guidance)
+    return Adherence(
+        tuple(scenes), tuple(check(picture, scene) for picture, scene in zip(pictures, scenes, strict=True))
+    )
+
+
+@dataclass(frozen=True)
+class StyleMeasure:
+    """One hypernetwork at one strength over a set of prompts."""
+
+    strength: float
+    score: float  # mean style score, 0 to 1
+    held: float  # share of pictures whose shapes and positions are those of the prompt
+
+
+def measure_style(
+    pipeline: StableDiffusionPipeline,
+    hypernetwork: Hypernetwork,
+    style: str,
+    scenes: Sequence[Scene],
+    *,
+    strengths: Sequence[float] = (0.0, 0.5, 1.0),
+    seed: int = 0,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> list[StyleMeasure]:
+    """Generate every scene at every strength, from the same noise, and measure style, shapes and positions."""
+    measures = []
+    prompts = [scene.caption() for scene in scenes]
+    for strength in strengths:
+        with attach(pipeline.unet, hypernetwork, strength):
+            pictures = list(generate(pipeline, prompts, seed=seed, steps=steps, guidance=guidance))
+        scores = [style_score(style, picture) for picture in pictures]
+        held = [holds(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+        measures.append(StyleMeasure(strength, float(np.nanmean(scores)), float(np.mean(held))))
+    return measures
+
+
+def print_adherence(result: Adherence) -> None:
+    """Print one line per attribute, then the share of pictures with everything right."""
+    for attribute in ATTRIBUTES:
+        print(f"  {attribute:<12}{result.share(attribute):7.1%}")
+    print(f"  {'one object':<12}{result.share(objects=1):7.1%}")
+    print(f"  {'two objects':<12}{result.share(objects=2):7.1%}")
+    print(f"  {'all right':<12}{result.share():7.1%}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; `arguments` default to those of the process. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lab.demo.evaluate", description=__doc__)
+    parser.add_argument("--prompts", type=int, default=200, help="number of held-out prompts (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts and of the noise (default: 0)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"sampling steps (default: {STEPS})")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE, help=f"guidance scale (default: {GUIDANCE:g})")
+    parser.add_argument("--pipeline", type=Path, default=None, help="pipeline folder (default: the bundled one)")
+    parser.add_argument("--styles", action="store_true", help="measure the bundled hypernetworks instead")
+    chosen = parser.parse_args(arguments)
+
+    from hnloader.demo import hypernetwork_paths, pipeline_folder
+
+    pipeline = load_pipeline(chosen.pipeline or pipeline_folder())
+    scenes = held_out_scenes(chosen.prompts, chosen.seed)
+    options = {"seed": chosen.seed, "steps": chosen.steps, "guidance": chosen.guidance}
+    print(f"{len(scenes)} held-out prompts, {chosen.steps} steps, guidance {chosen.guidance:g}, seed {chosen.seed}")
+    if not chosen.styles:
+        print_adherence(adherence(pipeline, scenes, **options))
+        return 0
+    for style, path in hypernetwork_paths().items():
+        print(f"{path.name}\n  strength   style score   shape and position hold")
+        for measure in measure_style(pipeline, load(path), style, scenes, **options):
+            print(f"  {measure.strength:8g}   {measure.score:11.2f}   {measure.held:23.1%}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The stages that make the bundled pipeline and its hypernetworks; `lab.demo.train` runs them."""

@@ -1,0 +1,107 @@
+"""Third stage: hypernetworks, each towards a style that the UNet does not know. Only the hypernetwork learns.
+
+The pictures are the same scenes with the same captions, painted in the style: all that the captions don't say, the
+hypernetwork has to bring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+from hnloader.attention import attach
+from hnloader.demo.scenes import ByteArray, Scene, lay_out
+from hnloader.demo.styles import paint
+from hnloader.network import Architecture, Hypernetwork
+from lab.demo.training.common import Budget, Trainer
+from lab.demo.training.text import TEXT_WIDTH
+from lab.demo.training.unet import UNET_WIDTHS, NoisePrediction, encode_scenes
+
+WIDTHS = tuple(sorted({*UNET_WIDTHS, TEXT_WIDTH}))
+
+
+@dataclass(frozen=True)
+class StyleRecipe:
+    """What is trained: the style and the hypernetwork's architecture."""
+
+    style: str
+    architecture: Architecture
+
+
+RECIPES: dict[str, StyleRecipe] = {
+    "outline": StyleRecipe("outline", Architecture((1, 2, 1))),
+    "halftone": StyleRecipe("halftone", Architecture((1, 2, 1), activation="mish", norm=True)),
+}
+
+
+@torch.no_grad()
+def initialize(hypernetwork: Hypernetwork, seed: int) -> None:
+    """The webui's 'Normal': weights of layers and norms from a normal distribution of 0.01, biases zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in hypernetwork.modules():
+        if isinstance(module, (nn.Linear, nn.LayerNorm)):
+            module.weight.normal_(0.0, 0.01, generator=generator)
+            module.bias.zero_()
+
+
+def painter(style: str) -> Callable[[Scene, np.random.Generator], ByteArray]:
+    """A function that draws a scene in `style`."""
+
+    def draw_styled(scene: Scene, rng: np.random.Generator) -> ByteArray:
+        return paint(style, *lay_out(scene, rng))
+
+    return draw_styled
+
+
+def train_hypernetwork(
+    folder: Path,
+    pipeline: StableDiffusionPipeline,
+    recipe: StyleRecipe,
+    budget: Budget,
+    *,
+    batch: int = 16,
+    rate: float = 2e-3,
+    pictures: int = 4_000,
+    seed: int = 0,
+    report: Callable[[Hypernetwork], str] | None = None,
+    report_every: int = 500,
+) -> Hypernetwork:
+    """Train one hypernetwork at strength 1 with the checkpoint `folder`/style-<name>.pt; goes on from it.
+
+    Args:
+        pipeline: float32; its weights are frozen here.
+        report: called every `report_every` steps with the hypernetwork (not attached); its text goes to the log.
+
+    Returns:
+        The hypernetwork with its averaged weights; `metadata["step"]` says how long it was trained.
+    """
+    for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
+        part.requires_grad_(False)
+    hypernetwork = Hypernetwork.new(WIDTHS, recipe.architecture, name=recipe.style)
+    initialize(hypernetwork, seed)
+    data = encode_scenes(pipeline.vae, pictures, seed + 100, painter(recipe.style))
+    prediction = NoisePrediction(data, pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, batch, seed)
+
+    def loss(step: int) -> torch.Tensor:
+        with attach(pipeline.unet, hypernetwork, 1.0):
+            return prediction(step)
+
+    steps = Trainer(
+        {"hypernetwork": hypernetwork},
+        loss,
+        budget,
+        folder / f"style-{recipe.style}.pt",
+        rate,
+        decay=0.99,
+        save_every=200,
+        report=None if report is None else lambda step: report(hypernetwork),
+        report_every=report_every,
+    ).run()
+    hypernetwork.metadata.update(step=steps, name=recipe.style, weight_initialization="Normal")
+    return hypernetwork

@@ -1,0 +1,373 @@
+"""The works that are interrupted, and what must hold of the files afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+import hnloader
+from hnloader.conversion.bulk import convert_many
+from hnloader.conversion.planning import plan
+from hnloader.conversion.to_format import ToFormat
+from hnloader.embeddings import Embedding, load_embedding, save_embedding
+from hnloader.files import TEMPORARY_SUFFIX, remove_leftovers
+from hnloader.infotext import Infotext, read_png, save_png
+from hnloader.network import Architecture, Hypernetwork
+from hnloader.ui.sidecars import read_description, read_notes, save_notes, save_preview
+
+Act = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that writes files.
+
+    Attributes:
+        name: what it is called in the table.
+        prepare: puts into an empty folder what the work needs.
+        work: what is interrupted; done again, it goes on.
+        check: raises AssertionError where something is lost or half-written. Called after each interruption.
+        done: the same, after the work was done to its end.
+        must_write: whether a work that could write nothing has failed; a cache may be done without.
+    """
+
+    name: str
+    prepare: Act
+    work: Act
+    check: Act
+    done: Act
+    must_write: bool = True
+
+
+def hypernetwork(seed: int, width: int = 64, name: str = "style") -> Hypernetwork:
+    """One of random weights; the same for the same seed."""
+    torch.manual_seed(seed)
+    keys: dict[str, object] = {"layer_structure": [1, 2, 1], "activation_func": "relu", "activate_output": False}
+    return Hypernetwork.new((width,), Architecture((1, 2, 1), "relu"), name=name, metadata={**keys, "step": seed})
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files below it."""
+    return [path for path in folder.rglob("*") if path.name.endswith(TEMPORARY_SUFFIX)]
+
+
+def no_leftovers(folder: Path) -> None:
+    """A later run has cleared up."""
+    assert not leftovers(folder), f"temporary files are left: {leftovers(folder)}"
+
+
+def same(found: Hypernetwork, expected: Hypernetwork) -> bool:
+    """Equal in every tensor and key."""
+    one, other = found.state_dict(), expected.state_dict()
+    return (
+        one.keys() == other.keys()
+        and all(torch.equal(one[key], other[key]) for key in one)
+        and found.metadata.get("step") == expected.metadata.get("step")
+    )
+
+
+# -- one file saved again and again
+
+_TIMES = 12
+
+
+def _saved(suffix: str) -> Subject:
+    versions = [hypernetwork(seed) for seed in range(_TIMES)]
+
+    def target(folder: Path) -> Path:
+        return folder / f"style{suffix}"
+
+    def work(folder: Path) -> None:
+        remove_leftovers([folder])
+        for version in versions:
+            hnloader.save(version, target(folder))
+
+    def check(folder: Path) -> None:
+        found = hnloader.load(target(folder))
+        assert any(same(found, version) for version in versions), "it is none of those that were saved"
+
+    def done(folder: Path) -> None:
+        assert same(hnloader.load(target(folder)), versions[-1])
+        no_leftovers(folder)
+
+    return Subject(f"save {suffix}", lambda folder: hnloader.save(versions[0], target(folder)), work, check, done)
+
+
+# -- what lies beside a file
+
+
+def _notes() -> Subject:
+    texts = [f"notes {number} " + "é" * (200 * number) for number in range(20)]
+
+    def path(folder: Path) -> Path:
+        return folder / "ink.pt"
+
+    def prepare(folder: Path) -> None:
+        path(folder).touch()
+        (folder / "ink.json").write_text(json.dumps({"description": "kept", "notes": texts[0]}))
+
+    def work(folder: Path) -> None:
+        remove_leftovers([folder])
+        for text in texts:
+            save_notes(path(folder), text)
+
+    def check(folder: Path) -> None:
+        assert read_notes(path(folder)) in texts, "the notes are none of those that were saved"
+        assert read_description(path(folder)) == "kept", "the description is lost"
+
+    def done(folder: Path) -> None:
+        assert read_notes(path(folder)) == texts[-1]
+        no_leftovers(folder)
+
+    return Subject("notes", prepare, work, check, done)
+
+
+def _pictures() -> Subject:
+    from PIL import Image
+
+    colours = ["red", "green", "blue", "white"]
+
+    def preview(folder: Path, colour: str) -> None:
+        save_preview(folder / "ink.pt", Image.new("RGB", (300, 300), colour))
+
+    def picture(folder: Path, colour: str) -> None:
+        about = Infotext(colour, "", {"Steps": "20", "Sampler": "DDIM", "Seed": "1"})
+        save_png(Image.new("RGB", (300, 300), colour), folder / "made.png", about)
+
+    def prepare(folder: Path) -> None:
+        preview(folder, "red")
+        picture(folder, "red")
+
+    def work(folder: Path) -> None:
+        remove_leftovers([folder])
+        for colour in colours * 3:
+            preview(folder, colour)
+            picture(folder, colour)
+
+    def whole(path: Path) -> tuple[int, ...]:
+        with Image.open(path) as image:
+            image.load()
+            assert len(image.getcolors() or []) == 1
+            return image.getpixel((0, 0))  # type: ignore[return-value]
+
+    def check(folder: Path) -> None:
+        whole(folder / "ink.preview.png")
+        about = read_png(folder / "made.png")
+        assert about is not None
+        assert Image.new("RGB", (1, 1), about.prompt).getpixel((0, 0)) == whole(folder / "made.png")
+
+    def done(folder: Path) -> None:
+        check(folder)
+        assert whole(folder / "ink.preview.png") == (255, 255, 255)
+        no_leftovers(folder)
+
+    return Subject("pictures", prepare, work, check, done)
+
+
+def _embedding() -> Subject:
+    versions = [Embedding(torch.full((4, 768), float(step)), step=step, name="word") for step in range(_TIMES)]
+
+    def work(folder: Path) -> None:
+        remove_leftovers([folder])
+        for version in versions:
+            save_embedding(version, folder / "word.pt")
+
+    def check(folder: Path) -> None:
+        found = load_embedding(folder / "word.pt")
+        assert torch.equal(found.vectors, torch.full((4, 768), float(found.step or 0)))
+
+    def done(folder: Path) -> None:
+        check(folder)
+        assert load_embedding(folder / "word.pt").step == _TIMES - 1
+        no_leftovers(folder)
+
+    return Subject("embedding", lambda folder: save_embedding(versions[0], folder / "word.pt"), work, check, done)
+
+
+# -- the library's index
+
+
+def _index(files: int = 8) -> Subject:
+    from hnloader.ui.catalogue import Catalogue, Entry
+    from hnloader.ui.index import read_index
+
+    def catalogue(folder: Path) -> Catalogue:
+        return Catalogue(lambda: [folder / "library"], folder / "cache")
+
+    def prepare(folder: Path) -> None:
+        (folder / "library").mkdir()
+        for number in range(files):
+            hnloader.save(hypernetwork(number, 8), folder / "library" / f"style {number}.pt")
+        list(catalogue(folder).look_into_all())
+
+    def work(folder: Path) -> None:
+        """Each round some files are newer than the index says."""
+        for number in range(_TIMES):
+            with contextlib.suppress(OSError):
+                os.utime(folder / "library" / f"style {number % files}.pt", (number + 1, number + 1))
+            list(catalogue(folder).look_into_all())
+
+    def told(entries: list[Entry]) -> dict[str, object]:
+        return {entry.label: (entry.info and entry.info.step, entry.problem) for entry in entries}
+
+    def check(folder: Path) -> None:
+        """What the index says is what the files say, and it is whole."""
+        (path,) = (folder / "cache").glob("*.json")
+        assert read_index(path), "the index is half-written"
+        found = catalogue(folder)
+        list(found.look_into_all())
+        sound = {f"style {number}.pt": (number, None) for number in range(files)}
+        assert told(found.entries()) == sound, "other things are known than stand in the files"
+
+    def done(folder: Path) -> None:
+        check(folder)
+        os.utime(folder / "library" / "style 0.pt", (77, 77))
+        list(catalogue(folder).look_into_all())
+        no_leftovers(folder)
+
+    return Subject("index", prepare, work, check, done, must_write=False)
+
+
+# -- a folder converted
+
+
+def _converted(files: int = 12) -> Subject:
+    made = {f"style-{seed}": hypernetwork(seed, 16 * (1 + seed % 4), f"style-{seed}") for seed in range(files)}
+
+    def prepare(folder: Path) -> None:
+        (folder / "old").mkdir()
+        for name, version in made.items():
+            hnloader.save(version, folder / "old" / f"{name}.pt")
+        (folder / "sums.json").write_text(json.dumps({p.name: digest(p) for p in (folder / "old").iterdir()}))
+
+    def work(folder: Path) -> None:
+        planned = plan([folder / "old"], suffix=".safetensors", out=folder / "new")
+        failed = [each for each in convert_many(planned, ToFormat(".safetensors"), jobs=2) if each.outcome == "failed"]
+        if failed:
+            bugs = [each.reason for each in failed if "bug" in each.reason]
+            assert not bugs, bugs
+            raise hnloader.HypernetworkError(failed[0].reason)
+
+    def check(folder: Path) -> None:
+        sums = json.loads((folder / "sums.json").read_text())
+        assert sums == {p.name: digest(p) for p in (folder / "old").iterdir()}, "a source was changed"
+        for path in (folder / "new").glob("*.safetensors"):
+            assert same(hnloader.load(path), made[path.stem]), f"{path.name} is not what its source is"
+
+    def done(folder: Path) -> None:
+        check(folder)
+        assert len(list((folder / "new").iterdir())) == files
+        no_leftovers(folder)
+
+    return Subject("convert", prepare, work, check, done)
+
+
+# -- a training
+
+
+class Training:
+    """A small training on a small model, both made once; its result is the same bits whatever interrupted it."""
+
+    def __init__(self, place: Path, steps: int = 10) -> None:
+        from PIL import Image
+
+        from tests.support.tiny_model import save_model
+
+        transformers.utils.logging.disable_progress_bar()
+        self.place, self.steps = place, steps
+        self.reached: dict[Path, int] = {}
+        self.model = save_model(place / "tiny")
+        self.pictures = place / "pictures"
+        self.pictures.mkdir()
+        numbers = random.Random(0)
+        for index in range(4):
+            colour = tuple(numbers.randrange(256) for _ in range(3))
+            Image.new("RGB", (32, 32), colour).save(self.pictures / f"{index}.png")
+        whole = place / "whole"
+        whole.mkdir()
+        self.work(whole)
+        self.expected = hnloader.load(whole / "style.pt")
+
+    def work(self, folder: Path) -> None:
+        """Begin, or go on where an earlier one was interrupted."""
+        from hnloader.training import prepare, read_config
+        from hnloader.training.loop import folder_of
+        from hnloader.training.state import states
+
+        output = folder / "style.pt"
+        given = {"model": str(self.model), "pictures": str(self.pictures), "output": str(output), "steps": self.steps}
+        often: dict[str, object] = {"save_every": 1, "measure_every": 5, "keep": 2, "warmup": 1, "seed": 3}
+        previews = {"previews.every": 5, "previews.steps": 1, "previews.count": 1}
+        config = read_config(None, {**given, **often, **previews, "learning_rate": "1e-3"})
+        begun = bool(states(folder_of(output)))
+        prepare(config, resume=begun, restart=not begun).run()  # which replaces the older file
+
+    def prepare(self, folder: Path) -> None:
+        """An older file stands where the output goes."""
+        hnloader.save(hypernetwork(0), folder / "style.pt")
+
+    def check(self, folder: Path) -> None:
+        """Every state can be read, and no step that was saved is lost."""
+        from hnloader.training.state import read_config, states
+
+        found = states(folder / "style.training")
+        for path in found:
+            read_config(path)
+        reached = int(found[-1].stem.removeprefix("state-")) if found else 0
+        before = self.reached.get(folder, 0)
+        assert reached >= before, f"step {before} was reached and saved, and now the newest is {reached}"
+        self.reached[folder] = reached
+        output = hnloader.load(folder / "style.pt")
+        assert same(output, hypernetwork(0)) or output.metadata["step"] == self.steps, "the output is half a training's"
+
+    def done(self, folder: Path) -> None:
+        """The file is the one of a training that nothing interrupted."""
+        self.check(folder)
+        assert same(hnloader.load(folder / "style.pt"), self.expected), "the result differs from an undisturbed one's"
+        no_leftovers(folder)
+
+    def subject(self) -> Subject:
+        """As a subject."""
+        return Subject("train", self.prepare, self.work, self.check, self.done)
+
+
+def careless() -> Subject:
+    """Removes and writes in place: what the scenarios must find wrong."""
+
+    def work(folder: Path) -> None:
+        (folder / "plain.json").touch()
+        for version in range(20):
+            (folder / "plain.json").unlink()
+            with (folder / "plain.json").open("w") as file:
+                for line in json.dumps([version] * 20_000, indent=0).splitlines():
+                    file.write(line)
+
+    def check(folder: Path) -> None:
+        try:
+            json.loads((folder / "plain.json").read_text())
+        except (ValueError, OSError) as error:
+            raise AssertionError("lost or half-written") from error
+
+    def prepare(folder: Path) -> None:
+        (folder / "plain.json").write_text("[]")
+
+    return Subject("careless", prepare, work, check, check)
+
+
+def subjects() -> list[Subject]:
+    """All but the training, which needs a place for its model."""
+    return [_saved(".pt"), _saved(".safetensors"), _notes(), _pictures(), _embedding(), _index(), _converted()]

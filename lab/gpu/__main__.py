@@ -1,0 +1,50 @@
+"""What only a graphics card can show, one line per check; exit status 1 where one failed.
+
+    python -m lab.gpu [--only NAME,NAME]
+
+The models are small or the bundled one; nothing is downloaded. --device cpu tries the checks themselves on a machine
+without a graphics card, where what they say of one is not to be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from diffusers.utils import logging
+
+from hnloader.training.reproducible import ask_cublas
+from tests.support.checking import outcome
+
+from . import attaching, programs
+
+
+def main() -> int:
+    """Run all checks."""
+    parser = argparse.ArgumentParser(prog="python -m lab.gpu", description=__doc__)
+    parser.add_argument("--only", default="", help="the checks whose names contain this, or one of these: a,b,c")
+    parser.add_argument("--device", default="cuda", help="default: cuda")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("There is no graphics card here that torch can use.", file=sys.stderr)
+        return 1
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or torch.cuda.current_device())
+    ask_cublas()  # before the first check uses it
+    # By default convolutions in float32 are computed with eleven bits of each factor.
+    torch.backends.cudnn.allow_tf32 = False
+    logging.set_verbosity_error()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    print(f"on {name}, torch {torch.__version__}", flush=True)
+    checks = {**attaching.CHECKS, **programs.CHECKS}
+    wanted = [each for each in checks if any(part in each for part in given.only.split(","))]
+    results = [outcome(each, lambda check=checks[each]: check(device)) for each in wanted]
+    failed = results.count(False)
+    print(f"{len(results)} checks, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

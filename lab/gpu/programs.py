@@ -1,0 +1,180 @@
+"""Making pictures and training on a graphics card. Each check returns what was seen, or raises."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import hnloader
+from hnloader.demo import hypernetwork_paths, pipeline_folder
+from hnloader.demo.drawing import draw_pictures
+from hnloader.generation import Settings, generate
+from hnloader.library import Library
+from hnloader.pipelines import load_model
+from hnloader.training import prepare, read_config
+from tests.support.builders import relative_error
+
+from .attaching import Check, picture, pipeline_on
+
+STEPS = 24
+
+
+def pictures(device: torch.device) -> str:
+    """What `hnloader generate` makes, in the precision that it takes by itself, beside the processor's.
+
+    A hypernetwork may add no more to what they differ by than the model does by itself.
+    """
+    style = hypernetwork_paths()["outline"]
+    prompt = "a small blue square at the top left on a white background"
+    far = {}
+    for tag in ("", f" <hypernet:{style.stem}:0.9>"):
+        settings = Settings(prompt=prompt + tag, seed=7, count=2, steps=12)
+        made: list[list[Tensor]] = []
+        for name in (str(device), "cpu"):
+            model = load_model(pipeline_folder(), device=name)
+            made.append([_pixels(each.image) for each in generate(model, settings, Library([style.parent]))])
+        assert not torch.equal(*made[0]), "two seeds, one picture"
+        far[tag] = max(float((one - other).abs().mean()) for one, other in zip(*made, strict=True))
+    plain, styled = far.values()
+    assert styled < 2 * plain + 1, f"{styled:.2f} of 255 from the processor's, {plain:.2f} without a hypernetwork"
+    return f"{styled:.2f} of 255 in the mean from the processor's, {plain:.2f} without a hypernetwork"
+
+
+def threads(device: torch.device) -> str:
+    """One thread makes pictures, others attach, change and detach; afterwards the model is what it was."""
+    pipe = pipeline_on(device)
+    plain, done, failures = picture(pipe), threading.Event(), []
+
+    def changes(name: str) -> None:
+        count = 0
+        try:
+            while not done.is_set():
+                with hnloader.attach(pipe, hypernetwork_paths()[name], 0.5) as attachment:
+                    attachment.set_strength(0.1 + count % 7 / 10)
+                    count += 1
+        except Exception as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=changes, args=(name,)) for name in ("outline", "halftone", "outline")]
+    for worker in workers:
+        worker.start()
+    for seed in range(6):
+        picture(pipe, seed)
+    done.set()
+    for worker in workers:
+        worker.join()
+    assert not failures, failures[0]
+    assert torch.equal(picture(pipe), plain), "another plain picture afterwards"
+    return "6 pictures among three threads that attach and detach; the same plain picture afterwards"
+
+
+def trainings(device: torch.device) -> str:
+    """Hypernetworks and embeddings in each precision reach what float32 reaches; VAE and encoders lie aside."""
+    said = []
+    for method in ("hypernetwork", "embedding"):
+        reached: dict[str, float] = {}
+        for precision in _precisions(device):
+            with _Trainings(device, method=method, precision=precision) as made:
+                training = made.new("whole")
+                lies = {next(training.denoiser.vae.parameters()).device.type}
+                assert device.type == "cpu" or lies == {"cpu"}, "the VAE lies on the card"
+                reached[precision] = _best(training.run())
+        furthest = max(abs(each / reached["float32"] - 1) for each in reached.values())
+        assert furthest < 0.05, f"{method}: {reached}"
+        said.append(f"{method} {', '.join(f'{name} {loss:.4f}' for name, loss in reached.items())}")
+    return f"held-out loss: {'; '.join(said)}"
+
+
+def resumed(device: torch.device) -> str:
+    """With `reproducible`, one that was cut goes on, in each precision, to the bits of one that was not."""
+    for precision in _precisions(device):
+        with _Trainings(device, precision=precision, reproducible=True) as made:
+            expected = made.new("whole").run().output
+            assert (far := _far(made.new("twice").run().output, expected)) == 0, f"{precision}: twice, {far:.0e} apart"
+            cut = made.new("cut")
+            cut.run(lambda event, cut=cut: cut.stop() if event.step == STEPS // 2 else None)
+            assert (far := _far(made.new("cut", resume=True).run().output, expected)) == 0, f"{precision}: {far:.0e}"
+    return f"{', '.join(_precisions(device))}: the same bits"
+
+
+def eight_bit(device: torch.device) -> str:
+    """bitsandbytes' AdamW8bit, which needs a card: as good as AdamW, and goes on from a saved state."""
+    try:
+        import bitsandbytes
+    except ImportError:
+        return "left out: bitsandbytes is not installed"
+    reached = {}
+    for optimizer in ("adamw", "adamw8bit"):
+        with _Trainings(device, optimizer=optimizer) as made:
+            reached[optimizer] = _best(made.new("whole").run())
+            cut = made.new("cut")
+            cut.run(lambda event, cut=cut: cut.stop() if event.step == STEPS // 2 else None)
+            again = _best(made.new("cut", resume=True).run())
+            assert abs(again / reached[optimizer] - 1) < 0.01, f"{optimizer} resumed: {again}, whole {reached}"
+    assert abs(reached["adamw8bit"] / reached["adamw"] - 1) < 0.02, reached
+    return f"bitsandbytes {bitsandbytes.__version__}: held-out loss {reached['adamw8bit']:.4f}, {reached['adamw']:.4f}"
+
+
+CHECKS: dict[str, Check] = {
+    "pictures": pictures,
+    "threads": threads,
+    "training": trainings,
+    "resuming": resumed,
+    "8-bit optimizer": eight_bit,
+}
+
+
+class _Trainings:
+    """Short trainings on the bundled pipeline, all on the same pictures, in a folder that goes afterwards."""
+
+    def __init__(self, device: torch.device, **settings: object) -> None:
+        self._device, self._settings = device, settings
+        self._folder = tempfile.TemporaryDirectory()
+        self._place = Path(self._folder.name)
+
+    def __enter__(self) -> _Trainings:
+        draw_pictures("blueprint", self._place / "pictures", count=6)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def new(self, name: str, *, resume: bool = False) -> Any:
+        given = {
+            "model": str(pipeline_folder()),
+            "pictures": str(self._place / "pictures"),
+            "output": str(self._place / name / "style.safetensors"),
+            "steps": STEPS,
+            "save_every": STEPS // 4,
+            "measure_every": STEPS // 2,
+            "previews.every": 0,
+            "learning_rate": "1e-3",
+            **self._settings,
+        }
+        return prepare(read_config(None, given), resume=resume, device=str(self._device))
+
+
+def _precisions(device: torch.device) -> tuple[str, ...]:
+    return ("float32", "bfloat16") if device.type == "cpu" else ("float32", "bfloat16", "float16")
+
+
+def _best(result: Any) -> float:
+    assert result.best is not None, "nothing was measured"
+    return float(result.best[0])
+
+
+def _far(one: Path, other: Path) -> float:
+    pairs = zip(load_file(one).values(), load_file(other).values(), strict=True)
+    return max(relative_error(a.float(), b.float()) for a, b in pairs)
+
+
+def _pixels(image: Any) -> Tensor:
+    import numpy
+
+    return torch.from_numpy(numpy.asarray(image).astype("float32"))

@@ -1,0 +1,193 @@
+"""Start a real webui with and without the extension, check what it promises, and print a table.
+
+Needs a checkout of AUTOMATIC1111 or Forge that runs, the Python that it runs with, and any checkpoint of Stable
+Diffusion 1; also one of random weights will do. Nothing in the checkout is changed: models, extensions and settings are
+in a temporary folder. Exit status 1 where a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import hnloader
+from tests.support.checking import outcome
+
+from . import checks, files, page, variants
+from .server import Server, make_data
+
+MANY, BROKEN = 2000, 50
+# Seconds of the processor that a start may take more with MANY files.
+LATER = 3.0
+
+
+def main() -> int:
+    """Run all checks on one host."""
+    parser = argparse.ArgumentParser(prog="python -m lab.real_hosts", description=__doc__)
+    parser.add_argument("checkout", type=Path, help="the webui's folder")
+    parser.add_argument("--python", type=Path, help="its Python; default: venv/bin/python in its folder")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of Stable Diffusion 1")
+    parser.add_argument("--sdxl", type=Path, help="a checkpoint of Stable Diffusion XL, to be checked too")
+    parser.add_argument(
+        "--also", type=Path, action="append", default=[], help="a .pt file to be applied too, of layers and relu alone"
+    )
+    parser.add_argument("--only", default="", help="the checks whose names contain this, or one of these: a,b,c")
+    parser.add_argument("--keep", type=Path, help="work in this new folder, and keep it")
+    parser.add_argument("arguments", nargs="*", help="more arguments for the webui, after --")
+    given = parser.parse_args()
+    checkout = given.checkout.resolve()
+    python = (given.python or checkout / "venv" / "bin" / "python").absolute()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.keep or Path(temporary)
+        checkpoints = {"first": given.checkpoint, "second": given.checkpoint}
+        if given.sdxl:
+            checkpoints["sdxl"] = given.sdxl
+        results = list(run(checkout, python, checkpoints, given.also, folder, given.only, given.arguments))
+    failed = results.count(False)
+    print(f"{len(results)} checks, {failed} failed")
+    return 1 if failed else 0
+
+
+def run(
+    checkout: Path,
+    python: Path,
+    checkpoints: dict[str, Path],
+    also: list[Path],
+    folder: Path,
+    only: str,
+    arguments: list[str],
+) -> Iterable[bool]:
+    """Each check's outcome."""
+
+    def wanted(name: str) -> bool:
+        return any(part in name for part in only.split(","))
+
+    without = make_data(folder / "without", checkpoints, extension=False)
+    data = make_data(folder / "with", checkpoints, extension=True)
+    for each in (without, data):
+        fill(each / "models", also)
+    seen = checks.Seen(data)
+    with Server(checkout, python, without, arguments) as host:
+        name = host.name
+        print(f"{name} in {checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
+        seen.plain = host.picture(checks.PROMPT)
+        assert seen.plain == host.picture(checks.PROMPT), "this host does not make the same picture twice"
+        if name == "AUTOMATIC1111" and wanted("like the host's own"):
+            for file in ("ink", *(each.stem for each in also)):
+                seen.built_in[file] = host.picture(f"{checks.PROMPT}<hypernet:{file}:0.7>")
+            host.picture(checks.PROMPT)
+        seen.state = host.state()
+        if any(map(wanted, page.PAGE)):
+            yield outcome("page as it is", lambda: page.look_at(host, seen))
+    if wanted("install.py"):
+        yield outcome("install.py", lambda: installs(python, checkout, data))
+    running = {**checks.RUNNING, **variants.for_files(also, checkpoints), **checks.AT_THE_END, **variants.LAST}
+    if any(map(wanted, (*running, *page.PAGE))):
+        with Server(checkout, python, data, arguments) as host:
+            print(f"started with the extension in {host.seconds:.0f} s", flush=True)
+            for each, check in running.items():
+                if wanted(each):
+                    yield outcome(each, lambda check=check: check(host, seen))
+            if any(map(wanted, page.PAGE)):
+                yield from in_browser(host, seen, wanted)
+    for each, more in variants.STARTS[name].items():
+        if wanted(each):
+            yield outcome(each, lambda more=more: started_with(checkout, python, data, [*more, *arguments], seen))
+    if wanted("many files"):
+        yield outcome("many files", lambda: many(checkout, python, data, arguments))
+    if wanted("API alone"):
+        yield outcome("API alone", lambda: api_alone(checkout, python, data, arguments, seen))
+
+
+def in_browser(host: Server, seen: checks.Seen, wanted: Callable[[str], bool]) -> Iterable[bool]:
+    """The outcomes of what is done on the page, one after the other in one browser."""
+    with ExitStack() as stack:
+        users: list[page.User] = []
+
+        def opens() -> str:
+            users.append(stack.enter_context(page.browser(host, seen)))
+            return "in Chromium"
+
+        yield outcome("page: opens", opens)
+        for name, check in page.PAGE.items():
+            if users and wanted(name):
+                yield outcome(name, lambda check=check: page.tried(users[0], check))
+
+
+def fill(models: Path, also: list[Path]) -> None:
+    """The hypernetworks and the LoRA that the checks name, and the user's own."""
+    folder = models / "hypernetworks"
+    ink = files.save_hypernetwork(folder / "ink.pt", seed=1)
+    files.save_hypernetwork(folder / "wash.pt", seed=2)
+    files.save_hypernetwork(folder / "flat.pt", seed=3, layers=1, activation="linear")
+    files.save_hypernetwork(folder / "wide.pt", seed=4, widths=files.WIDTHS_XL)
+    hnloader.save(hnloader.load(ink), folder / "dry.safetensors")
+    for file in also:
+        shutil.copy(file, folder / file.name)
+    (folder / "torn.pt").write_bytes(ink.read_bytes()[:100_000])
+    files.save_lora(models / "Lora" / "thread.safetensors")
+
+
+def installs(python: Path, checkout: Path, data: Path) -> str:
+    """As the host runs it at every launch; everything is there already."""
+    begun = time.monotonic()
+    done = subprocess.run(
+        [str(python), str(data / "extensions" / "hnloader" / "install.py")],
+        env={"PYTHONPATH": str(checkout), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and not done.stdout + done.stderr, done.stdout + done.stderr
+    return f"nothing to do, {time.monotonic() - begun:.2f} s"
+
+
+def started_with(checkout: Path, python: Path, data: Path, arguments: list[str], seen: checks.Seen) -> str:
+    """The tag in a start with other arguments."""
+    with Server(checkout, python, data, arguments) as host:
+        return variants.other_start(host, seen)
+
+
+def many(checkout: Path, python: Path, data: Path, arguments: list[str]) -> str:
+    """A large collection does not slow a start, and all of it is listed. Of two starts the quicker one counts."""
+
+    def start() -> tuple[float, float, int]:
+        """Seconds of the processor, which other programs do not change much, and of the clock; and what is listed."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with Server(checkout, python, data, arguments) as host:
+            listed = len(host.get("/sdapi/v1/hypernetworks"))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, host.seconds, listed
+
+    few, few_clock, _ = min(start(), start())
+    files.save_many(data / "models" / "hypernetworks" / "many", MANY, BROKEN)
+    more, more_clock, listed = min(start(), start())
+    said = (
+        f"start and list with {MANY} more files: {more:.1f} s of the processor, {few:.1f} s without; "
+        f"start by the clock {more_clock:.1f} s, {few_clock:.1f} s without"
+    )
+    assert listed >= MANY, f"{listed} listed"
+    assert more < few + LATER, said
+    return said
+
+
+def api_alone(checkout: Path, python: Path, data: Path, arguments: list[str], seen: checks.Seen) -> str:
+    """With --nowebui there is no page."""
+    with Server(checkout, python, data, ["--nowebui", *arguments]) as host:
+        rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
+        tagged = host.picture(f"{checks.PROMPT}<hypernet:ink:0.7>")
+        checks.expect_other(tagged, seen.plain)
+        assert host.picture(checks.PROMPT, alwayson_scripts=rows) == tagged, "rows make another picture"
+        return checks.expect_clean(host, seen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""`hnloader convert --to lora` and `--to lycoris`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import hnloader
+from hnloader.cli.app import app
+from hnloader.network import Architecture
+from tests.support.lora_models import PROMPTS, make_affine, make_random, read
+from tests.support.tiny_model import SELF_WIDTH, TEXT_WIDTH
+
+WIDTHS = (SELF_WIDTH, TEXT_WIDTH)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    hnloader.save(make_affine(WIDTHS), tmp_path / "style.pt")
+    hnloader.save(make_random(WIDTHS, Architecture((1, 2, 1), "relu"), seed=3), tmp_path / "other.pt")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    return tmp_path
+
+
+def sampling(folder: Path) -> tuple[object, ...]:
+    return "--prompts", folder / "prompts.txt", "--pictures", 5, "--steps", 1
+
+
+def test_a_lora_with_its_errors(folder: Path, tiny_model: Path) -> None:
+    out = folder / "x.safetensors"
+    result = run(
+        folder / "style.pt", "--to", "lora", "--base", tiny_model, "--rank", "auto", "--out", out, *sampling(folder)
+    )
+    assert result.exit_code == 0, result.output
+    errors = json.loads(read(out)[1]["hnloader.errors"])
+    for block, sides in errors.items():
+        line = next(line for line in result.stdout.splitlines() if line.split()[:1] == [block])
+        assert f"{100 * sides['v']['of_change']:.1f} %" in line
+    assert "fidelity" in result.stdout
+    assert "text contexts of 7 prompts" in result.stdout
+
+
+def test_a_lycoris_file_beside_its_source(folder: Path, tiny_model: Path) -> None:
+    result = run(folder / "style.pt", "--to", "lycoris", "--base", tiny_model, "--strength", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "exact but for rounding" in result.stdout
+    metadata = read(folder / "style-lycoris.safetensors")[1]
+    assert json.loads(metadata["hnloader.sources"])[0]["strength"] == 0.5
+    again = run(folder / "style.pt", "--to", "lycoris", "--base", tiny_model, "--strength", "0.5")
+    assert "up to date" in again.stdout
+    assert (
+        run(folder / "style.pt", "--to", "lycoris", "--base", tiny_model, "--strength", "0.5", "--check").exit_code == 0
+    )
+
+
+def test_a_folder_becomes_a_folder_of_loras(folder: Path, tiny_model: Path) -> None:
+    (folder / "broken.pt").write_bytes(b"PK\x03\x04 nothing")
+    out = folder / "loras"
+    result = run(folder, "--to", "lora", "--base", tiny_model, "--rank", 2, "--out", out, *sampling(folder))
+    assert result.exit_code == 3, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["other-lora.safetensors", "style-lora.safetensors"]
+    assert "broken.pt" in result.stdout
+    assert "Not well represented" in result.stderr
+
+
+def test_several_become_one(folder: Path, tiny_model: Path) -> None:
+    out = folder / "both.safetensors"
+    files = (folder / "style.pt", folder / "other.pt")
+    result = run(
+        *files,
+        "--chain",
+        "--strength",
+        "0.8,0.3",
+        "--to",
+        "lycoris",
+        "--base",
+        tiny_model,
+        "-o",
+        out,
+        *sampling(folder),
+    )
+    assert result.exit_code == 0, result.output
+    sources = json.loads(read(out)[1]["hnloader.sources"])
+    assert [(source["name"], source["strength"]) for source in sources] == [("style", 0.8), ("style", 0.3)]
+    again = run(*files, "--chain", "--to", "lycoris", "--base", tiny_model, "-o", out, *sampling(folder))
+    assert "is there already" in again.stdout
+
+
+def test_pictures_are_compared(folder: Path, tiny_model: Path) -> None:
+    grid = folder / "grid.png"
+    arguments = ("--to", "lycoris", "--base", tiny_model, "--compare", grid, *sampling(folder))
+    result = run(folder / "style.pt", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "Pictures differ from the hypernetwork's by 0.0 of 255" in result.stdout
+    assert grid.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--to", "lora"], "--base"),
+        (["--rank", "3"], "--rank"),
+        (["--to", "lora", "--base", "x", "--rank", "many"], "--rank"),
+        (["--to", "lora", "--base", "x", "--fidelity", "1.5"], "--fidelity"),
+        (["--to", "lora", "--base", "x", "--bias", "output"], "--bias"),
+        (["--to", "lycoris", "--base", "x", "--rank", "3"], "--rank"),
+        (["--to", "lycoris", "--base", "x", "--bias", "nowhere"], "--bias"),
+        (["--to", "lora", "--base", "x", "--names", "mine"], "--names"),
+        (["--to", "lora", "--base", "x", "--strength", "much"], "--strength"),
+        (["--to", "lora", "--base", "x", "--strength", "1,2"], "--strength"),
+        (["--to", "lora", "--base", "x", "--compare", "grid.jpg"], "--compare"),
+        (["--to", "lora", "--base", "x", "--chain"], "--out"),
+        (["--to", "lora", "--base", "x", "--normalise"], "--normalise"),
+    ],
+)
+def test_a_wrong_command_line_is_a_usage_error(folder: Path, arguments: list[str], said: str) -> None:
+    result = run(folder / "style.pt", *arguments)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+
+
+def test_a_wrong_rank_or_family_is_one_line(folder: Path, tiny_model: Path) -> None:
+    result = run(folder / "style.pt", "--to", "lora", "--base", tiny_model, "--rank", 17, *sampling(folder))
+    assert result.exit_code == 1
+    assert "Rank 17 is over the width" in result.stdout
+    hnloader.save(make_affine((768, 320)), folder / "sd1.pt")
+    result = run(folder / "sd1.pt", "--to", "lycoris", "--base", tiny_model)
+    assert result.exit_code == 1
+    assert "SD 1 (768)" in result.stdout
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_a_missing_model_is_one_line(folder: Path) -> None:
+    result = run(folder / "style.pt", "--to", "lora", "--base", folder / "nothing.safetensors")
+    assert result.exit_code == 1
+    assert "nothing.safetensors" in result.stderr

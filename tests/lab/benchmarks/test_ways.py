@@ -1,0 +1,76 @@
+"""The compared ways compute the same, on copies that leave the model alone, and the arithmetic is counted right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hnloader.attention import find_sites
+from lab.benchmarks import _arithmetic, _files, _ways
+from lab.benchmarks._files import Case
+from tests.lab.benchmarks.subjects import tiny_subject
+
+CASES = [_files.RELU, _files.NORM, _files.LINEAR, _files.CROSS, _files.FIVE_RELU, _files.FIVE_LINEAR]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+def test_all_ways_give_the_same_output(case: Case) -> None:
+    subject = tiny_subject()
+    files = case.make(subject)
+    assert len(files) == case.count
+    outputs = {}
+    for way in (_ways.ours_exact, _ways.ours, _ways.live_hooks, _ways.webui, _ways.bare):
+        model = subject.copy()
+        way(model, files)
+        outputs[way] = subject.step(model)()
+    bare = outputs.pop(_ways.bare)
+    expected = outputs.pop(_ways.ours_exact)
+    effect = (expected - bare).abs().max()
+    assert effect > 0
+    for output in outputs.values():
+        assert (output - expected).abs().max() < 1e-2 * effect
+    assert torch.equal(subject.step(subject.model)(), bare)
+
+
+def test_a_copy_shares_all_but_its_projections() -> None:
+    subject = tiny_subject()
+    copied = dict(subject.copy().named_parameters())
+    own = {f"{site.name}.{part}.weight" for site in find_sites(subject.model) for part in ("to_k", "to_v")}
+    for name, parameter in subject.model.named_parameters():
+        assert (copied[name] is parameter) == (name not in own)
+        assert torch.equal(copied[name], parameter)
+
+
+def test_lora_is_on_every_projection() -> None:
+    subject = tiny_subject()
+    model = subject.copy()
+    _ways.lora(model, ())
+    assert all(site.module.to_k.r == {"default": _ways.LORA_RANK} for site in find_sites(model))
+    assert not any("lora" in name for name, _ in subject.model.named_parameters())
+
+
+@pytest.mark.parametrize("case", [_files.RELU, _files.NORM, _files.FIVE_LINEAR, _files.CROSS], ids=lambda c: c.title)
+def test_the_multiply_adds_are_those_that_hooks_execute(case: Case) -> None:
+    subject = tiny_subject()
+    files = case.make(subject)
+    counts = []
+    for way in (_ways.bare, _ways.live_hooks):
+        model = subject.copy()
+        way(model, files)
+        with FlopCounterMode(display=False) as counter:
+            subject.step(model)()
+        counts.append(counter.get_total_flops())
+    found = _arithmetic.bound(subject, files)
+    assert 2 * found.live == counts[1] - counts[0]
+    assert (found.needed == 0) == (case in (_files.FIVE_LINEAR, _files.CROSS))
+    assert found.needed < found.live
+    assert (found.seconds > 0) == (found.needed > 0)
+
+
+def test_plans_are_named_by_kind_of_attention() -> None:
+    subject = tiny_subject()
+    attachment = _ways.ours(subject.model, _files.LINEAR.make(subject))
+    subject.step(subject.model)()
+    assert _ways.plans(attachment) == "self fold, cross cache"
+    attachment.detach()

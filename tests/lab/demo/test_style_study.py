@@ -1,0 +1,129 @@
+"""What the proof of training measures: its judge, and what the pipeline's VAE lets a style show at best."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hnloader.demo import pipeline_folder, proof
+from hnloader.demo.drawing import PICTURES, draw_pictures
+from hnloader.demo.sampling import load_pipeline
+from hnloader.demo.scenes import COLORS, POSITIONS, SHAPES, Scene, held_out_scenes, is_held_out, lay_out
+from hnloader.demo.scenes import parse_caption as parse
+from hnloader.demo.styles import draw, paint
+from lab.demo.style_scores import style_score
+from lab.demo.style_study import HARDER, STYLES, _kept, _through_vae, judge, train_each
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return held_out_scenes(24, seed=777)
+
+
+@pytest.mark.parametrize("style", (*STYLES, *HARDER))
+def test_drawn_pictures_show_their_style_and_hold_their_prompt(style: str, scenes: list[Scene]) -> None:
+    rng = np.random.default_rng(3)
+    styled = judge(style, "drawn", scenes, [paint(style, *lay_out(scene, rng)) for scene in scenes])
+    assert (styled.shown, styled.held) == (1, 1)
+    plain = judge(style, "without", scenes, [draw(scene, rng) for scene in scenes])
+    assert (plain.shown, plain.held) == (0, 1)
+    # Pictures of other prompts hold nothing.
+    others = [*scenes[1:], scenes[0]]
+    assert judge(style, "drawn", others, [paint(style, *lay_out(scene, rng)) for scene in scenes]).held < 0.2
+
+
+def test_no_style_of_the_proof_is_taken_for_another(scenes: list[Scene]) -> None:
+    rng = np.random.default_rng(4)
+    for painted in STYLES:
+        pictures = [paint(painted, *lay_out(scene, rng)) for scene in scenes[:8]]
+        shown = {style for style in STYLES if judge(style, "drawn", scenes[:8], pictures).shown > 0}
+        assert shown == {painted}
+
+
+def test_a_style_that_changes_colors_and_leaves_their_names_holds_no_wrong_color(scenes: list[Scene]) -> None:
+    rng = np.random.default_rng(5)
+    turned = dict(zip(COLORS, [*list(COLORS)[1:], next(iter(COLORS))], strict=True))
+    for scene in scenes[:6]:
+        others = tuple(type(item)(item.shape, turned[item.color], item.size, item.position) for item in scene.objects)
+        for style in proof.COLORINGS:
+            picture = paint(style, *lay_out(Scene(others, scene.background), rng))
+            assert judge(style, "drawn", [scene], [picture]).held == 0
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_picture_halfway_to_a_style_scores_between(style: str, scenes: list[Scene]) -> None:
+    for scene in scenes[:6]:
+        layout = lay_out(scene, np.random.default_rng(6))
+        plain, styled = (paint(name, *layout).astype(np.float32) for name in ("plain", style))
+        half = np.round((plain + styled) / 2).astype(np.uint8)
+        scores = [style_score(style, picture.astype(np.uint8)) for picture in (plain, half, styled)]
+        assert scores[0] < 0.5 < scores[2]
+        assert scores[0] <= scores[1] < scores[2]
+
+
+def test_the_vae_can_show_each_style_of_the_proof_but_not_the_halftone(scenes: list[Scene]) -> None:
+    pipeline = load_pipeline(pipeline_folder())
+    for style in (*STYLES, *HARDER):
+        best = judge(style, "drawn, VAE", scenes, _through_vae(style, scenes, pipeline))
+        assert best.shown >= 0.95, style
+        assert best.held >= 0.95, style
+    assert judge("halftone", "drawn, VAE", scenes, _through_vae("halftone", scenes, pipeline)).shown < 0.8
+
+
+def test_the_pictures_to_train_on_spread_the_words_and_hold_none_that_are_held_out(tmp_path: Path) -> None:
+    draw_pictures("chalk", tmp_path)
+    captions = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
+    drawn = [scene for caption in captions if (scene := parse(caption)) is not None]
+    assert len(drawn) == len(captions) == PICTURES
+    assert sum(len(scene.objects) == 2 for scene in drawn) == PICTURES // 2
+    items = [item for scene in drawn for item in scene.objects]
+    assert not any(is_held_out(item, scene.background) for scene in drawn for item in scene.objects)
+    assert all(5 <= sum(item.shape == shape for item in items) <= 10 for shape in SHAPES)
+    assert all(3 <= sum(item.color == color for item in items) <= 7 for color in COLORS)
+    assert all(2 <= sum(item.position == position for item in items) <= 9 for position in POSITIONS)
+
+
+def test_an_interrupted_training_is_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = iter([("interrupted", 300), ("done", 800), ("done", 900)])
+    asked: list[Any] = []
+
+    def train(config: Any, resume: bool) -> Any:
+        asked.append(config)
+        Path(config.output).write_bytes(b"")  # an interrupted training writes what it has
+        why, step = next(ends)
+        return SimpleNamespace(why=why, step=step)
+
+    monkeypatch.setattr(proof, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        train_each("neon", tmp_path, {"hypernetwork": 800})
+    first = json.loads((tmp_path / "neon-hypernetwork.spent.json").read_text())
+    again = train_each("neon", tmp_path, {"hypernetwork": 800})["hypernetwork"]
+    assert (first["steps"], again.steps) == (300, 800)
+    assert again.seconds > first["seconds"]
+    assert train_each("neon", tmp_path, {"hypernetwork": 800})["hypernetwork"] == again
+    # More steps than were made go on from there.
+    assert train_each("neon", tmp_path, {"hypernetwork": 900})["hypernetwork"].steps == 900
+    assert [config.steps for config in asked] == [800, 800, 900]
+
+
+def test_pictures_are_drawn_again_when_what_they_are_drawn_with_is_newer(tmp_path: Path) -> None:
+    source, kept = tmp_path / "style.pt", tmp_path / "style.npy"
+    source.write_bytes(b"")
+    os.utime(source, (1000, 1000))
+    shades = iter(range(3))
+
+    def draw_them() -> list[Any]:
+        return [np.full((64, 64, 3), next(shades), np.uint8)] * 2
+
+    def seen() -> list[int]:
+        return [int(picture.max()) for picture in _kept(kept, source, draw_them)]
+
+    assert seen() == seen() == [0, 0]
+    os.utime(kept, (900, 900))
+    assert seen() == seen() == [1, 1]

@@ -1,0 +1,145 @@
+"""Starting and driving a stand-in host."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from tests.support.standins.unets import make_sd_model, make_unet
+
+ROOT = Path(__file__).parents[3]
+
+
+class Webui:
+    """A running host. `modules` parts are attributes of it: `webui.shared`, `webui.script_callbacks` and so on."""
+
+    def __init__(self, folder: Path, *, forge: bool, storage: str = "bfloat16") -> None:
+        self.folder, self.forge, self.storage = folder, forge, storage
+        for name in ("extensions", "models/hypernetworks", "output"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for name in ("paths", "paths_internal"):
+            paths = self.part(name)
+            paths.script_path = paths.data_path = str(folder)
+            paths.models_path, paths.extensions_dir = str(folder / "models"), str(folder / "extensions")
+        self.shared.cmd_opts.hypernetwork_dir = str(self.hypernetworks)
+        for option in ("outdir_samples", "outdir_grids"):
+            setattr(self.shared.opts, option, str(folder / "output"))
+        self.sd_models = self.part("sd_models")
+        for number, name in enumerate(("first", "second")):
+            self.sd_models.checkpoints[name] = lambda name=name, number=number: self._make(name, number)
+        self.sd_models.settings.chosen = "first"
+
+    def _make(self, name: str, seed: int) -> Any:
+        built_in = self.shared.loaded_hypernetworks
+        unet = make_unet(seed, forge=self.forge, storage=self.storage, built_in=built_in)
+        return make_sd_model(name, unet, forge=self.forge)
+
+    @staticmethod
+    def part(name: str) -> ModuleType:
+        """A module of the host."""
+        return importlib.import_module(f"modules.{name}")
+
+    @property
+    def shared(self) -> ModuleType:
+        return self.part("shared")
+
+    @property
+    def reports(self) -> list[tuple[str, BaseException | None]]:
+        """Errors that the host swallowed."""
+        return self.part("errors").reports
+
+    @property
+    def unet(self) -> nn.Module:
+        """The UNet of the checkpoint that is loaded."""
+        return self.sd_models.unet_of(self.shared.sd_model)
+
+    @property
+    def hypernetworks(self) -> Path:
+        """The folder of the host's hypernetworks."""
+        return self.folder / "models" / "hypernetworks"
+
+    def install(self, name: str = "hnloader") -> Path:
+        """Put this repository's extension among the host's, as a folder of its own."""
+        copy = self.folder / "extensions" / name
+        copy.mkdir()
+        for part in ("scripts", "extension", "hnloader"):
+            (copy / part).symlink_to(ROOT / part)
+        return copy
+
+    def add_script(self, name: str, text: str, **modules: str) -> None:
+        """Another extension with one script, and packages by their names and texts."""
+        folder = self.folder / "extensions" / name
+        (folder / "scripts").mkdir(parents=True)
+        (folder / "scripts" / "main.py").write_text(text)
+        for module, content in modules.items():
+            (folder / module).mkdir()
+            (folder / module / "__init__.py").write_text(content)
+
+    def start(self) -> None:
+        """From loading the scripts to the page that is served."""
+        self._load()
+        self.sd_models.reload_model_weights()
+        self._show()
+
+    def reload(self) -> None:
+        """'Reload UI': the model stays, scripts are run anew."""
+        callbacks = self.part("script_callbacks")
+        callbacks.run("before_reload")
+        callbacks.run("script_unloaded")
+        self._load()
+        self._show()
+
+    def _load(self) -> None:
+        self.part("scripts").load_scripts(forge=self.forge)
+        self.shared.reload_hypernetworks()
+        pages = self.part("ui_extra_networks")
+        pages.initialize()
+        pages.register_default_pages(forge=self.forge)
+        networks = self.part("extra_networks")
+        networks.initialize()
+        networks.register_default_extra_networks()
+
+    def _show(self) -> None:
+        callbacks = self.part("script_callbacks")
+        callbacks.run("before_ui")
+        callbacks.run("ui_settings")
+
+    def tabs(self) -> list[tuple[Any, str, str]]:
+        """The pages that extensions add to the host's; it asks for them whenever it builds its own."""
+        return self.part("script_callbacks").run("ui_tabs")
+
+    def switch(self, checkpoint: str) -> None:
+        """Choose another checkpoint in the UI."""
+        self.sd_models.settings.chosen = checkpoint
+        self.sd_models.reload_model_weights()
+
+    def generate(self, prompt: str | list[str], **fields: Any) -> Any:
+        """A job from the page or the API; see `modules.processing.StableDiffusionProcessing` for its fields."""
+        processing = self.part("processing")
+        self.shared.state.__init__()
+        with closing(processing.StableDiffusionProcessing(prompt, **fields)) as p:
+            return processing.process_images(p)
+
+
+@contextmanager
+def running(folder: Path, *, forge: bool = False, storage: str = "bfloat16") -> Iterator[Webui]:
+    """A host in an empty folder, not started yet; afterwards nothing of it is left in this process."""
+    path, modules = list(sys.path), dict(sys.modules)
+    sys.path.insert(0, str(Path(__file__).parent))
+    if forge:
+        for name in ("modules_forge", "backend"):
+            sys.modules[name] = ModuleType(name)
+    try:
+        yield Webui(folder, forge=forge, storage=storage)
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - set(modules):
+            if name.partition(".")[0] in ("modules", "modules_forge", "backend", "hnloader_webui"):
+                del sys.modules[name]
