@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hnloader.demo import pipeline_folder, proof
+from hnloader.demo import pipeline_folder
 from hnloader.demo.drawing import PICTURES, draw_pictures
 from hnloader.demo.sampling import load_pipeline
 from hnloader.demo.scenes import COLORS, POSITIONS, SHAPES, Scene, held_out_scenes, is_held_out, lay_out
 from hnloader.demo.scenes import parse_caption as parse
 from hnloader.demo.styles import draw, paint
+from lab.demo import style_study
 from lab.demo.style_scores import style_score
 from lab.demo.style_study import HARDER, STYLES, _kept, _through_vae, judge, train_each
 
@@ -51,7 +52,7 @@ def test_a_style_that_changes_colors_and_leaves_their_names_holds_no_wrong_color
     turned = dict(zip(COLORS, [*list(COLORS)[1:], next(iter(COLORS))], strict=True))
     for scene in scenes[:6]:
         others = tuple(type(item)(item.shape, turned[item.color], item.size, item.position) for item in scene.objects)
-        for style in proof.COLORINGS:
+        for style in style_study.COLORINGS:
             picture = paint(style, *lay_out(Scene(others, scene.background), rng))
             assert judge(style, "drawn", [scene], [picture]).held == 0
 
