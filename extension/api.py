@@ -22,9 +22,9 @@ from fastapi.security import HTTPBasic
 from pydantic import BaseModel, Field
 
 import hnloader
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, HypernetworkNotFoundError
 from hnloader.files import check_room
-from hnloader.library import HypernetworkNotFoundError, Library, LibraryFile
+from hnloader.library import Library, LibraryFile
 from hnloader.texts import well_formed
 from hnloader.ui.protection import is_of_another_site, length_within
 

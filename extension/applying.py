@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 import hnloader
-from hnloader.attention import Application, Attachment, PartialMatchWarning, attach
+from hnloader.attention import Application, Attachment, attach
 from hnloader.attention.strengths import Strength
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, PartialMatchWarning, PromptTagError
 from hnloader.infotext import without_hash
 from hnloader.library import LibraryFile
 from hnloader.network import Hypernetwork
-from hnloader.prompt import PromptTagError, Tag, parse_items
+from hnloader.prompt import Tag, parse_items
 from hnloader.texts import as_text, shown
 
 from .host import WebuiHost

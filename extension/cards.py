@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, PromptTagError
 from hnloader.library import LibraryFile
-from hnloader.prompt import PromptTagError, Tag
+from hnloader.prompt import Tag
 from hnloader.texts import as_text, well_formed
 from hnloader.ui import markup, sidecars
 

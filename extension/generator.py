@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.texts import well_formed
-from hnloader.ui import CancelledError, PictureRequest
+from hnloader.ui import PictureRequest
 
 from .applying import left_out
 from .host import Rendered

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, PromptTagError
 from hnloader.files import sha256_of
 from hnloader.hashes import LEGACY_DIGITS
 from hnloader.infotext import HASHES, NOT_APPLIED, OLD_HASH, OLD_NAME, OLD_STRENGTH, listed_hashes, without_hash
-from hnloader.prompt import PromptTagError, Tag
+from hnloader.prompt import Tag
 from hnloader.texts import shown, well_formed
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hnloader.prompt import PromptTagError, Tag, parse_blocks, parse_prompt
+from hnloader.errors import PromptTagError
+from hnloader.prompt import Tag, parse_blocks, parse_prompt
 from hnloader.texts import shown
 
 FIELDS = ("enabled", "name", "strength", "block", "start", "end", "k", "v")

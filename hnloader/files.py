@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import ExistingFileError, HypernetworkError
 from hnloader.texts import shown
 
 try:
@@ -35,10 +35,6 @@ LARGEST_TEXT = 16 << 20
 NOT_REGULAR = "it is a pipe, a socket or a device"
 # Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
 _ABANDONED_AFTER = 600.0  # seconds
-
-
-class ExistingFileError(HypernetworkError):
-    """A file exists where nothing is to be replaced."""
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkNotFoundError, ModelError, SettingsError
 from hnloader.files import expanded
 from hnloader.hashes import find_named
 from hnloader.infotext import Infotext
-from hnloader.library import HypernetworkNotFoundError, Library
-from hnloader.pipelines import Model, ModelError, find_sampler, make_scheduler, quiet, sampler_label
+from hnloader.library import Library
+from hnloader.pipelines import Model, find_sampler, make_scheduler, quiet, sampler_label
 from hnloader.prompt import Tag, format_number, is_finite, parse_prompt
 
 if TYPE_CHECKING:
@@ -39,10 +39,6 @@ LARGEST_SEED = 2**32 - 1
 MOST_STEPS = 10_000
 
 Progress = Callable[["Step"], None]
-
-
-class SettingsError(HypernetworkError):
-    """A setting is outside what the model can do."""
 
 
 @dataclass(frozen=True)

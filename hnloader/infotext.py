@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
+from hnloader.errors import PromptTagError
 from hnloader.files import replacing
 from hnloader.images import read_text
-from hnloader.prompt import PromptTagError, parse_tag, tag_bodies
+from hnloader.prompt import parse_tag, tag_bodies
 from hnloader.texts import shown, well_formed
 
 if TYPE_CHECKING:

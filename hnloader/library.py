@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkNotFoundError
 from hnloader.folders import walk
 from hnloader.texts import shown, well_formed
 
@@ -30,10 +30,6 @@ SUFFIXES = (".safetensors", ".pt", ".hns")
 # What begins a name that is a whole path below a folder.
 _WHOLE = "./"
 _LONGEST_NAME = 255  # of a file, in any file system
-
-
-class HypernetworkNotFoundError(HypernetworkError):
-    """No file in the searched folders has this name."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, MissingExtraError, ModelError
 from hnloader.files import expanded, open_regular, read_regular, sha256_of
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
@@ -27,14 +27,6 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # SDXL checkpoints have a second text encoder; no other kind has this prefix.
 _SDXL_PREFIX = "conditioner.embedders.1."
-
-
-class ModelError(HypernetworkError):
-    """The model that should make the pictures is missing, damaged, or takes no hypernetworks."""
-
-
-class MissingExtraError(HypernetworkError):
-    """A package is needed that `pip install hnloader` alone does not bring."""
 
 
 @dataclass(frozen=True)

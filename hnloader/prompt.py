@@ -22,7 +22,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import PromptTagError
 from hnloader.texts import shown
 
 OPTIONS = ("block", "start", "end", "k", "v")
@@ -34,10 +34,6 @@ _DRIVE_NAME = re.compile(r"([A-Za-z]:[\\/][^:]*)(?::(.*))?", re.DOTALL)
 _PLAIN_NAME = re.compile(r"([^:]*)(?::(.*))?", re.DOTALL)
 _NAME_NEEDS_QUOTES = re.compile(r'^\s|^"|:|\s$')
 _BLOCK_NAME = re.compile(r"[^\s:,+@=<>\"]+")
-
-
-class PromptTagError(HypernetworkError):
-    """A tag names no hypernetwork, or holds a strength or an option that cannot be read."""
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,19 @@ import torch
 from PIL import Image
 
 import hnloader
-from hnloader.errors import HypernetworkError, NoMatchingSitesError
-from hnloader.generation import Settings, SettingsError, Step, generate, sweep
-from hnloader.infotext import parse
-from hnloader.library import HypernetworkNotFoundError, Library
-from hnloader.pipelines import (
-    SAMPLERS,
-    Model,
+from hnloader.errors import (
+    HypernetworkError,
+    HypernetworkNotFoundError,
     ModelError,
-    find_sampler,
-    load_model,
-    make_scheduler,
-    sampler_label,
+    NoMatchingSitesError,
+    PromptTagError,
+    SettingsError,
 )
-from hnloader.prompt import PromptTagError, Tag, parse_prompt
+from hnloader.generation import Settings, Step, generate, sweep
+from hnloader.infotext import parse
+from hnloader.library import Library
+from hnloader.pipelines import SAMPLERS, Model, find_sampler, load_model, make_scheduler, sampler_label
+from hnloader.prompt import Tag, parse_prompt
 from tests.support.tiny_model import save_checkpoint, save_hypernetwork
 
 CAT = Settings("a cat", seed=3, steps=3)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import hnloader.hashes
+from hnloader.errors import HypernetworkNotFoundError
 from hnloader.hashes import LEGACY_OF_NOTHING, Hashes, find_by_hash, find_named
-from hnloader.library import HypernetworkNotFoundError, Library
+from hnloader.library import Library
 
 
 def big(path: Path, seed: int) -> Path:

@@ -18,10 +18,11 @@ from PIL import Image, ImageOps
 
 from hnloader import CorruptFileError, HypernetworkError, UnknownFormatError
 from hnloader.embeddings import load_embedding
+from hnloader.errors import DatasetError
 from hnloader.images import PHOTOS, STILL, read_image, read_text
 from hnloader.infotext import read_png
 from hnloader.training.config import DataConfig
-from hnloader.training.dataset import DatasetError, read_folder
+from hnloader.training.dataset import read_folder
 from hnloader.training.images import prepare
 from hnloader.ui.sidecars import thumbnail
 from tests.support.paths import ROOT

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hnloader.errors import HypernetworkError
-from hnloader.library import HypernetworkNotFoundError, Library
+from hnloader.errors import HypernetworkError, HypernetworkNotFoundError
+from hnloader.library import Library
 from hnloader.prompt import Tag, parse_prompt
 
 

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, PromptTagError
 from hnloader.prompt import (
     BlockWeight,
     ParsedPrompt,
-    PromptTagError,
     Tag,
     format_number,
     other_tags,

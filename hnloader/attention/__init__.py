@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hnloader.attention.attach import Application, Attachment, PartialMatchWarning, attach, attachments
+from hnloader.attention.attach import Application, Attachment, attach, attachments
 from hnloader.attention.explain import Explanation
 from hnloader.attention.sites import AttentionSite, find_sites
+from hnloader.errors import PartialMatchWarning
 
 __all__ = [
     "Application",

@@ -19,14 +19,10 @@ from hnloader.attention.matching import check_match
 from hnloader.attention.schedule import Clock, SamplingClock, is_active
 from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.attention.strengths import Strength, check_number, check_strength, site_strengths
-from hnloader.errors import HypernetworkError, NoMatchingSitesError
+from hnloader.errors import HypernetworkError, NoMatchingSitesError, PartialMatchWarning
 from hnloader.network import Hypernetwork, SideName
 
 Source: TypeAlias = "Hypernetwork | str | os.PathLike[str]"
-
-
-class PartialMatchWarning(UserWarning):
-    """A hypernetwork holds widths that the model's attention layers do not have."""
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ def compare(
 
 
 def _lines(path: Path | None) -> list[str]:
+    from hnloader.errors import ConfigError
     from hnloader.files import read_regular
-    from hnloader.training import ConfigError
 
     if path is None:
         return []

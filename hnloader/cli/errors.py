@@ -56,8 +56,7 @@ def debugging() -> bool:
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line for the user, and the exit code."""
-    from hnloader.errors import HypernetworkError
-    from hnloader.prompt import PromptTagError
+    from hnloader.errors import HypernetworkError, PromptTagError
 
     if isinstance(error, PromptTagError):
         return str(error), USAGE

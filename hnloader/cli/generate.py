@@ -207,7 +207,8 @@ class _Target:
             _refuse("--out", f"{self.folder} is not a folder.")
 
     def save(self, image: Image, picture: Picture, prefix: str = "") -> None:
-        from hnloader.files import ExistingFileError, make_folder
+        from hnloader.errors import ExistingFileError
+        from hnloader.files import make_folder
         from hnloader.infotext import save_png
 
         make_folder(self.folder)
@@ -276,7 +277,8 @@ def read_hypernet(text: str) -> Tag:
 
     A path may hold colons: the longest beginning that is a file is the name.
     """
-    from hnloader.prompt import PromptTagError, parse_tag
+    from hnloader.errors import PromptTagError
+    from hnloader.prompt import parse_tag
 
     colons = [index for index, letter in enumerate(text) if letter == ":"]
     try:

@@ -79,7 +79,8 @@ def train(
 
 def settings_of(given: list[str]) -> dict[str, Any]:
     """The settings of `--set key=value`; values are read as YAML."""
-    from hnloader.training.schema import ConfigError, read_yaml
+    from hnloader.errors import ConfigError
+    from hnloader.training.schema import read_yaml
 
     settings: dict[str, Any] = {}
     for each in given:
@@ -147,7 +148,7 @@ def _run(training: Any, keeper: Keeper | None) -> Result:
 
 
 def _show_status(config: Config) -> None:
-    from hnloader.training import ConfigError
+    from hnloader.errors import ConfigError
     from hnloader.training.loop import folder_of
     from hnloader.training.status import read_status
 

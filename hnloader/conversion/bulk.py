@@ -21,8 +21,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from hnloader.conversion.planning import Job, Plan, folded, numbered
 from hnloader.conversion.results import Outcome, Result
-from hnloader.errors import HypernetworkError, OtherModelError
-from hnloader.files import ExistingFileError, remove_leftovers, same_file
+from hnloader.errors import ExistingFileError, HypernetworkError, OtherModelError
+from hnloader.files import remove_leftovers, same_file
 
 OnExisting = Literal["skip", "overwrite", "rename"]
 

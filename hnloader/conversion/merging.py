@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from hnloader.affine import AffineMap
 from hnloader.attention.strengths import check_number
 from hnloader.conversion.planning import folded
-from hnloader.errors import HypernetworkError, UnsupportedArchitectureError
+from hnloader.errors import (
+    HypernetworkError,
+    HypernetworkNotFoundError,
+    NotMergeableError,
+    UnsupportedArchitectureError,
+)
 from hnloader.files import same_file, sha256_of
 from hnloader.formats import load
 from hnloader.formats.contents import build_side
@@ -38,7 +43,7 @@ from hnloader.formats.hns import (
     read_structure,
 )
 from hnloader.formats.source import open_source
-from hnloader.library import SUFFIXES, HypernetworkNotFoundError, Library, LibraryFile
+from hnloader.library import SUFFIXES, Library, LibraryFile
 from hnloader.network import SIDES, Architecture, Hypernetwork, SequentialSide, Side, SideName
 from hnloader.texts import shown
 
@@ -53,10 +58,6 @@ _MIXING = ("softmax", "softmin", "logsoftmax", "softmax2d", "prelu")
 _ROWS = 16
 # Largest error, relative to the largest output, of what is called exact: float32 rounds at 6e-8.
 EXACT = 1e-5
-
-
-class NotMergeableError(HypernetworkError):
-    """The result cannot be held by one file; the message says why, and what can be done instead."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import VerificationError
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents, tensor_bytes
 from hnloader.formats.proof import normalise_name
@@ -18,10 +18,6 @@ from hnloader.network import Architecture, make_side
 from hnloader.texts import as_text, shown
 
 _ROWS = 4
-
-
-class ProofError(HypernetworkError):
-    """A file does not hold what it was to hold; the message says what differs."""
 
 
 def prove_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, ...]:
@@ -36,10 +32,12 @@ def prove_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, .
         What was compared, in words.
 
     Raises:
-        ProofError: something differs.
+        VerificationError: something differs.
     """
     if expected.widths != found.widths:
-        raise ProofError(f"{path} has the widths {shown(found.widths)} where {shown(expected.widths)} were expected")
+        raise VerificationError(
+            f"{path} has the widths {shown(found.widths)} where {shown(expected.widths)} were expected"
+        )
     _prove_metadata(expected, found, path)
     read_back = from_contents(found, "")
     for key, tensors in expected.sides.items():
@@ -48,14 +46,14 @@ def prove_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, .
         given = {normalise_name(name): tensor for name, tensor in read_back.sides[key].items()}
         if wanted.keys() != given.keys():
             odd = ", ".join(sorted(wanted.keys() ^ given.keys()))
-            raise ProofError(f"{path} has other tensors on {where} than expected: {as_text(odd, 200)}")
+            raise VerificationError(f"{path} has other tensors on {where} than expected: {as_text(odd, 200)}")
         for name, tensor in wanted.items():
             if not _same_data(tensor, given[name]):
-                raise ProofError(f"{path}: {name} of {where} differs from the source")
+                raise VerificationError(f"{path}: {name} of {where} differs from the source")
         x = torch.randn(1, _ROWS, key[0], generator=torch.Generator().manual_seed(key[0]))
         outputs = [_output(found.architecture, key[0], each, x) for each in (given, wanted)]
         if not _same_bits(*outputs):
-            raise ProofError(f"{path}: the outputs of width {key[0]} differ from those of the source")
+            raise VerificationError(f"{path}: the outputs of width {key[0]} differ from those of the source")
     return ("tensors", "metadata", "outputs")
 
 
@@ -101,10 +99,10 @@ def _prove_metadata(expected: Outgoing, found: Contents, path: Path) -> None:
         more = [key for key in found.metadata if key not in expected.metadata]
         what = f"has {shown(more)} besides" if more else "has them in another order"
         what = f"lacks {shown(missing)}" if missing else what
-        raise ProofError(f"{path} does not have the metadata of the source: it {what}")
+        raise VerificationError(f"{path} does not have the metadata of the source: it {what}")
     for key, value in expected.metadata.items():
         if canonical(value, _bits) != canonical(found.metadata[key], lambda info: _bits_of(found.read(info))):
-            raise ProofError(f"{path}: the value of {shown(key)} differs from the source, or its type does")
+            raise VerificationError(f"{path}: the value of {shown(key)} differs from the source, or its type does")
 
 
 def _bits(tensor: Lazy) -> object:

@@ -17,9 +17,9 @@ import torch
 from hnloader.conversion.companions import State, companion_of, opened_state
 from hnloader.conversion.normalising import normalised, why_not
 from hnloader.conversion.planning import numbered
-from hnloader.conversion.proof import ProofError, prove_equal
-from hnloader.errors import HypernetworkError, OtherModelError, UnknownFormatError
-from hnloader.files import ExistingFileError, check_free, expanded, replacing_together, same_file, sha256_of
+from hnloader.conversion.proof import prove_equal
+from hnloader.errors import ExistingFileError, HypernetworkError, OtherModelError, UnknownFormatError, VerificationError
+from hnloader.files import check_free, expanded, replacing_together, same_file, sha256_of
 from hnloader.formats import hns, read_contents, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
@@ -243,7 +243,7 @@ def is_result(
             expected, _ = _prepared(contents, given, normalise=normalise, dtype=wanted_dtype)
             try:
                 prove_equal(expected, found, made)
-            except ProofError:
+            except VerificationError:
                 return False
             return True
 

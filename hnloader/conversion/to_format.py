@@ -8,8 +8,7 @@ from pathlib import Path
 
 from hnloader.conversion.companions import companion_of
 from hnloader.conversion.single import OnExisting, check, convert, is_free, is_result, origin
-from hnloader.errors import HypernetworkError
-from hnloader.files import ExistingFileError
+from hnloader.errors import ExistingFileError, HypernetworkError
 from hnloader.inspection import inspect
 
 

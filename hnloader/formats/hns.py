@@ -23,9 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.affine import AffineMap
-from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
+from hnloader.errors import (
+    CorruptFileError,
+    HypernetworkError,
+    HypernetworkNotFoundError,
+    UnknownFormatError,
+    UnsupportedArchitectureError,
+)
 from hnloader.formats.source import FileLike, Source, open_source
-from hnloader.library import HypernetworkNotFoundError, Library
+from hnloader.library import Library
 from hnloader.network import Hypernetwork, Side, SideName
 from hnloader.texts import shown
 

@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import ConfigError, HypernetworkError
 from hnloader.files import expanded
 from hnloader.training.config import Config, read_config
-from hnloader.training.schema import ConfigError
 
 if TYPE_CHECKING:
     from hnloader.training.loop import Event, Result, Training
@@ -77,7 +76,8 @@ def prepare(
 
     With `judged` it is not to be run but only to be looked at: saved states are neither read nor removed.
     """
-    from hnloader.pipelines import MissingExtraError, load_model
+    from hnloader.errors import MissingExtraError
+    from hnloader.pipelines import load_model
 
     try:
         from hnloader.training.dataset import read_folder

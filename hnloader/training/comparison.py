@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hnloader.errors import ConfigError
 from hnloader.files import make_folder, replacing
 from hnloader.grids import labelled_grid
 from hnloader.training import html
@@ -18,7 +19,6 @@ from hnloader.training.config import Config, Method, replaced
 from hnloader.training.dataset import open_picture
 from hnloader.training.judges import Judge, PaletteJudge, drift
 from hnloader.training.report import environment
-from hnloader.training.schema import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hnloader.activations import ACTIVATIONS, canonical_activation
-from hnloader.errors import UnsupportedArchitectureError
+from hnloader.errors import ConfigError, UnsupportedArchitectureError
 from hnloader.files import expanded
 from hnloader.network import Architecture
 from hnloader.training import schema
 from hnloader.training.optimizers import auto_rate
 from hnloader.training.rates import parse_rate
-from hnloader.training.schema import ConfigError, setting
+from hnloader.training.schema import setting
 
 Method = Literal["hypernetwork", "embedding"]
 Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"]

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hnloader.errors import HypernetworkError, UnknownFormatError
+from hnloader.errors import ConfigError, DatasetError, HypernetworkError, UnknownFormatError
 from hnloader.files import open_regular, read_regular, sha256_of
 from hnloader.images import PHOTOS, ReadImage, has_alpha, read_image
 from hnloader.training.config import SMALLEST, Config, DataConfig
-from hnloader.training.schema import ConfigError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Images of cameras and programs that are not read here.
@@ -60,10 +59,6 @@ MOST_STRETCHED = 2.0
 _LEAST_SEEN, _LEAST_SEEN_IN_SQUARES = 0.75, 0.5
 _MOST_REMARKS = 10
 LEFT_OUT = "; it is left out"
-
-
-class DatasetError(HypernetworkError):
-    """The folder has nothing to train on, or its captions cannot be read."""
 
 
 @dataclass(frozen=True)

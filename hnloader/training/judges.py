@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hnloader.errors import HypernetworkError
-from hnloader.pipelines import MissingExtraError
+from hnloader.errors import HypernetworkError, MissingExtraError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import ConfigError, DivergedError, HypernetworkError
 from hnloader.files import held, make_folder, remove_leftovers
 from hnloader.training import previews, schema
 from hnloader.training.cache import Cache, Latents
@@ -37,7 +37,6 @@ from hnloader.training.rates import parse_rate
 from hnloader.training.report import write_report
 from hnloader.training.reproducible import reproducible, without
 from hnloader.training.sampling import Draw, Order, chance, held_out, random_of, whole
-from hnloader.training.schema import ConfigError
 from hnloader.training.state import State, load_state, save_state, states
 from hnloader.training.trackers import Trackers
 from hnloader.training.trainees import Checkpoint, Trainee, load_companion, make_trainee
@@ -54,10 +53,6 @@ _MOST_IDLE = 10
 _SMOOTHING = 0.98
 
 Why = Literal["done", "interrupted", "no longer better"]
-
-
-class DivergedError(HypernetworkError):
-    """The loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from hnloader.pipelines import MissingExtraError
+from hnloader.errors import MissingExtraError
 
 # Learning rates of AdamW that suit full-size models.
 ADAMW_RATES = {"hypernetwork": 1e-4, "embedding": 5e-3}

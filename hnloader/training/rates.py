@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hnloader.training.schema import ConfigError
+from hnloader.errors import ConfigError
 
 FLOOR = 0.01
 

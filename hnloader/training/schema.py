@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import ConfigError, MissingExtraError
 from hnloader.files import read_regular
-from hnloader.pipelines import MissingExtraError
 
 T = TypeVar("T")
 
@@ -28,10 +27,6 @@ _LARGEST = 1 << 20
 _LARGEST_INT = 2**63 - 1
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxlong, _BRIEF.maxother = 3, 80, 80, 80
-
-
-class ConfigError(HypernetworkError):
-    """A configuration says something impossible; the message names the key, the value and what was expected."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnloader.pipelines import MissingExtraError
+from hnloader.errors import MissingExtraError
 from hnloader.training import schema
 
 if TYPE_CHECKING:

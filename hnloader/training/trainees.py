@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hnloader.attention import attach
 from hnloader.embeddings import Embedding, load_embedding, save_embedding
-from hnloader.errors import HypernetworkError
+from hnloader.errors import ConfigError, HypernetworkError
 from hnloader.formats import load, save
 from hnloader.network import Hypernetwork
 from hnloader.training import schema
@@ -23,7 +23,6 @@ from hnloader.training.config import Config
 from hnloader.training.denoiser import Denoiser, Text, token_counter
 from hnloader.training.initialization import initialize
 from hnloader.training.optimizers import check_state
-from hnloader.training.schema import ConfigError
 
 
 class Trainee(Protocol):

@@ -11,7 +11,8 @@ package takes no gradio, diffusers or Pillow; `build` takes gradio and Pillow.
 
 from __future__ import annotations
 
-from hnloader.ui.host import CancelledError, Generator, Host, ModelChoice, PictureRequest, TrainingPlace, Use
+from hnloader.errors import CancelledError
+from hnloader.ui.host import Generator, Host, ModelChoice, PictureRequest, TrainingPlace, Use
 
 __all__ = ["CancelledError", "Generator", "Host", "ModelChoice", "PictureRequest", "TrainingPlace", "Use", "build"]
 

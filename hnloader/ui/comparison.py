@@ -185,7 +185,8 @@ def save_numbered(image: Image, folder: Path, prefix: str, seed: int, infotext: 
     """
     from PIL.PngImagePlugin import PngInfo
 
-    from hnloader.files import ExistingFileError, replacing
+    from hnloader.errors import ExistingFileError
+    from hnloader.files import replacing
 
     chunks = PngInfo()
     if infotext:

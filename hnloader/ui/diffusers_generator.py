@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hnloader.errors import HypernetworkError
-from hnloader.ui.host import CancelledError, PictureRequest, Progress
+from hnloader.errors import CancelledError, HypernetworkError
+from hnloader.ui.host import PictureRequest, Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image

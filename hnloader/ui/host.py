@@ -10,20 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Progress = Callable[[int, int], None]
-
-
-class CancelledError(HypernetworkError):
-    """The user stopped a job; what was finished before stays."""
-
-    def __init__(self) -> None:
-        super().__init__("Cancelled.")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from hnloader.errors import HypernetworkError
-from hnloader.ui.host import CancelledError
+from hnloader.errors import CancelledError, HypernetworkError
 
 T = TypeVar("T")
 

@@ -111,7 +111,7 @@ def start(
 
 def _gradio() -> Any:
     """The gradio package, told to stay at home. Raises MissingExtraError."""
-    from hnloader.pipelines import MissingExtraError
+    from hnloader.errors import MissingExtraError
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # gradio asks its own server whether it is there; a proxy for the internet must not get in between.

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from hnloader.attention import Application, PartialMatchWarning, attach, attachments, find_sites
-from hnloader.errors import HypernetworkError, NoMatchingSitesError
+from hnloader.attention import Application, attach, attachments, find_sites
+from hnloader.errors import HypernetworkError, NoMatchingSitesError, PartialMatchWarning
 from tests.support.small_models import (
     WIDTHS,
     assert_same,

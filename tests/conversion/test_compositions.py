@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import hnloader
 from hnloader import Architecture, Hypernetwork, HypernetworkError
-from hnloader.conversion.merging import NotMergeableError, Part, composition
+from hnloader.conversion.merging import Part, composition
+from hnloader.errors import NotMergeableError
 from hnloader.library import Library
 
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -14,8 +14,8 @@ import hnloader
 from hnloader.attention import find_sites
 from hnloader.conversion.lora import to_lora
 from hnloader.conversion.lora.base import UNET_CONFIGS, open_base
+from hnloader.errors import ModelError
 from hnloader.network import Architecture
-from hnloader.pipelines import ModelError
 from tests.support.lora_models import QUICK, Pipelines, make_affine, make_random, read
 from tests.support.small_models import WIDTHS, make_unet
 from tests.support.tiny_model import SELF_WIDTH, TEXT_WIDTH, save_checkpoint

@@ -20,7 +20,7 @@ from hnloader.conversion.lora.files import ToLora
 from hnloader.conversion.lora.result import LayerChange
 from hnloader.conversion.lora.writing import describe
 from hnloader.conversion.planning import plan
-from hnloader.files import ExistingFileError
+from hnloader.errors import ExistingFileError
 from hnloader.network import Architecture
 from tests.support.lora_models import PROMPTS, QUICK, Pipelines, make_affine, make_random, read
 from tests.support.small_models import WIDTHS, make_unet

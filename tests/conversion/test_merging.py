@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import hnloader
 from hnloader import Hypernetwork, HypernetworkError
-from hnloader.conversion.merging import NotMergeableError, Part, composition, merge
+from hnloader.conversion.merging import Part, composition, merge
+from hnloader.errors import NotMergeableError
 from hnloader.network import Architecture
 
 # softmax runs over torch's implicit dimension, as the originals' does.

@@ -17,7 +17,7 @@ from hnloader.conversion.bulk import OnExisting, convert_many, dry_run
 from hnloader.conversion.planning import plan
 from hnloader.conversion.results import Result
 from hnloader.conversion.to_format import ToFormat
-from hnloader.files import ExistingFileError
+from hnloader.errors import ExistingFileError
 from tests.support.builders import simple_tree, write
 
 KEEPING: tuple[OnExisting, ...] = ("skip", "rename")

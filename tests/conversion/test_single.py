@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import hnloader
 from hnloader import CorruptFileError, HypernetworkError, OtherModelError, UnknownFormatError
 from hnloader.conversion import check, convert, single
-from hnloader.conversion.proof import ProofError
+from hnloader.errors import VerificationError
 from tests.support.builders import (
     ACTIVATIONS,
     ERAS,
@@ -252,7 +252,7 @@ def test_a_result_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
         path.write_bytes(data)
 
     monkeypatch.setitem(single._WRITERS, ".safetensors", spoiled)
-    with pytest.raises(ProofError, match="differs from the source"):
+    with pytest.raises(VerificationError, match="differs from the source"):
         convert(source, target)
     assert target.read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["style.pt", "style.safetensors"]

@@ -12,9 +12,9 @@ import numpy
 import pytest
 from PIL import Image
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.prompt import Tag
-from hnloader.ui import CancelledError, Host, PictureRequest
+from hnloader.ui import Host, PictureRequest
 from tests.support.standins.unets import ALL_WIDTHS
 from tests.support.standins.webui import Webui
 from tests.support.tiny_model import save_hypernetwork

@@ -25,8 +25,9 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.demo.drawing import draw_pictures
+from hnloader.errors import CancelledError
 from hnloader.ui import Host, PictureRequest, TrainingPlace, build
-from hnloader.ui.host import CancelledError, Progress
+from hnloader.ui.host import Progress
 from tests.support.browsers import FLAGS, find_chromium
 
 MODEL = pipeline_folder()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnloader.training import Config, ConfigError, read_config, schema
+from hnloader.errors import ConfigError
+from hnloader.training import Config, read_config, schema
 from hnloader.training.config import template
 from hnloader.training.rates import parse_rate
 

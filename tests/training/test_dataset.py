@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hnloader.training import ConfigError, read_config
+from hnloader.errors import ConfigError, DatasetError
+from hnloader.training import read_config
 from hnloader.training.dataset import (
     Dataset,
-    DatasetError,
     caption_of,
     count_tokens,
     count_with_word,

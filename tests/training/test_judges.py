@@ -14,8 +14,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from hnloader.demo.scenes import held_out_scenes, lay_out, parse_caption
 from hnloader.demo.styles import paint
-from hnloader.errors import HypernetworkError
-from hnloader.pipelines import MissingExtraError
+from hnloader.errors import HypernetworkError, MissingExtraError
 from hnloader.training.judges import ClipJudge, LpipsJudge, PaletteJudge, drift
 from tests.support.tiny_model import make_tokenizer
 

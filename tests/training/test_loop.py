@@ -15,13 +15,13 @@ import torch
 
 import hnloader
 from hnloader.embeddings import load_embedding
-from hnloader.errors import HypernetworkError
+from hnloader.errors import ConfigError, DivergedError, HypernetworkError
 from hnloader.files import TEMPORARY_SUFFIX
-from hnloader.training import ConfigError, prepare, read_config, schema, train
+from hnloader.training import prepare, read_config, schema, train
 from hnloader.training import state as states_on_disk
 from hnloader.training.images import moved
 from hnloader.training.images import prepare as prepare_picture
-from hnloader.training.loop import DivergedError, Event, folder_of
+from hnloader.training.loop import Event, folder_of
 from hnloader.training.state import states
 from tests.support.bytes_kept import bytes_kept
 

@@ -13,7 +13,7 @@ import torch
 from torch import optim
 
 import hnloader
-from hnloader.pipelines import MissingExtraError
+from hnloader.errors import MissingExtraError
 from hnloader.training import prepare, read_config, train
 from hnloader.training.optimizers import KINDS, auto_rate
 

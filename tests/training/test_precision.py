@@ -11,8 +11,8 @@ import torch
 
 import hnloader
 from hnloader import training as package
-from hnloader.training import ConfigError, prepare, read_config, train
-from hnloader.training.loop import DivergedError
+from hnloader.errors import ConfigError, DivergedError
+from hnloader.training import prepare, read_config, train
 
 Settings = Callable[..., Any]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from accelerate import tracking
 
-from hnloader.pipelines import MissingExtraError
+from hnloader.errors import MissingExtraError
 from hnloader.training import prepare, read_config, train
 
 Settings = Callable[..., Any]

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
+from hnloader.errors import CancelledError
 from hnloader.ui import jobs
-from hnloader.ui.host import CancelledError
 
 
 def test_updates_end_with_the_work_and_the_result_follows() -> None:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.conversion.lora.names import diffusers_name
 from hnloader.conversion.lora.running import Denoiser, DiffusersDenoiser
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, ModelError
 from hnloader.families import model_family
 from hnloader.files import expanded, read_regular
 from hnloader.formats.checkpoint import load_plain
 from hnloader.formats.outgoing import tensor_bytes
-from hnloader.pipelines import CHECKPOINT_SUFFIXES, ModelError, choose_device, choose_dtype, load_model, quiet
+from hnloader.pipelines import CHECKPOINT_SUFFIXES, choose_device, choose_dtype, load_model, quiet
 
 Projection = Literal["to_k", "to_v", "to_out.0"]
 

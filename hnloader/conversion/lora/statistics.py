@@ -20,9 +20,8 @@ from hnloader.conversion.lora.base import BaseModel
 from hnloader.conversion.lora.chain import Chain
 from hnloader.conversion.lora.names import diffusers_name
 from hnloader.conversion.lora.running import Denoiser
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, ModelError
 from hnloader.network import SIDES, SideName
-from hnloader.pipelines import ModelError
 
 Role = Literal["fit", "choose", "measure"]
 # Which prompt is for what, over and over; also the fewest prompts that give each role one.

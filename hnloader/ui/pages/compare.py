@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.files import check_room
 from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import Comparison, read_prompts, read_strengths, save_comparison
 from hnloader.ui.compat import html, listen, make, picture_output, update
-from hnloader.ui.host import CancelledError, PictureRequest
+from hnloader.ui.host import PictureRequest
 from hnloader.ui.pages import settings
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.running import buttons, complaint, stop

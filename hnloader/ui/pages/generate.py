@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.files import check_room
 from hnloader.prompt import Tag
 from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import save_numbered
 from hnloader.ui.compat import gallery, html, listen, make, update
-from hnloader.ui.host import CancelledError, PictureRequest
+from hnloader.ui.host import PictureRequest
 from hnloader.ui.pages import settings
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.library import tag_name

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, HypernetworkNotFoundError, PromptTagError
 from hnloader.images import PHOTOS, STILL, read_image
-from hnloader.library import HypernetworkNotFoundError, Library
-from hnloader.prompt import PromptTagError, Tag
+from hnloader.library import Library
+from hnloader.prompt import Tag
 from hnloader.texts import well_formed
 from hnloader.ui import markup
 from hnloader.ui.catalogue import ALL, DUPLICATES, FILTERS, SORTS, Catalogue, Entry

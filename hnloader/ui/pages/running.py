@@ -6,10 +6,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.ui import jobs, markup
 from hnloader.ui.compat import make
-from hnloader.ui.host import CancelledError
 
 
 def explained(error: BaseException) -> str:

@@ -213,7 +213,8 @@ class _Train:
 
 def _settings(text: str) -> dict[str, Any]:
     """More settings, as YAML: keys as in a configuration, dotted or nested."""
-    from hnloader.training.schema import ConfigError, read_yaml
+    from hnloader.errors import ConfigError
+    from hnloader.training.schema import read_yaml
 
     if not (text or "").strip():
         return {}

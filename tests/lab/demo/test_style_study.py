@@ -100,7 +100,7 @@ def test_an_interrupted_training_is_not_taken_for_done(tmp_path: Path, monkeypat
         why, step = next(ends)
         return SimpleNamespace(why=why, step=step)
 
-    monkeypatch.setattr(proof, "train", train)
+    monkeypatch.setattr(style_study, "train", train)
     with pytest.raises(KeyboardInterrupt):
         train_each("neon", tmp_path, {"hypernetwork": 800})
     first = json.loads((tmp_path / "neon-hypernetwork.spent.json").read_text())

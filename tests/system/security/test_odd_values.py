@@ -20,11 +20,11 @@ from hnloader.conversion import convert
 from hnloader.conversion.planning import plan
 from hnloader.conversion.reports import write_report
 from hnloader.conversion.results import Result
-from hnloader.errors import CorruptFileError, HypernetworkError
+from hnloader.errors import CorruptFileError, HypernetworkError, HypernetworkNotFoundError, PromptTagError
 from hnloader.files import held, make_folder, remove_leftovers
 from hnloader.formats import hns
-from hnloader.library import HypernetworkNotFoundError, Library
-from hnloader.prompt import PromptTagError, Tag, parse_prompt
+from hnloader.library import Library
+from hnloader.prompt import Tag, parse_prompt
 from hnloader.ui import comparison, sidecars
 from hnloader.ui.protection import Protection, host_in, is_of_another_site, length_within
 from tests.support.paths import GOLDENS
