@@ -14,7 +14,7 @@ TEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist workstea
 .PHONY: help demo browser test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu clean
 
 help:
-	@echo "make demo       render a labelled grid with the bundled pipeline and hypernetworks"
+	@echo "make demo       render a labeled grid with the bundled pipeline and hypernetworks"
 	@echo "make test       run all tests"
 	@echo "make test-fast  run all tests but the slow ones"
 	@echo "make lint       ruff and mypy"
@@ -23,7 +23,7 @@ help:
 	@echo "make fuzz MINUTES=10   fuzz each reader of strangers' files for so long (docs/dev/fuzzing.md)"
 	@echo "make dist       build wheel and sdist into dist/, the same bytes each time"
 	@echo "make lock · make audit · make sbom   dependencies: pin by hash, look for known holes, list (docs/dev/supply-chain.md)"
-	@echo "make screenshots   take the pictures of the page in docs/images anew"
+	@echo "make screenshots   take the images of the page in docs/images anew"
 	@echo "make gpu        what only a graphics card can show (docs/dev/graphics-card.md)"
 	@echo "make webui-gradio  drive the pages, the panel and the tab in the gradio of both webuis"
 

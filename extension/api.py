@@ -84,7 +84,7 @@ class ConvertResponse(BaseModel):
     file: str = Field(description="the result's path below the library's folder")
     action: Literal["converted", "skipped"]
     lossless: bool
-    proved: list[str] = Field(description="what was compared with the source")
+    verified: list[str] = Field(description="what was compared with the source")
     notes: list[str]
 
 
@@ -141,7 +141,7 @@ def router(extension: Extension, access: Access) -> APIRouter:
 
     @routes.post("/convert", response_model=ConvertResponse)
     async def convert(wanted: ConvertRequest) -> ConvertResponse:
-        """Convert one file, proved; the source stays. One conversion at a time."""
+        """Convert one file, verified; the source stays. One conversion at a time."""
         return await few.run(lambda: converted(wanted))
 
     def converted(wanted: ConvertRequest) -> ConvertResponse:
@@ -166,7 +166,7 @@ def router(extension: Extension, access: Access) -> APIRouter:
             file=well_formed(done.target.relative_to(file.folder).as_posix()),
             action=done.action,
             lossless=done.lossless,
-            proved=list(done.proved),
+            verified=list(done.verified),
             notes=[without_folders(extension.host, note) for note in done.notes],
         )
 

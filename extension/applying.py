@@ -102,7 +102,7 @@ class Applier:
     def activate_items(self, processing: Any, items: list[list[str]]) -> None:
         """Apply the tags of a prompt, each as the texts between its colons. Called again for each batch and pass.
 
-        What can't be applied is said under the picture, and the picture is made without it.
+        What can't be applied is said under the image, and the image is made without it.
         """
         tags = []
         problems = []
@@ -204,7 +204,7 @@ class Applier:
             for tag, loaded in self._wanted:
                 application = Application(loaded.hypernetwork, _strength(tag), tag.start, tag.end, tag.k, tag.v)
                 try:
-                    attachment = attach(self._unet, application, edit_weights=False, exact=exact, clock=self.clock)
+                    attachment = attach(self._unet, application, fold=False, exact=exact, clock=self.clock)
                 except HypernetworkError as error:
                     left.append((tag.name, as_text(error, _LONGEST)))
                 else:
@@ -219,7 +219,7 @@ class Applier:
         self._unet = None
 
     def _report(self, processing: Any, left: Sequence[tuple[str, str]]) -> None:
-        """Tell the user what was left out, and the picture's infotext what was applied."""
+        """Tell the user what was left out, and the image's infotext what was applied."""
         texts = [
             f"Hypernetwork {shown(name)} was not applied: {without_folders(self.host, reason)}" for name, reason in left
         ]
@@ -243,7 +243,7 @@ def default_strength(host: WebuiHost) -> float:
 
 
 def left_out(processing: Any) -> tuple[str, ...]:
-    """What a job was asked to apply and did not, as it was said under the picture."""
+    """What a job was asked to apply and did not, as it was said under the image."""
     return tuple(getattr(processing, _LEFT_OUT, ()))
 
 

@@ -1,6 +1,6 @@
 """The webui's own routes of txt2img and img2img refuse rows that can't be read, before a job begins.
 
-In the page, such a row is said under the picture, which is made without it. A client of the API sees no comments, so it
+In the page, such a row is said under the image, which is made without it. A client of the API sees no comments, so it
 gets the reason as an answer with status 422.
 """
 

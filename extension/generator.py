@@ -1,4 +1,4 @@
-"""Pictures by the webui, for the comparisons of the tab: with its model, samplers and settings, one job for each."""
+"""Images by the webui, for the comparisons of the tab: with its model, samplers and settings, one job for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.texts import well_formed
-from hnloader.ui import PictureRequest
+from hnloader.ui import ImageRequest
 
 from .applying import left_out
 from .host import Rendered
@@ -36,8 +36,8 @@ class WebuiGenerator:
         """Those of the webui's menu."""
         return self._extension.host.samplers()
 
-    def picture(self, request: PictureRequest, progress: Progress) -> Image:
-        """Make one picture when no other job runs."""
+    def image(self, request: ImageRequest, progress: Progress) -> Image:
+        """Make one image when no other job runs."""
         rendered = self.run(replace(request, prompt=self._prompt(request), hypernetworks=()), progress)
         if problems := left_out(rendered.processing):
             raise HypernetworkError("\n".join(problems))
@@ -46,7 +46,7 @@ class WebuiGenerator:
 
     def run(
         self,
-        request: PictureRequest,
+        request: ImageRequest,
         progress: Progress,
         ready: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> Rendered:
@@ -67,7 +67,7 @@ class WebuiGenerator:
                 if type(error).__name__ == "OutOfMemoryError":  # torch's, which the page knows
                     raise
                 raise HypernetworkError(
-                    f"{host.name} could not make the picture: {type(error).__name__}: {error}"
+                    f"{host.name} could not make the image: {type(error).__name__}: {error}"
                 ) from error
             finally:
                 self._watch = None
@@ -77,13 +77,13 @@ class WebuiGenerator:
         return rendered
 
     def interrupt(self) -> None:
-        """Stop the picture that is being made here; other jobs of the webui go on."""
+        """Stop the image that is being made here; other jobs of the webui go on."""
         watch = self._watch
         if watch is not None:
             watch.stop()
 
-    def _prompt(self, request: PictureRequest) -> str:
-        """The prompt with a tag for each hypernetwork, so that the picture's own text says how it was made."""
+    def _prompt(self, request: ImageRequest) -> str:
+        """The prompt with a tag for each hypernetwork, so that the image's own text says how it was made."""
         tags = []
         for path, tag in request.hypernetworks:
             self._extension.find(path.stem)  # lists the folders anew if it is not known yet
@@ -97,7 +97,7 @@ class WebuiGenerator:
 
 
 class _Watch:
-    """One picture in the making. Exceptions would be swallowed by the host, so they wait here until it has stopped."""
+    """One image in the making. Exceptions would be swallowed by the host, so they wait here until it has stopped."""
 
     def __init__(self, progress: Progress, steps: int, interrupt: Callable[[], None]) -> None:
         self._progress, self._steps, self._interrupt = progress, steps, interrupt
@@ -118,6 +118,6 @@ class _Watch:
         self._interrupt()
 
     def check(self) -> None:
-        """Raise what stopped the picture."""
+        """Raise what stopped the image."""
         if self._error is not None:
             raise self._error

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hnloader.ui import PictureRequest
+    from hnloader.ui import ImageRequest
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What came of a picture that the host was asked for.
+    """What came of an image that the host was asked for.
 
     Attributes:
         image: None where the job ended before there was one.
@@ -91,7 +91,7 @@ class WebuiHost(Protocol):
         ...
 
     def comment(self, processing: Any, text: str) -> None:
-        """Show a message under the job's pictures."""
+        """Show a message under the job's images."""
         ...
 
     def clear_built_in(self) -> None:
@@ -118,7 +118,7 @@ class WebuiHost(Protocol):
         ...
 
     def samplers(self) -> Sequence[str]:
-        """The names that a picture's sampler may have; the first one is used where none is asked for."""
+        """The names that an image's sampler may have; the first one is used where none is asked for."""
         ...
 
     def turn(self, waiting: Callable[[], None]) -> AbstractContextManager[None]:
@@ -128,8 +128,8 @@ class WebuiHost(Protocol):
         """
         ...
 
-    def render(self, request: PictureRequest) -> Rendered:
-        """Make a picture as the host's txt2img does, without scripts and without saving it; within `turn`.
+    def render(self, request: ImageRequest) -> Rendered:
+        """Make an image as the host's txt2img does, without scripts and without saving it; within `turn`.
 
         `request.hypernetworks` is empty, they are tags in the prompt, and `request.guidance` is set.
         Raises what the host raises.

@@ -1,4 +1,4 @@
-"""The parameters that are written into pictures, and what is made of them when they are pasted."""
+"""The parameters that are written into images, and what is made of them when they are pasted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RECORD = "hnloader_record"
 
 @dataclass
 class Record:
-    """What the pictures of one batch say of themselves: what was applied, and what was asked for in vain.
+    """What the images of one batch say of themselves: what was applied, and what was asked for in vain.
 
     A hypernetwork can be both: in the first pass and not in the second one, whose model it does not fit.
     """
@@ -37,7 +37,7 @@ class Record:
         self.missing.update(filter(None, missing))
 
     def write(self, parameters: dict[str, Any]) -> None:
-        """Put it among the parameters of a picture."""
+        """Put it among the parameters of an image."""
         for key, value in (
             (HASHES, ", ".join(f"{name}: {digest}" for name, digest in self.applied.items())),
             (NOT_APPLIED, ", ".join(sorted(self.missing))),
@@ -73,7 +73,7 @@ def register(extension: Extension) -> None:
 
 
 def pasted(extension: Extension, fields: dict[str, Any]) -> None:
-    """Make an old picture's hypernetwork a tag that finds its file, and say which files are others than the picture's.
+    """Make an old image's hypernetwork a tag that finds its file, and say which files are others than the image's.
 
     The host has put `<hypernet:NAME:STRENGTH>` at the end of the prompt for `Hypernet` and `Hypernet strength`.
     """
@@ -89,14 +89,14 @@ def pasted(extension: Extension, fields: dict[str, Any]) -> None:
 
 
 def _old_name(extension: Extension, old: str, given: str) -> str:
-    """Return this library's name of an old picture's hypernetwork: the file with its hash is the one."""
+    """Return this library's name of an old image's hypernetwork: the file with its hash is the one."""
     name, digest = without_hash(old)
     found = extension.file_of_hash(name, digest or given)
     return name if found is None else extension.library.shortest_name(found)
 
 
 def _with_tag(prompt: str, old: str, name: str, strength: str) -> str:
-    """The prompt with a tag that is read as the picture meant it in the place of the host's."""
+    """The prompt with a tag that is read as the image meant it in the place of the host's."""
     as_host = f"<hypernet:{old}:{strength}>"
     if not prompt.endswith(as_host):
         return prompt
@@ -115,7 +115,7 @@ def _hashes_in(extension: Extension, fields: dict[str, Any]) -> Iterator[tuple[s
 
 
 def _difference(extension: Extension, name: str, digest: str) -> str:
-    """What is to be said of a picture's hypernetwork and the file of its name here, "" where they are the same."""
+    """What is to be said of an image's hypernetwork and the file of its name here, "" where they are the same."""
     if not digest:
         return ""
     try:
@@ -123,7 +123,7 @@ def _difference(extension: Extension, name: str, digest: str) -> str:
         hashes = extension.hashes
         here = hashes.legacy(path) if len(digest) == LEGACY_DIGITS else hashes.sha256(path)[: len(digest)]
     except (HypernetworkError, OSError):
-        return ""  # the picture will say so when it is made
+        return ""  # the image will say so when it is made
     if here == digest:
         return ""
-    return f"Hypernetwork {shown(name)} is another file here ({here}) than in the picture ({digest})."
+    return f"Hypernetwork {shown(name)} is another file here ({here}) than in the image ({digest})."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.errors import HypernetworkError
-from hnloader.ui import PictureRequest
+from hnloader.ui import ImageRequest
 
 from .generator import WebuiGenerator
 from .runtime import Extension
@@ -60,7 +60,7 @@ class WebuiDenoiser:
             with self._with(unet), watched:
                 yield
 
-        request = PictureRequest(prompt, seed=seed, steps=steps, guidance=guidance)
+        request = ImageRequest(prompt, seed=seed, steps=steps, guidance=guidance)
         self._generator.run(request, lambda step, _: step_done(step), ready)
 
     @contextmanager

@@ -52,14 +52,14 @@ def script_class(extension: Extension) -> type:
 
 
 def apply_rows(extension: Extension, processing: Any, given: Any) -> None:
-    """Have a job apply what the panel or the API gave. What can't be read is said under the picture."""
+    """Have a job apply what the panel or the API gave. What can't be read is said under the image."""
     rows = read_rows(given)
     for row in rows:
         if row.problem:
             extension.host.comment(processing, f"Hypernetworks: {row.problem}")
     tags = tags_of(rows)
     extension.applier.set_rows(processing, tags)
-    parameters = processing.extra_generation_params  # a plot's pictures share one
+    parameters = processing.extra_generation_params  # a plot's images share one
     if tags:
         parameters[ROWS] = text_of(tags)
     else:
@@ -67,7 +67,7 @@ def apply_rows(extension: Extension, processing: Any, given: Any) -> None:
 
 
 def no_rows(infotext: str, fields: dict[str, Any]) -> None:
-    """A pasted picture that had no rows leaves none; a text without settings is no picture's and leaves them."""
+    """A pasted image that had no rows leaves none; a text without settings is no image's and leaves them."""
     if "Steps" in fields:
         fields.setdefault(ROWS, "")
 

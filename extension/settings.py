@@ -34,6 +34,6 @@ def _options(option: Any) -> dict[str, Any]:
         ).info("the host's own folder comes first; subfolders are searched"),
         "hnloader_panel": option(True, "Show the panel 'Hypernetworks' in txt2img and img2img").needs_reload_ui(),
         "hnloader_exact": option(False, "Compute hypernetworks in float32, as the original programs do").info(
-            "slower; the difference is too small to see in nearly all pictures"
+            "slower; the difference is too small to see in nearly all images"
         ),
     }

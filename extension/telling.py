@@ -1,4 +1,4 @@
-"""What is told about files to whoever sees pictures and cards or asks the API: never where the computer keeps them."""
+"""What is told about files to whoever sees images and cards or asks the API: never where the computer keeps them."""
 
 from __future__ import annotations
 

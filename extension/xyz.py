@@ -57,7 +57,7 @@ def _axes(extension: Extension, axis: Callable[..., Any]) -> list[Any]:
 
     name, strength, start, end = LABELS
     return [
-        # A change of the hypernetwork reads a file: the plot then draws these pictures in a row.
+        # A change of the hypernetwork reads a file: the plot then draws these images in a row.
         axis(name, str, apply_name, confirm=confirm_names, choices=choices, cost=0.3),
         axis(strength, float, apply("strength")),
         axis(start, float, apply("start"), confirm=_confirm_within(start, lambda x: 0 <= x < 1, "0 <= start < 1")),
@@ -66,7 +66,7 @@ def _axes(extension: Extension, axis: Callable[..., Any]) -> list[Any]:
 
 
 def _known(extension: Extension, name: str) -> None:
-    """The plot stops before its first picture, and shows this error."""
+    """The plot stops before its first image, and shows this error."""
     try:
         extension.find(name)
     except HypernetworkError as error:

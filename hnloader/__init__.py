@@ -12,7 +12,7 @@ with hnloader.attach(pipe, hn, strength=0.8) as attachment:
 hnloader.save(hn, "style.safetensors")  # or .pt, which every webui loads
 info = hnloader.inspect("style.pt")  # header only: no tensor data is read
 
-hnloader.train({"model": "sd15/", "pictures": "pictures/", "output": "style.pt"})  # or a YAML file
+hnloader.train({"model": "sd15/", "images": "images/", "output": "style.pt"})  # or a YAML file
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Making pictures with a diffusers model and hypernetworks.
+"""Making images with a diffusers model and hypernetworks.
 
     model = load_model("path/or/hub-name")
     settings = Settings(prompt="a red circle <hypernet:ink:0.8>", seed=1, count=4)
-    for picture in generate(model, settings, Library(["hypernetworks"])):
-        picture.image.save(f"{picture.seed}.png")
+    for image in generate(model, settings, Library(["hypernetworks"])):
+        image.image.save(f"{image.seed}.png")
 
-Every picture of a run has its own seed (seed, seed + 1, ...) and is made alone: any of them can be made again
+Every image of a run has its own seed (seed, seed + 1, ...) and is made alone: any of them can be made again
 by its own seed, to the same pixels on the same machine.
 """
 
@@ -49,13 +49,13 @@ class Settings:
         prompt: may hold `<hypernet:...>` tags (see `hnloader.prompt`).
         hypernetworks: applied after those in the prompt, in this order. A name here may be the path of a
             file; in the prompt it is only ever looked up in the library.
-        seed: of the first picture, 0 to 2**32 - 1; None draws one.
-        count: number of pictures.
+        seed: of the first image, 0 to 2**32 - 1; None draws one.
+        count: number of images.
         steps: sampling steps.
         guidance: classifier-free guidance (CFG) scale; 1 turns it off.
         width, height: pixels; None is the model's own size.
         sampler: a key of `hnloader.pipelines.SAMPLERS`; None is the model's own scheduler.
-        init_image: starts from this picture (img2img), scaled and cropped to the size.
+        init_image: starts from this image (img2img), scaled and cropped to the size.
         denoise: how much of `init_image` is made anew, above 0 and up to 1.
     """
 
@@ -75,17 +75,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """How far a run is: `picture` of `pictures` (from 1), `step` of `steps` of that picture (from 1)."""
+    """How far a run is: `image` of `images` (from 1), `step` of `steps` of that image (from 1)."""
 
-    picture: int
-    pictures: int
+    image: int
+    images: int
     step: int
     steps: int
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A finished picture, its seed and parameters. `censored`: the model's safety checker blacked it out."""
+class GeneratedImage:
+    """A finished image, its seed and parameters. `censored`: the model's safety checker blacked it out."""
 
     image: Image
     seed: int
@@ -118,18 +118,18 @@ class Applied:
 
 def generate(
     model: Model, settings: Settings, library: Library | None = None, *, progress: Progress | None = None
-) -> Iterator[Picture]:
-    """Make `settings.count` pictures, one after the other.
+) -> Iterator[GeneratedImage]:
+    """Make `settings.count` images, one after the other.
 
-    `progress` is called after every sampling step. To stop between pictures, close the iterator; to stop
-    within one, raise from `progress`. Between pictures and after either, the model is as it was before.
+    `progress` is called after every sampling step. To stop between images, close the iterator; to stop
+    within one, raise from `progress`. Between images and after either, the model is as it was before.
 
     Raises HypernetworkError and its subclasses: a hypernetwork is not found, damaged, or fits no layer of the
     model; a setting is out of range.
     """
     run = _Run.prepare(model, settings, library or Library([]))
     for index in range(settings.count):
-        yield run.picture(index, run.applied, progress)
+        yield run.image(index, run.applied, progress)
 
 
 def sweep(
@@ -139,10 +139,10 @@ def sweep(
     library: Library | None = None,
     *,
     progress: Progress | None = None,
-) -> Iterator[tuple[float, Picture]]:
-    """The pictures of `generate` at several strengths: for each seed, each factor times every strength.
+) -> Iterator[tuple[float, GeneratedImage]]:
+    """The images of `generate` at several strengths: for each seed, each factor times every strength.
 
-    Yields (factor, picture) seed by seed, in the order of `factors`. Raises what `generate` raises.
+    Yields (factor, image) seed by seed, in the order of `factors`. Raises what `generate` raises.
     """
     run = _Run.prepare(model, settings, library or Library([]))
     if not run.applied:
@@ -150,7 +150,7 @@ def sweep(
     for index in range(settings.count):
         for factor in factors:
             applied = [replace(one, tag=replace(one.tag, strength=one.tag.strength * factor)) for one in run.applied]
-            yield factor, run.picture(index, applied, progress)
+            yield factor, run.image(index, applied, progress)
 
 
 def load_hypernetworks(tags: Sequence[Tag], library: Library, *, paths: bool = False) -> list[Applied]:
@@ -188,7 +188,7 @@ class _Run:
     """A run's settings with everything in them decided."""
 
     model: Model
-    pipeline: Any  # text to picture or picture to picture
+    pipeline: Any  # text to image or image to image
     settings: Settings
     prompt: str  # without tags
     applied: list[Applied]
@@ -213,13 +213,13 @@ class _Run:
             scheduler = make_scheduler(find_sampler(settings.sampler), scheduler.config)
         return _Run(model, pipeline, settings, parsed.prompt, applied, seed, width, height, scheduler)
 
-    def picture(self, index: int, applied: Sequence[Applied], progress: Progress | None) -> Picture:
-        """Make one picture, and leave the model as it was."""
+    def image(self, index: int, applied: Sequence[Applied], progress: Progress | None) -> GeneratedImage:
+        """Make one image, and leave the model as it was."""
         seed = self.seed + index
         with _scheduled(self.pipeline, self.scheduler), _attached(self.pipeline, applied):
             result = self.pipeline(**self._inputs(seed), callback_on_step_end=self._callback(index, progress))
         censored = any(getattr(result, "nsfw_content_detected", None) or ())
-        return Picture(result.images[0], seed, self._infotext(seed, applied), censored)
+        return GeneratedImage(result.images[0], seed, self._infotext(seed, applied), censored)
 
     def _inputs(self, seed: int) -> dict[str, Any]:
         settings = self.settings
@@ -307,7 +307,7 @@ def _image_to_image(pipeline: Any) -> Any:
         with quiet():
             changed = AutoPipelineForImage2Image.from_pipe(pipeline)
     except ValueError as error:
-        raise ModelError(f"A {type(pipeline).__name__} cannot start from a picture.") from error
+        raise ModelError(f"A {type(pipeline).__name__} cannot start from an image.") from error
     changed.set_progress_bar_config(disable=True)
     return changed
 

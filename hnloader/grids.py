@@ -1,4 +1,4 @@
-"""A labelled grid of pictures, as the sweep and the demo show them. Needs Pillow."""
+"""A labeled grid of images, as the sweep and the demo show them. Needs Pillow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINE = (222, 222, 218)
 _FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf")
 
 
-def labelled_grid(
+def labeled_grid(
     images: Sequence[Sequence[Image.Image | None]],
     *,
     columns: Sequence[str],
@@ -28,28 +28,28 @@ def labelled_grid(
     groups: Sequence[tuple[str, int]] = (),
     cell: int | None = None,
 ) -> Image.Image:
-    """Lay pictures out in rows and columns with their labels.
+    """Lay images out in rows and columns with their labels.
 
     Args:
-        images: the pictures, row by row; every row has one for each column, or None for a place that stays empty.
+        images: the images, row by row; every row has one for each column, or None for a place that stays empty.
         columns: what stands above each column.
         rows: what stands left of each row; broken into lines where it is long.
         title: a headline above everything.
         caption: a smaller line below the title.
         groups: names above runs of columns, as (name, number of columns).
-        cell: side in pixels that each picture is shown at, keeping its shape; default: small pictures (below 192)
+        cell: side in pixels that each image is shown at, keeping its shape; default: small images (below 192)
             are enlarged to 192, others stay as they are.
 
     Returns:
-        An RGB picture.
+        An RGB image.
 
     Raises:
-        ValueError: there is no picture, or labels and pictures differ in number.
+        ValueError: there is no image, or labels and images differ in number.
     """
     if not any(image is not None for row in images for image in row):
-        raise ValueError("a grid needs at least one picture")
+        raise ValueError("a grid needs at least one image")
     if len(rows) != len(images) or any(len(row) != len(columns) for row in images):
-        shape = f"{len(images)} rows of {', '.join(str(len(row)) for row in images)} pictures"
+        shape = f"{len(images)} rows of {', '.join(str(len(row)) for row in images)} images"
         raise ValueError(f"{len(rows)} row labels and {len(columns)} column labels do not fit {shape}")
     if groups and sum(count for _, count in groups) != len(columns):
         raise ValueError(f"the groups cover {sum(count for _, count in groups)} of {len(columns)} columns")
@@ -95,7 +95,7 @@ def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, widt
 
 
 class _Layout:
-    """Measures a grid from its pictures, then draws it."""
+    """Measures a grid from its images, then draws it."""
 
     def __init__(
         self,

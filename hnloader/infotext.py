@@ -1,4 +1,4 @@
-"""The generation parameters that the webuis write into pictures, as text and in PNG files.
+"""The generation parameters that the webuis write into images, as text and in PNG files.
 
 The text is the prompt, the negative prompt, and one line of settings:
 
@@ -54,7 +54,7 @@ _ENDS_IN_HASH = re.compile(r": ([0-9a-f]{8,64})$")
 
 @dataclass(frozen=True)
 class Infotext:
-    """A picture's prompt, negative prompt and settings (in their order; keys and values are text)."""
+    """An image's prompt, negative prompt and settings (in their order; keys and values are text)."""
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -74,7 +74,7 @@ class Infotext:
 
 
 def parse(text: str) -> Infotext:
-    """Read a picture's parameters. Any text is accepted: what is no setting is prompt."""
+    """Read an image's parameters. Any text is accepted: what is no setting is prompt."""
     *lines, last = text.strip().split("\n")
     found = _settings(last)
     if len(found) < _FEWEST_SETTINGS:
@@ -96,7 +96,7 @@ def parse(text: str) -> Infotext:
 def _settings(line: str) -> list[tuple[str, str]]:
     """Keys and values in a line.
 
-    Every character is looked at once: pictures of strangers hold lines of a megabyte that are made to take hours.
+    Every character is looked at once: images of strangers hold lines of a megabyte that are made to take hours.
     """
     found = []
     at = 0

@@ -13,8 +13,8 @@ from hnloader.errors import HypernetworkError
 from hnloader.families import families
 from hnloader.files import legacy_hash_of
 from hnloader.formats import hns, read_contents
+from hnloader.formats.architecture import ARCHITECTURE_KEYS
 from hnloader.formats.contents import is_tensor_info
-from hnloader.formats.proof import ARCHITECTURE_KEYS
 from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.formats.trees import mapped
 from hnloader.network import Architecture

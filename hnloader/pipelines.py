@@ -1,4 +1,4 @@
-"""Loading the model that makes the pictures: a diffusers folder, a hub name, or a single-file checkpoint.
+"""Loading the model that makes the images: a diffusers folder, a hub name, or a single-file checkpoint.
 
 diffusers is imported when a model is loaded, not before.
 """
@@ -31,7 +31,7 @@ _SDXL_PREFIX = "conditioner.embedders.1."
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded diffusers pipeline (text to picture), and what pictures say about it.
+    """A loaded diffusers pipeline (text to image), and what images say about it.
 
     `name` is the folder's or file's name; `hash` the first 10 hex digits of a single file's sha256, as the
     webuis show it, None for folders and hub names.
@@ -233,7 +233,7 @@ def _check_kind(pipeline: Any, source: object) -> None:
     if unet.config.in_channels != vae.config.latent_channels:
         raise ModelError(
             f"{source} takes {unet.config.in_channels} channels, so it is made for inpainting or editing; "
-            "use a model that makes pictures from text."
+            "use a model that makes images from text."
         )
 
 
@@ -278,7 +278,7 @@ def _diffusers() -> Any:
         import transformers  # noqa: F401  (diffusers imports without it, and its pipelines then fail one by one)
     except ImportError as error:
         raise MissingExtraError(
-            f"Making pictures needs {error.name or 'diffusers'}: pip install 'hnloader[diffusers]'"
+            f"Making images needs {error.name or 'diffusers'}: pip install 'hnloader[diffusers]'"
         ) from error
     return diffusers
 

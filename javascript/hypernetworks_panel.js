@@ -116,7 +116,7 @@
             };
             const number = (name, ariaLabel, limits) =>
                 field(name, { type: "number", step: 0.05, ariaLabel, ...limits });
-            const labelled = (text, input) => element("label", {}, text, input);
+            const labeled = (text, input) => element("label", {}, text, input);
             const button = (act, text, ariaLabel, disabled) =>
                 element("button", { type: "button", name: act, ariaLabel, title: ariaLabel, disabled }, text);
             const file = field("name", { type: "text", placeholder: "Hypernetwork", ariaLabel: "Hypernetwork" });
@@ -130,15 +130,15 @@
                     button("down", "↓", "Move down", index === this.rows.length - 1),
                     button("remove", "✕", "Remove", false)),
                 element("div", { className: "hnl-panel-strength" },
-                    labelled("Strength", number("strength", "Strength as a number")), slider),
+                    labeled("Strength", number("strength", "Strength as a number")), slider),
                 element("div", { className: "hnl-panel-more" },
-                    labelled("Blocks", field("block", {
+                    labeled("Blocks", field("block", {
                         type: "text", placeholder: "all", ariaLabel: "Blocks, such as up or mid+up@0.5",
                     })),
-                    labelled("Start", number("start", "Start, a fraction of the sampling", { min: 0, max: 1 })),
-                    labelled("End", number("end", "End, a fraction of the sampling", { min: 0, max: 1 })),
-                    labelled("k", number("k", "Factor on the strength of k")),
-                    labelled("v", number("v", "Factor on the strength of v"))));
+                    labeled("Start", number("start", "Start, a fraction of the sampling", { min: 0, max: 1 })),
+                    labeled("End", number("end", "End, a fraction of the sampling", { min: 0, max: 1 })),
+                    labeled("k", number("k", "Factor on the strength of k")),
+                    labeled("v", number("v", "Factor on the strength of v"))));
             made.setAttribute("role", "listitem");
             made.classList.toggle("hnl-panel-off", row.enabled === false);
             return made;

@@ -38,7 +38,7 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder with a complete model of random weights: 32 x 32 pictures, widths 16 and 24."""
+    """A diffusers folder with a complete model of random weights: 32 x 32 images, widths 16 and 24."""
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
 
 

@@ -1,4 +1,4 @@
-"""Pictures from settings: what tags and options do to them, seeds, samplers, img2img, and what is refused."""
+"""Images from settings: what tags and options do to them, seeds, samplers, img2img, and what is refused."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def only(model: Model, settings: Settings, library: Library | None = None) -> np.ndarray:
-    (picture,) = generate(model, settings, library)
-    return pixels(picture.image)
+    (image,) = generate(model, settings, library)
+    return pixels(image.image)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:
@@ -87,13 +87,13 @@ def test_strength_zero_changes_nothing(model: Model, library: Library) -> None:
     assert difference(only(model, replace(CAT, prompt="a cat<hypernet:ink:0>"), library), only(model, CAT)) == 0
 
 
-def test_any_picture_of_a_run_can_be_made_alone(model: Model) -> None:
+def test_any_image_of_a_run_can_be_made_alone(model: Model) -> None:
     settings = replace(CAT, sampler="euler_a", count=3)
-    pictures = list(generate(model, settings))
-    assert [picture.seed for picture in pictures] == [3, 4, 5]
+    images = list(generate(model, settings))
+    assert [image.seed for image in images] == [3, 4, 5]
     alone = only(model, replace(settings, count=1, seed=5))
-    assert difference(alone, pixels(pictures[2].image)) == 0
-    assert difference(alone, pixels(pictures[1].image)) > 0
+    assert difference(alone, pixels(images[2].image)) == 0
+    assert difference(alone, pixels(images[1].image)) > 0
 
 
 def test_without_a_seed_each_run_draws_one_and_tells_it(model: Model) -> None:
@@ -103,11 +103,11 @@ def test_without_a_seed_each_run_draws_one_and_tells_it(model: Model) -> None:
     assert difference(pixels(first.image), only(model, replace(CAT, seed=first.seed))) == 0
 
 
-def test_the_infotext_makes_the_same_picture_again(model: Model, library: Library, styles: Path) -> None:
+def test_the_infotext_makes_the_same_image_again(model: Model, library: Library, styles: Path) -> None:
     hypernetworks = (Tag(str(styles / "oil.safetensors"), 0.5, end=0.7),)
     settings = replace(CAT, prompt="a <hypernet:ink:0.8> cat", hypernetworks=hypernetworks, sampler="heun")
-    (picture,) = generate(model, replace(settings, negative_prompt="dog", guidance=4.5), library)
-    info = parse(str(picture.infotext))
+    (image,) = generate(model, replace(settings, negative_prompt="dog", guidance=4.5), library)
+    info = parse(str(image.infotext))
     assert info.prompt == "a  cat <hypernet:ink:0.8> <hypernet:oil:0.5:end=0.7>"
     again = Settings(
         info.prompt,
@@ -117,7 +117,7 @@ def test_the_infotext_makes_the_same_picture_again(model: Model, library: Librar
         guidance=float(info.settings["CFG scale"]),
         sampler=info.settings["Sampler"],
     )
-    assert difference(only(model, again, library), pixels(picture.image)) == 0
+    assert difference(only(model, again, library), pixels(image.image)) == 0
     assert info.settings["Size"] == "32x32"
     assert info.settings["Model"] == "tiny"
     ink = hnloader.inspect(styles / "ink.pt").short_hash
@@ -127,8 +127,8 @@ def test_the_infotext_makes_the_same_picture_again(model: Model, library: Librar
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_runs_and_is_named_in_the_infotext(model: Model, name: str) -> None:
-    (picture,) = generate(model, replace(CAT, sampler=name))
-    assert picture.infotext.settings["Sampler"] == SAMPLERS[name].label
+    (image,) = generate(model, replace(CAT, sampler=name))
+    assert image.infotext.settings["Sampler"] == SAMPLERS[name].label
     assert find_sampler(SAMPLERS[name].label) is SAMPLERS[name]
 
 
@@ -146,20 +146,20 @@ def test_size_is_width_then_height(model: Model) -> None:
     assert only(model, replace(CAT, width=48, height=32)).shape == (32, 48, 3)
 
 
-def test_an_init_picture_leads_to_the_result(model: Model) -> None:
-    picture = Image.radial_gradient("L").resize((100, 50)).convert("RGBA")
-    little, much = (only(model, replace(CAT, init_image=picture, denoise=share, steps=10)) for share in (0.1, 1))
-    other = only(model, replace(CAT, init_image=picture.transpose(Image.Transpose.ROTATE_90), denoise=0.1, steps=10))
+def test_an_init_image_leads_to_the_result(model: Model) -> None:
+    image = Image.radial_gradient("L").resize((100, 50)).convert("RGBA")
+    little, much = (only(model, replace(CAT, init_image=image, denoise=share, steps=10)) for share in (0.1, 1))
+    other = only(model, replace(CAT, init_image=image.transpose(Image.Transpose.ROTATE_90), denoise=0.1, steps=10))
     assert little.shape == (32, 32, 3)
     assert difference(little, much) > 0
     assert difference(little, other) > 0
-    (made,) = generate(model, replace(CAT, init_image=picture, denoise=0.5))
+    (made,) = generate(model, replace(CAT, init_image=image, denoise=0.5))
     assert made.infotext.settings["Denoising strength"] == "0.5"
 
 
 def test_a_hypernetwork_and_its_window_act_in_img2img(model: Model, library: Library) -> None:
-    picture = Image.radial_gradient("L")
-    settings = replace(CAT, init_image=picture, denoise=0.5, steps=8)
+    image = Image.radial_gradient("L")
+    settings = replace(CAT, init_image=image, denoise=0.5, steps=8)
     plain = only(model, settings)
     assert difference(only(model, replace(settings, prompt="a cat<hypernet:ink:1>"), library), plain) > 0
     late = only(model, replace(settings, prompt="a cat<hypernet:ink:1:start=0.5>"), library)
@@ -169,10 +169,10 @@ def test_a_hypernetwork_and_its_window_act_in_img2img(model: Model, library: Lib
 def test_progress_counts_every_step(model: Model) -> None:
     steps: list[Step] = []
     list(generate(model, replace(CAT, count=2), progress=steps.append))
-    assert steps == [Step(picture, 2, step, 3) for picture in (1, 2) for step in (1, 2, 3)]
+    assert steps == [Step(image, 2, step, 3) for image in (1, 2) for step in (1, 2, 3)]
 
 
-def test_between_pictures_and_after_a_stop_the_model_is_free(model: Model, library: Library) -> None:
+def test_between_images_and_after_a_stop_the_model_is_free(model: Model, library: Library) -> None:
     settings = replace(CAT, prompt="a cat <hypernet:ink:1>", count=3, sampler="euler")
     scheduler = model.pipeline.scheduler
     run = generate(model, settings, library)
@@ -195,7 +195,7 @@ def test_between_pictures_and_after_a_stop_the_model_is_free(model: Model, libra
 def test_a_sweep_goes_through_the_strengths_for_each_seed(model: Model, library: Library) -> None:
     settings = replace(CAT, prompt="a cat <hypernet:ink:0.8>", count=2)
     cells = list(sweep(model, settings, [0, 0.5, 1], library))
-    assert [(factor, picture.seed) for factor, picture in cells] == [
+    assert [(factor, image.seed) for factor, image in cells] == [
         (factor, seed) for seed in (3, 4) for factor in (0, 0.5, 1)
     ]
     assert difference(pixels(cells[0][1].image), only(model, CAT)) == 0
@@ -240,15 +240,15 @@ def test_a_tag_never_names_a_path_but_a_setting_may(model: Model, styles: Path) 
 
 
 @pytest.mark.parametrize("name", ["one.safetensors", "one.ckpt"])
-def test_a_single_file_makes_the_same_picture_as_its_folder(
+def test_a_single_file_makes_the_same_image_as_its_folder(
     model: Model, tiny_model: Path, tmp_path: Path, name: str
 ) -> None:
     path = save_checkpoint(tiny_model, tmp_path / name)
     single = load_model(path, device="cpu", config=tiny_model)
     assert single.name == "one"
-    (picture,) = generate(single, CAT)
-    assert difference(pixels(picture.image), only(model, CAT)) == 0
-    assert picture.infotext.settings["Model hash"] == single.hash
+    (image,) = generate(single, CAT)
+    assert difference(pixels(image.image), only(model, CAT)) == 0
+    assert image.infotext.settings["Model hash"] == single.hash
     assert len(single.hash or "") == 10
 
 

@@ -1,4 +1,4 @@
-"""Labelled grids."""
+"""Labeled grids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hnloader.grids import labelled_grid
+from hnloader.grids import labeled_grid
 
 RED, BLUE = Image.new("RGB", (64, 64), (255, 0, 0)), Image.new("RGB", (64, 64), (0, 0, 255))
 
@@ -15,20 +15,20 @@ def count(image: Image.Image, color: tuple[int, int, int]) -> int:
     return sum(number for number, found in image.getcolors(image.width * image.height) or [] if found == color)
 
 
-def test_every_picture_is_shown_enlarged() -> None:
-    grid = labelled_grid([[RED, BLUE], [BLUE, BLUE]], columns=["0", "1"], rows=["a", "b"])
+def test_every_image_is_shown_enlarged() -> None:
+    grid = labeled_grid([[RED, BLUE], [BLUE, BLUE]], columns=["0", "1"], rows=["a", "b"])
     assert count(grid, (255, 0, 0)) == 192 * 192
     assert count(grid, (0, 0, 255)) == 3 * 192 * 192
 
 
-def test_large_pictures_keep_their_size() -> None:
-    grid = labelled_grid([[RED.resize((512, 256))]], columns=["x"], rows=[""])
+def test_large_images_keep_their_size() -> None:
+    grid = labeled_grid([[RED.resize((512, 256))]], columns=["x"], rows=[""])
     assert count(grid, (255, 0, 0)) == 512 * 256
 
 
 def test_labels_title_and_groups_take_room_and_ink() -> None:
-    bare = labelled_grid([[RED, RED]], columns=["", ""], rows=[""])
-    full = labelled_grid(
+    bare = labeled_grid([[RED, RED]], columns=["", ""], rows=[""])
+    full = labeled_grid(
         [[RED, RED]], columns=["0", "1"], rows=["a long row label"], title="Title", caption="more", groups=[("g", 2)]
     )
     assert full.height > bare.height
@@ -38,29 +38,29 @@ def test_labels_title_and_groups_take_room_and_ink() -> None:
 
 def test_labels_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        labelled_grid([[RED, BLUE]], columns=["only one"], rows=["a"])
+        labeled_grid([[RED, BLUE]], columns=["only one"], rows=["a"])
     with pytest.raises(ValueError, match="at least one"):
-        labelled_grid([], columns=[], rows=[])
+        labeled_grid([], columns=[], rows=[])
     with pytest.raises(ValueError, match="groups cover 1 of 2"):
-        labelled_grid([[RED, BLUE]], columns=["0", "1"], rows=["a"], groups=[("g", 1)])
+        labeled_grid([[RED, BLUE]], columns=["0", "1"], rows=["a"], groups=[("g", 1)])
 
 
 def test_labels_are_drawn_by_an_older_pillow_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Pillow 10.1 the default font had one size, and took none."""
     monkeypatch.setattr("PIL.ImageFont.load_default", lambda: pytest.fail("the font of one size was taken"))
-    picture = Image.new("RGB", (192, 192), "white")
-    grid = labelled_grid([[picture]], columns=["strength 0.5"], rows=["a red circle"])
-    blank = labelled_grid([[picture]], columns=[" "], rows=[" "])
+    image = Image.new("RGB", (192, 192), "white")
+    grid = labeled_grid([[image]], columns=["strength 0.5"], rows=["a red circle"])
+    blank = labeled_grid([[image]], columns=[" "], rows=[" "])
     dark = [sum(value < 128 for value in image.convert("L").tobytes()) for image in (grid, blank)]
     assert dark[0] > dark[1] + 100
 
 
-def test_frames_stand_around_pictures_of_several_sizes_and_empty_places_have_none() -> None:
+def test_frames_stand_around_images_of_several_sizes_and_empty_places_have_none() -> None:
     high, wide = Image.new("RGB", (192, 384), "red"), Image.new("RGB", (384, 192), "red")
-    grid = np.asarray(labelled_grid([[high, wide], [high, None]], columns=["", ""], rows=["", ""], cell=384))
+    grid = np.asarray(labeled_grid([[high, wide], [high, None]], columns=["", ""], rows=["", ""], cell=384))
     line = np.all(grid == (222, 222, 218), axis=-1)
     red = np.all(grid == (255, 0, 0), axis=-1)
-    # Each edge of a picture has its frame outside, and a frame lies nowhere else.
+    # Each edge of an image has its frame outside, and a frame lies nowhere else.
     around = np.zeros_like(red)
     for shift in [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]:
         around |= np.roll(red, shift, (0, 1))

@@ -23,7 +23,7 @@ from hnloader.images import PHOTOS, STILL, read_image, read_text
 from hnloader.infotext import read_png
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import read_folder
-from hnloader.training.images import prepare
+from hnloader.training.pixels import prepare
 from hnloader.ui.sidecars import thumbnail
 from tests.support.paths import ROOT
 
@@ -108,7 +108,7 @@ def test_postscript_with_another_name_starts_nothing(tmp_path: Path, monkeypatch
             with pytest.raises(UnknownFormatError):
                 read(path)
     assert thumbnail(folder / "ink.pt") is None
-    with pytest.raises(DatasetError, match="no picture of a known kind"):
+    with pytest.raises(DatasetError, match="no image of a known kind"):
         read_folder(folder, DataConfig())
     assert not called.exists()
 
@@ -210,8 +210,8 @@ def test_large_photos_are_trained_on(size: tuple[int, int], kind: str, tmp_path:
     image = Image.linear_gradient("L").resize(size).convert("RGB")
     image.save(tmp_path / "photo.png", kind, **({"compress_level": 1} if kind == "PNG" else {}))
     found = read_folder(tmp_path, DataConfig())
-    assert [(picture.size, picture.alpha) for picture in found.pictures] == [(size, False)]
-    sample = prepare(found.pictures[0], DataConfig(), 512, 64)
+    assert [(image.size, image.alpha) for image in found.images] == [(size, False)]
+    sample = prepare(found.images[0], DataConfig(), 512, 64)
     assert sample.original == size
     assert tuple(sample.pixels.shape[1:]) == (384, 640)
     assert sample.pixels[:, 0].mean() < -0.8
@@ -351,12 +351,12 @@ from hnloader.embeddings import load_embedding
 from hnloader.infotext import read_png
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import read_folder
-from hnloader.training.images import prepare
+from hnloader.training.pixels import prepare
 from hnloader.ui.sidecars import thumbnail
 PIL.Image.init()
 
 def trained(path):
-    prepare(read_folder(path.parent, DataConfig()).pictures[0], DataConfig(), 512, 64)
+    prepare(read_folder(path.parent, DataConfig()).images[0], DataConfig(), 512, 64)
 
 def memory(which):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -72,7 +72,7 @@ def test_any_text_is_read(text: str) -> None:
 @pytest.mark.parametrize("prompt", ["a cat", "a café", "水墨 🎨", "line\nline"])
 def test_a_png_file_carries_its_parameters(tmp_path: Path, prompt: str) -> None:
     info = Infotext(prompt, "blurry", {"Steps": "20", "Seed": "1", "Model": "a, b"})
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     save_png(Image.new("RGB", (8, 8), "red"), path, info)
     assert read_png(path) == info
     with Image.open(path) as image:
@@ -80,27 +80,27 @@ def test_a_png_file_carries_its_parameters(tmp_path: Path, prompt: str) -> None:
         assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_picture_without_parameters_has_none(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+def test_an_image_without_parameters_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
     Image.new("RGB", (8, 8)).save(path)
     assert read_png(path) is None
 
 
 def test_a_png_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(HypernetworkError, match="cannot write"):
-        save_png(Image.new("RGB", (8, 8)), tmp_path / "gone" / "picture.png", Infotext("a"))
+        save_png(Image.new("RGB", (8, 8)), tmp_path / "gone" / "image.png", Infotext("a"))
 
     class Unwritable:
         def save(self, path: Path, **_: object) -> None:
             Path(path).write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-    target = tmp_path / "picture.png"
+    target = tmp_path / "image.png"
     target.write_bytes(b"before")
     with pytest.raises(HypernetworkError, match="No space left on device"):
         save_png(Unwritable(), target, Infotext("a"))  # type: ignore[arg-type]
     assert target.read_bytes() == b"before"
-    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_settings_are_those_of_the_plain_rule(line: str) -> None:
 
 def test_tags_hashes_and_old_settings_are_told_together() -> None:
     about = parse(
-        'a cat <hypernet:ink:0.8> <hypernet:"wash, grey: v2":0.5:k=1> <hypernet:gone:1> <hypernet:bad:x> <lora:l:1>\n'
+        'a cat <hypernet:ink:0.8> <hypernet:"wash, gray: v2":0.5:k=1> <hypernet:gone:1> <hypernet:bad:x> <lora:l:1>\n'
         "Steps: 20, Seed: 1, Hypernet not applied: gone, "
-        'Hypernet hashes: "ink: 0123456789, wash, grey: v2: abcdef0123, row: 1111111111", '
+        'Hypernet hashes: "ink: 0123456789, wash, gray: v2: abcdef0123, row: 1111111111", '
         'TI hashes: "EasyNegative: c74b4e810b03, x, y: 0011223344ff"'
     )
     assert made_with(about) == [
         Used("hypernetwork", "ink", 0.8, "0123456789"),
-        Used("hypernetwork", "wash, grey: v2", 0.5, "abcdef0123"),
+        Used("hypernetwork", "wash, gray: v2", 0.5, "abcdef0123"),
         Used("hypernetwork", "row", None, "1111111111"),
         Used("embedding", "EasyNegative", None, "c74b4e810b03"),
         Used("embedding", "x, y", None, "0011223344ff"),

@@ -78,14 +78,14 @@ def test_then_the_first_folder_then_the_shallower_then_the_safer_format_then_the
 
 
 def test_an_unknown_name_says_where_it_looked_and_what_is_near(tmp_path: Path) -> None:
-    place(tmp_path, "halftone.pt", "outline.pt", "Watercolour.pt")
+    place(tmp_path, "halftone.pt", "outline.pt", "Watercolor.pt")
     missing = tmp_path / "gone"
     with pytest.raises(HypernetworkNotFoundError) as error:
         Library([tmp_path, missing]).find("halftones")
     assert isinstance(error.value, HypernetworkError)
     assert "No hypernetwork is called 'halftones'. Did you mean 'halftone'?" in str(error.value)
     assert f"{tmp_path} (3 files), {missing} (no such folder)" in str(error.value)
-    assert Library([tmp_path]).suggestions("colour") == ["Watercolour"]
+    assert Library([tmp_path]).suggestions("color") == ["Watercolor"]
     assert Library([tmp_path]).suggestions("sub/outlin") == ["outline"]
     assert Library([tmp_path]).suggestions("qqqq") == []
 

@@ -17,7 +17,7 @@ from hnloader.texts import well_formed
 from ..host import Access, Rendered  # noqa: TID252 - the package has another name in a webui
 
 if TYPE_CHECKING:
-    from hnloader.ui import PictureRequest
+    from hnloader.ui import ImageRequest
 
 # Seconds between two calls of `waiting`.
 _PATIENCE = 0.1
@@ -90,7 +90,7 @@ class Automatic1111:
         return None if name == _NOTHING else name
 
     def comment(self, processing: Any, text: str) -> None:
-        """Under the pictures and on the console."""
+        """Under the images and on the console."""
         text = well_formed(text)
         print(f"[hnloader] {text}")
         comment = getattr(processing, "comment", None)
@@ -175,7 +175,7 @@ class Automatic1111:
             if ours.is_set():
                 holder.join()
 
-    def render(self, request: PictureRequest) -> Rendered:
+    def render(self, request: ImageRequest) -> Rendered:
         """By the host's own processing, as its API does it."""
         from modules import processing, shared
 

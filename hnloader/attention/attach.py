@@ -74,10 +74,10 @@ class Attachment:
         applications: Sequence[tuple[Application, Hypernetwork]],
         clock: Clock,
         *,
-        edit_weights: bool = True,
+        fold: bool = True,
         exact: bool = False,
     ) -> None:
-        self.edit_weights = edit_weights
+        self.fold = fold
         self.exact = exact
         self._injector: Injector | None = None
         self._sites = tuple(sites)
@@ -196,7 +196,7 @@ class Attachment:
         All that is attached to the model is counted, since the layers compute it together.
 
         Args:
-            batch: Pictures in one call of the model; by default as in the last call, or 2 before the first.
+            batch: Images in one call of the model; by default as in the last call, or 2 before the first.
             size: Height and width of the latents; by default as in the last call, or the model's own before.
             tokens: Length of the text; by default as in the last call, or 77 before.
 
@@ -294,7 +294,7 @@ def attach(
     *,
     start: float = 0.0,
     end: float = 1.0,
-    edit_weights: bool = True,
+    fold: bool = True,
     exact: bool = False,
     clock: Clock | None = None,
 ) -> Attachment:
@@ -323,7 +323,7 @@ def attach(
             is `1 - timestep / 1000`. The timestep is read back from the device in each step only if a window
             is set.
         end: Fraction of the sampling up to which it acts.
-        edit_weights: Hypernetworks without activation and norm may be folded into a second copy of the weights of
+        fold: Hypernetworks without activation and norm may be folded into a second copy of the weights of
             self-attention. False where the weights belong to a host, as in the webuis.
         exact: Compute as the original programs do: in float32, module by module, in every step. The default
             agrees with it within 1e-5 of the largest value in float32.
@@ -352,7 +352,7 @@ def attach(
         if remark is not None:
             warnings.warn(remark, PartialMatchWarning, stacklevel=2)
     clock = clock or SamplingClock(None if isinstance(model, nn.Module) else model)
-    attachment = Attachment(sites, applications, clock, edit_weights=edit_weights, exact=exact)
+    attachment = Attachment(sites, applications, clock, fold=fold, exact=exact)
     with lock:
         attachment.join(injector_of(unet) or Injector(unet, sites))
     return attachment

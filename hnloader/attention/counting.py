@@ -26,7 +26,7 @@ class Step:
     """One call of the model.
 
     Attributes:
-        batch: Pictures in it; 2 for one picture with guidance.
+        batch: Images in it; 2 for one image with guidance.
         size: Height and width of the latents.
         text_tokens: Tokens of the text.
         multiply_adds: Of the model without hypernetworks.

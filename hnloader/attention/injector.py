@@ -131,7 +131,7 @@ class Injector:
 
     def _chain(self, site: AttentionSite, side: SideName) -> Chain:
         return tuple(
-            Link(hypernetwork, strength[side], attachment.exact, attachment.edit_weights)
+            Link(hypernetwork, strength[side], attachment.exact, attachment.fold)
             for attachment in self.attachments
             for hypernetwork, strength in attachment.at(site)
             if strength[side] != 0

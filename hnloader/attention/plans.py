@@ -98,7 +98,7 @@ def make_plan(chain: Chain, side: SideName, width: int, kind: Kind) -> SidePlan:
     staged = [_stretch(run, side, width) if affine else _singles(run, side, width) for affine, run in runs]
     before = tuple(stage for stages in staged[:-1] for stage in stages)
     affine, last = runs[-1]
-    if affine and all(link.edit_weights for link in last):
+    if affine and all(link.fold for link in last):
         if before:
             why = f"{_why_live(chain, side, width)}; what follows without is folded"
             return SidePlan(chain, "live", why, before, staged[-1], last, side, width)

@@ -41,7 +41,7 @@ class AttentionSite:
             `down_blocks.1.attentions.0.transformer_blocks.0.attn2`, or in a webui
             `input_blocks.4.1.transformer_blocks.0.attn2`.
         block: `down.0`, `down.1`, ..., `mid`, `up.0`, ..., numbered as in diffusers in both layouts.
-        kind: `self` where the context is the layer's own normalised input, `cross` where it is the text.
+        kind: `self` where the context is the layer's own normalized input, `cross` where it is the text.
         width: Last dimension of the context, which is what `to_k` and `to_v` receive.
         module: The attention layer; it has `to_k` and `to_v`, and `to_qkv` or `to_kv` once they are fused.
     """

@@ -38,7 +38,7 @@ class Link(NamedTuple):
     hypernetwork: Hypernetwork
     strength: float
     exact: bool = False
-    edit_weights: bool = True
+    fold: bool = True
 
 
 Chain = tuple[Link, ...]

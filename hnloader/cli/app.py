@@ -31,7 +31,7 @@ EXIT_CODES = (
 
 app = typer.Typer(
     name="hnloader",
-    help="Stable Diffusion hypernetworks: inspect, convert, merge, train, and make pictures with them.",
+    help="Stable Diffusion hypernetworks: inspect, convert, merge, train, and make images with them.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

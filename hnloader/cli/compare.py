@@ -1,4 +1,4 @@
-"""`hnloader compare`: embedding and hypernetwork side by side, from the same pictures and the same budget."""
+"""`hnloader compare`: embedding and hypernetwork side by side, from the same images and the same budget."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compare(
         Path | None, typer.Option("--prompts", help="A file with one prompt per line.", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The folder of the report.")] = Path("comparison"),
-    seeds: Annotated[int, typer.Option(min=1, max=64, help="Pictures per prompt.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, max=64, help="Images per prompt.")] = 2,
     seconds: Annotated[
         float | None,
         typer.Option(min=1, help="Train each this long instead of for `steps`.", show_default=False),
@@ -55,7 +55,7 @@ def compare(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
-    """Train an embedding and a hypernetwork on the same pictures, and say which does what better.
+    """Train an embedding and a hypernetwork on the same images, and say which does what better.
 
     What was trained before is not trained again; an interrupted comparison goes on.
     """

@@ -31,7 +31,7 @@ _LINE_EVERY = 10.0  # seconds
 _STYLES: dict[Outcome, str] = {
     "converted": "green",
     "up to date": "green",
-    "proved": "green",
+    "verified": "green",
     "planned": "cyan",
     "skipped": "yellow",
     "failed": "red",
@@ -97,7 +97,7 @@ def show_results(results: Sequence[Result]) -> None:
     _show_skipped(ordered)
     for result in ordered:
         if result.outcome == "failed":
-            stdout().print(Text.assemble(("✗ ", "bold red"), _labelled(result)), soft_wrap=True)
+            stdout().print(Text.assemble(("✗ ", "bold red"), _labeled(result)), soft_wrap=True)
     if len(ordered) > 1:
         stdout().print(_table(ordered))
     _show_notes(ordered)
@@ -117,8 +117,8 @@ def _line(result: Result) -> Text:
     text += Text(clean(result.label))
     if result.target is not None:
         text += Text(" → ", "dim") + Text(clean(result.target), "bold")
-    proved = "and proved" if result.outcome == "converted" and result.details.get("proved") else ""
-    about = "; ".join(filter(None, (f"{result.outcome} {proved}".strip(), clean(result.reason))))
+    verified = "and verified" if result.outcome == "converted" and result.details.get("verified") else ""
+    about = "; ".join(filter(None, (f"{result.outcome} {verified}".strip(), clean(result.reason))))
     return text + Text(f"  {about}", "dim")
 
 
@@ -153,7 +153,7 @@ def _names(results: Sequence[Result]) -> str:
     return ", ".join(clean(result.label) for result in results[:_NAMED]) + more
 
 
-def _labelled(result: Result) -> Text:
+def _labeled(result: Result) -> Text:
     """`name: what is wrong with it`."""
     return Text.assemble((clean(result.label), "bold"), f": {clean(result.brief_reason)}")
 

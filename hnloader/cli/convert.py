@@ -100,10 +100,10 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    normalise: Annotated[
+    normalize: Annotated[
         bool,
         typer.Option(
-            "--normalise",
+            "--normalize",
             help="Rewrite old variants in today's form, with the same outputs.",
             rich_help_panel=_HOW,
         ),
@@ -118,10 +118,10 @@ def convert(
             autocompletion=lambda: list(DTYPES),
         ),
     ] = None,
-    prove: Annotated[
+    verify: Annotated[
         bool,
         typer.Option(
-            "--proof/--no-proof",
+            "--verification/--no-verification",
             help="Read each result back and compare it with its source before it takes its name. Without: as quick "
             "and as careless as cp.",
             rich_help_panel=_HOW,
@@ -129,7 +129,7 @@ def convert(
     ] = True,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Write nothing: prove results that are there already.", rich_help_panel=_RUN),
+        typer.Option("--check", help="Write nothing: verify results that are there already.", rich_help_panel=_RUN),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing: show what would be done.", rich_help_panel=_RUN)
@@ -203,11 +203,11 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    pictures: Annotated[
+    images: Annotated[
         int | None,
         typer.Option(
             min=5,
-            help="Pictures that are denoised to sample the model. Default: 10.",
+            help="Images that are denoised to sample the model. Default: 10.",
             rich_help_panel=_LORA,
             show_default=False,
         ),
@@ -247,7 +247,7 @@ def convert(
         Path | None,
         typer.Option(
             metavar="GRID.png",
-            help="Write pictures without the hypernetwork, with it, and with the LoRA, side by side.",
+            help="Write images without the hypernetwork, with it, and with the LoRA, side by side.",
             rich_help_panel=_LORA,
             show_default=False,
         ),
@@ -289,7 +289,7 @@ def convert(
         strength,
         chain,
         prompts,
-        pictures,
+        images,
         steps,
         seed,
         guidance,
@@ -300,7 +300,7 @@ def convert(
         device,
     )
     if target_format in LORA_KINDS:
-        _check_lora(normalise=normalise, prove=prove, alone=chain and (check or dry_run))
+        _check_lora(normalize=normalize, verify=verify, alone=chain and (check or dry_run))
         check_lora_usage(lora, target_format, out, files)
     else:
         refuse_lora_options(lora)
@@ -311,7 +311,7 @@ def convert(
         out=out,
         flat=flat,
         exclude=exclude or (),
-        rewrites=normalise or stored is not None,
+        rewrites=normalize or stored is not None,
     )
     workers = jobs or min(4, os.cpu_count() or 1)
     with _stopping_cleanly() as cancel:
@@ -325,7 +325,7 @@ def convert(
                 else:
                     results = list(_running(plan, to_lora, 1, existing, cancel, check=check, dry_run=dry_run)[1])
         else:
-            converter = _converter(target_format, normalise=normalise, dtype=stored, prove=prove)
+            converter = _converter(target_format, normalize=normalize, dtype=stored, verify=verify)
             results = _run(plan, converter, workers, existing, cancel, check=check, dry_run=dry_run)
     if report is not None:
         from hnloader.conversion.reports import write_report
@@ -379,12 +379,12 @@ def _check_usage(
             check_replaceable(report)
 
 
-def _check_lora(*, normalise: bool, prove: bool, alone: bool) -> None:
+def _check_lora(*, normalize: bool, verify: bool, alone: bool) -> None:
     """Options of other formats that LoRA and LyCORIS files have no use for."""
-    if normalise:
-        _refuse("--normalise", "is for --to safetensors and --to pt.")
-    if not prove:
-        _refuse("--no-proof", "is for --to safetensors and --to pt; a LoRA's error is always measured.")
+    if normalize:
+        _refuse("--normalize", "is for --to safetensors and --to pt.")
+    if not verify:
+        _refuse("--no-verification", "is for --to safetensors and --to pt; a LoRA's error is always measured.")
     if alone:
         _refuse("--chain", "goes with neither --check nor --dry-run.")
 
@@ -393,10 +393,10 @@ def _refuse(option: str, message: str) -> NoReturn:
     raise typer.BadParameter(message, param_hint=f"'{option}'")
 
 
-def _converter(target_format: str, *, normalise: bool, dtype: str | None, prove: bool) -> Converter:
+def _converter(target_format: str, *, normalize: bool, dtype: str | None, verify: bool) -> Converter:
     from hnloader.conversion.to_format import ToFormat
 
-    return ToFormat(f".{target_format}", normalise=normalise, dtype=dtype, prove=prove)
+    return ToFormat(f".{target_format}", normalize=normalize, dtype=dtype, verify=verify)
 
 
 # -- the run

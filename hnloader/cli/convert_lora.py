@@ -36,7 +36,7 @@ class LoraOptions:
     strength: str | None
     chain: bool
     prompts: Path | None
-    pictures: int | None
+    images: int | None
     steps: int | None
     seed: int | None
     guidance: float | None
@@ -73,7 +73,7 @@ def check_lora_usage(options: LoraOptions, kind: str, out: Path | None, files: S
         _refuse("--out", "has to name a .safetensors file for --chain, which makes one file of several.")
     if options.compare is not None:
         if options.compare.suffix.lower() != ".png":
-            _refuse("--compare", f"{options.compare}: pictures are written as .png.")
+            _refuse("--compare", f"{options.compare}: images are written as .png.")
         if several and not options.chain:
             _refuse("--compare", "is for one file, or for several with --chain.")
     strengths = read_strengths(options.strength)
@@ -94,7 +94,7 @@ def make_converter(options: LoraOptions, kind: str, dtype: str | None, progress:
         "rank": _rank(options.rank),
         "fidelity": _fidelity(options.fidelity),
         "prompts": options.prompts,
-        "pictures": options.pictures,
+        "images": options.images,
         "steps": options.steps,
         "seed": options.seed,
         "guidance": options.guidance,
@@ -175,11 +175,11 @@ def show_export(target: Path | None, details: Mapping[str, Any]) -> None:
     stdout().print(Text(clean(target), "bold"), soft_wrap=True)
     stdout().print(_facts(target, details), soft_wrap=True)
     stdout().print(_error_table(details["errors"]))
-    pictures = details.get("pictures")
-    if pictures:
+    images = details.get("images")
+    if images:
         stdout().print(
-            f"Pictures differ from the hypernetwork's by {pictures['converted']:.1f} of 255; "
-            f"those without it by {pictures['without']:.1f}.",
+            f"Images differ from the hypernetwork's by {images['converted']:.1f} of 255; "
+            f"those without it by {images['without']:.1f}.",
             soft_wrap=True,
         )
     stdout().print(Text(f"Errors: from {details['statistics']}.", "dim"), soft_wrap=True)

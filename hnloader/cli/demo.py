@@ -1,4 +1,4 @@
-"""`hnloader demo`: a labelled grid from the bundled pipeline and its hypernetworks."""
+"""`hnloader demo`: a labeled grid from the bundled pipeline and its hypernetworks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hnloader.cli.terminal import clean, progress_bar, stderr, stdout
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path("demo-output"),
 ) -> None:
-    """Render a labelled grid with the bundled pipeline and hypernetworks: prompts by strengths, for each style.
+    """Render a labeled grid with the bundled pipeline and hypernetworks: prompts by strengths, for each style.
 
     Nothing is downloaded.
     """

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hnloader.cli.errors import reports_errors
-from hnloader.cli.generate import hypernetwork_library, load_for_pictures, read_hypernet, read_size
+from hnloader.cli.generate import hypernetwork_library, load_for_images, read_hypernet, read_size
 from hnloader.cli.terminal import clean, note, stdout
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ def explain(
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="Pixels of the picture. Default: the model's.", show_default=False),
+        typer.Option(metavar="WxH", help="Pixels of the image. Default: the model's.", show_default=False),
     ] = None,
     batch: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Latents in one call of the model; guidance makes two of one.")
     ] = 2,
-    edit_weights: Annotated[
+    fold: Annotated[
         bool, typer.Option("--fold/--no-fold", help="Whether folding is allowed; in a webui it is not.")
     ] = True,
     exact: Annotated[bool, typer.Option("--exact", help="As the original programs compute it.")] = False,
@@ -89,11 +89,11 @@ def explain(
     if any(one.tag.start > 0 or one.tag.end < 1 for one in applied):
         note("start and end are left out: what is shown holds while all of them act.")
     applications = [replace(one.application(), start=0.0, end=1.0) for one in applied]
-    pipeline = load_for_pictures(model, device, dtype, config).pipeline
+    pipeline = load_for_images(model, device, dtype, config).pipeline
     scale = pipeline.vae_scale_factor
     latents = (pixels["height"] // scale, pixels["width"] // scale) if pixels else None
     tokens = pipeline.tokenizer.model_max_length
-    with attach(pipeline, applications, edit_weights=edit_weights, exact=exact) as attachment:
+    with attach(pipeline, applications, fold=fold, exact=exact) as attachment:
         explanation = attachment.explain(batch=batch, size=latents, tokens=tokens)
     if as_json:
         stdout().print(Text(json.dumps(explanation.to_dict(), indent=2)), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`hnloader generate`: pictures from a prompt, with hypernetworks."""
+"""`hnloader generate`: images from a prompt, with hypernetworks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hnloader.cli.terminal import Show, clean, note, progress_bar, stderr, stdou
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hnloader.generation import Picture, Settings, Step
+    from hnloader.generation import GeneratedImage, Settings, Step
     from hnloader.library import Library
     from hnloader.pipelines import Model
     from hnloader.prompt import Tag
 
 _NUMBERED = re.compile(r"(\d{5})-")
 _DEFAULT_FOLDER = Path("hypernetworks")
-_OTHER_PICTURES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+_OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
-_PICTURE = "What to make"
+_IMAGE = "What to make"
 _STYLE = "Hypernetworks"
 _MODEL = "Model"
 
@@ -44,30 +44,28 @@ def generate(
         str, typer.Argument(help="What to paint. May hold <hypernet:name:0.8> tags.", show_default=False)
     ],
     negative: Annotated[
-        str, typer.Option(help="What to keep out of the picture.", rich_help_panel=_PICTURE, show_default=False)
+        str, typer.Option(help="What to keep out of the image.", rich_help_panel=_IMAGE, show_default=False)
     ] = "",
-    count: Annotated[
-        int, typer.Option("--count", "-n", min=1, help="Number of pictures.", rich_help_panel=_PICTURE)
-    ] = 1,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of images.", rich_help_panel=_IMAGE)] = 1,
     seed: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Seed of the first picture; the next ones have seed+1, ... Default: a new one.",
-            rich_help_panel=_PICTURE,
+            help="Seed of the first image; the next ones have seed+1, ... Default: a new one.",
+            rich_help_panel=_IMAGE,
             show_default=False,
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Sampling steps. Default: 20.", rich_help_panel=_PICTURE, show_default=False),
+        typer.Option(min=1, help="Sampling steps. Default: 20.", rich_help_panel=_IMAGE, show_default=False),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
             metavar="WxH",
             help="Pixels, e.g. 512x768. Default: the model's.",
-            rich_help_panel=_PICTURE,
+            rich_help_panel=_IMAGE,
             show_default=False,
         ),
     ] = None,
@@ -75,7 +73,7 @@ def generate(
         float | None,
         typer.Option(
             help="How closely to follow the prompt (CFG scale). Default: 7; 3 for the bundled model.",
-            rich_help_panel=_PICTURE,
+            rich_help_panel=_IMAGE,
             show_default=False,
         ),
     ] = None,
@@ -84,7 +82,7 @@ def generate(
         typer.Option(
             help="euler, euler_a, heun, ddim, ddpm, plms, dpm2, dpm2_a, dpm++2m, dpm++2m_karras, unipc, lcm. "
             "Default: the model's.",
-            rich_help_panel=_PICTURE,
+            rich_help_panel=_IMAGE,
             show_default=False,
             autocompletion=_complete_sampler,
         ),
@@ -92,11 +90,11 @@ def generate(
     init: Annotated[
         Path | None,
         typer.Option(
-            metavar="PICTURE", help="Start from this picture (img2img).", rich_help_panel=_PICTURE, show_default=False
+            metavar="IMAGE", help="Start from this image (img2img).", rich_help_panel=_IMAGE, show_default=False
         ),
     ] = None,
     denoise: Annotated[
-        float, typer.Option(help="How much of the --init picture to make anew, 0 to 1.", rich_help_panel=_PICTURE)
+        float, typer.Option(help="How much of the --init image to make anew, 0 to 1.", rich_help_panel=_IMAGE)
     ] = 0.75,
     hypernet: Annotated[
         list[str] | None,
@@ -124,7 +122,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="0,0.5,1",
-            help="One labelled grid: a row for each seed, a column for each factor on the strengths.",
+            help="One labeled grid: a row for each seed, a column for each factor on the strengths.",
             rich_help_panel=_STYLE,
             show_default=False,
         ),
@@ -151,17 +149,17 @@ def generate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16, float32.", rich_help_panel=_MODEL)] = "auto",
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder, or a .png file for a single picture.")] = Path(
-        "pictures"
+    out: Annotated[Path, typer.Option("--out", "-o", help="A folder, or a .png file for a single image.")] = Path(
+        "images"
     ),
 ) -> None:
-    """Make pictures with a Stable Diffusion model and hypernetworks.
+    """Make images with a Stable Diffusion model and hypernetworks.
 
-    Each picture is a PNG file with its parameters inside, as the webuis write and read them.
+    Each image is a PNG file with its parameters inside, as the webuis write and read them.
     """
     from hnloader.files import same_file
     from hnloader.generation import Settings
-    from hnloader.generation import generate as make_pictures
+    from hnloader.generation import generate as make_images
     from hnloader.generation import sweep as make_sweep
 
     settings = Settings(
@@ -181,24 +179,24 @@ def generate(
         _refuse("--out", f"{out} is the image to start from. Name another file.")
     library = hypernetwork_library(hypernet_dir)
     _announce(settings, library)
-    loaded = load_for_pictures(model, device, dtype, config)
+    loaded = load_for_images(model, device, dtype, config)
     with progress_bar("Sampling") as show:
         advance = _counter(show, 1 if factors is None else len(factors))
         if factors is None:
-            for picture in make_pictures(loaded, settings, library, progress=advance):
-                target.save(picture.image, picture)
+            for image in make_images(loaded, settings, library, progress=advance):
+                target.save(image.image, image)
         else:
             cells = list(make_sweep(loaded, settings, factors, library, progress=advance))
             target.save(_grid(cells, factors, settings), _representative(cells), prefix="sweep-")
 
 
 class _Target:
-    """Where pictures go: a folder, in which they are numbered on, or one file."""
+    """Where images go: a folder, in which they are numbered on, or one file."""
 
     def __init__(self, out: Path, *, one_file: bool) -> None:
         suffix = "" if out.is_dir() else out.suffix.lower()
-        if suffix in _OTHER_PICTURES:
-            _refuse("--out", f"{out}: pictures are PNG files; name a folder or a .png file.")
+        if suffix in _OTHER_IMAGES:
+            _refuse("--out", f"{out}: images are PNG files; name a folder or a .png file.")
         self.file = out if suffix == ".png" else None
         if self.file and not one_file:
             _refuse("--out", f"{out} is one file, and --count asks for several. Name a folder.")
@@ -206,7 +204,7 @@ class _Target:
         if self.folder.exists() and not self.folder.is_dir():
             _refuse("--out", f"{self.folder} is not a folder.")
 
-    def save(self, image: Image, picture: Picture, prefix: str = "") -> None:
+    def save(self, image: Image, generated: GeneratedImage, prefix: str = "") -> None:
         from hnloader.errors import ExistingFileError
         from hnloader.files import make_folder
         from hnloader.infotext import save_png
@@ -214,16 +212,16 @@ class _Target:
         make_folder(self.folder)
         path = self.file
         if path is not None:
-            save_png(image, path, picture.infotext)
+            save_png(image, path, generated.infotext)
         number = self._next_number()
         while path is None:
-            # Another program may number its pictures in the same folder at the same time.
+            # Another program may number its images in the same folder at the same time.
             with contextlib.suppress(ExistingFileError):
-                name = f"{prefix}{number:05d}-{picture.seed}.png"
-                save_png(image, self.folder / name, picture.infotext, overwrite=False)
+                name = f"{prefix}{number:05d}-{generated.seed}.png"
+                save_png(image, self.folder / name, generated.infotext, overwrite=False)
                 path = self.folder / name
             number += 1
-        if picture.censored:
+        if generated.censored:
             note(f"{path} is black, because the model's safety checker rejected what it shows.")
         # The path alone, so that a script can read it.
         stdout().print(Text(clean(path)), soft_wrap=True)
@@ -334,7 +332,7 @@ def _announce(settings: Settings, library: Library) -> None:
         note(f"{text} is no hypernet tag and stays in the prompt as words.")
 
 
-def load_for_pictures(model: str | None, device: str, dtype: str, config: Path | None) -> Model:
+def load_for_images(model: str | None, device: str, dtype: str, config: Path | None) -> Model:
     """The model of `--model`, or the bundled one."""
     from hnloader.demo import pipeline_folder
     from hnloader.pipelines import load_model
@@ -344,27 +342,27 @@ def load_for_pictures(model: str | None, device: str, dtype: str, config: Path |
 
 
 def _counter(show: Show, runs: int) -> Callable[[Step], None]:
-    """Progress of a whole run, in which each picture is made `runs` times."""
+    """Progress of a whole run, in which each image is made `runs` times."""
     done = 0
 
     def advance(step: Step) -> None:
         nonlocal done
         done += 1
-        text = f"Picture {step.picture} of {step.pictures}" if step.pictures > 1 else "Sampling"
-        show(done, step.steps * step.pictures * runs, text)
+        text = f"Image {step.image} of {step.images}" if step.images > 1 else "Sampling"
+        show(done, step.steps * step.images * runs, text)
 
     return advance
 
 
-def _grid(cells: Sequence[tuple[float, Picture]], factors: Sequence[float], settings: Settings) -> Image:
-    """The pictures of a sweep, a row for each seed and a column for each factor."""
-    from hnloader.grids import labelled_grid
+def _grid(cells: Sequence[tuple[float, GeneratedImage]], factors: Sequence[float], settings: Settings) -> Image:
+    """The images of a sweep, a row for each seed and a column for each factor."""
+    from hnloader.grids import labeled_grid
     from hnloader.prompt import parse_prompt
 
     width = len(factors)
     rows = [cells[start : start + width] for start in range(0, len(cells), width)]
-    return labelled_grid(
-        [[picture.image for _, picture in row] for row in rows],
+    return labeled_grid(
+        [[image.image for _, image in row] for row in rows],
         columns=_column_labels(factors, settings),
         rows=[f"seed {row[0][1].seed}" for row in rows],
         caption=clean(parse_prompt(settings.prompt).prompt.strip()),
@@ -382,6 +380,6 @@ def _column_labels(factors: Sequence[float], settings: Settings) -> list[str]:
     return [f"{name} {format_number(round(strength * factor, 6))}" for factor in factors]
 
 
-def _representative(cells: Sequence[tuple[float, Picture]]) -> Picture:
-    """The picture whose parameters stand in the grid: at full strength where there is one."""
-    return next((picture for factor, picture in cells if factor == 1), cells[-1][1])
+def _representative(cells: Sequence[tuple[float, GeneratedImage]]) -> GeneratedImage:
+    """The image whose parameters stand in the grid: at full strength where there is one."""
+    return next((image for factor, image in cells if factor == 1), cells[-1][1])

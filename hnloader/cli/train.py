@@ -1,4 +1,4 @@
-"""`hnloader train`: a hypernetwork or an embedding from a folder of pictures."""
+"""`hnloader train`: a hypernetwork or an embedding from a folder of images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train(
     ] = False,
     preset: Annotated[str, typer.Option(help="Defaults for a `style` or a `subject`.")] = "style",
     model: Annotated[str | None, typer.Option(help="Setting `model`.", show_default=False)] = None,
-    pictures: Annotated[str | None, typer.Option(help="Setting `pictures`.", show_default=False)] = None,
+    images: Annotated[str | None, typer.Option(help="Setting `images`.", show_default=False)] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Setting `output`.", show_default=False)] = None,
     method: Annotated[str | None, typer.Option(help="hypernetwork or embedding.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Setting `steps`.", show_default=False)] = None,
@@ -51,7 +51,7 @@ def train(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
-    """Train a hypernetwork or a textual-inversion embedding on one's own pictures.
+    """Train a hypernetwork or a textual-inversion embedding on one's own images.
 
     Ctrl-C saves everything; --resume goes on exactly where it stopped.
     """
@@ -61,7 +61,7 @@ def train(
     if init:
         stdout().print(Text(template(preset).rstrip()), soft_wrap=True)
         return
-    given = {"model": model, "pictures": pictures, "output": output, "method": method, "steps": steps}
+    given = {"model": model, "images": images, "output": output, "method": method, "steps": steps}
     overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     overrides |= settings_of(set_ or [])
     chosen = read_config(config, overrides, preset)
@@ -69,7 +69,7 @@ def train(
         _show_status(chosen)
         return
     with _terminable(), _keeper(chosen) as keeper:
-        with stderr().status("Reading the pictures and loading the model"):
+        with stderr().status("Reading the images and loading the model"):
             training = prepare(chosen, resume=resume, restart=restart, device=device)
         result = _run(training, keeper)
     _show(result)

@@ -40,7 +40,7 @@ def ui(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where pictures are saved.")] = Path("pictures"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where images are saved.")] = Path("images"),
     port: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="Default: 7870, or the next one that is free.", show_default=False),
@@ -70,7 +70,7 @@ def ui(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16, float32.")] = "auto",
 ) -> None:
-    """Open a page in the browser: a library of hypernetworks, conversion, comparisons, pictures, and trainings.
+    """Open a page in the browser: a library of hypernetworks, conversion, comparisons, images, and trainings.
 
     It runs on this computer, for this computer's browser alone, until Ctrl-C.
     """

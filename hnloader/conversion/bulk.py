@@ -105,7 +105,7 @@ def convert_many(
 def check_many(
     plan: Plan, converter: Converter, *, jobs: int = 1, cancel: threading.Event | None = None
 ) -> Iterator[Result]:
-    """Compare the existing targets of a plan with their sources; yields as `convert_many` does, "proved" or "failed".
+    """Compare the existing targets of a plan with their sources; yields as `convert_many` does, "verified" or "failed".
 
     Nothing is written.
     """
@@ -306,4 +306,4 @@ def _checked(job: Job, converter: Converter) -> Result:
     if not os.path.lexists(job.target):
         converter.look(job.source)  # what is no hypernetwork lacks nothing
         raise HypernetworkError(f"{job.target} is missing: {job.label} was not converted")
-    return _result(job, "proved", details=converter.check(job.source, job.target))
+    return _result(job, "verified", details=converter.check(job.source, job.target))

@@ -194,7 +194,7 @@ def _combined(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture
         raise NotMergeableError(
             f"{names} one after the other cannot be one file: a network with activations or norms that is fed by "
             "another is no single residual network. Keep the composition (a .hns file), or put them side by side, "
-            "which gives other pictures"
+            "which gives other images"
         )
     return _widened({key: found or [] for key, found in branches.items()})
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Outcome = Literal["converted", "up to date", "proved", "planned", "skipped", "failed"]
+Outcome = Literal["converted", "up to date", "verified", "planned", "skipped", "failed"]
 
 # In the order in which they are told.
-OUTCOMES: tuple[Outcome, ...] = ("converted", "up to date", "proved", "planned", "skipped", "failed")
+OUTCOMES: tuple[Outcome, ...] = ("converted", "up to date", "verified", "planned", "skipped", "failed")
 
 # The file is, or would be, what was asked for.
-GOOD: tuple[Outcome, ...] = ("converted", "up to date", "proved", "planned")
+GOOD: tuple[Outcome, ...] = ("converted", "up to date", "verified", "planned")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Result:
     Attributes:
         source: the file.
         label: what output calls it: its path below the folder that was given.
-        outcome: "converted"; "up to date": the target was made from this source before; "proved": the target
+        outcome: "converted"; "up to date": the target was made from this source before; "verified": the target
             was compared with its source; "planned": a dry run would convert it; "skipped": nothing to do, see
             `reason`; "failed": see `reason`.
         target: the file that was or would be written; None where none was decided on.
@@ -31,7 +31,7 @@ class Result:
         error: the kind of error of a failed one, e.g. "UnsafeFileError".
         size: bytes of the source.
         seconds: how long it took.
-        details: what the converter tells of a converted or proved file, as plain values.
+        details: what the converter tells of a converted or verified file, as plain values.
     """
 
     source: Path

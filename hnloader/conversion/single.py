@@ -1,4 +1,4 @@
-"""Converting one file between `.pt` and `.safetensors`, losslessly, and proved before it takes its name."""
+"""Converting one file between `.pt` and `.safetensors`, losslessly, and verified before it takes its name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 
 from hnloader.conversion.companions import State, companion_of, opened_state
-from hnloader.conversion.normalising import normalised, why_not
+from hnloader.conversion.normalizing import normalized, why_not
 from hnloader.conversion.planning import numbered
-from hnloader.conversion.proof import prove_equal
+from hnloader.conversion.verification import verify_equal
 from hnloader.errors import ExistingFileError, HypernetworkError, OtherModelError, UnknownFormatError, VerificationError
 from hnloader.files import check_free, expanded, replacing_together, same_file, sha256_of
 from hnloader.formats import hns, read_contents, safetensors, webui
@@ -34,7 +34,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 _WRITERS: dict[str, Writer] = {webui.SUFFIX: webui.write_outgoing, safetensors.SUFFIX: safetensors.write_outgoing}
 # What a safetensors file states of where it came from.
 _SOURCE_HASH, _SOURCE_NAME = "hnloader.source_sha256", "hnloader.source_name"
-_NORMALISED, _DTYPE = "hnloader.normalised", "hnloader.dtype"
+_NORMALISED, _DTYPE = "hnloader.normalized", "hnloader.dtype"
 _DATE = "modelspec.date"
 
 
@@ -45,12 +45,12 @@ class Checked:
     Attributes:
         source: the first file.
         target: the second file.
-        proved: what was compared, in words: ("tensors", "metadata", "outputs").
+        verified: what was compared, in words: ("tensors", "metadata", "outputs").
     """
 
     source: Path
     target: Path
-    proved: tuple[str, ...]
+    verified: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Converted:
         target: the file that was written, or that was there already when skipped.
         action: "converted", or "skipped" because `target` or the `.optim` beside it exists.
         lossless: every tensor and every metadata key is as in the source.
-        proved: what was compared with the source, in words; empty without a proof.
+        verified: what was compared with the source, in words; empty without a verification.
         notes: what else is to be said, one sentence each.
-        source_sha256: of the source's bytes, in hex; None when skipped, and for a `.pt` that was not proved.
+        source_sha256: of the source's bytes, in hex; None when skipped, and for a `.pt` that was not verified.
     """
 
     source: Path
     target: Path
     action: Literal["converted", "skipped"]
     lossless: bool
-    proved: tuple[str, ...] = ()
+    verified: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     source_sha256: str | None = None
 
@@ -82,7 +82,7 @@ class Origin:
 
     sha256: str | None
     name: str | None
-    normalised: bool
+    normalized: bool
     dtype: str | None
 
 
@@ -90,9 +90,9 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    normalise: bool = False,
+    normalize: bool = False,
     dtype: torch.dtype | str | None = None,
-    prove: bool = True,
+    verify: bool = True,
     on_existing: OnExisting = "overwrite",
 ) -> Converted:
     """Convert one hypernetwork file to `.safetensors` or `.pt`, by the ending of `target`.
@@ -101,10 +101,10 @@ def convert(
 
     Args:
         source: a `.pt` or `.safetensors` file. It is never written to.
-        target: where the result goes. It appears under its name when it is whole, and proved.
-        normalise: rewrite old variants in today's form, with the same outputs.
+        target: where the result goes. It appears under its name when it is whole, and verified.
+        normalize: rewrite old variants in today's form, with the same outputs.
         dtype: store the tensors as float32, float16 or bfloat16; None keeps them bit for bit.
-        prove: read the result back and compare it with the source before it takes its name. Without, for speed, all
+        verify: read the result back and compare it with the source before it takes its name. Without, for speed, all
             else that costs time is left out too: the checksums of a zip archive are not compared, the disk is not
             waited for, a safetensors file does not state ModelSpec's hash of its data, and of a file that becomes
             `.pt` no sha256 is taken. A safetensors file always states the sha256 of its source.
@@ -113,7 +113,7 @@ def convert(
 
     Raises:
         HypernetworkError: the source cannot be read or is no hypernetwork, the target cannot be written or is
-            the source itself, or the proof failed. Nothing is left behind then.
+            the source itself, or the verification failed. Nothing is left behind then.
     """
     given, wanted = expanded(source), expanded(target)
     _writer(wanted)
@@ -129,9 +129,9 @@ def convert(
             given,
             wanted,
             state_file,
-            normalise=normalise,
+            normalize=normalize,
             dtype=wanted_dtype,
-            prove=prove,
+            verify=verify,
             overwrite=on_existing == "overwrite",
         )
     except ExistingFileError as error:
@@ -150,16 +150,16 @@ def _converted(
     wanted: Path,
     state_file: Path | None,
     *,
-    normalise: bool,
+    normalize: bool,
     dtype: str | None,
-    prove: bool,
+    verify: bool,
     overwrite: bool,
 ) -> Converted:
     write = _writer(wanted)
-    stated = prove or wanted.suffix.lower() == safetensors.SUFFIX or state_file is not None
+    stated = verify or wanted.suffix.lower() == safetensors.SUFFIX or state_file is not None
     hashing = _Hash(given) if stated else contextlib.nullcontext()
-    with _opened(given, checksums=prove) as contents, hashing as hashed, contextlib.ExitStack() as stack:
-        outgoing, notes = _prepared(contents, given, normalise=normalise, dtype=dtype)
+    with _opened(given, checksums=verify) as contents, hashing as hashed, contextlib.ExitStack() as stack:
+        outgoing, notes = _prepared(contents, given, normalize=normalize, dtype=dtype)
         changed = dtype is not None and any(info.dtype != dtype for info in _infos(contents))
         state = stack.enter_context(opened_state(state_file, hashed.result)) if state_file and hashed else None
         written: dict[Path, list[Path]] = {}
@@ -167,12 +167,12 @@ def _converted(
         if isinstance(state, State) and state_file and (overwrite or not os.path.lexists(there)):
             written[there] = [state_file]  # before the file: one that is there is complete
         written[wanted] = [given]
-        with replacing_together(written, flush=prove, overwrite=overwrite) as (*states, temporary), unchanged(given):
-            notes_of_file = _stated(given, normalise, dtype)
+        with replacing_together(written, flush=verify, overwrite=overwrite) as (*states, temporary), unchanged(given):
+            notes_of_file = _stated(given, normalize, dtype)
             hashes = {_SOURCE_HASH: hashed.result} if hashed else {}
-            write(replace(outgoing, notes=notes_of_file, hashes=hashes, data_hash=prove), temporary)
+            write(replace(outgoing, notes=notes_of_file, hashes=hashes, data_hash=verify), temporary)
             sha256 = hashed.result() if hashed else None
-            proved = _proved(outgoing, temporary, wanted) if prove else ()
+            verified = _verified(outgoing, temporary, wanted) if verify else ()
             if isinstance(state, State):
                 new_sha256 = _sha256(temporary)
                 if states:
@@ -188,14 +188,14 @@ def _converted(
         notes += ("its pairs of sides are tuples now, as the webui writes them: kohya's trainer wrote lists",)
     if changed:
         notes += (f"the tensors are rounded to {dtype}: this is not lossless",)
-    lossless = not changed and not normalise and not _kept_otherwise(contents)
-    return Converted(given, wanted, "converted", lossless, proved, notes, sha256)
+    lossless = not changed and not normalize and not _kept_otherwise(contents)
+    return Converted(given, wanted, "converted", lossless, verified, notes, sha256)
 
 
 def check(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Checked:
-    """Prove that `target` was made from `source`: tensors, metadata and outputs are compared.
+    """Verify that `target` was made from `source`: tensors, metadata and outputs are compared.
 
-    A target that was normalised or is stored in another dtype, as its metadata say or as its tensors show, is held
+    A target that was normalized or is stored in another dtype, as its metadata say or as its tensors show, is held
     against what the source becomes by that.
 
     Raises:
@@ -210,18 +210,18 @@ def check(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Che
                 f"{actual[:10]}..."
             )
         dtype = stated.dtype or _shown_dtype(contents, found)
-        rewritten = stated.normalised or (
+        rewritten = stated.normalized or (
             made.suffix.lower() == webui.SUFFIX and list(found.metadata) != list(contents.metadata)
         )
-        expected, _ = _prepared(contents, given, normalise=rewritten, dtype=dtype)
-        return Checked(given, made, prove_equal(expected, found, made))
+        expected, _ = _prepared(contents, given, normalize=rewritten, dtype=dtype)
+        return Checked(given, made, verify_equal(expected, found, made))
 
 
 def is_result(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    normalise: bool = False,
+    normalize: bool = False,
     dtype: torch.dtype | str | None = None,
 ) -> bool:
     """Whether `target` is whole and what `convert` would write from `source` as it is now.
@@ -237,12 +237,12 @@ def is_result(
     with _opened(made) as found:
         stated = _origin(found.notes)
         if stated.sha256 is not None:
-            settings = (stated.normalised, stated.dtype)
-            return settings == (normalise, wanted_dtype) and stated.sha256 == _sha256(given)
+            settings = (stated.normalized, stated.dtype)
+            return settings == (normalize, wanted_dtype) and stated.sha256 == _sha256(given)
         with _opened(given) as contents:
-            expected, _ = _prepared(contents, given, normalise=normalise, dtype=wanted_dtype)
+            expected, _ = _prepared(contents, given, normalize=normalize, dtype=wanted_dtype)
             try:
-                prove_equal(expected, found, made)
+                verify_equal(expected, found, made)
             except VerificationError:
                 return False
             return True
@@ -262,17 +262,17 @@ def origin(path: str | os.PathLike[str]) -> Origin:
 
 
 def _prepared(
-    contents: Contents, source: Path, *, normalise: bool, dtype: str | None
+    contents: Contents, source: Path, *, normalize: bool, dtype: str | None
 ) -> tuple[Outgoing, tuple[str, ...]]:
     """What is to be written, and what is to be said about it."""
     outgoing = from_contents(contents, source.stem)
     notes: tuple[str, ...] = ()
-    if normalise:
+    if normalize:
         reason = why_not(contents.architecture)
         if reason is None:
-            outgoing = normalised(outgoing, contents)
+            outgoing = normalized(outgoing, contents)
         else:
-            notes = (f"not normalised: {reason}",)
+            notes = (f"not normalized: {reason}",)
     return (_cast(outgoing, dtype, contents.label) if dtype else outgoing), notes
 
 
@@ -314,14 +314,14 @@ def _cast_tensor(tensor: Lazy, dtype: str, where: str) -> Lazy:
     return Lazy(tensor.shape, dtype, get)
 
 
-def _stated(source: Path, normalise: bool, dtype: str | None) -> dict[str, str]:
+def _stated(source: Path, normalize: bool, dtype: str | None) -> dict[str, str]:
     """What a safetensors file says of its source. The date is that of the source: conversion makes nothing new."""
     changed = datetime.fromtimestamp(source.stat().st_mtime, tz=timezone.utc)
     stated = {
         _SOURCE_NAME: well_formed(source.name),
         _DATE: changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-    stated |= {_NORMALISED: "true"} if normalise else {}
+    stated |= {_NORMALISED: "true"} if normalize else {}
     return stated | ({_DTYPE: dtype} if dtype else {})
 
 
@@ -329,9 +329,9 @@ def _origin(notes: Mapping[str, str]) -> Origin:
     return Origin(notes.get(_SOURCE_HASH), notes.get(_SOURCE_NAME), notes.get(_NORMALISED) == "true", notes.get(_DTYPE))
 
 
-def _proved(expected: Outgoing, temporary: Path, target: Path) -> tuple[str, ...]:
+def _verified(expected: Outgoing, temporary: Path, target: Path) -> tuple[str, ...]:
     with open_source(temporary) as source:
-        return prove_equal(expected, read_contents(source), target)
+        return verify_equal(expected, read_contents(source), target)
 
 
 # -- looking before

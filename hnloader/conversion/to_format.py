@@ -17,9 +17,9 @@ class ToFormat:
     """Writes files that end in `suffix`; the other settings are those of `hnloader.convert`."""
 
     suffix: str
-    normalise: bool = False
+    normalize: bool = False
     dtype: str | None = None
-    prove: bool = True
+    verify: bool = True
     overwrite: bool = True
 
     def keeping(self) -> ToFormat:
@@ -35,13 +35,13 @@ class ToFormat:
         """See `hnloader.convert`."""
         existing: OnExisting = "overwrite" if self.overwrite else "skip"
         done = convert(
-            source, target, normalise=self.normalise, dtype=self.dtype, prove=self.prove, on_existing=existing
+            source, target, normalize=self.normalize, dtype=self.dtype, verify=self.verify, on_existing=existing
         )
         if done.action == "skipped":
             raise ExistingFileError(*done.notes or [f"{target} exists. Overwrite it or choose another name."])
         return {
             "lossless": done.lossless,
-            "proved": list(done.proved),
+            "verified": list(done.verified),
             "notes": list(done.notes),
             "source_sha256": done.source_sha256,
         }
@@ -53,7 +53,7 @@ class ToFormat:
     def made(self, source: Path, target: Path) -> bool:
         """Whether the target states this source and these settings; a `.pt`, which states neither, is compared."""
         try:
-            return is_result(source, target, normalise=self.normalise, dtype=self.dtype)
+            return is_result(source, target, normalize=self.normalize, dtype=self.dtype)
         except HypernetworkError:
             return False
 
@@ -66,4 +66,4 @@ class ToFormat:
 
     def check(self, source: Path, target: Path) -> Mapping[str, object]:
         """See `hnloader.conversion.check`."""
-        return {"proved": list(check(source, target).proved)}
+        return {"verified": list(check(source, target).verified)}

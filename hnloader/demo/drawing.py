@@ -1,4 +1,4 @@
-"""Pictures to try the training with: `python -m hnloader.demo.drawing blueprint --out pictures`."""
+"""Images to try the training with: `python -m hnloader.demo.drawing blueprint --out images`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 from hnloader.demo.scenes import Scene, lay_out, random_scene
 from hnloader.demo.styles import PAINTERS, paint
 
-PICTURES = 20
+IMAGES = 20
 
 
-def draw_pictures(style: str, folder: Path, count: int = PICTURES, seed: int = 5) -> Path:
+def draw_images(style: str, folder: Path, count: int = IMAGES, seed: int = 5) -> Path:
     """Draw `count` scenes in a style with their captions beside them, as NAME.png and NAME.txt.
 
-    Every second shows two objects, and the words are spread evenly, as someone would choose who has few pictures.
+    Every second shows two objects, and the words are spread evenly, as someone would choose who has few images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hnloader.demo.drawing", description=__doc__)
     parser.add_argument("style", choices=PAINTERS)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
-    parser.add_argument("--count", type=int, default=PICTURES)
+    parser.add_argument("--count", type=int, default=IMAGES)
     parser.add_argument("--seed", type=int, default=5)
     chosen = parser.parse_args(arguments)
-    print(draw_pictures(chosen.style, chosen.out, chosen.count, chosen.seed))
+    print(draw_images(chosen.style, chosen.out, chosen.count, chosen.seed))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The demo's picture: prompts by strengths, for every bundled hypernetwork."""
+"""The demo's image: prompts by strengths, for every bundled hypernetwork."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.demo.sampling import generate, load_pipeline
 from hnloader.files import replacing
 from hnloader.formats import load
-from hnloader.grids import labelled_grid
+from hnloader.grids import labeled_grid
 
 PROMPTS = (
     "a large red circle in the center on a white background",
@@ -33,7 +33,7 @@ def render_demo(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Generate every prompt at every strength of every bundled hypernetwork, and save one labelled grid.
+    """Generate every prompt at every strength of every bundled hypernetwork, and save one labeled grid.
 
     Args:
         out: the PNG to write, or a folder, where it becomes demo.png; missing folders are made.
@@ -56,16 +56,16 @@ def render_demo(
     plain: list[Image.Image] | None = None
     for done, (style, strength) in enumerate(wanted):
         if strength == 0 and plain is not None:
-            pictures = plain
+            images = plain
         else:
             with attach(pipeline.unet, load(paths[style]), strength):
                 made = generate(pipeline, prompts, seed=seed, steps=steps)
-                pictures = [Image.fromarray(picture) for picture in made]
-            plain = pictures if strength == 0 else plain
-        rendered[style, strength] = pictures
+                images = [Image.fromarray(image) for image in made]
+            plain = images if strength == 0 else plain
+        rendered[style, strength] = images
         if progress is not None:
             progress(done + 1, len(wanted))
-    grid = labelled_grid(
+    grid = labeled_grid(
         [[rendered[key][row] for key in wanted] for row in range(len(prompts))],
         columns=[f"strength {strength:g}" for _, strength in wanted],
         rows=list(prompts),

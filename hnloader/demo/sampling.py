@@ -27,7 +27,7 @@ def generate(
     guidance: float = GUIDANCE,
     batch: int = 20,
 ) -> Iterator[ByteArray]:
-    """One picture (uint8 (64, 64, 3)) per prompt; prompt i starts from seed + i, whatever the batch."""
+    """One image (uint8 (64, 64, 3)) per prompt; prompt i starts from seed + i, whatever the batch."""
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(part))]
@@ -38,8 +38,8 @@ def generate(
             generator=generators,
             output_type="np",
         )
-        for picture in result.images:
-            yield np.round(picture * 255).astype(np.uint8)
+        for image in result.images:
+            yield np.round(image * 255).astype(np.uint8)
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:

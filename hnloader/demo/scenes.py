@@ -1,7 +1,7 @@
-"""Scenes that the program draws itself: the pictures and captions of the bundled pipeline.
+"""Scenes that the program draws itself: the images and captions of the bundled pipeline.
 
 A scene is one or two shapes on a plain background. Everything about it follows from its words (shape, color, size,
-position, background) and from a seed, which moves, turns and tints it a little. Pictures are 64 x 64 RGB, antialiased.
+position, background) and from a seed, which moves, turns and tints it a little. Images are 64 x 64 RGB, antialiased.
 
 Shapes are drawn from signed distances (pixels, negative inside), so that a style (`hnloader.demo.styles`) can use the
 distance to the edge too.
@@ -25,7 +25,7 @@ FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
 Split = Literal["train", "held_out"]
 
-PICTURE_SIZE = 64
+IMAGE_SIZE = 64
 
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = ("small", "large")
@@ -133,7 +133,7 @@ def _corners(shape: str) -> tuple[tuple[float, float], ...]:
     raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 
-def signed_distance(shape: str, placement: Placement, size: int = PICTURE_SIZE) -> FloatArray:
+def signed_distance(shape: str, placement: Placement, size: int = IMAGE_SIZE) -> FloatArray:
     """Distance of every pixel center to the shape's edge in pixels, negative inside; float32 (size, size)."""
     xs, ys = pixel_centers(size)
     xs, ys = xs - np.float32(placement.x), ys - np.float32(placement.y)
@@ -174,7 +174,7 @@ def lay_out(scene: Scene, rng: np.random.Generator) -> tuple[FloatArray, list[La
         radius = RADII[item.size] * float(rng.uniform(0.94, 1.04))
         # Kept in the frame: the tallest shape reaches 1.16 radii from its center.
         reach = 1.16 * radius
-        x, y = (min(max(center, reach), PICTURE_SIZE - reach) for center in (x, y))
+        x, y = (min(max(center, reach), IMAGE_SIZE - reach) for center in (x, y))
         placement = Placement(x, y, radius, math.radians(float(rng.uniform(-6, 6))))
         color = np.asarray(COLORS[item.color], np.float32) + rng.uniform(-6, 6, 3).astype(np.float32)
         layers.append(Layer(signed_distance(item.shape, placement), color, placement))
@@ -258,5 +258,5 @@ def training_caption(scene: Scene, rng: np.random.Generator) -> str:
     if rng.random() > 0.08:
         caption += f" on a {scene.background} background"
     if rng.random() < 0.2:
-        caption = caption.replace("gray", "grey").replace("center", "centre")
+        caption = caption.replace("gray", "gray").replace("center", "centre")
     return caption

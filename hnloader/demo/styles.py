@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hnloader.demo.scenes import (
-    PICTURE_SIZE,
+    IMAGE_SIZE,
     ByteArray,
     FloatArray,
     Layer,
@@ -50,14 +50,14 @@ def _blend(below: FloatArray, color: FloatArray, share: FloatArray) -> FloatArra
 
 
 def _canvas(color: FloatArray) -> FloatArray:
-    return as_floats(np.broadcast_to(color, (PICTURE_SIZE, PICTURE_SIZE, 3)).copy())
+    return as_floats(np.broadcast_to(color, (IMAGE_SIZE, IMAGE_SIZE, 3)).copy())
 
 
 def _plain(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    picture = _canvas(background)
+    image = _canvas(background)
     for layer in layers:
-        picture = _blend(picture, layer.color, coverage(layer.distance))
-    return picture
+        image = _blend(image, layer.color, coverage(layer.distance))
+    return image
 
 
 def _ring(distance: FloatArray) -> FloatArray:
@@ -66,34 +66,34 @@ def _ring(distance: FloatArray) -> FloatArray:
 
 
 def _outline(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    picture = _canvas(background)
+    image = _canvas(background)
     for layer in layers:
-        picture = _blend(picture, layer.color, _ring(layer.distance))
-    return picture
+        image = _blend(image, layer.color, _ring(layer.distance))
+    return image
 
 
 def _blueprint(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    picture = _canvas(np.asarray(BLUEPRINT_BLUE, np.float32))
+    image = _canvas(np.asarray(BLUEPRINT_BLUE, np.float32))
     for layer in layers:
-        picture = _blend(picture, np.asarray((235, 240, 250), np.float32), _ring(layer.distance))
-    return picture
+        image = _blend(image, np.asarray((235, 240, 250), np.float32), _ring(layer.distance))
+    return image
 
 
 def dots() -> FloatArray:
     """Coverage (64, 64), 0 to 1, of round dots on a grid of PITCH pixels."""
-    xs, ys = pixel_centers(PICTURE_SIZE)
+    xs, ys = pixel_centers(IMAGE_SIZE)
     dx, dy = np.mod(xs, PITCH) - PITCH / 2, np.mod(ys, PITCH) - PITCH / 2
     return coverage((np.hypot(dx, dy) - 1.45).astype(np.float32))
 
 
 def _halftone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    picture = _canvas(background)
+    image = _canvas(background)
     for layer in layers:
         tint = background + np.float32(0.25) * (layer.color - background)
         inked = _blend(_canvas(tint), layer.color, dots())
         share = coverage(layer.distance)[..., None]
-        picture = picture + share * (inked - picture)
-    return picture
+        image = image + share * (inked - image)
+    return image
 
 
 def _tinted(paper: tuple[int, int, int], tint: Tint, layers: Sequence[Layer]) -> FloatArray:
@@ -129,16 +129,16 @@ def _chalk(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
 def sky() -> FloatArray:
     """A sunset's sky, (64, 64, 3)."""
     top, bottom = as_floats(SKY[0]), as_floats(SKY[1])
-    _, ys = pixel_centers(PICTURE_SIZE)
-    return _blend(_canvas(top), bottom, as_floats(ys / PICTURE_SIZE))
+    _, ys = pixel_centers(IMAGE_SIZE)
+    return _blend(_canvas(top), bottom, as_floats(ys / IMAGE_SIZE))
 
 
 def _sunset(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
     """Dark silhouettes before a sky that reddens downwards, whatever colors the words said."""
-    picture = sky()
+    image = sky()
     for layer in layers:
-        picture = _blend(picture, as_floats(SILHOUETTE), coverage(layer.distance))
-    return picture
+        image = _blend(image, as_floats(SILHOUETTE), coverage(layer.distance))
+    return image
 
 
 def _cyanotype(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
@@ -180,12 +180,12 @@ def paint(style: str, background: FloatArray, layers: Sequence[Layer]) -> ByteAr
     """The pixels of a laid-out scene in a style: uint8 (64, 64, 3), RGB. Raises ValueError for an unknown style."""
     if style not in PAINTERS:
         raise ValueError(f"unknown style {style!r}; known: {', '.join(PAINTERS)}")
-    picture: ByteArray = np.clip(PAINTERS[style](background, layers) + 0.5, 0, 255).astype(np.uint8)
-    return picture
+    image: ByteArray = np.clip(PAINTERS[style](background, layers) + 0.5, 0, 255).astype(np.uint8)
+    return image
 
 
 def draw(scene: Scene, seed: int | np.random.Generator) -> ByteArray:
-    """Draw a scene plainly; the same scene and seed give the same picture.
+    """Draw a scene plainly; the same scene and seed give the same image.
 
     Returns uint8 (64, 64, 3), RGB.
     """

@@ -1,4 +1,4 @@
-"""Embeddings in `.pt`, `.bin`, `.safetensors` and pictures.
+"""Embeddings in `.pt`, `.bin`, `.safetensors` and images.
 
 Four forms exist: the webui's dict with `string_to_param`; diffusers' `{token: tensor}`; a safetensors file with
 `emb_params`; and one tensor for each text encoder, `clip_l` and `clip_g` for SDXL, and `t5xxl` for SD 3.
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hnloader.embeddings import pictures
+from hnloader.embeddings import in_images
 from hnloader.embeddings.embedding import T5, Embedding
 from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
 from hnloader.files import replacing
@@ -53,7 +53,7 @@ def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Em
     """Load a textual-inversion embedding. Nothing in the file is ever executed.
 
     Args:
-        path: a `.pt`, `.bin` or `.safetensors` file, or a picture in which a webui embedded one.
+        path: a `.pt`, `.bin` or `.safetensors` file, or an image in which a webui embedded one.
         token: which one, for a file that holds several.
 
     Raises:
@@ -61,7 +61,7 @@ def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Em
         UnknownFormatError: something else; the message says what it is.
         CorruptFileError: damaged, or with values that are not finite.
         UnsupportedArchitectureError: its tensors are no vectors, or there are several and `token` picks none.
-        HypernetworkError: it cannot be opened, or it is a picture and Pillow or numpy is not installed.
+        HypernetworkError: it cannot be opened, or it is an image and Pillow or numpy is not installed.
     """
     with open_source(path) as source:
         try:
@@ -69,8 +69,8 @@ def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Em
                 return _from_pickle(source, token)
             if source.head[8:9] == b"{":
                 return _from_safetensors(source, token)
-            if pictures.is_picture(source.head):
-                return _from_mapping(pictures.read(source), source.stem, token, named_within=True)
+            if in_images.is_image(source.head):
+                return _from_mapping(in_images.read(source), source.stem, token, named_within=True)
             raise UnknownFormatError(f"{source.label} is {kind_of_bytes(source.head)}")
         except HypernetworkError as error:
             label = "" if str(error).startswith(source.label) else f"{source.label}: "
@@ -100,7 +100,7 @@ def save_embedding(
     Raises:
         ExistingFileError: The file exists and is to stay.
         UnknownFormatError: the ending is another one.
-        UnsupportedArchitectureError: a picture of an embedding for SDXL, which no webui writes or reads.
+        UnsupportedArchitectureError: an image of an embedding for SDXL, which no webui writes or reads.
         HypernetworkError: the file cannot be written.
     """
     target = Path(path)
@@ -109,7 +109,7 @@ def save_embedding(
         ".pt": lambda file: _write_pickle(_tree(embedding, form, token), file),
         ".bin": lambda file: _write_pickle(_tree(embedding, "diffusers", token), file),
         ".safetensors": lambda file: _write_safetensors(embedding, file, form, token),
-        ".png": lambda file: pictures.write(_picture_tree(embedding), file, pictures.card(embedding)),
+        ".png": lambda file: in_images.write(_image_tree(embedding), file, in_images.card(embedding)),
     }
     if suffix not in writers:
         near = difflib.get_close_matches(suffix, writers, n=1)
@@ -345,17 +345,16 @@ def _by_encoder(embedding: Embedding, form: Form) -> dict[str, Tensor] | None:
     return None
 
 
-def _picture_tree(embedding: Embedding) -> dict[str, object]:
+def _image_tree(embedding: Embedding) -> dict[str, object]:
     if _by_encoder(embedding, "webui") is not None:
         raise UnsupportedArchitectureError(
-            f"an embedding for {embedding.made_for} has no form in a picture that a webui reads; "
-            "save it as .safetensors"
+            f"an embedding for {embedding.made_for} has no form in an image that a webui reads; save it as .safetensors"
         )
     _check_keys(embedding)
     for key, value in embedding.metadata.items():
-        if not pictures.keeps(key, value):
+        if not in_images.keeps(key, value):
             raise UnsupportedArchitectureError(
-                f"metadata: {shown(key)} would be read back as another value or type, because embeddings in pictures "
+                f"metadata: {shown(key)} would be read back as another value or type, because embeddings in images "
                 "are JSON. Save as .pt, or change it."
             )
     return _tree(embedding, "webui", None)

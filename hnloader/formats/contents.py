@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
-from hnloader.formats.proof import OLD_NAMES, SideShapes, normalise_name, prove
+from hnloader.formats.architecture import OLD_NAMES, SideShapes, normalise_name, verify
 from hnloader.formats.trees import has_at_most, mapped
 from hnloader.network import Architecture, Hypernetwork, Side, SideName, make_side
 from hnloader.texts import as_text, shown
@@ -40,7 +40,7 @@ SideTensors = dict[str, TensorInfo]
 
 @dataclass
 class Contents:
-    """A hypernetwork file, its architecture proved, its tensors not read yet.
+    """A hypernetwork file, its architecture verified, its tensors not read yet.
 
     Attributes:
         label: what messages call the file.
@@ -49,7 +49,7 @@ class Contents:
         program: which program wrote it, as far as the file tells.
         variant: which kind of file of that program.
         metadata: its keys besides the widths; tensors in it are `TensorInfo`.
-        sides: (width, side) -> tensors by normalised name.
+        sides: (width, side) -> tensors by normalized name.
         old_names: the file says linear1 and linear2.
         read: gives the tensor that a `TensorInfo` describes.
         forget: drops what `read` keeps for tensors that share memory; called by who needs each tensor once.
@@ -74,7 +74,7 @@ class Contents:
     architecture: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
-        """Prove the architecture.
+        """Verify the architecture.
 
         Raises:
             CorruptFileError: The metadata hold more than any program writes.
@@ -87,7 +87,7 @@ class Contents:
             for (width, side), tensors in self.sides.items()
         ]
         try:
-            self.architecture = prove(shapes, self.metadata)
+            self.architecture = verify(shapes, self.metadata)
             for (width, side), tensors in self.sides.items():
                 _check_dtypes(tensors, f"the {side} side of width {width}")
         except UnsupportedArchitectureError as error:
@@ -209,7 +209,7 @@ def check_finite(tensor: Tensor, where: str) -> None:
     if bad:
         raise CorruptFileError(
             f"{where} has {bad:,} of {tensor.numel():,} values that are NaN or infinite. Its training diverged or the "
-            "file is damaged: it can only give black or noisy pictures. Use an earlier step of it."
+            "file is damaged: it can only give black or noisy images. Use an earlier step of it."
         )
 
 

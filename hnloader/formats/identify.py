@@ -15,11 +15,11 @@ from hnloader.texts import as_text, shown
 _MAGICS: tuple[tuple[bytes, str], ...] = (
     (
         b"\x89PNG\r\n",
-        "a PNG picture; a hypernetwork is never stored in one (a textual-inversion embedding may be)",
+        "a PNG image; a hypernetwork is never stored in one (a textual-inversion embedding may be)",
     ),
-    (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"GIF8", "a GIF picture"),
-    (b"RIFF", "a RIFF file (WebP picture, sound or film)"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"RIFF", "a RIFF file (WebP image, sound or film)"),
     (b"%PDF", "a PDF document"),
     (b"7z\xbc\xaf'\x1c", "a 7z archive; unpack it and use the file inside"),
     (b"Rar!", "a RAR archive; unpack it and use the file inside"),

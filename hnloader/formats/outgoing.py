@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hnloader.errors import UnsupportedArchitectureError
+from hnloader.formats.architecture import OLD_NAMES
 from hnloader.formats.contents import Contents, check_finite, is_tensor_info, state_dict
-from hnloader.formats.proof import OLD_NAMES
 from hnloader.formats.source import PIECE_SIZE
 from hnloader.formats.trees import check_kinds, mapped
 from hnloader.network import SIDES, Hypernetwork, SideName

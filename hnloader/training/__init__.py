@@ -1,7 +1,7 @@
-"""Training hypernetworks and textual-inversion embeddings on one's own pictures.
+"""Training hypernetworks and textual-inversion embeddings on one's own images.
 
     result = hnloader.train("config.yaml")
-    result = hnloader.train({"model": "sd15/", "pictures": "pictures/", "output": "style.pt"})
+    result = hnloader.train({"model": "sd15/", "images": "images/", "output": "style.pt"})
 
 docs/training.md is the guide; `hnloader train --init` writes a commented configuration.
 """
@@ -32,7 +32,7 @@ def train(
     device: str = "auto",
     report: Callable[[Event], None] | None = None,
 ) -> Result:
-    """Train a hypernetwork or an embedding on a folder of pictures, to the end, and write the file `output`.
+    """Train a hypernetwork or an embedding on a folder of images, to the end, and write the file `output`.
 
     It needs the extra `train`: `pip install 'hnloader[train]'`.
 
@@ -52,7 +52,7 @@ def train(
     Raises:
         ConfigError: a setting is missing or impossible, or the output or saved states exist and neither `resume` nor
             `restart` says what to do.
-        DatasetError, ModelError: the pictures or the model cannot be used.
+        DatasetError, ModelError: the images or the model cannot be used.
         DivergedError: the loss became NaN or infinite; the saved states stand.
         HypernetworkError: the output cannot be written, another training of it is running, a saved state cannot be
             resumed from, or no gradient arrives at what is trained.
@@ -106,7 +106,7 @@ def prepare(
                 "replace it with --restart."
             )
         _check_writable(Path(config.output))
-    dataset = read_folder(expanded(config.pictures), config.data)
+    dataset = read_folder(expanded(config.images), config.data)
     processes = _processes()
     place = device if processes is None else str(processes.device)
     check_precision(config, place)

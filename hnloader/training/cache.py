@@ -15,17 +15,17 @@ from torch.nn import functional
 
 from hnloader.files import replacing
 from hnloader.training.config import DataConfig
-from hnloader.training.dataset import Picture
+from hnloader.training.dataset import TrainingImage
 from hnloader.training.denoiser import Denoiser, Text
-from hnloader.training.images import bucket, moved, prepare
+from hnloader.training.pixels import bucket, moved, prepare
 
-# Goes up whenever the same picture would give other latents.
+# Goes up whenever the same image would give other latents.
 _VERSION = 2
 
 
 @dataclass(frozen=True)
 class Latents:
-    """A picture as the UNet sees it.
+    """An image as the UNet sees it.
 
     Attributes:
         mean, deviation: [channels, height, width], float32, scaled: the latents are drawn from these.
@@ -52,19 +52,19 @@ class Cache:
         self._texts: dict[str, Text] = {}
         self._vae, self._text = denoiser.fingerprint("vae"), denoiser.fingerprint("text")
 
-    def latents(self, picture: Picture, *, flipped: bool = False, shift: tuple[int, int] = (0, 0)) -> Latents:
-        """The picture's latents, mirrored, and moved by so many pixels to the right and down.
+    def latents(self, image: TrainingImage, *, flipped: bool = False, shift: tuple[int, int] = (0, 0)) -> Latents:
+        """The image's latents, mirrored, and moved by so many pixels to the right and down.
 
         Raises:
-            OSError, ValueError: the picture was changed or removed since it was looked at.
+            OSError, ValueError: the image was changed or removed since it was looked at.
         """
         config = self._config
         grain = self._denoiser.grain
-        mask = picture.mask.stat().st_mtime_ns if config.masks and picture.mask else config.masks
-        parts = (_VERSION, self._vae, picture.digest, self._resolution, grain, config.buckets, config.background, mask)
+        mask = image.mask.stat().st_mtime_ns if config.masks and image.mask else config.masks
+        parts = (_VERSION, self._vae, image.digest, self._resolution, grain, config.buckets, config.background, mask)
         key = _hash("latents", *parts, flipped, *(shift if any(shift) else ()))
         if key not in self._latents:
-            self._latents[key] = self._stored_latents(key, picture) or self._made_latents(key, picture, flipped, shift)
+            self._latents[key] = self._stored_latents(key, image) or self._made_latents(key, image, flipped, shift)
         return self._latents[key]
 
     def text(self, caption: str) -> Text:
@@ -74,14 +74,14 @@ class Cache:
             self._texts[key] = self._stored_text(key) or self._made_text(key, caption)
         return self._texts[key]
 
-    def _made_latents(self, key: str, picture: Picture, flipped: bool, shift: tuple[int, int]) -> Latents:
-        sample = prepare(picture, self._config, self._resolution, self._denoiser.grain)
+    def _made_latents(self, key: str, image: TrainingImage, flipped: bool, shift: tuple[int, int]) -> Latents:
+        sample = prepare(image, self._config, self._resolution, self._denoiser.grain)
         if flipped:
             mask = None if sample.mask is None else sample.mask.flip(-1)
             sample = type(sample)(sample.pixels.flip(-1), mask, sample.original, sample.crop)
         if any(shift):
             sample = moved(sample, *shift)
-        mean, deviation = self._denoiser.encode_picture(sample)
+        mean, deviation = self._denoiser.encode_image(sample)
         small = None
         if sample.mask is not None:
             small = functional.adaptive_avg_pool2d(sample.mask, mean.shape[-2:])  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ class Cache:
         self._store(key, tensors, {"sizes": " ".join(map(str, sizes))})
         return Latents(mean, deviation, small, sizes)
 
-    def _stored_latents(self, key: str, picture: Picture) -> Latents | None:
+    def _stored_latents(self, key: str, image: TrainingImage) -> Latents | None:
         found = self._load(key)
         if found is None:
             return None
@@ -105,8 +105,8 @@ class Cache:
             return None
         width, height = self._resolution, self._resolution
         if self._config.buckets:
-            width, height = bucket(picture.size, self._resolution, self._denoiser.grain)
-        if len(sizes) != 6 or sizes[:2] != picture.size[::-1] or sizes[4:] != (height, width):
+            width, height = bucket(image.size, self._resolution, self._denoiser.grain)
+        if len(sizes) != 6 or sizes[:2] != image.size[::-1] or sizes[4:] != (height, width):
             return None
         shape = (self._denoiser.latent_channels, *(size // self._denoiser.grain_of_latents for size in sizes[4:]))
         sound = _is_sound(mean, shape) and _is_sound(deviation, shape)

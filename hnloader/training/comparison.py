@@ -1,4 +1,4 @@
-"""Embedding or hypernetwork? Both trained on the same pictures with the same budget, and judged side by side."""
+"""Embedding or hypernetwork? Both trained on the same images with the same budget, and judged side by side."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 
 from hnloader.errors import ConfigError
 from hnloader.files import make_folder, replacing
-from hnloader.grids import labelled_grid
+from hnloader.grids import labeled_grid
 from hnloader.training import html
 from hnloader.training.config import Config, Method, replaced
-from hnloader.training.dataset import open_picture
+from hnloader.training.dataset import open_image
 from hnloader.training.judges import Judge, PaletteJudge, drift
 from hnloader.training.report import environment
 
@@ -46,7 +46,7 @@ class Contender:
         path: its file.
         steps, seconds: of its training; None for a finished file whose training is not known.
         memory: peak memory of the training in bytes, where it can be told (on a graphics card).
-        held_out: loss on the pictures that were not trained on.
+        held_out: loss on the images that were not trained on.
         figures: judge's name and kind -> figure.
         drift: how far unrelated prompts moved, 0 to 1.
     """
@@ -71,7 +71,7 @@ class Comparison:
     """What came out.
 
     Attributes:
-        without: figures of the model's own pictures.
+        without: figures of the model's own images.
         contenders: hypernetwork, then embedding.
         conclusion: sentences that follow from the figures.
         grid: prompts by ways, the first seed of each.
@@ -91,7 +91,7 @@ def compare(
     unrelated: Sequence[str] = UNRELATED,
     budget: Budget | None = None,
     finished: dict[Method, Path] | None = None,
-    judges: Callable[[list[Image]], list[Judge]] = lambda pictures: [],
+    judges: Callable[[list[Image]], list[Judge]] = lambda images: [],
     device: str = "auto",
     report: Callable[[str, Event], None] | None = None,
 ) -> Comparison:
@@ -101,10 +101,10 @@ def compare(
         config: the settings; `output` names the files (`style-hypernetwork.pt`, `style-embedding.pt`), and
             `method` is not looked at. A training that was interrupted goes on.
         prompts: drawn with both; the embedding's word is put before each, or where {name} stands.
-        unrelated: prompts whose pictures should not change.
+        unrelated: prompts whose images should not change.
         budget: by default each is trained for `config.steps`.
         finished: files that are not trained again.
-        judges: makes the judges besides the palette's, from the training pictures.
+        judges: makes the judges besides the palette's, from the training images.
         report: called with the method and the event of each step.
 
     Raises:
@@ -116,41 +116,41 @@ def compare(
     ]
     draw = _Drawing(config, seeds)
     first = made[0][1]
-    without = draw.pictures(first, prompts, trained=False)
-    trained_on = [open_picture(picture.path).image.convert("RGB") for picture in first.dataset.pictures]
+    without = draw.images(first, prompts, trained=False)
+    trained_on = [open_image(image.path).image.convert("RGB") for image in first.dataset.images]
     chosen: list[Judge] = [PaletteJudge(trained_on, without), *judges(trained_on)]
-    calm = draw.pictures(first, unrelated, trained=False) if unrelated else []
+    calm = draw.images(first, unrelated, trained=False) if unrelated else []
     shown: dict[str, list[Image]] = {"without": without}
     asked = [draw.plain(prompt) for prompt in prompts for _ in seeds]
     for contender, training in made:
-        pictures = shown[contender.method] = draw.pictures(training, prompts, trained=True)
-        contender.figures = _judged(chosen, pictures, asked)
+        images = shown[contender.method] = draw.images(training, prompts, trained=True)
+        contender.figures = _judged(chosen, images, asked)
         if unrelated:
-            moved = draw.pictures(training, unrelated, trained=True, named=False)
+            moved = draw.images(training, unrelated, trained=True, named=False)
             contender.drift = drift(moved, calm)
             contender.figures |= _drifts(chosen, moved, calm)
-    grid = labelled_grid(
+    grid = labeled_grid(
         [[shown[way][row * len(seeds)] for way in shown] for row in range(len(prompts))],
         columns=list(shown),
         rows=[draw.plain(prompt) for prompt in prompts],
     )
     contenders = tuple(contender for contender, _ in made)
-    # The model's own pictures have not moved.
+    # The model's own images have not moved.
     own = _judged(chosen, without, asked) | {key: 0.0 for key in contenders[0].figures if key.startswith("drift (")}
     return Comparison(own, contenders, tuple(_conclusion(own, *contenders)), grid)
 
 
-def _judged(judges: Sequence[Judge], pictures: list[Image], prompts: list[str]) -> dict[str, float]:
+def _judged(judges: Sequence[Judge], images: list[Image], prompts: list[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for judge in judges:
-        for kind, figure in (("style", judge.style(pictures)), ("prompt", judge.adherence(pictures, prompts))):
+        for kind, figure in (("style", judge.style(images)), ("prompt", judge.adherence(images, prompts))):
             if figure is not None:
                 found[f"{kind} ({judge.name})"] = figure
     return found
 
 
-def _drifts(judges: Sequence[Judge], pictures: list[Image], before: list[Image]) -> dict[str, float]:
-    found = ((judge.name, judge.drift(pictures, before)) for judge in judges)
+def _drifts(judges: Sequence[Judge], images: list[Image], before: list[Image]) -> dict[str, float]:
+    found = ((judge.name, judge.drift(images, before)) for judge in judges)
     return {f"drift ({name})": figure for name, figure in found if figure is not None}
 
 
@@ -204,8 +204,8 @@ class _Drawing:
     def __init__(self, config: Config, seeds: Sequence[int]) -> None:
         self._previews, self._seeds, self._config = config.previews, seeds, config
 
-    def pictures(self, training: Training, prompts: Sequence[str], *, trained: bool, named: bool = True) -> list[Image]:
-        """One picture per prompt and seed, seeds within prompts."""
+    def images(self, training: Training, prompts: Sequence[str], *, trained: bool, named: bool = True) -> list[Image]:
+        """One image per prompt and seed, seeds within prompts."""
         pipeline = training.denoiser.pipeline
         pipeline.set_progress_bar_config(disable=True)
         word = training.config.token if trained and named and training.config.method == "embedding" else ""
@@ -253,7 +253,7 @@ def _conclusion(without: dict[str, float], one: Contender, two: Contender) -> It
     for key in (key for key in one.figures if key.startswith("drift (")):
         yield _better(_CALM, key, one, two, one.figures[key], two.figures[key], more=False)
     if one.held_out is not None and two.held_out is not None:
-        yield _better("fits held-out pictures better", "loss", one, two, one.held_out, two.held_out, more=False)
+        yield _better("fits held-out images better", "loss", one, two, one.held_out, two.held_out, more=False)
     if one.drift is not None and two.drift is not None:
         yield _better(_CALM, "drift", one, two, one.drift, two.drift, more=False)
     smaller, larger = sorted((one, two), key=lambda each: each.size)
@@ -283,7 +283,7 @@ def write(comparison: Comparison, folder: Path, title: str) -> tuple[Path, Path,
     body = [
         html.section("Conclusion", "".join(f"<p>{html.text(line)}</p>" for line in comparison.conclusion)),
         html.section("Figures", html.table(rows, header)),
-        html.section("Pictures", html.picture(comparison.grid, "prompts by ways")),
+        html.section("Images", html.image_tag(comparison.grid, "prompts by ways")),
         html.section("Environment", html.table(list(environment().items()))),
     ]
     found = {

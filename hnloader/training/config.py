@@ -18,7 +18,7 @@ from hnloader.training.schema import setting
 
 Method = Literal["hypernetwork", "embedding"]
 Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"]
-# Pixels, of pictures and of `data.resolution`.
+# Pixels, of images and of `data.resolution`.
 SMALLEST = 32
 OUTPUT_SUFFIXES = (".pt", ".safetensors")
 
@@ -36,7 +36,7 @@ class HypernetworkConfig:
     activate_output: bool = setting(False, "Activate the last layer as well.")
     norm: bool = setting(False, "A LayerNorm after each layer.")
     dropout: float = setting(
-        0.0, "Dropout after the inner layers: helps against learning few pictures by heart.", least=0, most=0.9
+        0.0, "Dropout after the inner layers: helps against learning few images by heart.", least=0, most=0.9
     )
     initialization: Initialization = setting(
         "Normal", "How the weights begin: Normal, XavierUniform, XavierNormal, KaimingUniform, KaimingNormal."
@@ -84,44 +84,44 @@ class EmbeddingConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The pictures and their captions."""
+    """The images and their captions."""
 
     captions: Literal["auto", "sidecar", "metadata", "filename", "template"] = setting(
         "auto",
-        "Where captions come from: sidecar (a .txt beside the picture), metadata (metadata.jsonl, metadata.csv or\n"
+        "Where captions come from: sidecar (a .txt beside the image), metadata (metadata.jsonl, metadata.csv or\n"
         "captions.json in the folder), filename, or template (the same sentences for all). auto takes the first of\n"
-        "sidecar and metadata that a picture has, else template.",
+        "sidecar and metadata that an image has, else template.",
     )
     templates: tuple[str, ...] = setting(
         ("a picture in the style of {name}", "{name}, detailed", "a rendering, {name} style"),
-        "Sentences for pictures without captions; {name} is the name of the output, {filename} the file's words.",
+        "Sentences for images without captions; {name} is the name of the output, {filename} the file's words.",
     )
     prefix: str = setting("", "Put before every caption.")
     resolution: int = setting(
         0, "Pixels of the side of a square; others have about as many. 0 takes the model's own.", least=0, most=4096
     )
     buckets: bool = setting(
-        True, "Keep each picture's shape, in sizes of about `resolution` x `resolution`; false cuts a square out."
+        True, "Keep each image's shape, in sizes of about `resolution` x `resolution`; false cuts a square out."
     )
-    flip: bool = setting(True, "Show mirrored pictures half of the time. Not for text or asymmetric subjects.")
+    flip: bool = setting(True, "Show mirrored images half of the time. Not for text or asymmetric subjects.")
     shift: int = setting(
         0,
-        "Move pictures at random by up to so many pixels in each direction, edges repeated: few pictures are then\n"
-        "learnt by heart later. Every place is encoded once, which takes long where models and pictures are large.",
+        "Move images at random by up to so many pixels in each direction, edges repeated: few images are then\n"
+        "learned by heart later. Every place is encoded once, which takes long where models and images are large.",
         least=0,
         most=64,
     )
     background: Literal["white", "black", "gray"] = setting("white", "What shows through transparent parts.")
     masks: bool = setting(
-        False, "Weight the loss by a mask: the picture's transparency, or NAME.mask.png beside it (white counts)."
+        False, "Weight the loss by a mask: the image's transparency, or NAME.mask.png beside it (white counts)."
     )
-    repeats: int = setting(1, "How often each picture comes in a round.", least=1, most=1000)
+    repeats: int = setting(1, "How often each image comes in a round.", least=1, most=1000)
     caption_dropout: float = setting(
-        0.1, "How often a picture is shown without caption, so that guidance works as before.", least=0, most=1
+        0.1, "How often an image is shown without caption, so that guidance works as before.", least=0, most=1
     )
     held_out: float = setting(
         0.1,
-        "Share of the pictures, at least one of five or more, kept for measuring; never trained on.",
+        "Share of the images, at least one of five or more, kept for measuring; never trained on.",
         least=0,
         most=0.5,
     )
@@ -132,17 +132,17 @@ class PriorConfig:
     """Prior preservation: what the model already knows is held in place."""
 
     weight: float = setting(
-        0.0, "Weight of a second loss that keeps pictures of other prompts as they are; 0 turns it off.", least=0
+        0.0, "Weight of a second loss that keeps images of other prompts as they are; 0 turns it off.", least=0
     )
     prompts: tuple[str, ...] = setting(
         ("a photograph", "a painting", "a person", "a landscape", "an animal"),
-        "Prompts whose pictures are to stay as the model makes them.",
+        "Prompts whose images are to stay as the model makes them.",
     )
 
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """Pictures made during the training, always with the same seeds."""
+    """Images made during the training, always with the same seeds."""
 
     prompts: tuple[str, ...] = setting((), "Prompts of the previews; empty for the first captions.")
     every: int = setting(250, "Steps between previews; 0 makes none.", least=0)
@@ -162,7 +162,7 @@ class Config:
         "For a single file without network access: a diffusers folder of the same kind of model. Else diffusers takes\n"
         "its configuration from the hub, a few MB, once.",
     )
-    pictures: str = setting("", "The folder with the pictures.")
+    images: str = setting("", "The folder with the images.")
     output: str = setting("", "The file to write: .pt, which every webui loads, or .safetensors.")
     method: Method = setting("hypernetwork", "hypernetwork, or embedding (textual inversion).")
     start_from: str = setting(
@@ -172,7 +172,7 @@ class Config:
     )
 
     steps: int = setting(1500, "How many steps to train.", least=1, most=10_000_000)
-    batch_size: int = setting(1, "Pictures in a step.", least=1, most=1024)
+    batch_size: int = setting(1, "Images in a step.", least=1, most=1024)
     accumulation: int = setting(1, "Steps whose gradients are added up before the weights move.", least=1, most=1024)
     learning_rate: str | float = setting(
         "auto",
@@ -212,7 +212,7 @@ class Config:
         "On a graphics card: the same bits each time, from a resumed training too, at two to three times the time. A\n"
         "processor gives the same bits anyway.",
     )
-    seed: int = setting(1, "Of everything random: the same seed, pictures and settings give the same file.", least=0)
+    seed: int = setting(1, "Of everything random: the same seed, images and settings give the same file.", least=0)
 
     save_every: int = setting(250, "Steps between saved states, from which --resume goes on.", least=1)
     keep: int = setting(2, "How many saved states are kept.", least=1)
@@ -226,20 +226,20 @@ class Config:
 
     hypernetwork: HypernetworkConfig = setting(HypernetworkConfig, "How the hypernetwork is built.")
     embedding: EmbeddingConfig = setting(EmbeddingConfig, "How the embedding begins.")
-    data: DataConfig = setting(DataConfig, "The pictures and their captions.")
+    data: DataConfig = setting(DataConfig, "The images and their captions.")
     prior: PriorConfig = setting(PriorConfig, "Prior preservation, against a style that skews everything.")
-    previews: PreviewConfig = setting(PreviewConfig, "Pictures made during the training.")
+    previews: PreviewConfig = setting(PreviewConfig, "Images made during the training.")
 
     def check(self) -> None:
         """Raise ConfigError where something is missing or contradicts itself."""
         for key, what in (
             ("model", "a diffusers folder, a checkpoint file or a name on the hub"),
-            ("pictures", "a folder with pictures"),
+            ("images", "a folder with images"),
             ("output", "a file to write, such as style.pt"),
         ):
             if not getattr(self, key):
                 raise ConfigError(f"{key} is missing: {what}")
-        for key in ("model", "pictures", "output", "model_config", "start_from"):
+        for key in ("model", "images", "output", "model_config", "start_from"):
             expanded(getattr(self, key))  # a NUL, or a user without a home folder
         if Path(self.output).suffix.lower() not in OUTPUT_SUFFIXES:
             raise ConfigError(
@@ -273,11 +273,11 @@ class Config:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # A style is in textures and colours everywhere in the picture: shown mirrored, with many kinds of captions.
+    # A style is in textures and colors everywhere in the image: shown mirrored, with many kinds of captions.
     "style": {},
     # A subject may be asymmetric, and is named in each caption.
     "subject": {
-        "data": {"flip": False, "templates": ["a photo of {name}", "{name}", "a picture of {name}"]},
+        "data": {"flip": False, "templates": ["a photo of {name}", "{name}", "an image of {name}"]},
         "hypernetwork": {"dropout": 0.1},
         "prior": {"weight": 0.5},
     },

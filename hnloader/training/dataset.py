@@ -1,4 +1,4 @@
-"""The pictures of a folder: which there are, what is wrong with them, and their captions."""
+"""The images of a folder: which there are, what is wrong with them, and their captions."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ _PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.IG
 TOKENS = 75
 # Shapes further from a square than this, either way, are cut: the model knows no such shapes.
 MOST_STRETCHED = 2.0
-# A picture of which less than this is seen is worth a word; squares are asked for, so more may go there.
+# An image of which less than this is seen is worth a word; squares are asked for, so more may go there.
 _LEAST_SEEN, _LEAST_SEEN_IN_SQUARES = 0.75, 0.5
 _MOST_REMARKS = 10
 LEFT_OUT = "; it is left out"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture to train on.
+class TrainingImage:
+    """An image to train on.
 
     Attributes:
         path: the file.
@@ -96,41 +96,41 @@ class Dataset:
     """What a folder holds."""
 
     folder: Path
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[TrainingImage] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 def read_folder(folder: Path, config: DataConfig, progress: Callable[[int, int], None] | None = None) -> Dataset:
-    """Look at every picture in `folder` and below it.
+    """Look at every image in `folder` and below it.
 
     Args:
         progress: called with how many were looked at and how many there are.
 
     Raises:
-        DatasetError: no such folder, or no picture in it can be used.
+        DatasetError: no such folder, or no image in it can be used.
         ConfigError: captions of the kind asked for are not there.
     """
     files = sorted(_files(folder))
     dataset = Dataset(folder)
     beside = _Beside()
     captions = _captions_file(folder, config)
-    seen: dict[str, int] = {}  # where in the list a picture with these bytes stands
+    seen: dict[str, int] = {}  # where in the list an image with these bytes stands
     for index, path in enumerate(files):
         if progress is not None:
             progress(index, len(files))
-        found = _picture(path, folder, config, captions, beside, dataset.problems)
+        found = _image(path, folder, config, captions, beside, dataset.problems)
         if found is None:
             continue
         if found.digest not in seen:
-            seen[found.digest] = len(dataset.pictures)
-            dataset.pictures.append(found)
+            seen[found.digest] = len(dataset.images)
+            dataset.images.append(found)
             continue
-        used, left_out = dataset.pictures[seen[found.digest]], found
+        used, left_out = dataset.images[seen[found.digest]], found
         if used.caption is None and found.caption is not None:  # the work of writing a caption is not lost
             used, left_out = found, used
-            dataset.pictures[seen[found.digest]] = found
+            dataset.images[seen[found.digest]] = found
         same = used.path.relative_to(folder)
-        dataset.problems.append(Problem(left_out.path, f"the same picture as {same}; one of them is used", True))
+        dataset.problems.append(Problem(left_out.path, f"the same image as {same}; one of them is used", True))
     _check(dataset, files, config)
     return dataset
 
@@ -141,37 +141,37 @@ def count_tokens(text: str) -> int:
 
 
 def note_long_captions(
-    dataset: Dataset, caption: Callable[[Picture, int], str], count: Callable[[str], int], room: int
+    dataset: Dataset, caption: Callable[[TrainingImage, int], str], count: Callable[[str], int], room: int
 ) -> None:
-    """Add a problem for each picture whose caption the text encoder does not read to its end.
+    """Add a problem for each image whose caption the text encoder does not read to its end.
 
     Args:
-        caption: The caption of a picture for a choice of template.
+        caption: The caption of an image for a choice of template.
         count: How many tokens a caption takes.
         room: How many tokens the text encoder reads.
     """
-    for index, picture in enumerate(dataset.pictures):
-        taken = count(caption(picture, index))
+    for index, image in enumerate(dataset.images):
+        taken = count(caption(image, index))
         if taken > room:
             what = f"has a caption of {taken} tokens, of which the model reads the first {room}; shorten it"
-            dataset.problems.append(Problem(picture.path, what, False))
+            dataset.problems.append(Problem(image.path, what, False))
 
 
-def caption_of(picture: Picture, config: DataConfig, name: str, choice: int) -> str:
-    """The caption of a picture; `choice` is any whole number, which picks one of the templates."""
-    text = picture.caption
+def caption_of(image: TrainingImage, config: DataConfig, name: str, choice: int) -> str:
+    """The caption of an image; `choice` is any whole number, which picks one of the templates."""
+    text = image.caption
     if text is None:
         text = config.templates[choice % len(config.templates)] if config.templates else "{name}"
-    text = text.replace("{name}", name).replace("{filename}", _words(picture.path.stem))
+    text = text.replace("{name}", name).replace("{filename}", _words(image.path.stem))
     return f"{config.prefix} {text}".strip() if config.prefix else text
 
 
-def trained_caption(picture: Picture, config: Config, choice: int) -> str:
+def trained_caption(image: TrainingImage, config: Config, choice: int) -> str:
     """Return the caption that a training takes; for an embedding it always has the word that is trained.
 
     The word comes first where the caption lacks it, since the text encoder does not read long captions to their end.
     """
-    caption = caption_of(picture, config.data, config.name if config.method == "hypernetwork" else config.token, choice)
+    caption = caption_of(image, config.data, config.name if config.method == "hypernetwork" else config.token, choice)
     if config.method == "embedding" and config.token not in caption:
         return f"{config.token}, {caption}" if caption else config.token
     return caption
@@ -190,22 +190,22 @@ def count_with_word(config: Config, count: Callable[[str], int], vectors: int) -
 
 
 def remarks(dataset: Dataset, config: DataConfig) -> Iterator[str]:
-    """What somebody who trains on the pictures should know of them, in lines."""
+    """What somebody who trains on the images should know of them, in lines."""
     told = [f"{problem.path.name} {problem.what}{LEFT_OUT * problem.fatal}" for problem in dataset.problems]
     yield from told[:_MOST_REMARKS]
     if len(told) > _MOST_REMARKS:
         yield f"and {len(told) - _MOST_REMARKS} more; `hnloader dataset check` lists them"
-    bare = sum(picture.caption is None for picture in dataset.pictures)
+    bare = sum(image.caption is None for image in dataset.images)
     if bare and config.captions == "auto":
-        none = f"none of the {bare} pictures has a caption of its own"
-        some = f"{bare} of the pictures without a caption of their own"
-        whose = none if bare == len(dataset.pictures) else some
+        none = f"none of the {bare} images has a caption of its own"
+        some = f"{bare} of the images without a caption of their own"
+        whose = none if bare == len(dataset.images) else some
         yield f"{whose}, so that templates are taken: a .txt beside each works better"
 
 
 def fingerprint_of(dataset: Dataset) -> str:
-    """Which pictures with which captions these are, as a hash."""
-    parts = [(picture.digest, picture.caption) for picture in dataset.pictures]
+    """Which images with which captions these are, as a hash."""
+    parts = [(image.digest, image.caption) for image in dataset.images]
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -215,7 +215,7 @@ def fingerprint_of(dataset: Dataset) -> str:
 def _files(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise DatasetError(f"{folder} {what}; name the folder with the pictures to train on")
+        raise DatasetError(f"{folder} {what}; name the folder with the images to train on")
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         mask = path.name.lower().endswith(MASK_SUFFIX)
@@ -256,20 +256,20 @@ def _unread(what: str) -> str:
     return f"is {what}, which hnloader does not read; convert it to PNG or JPEG"
 
 
-def _picture(
+def _image(
     path: Path,
     folder: Path,
     config: DataConfig,
     captions: dict[str, str],
     beside: _Beside,
     problems: list[Problem],
-) -> Picture | None:
+) -> TrainingImage | None:
     if path.suffix.lower() in UNREAD:
         problems.append(Problem(path, _unread(f"{path.suffix.removeprefix('.').upper()}"), True))
         return None
     try:
         digest = sha256_of(path)
-        found = open_picture(path, shortest=SMALLEST)
+        found = open_image(path, shortest=SMALLEST)
     except (OSError, HypernetworkError, MemoryError) as error:
         reason = _reason(error).removeprefix(f"{path}: ")
         problems.append(Problem(path, _unread("HEIC or AVIF") if _is_heif(path) else f"cannot be read: {reason}", True))
@@ -284,7 +284,7 @@ def _picture(
     if seen < (_LEAST_SEEN if config.buckets else _LEAST_SEEN_IN_SQUARES):
         what = f"is {size[0]} x {size[1]}: only {seen:.0%} of it, from the middle, is trained on; cut it into pieces"
         problems.append(Problem(path, f"{what} no more than twice as long as wide", False))
-    return Picture(
+    return TrainingImage(
         path,
         digest,
         size,
@@ -295,7 +295,7 @@ def _picture(
 
 
 def _seen(size: tuple[int, int], config: DataConfig) -> float:
-    """Return which share of a picture of this size is left when it is cut to a shape that is trained at."""
+    """Return which share of an image of this size is left when it is cut to a shape that is trained at."""
     stretched = max(size) / min(size)
     return min((MOST_STRETCHED if config.buckets else 1.0) / stretched, 1.0)
 
@@ -309,12 +309,12 @@ def _is_heif(path: Path) -> bool:
         return False
 
 
-def open_picture(path: Path, *, shortest: int | None = None) -> ReadImage:
-    """Read a picture; see `hnloader.images.read_image`, also for what it raises."""
+def open_image(path: Path, *, shortest: int | None = None) -> ReadImage:
+    """Read an image; see `hnloader.images.read_image`, also for what it raises."""
     try:
         return read_image(path, PHOTOS, shortest=shortest)
     except UnknownFormatError as error:
-        raise UnknownFormatError("it is no picture of a known kind") from error
+        raise UnknownFormatError("it is no image of a known kind") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -326,7 +326,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _captions_file(folder: Path, config: DataConfig) -> dict[str, str]:
-    """Captions of a metadata file by the picture's path within the folder."""
+    """Captions of a metadata file by the image's path within the folder."""
     if config.captions not in ("auto", "metadata"):
         return {}
     there = {path.name.lower(): path for path in reversed(_listed(folder))}
@@ -408,7 +408,7 @@ def _caption(
 
 
 def _sidecar(path: Path, beside: _Beside, problems: list[Problem]) -> str | None:
-    """The text beside the picture: NAME.txt or NAME.caption."""
+    """The text beside the image: NAME.txt or NAME.caption."""
     for suffix in _CAPTION_SUFFIXES:
         found = beside.find(path, suffix)
         if found is None:
@@ -431,19 +431,17 @@ def _words(stem: str) -> str:
 
 def _check(dataset: Dataset, files: list[Path], config: DataConfig) -> None:
     if not files:
-        raise DatasetError(f"{dataset.folder} has no pictures ({', '.join(SUFFIXES)}); put some there")
-    if not dataset.pictures:
+        raise DatasetError(f"{dataset.folder} has no images ({', '.join(SUFFIXES)}); put some there")
+    if not dataset.images:
         first = next(problem for problem in dataset.problems if problem.fatal)
         raise DatasetError(
-            f"none of the {len(files)} pictures in {dataset.folder} can be used; {first.path.name} {first.what}"
+            f"none of the {len(files)} images in {dataset.folder} can be used; {first.path.name} {first.what}"
         )
-    if len(dataset.pictures) == 1:
+    if len(dataset.images) == 1:
         dataset.problems.append(
-            Problem(
-                dataset.pictures[0].path, "is the only picture: it will be learnt by heart; 5 to 50 work well", False
-            )
+            Problem(dataset.images[0].path, "is the only image: it will be learned by heart; 5 to 50 work well", False)
         )
-    if config.masks and not any(picture.mask or picture.alpha for picture in dataset.pictures):
+    if config.masks and not any(image.mask or image.alpha for image in dataset.images):
         dataset.problems.append(
-            Problem(dataset.folder, f"has no masks (NAME{MASK_SUFFIX}) and no transparent pictures", False)
+            Problem(dataset.folder, f"has no masks (NAME{MASK_SUFFIX}) and no transparent images", False)
         )

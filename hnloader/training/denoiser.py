@@ -1,4 +1,4 @@
-"""A Stable Diffusion model as training needs it: text to states, pictures to latents, latents to a loss."""
+"""A Stable Diffusion model as training needs it: text to states, images to latents, latents to a loss."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hnloader.attention.sites import find_sites
-from hnloader.training.images import Sample
 from hnloader.training.lean import lean_graph
+from hnloader.training.pixels import Sample
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Denoiser:
 
     @property
     def resolution(self) -> int:
-        """Pixels of the side of the square pictures that the model was made for."""
+        """Pixels of the side of the square images that the model was made for."""
         size = self.unet.config.sample_size
         return int(size if isinstance(size, int) else size[0]) * self.grain_of_latents
 
@@ -127,7 +127,7 @@ class Denoiser:
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a picture's latents."""
+        """Channels of an image's latents."""
         return int(self.vae.config.latent_channels)
 
     @property
@@ -137,7 +137,7 @@ class Denoiser:
 
     @property
     def grain(self) -> int:
-        """Sizes of pictures are multiples of this: whole latents at every level of the UNet."""
+        """Sizes of images are multiples of this: whole latents at every level of the UNet."""
         halvings = len(self.unet.config.block_out_channels) - 1
         return self.grain_of_latents * int(2**halvings)
 
@@ -155,8 +155,8 @@ class Denoiser:
         return Text(encoded[0][0].float().cpu(), pooled)
 
     @torch.no_grad()
-    def encode_picture(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the picture's latents, [channels, height, width], float32 on the CPU, scaled."""
+    def encode_image(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the image's latents, [channels, height, width], float32 on the CPU, scaled."""
         vae = self.vae
         with self.awake("vae"), self._wide_vae():
             pixels = sample.pixels.unsqueeze(0).to(self.device, next(iter(vae.parameters())).dtype)
@@ -172,7 +172,7 @@ class Denoiser:
         if before != torch.float16 or not getattr(self.vae.config, "force_upcast", False):
             yield
             return
-        # Not by its own `to`, which warns that its pictures may differ.
+        # Not by its own `to`, which warns that its images may differ.
         nn.Module.to(self.vae, torch.float32)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Small self-contained web pages: curves as SVG, pictures inside the page, nothing loaded from elsewhere."""
+"""Small self-contained web pages: curves as SVG, images inside the page, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def picture(image: Image, alt: str) -> str:
-    """A picture inside the page."""
+def image_tag(image: Image, alt: str) -> str:
+    """An image inside the page."""
     data = io.BytesIO()
     image.save(data, format="PNG")
     return f'<img alt="{text(alt)}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
 
 
 def figures(entries: Iterable[tuple[Image, str]]) -> str:
-    """Pictures with their captions, in rows."""
+    """Images with their captions, in rows."""
     shown = (
-        f"<figure>{picture(image, label)}<figcaption>{text(label)}</figcaption></figure>" for image, label in entries
+        f"<figure>{image_tag(image, label)}<figcaption>{text(label)}</figcaption></figure>" for image, label in entries
     )
     return f'<div class="sheet">{"".join(shown)}</div>'
 

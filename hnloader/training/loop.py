@@ -19,11 +19,12 @@ from torch import Tensor
 from hnloader.errors import ConfigError, DivergedError, HypernetworkError
 from hnloader.files import held, make_folder, remove_leftovers
 from hnloader.training import previews, schema
+from hnloader.training.adapters import Adapter, Checkpoint, load_companion, make_adapter
 from hnloader.training.cache import Cache, Latents
 from hnloader.training.config import Config
 from hnloader.training.dataset import (
     Dataset,
-    Picture,
+    TrainingImage,
     count_with_word,
     fingerprint_of,
     note_long_captions,
@@ -31,19 +32,18 @@ from hnloader.training.dataset import (
     trained_caption,
 )
 from hnloader.training.denoiser import Batch, Denoiser, Text, token_counter
-from hnloader.training.images import bucket
 from hnloader.training.optimizers import make_optimizer, set_rate
+from hnloader.training.pixels import bucket
 from hnloader.training.rates import parse_rate
 from hnloader.training.report import write_report
 from hnloader.training.reproducible import reproducible, without
 from hnloader.training.sampling import Draw, Order, chance, held_out, random_of, whole
 from hnloader.training.state import State, load_state, save_state, states
 from hnloader.training.trackers import Trackers
-from hnloader.training.trainees import Checkpoint, Trainee, load_companion, make_trainee
 
 # Where the held-out loss is measured: fractions of the noise levels, each with noise of its own.
 MEASURED_AT = tuple((index + 0.5) / 8 for index in range(8))
-# Where no pictures are held out, the loss before the first step and after the last is that of so many others.
+# Where no images are held out, the loss before the first step and after the last is that of so many others.
 _MEASURED = 2
 # After so many measurements, none of them better than before the first step, the user hears of it.
 _PATIENT_FOR = 3
@@ -63,7 +63,7 @@ class Event:
         step, steps: done and in all.
         loss: running mean of the training loss.
         rate: learning rate.
-        held_out: newest loss on the pictures that were kept for measuring; None before the first.
+        held_out: newest loss on the images that were kept for measuring; None before the first.
         saved: the state that was just written, if one was.
         message: something to tell the user, if there is.
     """
@@ -87,7 +87,7 @@ class Result:
         why: why it ended.
         best: lowest held-out loss, the step of it and the file with the weights of then; None without measuring.
         history: one entry per measurement: step, loss, rate, held_out; the first, of step 0, has no loss.
-        first: held-out loss before the first step (that of training pictures where none are held out); None without
+        first: held-out loss before the first step (that of training images where none are held out); None without
             measuring.
     """
 
@@ -119,7 +119,7 @@ class Training:
     Args:
         config: checked settings.
         denoiser: the model.
-        dataset: the pictures.
+        dataset: the images.
         checkpoint: the model's name and hash, for the file's metadata.
         processes: for a training on several devices: the `accelerate.Accelerator`, which adds gradients up.
     """
@@ -131,16 +131,16 @@ class Training:
         self.output = Path(config.output)
         self.folder = folder_of(self.output)
         # Without hooks on it, which come later, the UNet's weights have the names that every run sees.
-        model, pictures = denoiser.fingerprint("unet"), fingerprint_of(dataset)
-        self.state = State(config=schema.plain(config), model=model, pictures=pictures)
+        model, images = denoiser.fingerprint("unet"), fingerprint_of(dataset)
+        self.state = State(config=schema.plain(config), model=model, images=images)
         self.resolution = _resolution(config, denoiser)
         self.cache = Cache(self.folder / "cache", denoiser, config.data, self.resolution)
         self.dataset = dataset
-        self.trainee: Trainee = make_trainee(config, denoiser)
-        self.state.before = self.trainee.before
+        self.adapter: Adapter = make_adapter(config, denoiser)
+        self.state.before = self.adapter.before
         self.rate = parse_rate(config.rate_text, config.steps, self.state.before)
-        self.optimizer = make_optimizer(config.optimizer, self.trainee.parameters, self.rate.at(1), config.weight_decay)
-        self.average = [p.detach().clone() for p in self.trainee.parameters] if config.ema else None
+        self.optimizer = make_optimizer(config.optimizer, self.adapter.parameters, self.rate.at(1), config.weight_decay)
+        self.average = [p.detach().clone() for p in self.adapter.parameters] if config.ema else None
         self.scaler = make_scaler(denoiser)
         self._count, self._room = self._counter()
         self._captions: dict[str, str] = {}
@@ -151,10 +151,10 @@ class Training:
         self._stop = False
         self._saved_step = 0
         self._idle_steps: int | None = 0  # None once a gradient has arrived
-        trained, kept = held_out(len(dataset.pictures), config.data.held_out, config.seed)
-        self._pictures = [dataset.pictures[index] for index in trained]
-        self.held_out = [dataset.pictures[index] for index in kept]
-        sizes = [self._size(picture) for picture in self._pictures]
+        trained, kept = held_out(len(dataset.images), config.data.held_out, config.seed)
+        self._images = [dataset.images[index] for index in trained]
+        self.held_out = [dataset.images[index] for index in kept]
+        sizes = [self._size(image) for image in self._images]
         self._order = Order(sizes, config.batch_size, config.data.repeats, config.seed)
         if config.start_from and config.method == "hypernetwork":
             unused = load_companion(Path(config.start_from), self.optimizer, config.optimizer)
@@ -172,7 +172,7 @@ class Training:
         found = states(self.folder)
         for path in reversed(found):
             try:
-                loaded = load_state(path, self.trainee.parameters, self.average, self.optimizer)
+                loaded = load_state(path, self.adapter.parameters, self.average, self.optimizer)
                 if loaded.scaler:
                     self._load_scaler(path, loaded.scaler)
             except HypernetworkError as error:
@@ -183,7 +183,7 @@ class Training:
             self._compare(path, loaded)
             self.state = loaded
             if loaded.step:  # it began before, perhaps from a file that has been written to since then
-                beginning = set(_starting_notes(self.config, self.trainee.before))
+                beginning = set(_starting_notes(self.config, self.adapter.before))
                 self.notes = [note for note in self.notes if note not in beginning]
             self._saved_step = self.state.step
             self.rate = parse_rate(self.config.rate_text, self.config.steps, self.state.before)
@@ -202,16 +202,16 @@ class Training:
         self.scaler.load_state_dict(state)
 
     def _compare(self, path: Path, loaded: State) -> None:
-        """Refuse a state of another model; remark on other pictures. What stands in `self.state` is of this run."""
+        """Refuse a state of another model; remark on other images. What stands in `self.state` is of this run."""
         now, same_precision = self.state, loaded.config.get("precision") == self.config.precision
         if loaded.model and same_precision and loaded.model != now.model:
             raise ConfigError(
                 f"{path} was trained on another model than {self.checkpoint.name}: its setting model was "
                 f"{loaded.config.get('model')}. Go on with that one, or begin a training of this model with start_from"
             )
-        if loaded.pictures and loaded.pictures != now.pictures:
-            self.notes.append("the pictures are others than when the state was saved")
-        loaded.model, loaded.pictures = now.model, now.pictures
+        if loaded.images and loaded.images != now.images:
+            self.notes.append("the images are others than when the state was saved")
+        loaded.model, loaded.images = now.model, now.images
 
     def stop(self) -> None:
         """Ask the training to end after the present step, with everything saved; callable from any thread."""
@@ -237,7 +237,7 @@ class Training:
         for note in [*self.notes, started]:
             self._tell(tell, note)
         why: Why = "done"
-        with _signals(self.stop), self.trainee.ready(), self._order_of_sums():
+        with _signals(self.stop), self.adapter.ready(), self._order_of_sums():
             if self.state.step == 0:
                 self._measure_first()
             for step in range(self.state.step + 1, self.config.steps + 1):
@@ -302,7 +302,7 @@ class Training:
         # Dropout takes torch's own random numbers.
         torch.manual_seed(whole(random_of(config.seed, "dropout", step), 2**31))
         losses: list[Tensor] = []
-        with self.trainee.acting(training=True):
+        with self.adapter.acting(training=True):
             for part in range(config.accumulation):
                 draws = self._order[self._batch_number(step, part)]
                 batch = self._batch(draws)
@@ -319,14 +319,14 @@ class Training:
         if not math.isfinite(total) or not (self._finite_gradients() or self._may_lower_the_scale()):
             raise self._diverged(step, total)
         if config.clip:
-            torch.nn.utils.clip_grad_norm_(self.trainee.parameters, config.clip)
+            torch.nn.utils.clip_grad_norm_(self.adapter.parameters, config.clip)
         set_rate(self.optimizer, self.rate.at(step, schedule=config.schedule, warmup=config.warmup))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             with torch.no_grad():
-                for kept, parameter in zip(self.average, self.trainee.parameters, strict=True):
+                for kept, parameter in zip(self.average, self.adapter.parameters, strict=True):
                     kept.lerp_(parameter, 1 - min(config.ema, step / (step + 9)))
         return total
 
@@ -346,18 +346,18 @@ class Training:
         times: list[int] = []
         for draw in draws:
             random = random_of(config.seed, "draw", draw.number)
-            picture = self._pictures[draw.picture]
+            image = self._images[draw.image]
             flipped = chance(random) < 0.5 and data.flip
             silent = chance(random) < data.caption_dropout
-            caption = self._caption(picture, whole(random, 2**31))
-            found = self.cache.latents(picture, flipped=flipped, shift=_shift(random, data.shift))
+            caption = self._caption(image, whole(random, 2**31))
+            found = self.cache.latents(image, flipped=flipped, shift=_shift(random, data.shift))
             latents.append(found)
             captions.append("" if silent and config.method == "hypernetwork" else caption)
             drawn.append(found.mean + found.deviation * torch.randn(found.mean.shape, generator=random))
             offset = torch.randn((len(found.mean), 1, 1), generator=random) * config.noise_offset
             noise.append(torch.randn(found.mean.shape, generator=random) + offset)
             times.append(whole(random, len(self.denoiser.alphas)))
-        return self._made_batch(latents, self.trainee.texts(captions, self.cache), drawn, noise, times)
+        return self._made_batch(latents, self.adapter.texts(captions, self.cache), drawn, noise, times)
 
     def _made_batch(
         self, latents: list[Latents], texts: list[Text], drawn: list[Tensor], noise: list[Tensor], times: list[int]
@@ -392,7 +392,7 @@ class Training:
             torch.stack(pooled).to(batch.latents.device) if pooled else None,
             batch.sizes,
         )
-        with torch.no_grad(), self.trainee.idle():
+        with torch.no_grad(), self.adapter.idle():
             before, _ = self.denoiser.predict(other)
         said, _ = self.denoiser.predict(other)
         return torch.nn.functional.mse_loss(said, before)
@@ -400,7 +400,7 @@ class Training:
     def _share_gradients(self) -> None:
         if self._processes is None or self._processes.num_processes == 1:
             return
-        for parameter in self.trainee.parameters:
+        for parameter in self.adapter.parameters:
             if parameter.grad is not None:
                 parameter.grad = self._processes.reduce(parameter.grad, reduction="mean")
 
@@ -408,7 +408,7 @@ class Training:
         """Raise HypernetworkError where no gradient arrives at what is trained."""
         if self._idle_steps is None:
             return
-        gradients = [p.grad for p in self.trainee.parameters if p.grad is not None]
+        gradients = [p.grad for p in self.adapter.parameters if p.grad is not None]
         if any(bool(gradient.any()) for gradient in gradients):
             self._idle_steps = None
             return
@@ -422,7 +422,7 @@ class Training:
             )
 
     def _finite_gradients(self) -> bool:
-        return all(bool(torch.isfinite(p.grad).all()) for p in self.trainee.parameters if p.grad is not None)
+        return all(bool(torch.isfinite(p.grad).all()) for p in self.adapter.parameters if p.grad is not None)
 
     def _may_lower_the_scale(self) -> bool:
         """Gradients that are too large for float16 cost a step, after which the losses are scaled by less."""
@@ -467,9 +467,9 @@ class Training:
             self.state.history.append({"step": 0.0, "rate": rate, "held_out": loss})
 
     @property
-    def _measured(self) -> list[Picture]:
-        """The pictures whose loss before the first step is kept."""
-        return self.held_out or self._pictures[:_MEASURED]
+    def _measured(self) -> list[TrainingImage]:
+        """The images whose loss before the first step is kept."""
+        return self.held_out or self._images[:_MEASURED]
 
     @property
     def _losses(self) -> list[tuple[float, int]]:
@@ -485,7 +485,7 @@ class Training:
         if self.held_out:
             whose, losses = "held-out loss", self._losses
         elif self.state.step >= config.steps:
-            whose, losses = "loss on the training pictures", [(self._fixed_loss(self._measured), self.state.step)]
+            whose, losses = "loss on the training images", [(self._fixed_loss(self._measured), self.state.step)]
         else:
             return ""
         finite = [found for found in losses if math.isfinite(found[0])]
@@ -508,17 +508,17 @@ class Training:
         )
 
     def held_out_loss(self) -> float:
-        """The loss on the pictures that are not trained on, always at the same noise and noise levels."""
+        """The loss on the images that are not trained on, always at the same noise and noise levels."""
         return self._fixed_loss(self.held_out)
 
     @torch.no_grad()
-    def _fixed_loss(self, pictures: list[Picture]) -> float:
-        """The loss on some pictures, always at the same noise and noise levels."""
+    def _fixed_loss(self, images: list[TrainingImage]) -> float:
+        """The loss on some images, always at the same noise and noise levels."""
         losses: list[float] = []
         with self.showing():
-            for index, picture in enumerate(pictures):
-                found = self.cache.latents(picture)
-                text = self.trainee.texts([self._caption(picture, 0)], self.cache)
+            for index, image in enumerate(images):
+                found = self.cache.latents(image)
+                text = self.adapter.texts([self._caption(image, 0)], self.cache)
                 for place, share in enumerate(MEASURED_AT):
                     noise = torch.randn(found.mean.shape, generator=random_of(0, "held out", index * 16 + place))
                     time = int(share * (len(self.denoiser.alphas) - 1))
@@ -536,7 +536,7 @@ class Training:
         self.state.scaler = self.scaler.state_dict()
         try:
             path = save_state(
-                self.folder, self.state, self.trainee.parameters, self.average, self.optimizer, config.keep
+                self.folder, self.state, self.adapter.parameters, self.average, self.optimizer, config.keep
             )
         except HypernetworkError as error:
             return None, f"the state of step {step} is not saved: {error}. The training goes on."
@@ -551,7 +551,7 @@ class Training:
             return ""
         try:
             with self._averaged(), self.denoiser.awake():
-                images = previews.render(self.denoiser.pipeline, self.trainee, self.preview_prompts, config)
+                images = previews.render(self.denoiser.pipeline, self.adapter, self.preview_prompts, config)
             previews.keep(images, self.folder / "previews", step)
             previews.strip(self.folder / "previews", self.preview_prompts)
             self._report("running")
@@ -576,10 +576,10 @@ class Training:
 
     @property
     def preview_prompts(self) -> tuple[str, ...]:
-        """The prompts of the previews: those of the settings, else captions of pictures, held-out ones first."""
+        """The prompts of the previews: those of the settings, else captions of images, held-out ones first."""
         config = self.config
         given = config.previews.prompts or tuple(
-            dict.fromkeys(self._caption(picture, 0) for picture in [*self.held_out, *self._pictures])
+            dict.fromkeys(self._caption(image, 0) for image in [*self.held_out, *self._images])
         )
         return tuple(
             prompt.replace("{name}", config.name if config.method == "hypernetwork" else config.token)
@@ -595,7 +595,7 @@ class Training:
             return
         make_folder(path.parent)
         with self._averaged():
-            self.trainee.save(path, self.state.before + self.state.step, self.checkpoint)
+            self.adapter.save(path, self.state.before + self.state.step, self.checkpoint)
 
     @property
     def _best_path(self) -> Path:
@@ -604,7 +604,7 @@ class Training:
     @contextlib.contextmanager
     def showing(self) -> Iterator[None]:
         """While this holds, the model draws with what is trained, as it would be written now."""
-        with self._averaged(), self.trainee.acting(training=False):
+        with self._averaged(), self.adapter.acting(training=False):
             yield
 
     @contextlib.contextmanager
@@ -613,7 +613,7 @@ class Training:
         if self.average is None:
             yield
             return
-        present = [parameter.detach().clone() for parameter in self.trainee.parameters]
+        present = [parameter.detach().clone() for parameter in self.adapter.parameters]
         self._set(self.average)
         try:
             yield
@@ -622,20 +622,20 @@ class Training:
 
     @torch.no_grad()
     def _set(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.trainee.parameters, values, strict=True):
+        for parameter, value in zip(self.adapter.parameters, values, strict=True):
             parameter.copy_(value)
 
     # -- small things
 
-    def _size(self, picture: Picture) -> tuple[int, int]:
+    def _size(self, image: TrainingImage) -> tuple[int, int]:
         if not self.config.data.buckets:
             return self.resolution, self.resolution
-        return bucket(picture.size, self.resolution, self.denoiser.grain)
+        return bucket(image.size, self.resolution, self.denoiser.grain)
 
-    def _caption(self, picture: Picture, choice: int) -> str:
+    def _caption(self, image: TrainingImage, choice: int) -> str:
         """The caption; for an embedding it always has the word that is trained where the text encoder reads it."""
         config = self.config
-        caption = trained_caption(picture, config, choice)
+        caption = trained_caption(image, config, choice)
         if config.method == "hypernetwork":
             return caption
         if caption not in self._captions:
@@ -647,7 +647,7 @@ class Training:
     def _counter(self) -> tuple[Callable[[str], int], int]:
         """How many tokens a caption takes, and how many the text encoder reads."""
         count, room = token_counter(self.denoiser.pipeline.tokenizer)
-        vectors = len(self.trainee.parameters[0]) if self.config.method == "embedding" else 0
+        vectors = len(self.adapter.parameters[0]) if self.config.method == "embedding" else 0
         return count_with_word(self.config, count, vectors), room
 
     def _event(self, saved: Path | None = None, message: str = "") -> Event:
@@ -670,7 +670,7 @@ def _starting_notes(config: Config, before: int) -> Iterator[str]:
     if begins_strong and not hypernetwork.norm:
         yield (
             f"hypernetwork.initialization is {hypernetwork.initialization}, and hypernetwork.norm is off: the "
-            "hypernetwork begins strong, and pictures begin broken. Take Normal, or norm: true"
+            "hypernetwork begins strong, and images begin broken. Take Normal, or norm: true"
         )
 
 

@@ -1,4 +1,4 @@
-"""Pictures made during the training: always the same prompts and seeds, so that what changes is what was learnt."""
+"""Images made during the training: always the same prompts and seeds, so that what changes is what was learned."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from hnloader.errors import HypernetworkError
 from hnloader.files import replacing
-from hnloader.grids import labelled_grid
+from hnloader.grids import labeled_grid
 from hnloader.images import OWN_PREVIEWS, read_image
+from hnloader.training.adapters import Adapter
 from hnloader.training.config import PreviewConfig
-from hnloader.training.trainees import Trainee
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,11 +25,11 @@ _MOST_FRAMES = 40
 _FRAME_MS, _LAST_FRAME_MS = 250, 2000
 
 
-def render(pipeline: Any, trainee: Trainee, prompts: Sequence[str], config: PreviewConfig) -> list[Image]:
-    """One picture per prompt with what is trained; the model is as it was afterwards."""
+def render(pipeline: Any, adapter: Adapter, prompts: Sequence[str], config: PreviewConfig) -> list[Image]:
+    """One image per prompt with what is trained; the model is as it was afterwards."""
     images: list[Image] = []
     pipeline.set_progress_bar_config(disable=True)
-    with torch.no_grad(), trainee.acting(training=False):
+    with torch.no_grad(), adapter.acting(training=False):
         for index, prompt in enumerate(prompts):
             generator = torch.Generator().manual_seed(config.seed + index)
             made = pipeline(
@@ -43,7 +43,7 @@ def render(pipeline: Any, trainee: Trainee, prompts: Sequence[str], config: Prev
 
 
 def keep(images: Sequence[Image], folder: Path, step: int) -> None:
-    """Write the pictures of a step.
+    """Write the images of a step.
 
     Raises:
         HypernetworkError: they cannot be written.
@@ -55,7 +55,7 @@ def keep(images: Sequence[Image], folder: Path, step: int) -> None:
 
 
 def strip(folder: Path, prompts: Sequence[str]) -> tuple[Path, Path] | None:
-    """Tile all previews of a folder: a picture with a row per prompt and a column per step, and an animation.
+    """Tile all previews of a folder: an image with a row per prompt and a column per step, and an animation.
 
     Returns:
         The paths of both; None when there are no previews.
@@ -66,14 +66,14 @@ def strip(folder: Path, prompts: Sequence[str]) -> tuple[Path, Path] | None:
     every = -(-len(steps) // _MOST_FRAMES)
     chosen = [step for index, step in enumerate(steps) if index % every == 0 or step == steps[-1]]
     rows = range(len(prompts))
-    pictures = [[_opened(folder / f"step-{step:08d}-{row}.png") for step in chosen] for row in rows]
+    images = [[_opened(folder / f"step-{step:08d}-{row}.png") for step in chosen] for row in rows]
     tiled, animation = folder / "previews.png", folder / "previews.gif"
     columns = [f"step {step:,}" for step in chosen]
     with replacing(tiled) as temporary:
-        labelled_grid(pictures, columns=columns, rows=list(prompts)).save(temporary, format="PNG")
+        labeled_grid(images, columns=columns, rows=list(prompts)).save(temporary, format="PNG")
     frames: list[Image] = []
     for column, label in enumerate(columns):
-        frames.append(labelled_grid([[row[column] for row in pictures]], columns=list(prompts), rows=[label]))
+        frames.append(labeled_grid([[row[column] for row in images]], columns=list(prompts), rows=[label]))
     durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
     with replacing(animation) as temporary:
         frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

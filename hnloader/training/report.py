@@ -15,7 +15,7 @@ from hnloader.files import replacing
 from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.training import html, schema
 from hnloader.training.config import Config
-from hnloader.training.dataset import Dataset, Picture, open_picture
+from hnloader.training.dataset import Dataset, TrainingImage, open_image
 from hnloader.training.state import State
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ _MOST_THUMBNAILS = 60
 
 
 def write_report(
-    path: Path, config: Config, state: State, dataset: Dataset, kept: list[Picture], about: dict[str, Any]
+    path: Path, config: Config, state: State, dataset: Dataset, kept: list[TrainingImage], about: dict[str, Any]
 ) -> None:
     """Write the report.
 
     Args:
-        kept: the held-out pictures.
+        kept: the held-out images.
         about: rows for the summary, such as why the training ended.
 
     Raises:
@@ -41,11 +41,11 @@ def write_report(
         html.section("Summary", html.table(_summary(config, state, about))),
         html.section("Loss", _curves(state)),
         *_previews(path.parent / "previews"),
-        html.section("Pictures", html.figures(_thumbnails(dataset, kept)), _problems(dataset)),
+        html.section("Images", html.figures(_thumbnails(dataset, kept)), _problems(dataset)),
         html.section("Settings", f"<pre>{html.text(schema.write(config, comments=False))}</pre>"),
         html.section("Environment", html.table(list(environment().items()))),
     ]
-    lead = f"{config.method}, {state.step:,} of {config.steps:,} steps on {len(dataset.pictures)} pictures"
+    lead = f"{config.method}, {state.step:,} of {config.steps:,} steps on {len(dataset.images)} images"
     with replacing(path) as temporary:
         temporary.write_text(html.page(config.name, lead, body), encoding="utf-8")
 
@@ -98,16 +98,16 @@ def _previews(folder: Path) -> Iterator[str]:
     if not tiled.is_file():
         return
     with contextlib.suppress(HypernetworkError):
-        yield html.section("Previews", html.picture(read_image(tiled, OWN_PREVIEWS).image, "previews over the steps"))
+        yield html.section("Previews", html.image_tag(read_image(tiled, OWN_PREVIEWS).image, "previews over the steps"))
 
 
-def _thumbnails(dataset: Dataset, kept: list[Picture]) -> Iterator[tuple[Image, str]]:
-    held_out = {picture.digest for picture in kept}
-    for found in dataset.pictures[:_MOST_THUMBNAILS]:
+def _thumbnails(dataset: Dataset, kept: list[TrainingImage]) -> Iterator[tuple[Image, str]]:
+    held_out = {image.digest for image in kept}
+    for found in dataset.images[:_MOST_THUMBNAILS]:
         label = found.path.name + (" (held out)" if found.digest in held_out else "")
         label += f": {found.caption}" if found.caption else ""
         try:
-            small = open_picture(found.path, shortest=_THUMBNAIL).image
+            small = open_image(found.path, shortest=_THUMBNAIL).image
         except HypernetworkError:
             continue  # removed since the training began
         small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -115,7 +115,7 @@ def _thumbnails(dataset: Dataset, kept: list[Picture]) -> Iterator[tuple[Image, 
 
 
 def _problems(dataset: Dataset) -> str:
-    more = len(dataset.pictures) - _MOST_THUMBNAILS
+    more = len(dataset.images) - _MOST_THUMBNAILS
     note = f"<p>and {more} more</p>" if more > 0 else ""
     rows = [("left out" if problem.fatal else "note", problem.path.name, problem.what) for problem in dataset.problems]
     return note + (html.table(rows) if rows else "")

@@ -16,25 +16,25 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Draw:
-    """One picture in one step.
+    """One image in one step.
 
     Attributes:
-        picture: its index.
+        image: its index.
         number: counts the draws of the training; what is random about this one follows from it.
     """
 
-    picture: int
+    image: int
     number: int
 
 
 class Order(Sequence[tuple[Draw, ...]]):
     """The batches of a training, one after the other, without end.
 
-    Every round shows each picture `repeats` times, in an order of its own; the pictures of a batch have one size.
+    Every round shows each image `repeats` times, in an order of its own; the images of a batch have one size.
 
     Args:
-        sizes: the size that each picture is trained at.
-        batch_size: pictures in a batch; the last of a size is filled up with others of that size.
+        sizes: the size that each image is trained at.
+        batch_size: images in a batch; the last of a size is filled up with others of that size.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, repeats: int, seed: int) -> None:
@@ -52,13 +52,13 @@ class Order(Sequence[tuple[Draw, ...]]):
         if round_ != self._round:
             self._round, self._batches = round_, self._shuffled(round_)
         first = index * self._batch_size
-        return tuple(Draw(picture, first + slot) for slot, picture in enumerate(self._batches[place]))
+        return tuple(Draw(image, first + slot) for slot, image in enumerate(self._batches[place]))
 
     def _shuffled(self, round_: int) -> list[tuple[int, ...]]:
         generator = random_of(self._seed, "order", round_)
         batches: list[tuple[int, ...]] = []
         for group in self._groups.values():
-            shown = [picture for _ in range(self._repeats) for picture in _permuted(group, generator)]
+            shown = [image for _ in range(self._repeats) for image in _permuted(group, generator)]
             short = -len(shown) % self._batch_size
             shown += [group[int(torch.randint(len(group), (), generator=generator))] for _ in range(short)]
             batches += [
@@ -84,7 +84,7 @@ def whole(generator: Generator, below: int) -> int:
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Which of `count` pictures are trained on, and which are kept for measuring (none of fewer than five)."""
+    """Which of `count` images are trained on, and which are kept for measuring (none of fewer than five)."""
     kept = max(round(count * share), 1) if share > 0 and count >= 5 else 0
     order = _permuted(list(range(count)), random_of(seed, "held out", 0))
     return sorted(order[kept:]), sorted(order[:kept])

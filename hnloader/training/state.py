@@ -41,7 +41,7 @@ class State:
         seconds: how long was trained, over all interruptions.
         history: one entry per measurement.
         scaler: of the losses, where the model computes in float16.
-        model, pictures: hashes of the model's UNet and of the pictures; empty in states of older versions.
+        model, images: hashes of the model's UNet and of the images; empty in states of older versions.
         before: steps that the file to start from had; 0 in states of older versions.
         first: the loss at fixed noise before the first step; None where it was not measured.
     """
@@ -55,7 +55,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     model: str = ""
-    pictures: str = ""
+    images: str = ""
     before: int = 0
     first: float | None = None
 
@@ -93,7 +93,7 @@ def save_state(
         "history": state.history,
         "scaler": state.scaler,
         "model": state.model,
-        "pictures": state.pictures,
+        "images": state.images,
         "before": state.before,
         "first": state.first,
         "optimizer": {"kind": type(optimizer).__name__, "scalars": scalars, "groups": described["param_groups"]},
@@ -244,14 +244,14 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "optimizer": _is_optimizer,
     "scaler": lambda value: value is None or isinstance(value, dict),
     "model": lambda value: value is None or isinstance(value, str),
-    "pictures": lambda value: value is None or isinstance(value, str),
+    "images": lambda value: value is None or isinstance(value, str),
     "before": lambda value: value is None or is_count(value),
     "first": lambda value: value is None or is_number(value),
 }
 
 
 # What states of older versions lack.
-_NEWER = ("scaler", "model", "pictures", "before", "first")
+_NEWER = ("scaler", "model", "images", "before", "first")
 
 
 def _fitting(path: Path, tensors: dict[str, Tensor], kind: str, targets: Sequence[Tensor]) -> list[Tensor]:

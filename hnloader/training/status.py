@@ -32,10 +32,10 @@ class Status:
     """What is known of a training.
 
     Attributes:
-        phase: "preparing" while pictures are read and the model is loaded; else why it ended, or "running".
+        phase: "preparing" while images are read and the model is loaded; else why it ended, or "running".
         step, steps: done and in all.
         loss: running mean of the training loss.
-        held_out: newest loss on the pictures that were kept for measuring.
+        held_out: newest loss on the images that were kept for measuring.
         best: the lowest of those, and the step of it.
         rate: learning rate.
         seconds: how long was trained, over all interruptions.

@@ -12,9 +12,9 @@ package takes no gradio, diffusers or Pillow; `build` takes gradio and Pillow.
 from __future__ import annotations
 
 from hnloader.errors import CancelledError
-from hnloader.ui.host import Generator, Host, ModelChoice, PictureRequest, TrainingPlace, Use
+from hnloader.ui.host import Generator, Host, ImageRequest, ModelChoice, TrainingPlace, Use
 
-__all__ = ["CancelledError", "Generator", "Host", "ModelChoice", "PictureRequest", "TrainingPlace", "Use", "build"]
+__all__ = ["CancelledError", "Generator", "Host", "ImageRequest", "ModelChoice", "TrainingPlace", "Use", "build"]
 
 
 def build(host: Host) -> None:

@@ -1,4 +1,4 @@
-"""A comparison: prompts x hypernetworks x strengths, the same seeds everywhere, as one labelled picture."""
+"""A comparison: prompts x hypernetworks x strengths, the same seeds everywhere, as one labeled image."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag, format_number
 from hnloader.texts import shown, well_formed
-from hnloader.ui.host import Generator, PictureRequest
+from hnloader.ui.host import Generator, ImageRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_PICTURES = 400
+MOST_IMAGES = 400
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -42,7 +42,7 @@ class Comparison:
     Attributes:
         prompts: one or more; each may hold `<hypernet:...>` tags of its own, which apply in every column.
         hypernetworks: files; every one is shown at every strength.
-        strengths: one or more; at 0, which is the same for all files, the picture is made once.
+        strengths: one or more; at 0, which is the same for all files, the image is made once.
         request: all that is the same everywhere; its prompt, seed and hypernetworks are replaced.
         seed: of the first row of every prompt.
         seeds: rows for each prompt, with seed, seed + 1, ...
@@ -51,7 +51,7 @@ class Comparison:
     prompts: tuple[str, ...]
     hypernetworks: tuple[Path, ...]
     strengths: tuple[float, ...]
-    request: PictureRequest
+    request: ImageRequest
     seed: int = 0
     seeds: int = 1
 
@@ -67,9 +67,9 @@ class Comparison:
             raise HypernetworkError("At least one seed for each prompt is needed.")
         if not 0 <= self.seed <= _LARGEST_SEED - self.seeds + 1:
             raise HypernetworkError(f"Seeds are 0 to {_LARGEST_SEED}; this one is {self.seed}.")
-        if self.to_make > MOST_PICTURES:
+        if self.to_make > MOST_IMAGES:
             raise HypernetworkError(
-                f"These are {self.to_make:,} pictures; a comparison has at most {MOST_PICTURES}. "
+                f"These are {self.to_make:,} images; a comparison has at most {MOST_IMAGES}. "
                 "Take fewer prompts, hypernetworks, strengths or seeds."
             )
 
@@ -87,13 +87,13 @@ class Comparison:
 
     @property
     def to_make(self) -> int:
-        """How many pictures that is."""
+        """How many images that is."""
         return len(self.columns) * len(self.rows)
 
-    def pictures(
+    def images(
         self, generator: Generator, report: Callable[[int, int, str], None]
     ) -> Iterator[tuple[list[Image], bool]]:
-        """Make the pictures row by row; yields (the row so far, whether it is complete) after each of them.
+        """Make the images row by row; yields (the row so far, whether it is complete) after each of them.
 
         `report(done, total, text)` is called after each sampling step, and raises to stop.
         """
@@ -104,16 +104,16 @@ class Comparison:
                 at = number
 
                 def progress(step: int, steps: int, at: int = at) -> None:
-                    report(at * steps + step, total * steps, f"Picture {at + 1} of {total}, step {step} of {steps}")
+                    report(at * steps + step, total * steps, f"Image {at + 1} of {total}, step {step} of {steps}")
 
                 asked = replace(self.request, prompt=prompt, seed=seed, hypernetworks=column.hypernetworks())
-                row.append(generator.picture(asked, progress))
+                row.append(generator.image(asked, progress))
                 number += 1
                 yield row, len(row) == len(self.columns)
 
     def grid(self, rows: Sequence[Sequence[Image]]) -> Image:
-        """The labelled picture of the rows that are complete, at least one."""
-        from hnloader.grids import labelled_grid
+        """The labeled image of the rows that are complete, at least one."""
+        from hnloader.grids import labeled_grid
 
         columns = self.columns
         plain = [column for column in columns if column.path is None]
@@ -122,7 +122,7 @@ class Comparison:
         groups = [("", len(plain))] if plain else []
         groups += [(name, others) for name in names] if others else []
         many = self.seeds > 1
-        return labelled_grid(
+        return labeled_grid(
             [list(row) for row in rows],
             columns=["none" if column.path is None else format_number(column.strength) for column in columns],
             rows=[f"{prompt} (seed {seed})" if many else prompt for prompt, seed in self.rows[: len(rows)]],
@@ -138,7 +138,7 @@ class Comparison:
         return f"The same seed along each row; the columns are strengths. {settings}, {seeds}."
 
     def infotext(self) -> str:
-        """All settings as text, for the saved picture."""
+        """All settings as text, for the saved image."""
         lines = [f"Prompt: {prompt}" for prompt in self.prompts]
         lines += [f"Negative prompt: {self.request.negative}"] if self.request.negative else []
         lines.append("Hypernetworks: " + ", ".join(path.name for path in self.hypernetworks))

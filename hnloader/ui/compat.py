@@ -114,7 +114,7 @@ def update(**values: Any) -> Any:
     return gradio.update(**values)
 
 
-def picture_input(**options: Any) -> Any:
+def image_input(**options: Any) -> Any:
     """A place to drop an image from the user's disk; its value is what the file holds, as bytes.
 
     gradio itself would open a file of any format, also of those with which Pillow starts other programs.
@@ -135,14 +135,14 @@ def _unopened(payload: Any) -> bytes | None:
     return None if path is None else read_regular(path, 64 << 20)
 
 
-def picture_output(**options: Any) -> Any:
-    """A place to show a picture, with download; PNG, so that the parameters in it are kept."""
+def image_output(**options: Any) -> Any:
+    """A place to show an image, with download; PNG, so that the parameters in it are kept."""
     bare = {"show_share_button": False, "buttons": ["download", "fullscreen"]}  # 3.x and 4.x; 6.0 on
     return make("Image", type="pil", format="png", interactive=False, show_label=False, **bare, **options)
 
 
 def gallery(**options: Any) -> Any:
-    """Pictures side by side, PNG as above."""
+    """Images side by side, PNG as above."""
     bare = {"show_share_button": False, "buttons": ["download", "fullscreen"], "fit_columns": False}
     shown = {"format": "png", "interactive": False, "object_fit": "contain", "show_label": False}
     return make("Gallery", **bare, **shown, **options)

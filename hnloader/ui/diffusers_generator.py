@@ -1,4 +1,4 @@
-"""Pictures by diffusers, for the standalone page."""
+"""Images by diffusers, for the standalone page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnloader.errors import CancelledError, HypernetworkError
-from hnloader.ui.host import PictureRequest, Progress
+from hnloader.ui.host import ImageRequest, Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ BUNDLED = "the bundled pipeline"
 
 
 class DiffusersGenerator:
-    """A `Generator` and `ModelChoice` over diffusers models; one is loaded when its first picture is asked for."""
+    """A `Generator` and `ModelChoice` over diffusers models; one is loaded when its first image is asked for."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class DiffusersGenerator:
     ) -> None:
         """Take `models` to choose from, what `hnloader.pipelines.load_model` takes; the bundled pipeline is added.
 
-        `library` is called for each picture: tags in prompts are looked up there. `device`, `dtype` and `config`
+        `library` is called for each image: tags in prompts are looked up there. `device`, `dtype` and `config`
         are those of `load_model`.
         """
         from hnloader.demo import pipeline_folder
@@ -65,7 +65,7 @@ class DiffusersGenerator:
         return self._sources[self._chosen]
 
     def choose(self, name: str) -> None:
-        """Use this model from the next picture on. Raises HypernetworkError for a name that is not offered."""
+        """Use this model from the next image on. Raises HypernetworkError for a name that is not offered."""
         if name not in self._sources:
             raise HypernetworkError(f"There is no model {name!r} to choose. Name it with --model at the start.")
         self._chosen = name
@@ -78,8 +78,8 @@ class DiffusersGenerator:
         """Stop after the current sampling step."""
         self._interrupted.set()
 
-    def picture(self, request: PictureRequest, progress: Progress) -> Image:
-        """Make one picture; a second caller waits for the first."""
+    def image(self, request: ImageRequest, progress: Progress) -> Image:
+        """Make one image; a second caller waits for the first."""
         from hnloader.generation import Settings, generate
 
         with self._lock:

@@ -1,4 +1,4 @@
-"""What the page needs from the program that it runs in: folders, a place to save to, and something that makes pictures.
+"""What the page needs from the program that it runs in: folders, a place to save to, and something that makes images.
 
 The standalone page (`hnloader ui`) and each webui implement these; the page's components know nothing else of them.
 """
@@ -19,8 +19,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class PictureRequest:
-    """One picture to make.
+class ImageRequest:
+    """One image to make.
 
     Attributes:
         prompt: may hold `<hypernet:...>` tags, which apply before `hypernetworks`.
@@ -46,21 +46,21 @@ class PictureRequest:
 
 
 class Generator(Protocol):
-    """Makes pictures for Compare and Generate, one at a time.
+    """Makes images for Compare and Generate, one at a time.
 
-    `picture` is called from a thread of the page's own, never twice at once by one page. It calls `progress(step,
+    `image` is called from a thread of the page's own, never twice at once by one page. It calls `progress(step,
     steps)` after each sampling step; where that raises (`CancelledError`), the generator restores its model and lets
     the exception through. A generator that cannot be stopped through `progress` (because the host owns the loop) stops
-    through `interrupt`, which is called from another thread and may come when nothing runs; `picture` then raises
+    through `interrupt`, which is called from another thread and may come when nothing runs; `image` then raises
     `CancelledError`.
 
-    A returned picture has `image.info["parameters"]` set to its infotext, if the generator knows it.
+    A returned image has `image.info["parameters"]` set to its infotext, if the generator knows it.
 
     """
 
     @property
     def samplers(self) -> Sequence[str]:
-        """The names that `PictureRequest.sampler` may have."""
+        """The names that `ImageRequest.sampler` may have."""
         ...
 
     @property
@@ -68,12 +68,12 @@ class Generator(Protocol):
         """The guidance scale shown at first; None hides the setting."""
         ...
 
-    def picture(self, request: PictureRequest, progress: Progress) -> Image:
-        """Make one picture. Raises HypernetworkError with a message for the user."""
+    def image(self, request: ImageRequest, progress: Progress) -> Image:
+        """Make one image. Raises HypernetworkError with a message for the user."""
         ...
 
     def interrupt(self) -> None:
-        """Stop the picture in progress as soon as possible."""
+        """Stop the image in progress as soon as possible."""
         ...
 
 
@@ -85,7 +85,7 @@ class ModelChoice(Protocol):
         ...
 
     def choose(self, name: str) -> None:
-        """Use this model from the next picture on; it is loaded then."""
+        """Use this model from the next image on; it is loaded then."""
         ...
 
     def guidance_of(self, name: str) -> float:
@@ -133,8 +133,8 @@ class Host:
 
     Attributes:
         folders: called whenever the library is listed; the folders with hypernetworks, the first one wins.
-        output: called when something is saved; the folder for pictures, made if it is missing.
-        generator: makes pictures; None leaves Compare and Generate out.
+        output: called when something is saved; the folder for images, made if it is missing.
+        generator: makes images; None leaves Compare and Generate out.
         models: chooses the generator's model; None where the program does that itself.
         converted: the folder for converted files that are not to lie beside their sources; None puts them into
             `converted` below `output`.

@@ -95,7 +95,7 @@ def _card(entry: Entry, chosen: bool) -> str:
     return (
         f'<button type="button" class="hnl-card{" hnl-broken" if bad else ""}" data-key="{escaped(entry.key)}" '
         f'aria-pressed="{"true" if chosen else "false"}" title="{escaped(entry.label)}" onclick="{_PICK}">'
-        f'{_picture(entry, "hnl-thumb")}<span class="hnl-text">'
+        f'{_image(entry, "hnl-thumb")}<span class="hnl-text">'
         f'<span class="hnl-name" data-suffix="{suffix}">{escaped(entry.file.name)}</span>'
         f"{text}<span>{badge}{_folder(entry)}</span></span></button>"
     )
@@ -106,8 +106,8 @@ def _folder(entry: Entry) -> str:
     return "" if parent == "." else f'<span class="hnl-badge hnl-dim">{escaped(parent, 40)}/</span>'
 
 
-def _picture(entry: Entry, kind: str) -> str:
-    """The preview picture within the page itself, so that the server need not serve files."""
+def _image(entry: Entry, kind: str) -> str:
+    """The preview image within the page itself, so that the server need not serve files."""
     small = thumbnail(entry.path)
     if small is None:
         letter = next((letter for letter in entry.file.name if letter.isalnum()), "?").upper()
@@ -119,11 +119,11 @@ def _picture(entry: Entry, kind: str) -> str:
 
 
 def headline(entry: Entry) -> str:
-    """The picture and the name of one file, and what is wrong with a bad one."""
+    """The image and the name of one file, and what is wrong with a bad one."""
     head = f'<h3 class="hnl-title">{escaped(entry.label)}</h3>'
     if entry.problem is not None:
         head += notice(f"This file cannot be used: {reason(entry)}", "bad")
-    return f'<div class="hnl-details">{_picture(entry, "hnl-large")}{head}</div>'
+    return f'<div class="hnl-details">{_image(entry, "hnl-large")}{head}</div>'
 
 
 def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:

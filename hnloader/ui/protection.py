@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-# A picture for a preview is the largest thing that the page takes.
+# An image for a preview is the largest thing that the page takes.
 LARGEST_BODY = 64 << 20
 
 _Message = MutableMapping[str, Any]

@@ -1,6 +1,6 @@
-"""The preview picture and the notes that lie beside a hypernetwork file.
+"""The preview image and the notes that lie beside a hypernetwork file.
 
-Both lie where the webuis keep theirs and are shared with them: for `ink.pt` the picture is `ink.png` or
+Both lie where the webuis keep theirs and are shared with them: for `ink.pt` the image is `ink.png` or
 `ink.preview.png` (also jpg, jpeg, webp, gif), and `ink.json` holds `notes`, `description` and `preferred weight` (the
 strength); its other keys are kept.
 """
@@ -32,7 +32,7 @@ NOTES, DESCRIPTION, STRENGTH = "notes", "description", "preferred weight"
 
 
 def preview_path(path: Path, exists: Callable[[Path], bool] = Path.is_file) -> Path | None:
-    """The picture that belongs to a hypernetwork file, or None; `exists` is asked about each possible one."""
+    """The image that belongs to a hypernetwork file, or None; `exists` is asked about each possible one."""
     for suffix in _SUFFIXES:
         for name in (f"{path.stem}.{suffix}", f"{path.stem}.preview.{suffix}"):
             candidate = path.with_name(name)
@@ -42,11 +42,11 @@ def preview_path(path: Path, exists: Callable[[Path], bool] = Path.is_file) -> P
 
 
 def save_preview(path: Path, image: Image) -> Path:
-    """Save a picture as the preview of a hypernetwork file, in the place of the one that it has.
+    """Save an image as the preview of a hypernetwork file, in the place of the one that it has.
 
     Raises HypernetworkError where the folder is not writable or the disk is full.
     """
-    # The name that `preview_path` finds first, unless the user keeps a picture of that name: then that one.
+    # The name that `preview_path` finds first, unless the user keeps an image of that name: then that one.
     plain = path.with_name(f"{path.stem}.png")
     target = plain if plain.is_file() else path.with_name(f"{path.stem}.preview.png")
     with replacing(target) as temporary:
@@ -55,7 +55,7 @@ def save_preview(path: Path, image: Image) -> Path:
 
 
 def thumbnail(path: Path, side: int = 320) -> bytes | None:
-    """The preview as a JPEG of at most `side` pixels a side; None without one, or for one that is no picture."""
+    """The preview as a JPEG of at most `side` pixels a side; None without one, or for one that is no image."""
     preview = preview_path(path)
     if preview is None:
         return None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 7870
 # How many ports after the default one are tried when it is taken (a second page is open).
 _MORE_PORTS = 20
-# Bytes of a picture that is dropped on the page, and events of it that may wait for others.
+# Bytes of an image that is dropped on the page, and events of it that may wait for others.
 LARGEST_UPLOAD = 50 << 20
 _MOST_WAITING = 200
 
@@ -98,7 +98,7 @@ def start(
             inbrowser=False,
             prevent_thread_lock=True,
             theme=compat.theme(),
-            # Pictures travel within the page or through gradio's own folder: no file of the disk is served.
+            # Images travel within the page or through gradio's own folder: no file of the disk is served.
             allowed_paths=[],
             max_file_size=LARGEST_UPLOAD,
             app_kwargs={"middleware": _middleware(address, auth)},
@@ -117,7 +117,7 @@ def _gradio() -> Any:
     # gradio asks its own server whether it is there; a proxy for the internet must not get in between.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", "::1")))
-    # Pictures on their way to the browser: in a folder of this user's and this run's own.
+    # Images on their way to the browser: in a folder of this user's and this run's own.
     if "GRADIO_TEMP_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="hnloader-ui-")
         os.environ["GRADIO_TEMP_DIR"] = folder

@@ -171,7 +171,7 @@ class Trainings:
 
         files = self.files(name)
         given = {**settings, "output": str(files.output)}
-        for key in ("pictures", "model", "model_config", "start_from", "output"):
+        for key in ("images", "model", "model_config", "start_from", "output"):
             path = expanded(str(given.get(key) or ""))
             if given.get(key) and (key != "model" or path.exists()):  # a model may be a name on the hub
                 given[key] = str(path.absolute())

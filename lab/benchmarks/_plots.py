@@ -142,10 +142,10 @@ def _growth_of_memory(panel: Axes, along: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _line(way: str) -> dict[str, Any]:
-    """hnloader solid, hooks dashed; a colour for each kind of file."""
-    colours = {"hnloader, relu": "#1668b3", "hnloader, linear": "#6b4fa0", "live hooks, relu": "#d1702d"}
-    colour = colours.get(way, "#d1a02d" if way.startswith("live") else "#5c9e6f")
-    return {"color": colour, "marker": "o", "markersize": 3, "linestyle": "--" if way.startswith("live") else "-"}
+    """hnloader solid, hooks dashed; a color for each kind of file."""
+    colors = {"hnloader, relu": "#1668b3", "hnloader, linear": "#6b4fa0", "live hooks, relu": "#d1702d"}
+    color = colors.get(way, "#d1a02d" if way.startswith("live") else "#5c9e6f")
+    return {"color": color, "marker": "o", "markersize": 3, "linestyle": "--" if way.startswith("live") else "-"}
 
 
 def _places(panel: Axes, places: Sequence[float]) -> None:

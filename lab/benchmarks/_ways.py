@@ -109,11 +109,11 @@ class Attaching:
 
     attachment: hnloader.Attachment
 
-    def __init__(self, model: object, hypernetworks: Sequence[Hypernetwork], *, edit_weights: bool = True) -> None:
-        self._model, self._hypernetworks, self._edit_weights = model, list(hypernetworks), edit_weights
+    def __init__(self, model: object, hypernetworks: Sequence[Hypernetwork], *, fold: bool = True) -> None:
+        self._model, self._hypernetworks, self._fold = model, list(hypernetworks), fold
 
     def __call__(self) -> None:
-        self.attachment = hnloader.attach(self._model, self._hypernetworks, STRENGTH, edit_weights=self._edit_weights)
+        self.attachment = hnloader.attach(self._model, self._hypernetworks, STRENGTH, fold=self._fold)
 
 
 def plans(attachment: hnloader.Attachment) -> str:

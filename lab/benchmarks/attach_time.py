@@ -1,4 +1,4 @@
-"""What attaching costs besides the steps: time of attach, detach and set_strength, memory, and the first picture.
+"""What attaching costs besides the steps: time of attach, detach and set_strength, memory, and the first image.
 
     python -m lab.benchmarks.attach_time [--quick] [--threads N] [--results FOLDER]
 
@@ -181,31 +181,31 @@ def targets(costs: Sequence[Cost], subject: Subject) -> list[Target]:
     return found
 
 
-# -- pictures
+# -- images
 
 
-def pictures(rounds: int, steps: int = 10) -> Rounds:
-    """Pictures of the bundled pipeline: bare, and the first, second and third after attaching."""
+def images(rounds: int, steps: int = 10) -> Rounds:
+    """Images of the bundled pipeline: bare, and the first, second and third after attaching."""
     pipeline = load_pipeline(pipeline_folder()).to(_models.DEVICE)
     hypernetwork = hnloader.load(next(iter(hypernetwork_paths().values())))
     samples: dict[str, list[Sample]] = {name: [] for name in ("bare", "attach", "first", "second", "third")}
 
-    def picture() -> object:
+    def image() -> object:
         return pipeline("a large red circle in the center on a white background", num_inference_steps=steps)
 
-    picture()
+    image()
     for _ in range(rounds):
         attach = Attaching(pipeline, [hypernetwork])
-        samples["bare"].append(timed(picture))
+        samples["bare"].append(timed(image))
         samples["attach"].append(timed(attach))
         for name in ("first", "second", "third"):
-            samples[name].append(timed(picture))
+            samples[name].append(timed(image))
         attach.attachment.detach()
     return Rounds(samples)
 
 
-def picture_table(taken: Rounds) -> str:
-    """Each picture, to the second one with the hypernetwork and to the bare one."""
+def image_table(taken: Rounds) -> str:
+    """Each image, to the second one with the hypernetwork and to the bare one."""
     rows = [
         [
             name,
@@ -215,15 +215,13 @@ def picture_table(taken: Rounds) -> str:
         ]
         for name in taken.samples
     ]
-    return _report.table(["", "time", "to the second picture", "to a bare picture"], rows)
+    return _report.table(["", "time", "to the second image", "to a bare image"], rows)
 
 
-def picture_target(taken: Rounds) -> Target:
-    """The first picture may take as much longer as attaching takes."""
+def image_target(taken: Rounds) -> Target:
+    """The first image may take as much longer as attaching takes."""
     attach = taken.ratio("attach", "second").median
-    return Target(
-        "first picture to the second", "bundled pipeline", taken.ratio("first", "second"), round(1 + attach, 3)
-    )
+    return Target("first image to the second", "bundled pipeline", taken.ratio("first", "second"), round(1 + attach, 3))
 
 
 def main() -> None:
@@ -238,9 +236,9 @@ def main() -> None:
     print(time_table(costs, step))
     print(f"\nA step is one with {size} x {size} latents, batch 1, bare: {duration(step)}.\n")
     print(memory_table(costs))
-    taken = pictures(3 if options.quick else 15)
-    print(f"\n### The first picture: bundled pipeline, 10 steps\n\n{picture_table(taken)}")
-    goals = [*targets(costs, subject), picture_target(taken)]
+    taken = images(3 if options.quick else 15)
+    print(f"\n### The first image: bundled pipeline, 10 steps\n\n{image_table(taken)}")
+    goals = [*targets(costs, subject), image_target(taken)]
     print(f"\n### Targets of attaching\n\n{_report.target_table(goals)}")
     _report.save_json(
         options.results,
@@ -259,7 +257,7 @@ def main() -> None:
                 }
                 for cost in costs
             },
-            "pictures": {name: taken.seconds(name).to_json() for name in taken.samples},
+            "images": {name: taken.seconds(name).to_json() for name in taken.samples},
             "targets": [goal.to_json() for goal in goals],
         },
     )

@@ -1,4 +1,4 @@
-"""How long converting takes beside copying the same files with `cp`, what its proof costs, and its memory.
+"""How long converting takes beside copying the same files with `cp`, what its verification costs, and its memory.
 
     python -m lab.benchmarks.convert_time [--files 300] [--at-once 10] [--jobs 2] [--folder DIR]
 
@@ -7,8 +7,9 @@ them). `cp -r` copies a folder of them, hnloader converts the folder as its comm
 earlier output is on the disk, and its output is removed after it. The set is done in parts of `--at-once` files.
 
 A large part fills the memory that the system has for data on their way to the disk, and then the disk sets the pace
-of every way; a small one shows what the processor does. `at least` is what that needs without the proof: one sha256 of
-the source for safetensors, one CRC of the archive for `.pt`, and what `cp` does itself, spread over the cores.
+of every way; a small one shows what the processor does. `at least` is what that needs without verification: one
+sha256 of the source for safetensors, one CRC of the archive for `.pt`, and what `cp` does itself, spread over the
+cores.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from lab.benchmarks._set import make_files, megabytes, multiplied
 _PIECE = 1 << 20
 
 
-def bulk(source: Path, target: Path, suffix: str, *, jobs: int, prove: bool = False) -> None:
+def bulk(source: Path, target: Path, suffix: str, *, jobs: int, verify: bool = False) -> None:
     """Convert a folder as `hnloader convert --out` does."""
-    for result in convert_many(plan([source], suffix=suffix, out=target), ToFormat(suffix, prove=prove), jobs=jobs):
+    for result in convert_many(plan([source], suffix=suffix, out=target), ToFormat(suffix, verify=verify), jobs=jobs):
         assert result.outcome == "converted", result
 
 
@@ -81,8 +82,8 @@ def ways(old: Path, new: Path, out: Path, jobs: int) -> dict[str, Callable[[], o
         "cp and sync": copy_and_sync,
         "to safetensors": lambda: bulk(old, out, ".safetensors", jobs=jobs),
         "to pt": lambda: bulk(new, out, ".pt", jobs=jobs),
-        "to safetensors, proved": lambda: bulk(old, out, ".safetensors", jobs=jobs, prove=True),
-        "to pt, proved": lambda: bulk(new, out, ".pt", jobs=jobs, prove=True),
+        "to safetensors, verified": lambda: bulk(old, out, ".safetensors", jobs=jobs, verify=True),
+        "to pt, verified": lambda: bulk(new, out, ".pt", jobs=jobs, verify=True),
     }
 
 
@@ -144,14 +145,14 @@ def status(key):
 
 open("/proc/self/clear_refs", "w").write("5")  # the peak of the imports does not count
 before = status("VmRSS")
-convert(sys.argv[1], sys.argv[2], prove=sys.argv[3] == "True")
+convert(sys.argv[1], sys.argv[2], verify=sys.argv[3] == "True")
 print(status("VmHWM") - before)
 """
 
 
-def peak_memory(source: Path, target: Path, prove: bool) -> float:
+def peak_memory(source: Path, target: Path, verify: bool) -> float:
     """MB of resident memory above an interpreter with torch and hnloader imported; Linux tells."""
-    command = [sys.executable, "-c", _CHILD, str(source), str(target), str(prove)]
+    command = [sys.executable, "-c", _CHILD, str(source), str(target), str(verify)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     target.unlink()
     return int(result.stdout) * 1024 / 1e6
@@ -181,10 +182,13 @@ def main() -> None:
             at_least = f"  (processor: at least {bound[way] * size / total['cp']:.2f})" if way in bound else ""
             print(line + at_least)
         for source in (files[0], files[-1]):
-            for prove in (False, True):
-                peak = peak_memory(source, folder / "m.safetensors", prove)
-                proof = "with the proof" if prove else "without proof"
-                print(f"  memory, {source.stat().st_size / 1e6:.0f} MB {proof}: {peak:.0f} MB above the interpreter")
+            for verify in (False, True):
+                peak = peak_memory(source, folder / "m.safetensors", verify)
+                verification = "with verification" if verify else "without verification"
+                print(
+                    f"  memory, {source.stat().st_size / 1e6:.0f} MB {verification}: "
+                    f"{peak:.0f} MB above the interpreter"
+                )
 
 
 if __name__ == "__main__":

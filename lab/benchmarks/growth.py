@@ -31,12 +31,12 @@ class Kind:
 
     Attributes:
         activation: Of its hidden layers.
-        edit_weights: Whether it may be folded into the model's weights; a webui does not let it.
+        fold: Whether it may be folded into the model's weights; a webui does not let it.
         hooks: Name of the way with live hooks on such files.
     """
 
     activation: str | None
-    edit_weights: bool
+    fold: bool
     hooks: str
 
 
@@ -102,7 +102,7 @@ def measure(subject: Subject, axis: str, value: float, seconds: float, *, width:
             steps[kind.hooks] = subject.step(model)
         model = subject.copy()
         steps[ours(name)] = subject.step(model)
-        attach = _ways.Attaching(model, made, edit_weights=kind.edit_weights)
+        attach = _ways.Attaching(model, made, fold=kind.fold)
         kept[ours(name)] = memory_of(attach).kept + memory_of(steps[ours(name)]).kept
         plans[name] = _ways.plans(attach.attachment)
     rounds = take_turns(steps, seconds=seconds, most=9)

@@ -3,7 +3,7 @@
     python -m lab.benchmarks.lora_fit
 
 On the bundled pipeline and hypernetworks, with contexts sampled as `hnloader convert --to lora` does, and measured on
-pictures that nothing was fitted to. Both approximate the same best linear map.
+images that nothing was fitted to. Both approximate the same best linear map.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Row:
     fitted: dict[str, float]
 
 
-def compare_fits(ranks: Sequence[int], pictures: int = 10, steps: int = 8) -> Iterator[Row]:
+def compare_fits(ranks: Sequence[int], images: int = 10, steps: int = 8) -> Iterator[Row]:
     base = open_base(pipeline_folder())
     prompts = tuple((pipeline_folder() / "prompts.txt").read_text(encoding="utf-8").splitlines())
     for style, path in hypernetwork_paths().items():
         chain = Chain([hnloader.Application(hnloader.load(path))], base.sites)
-        statistics = sample(base, chain, Sampling(prompts, pictures, steps), lambda *_: None)
+        statistics = sample(base, chain, Sampling(prompts, images, steps), lambda *_: None)
         errors = {(rank, way, side): Error() for rank in ranks for way in ("plain", "fitted") for side in SIDES}
         for site in base.sites:
             layer = statistics.of(site)

@@ -2,10 +2,10 @@
 
     python -m lab.benchmarks.train_time [--quick] [--only MODEL ...] [--threads N] [--results FOLDER]
 
-The plain loop is what one writes first: hooks on `to_k` and `to_v` that run the hypernetwork, each picture and caption
+The plain loop is what one writes first: hooks on `to_k` and `to_v` that run the hypernetwork, each image and caption
 encoded when its turn comes, all that autograd keeps by itself. The UNet is frozen in it, too: nobody trains otherwise.
 The second plain loop keeps latents and text states as hnloader does, so that what is left is the step itself. All see
-the same pictures, noise and noise levels, and begin with the same weights. Prints Markdown.
+the same images, noise and noise levels, and begin with the same weights. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from hnloader.demo import pipeline_folder
-from hnloader.demo.drawing import draw_pictures
+from hnloader.demo.drawing import draw_images
 from hnloader.training import read_config
 from hnloader.training.cache import Latents
 from hnloader.training.dataset import read_folder
@@ -49,7 +49,7 @@ class Bench:
     Attributes:
         title: What it is.
         make: The pipeline, with true shapes and random weights where none are at hand.
-        settings: Of the training, beside model, pictures and output.
+        settings: Of the training, beside model, images and output.
         seconds: About how long the ways are timed.
         compared: Steps over which the losses are compared.
         has_targets: The targets apply to it.
@@ -73,7 +73,7 @@ class Result:
         memory: What a step asks for beyond what is held all the time, by way.
         held: Bytes that are held all the time: weights, optimizer and what is cached.
         aside: Bytes of them that hnloader would keep off a graphics card, which has room for the UNet then.
-        once: Seconds that hnloader and the second plain loop spend once on each picture, mirrored too, and caption.
+        once: Seconds that hnloader and the second plain loop spend once on each image, mirrored too, and caption.
         losses: Of the first steps, by way.
         has_targets: The targets apply.
         alone: On a graphics card: bytes that each way has on it at most, all weights counted; empty on the CPU.
@@ -128,8 +128,8 @@ class EncodingAnew:
     def __init__(self, training: Training) -> None:
         self._cache = training.cache
 
-    def latents(self, picture: Any, *, flipped: bool, shift: tuple[int, int]) -> Latents:
-        return self._cache._made_latents("", picture, flipped, shift)
+    def latents(self, image: Any, *, flipped: bool, shift: tuple[int, int]) -> Latents:
+        return self._cache._made_latents("", image, flipped, shift)
 
     def text(self, caption: str) -> Text:
         return self._cache._made_text("", caption)
@@ -141,9 +141,9 @@ class PlainLoop:
     def __init__(self, training: Training, *, keeps: bool) -> None:
         self._training = training
         self._unet: nn.Module = training.denoiser.unet
-        trainee: Any = training.trainee
-        self.hypernetwork = trainee.hypernetwork
-        self.parameters: list[nn.Parameter] = trainee.parameters
+        adapter: Any = training.adapter
+        self.hypernetwork = adapter.hypernetwork
+        self.parameters: list[nn.Parameter] = adapter.parameters
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=training.config.weight_decay)
         if not keeps:
             training.cache._store = lambda *_: None  # type: ignore[method-assign]
@@ -183,9 +183,9 @@ def _hook(side: nn.Module) -> Hook:
 def measure(bench: Bench, folder: Path) -> Result:
     """Compare the losses, then time the steps in turns, then count the memory of one."""
     pipeline = bench.make()
-    pictures = draw_pictures("blueprint", folder / "pictures", count=4)
-    alone = {way: _alone(bench, way, pictures, folder / "alone" / way) for way in WAYS if DEVICE.type == "cuda"}
-    trainings = {way: _training(bench, pipeline, pictures, folder / way) for way in WAYS}
+    images = draw_images("blueprint", folder / "images", count=4)
+    alone = {way: _alone(bench, way, images, folder / "alone" / way) for way in WAYS if DEVICE.type == "cuda"}
+    trainings = {way: _training(bench, pipeline, images, folder / way) for way in WAYS}
     once = timed(lambda: _fill(trainings[OURS])).wall
     steps: dict[str, Callable[[int], float]] = {
         OURS: trainings[OURS]._step,
@@ -194,11 +194,11 @@ def measure(bench: Bench, folder: Path) -> Result:
     }
     # What was cached is the same for both.
     shutil.copytree(trainings[OURS].folder / "cache", trainings[KEPT].folder / "cache", dirs_exist_ok=True)
-    with trainings[OURS].trainee.ready():
+    with trainings[OURS].adapter.ready():
         return replace(_measured(bench, trainings, steps, once), alone=alone)
 
 
-def _alone(bench: Bench, way: str, pictures: Path, folder: Path) -> int:
+def _alone(bench: Bench, way: str, images: Path, folder: Path) -> int:
     """Bytes on the graphics card at most while one way trains for a few steps, with nothing else on it."""
     # cuBLAS takes memory for itself when it is first used; it counts for nobody.
     square = torch.ones(8, 8, device=DEVICE)
@@ -207,10 +207,10 @@ def _alone(bench: Bench, way: str, pictures: Path, folder: Path) -> int:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     aside = ("vae", "text_encoder") if way == OURS else ()
-    training = _training(bench, bench.make(), pictures, folder, aside)
+    training = _training(bench, bench.make(), images, folder, aside)
     torch.cuda.reset_peak_memory_stats()
     step = training._step if way == OURS else PlainLoop(training, keeps=way == KEPT).step
-    with training.trainee.ready():
+    with training.adapter.ready():
         for number in range(1, 4):
             step(number)
     return torch.cuda.max_memory_allocated() - before
@@ -236,22 +236,22 @@ def _measured(
     return Result(bench.title, rounds, memory, held, aside, once, compared, bench.has_targets)
 
 
-def _training(bench: Bench, pipeline: Any, pictures: Path, folder: Path, aside: Sequence[str] = ()) -> Training:
+def _training(bench: Bench, pipeline: Any, images: Path, folder: Path, aside: Sequence[str] = ()) -> Training:
     """Trains on a UNet that shares all but the projections, which carry hooks, with the others."""
-    given = {"model": "random", "pictures": str(pictures), "output": str(folder / "style.pt"), **bench.settings}
+    given = {"model": "random", "images": str(images), "output": str(folder / "style.pt"), **bench.settings}
     config = read_config(None, given)
     config.check()
     twin = copy.copy(pipeline)
     twin.unet = Subject("", pipeline.unet, {}).copy()
-    return Training(config, Denoiser(twin, aside), read_folder(pictures, config.data), _models.Nameless())
+    return Training(config, Denoiser(twin, aside), read_folder(images, config.data), _models.Nameless())
 
 
 def _fill(training: Training) -> None:
-    """Encode what a training on these pictures needs."""
-    for picture in training._pictures:
-        training.cache.text(training._caption(picture, 0))
+    """Encode what a training on these images needs."""
+    for image in training._images:
+        training.cache.text(training._caption(image, 0))
         for flipped in (False, True):
-            training.cache.latents(picture, flipped=flipped)
+            training.cache.latents(image, flipped=flipped)
     training.cache.text("")
 
 
@@ -264,7 +264,7 @@ def _held(training: Training) -> int:
     denoiser, cache = training.denoiser, training.cache
     pipeline = denoiser.pipeline
     total = sum(_bytes(module) for module in (denoiser.unet, pipeline.vae, pipeline.text_encoder))
-    tensors = [*training.trainee.parameters]
+    tensors = [*training.adapter.parameters]
     # Of AdamW: two for each parameter, whoever holds the optimizer.
     total += 2 * sum(parameter.numel() * parameter.element_size() for parameter in tensors)
     tensors += [latents.mean for latents in getattr(cache, "_latents", {}).values()] * 2
@@ -282,7 +282,7 @@ MODELS = ("bundled", "reduced", "full", *(["full in bfloat16"] if DEVICE.type ==
 def benches(*, quick: bool, only: Sequence[str] = MODELS) -> list[Bench]:
     """What is measured: of `MODELS`, those of `only`; with `quick`, the first of them at most."""
     bundled = Bench(
-        "Bundled pipeline, 192 x 192 pictures, batch 2",
+        "Bundled pipeline, 192 x 192 images, batch 2",
         _bundled,
         {"batch_size": 2, "learning_rate": "1e-3"},
         seconds=2 if quick else 20,
@@ -291,7 +291,7 @@ def benches(*, quick: bool, only: Sequence[str] = MODELS) -> list[Bench]:
     if quick:
         return [bundled]
     reduced = Bench(
-        "SD 1, reduced (half the widths), 256 x 256 pictures, batch 1",
+        "SD 1, reduced (half the widths), 256 x 256 images, batch 1",
         lambda: _sd1(full=False),
         {"data.resolution": 256, "learning_rate": "1e-4"},
         seconds=60,
@@ -299,7 +299,7 @@ def benches(*, quick: bool, only: Sequence[str] = MODELS) -> list[Bench]:
         has_targets=True,
     )
     full = Bench(
-        "SD 1 (860 M parameters), 512 x 512 pictures, batch 1",
+        "SD 1 (860 M parameters), 512 x 512 images, batch 1",
         lambda: _sd1(full=True),
         {"data.resolution": 512, "learning_rate": "1e-4"},
         seconds=150,
@@ -376,7 +376,7 @@ def notes(results: list[Result]) -> str:
         steps = len(result.losses[OURS])
         lines.append(
             f"- {result.title}: the losses of the first {steps} steps differ from the plain loop's by at most "
-            f"{result.difference:.0e} of it. Encoding 4 pictures, mirrored too, and their captions takes "
+            f"{result.difference:.0e} of it. Encoding 4 images, mirrored too, and their captions takes "
             f"{_report.duration(result.once)}, once. {_on_a_card(result)}"
         )
     return "\n".join(lines)

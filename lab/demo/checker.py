@@ -1,4 +1,4 @@
-"""Says what is on a picture, from its pixels alone, and compares that with a scene.
+"""Says what is on an image, from its pixels alone, and compares that with a scene.
 
 The background is the color of the frame's edge; what differs from it falls into connected objects. A shape is told by
 overlap: every shape of `hnloader.demo.scenes` is drawn at the object's centroid with the object's area, and the one
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hnloader.demo.scenes import (
     BACKGROUNDS,
     COLORS,
-    PICTURE_SIZE,
+    IMAGE_SIZE,
     POSITIONS,
     RADII,
     SHAPES,
@@ -69,7 +69,7 @@ class SeenObject:
 
 @dataclass(frozen=True)
 class Seen:
-    """All objects of a picture and the name of its background (None: not a known one)."""
+    """All objects of an image and the name of its background (None: not a known one)."""
 
     objects: tuple[SeenObject, ...]
     background: str | None
@@ -78,7 +78,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which attributes of a scene a picture gets right; with two objects, right in both."""
+    """Which attributes of a scene an image gets right; with two objects, right in both."""
 
     count: bool
     shape: bool
@@ -89,13 +89,13 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """Whether the picture shows exactly the scene."""
+        """Whether the image shows exactly the scene."""
         return all(getattr(self, attribute) for attribute in ATTRIBUTES)
 
 
-def background_color(picture: ByteArray) -> FloatArray:
+def background_color(image: ByteArray) -> FloatArray:
     """Median color (3,) of the two outermost rows and columns."""
-    edge = np.concatenate([picture[:2], picture[-2:], picture[:, :2].swapaxes(0, 1), picture[:, -2:].swapaxes(0, 1)])
+    edge = np.concatenate([image[:2], image[-2:], image[:, :2].swapaxes(0, 1), image[:, -2:].swapaxes(0, 1)])
     median: FloatArray = np.median(edge.reshape(-1, 3), axis=0).astype(np.float32)
     return median
 
@@ -140,10 +140,10 @@ def solid(mask: Mask) -> Mask:
 
 
 def _objects(mask: Mask) -> list[Mask]:
-    """Connected parts, largest first; one that spans half the picture and more is two that touch: cut in the middle."""
+    """Connected parts, largest first; one that spans half the image and more is two that touch: cut in the middle."""
     rest = mask.copy()
     parts: list[Mask] = []
-    middle = PICTURE_SIZE // 2
+    middle = IMAGE_SIZE // 2
     while rest.any():
         row, column = np.unravel_index(int(np.argmax(rest)), rest.shape)
         part = _region(rest, (int(row), int(column)))
@@ -177,19 +177,19 @@ def _best_shape(share: FloatArray, x: float, y: float) -> tuple[str, float, floa
     return best
 
 
-def _identify(picture: FloatArray, part: Mask, background: FloatArray, silhouette: bool) -> SeenObject:
+def _identify(image: FloatArray, part: Mask, background: FloatArray, silhouette: bool) -> SeenObject:
     around = _grown(part)
     core = part if silhouette or not shrink(part, 1).any() else shrink(part, 1)
-    color = np.median(picture[core], axis=0).astype(np.float32)
+    color = np.median(image[core], axis=0).astype(np.float32)
     if silhouette:
         share = part.astype(np.float32)
     else:
         # Position of each pixel's color between background (0) and object (1): undoes the antialiasing.
         direction = color - background
-        share = np.clip((picture - background) @ direction / max(float(direction @ direction), 1.0), 0.0, 1.0)
+        share = np.clip((image - background) @ direction / max(float(direction @ direction), 1.0), 0.0, 1.0)
         share = np.where(around, share, 0.0).astype(np.float32)
     total = max(float(share.sum()), 1e-6)
-    centers = np.arange(PICTURE_SIZE, dtype=np.float32) + 0.5
+    centers = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
     x, y = float((share.sum(0) * centers).sum() / total), float((share.sum(1) * centers).sum() / total)
     shape, radius, overlap = _best_shape(share, x, y)
     away = {position: math.hypot(x - px, y - py) for position, (px, py) in POSITIONS.items()}
@@ -206,20 +206,20 @@ def _identify(picture: FloatArray, part: Mask, background: FloatArray, silhouett
     )
 
 
-def look(picture: ByteArray, silhouettes: bool = False) -> Seen:
-    """Describe a picture.
+def look(image: ByteArray, silhouettes: bool = False) -> Seen:
+    """Describe an image.
 
     Args:
-        picture: uint8 (64, 64, 3), RGB.
-        silhouettes: judge filled outlines instead of colors; for pictures in a style (outline, dots, stripes).
+        image: uint8 (64, 64, 3), RGB.
+        silhouettes: judge filled outlines instead of colors; for images in a style (outline, dots, stripes).
 
     Raises:
         ValueError: another shape or dtype.
     """
-    if picture.shape != (PICTURE_SIZE, PICTURE_SIZE, 3) or picture.dtype != np.uint8:
-        raise ValueError(f"expected uint8 ({PICTURE_SIZE}, {PICTURE_SIZE}, 3); got {picture.dtype} {picture.shape}")
-    background = background_color(picture)
-    pixels = picture.astype(np.float32)
+    if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
+        raise ValueError(f"expected uint8 ({IMAGE_SIZE}, {IMAGE_SIZE}, 3); got {image.dtype} {image.shape}")
+    background = background_color(image)
+    pixels = image.astype(np.float32)
     mask: Mask = np.linalg.norm(pixels - background, axis=-1) > _DIFFERENT
     if silhouettes:
         mask = solid(mask)
@@ -253,12 +253,12 @@ def compare(seen: Seen, scene: Scene) -> Verdict:
     return max(verdicts, key=lambda verdict: sum(getattr(verdict, attribute) for attribute in ATTRIBUTES))
 
 
-def check(picture: ByteArray, scene: Scene) -> Verdict:
-    """Judge a plain picture (uint8 (64, 64, 3), RGB) against a scene."""
-    return compare(look(picture), scene)
+def check(image: ByteArray, scene: Scene) -> Verdict:
+    """Judge a plain image (uint8 (64, 64, 3), RGB) against a scene."""
+    return compare(look(image), scene)
 
 
-def holds(picture: ByteArray, scene: Scene) -> bool:
-    """Whether shapes and positions are those of the scene, whatever the style of the picture."""
-    verdict = compare(look(picture, silhouettes=True), scene)
+def holds(image: ByteArray, scene: Scene) -> bool:
+    """Whether shapes and positions are those of the scene, whatever the style of the image."""
+    verdict = compare(look(image, silhouettes=True), scene)
     return verdict.count and verdict.shape and verdict.position

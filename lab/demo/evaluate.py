@@ -35,7 +35,7 @@ class Adherence:
     verdicts: tuple[Verdict, ...]
 
     def share(self, attribute: str = "right", objects: int | None = None) -> float:
-        """Share (0 to 1) of pictures with an attribute right; 'right' is all of them."""
+        """Share (0 to 1) of images with an attribute right; 'right' is all of them."""
         chosen = [
             bool(getattr(verdict, attribute))
             for scene, verdict in zip(self.scenes, self.verdicts, strict=True)
@@ -58,11 +58,9 @@ def adherence(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> Adherence:
-    """Generate one picture per scene from its caption and judge it."""
-    pictures = generate(pipeline, [scene.caption() for scene in scenes], seed=seed, steps=steps, guidance=guidance)
-    return Adherence(
-        tuple(scenes), tuple(check(picture, scene) for picture, scene in zip(pictures, scenes, strict=True))
-    )
+    """Generate one image per scene from its caption and judge it."""
+    images = generate(pipeline, [scene.caption() for scene in scenes], seed=seed, steps=steps, guidance=guidance)
+    return Adherence(tuple(scenes), tuple(check(image, scene) for image, scene in zip(images, scenes, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class StyleMeasure:
 
     strength: float
     score: float  # mean style score, 0 to 1
-    held: float  # share of pictures whose shapes and positions are those of the prompt
+    held: float  # share of images whose shapes and positions are those of the prompt
 
 
 def measure_style(
@@ -90,15 +88,15 @@ def measure_style(
     prompts = [scene.caption() for scene in scenes]
     for strength in strengths:
         with attach(pipeline.unet, hypernetwork, strength):
-            pictures = list(generate(pipeline, prompts, seed=seed, steps=steps, guidance=guidance))
-        scores = [style_score(style, picture) for picture in pictures]
-        held = [holds(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+            images = list(generate(pipeline, prompts, seed=seed, steps=steps, guidance=guidance))
+        scores = [style_score(style, image) for image in images]
+        held = [holds(image, scene) for image, scene in zip(images, scenes, strict=True)]
         measures.append(StyleMeasure(strength, float(np.nanmean(scores)), float(np.mean(held))))
     return measures
 
 
 def print_adherence(result: Adherence) -> None:
-    """Print one line per attribute, then the share of pictures with everything right."""
+    """Print one line per attribute, then the share of images with everything right."""
     for attribute in ATTRIBUTES:
         print(f"  {attribute:<12}{result.share(attribute):7.1%}")
     print(f"  {'one object':<12}{result.share(objects=1):7.1%}")

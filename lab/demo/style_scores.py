@@ -1,6 +1,6 @@
-"""How strongly a picture has a style, 0 (plain) to 1 (as drawn in that style), measured on its pixels.
+"""How strongly an image has a style, 0 (plain) to 1 (as drawn in that style), measured on its pixels.
 
-Each score looks for one property that plain pictures lack:
+Each score looks for one property that plain images lack:
 
 - outline: the inside of the shapes has the background's color,
 - blueprint: the same, and the background is blueprint blue,
@@ -53,24 +53,24 @@ _REACH = 120.0
 _BESIDE = 70.0
 
 
-def _ink(picture: FloatArray, seen: Seen, part: Mask) -> FloatArray:
+def _ink(image: FloatArray, seen: Seen, part: Mask) -> FloatArray:
     """Each pixel's place between the background's color (0) and the object's strongest color (1); (64, 64)."""
-    difference = picture - seen.background_color
+    difference = image - seen.background_color
     strength = np.linalg.norm(difference, axis=-1)
     strongest = part & (strength >= np.quantile(strength[part], 0.75))
-    direction = np.median(picture[strongest], axis=0) - seen.background_color
+    direction = np.median(image[strongest], axis=0) - seen.background_color
     return as_floats(difference @ direction / max(float(direction @ direction), 1.0))
 
 
 def _mean_of_insides(
-    picture: ByteArray, rim: int, smallest: int, score: Callable[[FloatArray, Mask, Mask], float]
+    image: ByteArray, rim: int, smallest: int, score: Callable[[FloatArray, Mask, Mask], float]
 ) -> float:
     """The mean over the objects of `score(ink inside, inside, whole object)`; NaN where there is none to look into.
 
     The inside is the object without a rim of so many pixels, and counts from `smallest` pixels on.
     """
-    seen = look(picture, silhouettes=True)
-    pixels = picture.astype(np.float32)
+    seen = look(image, silhouettes=True)
+    pixels = image.astype(np.float32)
     scores = []
     for item in seen.objects:
         inside = shrink(item.mask, rim)
@@ -79,24 +79,24 @@ def _mean_of_insides(
     return float(np.mean(scores)) if scores else float("nan")
 
 
-def _outline(picture: ByteArray) -> float:
+def _outline(image: ByteArray) -> float:
     def empty(ink: FloatArray, inside: Mask, whole: Mask) -> float:
         return float(np.clip(1.0 - ink, 0.0, 1.0).mean())
 
-    return _mean_of_insides(picture, 3, _SMALLEST_INSIDE, empty)
+    return _mean_of_insides(image, 3, _SMALLEST_INSIDE, empty)
 
 
-def _on(score: Score, color: tuple[int, int, int], picture: ByteArray) -> float:
+def _on(score: Score, color: tuple[int, int, int], image: ByteArray) -> float:
     """`score`, less the more the background is away from `color`; _REACH away it is 0."""
-    background = look(picture, silhouettes=True).background_color
+    background = look(image, silhouettes=True).background_color
     away = float(np.linalg.norm(background - np.asarray(color)))
-    return score(picture) * float(np.clip(1.0 - away / _REACH, 0.0, 1.0))
+    return score(image) * float(np.clip(1.0 - away / _REACH, 0.0, 1.0))
 
 
-def _tinted(tint: Tint, picture: ByteArray) -> float:
+def _tinted(tint: Tint, image: ByteArray) -> float:
     """How far the shapes went from a plain color to what a style makes of it."""
-    pixels = picture.astype(np.float32)
-    objects = look(picture, silhouettes=True).objects
+    pixels = image.astype(np.float32)
+    objects = look(image, silhouettes=True).objects
     nearest = [min(_ways(tint, np.median(pixels[item.mask], axis=0)), key=lambda way: way[1]) for item in objects]
     return float(np.mean([along * (beside < _BESIDE) for along, beside in nearest])) if nearest else float("nan")
 
@@ -111,15 +111,15 @@ def _ways(tint: Tint, color: FloatArray) -> list[tuple[float, float]]:
     return ways
 
 
-def _inked(ink: tuple[int, int, int], picture: ByteArray) -> float:
+def _inked(ink: tuple[int, int, int], image: ByteArray) -> float:
     """How near the shapes are to a color; _REACH away it is 0."""
-    pixels = picture.astype(np.float32)
-    objects = look(picture, silhouettes=True).objects
+    pixels = image.astype(np.float32)
+    objects = look(image, silhouettes=True).objects
     away = [float(np.linalg.norm(np.median(pixels[item.mask], axis=0) - np.asarray(ink))) for item in objects]
     return float(np.clip(1.0 - np.mean(away) / _REACH, 0.0, 1.0)) if away else float("nan")
 
 
-def _halftone(picture: ByteArray) -> float:
+def _halftone(image: ByteArray) -> float:
     """Slope of the ink over the dots' pattern inside the shapes, as a share of the slope that `styles` paints."""
     pattern = dots()
 
@@ -128,11 +128,11 @@ def _halftone(picture: ByteArray) -> float:
         slope = float(ink @ wanted / (wanted @ wanted))
         return min(max(slope / 0.75, 0.0), 1.0)
 
-    return _mean_of_insides(picture, 2, 16, dotted)
+    return _mean_of_insides(image, 2, 16, dotted)
 
 
-def _duotone(picture: ByteArray) -> float:
-    pixels = picture.astype(np.float32).reshape(-1, 3)
+def _duotone(image: ByteArray) -> float:
+    pixels = image.astype(np.float32).reshape(-1, 3)
     start, end = np.asarray(BROWN, np.float32), np.asarray(CREAM, np.float32)
     line = end - start
     along = np.clip((pixels - start) @ line / float(line @ line), 0.0, 1.0)
@@ -140,13 +140,13 @@ def _duotone(picture: ByteArray) -> float:
     return float(np.clip(1.0 - away / 60.0, 0.0, 1.0).mean())
 
 
-def _sunset(picture: ByteArray) -> float:
+def _sunset(image: ByteArray) -> float:
     """The least of three: the background's change of color downwards, how near it is to the sky, how dark the shapes.
 
     The pipeline's VAE shows seven tenths of the sky's change, which count as the whole.
     """
-    pixels = picture.astype(np.float32)
-    objects = look(picture, silhouettes=True).objects
+    pixels = image.astype(np.float32)
+    objects = look(image, silhouettes=True).objects
     shapes = np.zeros(pixels.shape[:2], bool)
     dark = []
     for item in objects:
@@ -176,11 +176,11 @@ SCORES: dict[str, Score] = {
 }
 
 
-def style_score(style: str, picture: ByteArray) -> float:
-    """The score (0 to 1) of a style for a picture, uint8 (64, 64, 3); NaN if no shape has an inside to measure.
+def style_score(style: str, image: ByteArray) -> float:
+    """The score (0 to 1) of a style for an image, uint8 (64, 64, 3); NaN if no shape has an inside to measure.
 
     Raises ValueError for an unknown style.
     """
     if style not in SCORES:
         raise ValueError(f"no score for style {style!r}; known: {', '.join(SCORES)}")
-    return SCORES[style](picture)
+    return SCORES[style](image)

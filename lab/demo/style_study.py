@@ -1,11 +1,11 @@
-"""Teach the bundled pipeline styles that it does not know, from twenty pictures each: `python -m lab.demo.style_study`.
+"""Teach the bundled pipeline styles that it does not know, from twenty images each: `python -m lab.demo.style_study`.
 
 For each style a hypernetwork and a textual-inversion embedding are trained through `hnloader.training`, as a user
-would, on the same pictures. Then both draw held-out prompts from the same seeds, and the
-pictures are judged by their pixels: does the picture show the style, and does it still show the shape and position of
+would, on the same images. Then both draw held-out prompts from the same seeds, and the
+images are judged by their pixels: does the image show the style, and does it still show the shape and position of
 the prompt, and its color where the style leaves it?
 
-What is done (files, pictures) is kept in the work folder, and the command goes on from there when called again.
+What is done (files, images) is kept in the work folder, and the command goes on from there when called again.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from PIL import Image
 
 from hnloader.attention import attach
 from hnloader.demo import pipeline_folder
-from hnloader.demo.drawing import PICTURES, draw_pictures
+from hnloader.demo.drawing import IMAGES, draw_images
 from hnloader.demo.sampling import generate, load_pipeline
 from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, Scene, as_floats, held_out_scenes, lay_out
 from hnloader.demo.styles import chalked, dimmed, paint
 from hnloader.files import replacing
 from hnloader.formats import load
-from hnloader.grids import labelled_grid
+from hnloader.grids import labeled_grid
 from hnloader.training import read_config, train
 from lab.demo.checker import Mask, look, shrink
 from lab.demo.style_scores import style_score
-from lab.demo.training.common import as_pictures, as_tensor
+from lab.demo.training.common import as_images, as_tensor
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -66,9 +66,9 @@ COLORINGS = {
     "outline": Coloring(as_floats, filled=False),
 }
 PROMPTS, SEEDS = 8, 8
-# From this score on a picture counts as showing the style; plain pictures have about 0, painted ones about 1.
+# From this score on an image counts as showing the style; plain images have about 0, painted ones about 1.
 SHOWN = 0.5
-# RGB distance: thin lines are washed out by antialiasing more than the surfaces of plain pictures.
+# RGB distance: thin lines are washed out by antialiasing more than the surfaces of plain images.
 _COLOR_LIMIT = 110.0
 _HELD_OUT_SEED = 11
 
@@ -79,8 +79,8 @@ SETTINGS: dict[str, object] = {
     "hypernetwork.activation": "mish",
     "embedding.vectors": 8,
     "data.flip": False,  # the captions name positions
-    "data.shift": 2,  # pixels; as far as the bundled pipeline's own pictures wander
-    # Of so few pictures none is spared for measuring: the rate falls to nothing, and the average of the end is judged.
+    "data.shift": 2,  # pixels; as far as the bundled pipeline's own images wander
+    # Of so few images none is spared for measuring: the rate falls to nothing, and the average of the end is judged.
     "data.held_out": 0,
     "measure_every": 0,
     "previews.every": 0,
@@ -95,12 +95,12 @@ STEPS = {"hypernetwork": 800, "embedding": 100}
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures of one style made in one way.
+    """Images of one style made in one way.
 
     Attributes:
         way: "hypernetwork 0.5", "embedding", ...; "drawn, VAE" is the drawn scenes through the pipeline's VAE and back:
             what could be reached at best.
-        shown: share of the pictures that show the style.
+        shown: share of the images that show the style.
         held: share that shows the prompt's shape and position, and its color where the style leaves it.
         score: mean style score, 0 to 1.
     """
@@ -134,14 +134,14 @@ def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent
         KeyboardInterrupt: it was interrupted, with everything saved.
     """
     spent: dict[str, Spent] = {}
-    pictures = draw_pictures(style, work / "pictures" / style)
+    images = draw_images(style, work / "images" / style)
     for method, count in steps.items():
         output = work / f"{style}-{method}.pt"
         kept = output.with_suffix(".spent.json")
         spent[method] = now = Spent(**json.loads(kept.read_text())) if kept.is_file() else Spent()
         if now.steps >= count and output.is_file():
             continue
-        given = {"model": str(pipeline_folder()), "pictures": str(pictures), "output": str(output)}
+        given = {"model": str(pipeline_folder()), "images": str(images), "output": str(output)}
         more = {"method": method, "learning_rate": RATES[method], "steps": count, "embedding.token": f"<{style}>"}
         began = time.monotonic(), time.process_time()
         result = train(read_config(None, {**SETTINGS, **given, **more}), resume=True)
@@ -154,34 +154,34 @@ def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent
     return spent
 
 
-def judge(style: str, way: str, scenes: Sequence[Scene], pictures: Sequence[ByteArray]) -> Row:
-    """Judge pictures of scenes by their pixels."""
-    scores = [style_score(style, picture) for picture in pictures]
+def judge(style: str, way: str, scenes: Sequence[Scene], images: Sequence[ByteArray]) -> Row:
+    """Judge images of scenes by their pixels."""
+    scores = [style_score(style, image) for image in images]
     held = [
-        _holds(picture, scene, COLORINGS.get(style) if way != "without" else None)
-        for picture, scene in zip(pictures, scenes, strict=True)
+        _holds(image, scene, COLORINGS.get(style) if way != "without" else None)
+        for image, scene in zip(images, scenes, strict=True)
     ]
     shown = [not np.isnan(score) and score >= SHOWN for score in scores]
     return Row(style, way, float(np.mean(shown)), float(np.mean(held)), float(np.nanmean(scores)))
 
 
-def _holds(picture: ByteArray, scene: Scene, coloring: Coloring | None) -> bool:
+def _holds(image: ByteArray, scene: Scene, coloring: Coloring | None) -> bool:
     """Whether each object of the scene is seen: its shape where it should be, and its color."""
-    seen = look(picture, silhouettes=True)
+    seen = look(image, silhouettes=True)
     if len(seen.objects) != len(scene.objects):
         return False
     for wanted in scene.objects:
         found = next((item for item in seen.objects if item.position == wanted.position), None)
         if found is None or found.shape != wanted.shape:
             return False
-        if coloring is not None and _color(picture, found.mask, seen.background_color, coloring) != wanted.color:
+        if coloring is not None and _color(image, found.mask, seen.background_color, coloring) != wanted.color:
             return False
     return True
 
 
-def _color(picture: ByteArray, mask: Mask, background: FloatArray, coloring: Coloring) -> str | None:
+def _color(image: ByteArray, mask: Mask, background: FloatArray, coloring: Coloring) -> str | None:
     """The name of the color of an object; None where it is like none of them."""
-    pixels = picture.astype(np.float32)
+    pixels = image.astype(np.float32)
     if coloring.filled:
         inside = shrink(mask, 3)
         color = np.median(pixels[inside if inside.any() else mask], axis=0)
@@ -196,7 +196,7 @@ def _color(picture: ByteArray, mask: Mask, background: FloatArray, coloring: Col
 def compare(
     style: str, work: Path, pipeline: StableDiffusionPipeline, methods: Sequence[str]
 ) -> tuple[list[Row], dict[str, Sequence[ByteArray]]]:
-    """Draw the held-out prompts in each way, and judge them; the first seed's pictures are given back."""
+    """Draw the held-out prompts in each way, and judge them; the first seed's images are given back."""
     scenes = wanted_scenes()
     drawn: dict[str, Sequence[ByteArray]] = {
         "drawn, VAE": _through_vae(style, scenes, pipeline),
@@ -223,8 +223,8 @@ def compare(
                 pipeline.unload_textual_inversion([word])
 
         drawn["embedding"] = _kept(work / f"{style}-embedding.npy", file, with_word)
-    rows = [judge(style, way, scenes, pictures) for way, pictures in drawn.items()]
-    return rows, {way: pictures[::SEEDS] for way, pictures in drawn.items() if way != "drawn, VAE"}
+    rows = [judge(style, way, scenes, images) for way, images in drawn.items()]
+    return rows, {way: images[::SEEDS] for way, images in drawn.items() if way != "drawn, VAE"}
 
 
 def wanted_scenes() -> list[Scene]:
@@ -237,11 +237,11 @@ def _drawn(pipeline: StableDiffusionPipeline, scenes: Sequence[Scene], ending: s
 
 
 def _kept(path: Path, source: Path | None, draw: Callable[[], list[ByteArray]]) -> Sequence[ByteArray]:
-    """Pictures that are drawn once and kept in `path`, as long as `source`, the file they are drawn with, is older."""
+    """Images that are drawn once and kept in `path`, as long as `source`, the file they are drawn with, is older."""
     if not path.is_file() or (source is not None and path.stat().st_mtime < source.stat().st_mtime):
-        pictures = np.stack(draw())
+        images = np.stack(draw())
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, pictures)
+            np.save(file, images)
     return list(np.load(path))
 
 
@@ -251,7 +251,7 @@ def _through_vae(style: str, scenes: Sequence[Scene], pipeline: StableDiffusionP
     rng = np.random.default_rng(_HELD_OUT_SEED)
     drawn = np.stack([paint(style, *lay_out(scene, rng)) for scene in scenes])
     latents = pipeline.vae.encode(as_tensor(drawn)).latent_dist.mean
-    return list(as_pictures(pipeline.vae.decode(latents).sample))
+    return list(as_images(pipeline.vae.decode(latents).sample))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -267,7 +267,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lab.demo.style_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("proof"), help="folder of pictures and files")
+    parser.add_argument("--work", type=Path, default=Path("verification"), help="folder of images and files")
     parser.add_argument("--images", type=Path, default=None, help="folder of the grids (default: that of --work)")
     parser.add_argument("--styles", nargs="+", choices=(*STYLES, *HARDER), default=STYLES)
     parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=tuple(RATES))
@@ -281,7 +281,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def _run(chosen: argparse.Namespace) -> int:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    print(f"{PICTURES} pictures; {PROMPTS} held-out prompts x {SEEDS} seeds")
+    print(f"{IMAGES} images; {PROMPTS} held-out prompts x {SEEDS} seeds")
     print(f"{'style':<10} {'way':<17} {'style shown':>11} {'prompt held':>11} {'score':>6}  trained for")
     pipeline = load_pipeline(pipeline_folder())
     results: list[dict[str, object]] = []
@@ -292,7 +292,7 @@ def _run(chosen: argparse.Namespace) -> int:
             took = spent.get(row.way.split()[0])
             print(_line(row, took), flush=True)
             results.append({**dataclasses.asdict(row), "trained": took and dataclasses.asdict(took)})
-        _write_grid(style, kept, (chosen.images or chosen.work) / f"proof-{style}.png")
+        _write_grid(style, kept, (chosen.images or chosen.work) / f"verification-{style}.png")
         (chosen.work / "results.json").write_text(json.dumps(results, indent=1))
     return 0
 
@@ -305,8 +305,8 @@ def _line(row: Row, took: Spent | None) -> str:
 def _write_grid(style: str, kept: dict[str, Sequence[ByteArray]], path: Path) -> None:
     scenes = held_out_scenes(PROMPTS, _HELD_OUT_SEED)
     images = [[Image.fromarray(kept[way][index]) for way in kept] for index in range(len(scenes))]
-    title = f"{style}, from {PICTURES} pictures"
-    grid = labelled_grid(images, columns=list(kept), rows=[scene.caption() for scene in scenes], title=title)
+    title = f"{style}, from {IMAGES} images"
+    grid = labeled_grid(images, columns=list(kept), rows=[scene.caption() for scene in scenes], title=title)
     with replacing(path) as temporary:
         grid.save(temporary, format="PNG")
 

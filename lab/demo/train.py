@@ -61,7 +61,7 @@ def _unet(chosen: argparse.Namespace) -> None:
         vae,
         chosen.budget,
         batch=chosen.batch or 32,
-        pictures=chosen.pictures or 30_000,
+        images=chosen.images or 30_000,
         report=report,
         report_every=chosen.report_every,
     )
@@ -90,7 +90,7 @@ def _style(chosen: argparse.Namespace) -> None:
         recipe,
         chosen.budget,
         batch=chosen.batch or 16,
-        pictures=chosen.pictures or 4_000,
+        images=chosen.images or 4_000,
         report=report,
         report_every=chosen.report_every,
     )
@@ -127,10 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--steps", type=int, default=10**9)
-    parser.add_argument(
-        "--batch", type=int, default=None, help="pictures in a step (default: 32 for the UNet, else 16)"
-    )
-    parser.add_argument("--pictures", type=int, default=None, help="size of the drawn data set (UNet and style)")
+    parser.add_argument("--batch", type=int, default=None, help="images in a step (default: 32 for the UNet, else 16)")
+    parser.add_argument("--images", type=int, default=None, help="size of the drawn data set (UNet and style)")
     parser.add_argument("--style", choices=RECIPES, default=next(iter(RECIPES)))
     parser.add_argument("--report-every", type=int, default=1000, help="steps between measurements in the log")
     parser.add_argument("--report-prompts", type=int, default=40)

@@ -136,27 +136,27 @@ def _notes() -> Subject:
     return Subject("notes", prepare, work, check, done)
 
 
-def _pictures() -> Subject:
+def _images() -> Subject:
     from PIL import Image
 
-    colours = ["red", "green", "blue", "white"]
+    colors = ["red", "green", "blue", "white"]
 
-    def preview(folder: Path, colour: str) -> None:
-        save_preview(folder / "ink.pt", Image.new("RGB", (300, 300), colour))
+    def preview(folder: Path, color: str) -> None:
+        save_preview(folder / "ink.pt", Image.new("RGB", (300, 300), color))
 
-    def picture(folder: Path, colour: str) -> None:
-        about = Infotext(colour, "", {"Steps": "20", "Sampler": "DDIM", "Seed": "1"})
-        save_png(Image.new("RGB", (300, 300), colour), folder / "made.png", about)
+    def image(folder: Path, color: str) -> None:
+        about = Infotext(color, "", {"Steps": "20", "Sampler": "DDIM", "Seed": "1"})
+        save_png(Image.new("RGB", (300, 300), color), folder / "made.png", about)
 
     def prepare(folder: Path) -> None:
         preview(folder, "red")
-        picture(folder, "red")
+        image(folder, "red")
 
     def work(folder: Path) -> None:
         remove_leftovers([folder])
-        for colour in colours * 3:
-            preview(folder, colour)
-            picture(folder, colour)
+        for color in colors * 3:
+            preview(folder, color)
+            image(folder, color)
 
     def whole(path: Path) -> tuple[int, ...]:
         with Image.open(path) as image:
@@ -175,7 +175,7 @@ def _pictures() -> Subject:
         assert whole(folder / "ink.preview.png") == (255, 255, 255)
         no_leftovers(folder)
 
-    return Subject("pictures", prepare, work, check, done)
+    return Subject("images", prepare, work, check, done)
 
 
 def _embedding() -> Subject:
@@ -291,12 +291,12 @@ class Training:
         self.place, self.steps = place, steps
         self.reached: dict[Path, int] = {}
         self.model = save_model(place / "tiny")
-        self.pictures = place / "pictures"
-        self.pictures.mkdir()
+        self.images = place / "images"
+        self.images.mkdir()
         numbers = random.Random(0)
         for index in range(4):
-            colour = tuple(numbers.randrange(256) for _ in range(3))
-            Image.new("RGB", (32, 32), colour).save(self.pictures / f"{index}.png")
+            color = tuple(numbers.randrange(256) for _ in range(3))
+            Image.new("RGB", (32, 32), color).save(self.images / f"{index}.png")
         whole = place / "whole"
         whole.mkdir()
         self.work(whole)
@@ -309,7 +309,7 @@ class Training:
         from hnloader.training.state import states
 
         output = folder / "style.pt"
-        given = {"model": str(self.model), "pictures": str(self.pictures), "output": str(output), "steps": self.steps}
+        given = {"model": str(self.model), "images": str(self.images), "output": str(output), "steps": self.steps}
         often: dict[str, object] = {"save_every": 1, "measure_every": 5, "keep": 2, "warmup": 1, "seed": 3}
         previews = {"previews.every": 5, "previews.steps": 1, "previews.count": 1}
         config = read_config(None, {**given, **often, **previews, "learning_rate": "1e-3"})
@@ -370,4 +370,4 @@ def careless() -> Subject:
 
 def subjects() -> list[Subject]:
     """All but the training, which needs a place for its model."""
-    return [_saved(".pt"), _saved(".safetensors"), _notes(), _pictures(), _embedding(), _index(), _converted()]
+    return [_saved(".pt"), _saved(".safetensors"), _notes(), _images(), _embedding(), _index(), _converted()]

@@ -75,7 +75,7 @@ def _storm(rounds: int, seed: int, threads: int) -> None:
                     [(style, numbers.uniform(-1, 1)) for style in chosen],
                     end=numbers.choice((1.0, 0.5)),
                     exact=numbers.random() < 0.2,
-                    edit_weights=numbers.random() < 0.7,
+                    fold=numbers.random() < 0.7,
                 )
                 for _ in range(numbers.randrange(3)):
                     assert bool(torch.isfinite(call(unet, timestep=torch.tensor(numbers.randrange(1000)))).all())

@@ -149,7 +149,7 @@ def offloads(device: torch.device) -> str:
     }
     pipe = pipeline_on(device)
     with hnloader.attach(pipe, style, 0.8):
-        wanted = picture(pipe)
+        wanted = image(pipe)
     for name, way in ways.items():
         for late in (True, False):
             pipe = pipeline_on(torch.device("cpu"))
@@ -158,9 +158,9 @@ def offloads(device: torch.device) -> str:
             with hnloader.attach(pipe, style, 0.8):
                 if not late:
                     way(pipe)
-                error = (picture(pipe) - wanted).abs().max()
+                error = (image(pipe) - wanted).abs().max()
             assert error < 0.02, f"{name}, attached {'after' if late else 'before'}: {error:.3f} of 1"
-    return f"{', '.join(ways)}: the same picture"
+    return f"{', '.join(ways)}: the same image"
 
 
 def compiled(device: torch.device) -> str:
@@ -246,7 +246,7 @@ def pipeline_on(device: torch.device) -> Any:
     return load_model(pipeline_folder(), device=str(device), dtype="float32").pipeline
 
 
-def picture(pipe: Any, seed: int = 3) -> Tensor:
+def image(pipe: Any, seed: int = 3) -> Tensor:
     """What the bundled pipeline makes, [height, width, 3] from 0 to 1; noise is drawn on the processor."""
     random = torch.Generator().manual_seed(seed)
     made = pipe(

@@ -1,4 +1,4 @@
-"""Making pictures and training on a graphics card. Each check returns what was seen, or raises."""
+"""Making images and training on a graphics card. Each check returns what was seen, or raises."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 import hnloader
 from hnloader.demo import hypernetwork_paths, pipeline_folder
-from hnloader.demo.drawing import draw_pictures
+from hnloader.demo.drawing import draw_images
 from hnloader.generation import Settings, generate
 from hnloader.library import Library
 from hnloader.pipelines import load_model
 from hnloader.training import prepare, read_config
 from tests.support.builders import relative_error
 
-from .attaching import Check, picture, pipeline_on
+from .attaching import Check, image, pipeline_on
 
 STEPS = 24
 
 
-def pictures(device: torch.device) -> str:
+def images(device: torch.device) -> str:
     """What `hnloader generate` makes, in the precision that it takes by itself, beside the processor's.
 
     A hypernetwork may add no more to what they differ by than the model does by itself.
@@ -39,7 +39,7 @@ def pictures(device: torch.device) -> str:
         for name in (str(device), "cpu"):
             model = load_model(pipeline_folder(), device=name)
             made.append([_pixels(each.image) for each in generate(model, settings, Library([style.parent]))])
-        assert not torch.equal(*made[0]), "two seeds, one picture"
+        assert not torch.equal(*made[0]), "two seeds, one image"
         far[tag] = max(float((one - other).abs().mean()) for one, other in zip(*made, strict=True))
     plain, styled = far.values()
     assert styled < 2 * plain + 1, f"{styled:.2f} of 255 from the processor's, {plain:.2f} without a hypernetwork"
@@ -47,9 +47,9 @@ def pictures(device: torch.device) -> str:
 
 
 def threads(device: torch.device) -> str:
-    """One thread makes pictures, others attach, change and detach; afterwards the model is what it was."""
+    """One thread makes images, others attach, change and detach; afterwards the model is what it was."""
     pipe = pipeline_on(device)
-    plain, done, failures = picture(pipe), threading.Event(), []
+    plain, done, failures = image(pipe), threading.Event(), []
 
     def changes(name: str) -> None:
         count = 0
@@ -65,13 +65,13 @@ def threads(device: torch.device) -> str:
     for worker in workers:
         worker.start()
     for seed in range(6):
-        picture(pipe, seed)
+        image(pipe, seed)
     done.set()
     for worker in workers:
         worker.join()
     assert not failures, failures[0]
-    assert torch.equal(picture(pipe), plain), "another plain picture afterwards"
-    return "6 pictures among three threads that attach and detach; the same plain picture afterwards"
+    assert torch.equal(image(pipe), plain), "another plain image afterwards"
+    return "6 images among three threads that attach and detach; the same plain image afterwards"
 
 
 def trainings(device: torch.device) -> str:
@@ -122,7 +122,7 @@ def eight_bit(device: torch.device) -> str:
 
 
 CHECKS: dict[str, Check] = {
-    "pictures": pictures,
+    "images": images,
     "threads": threads,
     "training": trainings,
     "resuming": resumed,
@@ -131,7 +131,7 @@ CHECKS: dict[str, Check] = {
 
 
 class _Trainings:
-    """Short trainings on the bundled pipeline, all on the same pictures, in a folder that goes afterwards."""
+    """Short trainings on the bundled pipeline, all on the same images, in a folder that goes afterwards."""
 
     def __init__(self, device: torch.device, **settings: object) -> None:
         self._device, self._settings = device, settings
@@ -139,7 +139,7 @@ class _Trainings:
         self._place = Path(self._folder.name)
 
     def __enter__(self) -> _Trainings:
-        draw_pictures("blueprint", self._place / "pictures", count=6)
+        draw_images("blueprint", self._place / "images", count=6)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,7 +148,7 @@ class _Trainings:
     def new(self, name: str, *, resume: bool = False) -> Any:
         given = {
             "model": str(pipeline_folder()),
-            "pictures": str(self._place / "pictures"),
+            "images": str(self._place / "images"),
             "output": str(self._place / name / "style.safetensors"),
             "steps": STEPS,
             "save_every": STEPS // 4,

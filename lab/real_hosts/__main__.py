@@ -78,12 +78,12 @@ def run(
     with Server(checkout, python, without, arguments) as host:
         name = host.name
         print(f"{name} in {checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
-        seen.plain = host.picture(checks.PROMPT)
-        assert seen.plain == host.picture(checks.PROMPT), "this host does not make the same picture twice"
+        seen.plain = host.image(checks.PROMPT)
+        assert seen.plain == host.image(checks.PROMPT), "this host does not make the same image twice"
         if name == "AUTOMATIC1111" and wanted("like the host's own"):
             for file in ("ink", *(each.stem for each in also)):
-                seen.built_in[file] = host.picture(f"{checks.PROMPT}<hypernet:{file}:0.7>")
-            host.picture(checks.PROMPT)
+                seen.built_in[file] = host.image(f"{checks.PROMPT}<hypernet:{file}:0.7>")
+            host.image(checks.PROMPT)
         seen.state = host.state()
         if any(map(wanted, page.PAGE)):
             yield outcome("page as it is", lambda: page.look_at(host, seen))
@@ -183,9 +183,9 @@ def api_alone(checkout: Path, python: Path, data: Path, arguments: list[str], se
     """With --nowebui there is no page."""
     with Server(checkout, python, data, ["--nowebui", *arguments]) as host:
         rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
-        tagged = host.picture(f"{checks.PROMPT}<hypernet:ink:0.7>")
+        tagged = host.image(f"{checks.PROMPT}<hypernet:ink:0.7>")
         checks.expect_other(tagged, seen.plain)
-        assert host.picture(checks.PROMPT, alwayson_scripts=rows) == tagged, "rows make another picture"
+        assert host.image(checks.PROMPT, alwayson_scripts=rows) == tagged, "rows make another image"
         return checks.expect_clean(host, seen)
 
 

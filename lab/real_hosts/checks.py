@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from .server import Picture, Server
+from .server import HostImage, Server
 
 PROMPT = "a boat"
 # Of 255. The probe computes the formula in the same precision, but in another order.
@@ -26,14 +26,14 @@ OTHER = 1.0
 
 @dataclass
 class Seen:
-    """What checks share of the host without the extension: pictures, its model's state, errors in the browser.
+    """What checks share of the host without the extension: images, its model's state, errors in the browser.
 
-    `built_in`: pictures of its own hypernetworks, by the file's name.
+    `built_in`: images of its own hypernetworks, by the file's name.
     """
 
     folder: Path
-    plain: Picture | None = None
-    built_in: dict[str, Picture] = field(default_factory=dict)
+    plain: HostImage | None = None
+    built_in: dict[str, HostImage] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     browser: set[str] = field(default_factory=set)
 
@@ -48,25 +48,25 @@ def file(seen: Seen, name: str) -> str:
 
 def formula(
     host: Server, seen: Seen, *files: tuple[str, float], first: int = 0, prompt: str = PROMPT, **fields: Any
-) -> Picture:
-    """The picture that the probe makes of `.pt` files by the formula alone."""
+) -> Image:
+    """The image that the probe makes of `.pt` files by the formula alone."""
     chain = [{"path": file(seen, name), "strength": strength, "first": first} for name, strength in files]
     host.post("/probe/wrap", chain)
     try:
-        return host.picture(prompt, **fields)
+        return host.image(prompt, **fields)
     finally:
         host.post("/probe/wrap", [])
 
 
-def expect_same(found: Picture, wanted: Picture) -> str:
+def expect_same(found: HostImage, wanted: HostImage) -> str:
     most, mean = found.far(wanted)
-    assert most <= SAME, f"pictures differ by up to {most} of 255, {mean:.2f} in the mean"
+    assert most <= SAME, f"images differ by up to {most} of 255, {mean:.2f} in the mean"
     return f"differs by at most {most} of 255"
 
 
-def expect_other(found: Picture, wanted: Picture) -> str:
+def expect_other(found: HostImage, wanted: HostImage) -> str:
     mean = found.far(wanted)[1]
-    assert mean > OTHER, f"pictures differ by {mean:.2f} of 255 in the mean only"
+    assert mean > OTHER, f"images differ by {mean:.2f} of 255 in the mean only"
     return f"differs by {mean:.0f} of 255 in the mean"
 
 
@@ -76,13 +76,13 @@ def expect_state(state: dict[str, Any], seen: Seen) -> None:
 
 
 def expect_clean(host: Server, seen: Seen) -> str:
-    """No hook is left, no weight changed, and the plain picture has the same bits as without the extension."""
+    """No hook is left, no weight changed, and the plain image has the same bits as without the extension."""
     before = host.state()
-    if before["loaded"]:  # it is not before the first picture
+    if before["loaded"]:  # it is not before the first image
         expect_state(before, seen)
-    assert host.picture(PROMPT) == seen.plain, "the plain picture is another one"
+    assert host.image(PROMPT) == seen.plain, "the plain image is another one"
     expect_state(host.state(), seen)
-    return "no hook, weights and plain picture bit for bit"
+    return "no hook, weights and plain image bit for bit"
 
 
 def plain(host: Server, seen: Seen) -> str:
@@ -90,40 +90,40 @@ def plain(host: Server, seen: Seen) -> str:
 
 
 def tag(host: Server, seen: Seen) -> str:
-    found = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+    found = host.image(f"{PROMPT}<hypernet:ink:0.7>")
     seen_change = expect_other(found, seen.plain)
     same = expect_same(found, formula(host, seen, ("ink.pt", 0.7)))
     return f"{seen_change}; from the formula {same}"
 
 
 def like_the_built_in(host: Server, seen: Seen) -> str:
-    """AUTOMATIC1111 alone: its own hypernetworks make the same picture."""
+    """AUTOMATIC1111 alone: its own hypernetworks make the same image."""
     if not seen.built_in:
         return "this host applies none of its own"
     said = []
     for name, wanted in seen.built_in.items():
         assert wanted != seen.plain, f"{name} does nothing"
-        said.append(f"{name} {expect_same(host.picture(f'{PROMPT}<hypernet:{name}:0.7>'), wanted)}")
+        said.append(f"{name} {expect_same(host.image(f'{PROMPT}<hypernet:{name}:0.7>'), wanted)}")
     return ", ".join(said)
 
 
 def chain(host: Server, seen: Seen) -> str:
-    found = host.picture(f"{PROMPT}<hypernet:ink:0.7><hypernet:wash:-0.4>")
+    found = host.image(f"{PROMPT}<hypernet:ink:0.7><hypernet:wash:-0.4>")
     return expect_same(found, formula(host, seen, ("ink.pt", 0.7), ("wash.pt", -0.4)))
 
 
 def safetensors(host: Server, seen: Seen) -> str:
-    return expect_same(host.picture(f"{PROMPT}<hypernet:dry:0.7>"), host.picture(f"{PROMPT}<hypernet:ink:0.7>"))
+    return expect_same(host.image(f"{PROMPT}<hypernet:dry:0.7>"), host.image(f"{PROMPT}<hypernet:ink:0.7>"))
 
 
 def strength_0(host: Server, seen: Seen) -> str:
-    assert host.picture(f"{PROMPT}<hypernet:ink:0>") == seen.plain, "strength 0 changes the picture"
+    assert host.image(f"{PROMPT}<hypernet:ink:0>") == seen.plain, "strength 0 changes the image"
     return "same bits as without a tag"
 
 
 def unknown_name(host: Server, seen: Seen) -> str:
-    found = host.picture(f"{PROMPT}<hypernet:inc>")
-    assert found == seen.plain, "an unknown name changes the picture"
+    found = host.image(f"{PROMPT}<hypernet:inc>")
+    assert found == seen.plain, "an unknown name changes the image"
     assert "Hypernet not applied: inc" in found.infotext, found.infotext
     line = [line for line in host.console().splitlines() if "'inc' was not applied" in line]
     assert line, "nothing on the console"
@@ -131,43 +131,43 @@ def unknown_name(host: Server, seen: Seen) -> str:
 
 
 def broken_file(host: Server, seen: Seen) -> str:
-    found = host.picture(f"{PROMPT}<hypernet:torn>")
-    assert found == seen.plain, "a broken file changes the picture"
+    found = host.image(f"{PROMPT}<hypernet:torn>")
+    assert found == seen.plain, "a broken file changes the image"
     line = [line for line in host.console().splitlines() if "'torn' was not applied" in line]
     assert line, "nothing on the console"
     return line[-1][:150]
 
 
 def window(host: Server, seen: Seen) -> str:
-    whole = host.picture(f"{PROMPT}<hypernet:ink:0.7>", steps=4)
-    late = host.picture(f"{PROMPT}<hypernet:ink:0.7:start=0.5>", steps=4)
-    early = host.picture(f"{PROMPT}<hypernet:ink:0.7:end=0.5>", steps=4)
+    whole = host.image(f"{PROMPT}<hypernet:ink:0.7>", steps=4)
+    late = host.image(f"{PROMPT}<hypernet:ink:0.7:start=0.5>", steps=4)
+    early = host.image(f"{PROMPT}<hypernet:ink:0.7:end=0.5>", steps=4)
     expect_other(late, whole)
     expect_other(early, late)
     return "second half " + expect_same(late, formula(host, seen, ("ink.pt", 0.7), first=2, steps=4))
 
 
 def infotext(host: Server, seen: Seen) -> str:
-    text = host.picture(f"{PROMPT}<hypernet:ink:0.7>").infotext
+    text = host.image(f"{PROMPT}<hypernet:ink:0.7>").infotext
     assert "<hypernet:ink:0.7>" in text, text
     assert "Hypernet hashes: ink: " in text.replace('"', ""), text
-    plain_text = host.picture(PROMPT).infotext
+    plain_text = host.image(PROMPT).infotext
     assert "Hypernet" not in plain_text, plain_text
     return text.splitlines()[-1][-110:]
 
 
 def panel(host: Server, seen: Seen) -> str:
-    wanted = host.picture(f"{PROMPT}<hypernet:ink:0.7:start=0.3>")
+    wanted = host.image(f"{PROMPT}<hypernet:ink:0.7:start=0.3>")
     given = {
         "tags": "<hypernet:ink:0.7:start=0.3>",
         "objects": [{"name": "ink", "strength": 0.7, "start": 0.3}, {"name": "wash", "enabled": False}],
     }
     for how, rows in given.items():
-        found = host.picture(PROMPT, alwayson_scripts={"Hypernetworks": {"args": [rows]}})
-        assert found == wanted, f"rows as {how} make another picture than the tag"
+        found = host.image(PROMPT, alwayson_scripts={"Hypernetworks": {"args": [rows]}})
+        assert found == wanted, f"rows as {how} make another image than the tag"
         assert "Hypernet rows" in found.infotext, found.infotext
-    both = host.picture(f"{PROMPT}<hypernet:wash:0.5>", alwayson_scripts={"Hypernetworks": {"args": [given["tags"]]}})
-    swapped = host.picture(f"{PROMPT}<hypernet:ink:0.7:start=0.3><hypernet:wash:0.5>")
+    both = host.image(f"{PROMPT}<hypernet:wash:0.5>", alwayson_scripts={"Hypernetworks": {"args": [given["tags"]]}})
+    swapped = host.image(f"{PROMPT}<hypernet:ink:0.7:start=0.3><hypernet:wash:0.5>")
     assert both == swapped, "rows do not act before the tags"
     return "text and objects equal the tag; rows act before tags"
 
@@ -184,40 +184,40 @@ def routes(host: Server, seen: Seen) -> str:
     assert host.get("/hnloader/v1/inspect?name=ink")["info"]["widths"] == [320, 640, 768, 1280]
     assert "zip archive" in host.get("/hnloader/v1/inspect?name=torn")["problem"]
     made = host.post("/hnloader/v1/convert", {"name": "wash"})
-    assert made["action"] == "converted" and made["proved"], made
+    assert made["action"] == "converted" and made["verified"], made
     Path(file(seen, made["file"])).unlink()
     documented = [path for path in host.get("/openapi.json")["paths"] if path.startswith("/hnloader/")]
     assert len(documented) == 3, documented
-    return f"lists, inspects, converts; {made['file']} proved: {', '.join(made['proved'])}"
+    return f"lists, inspects, converts; {made['file']} verified: {', '.join(made['verified'])}"
 
 
 def quick_setting(host: Server, seen: Seen) -> str:
-    wanted = host.picture(f"{PROMPT}<hypernet:ink:1.0>")
+    wanted = host.image(f"{PROMPT}<hypernet:ink:1.0>")
     # The hosts restore after a job only the settings that were once set.
     host.post("/sdapi/v1/options", {"sd_hypernetwork": "None", "extra_networks_default_multiplier": 1.0})
-    found = host.picture(PROMPT, override_settings={"sd_hypernetwork": "ink"})
-    assert found == wanted, "'Add hypernetwork to prompt' makes another picture than the tag"
+    found = host.image(PROMPT, override_settings={"sd_hypernetwork": "ink"})
+    assert found == wanted, "'Add hypernetwork to prompt' makes another image than the tag"
     return "equals the tag"
 
 
 def batch(host: Server, seen: Seen) -> str:
-    """Two batches of two: each picture has its own seed and all have the hypernetwork."""
+    """Two batches of two: each image has its own seed and all have the hypernetwork."""
     prompt = f"{PROMPT}<hypernet:ink:0.7>"
     found = [
         each
-        for each in host.pictures(prompt, batch_size=2, n_iter=2)
+        for each in host.images(prompt, batch_size=2, n_iter=2)
         if each.pixels.shape == seen.plain.pixels.shape  # the grid comes along
     ]
-    assert len(found) == 4, f"{len(found)} pictures"
-    for number, picture in enumerate(found):
-        said = expect_same(picture, host.picture(prompt, seed=5 + number))
-        assert f"Seed: {5 + number}," in picture.infotext and "Hypernet hashes: " in picture.infotext, picture.infotext
-    return "four pictures, the last " + said
+    assert len(found) == 4, f"{len(found)} images"
+    for number, image in enumerate(found):
+        said = expect_same(image, host.image(prompt, seed=5 + number))
+        assert f"Seed: {5 + number}," in image.infotext and "Hypernet hashes: " in image.infotext, image.infotext
+    return "four images, the last " + said
 
 
-def start_from(picture: Picture) -> dict[str, Any]:
+def start_from(image: HostImage) -> dict[str, Any]:
     """The fields of an img2img job."""
-    return {"verb": "img2img", "init_images": [encoded(picture.pixels)], "denoising_strength": 0.8, "steps": 4}
+    return {"verb": "img2img", "init_images": [encoded(image.pixels)], "denoising_strength": 0.8, "steps": 4}
 
 
 def encoded(pixels: numpy.ndarray) -> str:
@@ -228,12 +228,12 @@ def encoded(pixels: numpy.ndarray) -> str:
 
 def image_to_image(host: Server, seen: Seen) -> str:
     fields = start_from(seen.plain)
-    # The hosts encode the picture with noise that goes on from the job before: let that be one of these settings.
-    without = host.picture(PROMPT, **fields)
-    tagged = host.picture(f"{PROMPT}<hypernet:ink:0.7>", **fields)
+    # The hosts encode the image with noise that goes on from the job before: let that be one of these settings.
+    without = host.image(PROMPT, **fields)
+    tagged = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
     expect_other(tagged, without)
     rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
-    assert host.picture(PROMPT, alwayson_scripts=rows, **fields) == tagged, "rows make another picture than the tag"
+    assert host.image(PROMPT, alwayson_scripts=rows, **fields) == tagged, "rows make another image than the tag"
     return "rows equal the tag; " + expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
 
 
@@ -244,46 +244,46 @@ def inpaint(host: Server, seen: Seen) -> str:
     fields = start_from(seen.plain) | {"mask": encoded(mask), "mask_blur": 0, "inpainting_fill": 1}
     for only_masked in (False, True):
         fields |= {"inpaint_full_res": only_masked, "inpaint_full_res_padding": 0}
-        without = host.picture(PROMPT, **fields)
-        tagged = host.picture(f"{PROMPT}<hypernet:ink:0.7>", **fields)
+        without = host.image(PROMPT, **fields)
+        tagged = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
         assert numpy.array_equal(tagged.pixels[:, :32], seen.plain.pixels[:, :32]), "what is not masked has changed"
         expect_other(tagged, without)
         said = expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
-    return f"whole picture and only masked; {said}"
+    return f"whole image and only masked; {said}"
 
 
 def hires(host: Server, seen: Seen) -> str:
     fields: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.8}
     if host.name == "Forge":
         fields["hr_additional_modules"] = []
-    tagged = host.picture(f"{PROMPT}<hypernet:ink:0.7>", **fields)
-    expect_other(tagged, host.picture(PROMPT, **fields))
+    tagged = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
+    expect_other(tagged, host.image(PROMPT, **fields))
     return expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
 
 
 def lora(host: Server, seen: Seen) -> str:
-    alone = host.picture(f"{PROMPT}<lora:thread:1>")
+    alone = host.image(f"{PROMPT}<lora:thread:1>")
     expect_other(alone, seen.plain)
-    both = host.picture(f"{PROMPT}<lora:thread:1><hypernet:ink:0.7>")
+    both = host.image(f"{PROMPT}<lora:thread:1><hypernet:ink:0.7>")
     expect_other(both, alone)
     return expect_same(both, formula(host, seen, ("ink.pt", 0.7), prompt=f"{PROMPT}<lora:thread:1>"))
 
 
 def other_checkpoint(host: Server, seen: Seen) -> str:
-    wanted = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
-    other = host.picture(f"{PROMPT}<hypernet:ink:0.7>", override_settings={"sd_model_checkpoint": "second"})
+    wanted = host.image(f"{PROMPT}<hypernet:ink:0.7>")
+    other = host.image(f"{PROMPT}<hypernet:ink:0.7>", override_settings={"sd_model_checkpoint": "second"})
     assert "second" in other.infotext, other.infotext
-    back = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+    back = host.image(f"{PROMPT}<hypernet:ink:0.7>")
     assert "first" in back.infotext, back.infotext
-    assert other == back == wanted, "another picture on a checkpoint of the same weights"
+    assert other == back == wanted, "another image on a checkpoint of the same weights"
     return "there and back: same bits on the same weights"
 
 
 def refiner(host: Server, seen: Seen) -> str:
     prompt = f"{PROMPT}<hypernet:ink:0.7>"
-    found = host.picture(prompt, steps=4, refiner_checkpoint="second", refiner_switch_at=0.5)
+    found = host.image(prompt, steps=4, refiner_checkpoint="second", refiner_switch_at=0.5)
     assert "Refiner" in found.infotext, found.infotext
-    return "same weights: " + expect_same(found, host.picture(prompt, steps=4))
+    return "same weights: " + expect_same(found, host.image(prompt, steps=4))
 
 
 def plot(host: Server, seen: Seen) -> str:
@@ -296,17 +296,17 @@ def plot(host: Server, seen: Seen) -> str:
     for axis in "xyz":
         given[f"{axis}_values_dropdown"] = []
     arguments = [given[name] for name in axes["arguments"]]
-    found = host.pictures(f"{PROMPT}<hypernet:ink:0.1>", script_name="x/y/z plot", script_args=arguments)
+    found = host.images(f"{PROMPT}<hypernet:ink:0.1>", script_name="x/y/z plot", script_args=arguments)
     lone = [each for each in found if each.pixels.shape == seen.plain.pixels.shape]
-    assert len(lone) == 2, f"{len(lone)} pictures"
-    assert lone[0] == seen.plain, "at strength 0 the plot has another picture"
-    return expect_same(lone[1], host.picture(f"{PROMPT}<hypernet:ink:0.7>"))
+    assert len(lone) == 2, f"{len(lone)} images"
+    assert lone[0] == seen.plain, "at strength 0 the plot has another image"
+    return expect_same(lone[1], host.image(f"{PROMPT}<hypernet:ink:0.7>"))
 
 
 def interrupt(host: Server, seen: Seen) -> str:
     prompt = f"{PROMPT}<hypernet:ink:0.7>"
     made: list[Any] = []
-    job = threading.Thread(target=lambda: made.append(host.picture(prompt, steps=60)))
+    job = threading.Thread(target=lambda: made.append(host.image(prompt, steps=60)))
     job.start()
     for _ in range(600):
         progress = host.get("/sdapi/v1/progress?skip_current_image=true")["state"]
@@ -317,14 +317,14 @@ def interrupt(host: Server, seen: Seen) -> str:
     assert hooks > seen.state["hooks"], "no hook in the middle of the job"
     host.post("/sdapi/v1/interrupt")
     job.join()
-    assert made, "no picture after an interruption"
+    assert made, "no image after an interruption"
     return f"{hooks} hooks in the job; then " + expect_clean(host, seen)
 
 
 def exception(host: Server, seen: Seen) -> str:
     host.post("/probe/fail")
     try:
-        host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+        host.image(f"{PROMPT}<hypernet:ink:0.7>")
     except urllib.error.HTTPError as error:
         said = f"answer {error.code}; "
     else:
@@ -334,11 +334,11 @@ def exception(host: Server, seen: Seen) -> str:
 
 def reload(host: Server, seen: Seen) -> str:
     before = host.state()
-    wanted = host.picture(f"{PROMPT}<hypernet:ink:0.7>")
+    wanted = host.image(f"{PROMPT}<hypernet:ink:0.7>")
     begun = len(host.console())
     host.post("/probe/reload")
     host.wait(begun)
-    assert host.picture(f"{PROMPT}<hypernet:ink:0.7>") == wanted, "another picture after 'Reload UI'"
+    assert host.image(f"{PROMPT}<hypernet:ink:0.7>") == wanted, "another image after 'Reload UI'"
     after = host.state()
     for state in (before, after):  # AUTOMATIC1111 1.8 loses axes of its own
         state["axes"] = [label for label in state["axes"]["labels"] if label.startswith("Hypernetwork")]

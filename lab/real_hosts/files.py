@@ -22,7 +22,7 @@ _LORA_SITES = {
 def save_hypernetwork(
     path: Path, seed: int, widths: tuple[int, ...] = WIDTHS, layers: int = 2, activation: str = "relu"
 ) -> Path:
-    """A `.pt` file as AUTOMATIC1111 writes it; with two layers and relu it changes a picture a lot."""
+    """A `.pt` file as AUTOMATIC1111 writes it; with two layers and relu it changes an image a lot."""
     random = torch.Generator().manual_seed(seed)
 
     def side(width: int) -> dict[str, torch.Tensor]:

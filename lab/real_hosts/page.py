@@ -15,7 +15,7 @@ from tests.support.browsers import FLAGS, find_chromium
 from .checks import PROMPT, Seen
 from .server import Server
 
-# Milliseconds: a picture takes seconds, the first one after a change of the checkpoint more.
+# Milliseconds: an image takes seconds, the first one after a change of the checkpoint more.
 PATIENCE = 240_000
 # 80 steps at 512 x 512 on a CPU.
 LORA_PATIENCE = 3_600_000
@@ -24,7 +24,7 @@ PASTED = "<hypernet:wash:-0.5:block=mid+up@0.5,start=0.1,end=0.9>"
 
 
 class User:
-    """Somebody at the page. Every picture has a seed of its own, so that what is shown is known to be of that job."""
+    """Somebody at the page. Every image has a seed of its own, so that what is shown is known to be of that job."""
 
     def __init__(self, page: Page, host: Server, seen: Seen) -> None:
         self.page, self.host, self.seen = page, host, seen
@@ -58,7 +58,7 @@ class User:
         field.press("Tab")
 
     def settle(self) -> None:
-        """Small pictures in few steps, as the other checks make them."""
+        """Small images in few steps, as the other checks make them."""
         for name, value in (("steps", "2"), ("width", "64"), ("height", "64"), ("cfg_scale", "4")):
             self.fill(f"#txt2img_{name} input[type=number]", value)
 
@@ -66,7 +66,7 @@ class User:
         self.fill("#txt2img_prompt textarea", text)
 
     def generate(self) -> str:
-        """The infotext below the picture."""
+        """The infotext below the image."""
         self.seed += 1
         self.fill("#txt2img_seed input", str(self.seed))
         self.page.locator("#txt2img_generate").click()
@@ -137,7 +137,7 @@ def look_at(host: Server, seen: Seen) -> str:
         user.open()
         user.page.wait_for_timeout(3000)
         user.turn_to("Settings")
-        user.page.keyboard.press("Escape")  # it looks for the button 'Interrupt', which only the tabs of pictures have
+        user.page.keyboard.press("Escape")  # it looks for the button 'Interrupt', which only the tabs of images have
         user.page.wait_for_timeout(1000)
         seen.browser = set(user.errors)
     said = [" ".join(error.split())[:80] for error in sorted(seen.browser)]
@@ -166,7 +166,7 @@ def panel(user: User) -> str:
 
 
 def paste(user: User) -> str:
-    """'Read generation parameters' with the text of a picture that had a row and a tag, then of one that had none."""
+    """'Read generation parameters' with the text of an image that had a row and a tag, then of one that had none."""
     settings = "Steps: 2, Sampler: Euler, CFG scale: 4, Seed: 7, Size: 64x64"
     user.prompt(
         f'{PROMPT}<hypernet:ink:0.4>\n{settings}, Hypernet rows: "{PASTED}", Hypernet hashes: "ink: 0, wash: 0"'
@@ -188,7 +188,7 @@ def paste(user: User) -> str:
     user.prompt(f"{PROMPT}\n{settings}")
     user.page.locator("#tab_txt2img #paste, #txt2img_tools #paste").first.click()
     expect(user.rows()).to_have_count(0)
-    return "rows and tags come back, and a picture without rows leaves none"
+    return "rows and tags come back, and an image without rows leaves none"
 
 
 def quick_setting(user: User) -> str:
@@ -317,7 +317,7 @@ def compare(user: User) -> str:
     page.locator("#hnl-compare").click()
     status = page.locator("#hnl-compare-status").first
     expect(status).to_contain_text("Saved as", timeout=PATIENCE)
-    expect(page.locator("#hnl-compare-picture img").first).to_be_visible()
+    expect(page.locator("#hnl-compare-image img").first).to_be_visible()
     return status.inner_text().replace(str(user.seen.folder), "...")
 
 

@@ -37,17 +37,17 @@ class HostError(Exception):
 
 
 @dataclass(frozen=True)
-class Picture:
+class HostImage:
     """`pixels` is (height, width, 3), 0 to 255. `infotext` is what the host writes into the file."""
 
     pixels: numpy.ndarray
     infotext: str
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Picture) and numpy.array_equal(self.pixels, other.pixels)
+        return isinstance(other, HostImage) and numpy.array_equal(self.pixels, other.pixels)
 
-    def far(self, other: Picture) -> tuple[int, float]:
-        """Largest and mean difference of two pictures' values."""
+    def far(self, other: HostImage) -> tuple[int, float]:
+        """Largest and mean difference of two images' values."""
         difference = numpy.abs(self.pixels.astype(int) - other.pixels)
         return int(difference.max()), float(difference.mean())
 
@@ -143,11 +143,11 @@ class Server:
         found: dict[str, Any] = self.get("/probe/state")
         return found
 
-    def pictures(self, prompt: str, verb: str = "txt2img", **fields: Any) -> list[Picture]:
-        """The pictures of a job of 3 steps at 64 x 64."""
+    def images(self, prompt: str, verb: str = "txt2img", **fields: Any) -> list[HostImage]:
+        """The images of a job of 3 steps at 64 x 64."""
         body = {
             "prompt": prompt,
-            "negative_prompt": "grey",
+            "negative_prompt": "gray",
             "seed": 5,
             "steps": 3,
             "width": 64,
@@ -161,11 +161,11 @@ class Server:
         answer = self.post(f"/sdapi/v1/{verb}", body)
         texts = json.loads(answer["info"])["infotexts"]
         images = [Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB") for image in answer["images"]]
-        return [Picture(numpy.asarray(image), text) for image, text in zip(images, texts, strict=False)]
+        return [HostImage(numpy.asarray(image), text) for image, text in zip(images, texts, strict=False)]
 
-    def picture(self, prompt: str, **fields: Any) -> Picture:
-        """The first picture."""
-        return self.pictures(prompt, **fields)[0]
+    def image(self, prompt: str, **fields: Any) -> Image:
+        """The first image."""
+        return self.images(prompt, **fields)[0]
 
 
 def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool) -> Path:

@@ -13,14 +13,14 @@ LOW_BITS = "forge_unet_storage_dtype"
 
 
 def holds(host: Server, seen: Seen, file: str = "ink") -> str:
-    """Tag and formula make the same picture, in one step, and after it the plain one has the same bits as before."""
+    """Tag and formula make the same image, in one step, and after it the plain one has the same bits as before."""
     fields = {"steps": 1}
-    plain = host.picture(PROMPT, **fields)
+    plain = host.image(PROMPT, **fields)
     before = host.state()
-    tagged = host.picture(f"{PROMPT}<hypernet:{file}:0.7>", **fields)
+    tagged = host.image(f"{PROMPT}<hypernet:{file}:0.7>", **fields)
     expect_other(tagged, plain)
     assert f"Hypernet hashes: {file}: " in tagged.infotext.replace('"', ""), tagged.infotext
-    assert host.picture(PROMPT, **fields) == plain, "the plain picture is another one afterwards"
+    assert host.image(PROMPT, **fields) == plain, "the plain image is another one afterwards"
     after = host.state()
     for key in ("hooks", "weights", "built_in"):
         assert after[key] == before[key], f"{key}: {after[key]}, before {before[key]}"
@@ -69,9 +69,9 @@ def eight_bits(host: Server, seen: Seen) -> str:
         for each in usual:
             host.post("/sdapi/v1/options", each)
     # AUTOMATIC1111 alone, without any extension, is off by 1 of 255 after 8 bits and back.
-    back = expect_same(host.picture(PROMPT), seen.plain)
+    back = expect_same(host.image(PROMPT), seen.plain)
     expect_state(host.state(), seen)
-    return f"{said}; with a LoRA too; then no hook, the same weights, the plain picture {back}"
+    return f"{said}; with a LoRA too; then no hook, the same weights, the plain image {back}"
 
 
 def in_eight_bits(host: Server, seen: Seen) -> str:
@@ -80,7 +80,7 @@ def in_eight_bits(host: Server, seen: Seen) -> str:
     assert host.state()["dtypes"] == ["torch.float8_e4m3fn"], host.state()["dtypes"]
     with_lora = f"{PROMPT}<lora:thread:1>"
     expect_same(
-        host.picture(f"{with_lora}<hypernet:ink:0.7>", steps=1),
+        host.image(f"{with_lora}<hypernet:ink:0.7>", steps=1),
         formula(host, seen, ("ink.pt", 0.7), prompt=with_lora, steps=1),
     )
     if host.name != "AUTOMATIC1111":
@@ -109,7 +109,7 @@ def other_checkpoint_file(name: str, file: str, dtypes: list[str] | None = None)
 
 
 def own_file(name: str) -> Check:
-    """A check of a file that the user named: tag and formula make the same picture."""
+    """A check of a file that the user named: tag and formula make the same image."""
     return lambda host, seen: holds(host, seen, name)
 
 

@@ -34,20 +34,20 @@ from tests.support.small_models import (
     reference,
 )
 
-PICTURE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 MASK = (torch.arange(32 * 32).reshape(1, 1, 32, 32) % 3 > 0).float()
 SD = {
     "text to image": (StableDiffusionPipeline, {"height": 32, "width": 32}),
-    "img2img": (StableDiffusionImg2ImgPipeline, {"image": PICTURE, "strength": 0.7}),
+    "img2img": (StableDiffusionImg2ImgPipeline, {"image": IMAGE, "strength": 0.7}),
     "inpaint": (
         StableDiffusionInpaintPipeline,
-        {"image": PICTURE, "mask_image": MASK, "height": 32, "width": 32, "strength": 0.9},
+        {"image": IMAGE, "mask_image": MASK, "height": 32, "width": 32, "strength": 0.9},
     ),
-    "controlnet": (StableDiffusionControlNetPipeline, {"image": PICTURE}),
+    "controlnet": (StableDiffusionControlNetPipeline, {"image": IMAGE}),
 }
 SDXL = {
     "sdxl": (StableDiffusionXLPipeline, {"height": 32, "width": 32}),
-    "sdxl img2img": (StableDiffusionXLImg2ImgPipeline, {"image": PICTURE, "strength": 0.7}),
+    "sdxl img2img": (StableDiffusionXLImg2ImgPipeline, {"image": IMAGE, "strength": 0.7}),
 }
 HN = make_hypernetwork(WIDTHS["sd1"])
 
@@ -125,9 +125,9 @@ def test_a_controlnet_can_be_attached_to_by_itself(sd_components):
         controlnet=reference(pipeline.controlnet, [(HN, 0.8, 0.8)]),
     )
     with attach(pipeline.controlnet, HN, 0.8):
-        result = generate(pipeline, image=PICTURE)
-    assert_same(result, generate(twin, image=PICTURE), 3e-5)
-    assert (result - generate(pipeline, image=PICTURE)).abs().max() > 1e-3
+        result = generate(pipeline, image=IMAGE)
+    assert_same(result, generate(twin, image=IMAGE), 3e-5)
+    assert (result - generate(pipeline, image=IMAGE)).abs().max() > 1e-3
 
 
 def test_set_strength_in_the_middle_of_a_run(sd_components):
@@ -197,9 +197,9 @@ def test_pipelines_that_share_a_unet_share_what_is_attached(sd_components):
     other = StableDiffusionImg2ImgPipeline(**one.components)
     attachment = attach(one, HN)
     assert attachments(other) == [attachment]
-    changed = generate(other, image=PICTURE)
+    changed = generate(other, image=IMAGE)
     attachment.detach()
-    assert not torch.equal(changed, generate(other, image=PICTURE))
+    assert not torch.equal(changed, generate(other, image=IMAGE))
 
 
 def test_a_deep_copy_of_a_pipeline(sd_components):

@@ -186,19 +186,19 @@ def expect_exactly(*applied):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("way", "edit_weights"),
+    ("way", "fold"),
     [
         ("torch.compile(unet, fullgraph=True)", True),
         ("unet.compile_repeated_blocks(fullgraph=True)", True),
         ("unet.compile_repeated_blocks(fullgraph=True)", False),
     ],
 )
-def test_folding_in_a_compiled_model(way, edit_weights):
+def test_folding_in_a_compiled_model(way, fold):
     unet, graphs = make_small_unet(), Graphs()
     compiler, fullgraph = WAYS[way]
     compiled = compiler(unet, backend=graphs, fullgraph=fullgraph)
     plain = run(compiled)
-    attachment = attach(unet, AFFINE, 1.0, edit_weights=edit_weights)
+    attachment = attach(unet, AFFINE, 1.0, fold=fold)
     assert_same(run(compiled), expect_exactly((AFFINE, 1.0)))
     attachment.set_strength(0.7)
     assert_same(run(compiled), expect_exactly((AFFINE, 0.7)))

@@ -109,18 +109,18 @@ def test_attention_slicing(unet):
         assert_same(run(unet), expected)
 
 
-def test_an_ip_adapter_sees_the_picture_unchanged(unet):
+def test_an_ip_adapter_sees_the_image_unchanged(unet):
     for site in find_sites(unet):
         if site.kind == "cross":
             site.module.set_processor(IPAdapterAttnProcessor2_0(site.module.inner_dim, 48, num_tokens=(3,), scale=0.7))
-    text, picture = unet_inputs()["encoder_hidden_states"], torch.randn(2, 1, 3, 48)
+    text, image = unet_inputs()["encoder_hidden_states"], torch.randn(2, 1, 3, 48)
     received: dict[str, torch.Tensor] = {}
     with attach(unet, HN, 0.8):
         layer = find_sites(unet)[1].module
-        for name, module in (("text", layer.to_k), ("picture", layer.processor.to_k_ip[0])):
+        for name, module in (("text", layer.to_k), ("image", layer.processor.to_k_ip[0])):
             module.register_forward_pre_hook(lambda _, args, name=name: received.update({name: args[0]}))
-        run(unet, encoder_hidden_states=(text, [picture]))
-    assert torch.equal(received["picture"], picture)
+        run(unet, encoder_hidden_states=(text, [image]))
+    assert torch.equal(received["image"], image)
     assert_same(received["text"], HN.transform("k", text, 0.8))
 
 

@@ -102,7 +102,7 @@ def test_every_architecture_gives_what_the_exact_path_gives(unet, name, strength
         assert_same(run(unet), expected)
         assert plans(attachment, "cross") == {"cache"}
         assert plans(attachment, "self") == {"fold" if "affine" in name else "live"}
-    with attach(unet, KINDS[name], strength, edit_weights=False) as attachment:
+    with attach(unet, KINDS[name], strength, fold=False) as attachment:
         assert_same(run(unet), expected)
         assert folds(unet) == []
         assert plans(attachment, "self") == {
@@ -137,11 +137,11 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize("edit_weights", [True, False])
-def test_chains(unet, name, edit_weights):
+@pytest.mark.parametrize("fold", [True, False])
+def test_chains(unet, name, fold):
     chain = [(KINDS[each], 0.3 + 0.1 * index) for index, each in enumerate(CHAINS[name])]
     expected = exactly(chain)
-    with attach(unet, chain, edit_weights=edit_weights):
+    with attach(unet, chain, fold=fold):
         assert_same(run(unet), expected)
 
 
@@ -156,7 +156,7 @@ def test_an_affine_chain_becomes_one_matrix(unet):
 
 def test_each_attachment_has_its_own_options(unet):
     expected = exactly([(AFFINE, 0.5), (KINDS["deep affine"], 0.4)])
-    with attach(unet, AFFINE, 0.5, edit_weights=False) as host:
+    with attach(unet, AFFINE, 0.5, fold=False) as host:
         assert folds(unet) == []
         with attach(unet, KINDS["deep affine"], 0.4):
             assert_same(run(unet), expected)
@@ -205,8 +205,8 @@ def test_any_side(structure, activation, norm, activate_output, strength, batch)
     for projection, side in ((layer.to_k, "k"), (layer.to_v, "v")):
         with torch.no_grad():
             expected = projection(hypernetwork.transform(side, context, strength))
-            for edit_weights in (True, False):
-                with attach(unet, hypernetwork, strength, edit_weights=edit_weights):
+            for fold in (True, False):
+                with attach(unet, hypernetwork, strength, fold=fold):
                     assert_same(projection(context), expected)
 
 
@@ -269,7 +269,7 @@ def test_every_activation_gives_what_the_formula_gives(unet, name, fused):
         expected = by_formula(unet, chain, **inputs)
         if fused:
             unet.fuse_qkv_projections()
-        for options in ({}, {"edit_weights": False}, {"exact": True}):
+        for options in ({}, {"fold": False}, {"exact": True}):
             with attach(unet, chain, **options):
                 assert_same(run(unet, **inputs), expected)
         if fused:
@@ -610,7 +610,7 @@ def test_a_class_changed_again_while_attached_is_called_as_it_is_now(unet, monke
     expected = exactly(AFFINE, unet=unet)
     for projection in projections:
         projection.to(torch.float8_e4m3fn)
-    with attach(unet, AFFINE, edit_weights=False):
+    with attach(unet, AFFINE, fold=False):
         with monkeypatch.context() as sampling:
             sampling.setattr(nn.Linear, "forward", cast)
             assert_same(run(unet), expected)

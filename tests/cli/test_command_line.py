@@ -72,7 +72,7 @@ def test_generate_without_diffusers_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "diffusers", None)
     result = invoke("generate", "a cat", "--model", tmp_path)
     assert result.exit_code == 1
-    assert result.stderr == "Error: Making pictures needs diffusers: pip install 'hnloader[diffusers]'\n"
+    assert result.stderr == "Error: Making images needs diffusers: pip install 'hnloader[diffusers]'\n"
 
 
 def test_loading_the_command_line_imports_no_diffusers() -> None:
@@ -99,10 +99,10 @@ def test_ctrl_c_ends_a_real_run_with_130(tiny_model: Path, tmp_path: Path) -> No
     first = running.stdout.readline()
     running.send_signal(signal.SIGINT)
     _, err = running.communicate()
-    assert first.startswith("pictures/00001-")
+    assert first.startswith("images/00001-")
     assert running.returncode == 130
     assert err.endswith("Error: Interrupted.\n")
-    assert all(path.suffix == ".png" for path in (tmp_path / "pictures").iterdir())
+    assert all(path.suffix == ".png" for path in (tmp_path / "images").iterdir())
 
 
 def test_text_from_elsewhere_is_one_harmless_line() -> None:

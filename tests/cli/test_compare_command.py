@@ -13,14 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hnloader.cli.app import app
-from tests.support.tiny_model import save_pictures
+from tests.support.tiny_model import save_images
 
 QUICK = ["steps=6", "measure_every=3", "previews.every=0", "previews.steps=2", "learning_rate=1e-3", "batch_size=2"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return save_pictures(tmp_path / "pictures")
+    return save_images(tmp_path / "images")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -29,7 +29,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 def settings(tiny_model: Path, folder: Path, output: Path) -> list[str]:
-    given = [*QUICK, f"model={tiny_model}", f"pictures={folder}", f"output={output}"]
+    given = [*QUICK, f"model={tiny_model}", f"images={folder}", f"output={output}"]
     return [part for each in given for part in ("--set", each)]
 
 

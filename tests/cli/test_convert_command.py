@@ -55,7 +55,7 @@ def mixed(old: Path) -> Path:
 def test_one_file_becomes_safetensors_beside_it(old: Path) -> None:
     result = run(old / "relu_121.pt")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"✓ {old / 'relu_121.pt'} → {old / 'relu_121.safetensors'}  converted and proved\n"
+    assert result.stdout == f"✓ {old / 'relu_121.pt'} → {old / 'relu_121.safetensors'}  converted and verified\n"
     assert hnloader.load(old / "relu_121.safetensors").metadata == hnloader.load(old / "relu_121.pt").metadata
 
 
@@ -128,12 +128,12 @@ def test_a_target_with_other_settings_is_not_up_to_date(old: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["safetensors", "pt"])
-def test_pairs_are_proved(to: str, old: Path, tmp_path: Path) -> None:
+def test_pairs_are_verified(to: str, old: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     run(old, "--out", new, "--to", to)
-    proved = run(old, "--out", new, "--to", to, "--check")
-    assert proved.exit_code == 0, proved.output
-    assert any(line.split()[:2] == ["proved", "2"] for line in proved.stdout.splitlines())
+    verified = run(old, "--out", new, "--to", to, "--check")
+    assert verified.exit_code == 0, verified.output
+    assert any(line.split()[:2] == ["verified", "2"] for line in verified.stdout.splitlines())
     other = hnloader.load(new / f"relu_121.{to}")
     with torch.no_grad():
         other.side(other.widths[0], "k").state_dict()["linear.0.weight"][0, 0] += 1
@@ -188,12 +188,12 @@ def test_reports_hold_every_file(mixed: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_to_be_said_about_converted_files_is_said_once(old: Path) -> None:
-    result = run(old, "--dtype", "bfloat16", "--no-proof")
+    result = run(old, "--dtype", "bfloat16", "--no-verification")
     assert result.exit_code == 0
     names_first = f"Note: {old / 'relu_121.pt'}, {old / 'sub' / 'gelu_full.pt'}: the tensors are rounded to bfloat16"
     assert result.stderr.count("rounded to bfloat16") == 1
     assert names_first in result.stderr
-    assert "proved" not in result.stdout
+    assert "verified" not in result.stdout
 
 
 def test_compositions_are_named_with_what_to_do(old: Path) -> None:
@@ -301,7 +301,7 @@ def test_the_source_is_never_replaced(old: Path) -> None:
         result = run(old / "relu_121.pt", "--on-existing", mode)
         assert result.exit_code == 1
         assert "would be replaced by its own result" in result.stdout
-    same = run(old / "relu_121.pt", "--out", old / "relu_121.pt", "--on-existing", "overwrite", "--normalise")
+    same = run(old / "relu_121.pt", "--out", old / "relu_121.pt", "--on-existing", "overwrite", "--normalize")
     assert same.exit_code == 1
     assert (old / "relu_121.pt").read_bytes() == before
 

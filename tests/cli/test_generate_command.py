@@ -37,22 +37,22 @@ def written(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_pictures_are_numbered_on_and_their_paths_printed(run, tmp_path: Path) -> None:
+def test_images_are_numbered_on_and_their_paths_printed(run, tmp_path: Path) -> None:
     result = run("a cat", "-n", 2)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == ["pictures/00001-7.png", "pictures/00002-8.png"]
-    assert run("a cat", "--seed", 1).stdout == "pictures/00003-1.png\n"
-    assert written(tmp_path) == ["pictures/00001-7.png", "pictures/00002-8.png", "pictures/00003-1.png"]
+    assert result.stdout.splitlines() == ["images/00001-7.png", "images/00002-8.png"]
+    assert run("a cat", "--seed", 1).stdout == "images/00003-1.png\n"
+    assert written(tmp_path) == ["images/00001-7.png", "images/00002-8.png", "images/00003-1.png"]
 
 
 def test_a_number_that_another_program_takes_meanwhile_is_passed_over(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("a cat").exit_code == 0
-    before = (tmp_path / "pictures" / "00001-7.png").read_bytes()
+    before = (tmp_path / "images" / "00001-7.png").read_bytes()
     monkeypatch.setattr("hnloader.cli.generate._Target._next_number", lambda self: 1)
-    assert run("a dog").stdout == "pictures/00002-7.png\n"
-    assert (tmp_path / "pictures" / "00001-7.png").read_bytes() == before
+    assert run("a dog").stdout == "images/00002-7.png\n"
+    assert (tmp_path / "images" / "00001-7.png").read_bytes() == before
 
 
 def test_the_image_to_start_from_is_not_replaced(run, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_folder_may_have_a_dot_in_its_name(run) -> None:
     assert run("a cat", "--out", "try-1.5").stdout == f"{Path('try-1.5') / '00001-7.png'}\n"
 
 
-def test_options_and_tags_reach_the_picture_and_its_parameters(run, tmp_path: Path, styles: Path) -> None:
+def test_options_and_tags_reach_the_image_and_its_parameters(run, tmp_path: Path, styles: Path) -> None:
     result = run(
         *("a cat <hypernet:ink:0.8>", "-H", f"{styles / 'oil.safetensors'}:0.5:end=0.8", "--negative", "dog"),
         *("--size", "48x32", "--guidance", 4.5, "--sampler", "euler_a", "--out", "one.png"),
@@ -94,7 +94,7 @@ def test_a_hypernetwork_by_name_by_path_and_by_tag_is_the_same(run, tmp_path: Pa
     assert np.array_equal(name, tag)
 
 
-def test_an_init_picture_is_used(run, tmp_path: Path) -> None:
+def test_an_init_image_is_used(run, tmp_path: Path) -> None:
     Image.radial_gradient("L").save(tmp_path / "start.png")
     assert run("a cat", "--init", "start.png", "--denoise", 0.5, "--out", "to.png").exit_code == 0
     info = read_png(tmp_path / "to.png")
@@ -102,27 +102,27 @@ def test_an_init_picture_is_used(run, tmp_path: Path) -> None:
     assert info.settings["Denoising strength"] == "0.5"
 
 
-def test_a_sweep_is_one_labelled_grid(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_one_labeled_grid(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hnloader.grids
 
     seen = {}
-    real = hnloader.grids.labelled_grid
+    real = hnloader.grids.labeled_grid
 
     def spy(images, **labels):
         seen.update(labels, shape=(len(images), len(images[0])))
         return real(images, **labels)
 
-    monkeypatch.setattr(hnloader.grids, "labelled_grid", spy)
+    monkeypatch.setattr(hnloader.grids, "labeled_grid", spy)
     result = run("a cat <hypernet:ink:0.8>", "--sweep", "0,0.5,1", "-n", 2)
     assert result.exit_code == 0, result.output
-    assert result.stdout == "pictures/sweep-00001-7.png\n"
+    assert result.stdout == "images/sweep-00001-7.png\n"
     assert seen == {
         "shape": (2, 3),
         "columns": ["ink 0", "ink 0.4", "ink 0.8"],
         "rows": ["seed 7", "seed 8"],
         "caption": "a cat",
     }
-    info = read_png(tmp_path / "pictures" / "sweep-00001-7.png")
+    info = read_png(tmp_path / "images" / "sweep-00001-7.png")
     assert info is not None
     assert info.prompt == "a cat <hypernet:ink:0.8>"
 
@@ -159,7 +159,7 @@ def test_a_hypernetwork_for_other_layers_too_is_noted_once(run, tmp_path: Path) 
         (["--sweep", "a,b"], 2, "0,0.5,1"),
         (["--sweep", "0,1"], 1, "needs a hypernetwork"),
         (["--sampler", "eular"], 1, "Samplers: euler"),
-        (["--out", "picture.jpg"], 2, "PNG"),
+        (["--out", "image.jpg"], 2, "PNG"),
         (["--out", "one.png", "-n", "2"], 2, "Name a folder"),
         (["--init", "gone.png"], 1, "gone.png: No such file"),
         (["--hypernet-dir", "gone"], 2, "gone is not a folder"),
@@ -197,21 +197,21 @@ def test_a_bad_hypernetwork_file_is_told(run, tmp_path: Path) -> None:
     assert "empty.pt is empty" in result.stderr
 
 
-def test_ctrl_c_keeps_finished_pictures_and_nothing_half_written(
+def test_ctrl_c_keeps_finished_images_and_nothing_half_written(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = hnloader.generation._Run.picture
+    real = hnloader.generation._Run.image
 
     def interrupted(self, index, applied, progress):
         if index == 1:
             raise KeyboardInterrupt
         return real(self, index, applied, progress)
 
-    monkeypatch.setattr(hnloader.generation._Run, "picture", interrupted)
+    monkeypatch.setattr(hnloader.generation._Run, "image", interrupted)
     result = run("a cat", "-n", 3)
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr
-    assert written(tmp_path) == ["pictures/00001-7.png"]
+    assert written(tmp_path) == ["images/00001-7.png"]
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_other_failures(run, monkeypatch: pytest.MonkeyPatch, error: Exception, 
     def fail(*_: object, **__: object):
         raise error
 
-    monkeypatch.setattr(hnloader.generation._Run, "picture", fail)
+    monkeypatch.setattr(hnloader.generation._Run, "image", fail)
     result = run("a cat")
     assert result.exit_code == code
     assert words in result.stderr

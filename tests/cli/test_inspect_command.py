@@ -25,7 +25,7 @@ def run(*arguments: object, **environment: str):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two good files, one of them in a subfolder, an empty one and a picture of a web page."""
+    """Two good files, one of them in a subfolder, an empty one and an image of a web page."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "relu_121.pt").write_bytes((GOLDENS / "relu_121.pt").read_bytes())
     (tmp_path / "sub" / "gelu_full.pt").write_bytes((GOLDENS / "gelu_full.pt").read_bytes())
@@ -262,6 +262,6 @@ def test_an_image_without_parameters_is_no_hypernetwork(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     result = run(tmp_path / "plain.png")
     assert result.exit_code == 1
-    assert "a PNG picture" in result.stdout
+    assert "a PNG image" in result.stdout
     result = run(tmp_path / "plain.png", "--embedding-dir", tmp_path / "gone")
     assert result.exit_code == 2

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 import hnloader
 from hnloader.cli.app import app
-from tests.support.tiny_model import save_pictures
+from tests.support.tiny_model import save_images
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return save_pictures(tmp_path / "pictures")
+    return save_images(tmp_path / "images")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -33,7 +33,7 @@ def test_init_prints_a_configuration_that_works(tiny_model: Path, folder: Path, 
     code, text, _ = run("train", "--init")
     assert code == 0
     config = tmp_path / "config.yaml"
-    text = text.replace("model: ''", f"model: {tiny_model}").replace("pictures: ''", f"pictures: {folder}")
+    text = text.replace("model: ''", f"model: {tiny_model}").replace("images: ''", f"images: {folder}")
     config.write_text(text.replace("output: ''", f"output: {tmp_path / 'style.pt'}"))
     code, out, err = run("train", config, "--steps", 3, "--set", "previews.every=0", "--set", "learning_rate=1e-3")
     assert code == 0, err
@@ -42,20 +42,20 @@ def test_init_prints_a_configuration_that_works(tiny_model: Path, folder: Path, 
     assert hnloader.load(tmp_path / "style.pt").metadata["step"] == 3
 
 
-def test_what_is_odd_about_the_pictures_is_told(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
-    (folder / "broken.png").write_text("no picture")
+def test_what_is_odd_about_the_images_is_told(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "broken.png").write_text("no image")
     given = ["--model", tiny_model, "--steps", 1, "--set", "previews.every=0"]
-    code, _, err = run("train", *given, "--pictures", folder, "-o", tmp_path / "a.pt")
+    code, _, err = run("train", *given, "--images", folder, "-o", tmp_path / "a.pt")
     assert code == 0
     said = " ".join(err.split())
-    assert "broken.png cannot be read: it is no picture of a known kind; it is left out" in said
-    assert "none of the 6 pictures has a caption of its own" in said
+    assert "broken.png cannot be read: it is no image of a known kind; it is left out" in said
+    assert "none of the 6 images has a caption of its own" in said
     for path in [*folder.glob("[1-5].png"), folder / "broken.png"]:
         path.unlink()
     (folder / "0.txt").write_text("a house")
-    code, _, err = run("train", *given, "--pictures", folder, "-o", tmp_path / "b.pt")
+    code, _, err = run("train", *given, "--images", folder, "-o", tmp_path / "b.pt")
     assert code == 0
-    assert "0.png is the only picture: it will be learnt by heart" in " ".join(err.split())
+    assert "0.png is the only image: it will be learned by heart" in " ".join(err.split())
     assert "caption of its own" not in err
 
 
@@ -64,7 +64,7 @@ def test_how_far_it_is_can_be_asked(tiny_model: Path, folder: Path, tmp_path: Pa
     code, _, err = run("train", "-o", output, "--status")
     assert code == 1
     assert "no training of" in err
-    given = ["--model", tiny_model, "--pictures", folder, "-o", output, "--steps", 4]
+    given = ["--model", tiny_model, "--images", folder, "-o", output, "--steps", 4]
     quick = ["--set", "previews.every=0", "--set", "measure_every=2"]
     assert run("train", *given, *quick)[0] == 0
     code, out, _ = run("train", "-o", output, "--status")
@@ -74,7 +74,7 @@ def test_how_far_it_is_can_be_asked(tiny_model: Path, folder: Path, tmp_path: Pa
     # A mistake leaves the status of the training that is there, and makes no folder where there was none.
     assert run("train", *given)[0] == 1
     assert "done, step 4 of 4" in run("train", "-o", output, "--status")[1]
-    assert run("train", "--model", tiny_model, "--pictures", "none", "-o", tmp_path / "new.pt")[0] == 1
+    assert run("train", "--model", tiny_model, "--images", "none", "-o", tmp_path / "new.pt")[0] == 1
     assert not (tmp_path / "new.training").exists()
 
 
@@ -86,20 +86,20 @@ def test_how_far_it_is_can_be_asked(tiny_model: Path, folder: Path, tmp_path: Pa
         (("--set", "steps"), "key=value"),
         (("--preset", "portrait"), "no preset 'portrait'"),
         (("none.yaml",), "none.yaml cannot be read: No such file"),
-        (("--model", "M", "--pictures", "none", "-o", "a.pt"), "none does not exist"),
-        (("--model", "M", "--pictures", "P", "-o", "a.jpg"), ".safetensors was expected"),
-        (("--model", "M", "--pictures", "E", "-o", "a.pt"), "E has no pictures"),
-        (("--model", "M", "--pictures", "P", "-o", "P/0.png/a.pt"), "cannot write"),
-        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "learning_rate=20"), "above 0 and below 10"),
-        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "precision=float16"), "needs a graphics card"),
-        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "hypernetwork.widths=[768]"), "has 768, which the"),
-        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "data.resolution=8"), "0, or 32 and more"),
-        (("--model", "M", "--pictures", "P", "-o", "a.pt", "--set", "num_epochs=8"), "lists those of this version"),
+        (("--model", "M", "--images", "none", "-o", "a.pt"), "none does not exist"),
+        (("--model", "M", "--images", "P", "-o", "a.jpg"), ".safetensors was expected"),
+        (("--model", "M", "--images", "E", "-o", "a.pt"), "E has no images"),
+        (("--model", "M", "--images", "P", "-o", "P/0.png/a.pt"), "cannot write"),
+        (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "learning_rate=20"), "above 0 and below 10"),
+        (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "precision=float16"), "needs a graphics card"),
+        (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "hypernetwork.widths=[768]"), "has 768, which the"),
+        (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "data.resolution=8"), "0, or 32 and more"),
+        (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "num_epochs=8"), "lists those of this version"),
         (
             (
                 "--model",
                 "M",
-                "--pictures",
+                "--images",
                 "P",
                 "-o",
                 "a.pt",
@@ -110,7 +110,7 @@ def test_how_far_it_is_can_be_asked(tiny_model: Path, folder: Path, tmp_path: Pa
             ),
             "knows 'a' already",
         ),
-        (("--model", "nowhere/", "--pictures", "P", "-o", "a.pt"), "nowhere"),
+        (("--model", "nowhere/", "--images", "P", "-o", "a.pt"), "nowhere"),
     ],
 )
 def test_mistakes_get_a_line_and_no_traceback(
@@ -129,10 +129,10 @@ def test_mistakes_get_a_line_and_no_traceback(
 class Trained:
     """One training that nothing disturbs, and one that is cut and resumed: programs are started only to be stopped."""
 
-    def __init__(self, model: Path, pictures: Path, place: Path, *settings: str) -> None:
+    def __init__(self, model: Path, images: Path, place: Path, *settings: str) -> None:
         self.place = place
         quick = [part for each in ("previews.every=0", "measure_every=5", *settings) for part in ("--set", each)]
-        self.given = ["--model", str(model), "--pictures", str(pictures), *quick]
+        self.given = ["--model", str(model), "--images", str(images), *quick]
         self.complete("whole")
 
     def arguments(self, name: str) -> list[str]:
@@ -195,14 +195,14 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tiny_model: Path
 
 def test_dataset_check_lists_captions_and_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     (folder / "0.txt").write_text("a red house")
-    (folder / "broken.png").write_text("no picture")
+    (folder / "broken.png").write_text("no image")
     code, out, err = run("dataset", "check", folder, "--sheet", tmp_path / "sheet.png", "--resolution", 64)
     assert code == 1
     assert "a red house" in out
     assert "48 x 48" in out
     assert "left out" in err
     assert "broken.png cannot be read" in err
-    assert "6 pictures to train on, 1 files left out" in err
+    assert "6 images to train on, 1 files left out" in err
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 6 * 160
     (folder / "broken.png").unlink()
@@ -240,7 +240,7 @@ def test_a_training_without_gradients_ends_with_an_error(
 
     real = Denoiser.losses
     monkeypatch.setattr(Denoiser, "losses", lambda *given: real(*given) * 0)
-    given = ["--model", tiny_model, "--pictures", folder, "-o", tmp_path / "a.pt", "--steps", 2]
+    given = ["--model", tiny_model, "--images", folder, "-o", tmp_path / "a.pt", "--steps", 2]
     code, out, err = run("train", *given, "--set", "previews.every=0")
     assert code == 1
     assert out == ""

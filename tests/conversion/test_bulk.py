@@ -324,14 +324,14 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_done(folder: Path) -> N
     assert counts(results.values()) == {"planned": 2, "skipped": 1, "failed": 1}
 
 
-def test_pairs_are_proved(folder: Path) -> None:
+def test_pairs_are_verified(folder: Path) -> None:
     run(folder)
     new = folder.parent / "new"
     (new / "a.copy").write_text("changed")
     (new / "b.copy").unlink()
     (folder / "lora.pt").write_text("lora")
     results = {result.source.name: result for result in check_many(plan([folder], suffix=".copy", out=new), Copier())}
-    assert outcomes(results) == {"a.pt": "failed", "b.pt": "failed", "c.pt": "proved", "lora.pt": "skipped"}
+    assert outcomes(results) == {"a.pt": "failed", "b.pt": "failed", "c.pt": "verified", "lora.pt": "skipped"}
     assert "differs from" in results["a.pt"].reason
     assert "b.copy is missing" in results["b.pt"].reason
     assert not os.path.lexists(new / "b.copy")

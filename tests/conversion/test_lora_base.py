@@ -171,7 +171,7 @@ def test_the_folders_own_prompts_are_taken(tiny_model: Path, tmp_path: Path) -> 
 
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "prompts.txt").write_text("one\ntwo\n\n three \nfour\nfive\nsix\nsix\n")
-    quick = {"pictures": 5, "steps": 1, "rank": 2}
+    quick = {"images": 5, "steps": 1, "rank": 2}
     made = to_lora(make_affine(TINY), model, tmp_path / "x.safetensors", **quick)
     assert "text contexts of 6 prompts" in made.statistics
     made = to_lora(make_affine(TINY), tiny_model, tmp_path / "x.safetensors", **quick)

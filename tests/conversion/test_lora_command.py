@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def sampling(folder: Path) -> tuple[object, ...]:
-    return "--prompts", folder / "prompts.txt", "--pictures", 5, "--steps", 1
+    return "--prompts", folder / "prompts.txt", "--images", 5, "--steps", 1
 
 
 def test_a_lora_with_its_errors(folder: Path, tiny_model: Path) -> None:
@@ -94,12 +94,12 @@ def test_several_become_one(folder: Path, tiny_model: Path) -> None:
     assert "is there already" in again.stdout
 
 
-def test_pictures_are_compared(folder: Path, tiny_model: Path) -> None:
+def test_images_are_compared(folder: Path, tiny_model: Path) -> None:
     grid = folder / "grid.png"
     arguments = ("--to", "lycoris", "--base", tiny_model, "--compare", grid, *sampling(folder))
     result = run(folder / "style.pt", *arguments)
     assert result.exit_code == 0, result.output
-    assert "Pictures differ from the hypernetwork's by 0.0 of 255" in result.stdout
+    assert "Images differ from the hypernetwork's by 0.0 of 255" in result.stdout
     assert grid.read_bytes().startswith(b"\x89PNG")
 
 
@@ -118,7 +118,7 @@ def test_pictures_are_compared(folder: Path, tiny_model: Path) -> None:
         (["--to", "lora", "--base", "x", "--strength", "1,2"], "--strength"),
         (["--to", "lora", "--base", "x", "--compare", "grid.jpg"], "--compare"),
         (["--to", "lora", "--base", "x", "--chain"], "--out"),
-        (["--to", "lora", "--base", "x", "--normalise"], "--normalise"),
+        (["--to", "lora", "--base", "x", "--normalize"], "--normalize"),
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(folder: Path, arguments: list[str], said: str) -> None:

@@ -111,7 +111,7 @@ def test_impossible_settings_are_refused_before_anything_runs(tmp_path: Path, mo
     refused(target, "whole number from 1", rank="big")
     refused(target, "above 0 and below 1", fidelity=1)
     refused(target, "3 different prompts are too few", prompts=["a", "b", "c", "c"])
-    refused(target, "5 pictures", pictures=4)
+    refused(target, "5 images", images=4)
     refused(target, "cannot be read as a list", prompts=tmp_path / "missing.txt")
     refused(tmp_path / "x.pt", "does not end in .safetensors")
     refused(tmp_path / "missing" / "x.safetensors", "no existing folder")
@@ -186,7 +186,7 @@ def test_a_lora_of_a_private_file_is_private(tmp_path: Path) -> None:
     assert done.path.stat().st_mode & 0o777 == 0o600
 
 
-def test_pictures_side_by_side(tmp_path: Path, pipelines: Pipelines) -> None:
+def test_images_side_by_side(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline, told = pipelines("sd1"), []
     made = to_lora(
         make_affine(WIDTHS["sd1"]),
@@ -197,15 +197,15 @@ def test_pictures_side_by_side(tmp_path: Path, pipelines: Pipelines) -> None:
         compare_to=tmp_path / "grid.png",
         progress=lambda done, total, text: told.append((done, total, text)),
     )
-    assert made.pictures is not None
-    assert made.pictures["without"] > 1 > 0.01 > made.pictures["converted"]
-    assert json.loads(read(made.path)[1]["hnloader.pictures"])["without"] == round(made.pictures["without"], 2)
+    assert made.images is not None
+    assert made.images["without"] > 1 > 0.01 > made.images["converted"]
+    assert json.loads(read(made.path)[1]["hnloader.images"])["without"] == round(made.images["without"], 2)
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 3 * 192
-    assert {text for _, _, text in told} == {"Fitting layers", "Making pictures"}
+    assert {text for _, _, text in told} == {"Fitting layers", "Making images"}
 
 
-def test_pictures_need_a_whole_model(tmp_path: Path) -> None:
+def test_images_need_a_whole_model(tmp_path: Path) -> None:
     with pytest.raises(hnloader.HypernetworkError, match="UNet alone"):
         to_lora(
             make_affine(WIDTHS["sd1"]),
@@ -234,7 +234,7 @@ def test_a_file_that_was_made_so_is_up_to_date(tmp_path: Path) -> None:
     converter = ToLora(base, kind="lycoris", strength=0.8)
     converter.convert(source, target)
     assert converter.made(source, target)
-    assert converter.check(source, target) == {"proved": ["tensors", "source", "settings"]}
+    assert converter.check(source, target) == {"verified": ["tensors", "source", "settings"]}
     assert not ToLora(base, kind="lycoris", strength=0.7).made(source, target)
     assert not ToLora(base, kind="lora", strength=0.8).made(source, target)
     assert not ToLora(base, kind="lycoris", strength=0.8, dtype=torch.float16).made(source, target)

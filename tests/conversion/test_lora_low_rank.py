@@ -80,7 +80,7 @@ def test_diffusers_loads_ranks_that_differ(tmp_path: Path, pipelines: Pipelines,
 
 
 def observed_errors(pipeline: Any, hypernetwork: Any, path: Path, prompt: str, seed: int) -> dict[str, float]:
-    """Errors of keys and values by another way: both models' own outputs of to_k and to_v on a new picture."""
+    """Errors of keys and values by another way: both models' own outputs of to_k and to_v on a new image."""
     wrong, change = {"k": 0.0, "v": 0.0}, {"k": 0.0, "v": 0.0}
     twins: dict[str, nn.Module] = {}
 
@@ -114,7 +114,7 @@ def observed_errors(pipeline: Any, hypernetwork: Any, path: Path, prompt: str, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["outline", "halftone"])
-def test_the_stated_error_is_what_a_new_picture_shows(tmp_path: Path, style: str) -> None:
+def test_the_stated_error_is_what_a_new_image_shows(tmp_path: Path, style: str) -> None:
     pipeline = load_model(pipeline_folder()).pipeline
     made = to_lora(hypernetwork_paths()[style], pipeline_folder(), tmp_path / "x.safetensors", steps=6)
     stated = errors_of(made.path)["overall"]
@@ -133,7 +133,7 @@ def test_the_stated_error_is_what_a_new_picture_shows(tmp_path: Path, style: str
 def test_the_fit_to_contexts_beats_the_plain_decomposition(tmp_path: Path) -> None:
     from lab.benchmarks.lora_fit import compare_fits
 
-    for row in compare_fits(ranks=(2, 4), pictures=5, steps=4):
+    for row in compare_fits(ranks=(2, 4), images=5, steps=4):
         for side in "kv":
             assert row.fitted[side] < 0.9 * row.plain[side], row
 
@@ -167,7 +167,7 @@ def test_the_constant_of_values_is_carried_by_the_weight(tmp_path: Path, pipelin
 def test_a_nonlinear_network_becomes_its_best_affine_fit(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline = pipelines("sd1")
     gentle = make_random(WIDTHS["sd1"], Architecture((1, 2, 1), "softplus"), bias=False)
-    made = to_lora(gentle, pipeline, tmp_path / "x.safetensors", kind="lycoris", prompts=PROMPTS, pictures=10, steps=3)
+    made = to_lora(gentle, pipeline, tmp_path / "x.safetensors", kind="lycoris", prompts=PROMPTS, images=10, steps=3)
     assert not made.exact
     assert made.errors.overall("v").of_change < 0.3
     expected, untouched = live(pipeline.unet, gentle, "sd1"), run(pipeline.unet)
@@ -253,7 +253,7 @@ def test_kept_samples_stay_few(pipelines: Pipelines) -> None:
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_a_layer_that_sees_a_single_token(tmp_path: Path, pipelines: Pipelines, activation: str | None) -> None:
-    """As self-attention in the middle of a model does in its smallest pictures, where no key changes anything."""
+    """As self-attention in the middle of a model does in its smallest images, where no key changes anything."""
     pipeline = pipelines("sd1")
     levels = len(pipeline.unet.config.block_out_channels) - 1
     pipeline.unet.register_to_config(sample_size=2**levels)

@@ -128,7 +128,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     found = {}
     for kind in LAYOUTS:
         path = tmp_path_factory.mktemp(request.param) / f"{kind}.safetensors"
-        settings: dict[str, Any] = {"rank": 1, "pictures": 5, "steps": 1} if request.param == "lora" else {}
+        settings: dict[str, Any] = {"rank": 1, "images": 5, "steps": 1} if request.param == "lora" else {}
         # As `names="auto"` chooses for a model of this family; these are too narrow to be taken for one.
         settings["names"] = name_style(FAMILIES[kind])
         to_lora(make_affine(WIDTHS[kind]), real_layout(kind), path, kind=request.param, **settings)

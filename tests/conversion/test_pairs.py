@@ -176,7 +176,9 @@ def test_a_dry_run_tells_the_name_of_a_renamed_pair(tmp_path: Path) -> None:
 # -- what fails half way
 
 
-@pytest.mark.parametrize("fails", ["writing the file", "the proof", "writing the state", "taking the name", "a change"])
+@pytest.mark.parametrize(
+    "fails", ["writing the file", "verification", "writing the state", "taking the name", "a change"]
+)
 def test_what_fails_half_way_leaves_the_old_pair(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hnloader.conversion import companions, single
 
@@ -191,21 +193,21 @@ def test_what_fails_half_way_leaves_the_old_pair(fails: str, tmp_path: Path, mon
 
     if fails == "writing the file":
         monkeypatch.setitem(single._WRITERS, ".safetensors", full)
-    elif fails == "the proof":
-        monkeypatch.setattr(single, "prove_equal", full)
+    elif fails == "verification":
+        monkeypatch.setattr(single, "verify_equal", full)
     elif fails == "writing the state":
         monkeypatch.setattr(companions, "write_tree", full)
     elif fails == "taking the name":
         replace = Path.replace
         monkeypatch.setattr(Path, "replace", lambda self, to: full() if to == target else replace(self, to))
     else:
-        prove = single.prove_equal
+        verify = single.verify_equal
 
         def changed(*arguments: object) -> object:
             os.utime(source, ns=(1, 1))
-            return prove(*arguments)  # type: ignore[arg-type]
+            return verify(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(single, "prove_equal", changed)
+        monkeypatch.setattr(single, "verify_equal", changed)
     with pytest.raises(HypernetworkError):
         convert(source, target)
     assert contents(tmp_path) == before

@@ -70,7 +70,7 @@ def test_every_container_there_and_back(kind: str, tmp_path: Path) -> None:
     convert(tmp_path / "style.safetensors", tmp_path / "back.pt")
 
     assert_same_tensors(tmp_path / "back.pt", content)
-    assert check(path, tmp_path / "back.pt").proved == ("tensors", "metadata", "outputs")
+    assert check(path, tmp_path / "back.pt").verified == ("tensors", "metadata", "outputs")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -81,7 +81,7 @@ def test_a_value_that_is_not_finite_is_found_in_every_piece(place: int, legacy: 
     path = tmp_path / "style.pt"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CorruptFileError, match=r"linear\.1\.weight of the v side of width 720 has 1 of 1,036,800"):
-        convert(path, tmp_path / "style.safetensors", prove=False)
+        convert(path, tmp_path / "style.safetensors", verify=False)
     assert [each.name for each in tmp_path.iterdir()] == ["style.pt"]
 
 
@@ -89,8 +89,8 @@ def test_sums_that_overflow_are_not_taken_for_values_that_do(tmp_path: Path) -> 
     content = large()
     content[WIDTH][0]["linear.0.weight"].fill_(3e38)  # type: ignore[call-overload, index]
     torch.save(content, tmp_path / "style.pt")
-    convert(tmp_path / "style.pt", tmp_path / "style.safetensors", prove=False)
-    convert(tmp_path / "style.safetensors", tmp_path / "back.pt", prove=False)
+    convert(tmp_path / "style.pt", tmp_path / "style.safetensors", verify=False)
+    convert(tmp_path / "style.safetensors", tmp_path / "back.pt", verify=False)
     assert_same_tensors(tmp_path / "back.pt", content)
 
 
@@ -108,31 +108,33 @@ def test_a_damaged_byte_in_the_midst_of_the_data_is_found(place: float, tmp_path
     assert [each.name for each in tmp_path.iterdir()] == ["style.pt"]
 
 
-def test_without_the_proof_nothing_is_waited_for_nor_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_verification_nothing_is_waited_for_nor_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the option's help says; the data pass through bit for bit even so."""
     path = tmp_path / "style.pt"
     torch.save(large(), path)
     sound = hashlib.sha256(path.read_bytes()).hexdigest()
     flushed: list[int] = []
     monkeypatch.setattr(os, "fsync", flushed.append)
-    made = convert(path, tmp_path / "style.safetensors", prove=False)
-    back = convert(tmp_path / "style.safetensors", tmp_path / "back.pt", prove=False)
+    made = convert(path, tmp_path / "style.safetensors", verify=False)
+    back = convert(tmp_path / "style.safetensors", tmp_path / "back.pt", verify=False)
     assert (made.source_sha256, back.source_sha256, flushed) == (sound, None, [])
     assert_same_tensors(tmp_path / "back.pt", large())
-    convert(path, tmp_path / "proved.safetensors")
+    convert(path, tmp_path / "verified.safetensors")
     assert len(flushed) == 1
 
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    convert(path, tmp_path / "damaged.safetensors", prove=False)
+    convert(path, tmp_path / "damaged.safetensors", verify=False)
     with pytest.raises(CorruptFileError, match="Bad CRC-32"):
         check(path, tmp_path / "damaged.safetensors")
 
 
-@pytest.mark.parametrize(("prove", "most"), [(False, 20), (True, 60)])  # MiB; each of the four weights has 36
+@pytest.mark.parametrize(("verify", "most"), [(False, 20), (True, 60)])  # MiB; each of the four weights has 36
 @pytest.mark.parametrize("there", [True, False])
-def test_memory_does_not_grow_with_the_file(there: bool, prove: bool, most: int, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_file(there: bool, verify: bool, most: int, tmp_path: Path) -> None:
     architecture = hnloader.Architecture((1, 16, 1))
     made = hnloader.Hypernetwork.new((768,), architecture, name="large").requires_grad_(False)
     paths = [tmp_path / "style.pt", tmp_path / "style.safetensors"]
@@ -141,7 +143,7 @@ def test_memory_does_not_grow_with_the_file(there: bool, prove: bool, most: int,
     assert source.stat().st_size > 140 << 20
 
     tracemalloc.start()  # what is read from a file lies in bytes of Python, also as a tensor
-    convert(source, target, prove=prove)
+    convert(source, target, verify=verify)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 

@@ -1,4 +1,4 @@
-"""One file converted: nothing of it is lost, it is proved before it takes its name, and what goes wrong is said."""
+"""One file converted: nothing of it is lost, it is verified before it takes its name, and what goes wrong is said."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_every_variant_comes_back_bit_for_bit(
     before = source.read_bytes()
     there = convert(source, folder / "style.safetensors")
     back = convert(folder / "style.safetensors", folder / "back.pt")
-    assert there.proved == back.proved == ("tensors", "metadata", "outputs")
+    assert there.verified == back.verified == ("tensors", "metadata", "outputs")
     assert there.lossless
     assert back.lossless
     found = torch.load(folder / "back.pt", weights_only=True)
@@ -110,8 +110,8 @@ def test_every_variant_comes_back_bit_for_bit(
     assert all(type(value) is tuple for key, value in found.items() if isinstance(key, int))
     assert worst_error(hnloader.load(folder / "back.pt"), sides) < 1e-5
     assert source.read_bytes() == before
-    assert check(source, folder / "style.safetensors").proved
-    assert check(source, folder / "back.pt").proved
+    assert check(source, folder / "style.safetensors").verified
+    assert check(source, folder / "back.pt").verified
 
 
 @pytest.mark.parametrize("source", WEIGHT_FILES, ids=lambda path: path.stem)
@@ -151,15 +151,15 @@ def test_the_header_says_what_the_file_is_and_where_it_came_from(tmp_path: Path)
     assert hnloader.load(tmp_path / "new.safetensors").metadata == hnloader.load(source).metadata
 
 
-def test_without_the_proof_the_tensors_are_not_hashed(tmp_path: Path) -> None:
+def test_without_the_verification_the_tensors_are_not_hashed(tmp_path: Path) -> None:
     source = write(tmp_path / "style.pt", simple_tree())
-    convert(source, tmp_path / "quick.safetensors", prove=False)
-    convert(source, tmp_path / "proved.safetensors")
-    quick, proved = header(tmp_path / "quick.safetensors"), header(tmp_path / "proved.safetensors")
+    convert(source, tmp_path / "quick.safetensors", verify=False)
+    convert(source, tmp_path / "verified.safetensors")
+    quick, verified = header(tmp_path / "quick.safetensors"), header(tmp_path / "verified.safetensors")
     assert "modelspec.hash_sha256" not in quick
     # Nothing else is left out.
-    del proved["modelspec.hash_sha256"]
-    assert quick == proved
+    del verified["modelspec.hash_sha256"]
+    assert quick == verified
 
 
 @pytest.mark.skipif("mmap" not in inspect.signature(torch.load).parameters, reason="torch maps files since 2.1")
@@ -170,7 +170,7 @@ def test_torch_can_map_what_is_written(tmp_path: Path) -> None:
     assert same(plain(mapped), plain(torch.load(source, weights_only=True)))
 
 
-# -- normalised
+# -- normalized
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -183,8 +183,8 @@ def test_normalised_files_state_everything_and_compute_the_same(
     recipe = fit(Recipe(recipe.structure, recipe.activation, recipe.norm, recipe.activate_output, dropout), era)
     sides = make_sides(recipe, (12, 20), old_names=era in OLD_NAMED_ERAS)
     source = write(folder / "style.pt", tree(sides, metadata(recipe, era)))
-    done = convert(source, folder / "new.pt", normalise=True)
-    assert done.proved
+    done = convert(source, folder / "new.pt", normalize=True)
+    assert done.verified
     found = torch.load(folder / "new.pt", weights_only=True)
     needed = {"layer_structure", "activation_func", "is_layer_norm", "activate_output", "dropout_structure", "name"}
     assert needed <= set(found)
@@ -196,16 +196,16 @@ def test_normalised_files_state_everything_and_compute_the_same(
     x = torch.randn(1, 3, 12)
     for side in ("k", "v"):
         assert torch.equal(one.transform(side, x), two.transform(side, x))
-    assert check(source, folder / "new.pt").proved
-    convert(folder / "new.pt", folder / "again.pt", normalise=True)
+    assert check(source, folder / "new.pt").verified
+    convert(folder / "new.pt", folder / "again.pt", normalize=True)
     assert (folder / "again.pt").read_bytes() == (folder / "new.pt").read_bytes()
 
 
 def test_what_has_no_other_form_is_kept_and_that_is_said(tmp_path: Path) -> None:
     recipe = Recipe(activation="relu", residual="linear")
     source = write(tmp_path / "style.pt", tree(make_sides(recipe, (12,)), metadata(recipe, "monkeypatch")))
-    done = convert(source, tmp_path / "new.pt", normalise=True)
-    assert "not normalised" in done.notes[0]
+    done = convert(source, tmp_path / "new.pt", normalize=True)
+    assert "not normalized" in done.notes[0]
     assert same(plain(torch.load(tmp_path / "new.pt")), plain(torch.load(source)))
 
 
@@ -221,7 +221,7 @@ def test_another_dtype_is_rounded_and_said(name: str, suffix: str, tmp_path: Pat
     assert any("not lossless" in note for note in done.notes) != done.lossless
     one, two = (hnloader.load(path).state_dict() for path in (source, done.target))
     assert all(torch.equal(one[key].to(getattr(torch, name)), two[key]) for key in one)
-    assert check(source, done.target).proved
+    assert check(source, done.target).verified
 
 
 def test_a_value_that_does_not_fit_is_named(tmp_path: Path) -> None:
@@ -231,12 +231,12 @@ def test_a_value_that_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(HypernetworkError, match=r"linear.0.weight of the v side of width 8 has the value 1e\+06"):
         convert(source, tmp_path / "new.pt", dtype="float16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["style.pt"]
-    assert convert(source, tmp_path / "new.pt", dtype=torch.bfloat16).proved
+    assert convert(source, tmp_path / "new.pt", dtype=torch.bfloat16).verified
     with pytest.raises(HypernetworkError, match="float8"):
         convert(source, tmp_path / "new.pt", dtype="float8")
 
 
-# -- proved
+# -- verified
 
 
 def test_a_result_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_a_result_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
         convert(source, target)
     assert target.read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["style.pt", "style.safetensors"]
-    assert convert(source, target, prove=False).proved == ()
+    assert convert(source, target, verify=False).verified == ()
 
 
 @pytest.mark.parametrize("kind", ["tensor", "value", "type", "missing", "more", "width", "other source"])

@@ -37,14 +37,14 @@ def test_all_files_together_stay_below_16_megabytes() -> None:
     assert sum(path.stat().st_size for path in files) < 16_000_000
 
 
-def test_same_seed_gives_the_same_picture_and_another_seed_another(pipeline: StableDiffusionPipeline) -> None:
+def test_same_seed_gives_the_same_image_and_another_seed_another(pipeline: StableDiffusionPipeline) -> None:
     first, again = (next(generate(pipeline, [PROMPT], seed=1, steps=4)) for _ in range(2))
     other = next(generate(pipeline, [PROMPT], seed=2, steps=4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_words_decide_the_picture(pipeline: StableDiffusionPipeline) -> None:
+def test_words_decide_the_image(pipeline: StableDiffusionPipeline) -> None:
     words = [
         ("red", "top left", "white"),
         ("blue", "bottom right", "black"),
@@ -54,15 +54,15 @@ def test_words_decide_the_picture(pipeline: StableDiffusionPipeline) -> None:
     scenes = [
         Scene((SceneObject("circle", color, "large", position),), background) for color, position, background in words
     ]
-    seen = [look(picture) for picture in generate(pipeline, [scene.caption() for scene in scenes])]
-    assert [picture.background for picture in seen] == [background for _, _, background in words]
-    found = [(picture.objects[0].color, picture.objects[0].position) for picture in seen if picture.objects]
+    seen = [look(image) for image in generate(pipeline, [scene.caption() for scene in scenes])]
+    assert [image.background for image in seen] == [background for _, _, background in words]
+    found = [(image.objects[0].color, image.objects[0].position) for image in seen if image.objects]
     assert sum(pair == (color, position) for pair, (color, position, _) in zip(found, words, strict=True)) >= 3
 
 
 def test_words_outside_the_vocabulary_do_not_fail(pipeline: StableDiffusionPipeline) -> None:
-    picture = next(generate(pipeline, ["ein Bild, naïve 日本 🎨, " + "very " * 60], steps=2))
-    assert picture.shape == (64, 64, 3)
+    image = next(generate(pipeline, ["ein Bild, naïve 日本 🎨, " + "very " * 60], steps=2))
+    assert image.shape == (64, 64, 3)
 
 
 def test_every_caption_word_is_one_token(pipeline: StableDiffusionPipeline) -> None:
@@ -70,16 +70,16 @@ def test_every_caption_word_is_one_token(pipeline: StableDiffusionPipeline) -> N
         assert len(pipeline.tokenizer.tokenize(scene.caption())) == len(scene.caption().split())
 
 
-def test_half_precision_draws_nearly_the_same_picture(pipeline: StableDiffusionPipeline) -> None:
+def test_half_precision_draws_nearly_the_same_image(pipeline: StableDiffusionPipeline) -> None:
     from diffusers import StableDiffusionPipeline
 
     half = StableDiffusionPipeline.from_pretrained(pipeline_folder(), torch_dtype=torch.float16)
     half.set_progress_bar_config(disable=True)
-    full_picture, half_picture = (next(generate(pipe, [PROMPT], steps=4)) for pipe in (pipeline, half))
-    assert np.abs(full_picture.astype(int) - half_picture).mean() < 2
+    full_image, half_image = (next(generate(pipe, [PROMPT], steps=4)) for pipe in (pipeline, half))
+    assert np.abs(full_image.astype(int) - half_image).mean() < 2
 
 
-def test_image_to_image_starts_from_the_given_picture(pipeline: StableDiffusionPipeline) -> None:
+def test_image_to_image_starts_from_the_given_image(pipeline: StableDiffusionPipeline) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
 
     start = next(generate(pipeline, [PROMPT], steps=10))
@@ -108,7 +108,7 @@ def test_hypernetwork_files_are_the_webuis_own(style: str) -> None:
     assert info.step > 0
 
 
-def test_strength_zero_leaves_the_picture_alone(pipeline: StableDiffusionPipeline) -> None:
+def test_strength_zero_leaves_the_image_alone(pipeline: StableDiffusionPipeline) -> None:
     plain = next(generate(pipeline, [PROMPT], steps=4))
     for path in hypernetwork_paths().values():
         with hnloader.attach(pipeline, path, strength=0.0):
@@ -126,7 +126,7 @@ def test_style_rises_with_strength(pipeline: StableDiffusionPipeline, style: str
 
 
 @pytest.mark.slow
-def test_pictures_follow_held_out_prompts(pipeline: StableDiffusionPipeline) -> None:
+def test_images_follow_held_out_prompts(pipeline: StableDiffusionPipeline) -> None:
     result = adherence(pipeline, held_out_scenes(40, seed=3), steps=12)
     assert result.share("background") >= 0.9
     assert result.share("color") >= 0.9
@@ -135,7 +135,7 @@ def test_pictures_follow_held_out_prompts(pipeline: StableDiffusionPipeline) -> 
 
 
 @pytest.mark.slow
-def test_demo_renders_one_labelled_grid(tmp_path: Path) -> None:
+def test_demo_renders_one_labeled_grid(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     path = render_demo(tmp_path, prompts=[PROMPT], steps=2, progress=lambda done, total: seen.append((done, total)))
     assert path == tmp_path / "demo.png"

@@ -35,7 +35,7 @@ def test_caption_names_every_attribute() -> None:
     )
 
 
-def test_same_seed_draws_the_same_picture_and_another_seed_another() -> None:
+def test_same_seed_draws_the_same_image_and_another_seed_another() -> None:
     first = draw(RED_CIRCLE, 3)
     assert first.shape == (64, 64, 3)
     assert first.dtype == np.uint8
@@ -44,9 +44,9 @@ def test_same_seed_draws_the_same_picture_and_another_seed_another() -> None:
 
 
 def test_pixels_are_where_and_what_the_words_say() -> None:
-    picture = draw(RED_CIRCLE, 0).astype(int)
-    assert np.abs(picture[17, 17] - COLORS["red"]).max() < 10
-    assert np.abs(picture[50, 50] - BACKGROUNDS["white"]).max() < 10
+    image = draw(RED_CIRCLE, 0).astype(int)
+    assert np.abs(image[17, 17] - COLORS["red"]).max() < 10
+    assert np.abs(image[50, 50] - BACKGROUNDS["white"]).max() < 10
 
 
 def test_every_shape_stays_inside_the_frame() -> None:
@@ -89,7 +89,7 @@ def test_training_captions_leave_words_out_now_and_then() -> None:
 
 
 @pytest.mark.parametrize("style", [style for style in PAINTERS if style != "plain"])
-def test_a_style_changes_the_picture_and_only_the_picture(style: str) -> None:
+def test_a_style_changes_the_image_and_only_the_image(style: str) -> None:
     background, layers = lay_out(RED_CIRCLE, np.random.default_rng(0))
     plain, styled = paint("plain", background, layers), paint(style, background, layers)
     assert styled.shape == plain.shape

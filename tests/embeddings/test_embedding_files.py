@@ -318,7 +318,7 @@ def test_errors_speak_of_embeddings(tmp_path: Path) -> None:
         ("code.pt", b"PK\x03\x04" + bytes(99)),
         ("junk.pt", bytes(range(256)) * 3),
         ("text.pt", b"hello, this is a text"),
-        ("picture.jpg", b"\xff\xd8\xff" + bytes(99)),
+        ("image.jpg", b"\xff\xd8\xff" + bytes(99)),
         ("damaged.png", b"\x89PNG\r\n\x1a\n" + bytes(99)),
         ("damaged.safetensors", (40).to_bytes(8, "little") + b"{" + bytes(99)),
         ("empty.pt", b""),

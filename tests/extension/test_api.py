@@ -230,7 +230,7 @@ def test_a_file_is_converted_beside_its_source_and_listed(running: Webui) -> Non
         "file": "sketches/wash.safetensors",
         "action": "converted",
         "lossless": True,
-        "proved": ["tensors", "metadata", "outputs"],
+        "verified": ["tensors", "metadata", "outputs"],
         "notes": [],
     }
     assert (running.hypernetworks / "sketches" / "wash.pt").read_bytes() == before

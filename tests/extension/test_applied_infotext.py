@@ -1,4 +1,4 @@
-"""What pictures say of the hypernetworks that made them, and what pasting that brings back."""
+"""What images say of the hypernetworks that made them, and what pasting that brings back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def running(webui: Webui) -> Webui:
     """A host with the extension, two files and one for another model, started."""
     webui.install()
     save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
-    save_hypernetwork(webui.hypernetworks / "wash, grey: v2.pt", ALL_WIDTHS, seed=2)
+    save_hypernetwork(webui.hypernetworks / "wash, gray: v2.pt", ALL_WIDTHS, seed=2)
     save_hypernetwork(webui.hypernetworks / "wide.pt", (12,))
     webui.start()
     return webui
@@ -46,17 +46,17 @@ def short(path: Path) -> str:
 
 
 def test_the_hashes_are_of_what_was_applied_alone(running: Webui) -> None:
-    prompt = '<hypernet:ink><hypernet:"wash, grey: v2":0.5><hypernet:wide><hypernet:gone><hypernet:ink:1:stat=1>'
+    prompt = '<hypernet:ink><hypernet:"wash, gray: v2":0.5><hypernet:wide><hypernet:gone><hypernet:ink:1:stat=1>'
     job = running.generate(f"a{prompt}")
     fields = fields_of(running, job.infotexts[0])
     folder = running.hypernetworks
-    ink, wash = short(folder / "ink.pt"), short(folder / "wash, grey: v2.pt")
-    assert fields["Hypernet hashes"] == f"ink: {ink}, wash, grey: v2: {wash}"
+    ink, wash = short(folder / "ink.pt"), short(folder / "wash, gray: v2.pt")
+    assert fields["Hypernet hashes"] == f"ink: {ink}, wash, gray: v2: {wash}"
     assert fields["Hypernet not applied"] == "gone, ink, wide"  # one of the two tags for ink
 
 
 def test_what_each_pass_applied_is_said(running: Webui) -> None:
-    job = running.generate("a<hypernet:ink>", enable_hr=True, hr_prompt='b<hypernet:"wash, grey: v2">')
+    job = running.generate("a<hypernet:ink>", enable_hr=True, hr_prompt='b<hypernet:"wash, gray: v2">')
     assert fields_of(running, job.infotexts[0])["Hypernet hashes"].count(": ") == 3
     job = running.generate("a", enable_hr=True, hr_prompt="b<hypernet:ink><hypernet:gone>")
     fields = fields_of(running, job.infotexts[0])
@@ -64,12 +64,12 @@ def test_what_each_pass_applied_is_said(running: Webui) -> None:
     assert fields["Hypernet not applied"] == "gone"
 
 
-def test_a_picture_without_any_says_nothing(running: Webui) -> None:
+def test_an_image_without_any_says_nothing(running: Webui) -> None:
     running.generate("a<hypernet:ink>")
     assert "Hypernet" not in running.generate("a").infotexts[0]
 
 
-def test_pasting_a_picture_makes_it_again(running: Webui, notes: list[str]) -> None:
+def test_pasting_an_image_makes_it_again(running: Webui, notes: list[str]) -> None:
     first = running.generate("a<hypernet:ink:0.7:start=0.2>")
     fields = running.part("infotext_utils").paste(first.infotexts[0])
     assert torch.equal(running.generate(fields["Prompt"]).images[0], first.images[0])
@@ -77,7 +77,7 @@ def test_pasting_a_picture_makes_it_again(running: Webui, notes: list[str]) -> N
 
 
 def test_another_file_of_the_same_name_is_said(running: Webui, notes: list[str]) -> None:
-    text = running.generate('a<hypernet:ink><hypernet:"wash, grey: v2">').infotexts[0]
+    text = running.generate('a<hypernet:ink><hypernet:"wash, gray: v2">').infotexts[0]
     before = short(running.hypernetworks / "ink.pt")
     save_hypernetwork(running.hypernetworks / "ink.pt", ALL_WIDTHS, seed=9)
     running.part("infotext_utils").paste(text)
@@ -92,7 +92,7 @@ def test_another_file_of_the_same_name_is_said(running: Webui, notes: list[str])
 
 
 @pytest.mark.parametrize("name", ["ink", "ink({hash})"])
-def test_an_old_picture_s_fields_become_a_tag(name: str, running: Webui, notes: list[str]) -> None:
+def test_an_old_image_s_fields_become_a_tag(name: str, running: Webui, notes: list[str]) -> None:
     legacy = hnloader.inspect(running.hypernetworks / "ink.pt").legacy_hash
     old = f"a cat\nSteps: 4, Hypernet: {name.format(hash=legacy)}, Hypernet strength: 0.7"
     fields = running.part("infotext_utils").paste(old)
@@ -102,7 +102,7 @@ def test_an_old_picture_s_fields_become_a_tag(name: str, running: Webui, notes: 
     assert fields["Prompt"] == "a cat<hypernet:ink:1>"
 
 
-def test_an_old_picture_of_another_file_is_said(running: Webui, notes: list[str]) -> None:
+def test_an_old_image_of_another_file_is_said(running: Webui, notes: list[str]) -> None:
     running.part("infotext_utils").paste("a cat\nSteps: 4, Hypernet: ink(0123abcd), Hypernet strength: 1")
     running.part("infotext_utils").paste("a cat\nSteps: 4, Hypernet: ink, Hypernet hash: 0123abcd")
     assert len(notes) == 2
@@ -111,7 +111,7 @@ def test_an_old_picture_of_another_file_is_said(running: Webui, notes: list[str]
 
 @pytest.fixture
 def renamed(running: Webui) -> str:
-    """The hash of 2022 of a file that is large enough for one, and has another name than in the pictures."""
+    """The hash of 2022 of a file that is large enough for one, and has another name than in the images."""
     save_hypernetwork(running.hypernetworks / "renamed.pt", (*ALL_WIDTHS, 400), seed=5)
     legacy = hnloader.inspect(running.hypernetworks / "renamed.pt").legacy_hash
     assert legacy != hnloader.inspect(running.hypernetworks / "ink.pt").legacy_hash
@@ -119,7 +119,7 @@ def renamed(running: Webui) -> str:
 
 
 @pytest.mark.parametrize("old", ["ink, Hypernet hash: {}", "ink({})", "net-60000({})", "gone, Hypernet hash: {}"])
-def test_an_old_picture_s_hash_names_the_file(old: str, renamed: str, running: Webui, notes: list[str]) -> None:
+def test_an_old_image_s_hash_names_the_file(old: str, renamed: str, running: Webui, notes: list[str]) -> None:
     fields = running.part("infotext_utils").paste(
         f"a cat\nSteps: 4, Hypernet: {old.format(renamed)}, Hypernet strength: 0.7"
     )
@@ -133,13 +133,13 @@ def test_a_name_with_a_hash_in_a_tag_finds_that_file(renamed: str, running: Webu
     assert torch.equal(running.generate(f"a<hypernet:ink({renamed}):0.7:0.5>").images[0], tagged)
 
 
-def test_the_tag_of_an_old_picture_through_the_api_finds_its_file(running: Webui) -> None:
+def test_the_tag_of_an_old_image_through_the_api_finds_its_file(running: Webui) -> None:
     tagged = running.generate("a<hypernet:ink:0.7>").images[0]
     assert torch.equal(running.generate("a<hypernet:ink(0123abcd):0.7>").images[0], tagged)
 
 
 @pytest.mark.parametrize("strength", ["much", "nan", "1.0>"])
-def test_an_old_picture_that_makes_no_sense_is_left_as_it_is(strength: str, running: Webui, notes: list[str]) -> None:
+def test_an_old_image_that_makes_no_sense_is_left_as_it_is(strength: str, running: Webui, notes: list[str]) -> None:
     fields = running.part("infotext_utils").paste(
         f"a\nSteps: 4, Hypernet: ink(0123abcd), Hypernet strength: {strength}"
     )

@@ -1,4 +1,4 @@
-"""Rows in requests for the webui's own txt2img and img2img: those that can't be read are an answer, not a picture."""
+"""Rows in requests for the webui's own txt2img and img2img: those that can't be read are an answer, not an image."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     HNLOADER_SCREENSHOTS=docs/images pytest tests/extension/test_in_browser.py
 
-writes the pictures of docs/webui.md; without the variable they go to the test's own folder.
+writes the images of docs/webui.md; without the variable they go to the test's own folder.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ def test_the_tab(tmp_path: Path) -> None:
     drive("tab", folder)
     for name in ("webui-panel.png", "webui-tab.png"):
         assert (folder / name).stat().st_size < 150_000
-        with Image.open(folder / name) as picture:
-            colors = picture.convert("RGB").resize((120, 80)).getcolors(maxcolors=9600)
+        with Image.open(folder / name) as image:
+            colors = image.convert("RGB").resize((120, 80)).getcolors(maxcolors=9600)
             assert len(colors) > 50

@@ -1,4 +1,4 @@
-"""LoRA in the tab: made by the webui's own model, without diffusers, and like the hypernetwork in pictures."""
+"""LoRA in the tab: made by the webui's own model, without diffusers, and like the hypernetwork in images."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def running(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[Webui]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fewest pictures that contexts can be sampled from."""
-    monkeypatch.setattr("hnloader.conversion.lora.files.ToLora", partial(ToLora, pictures=5, steps=2))
+    """The fewest images that contexts can be sampled from."""
+    monkeypatch.setattr("hnloader.conversion.lora.files.ToLora", partial(ToLora, images=5, steps=2))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def idle(webui: Webui) -> bool:
 
 
 @pytest.mark.usefixtures("quick")
-def test_it_is_made_without_diffusers_by_the_webui_s_model_and_its_pictures_are_the_hypernetwork_s(
+def test_it_is_made_without_diffusers_by_the_webui_s_model_and_its_images_are_the_hypernetwork_s(
     running: Webui, pages: Host
 ) -> None:
     said, table = convert(pages, "ink.pt")
@@ -132,7 +132,7 @@ def test_one_with_an_activation_comes_with_its_error_said(running: Webui, pages:
 
 
 @pytest.mark.usefixtures("quick")
-def test_other_jobs_run_between_the_pictures_and_are_not_observed(running: Webui, pages: Host) -> None:
+def test_other_jobs_run_between_the_images_and_are_not_observed(running: Webui, pages: Host) -> None:
     alone = running.generate("another").images[0]
     others: list[torch.Tensor] = []
 
@@ -145,7 +145,7 @@ def test_other_jobs_run_between_the_pictures_and_are_not_observed(running: Webui
     said, table = convert(pages, "ink.pt", during=another)
     assert "1 converted" in said, table
     assert others
-    assert all(torch.equal(picture, alone) for picture in others)
+    assert all(torch.equal(image, alone) for image in others)
 
 
 def test_a_checkpoint_that_is_chosen_meanwhile_ends_it_with_a_message(

@@ -71,17 +71,17 @@ def test_it_is_the_formula_in(fields: dict[str, Any], host: Webui) -> None:
     assert close(tagged, images(host, "a", **fields), plain)
 
 
-def test_each_picture_of_a_batch_is_the_one_made_alone(host: Webui) -> None:
+def test_each_image_of_a_batch_is_the_one_made_alone(host: Webui) -> None:
     batch = images(host, f"a{TAG}", batch_size=3)
-    for index, picture in enumerate(batch):
+    for index, image in enumerate(batch):
         alone = images(host, f"a{TAG}", seed=1 + index)[0]
-        assert torch.allclose(picture, alone, atol=1e-4)
+        assert torch.allclose(image, alone, atol=1e-4)
 
 
 def test_inpainting_leaves_what_is_outside_of_the_mask(host: Webui) -> None:
-    (picture,) = images(host, f"a{TAG}", is_img2img=True, init=INIT, mask=MASK)
+    (image,) = images(host, f"a{TAG}", is_img2img=True, init=INIT, mask=MASK)
     outside = MASK == 0
-    assert torch.equal(picture[outside], INIT[outside])
+    assert torch.equal(image[outside], INIT[outside])
 
 
 def test_each_pass_has_its_own_tags(host: Webui) -> None:

@@ -117,7 +117,7 @@ def test_an_error_in_sampling_leaves_without_deactivate(recorded: Webui) -> None
     assert ("deactivate",) not in log_of(recorded)
 
 
-def test_an_interruption_ends_the_job_with_the_picture_as_it_is(recorded: Webui) -> None:
+def test_an_interruption_ends_the_job_with_the_image_as_it_is(recorded: Webui) -> None:
     steps = []
 
     def interrupt(step: int) -> None:
@@ -176,14 +176,14 @@ def test_api_arguments_reach_the_script(recorded: Webui) -> None:
     assert ("process", ("<hypernet:x>",)) in log_of(recorded)
 
 
-def test_pictures_depend_on_prompt_seed_and_model_alone(webui: Webui) -> None:
+def test_images_depend_on_prompt_seed_and_model_alone(webui: Webui) -> None:
     webui.start()
-    picture = webui.generate("a").images[0]
-    assert torch.equal(picture, webui.generate("a").images[0])
-    assert not torch.equal(picture, webui.generate("b").images[0])
-    assert torch.equal(webui.generate("a", seed=0, n_iter=2).images[1], picture)
+    image = webui.generate("a").images[0]
+    assert torch.equal(image, webui.generate("a").images[0])
+    assert not torch.equal(image, webui.generate("b").images[0])
+    assert torch.equal(webui.generate("a", seed=0, n_iter=2).images[1], image)
     webui.switch("second")
-    assert not torch.equal(picture, webui.generate("a").images[0])
+    assert not torch.equal(image, webui.generate("a").images[0])
 
 
 def test_the_built_in_acts_in_a1111_and_does_nothing_in_forge(webui: Webui) -> None:

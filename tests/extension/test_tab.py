@@ -1,4 +1,4 @@
-"""The tab in the stand-ins: its pictures are jobs of the host, one at a time, with the tags that were asked for."""
+"""The tab in the stand-ins: its images are jobs of the host, one at a time, with the tags that were asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.prompt import Tag
-from hnloader.ui import Host, PictureRequest
+from hnloader.ui import Host, ImageRequest
 from tests.support.standins.unets import ALL_WIDTHS
 from tests.support.standins.webui import Webui
 from tests.support.tiny_model import save_hypernetwork
@@ -41,10 +41,10 @@ def pages(running: Webui, monkeypatch: pytest.MonkeyPatch) -> Host:
     return given[0]
 
 
-def request(webui: Webui, *hypernetworks: tuple[str, float], **fields: Any) -> PictureRequest:
+def request(webui: Webui, *hypernetworks: tuple[str, float], **fields: Any) -> ImageRequest:
     chosen = tuple((webui.hypernetworks / name, Tag(Path(name).stem, strength)) for name, strength in hypernetworks)
     defaults = {"prompt": "a cat", "negative": "blurry", "seed": 7, "steps": 4, "hypernetworks": chosen}
-    return PictureRequest(**{**defaults, **fields})
+    return ImageRequest(**{**defaults, **fields})
 
 
 def nothing(step: int, steps: int) -> None: ...
@@ -65,9 +65,9 @@ def idle(webui: Webui) -> bool:
     return free and hooks == 0 and not webui.shared.state.interrupted and not webui.shared.state.job
 
 
-def test_a_picture_is_a_job_of_the_host_with_the_tags_that_were_asked_for(running: Webui, pages: Host) -> None:
+def test_an_image_is_a_job_of_the_host_with_the_tags_that_were_asked_for(running: Webui, pages: Host) -> None:
     fields = {"sampler": "Euler a", "width": 16, "height": 24, "guidance": 5.0}
-    image = pages.generator.picture(request(running, ("ink.pt", 0.5), ("sketches/ink.pt", -1), **fields), nothing)
+    image = pages.generator.image(request(running, ("ink.pt", 0.5), ("sketches/ink.pt", -1), **fields), nothing)
     (job,) = made(running)
     assert job.prompt == "a cat <hypernet:ink:0.5><hypernet:sketches/ink:-1>"
     assert (job.negative_prompt, job.seed, job.steps, job.cfg_scale) == ("blurry", 7, 4, 5.0)
@@ -76,8 +76,8 @@ def test_a_picture_is_a_job_of_the_host_with_the_tags_that_were_asked_for(runnin
     assert job.do_not_save_grid
     assert image.size == (16, 24)
     assert "Hypernet hashes: " in image.info["parameters"]
-    assert same(image, pages.generator.picture(request(running, prompt=job.prompt, **fields), nothing))
-    assert not same(image, pages.generator.picture(request(running, **fields), nothing))
+    assert same(image, pages.generator.image(request(running, prompt=job.prompt, **fields), nothing))
+    assert not same(image, pages.generator.image(request(running, **fields), nothing))
     assert idle(running)
     assert not running.reports
 
@@ -87,22 +87,22 @@ def test_without_a_size_it_is_the_model_s_own_and_the_sampler_the_first(
     running: Webui, pages: Host, kind: str, side: int
 ) -> None:
     setattr(running.shared.sd_model, kind or "is_sd1", True)
-    assert pages.generator.picture(request(running, steps=1), nothing).size == (side, side)
+    assert pages.generator.image(request(running, steps=1), nothing).size == (side, side)
     assert made(running)[0].sampler_name == pages.generator.samplers[0]
 
 
 def test_steps_are_told(running: Webui, pages: Host) -> None:
     told: list[tuple[int, int]] = []
-    pages.generator.picture(request(running), lambda step, steps: told.append((step, steps)))
+    pages.generator.image(request(running), lambda step, steps: told.append((step, steps)))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     running.generate("another job", steps=4)
     assert len(told) == 4
 
 
 def test_the_quick_setting_does_not_act_and_is_there_again_afterwards(running: Webui, pages: Host) -> None:
-    plain = pages.generator.picture(request(running), nothing)
+    plain = pages.generator.image(request(running), nothing)
     running.shared.opts.sd_hypernetwork = "ink"
-    assert same(pages.generator.picture(request(running), nothing), plain)
+    assert same(pages.generator.image(request(running), nothing), plain)
     assert running.shared.opts.sd_hypernetwork == "ink"
 
 
@@ -115,24 +115,24 @@ def test_cancelling_in_a_step_ends_the_job_and_another_one_works(running: Webui,
             raise CancelledError
 
     with pytest.raises(CancelledError):
-        pages.generator.picture(request(running, ("ink.pt", 1)), cancel)
+        pages.generator.image(request(running, ("ink.pt", 1)), cancel)
     assert steps == [1, 2]
     assert idle(running)
-    assert pages.generator.picture(request(running), nothing).size == (512, 512)
+    assert pages.generator.image(request(running), nothing).size == (512, 512)
 
 
 @pytest.mark.parametrize("who", ["the page", "the webui's own button"])
-def test_an_interruption_is_no_picture(running: Webui, pages: Host, who: str) -> None:
+def test_an_interruption_is_no_image(running: Webui, pages: Host, who: str) -> None:
     def interrupt(step: int, total: int) -> None:
         if step == 2:
             pages.generator.interrupt() if who == "the page" else running.shared.state.interrupt()
 
     with pytest.raises(CancelledError):
-        pages.generator.picture(request(running, ("ink.pt", 1)), interrupt)
+        pages.generator.image(request(running, ("ink.pt", 1)), interrupt)
     assert idle(running)
 
 
-def test_interrupting_without_a_picture_leaves_other_jobs(running: Webui, pages: Host) -> None:
+def test_interrupting_without_an_image_leaves_other_jobs(running: Webui, pages: Host) -> None:
     pages.generator.interrupt()
     assert not running.shared.state.interrupted
 
@@ -146,10 +146,10 @@ def test_it_stands_in_line_with_the_jobs_of_the_page(running: Webui, pages: Host
         with lock:
             order.append("the tab's job")
 
-    def picture() -> None:
-        pages.generator.picture(request(running, steps=1), lambda step, steps: order.append("ours") if step else None)
+    def image() -> None:
+        pages.generator.image(request(running, steps=1), lambda step, steps: order.append("ours") if step else None)
 
-    ours, later = threading.Thread(target=picture), threading.Thread(target=another_tab)
+    ours, later = threading.Thread(target=image), threading.Thread(target=another_tab)
     lock.acquire()
     ours.start()
     assert lock.comes_to_rest(jobs=2)
@@ -174,7 +174,7 @@ def test_it_waits_for_the_job_that_runs_and_can_be_cancelled_while_it_does(
             lock.release()
 
     lock.acquire()
-    pages.generator.picture(request(running, steps=1), while_waiting)
+    pages.generator.image(request(running, steps=1), while_waiting)
     assert waited == [0, 0, 1]
 
     def give_up(step: int, steps: int) -> None:
@@ -182,20 +182,20 @@ def test_it_waits_for_the_job_that_runs_and_can_be_cancelled_while_it_does(
 
     lock.acquire()
     with pytest.raises(CancelledError):
-        pages.generator.picture(request(running), give_up)
+        pages.generator.image(request(running), give_up)
     assert len(made(running)) == 1
     lock.release()
     assert idle(running)
 
 
-def test_two_pages_make_their_pictures_one_after_the_other(running: Webui, pages: Host) -> None:
+def test_two_pages_make_their_images_one_after_the_other(running: Webui, pages: Host) -> None:
     told: dict[int, list[int]] = {1: [], 2: []}
 
     def progress_of(page: int) -> Callable[[int, int], None]:
         return lambda step, steps: told[page].append(step)
 
     threads = [
-        threading.Thread(target=pages.generator.picture, args=(request(running, seed=page), progress_of(page)))
+        threading.Thread(target=pages.generator.image, args=(request(running, seed=page), progress_of(page)))
         for page in told
     ]
     for thread in threads:
@@ -206,24 +206,24 @@ def test_two_pages_make_their_pictures_one_after_the_other(running: Webui, pages
     assert idle(running)
 
 
-def test_what_cannot_be_applied_is_an_error_not_a_picture_without_it(running: Webui, pages: Host) -> None:
+def test_what_cannot_be_applied_is_an_error_not_an_image_without_it(running: Webui, pages: Host) -> None:
     save_hypernetwork(running.hypernetworks / "wide.pt", (12,))
     with pytest.raises(HypernetworkError, match=r"'wide' was not applied"):
-        pages.generator.picture(request(running, ("wide.pt", 1)), nothing)
+        pages.generator.image(request(running, ("wide.pt", 1)), nothing)
     with pytest.raises(HypernetworkError, match=r"'inkk' was not applied.*'ink'"):
-        pages.generator.picture(request(running, prompt="a <hypernet:inkk>"), nothing)
+        pages.generator.image(request(running, prompt="a <hypernet:inkk>"), nothing)
     with pytest.raises(HypernetworkError, match="gone"):
-        pages.generator.picture(request(running, ("gone.pt", 1)), nothing)
+        pages.generator.image(request(running, ("gone.pt", 1)), nothing)
     (running.hypernetworks / "a>b.pt").write_bytes((running.hypernetworks / "ink.pt").read_bytes())
     with pytest.raises(HypernetworkError, match="Rename the file"):
-        pages.generator.picture(request(running, ("a>b.pt", 1)), nothing)
+        pages.generator.image(request(running, ("a>b.pt", 1)), nothing)
     assert idle(running)
 
 
 @pytest.mark.parametrize(
     ("error", "raised", "said"),
     [
-        (ZeroDivisionError("in a sampler"), HypernetworkError, "could not make the picture: ZeroDivisionError: in a"),
+        (ZeroDivisionError("in a sampler"), HypernetworkError, "could not make the image: ZeroDivisionError: in a"),
         (MemoryError("8 GB"), MemoryError, "8 GB"),
     ],
 )
@@ -236,9 +236,9 @@ def test_an_error_of_the_host_is_told_and_the_next_job_runs(
     with monkeypatch.context() as patch:
         patch.setattr(running.part("processing"), "_draw", lambda *values: fail(values))
         with pytest.raises(raised, match=said):
-            pages.generator.picture(request(running, ("ink.pt", 1)), nothing)
+            pages.generator.image(request(running, ("ink.pt", 1)), nothing)
     assert idle(running)
-    pages.generator.picture(request(running), nothing)
+    pages.generator.image(request(running), nothing)
 
 
 def test_the_folders_are_the_host_s(running: Webui, pages: Host) -> None:

@@ -171,7 +171,7 @@ def test_tensors_that_fit_nothing(name: str, reader: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("recipe", [Recipe((1, 2, 2, 1), "relu", norm=True), Recipe((1, 2, 1), "relu")])
 def test_modules_without_tensors_are_not_guessed(recipe: Recipe, tmp_path: Path) -> None:
-    """They may be activations or dropouts: taking one for the other would give wrong pictures in silence."""
+    """They may be activations or dropouts: taking one for the other would give wrong images in silence."""
     content = tree(make_sides(recipe, (8,)), {})
     with pytest.raises(
         UnsupportedArchitectureError, match="activation_func, which would say what they are, is missing"

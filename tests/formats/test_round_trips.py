@@ -99,7 +99,7 @@ def test_what_is_converted_there_and_back_is_the_same(metadata: dict[str, object
     for one, other in ((source, there), (there, back)):
         done = convert(one, other)
         assert done.lossless
-        assert done.proved == ("tensors", "metadata", "outputs")
+        assert done.verified == ("tensors", "metadata", "outputs")
         check(one, other)
         assert canonical(hnloader.load(other).metadata) == canonical(hnloader.load(one).metadata)
 

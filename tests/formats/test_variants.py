@@ -152,7 +152,7 @@ def test_use_dropout_alone_means_the_rates_of_its_time(last: bool, tmp_path: Pat
 
 @pytest.mark.parametrize("missing", [key for key in ERAS["monkeypatch"] if key != "activation_func"])
 @pytest.mark.parametrize("option", [name for name, recipe in RECIPES.items() if recipe.acts])
-def test_a_missing_key_is_proved_from_the_shapes(option: str, missing: str, tmp_path: Path) -> None:
+def test_a_missing_key_is_verified_from_the_shapes(option: str, missing: str, tmp_path: Path) -> None:
     recipe = RECIPES[option]
     if missing == "activate_output" and not recipe.norm:
         recipe = replace(recipe, activate_output=True)  # what its absence means where no module shows it

@@ -3,7 +3,7 @@
     make webui-gradio
 
 runs this with the gradio of AUTOMATIC1111's webui (3.41.2) and of Forge (4.40.0), each in an environment of its own
-below .venv-gradio. The host here is a stand-in: its generator draws the request as a picture instead of sampling.
+below .venv-gradio. The host here is a stand-in: its generator draws the request as an image instead of sampling.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from hnloader.demo import hypernetwork_paths, pipeline_folder
-from hnloader.demo.drawing import draw_pictures
+from hnloader.demo.drawing import draw_images
 from hnloader.errors import CancelledError
-from hnloader.ui import Host, PictureRequest, TrainingPlace, build
+from hnloader.ui import Host, ImageRequest, TrainingPlace, build
 from hnloader.ui.host import Progress
 from tests.support.browsers import FLAGS, find_chromium
 
@@ -36,7 +36,7 @@ PYTHON = os.environ.get("HNLOADER_TRAIN_PYTHON", sys.executable)
 
 
 class DrawingGenerator:
-    """Pictures of one color, which the seed and the strength of the last hypernetwork decide."""
+    """Images of one color, which the seed and the strength of the last hypernetwork decide."""
 
     samplers = ("Euler a",)
     default_guidance = 7.0
@@ -44,7 +44,7 @@ class DrawingGenerator:
     def __init__(self) -> None:
         self.interrupted = False
 
-    def picture(self, request: PictureRequest, progress: Progress) -> Image.Image:
+    def image(self, request: ImageRequest, progress: Progress) -> Image.Image:
         self.interrupted = False
         strength = request.hypernetworks[-1][1].strength if request.hypernetworks else 0
         for step in range(request.steps):
@@ -105,7 +105,7 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     option(page, "hnl-compare-files", "outline.pt")
     page.locator("#hnl-compare").click()
     expect(page.locator("#hnl-compare-status").first).to_contain_text("Saved as")
-    expect(page.locator("#hnl-compare-picture img").first).to_be_visible()
+    expect(page.locator("#hnl-compare-image img").first).to_be_visible()
     assert len(list(output.glob("compare-*.png"))) == 1
     page.locator("#hnl-compare-prompts textarea").fill("\n".join(["a cat"] * 50))
     page.locator("#hnl-compare").click()
@@ -123,9 +123,9 @@ def drive(page: Page, folder: Path, output: Path) -> None:
 
     tab(page, "Train")
     expect(page.locator("#hnl-train-details").first).to_contain_text("No training yet")
-    write(page, "hnl-train-pictures", str(draw_pictures("blueprint", output / "blueprints", count=5)))
+    write(page, "hnl-train-images", str(draw_images("blueprint", output / "blueprints", count=5)))
     page.locator("#hnl-train-look").click()
-    expect(page.locator("#hnl-train-said").first).to_contain_text("5 pictures to train on")
+    expect(page.locator("#hnl-train-said").first).to_contain_text("5 images to train on")
     write(page, "hnl-train-name", "blue")
     write(page, "hnl-train-steps", "2000")
     page.get_by_text("More settings", exact=True).click()
@@ -169,7 +169,7 @@ def said(text: str) -> None:
 def main() -> None:
     expect.set_options(timeout=120_000)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
-        folder, output = make_library(Path(name) / "hypernetworks"), Path(name) / "pictures"
+        folder, output = make_library(Path(name) / "hypernetworks"), Path(name) / "images"
         browser = playwright.chromium.launch(
             executable_path=find_chromium(playwright.chromium.executable_path), args=FLAGS
         )

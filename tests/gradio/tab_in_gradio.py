@@ -4,7 +4,7 @@
 
 `make test` runs this with the installed gradio, `make webui-gradio` with those of AUTOMATIC1111's webui (3.41.2) and of
 Forge (4.40.0). The webui is a stand-in (`standins`) that has loaded the extension as a webui does; its page holds what
-the extension adds, as theirs do, and its pictures are noise that the hypernetworks change. With a folder, the pictures
+the extension adds, as theirs do, and its images are noise that the hypernetworks change. With a folder, the images
 of docs/webui.md are taken there.
 """
 
@@ -131,7 +131,7 @@ def compare(page: Page, webui: Webui) -> None:
     page.locator("#hnl-compare").click()
     status = page.locator("#hnl-compare-status").first
     expect(status).to_contain_text("Saved as")
-    expect(page.locator("#hnl-compare-picture img").first).to_be_visible()
+    expect(page.locator("#hnl-compare-image img").first).to_be_visible()
     tags = ("", " <hypernet:ink:0.5>", " <hypernet:ink:1>")
     assert [job.prompt for job in made] == [f"{prompt}{tag}" for prompt in ("a cat", "a dog") for tag in tags]
     settings = {(job.seed, job.steps, job.width, job.height) for job in made}
@@ -161,8 +161,8 @@ def compare(page: Page, webui: Webui) -> None:
     said("says what does not fit the model")
 
 
-def take_pictures(browser: Browser, url: str, webui: Webui, folder: Path) -> None:
-    """The pictures of docs/webui.md."""
+def take_images(browser: Browser, url: str, webui: Webui, folder: Path) -> None:
+    """The images of docs/webui.md."""
     for path in webui.hypernetworks.iterdir():
         path.unlink()
     make_album(webui.hypernetworks)
@@ -209,7 +209,7 @@ def said(text: str) -> None:
 
 def main() -> None:
     expect.set_options(timeout=30_000)
-    pictures = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
+    images = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as name,
@@ -232,9 +232,9 @@ def main() -> None:
         finally:
             print(*errors, sep="\n", end="")
         assert errors == [], errors
-        if pictures is not None:
-            pictures.mkdir(parents=True, exist_ok=True)
-            take_pictures(browser, url, webui, pictures)
+        if images is not None:
+            images.mkdir(parents=True, exist_ok=True)
+            take_images(browser, url, webui, images)
         browser.close()
     print(f"gradio {gradio.__version__}: the tab passed in {time.monotonic() - started:.0f} s", flush=True)
     os._exit(0)  # gradio's threads would go on

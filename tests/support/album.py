@@ -1,4 +1,4 @@
-"""A library as in the documentation's pictures."""
+"""A library as in the documentation's images."""
 
 from __future__ import annotations
 

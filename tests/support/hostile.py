@@ -389,7 +389,7 @@ def hostile_files(canary: Path) -> Iterator[HostileFile]:
     yield from _legacy(canary)
     yield from _safetensors()
     yield from _compositions()
-    yield from _pictures(canary)
+    yield from _images(canary)
 
 
 def costly_files() -> Iterator[HostileFile]:
@@ -664,17 +664,17 @@ def _compositions() -> Iterator[HostileFile]:
     yield file("a call", b"__import__('os').system('true')")
 
 
-def _pictures(canary: Path) -> Iterator[HostileFile]:
+def _images(canary: Path) -> Iterator[HostileFile]:
     call = b"\x80\x02" + running(canary)["protocol 2, REDUCE of TUPLE2"] + b"."
     yield HostileFile(
-        "picture: a decompression bomb", png(60_000, 60_000, (b"IDAT", zlib.compress(bytes(1 << 20)))), UNKNOWN
+        "image: a decompression bomb", png(60_000, 60_000, (b"IDAT", zlib.compress(bytes(1 << 20)))), UNKNOWN
     )
     yield HostileFile(
-        "picture: text chunk that unpacks to much",
+        "image: text chunk that unpacks to much",
         png(1, 1, (b"zTXt", b"x\0\0" + zlib.compress(bytes(8 << 20)))),
         UNKNOWN,
     )
-    yield HostileFile("picture: a pickle behind it", png(1, 1) + call, UNKNOWN)
+    yield HostileFile("image: a pickle behind it", png(1, 1) + call, UNKNOWN)
     yield HostileFile(
-        "picture: embedded embedding's JSON", png(1, 1, (b"tEXt", b"sd-ti-embedding\0" + b"{" * 4000)), UNKNOWN
+        "image: embedded embedding's JSON", png(1, 1, (b"tEXt", b"sd-ti-embedding\0" + b"{" * 4000)), UNKNOWN
     )

@@ -19,7 +19,7 @@ from tests.support.small_models import TEXT_WIDTH, make_scheduler, make_text_enc
 
 PROMPTS = ("a cat", "the dog runs", "blue sea and sky", "old house", "red car by night", "tree", "two birds")
 # Enough for fits on random models of these widths; every test takes a second or two.
-QUICK = {"prompts": PROMPTS, "pictures": 5, "steps": 2}
+QUICK = {"prompts": PROMPTS, "images": 5, "steps": 2}
 
 
 class Pipelines:

@@ -21,7 +21,7 @@ SELF_WIDTH = 16
 
 
 def save_model(folder: Path) -> Path:
-    """Save a pipeline that makes 32 x 32 pictures, as diffusers saves them."""
+    """Save a pipeline that makes 32 x 32 images, as diffusers saves them."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=16,
@@ -66,7 +66,7 @@ def save_model(folder: Path) -> Path:
 
 
 def save_hypernetwork(path: Path, widths: tuple[int, ...] = (SELF_WIDTH, TEXT_WIDTH), seed: int = 0) -> Path:
-    """Save a random hypernetwork that changes pictures a lot."""
+    """Save a random hypernetwork that changes images a lot."""
     torch.manual_seed(seed + 100)
     keys = {"layer_structure": [1, 2, 1], "activation_func": "relu", "activate_output": False}
     hypernetwork = Hypernetwork.new(widths, Architecture((1, 2, 1), "relu"), name=path.stem, metadata=keys)
@@ -156,8 +156,8 @@ def _original_vae_name(name: str) -> str:
     return name
 
 
-def save_pictures(folder: Path, count: int = 6, side: int = 48) -> Path:
-    """Save pictures of noise to train on, `side` pixels wide and high, in a new folder: 0.png, 1.png, ..."""
+def save_images(folder: Path, count: int = 6, side: int = 48) -> Path:
+    """Save images of noise to train on, `side` pixels wide and high, in a new folder: 0.png, 1.png, ..."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for index in range(count):

@@ -60,7 +60,7 @@ def test_training_says_which_package_is_missing(blocked: str, tmp_path: Path) ->
         "from hnloader import *\n"
         "import hnloader\n"
         "try:\n"
-        "    hnloader.train({'model': sys.argv[2], 'pictures': sys.argv[2], 'output': 'a.pt'}\n"
+        "    hnloader.train({'model': sys.argv[2], 'images': sys.argv[2], 'output': 'a.pt'}\n"
         "                   if sys.argv[1] != 'yaml' else sys.argv[2] + '/config.yaml')\n"
         "except hnloader.HypernetworkError as error:\n"
         "    print(error)\n"
@@ -68,7 +68,7 @@ def test_training_says_which_package_is_missing(blocked: str, tmp_path: Path) ->
     (tmp_path / "config.yaml").write_text("steps: 1")
     (tmp_path / "a.ppm").write_text("")
     said = run(program, blocked, tmp_path)
-    assert {"yaml": "pyyaml", "numpy": "numpy", "diffusers": "has no pictures"}[blocked] in said
+    assert {"yaml": "pyyaml", "numpy": "numpy", "diffusers": "has no images"}[blocked] in said
     assert "hnloader[train]" in said or blocked == "diffusers"
 
 

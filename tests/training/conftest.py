@@ -8,9 +8,9 @@ from PIL import Image
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder of six pictures of two shapes, some with captions."""
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    """A folder of six images of two shapes, some with captions."""
+    folder = tmp_path / "images"
     folder.mkdir()
     random = np.random.default_rng(0)
     for index in range(6):

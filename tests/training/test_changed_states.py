@@ -27,21 +27,21 @@ Settings = Callable[..., Config]
 
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures and what a training of two steps leaves."""
+    """A folder with images and what a training of two steps leaves."""
     import numpy as np
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for index in range(6):
         values = np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(values).save(folder / "pictures" / f"{index}.png")
+        Image.fromarray(values).save(folder / "images" / f"{index}.png")
     prepare(config_in(folder, tiny_model)).run()
     return folder
 
 
 def config_in(folder: Path, model: Path, **changes: object) -> Config:
-    given = {"model": str(model), "pictures": str(folder / "pictures"), "output": str(folder / "style.pt"), "steps": 2}
+    given = {"model": str(model), "images": str(folder / "images"), "output": str(folder / "style.pt"), "steps": 2}
     given |= {"measure_every": 1, "previews.every": 0, "keep": 1, "ema": 0.9, "save_every": 2}
     return read_config(None, {**given, **changes})
 
@@ -207,10 +207,10 @@ def test_a_state_that_is_refused_changes_nothing(copied: Path, tiny_model: Path)
     tensors, about = parts(path)
     save_file({**tensors, "optimizer.0.exp_avg": torch.zeros(2)}, path, metadata={KEY: json.dumps(about)})
     training = prepare(config_in(copied, tiny_model), restart=False, judged=True)
-    before = [parameter.detach().clone() for parameter in training.trainee.parameters]
+    before = [parameter.detach().clone() for parameter in training.adapter.parameters]
     with pytest.raises(HypernetworkError, match="does not fit"):
         training.resume()
-    assert all(torch.equal(a, b) for a, b in zip(before, training.trainee.parameters, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, training.adapter.parameters, strict=True))
     assert training.optimizer.state_dict()["state"] == {}
 
 

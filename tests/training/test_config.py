@@ -73,9 +73,9 @@ def test_later_words_win_and_nested_ones_leave_their_neighbours(tmp_path: Path) 
     ("settings", "words"),
     [
         ({}, "model is missing"),
-        ({"model": "a"}, "pictures is missing"),
-        ({"model": "a", "pictures": "b"}, "output is missing"),
-        ({"model": "a", "pictures": "b", "output": "c.ckpt"}, r"ending in .pt or .safetensors"),
+        ({"model": "a"}, "images is missing"),
+        ({"model": "a", "images": "b"}, "output is missing"),
+        ({"model": "a", "images": "b", "output": "c.ckpt"}, r"ending in .pt or .safetensors"),
         ({"hypernetwork.layer_structure": [1, 2]}, "begins and ends with 1"),
         ({"hypernetwork.activation": "relux"}, "relu"),
         ({"learning_rate": "fast"}, "a number, or pieces"),
@@ -94,7 +94,7 @@ def test_later_words_win_and_nested_ones_leave_their_neighbours(tmp_path: Path) 
     ],
 )
 def test_what_contradicts_itself_is_refused(settings: dict[str, object], words: str) -> None:
-    complete = {"model": "a", "pictures": "b", "output": "c.pt"} if any("." in k or "_" in k for k in settings) else {}
+    complete = {"model": "a", "images": "b", "output": "c.pt"} if any("." in k or "_" in k for k in settings) else {}
     with pytest.raises(ConfigError, match=words):
         read_config(None, {**complete, **settings}).check()
 

@@ -13,8 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import hnloader
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.pipelines import load_model
+from hnloader.training.adapters import Word
 from hnloader.training.denoiser import Batch, Denoiser
-from hnloader.training.trainees import Word
 from tests.support.small_models import make_scheduler, make_unet, make_vae
 from tests.support.tiny_model import make_tokenizer
 
@@ -76,10 +76,10 @@ def test_a_schedule_that_ends_in_pure_noise_gives_finite_losses(denoiser: Denois
 
 
 def test_latents_are_what_the_pipeline_would_decode(denoiser: Denoiser) -> None:
-    from hnloader.training.images import Sample
+    from hnloader.training.pixels import Sample
 
     pixels = torch.rand(3, 32, 32) * 2 - 1
-    mean, deviation = denoiser.encode_picture(Sample(pixels, None, (32, 32), (0, 0)))
+    mean, deviation = denoiser.encode_image(Sample(pixels, None, (32, 32), (0, 0)))
     vae = denoiser.vae
     with torch.no_grad():
         found = vae.encode(pixels.unsqueeze(0)).latent_dist
@@ -93,7 +93,7 @@ def test_parts_that_are_put_aside_are_there_when_they_are_used(
 ) -> None:
     """A stand-in for a graphics card: only where a part was last moved to is noted."""
     from hnloader.training import denoiser as module
-    from hnloader.training.images import Sample
+    from hnloader.training.pixels import Sample
 
     pipeline = load_model(tiny_model, device="cpu").pipeline
     names = {id(pipeline.vae): "vae", id(pipeline.text_encoder): "text_encoder"}
@@ -112,7 +112,7 @@ def test_parts_that_are_put_aside_are_there_when_they_are_used(
         for part in (pipeline.vae.encoder, pipeline.text_encoder)
     ]
     made.encode_text("a")
-    made.encode_picture(Sample(torch.zeros(3, 32, 32), None, (32, 32), (0, 0)))
+    made.encode_image(Sample(torch.zeros(3, 32, 32), None, (32, 32), (0, 0)))
     for handle in handles:
         handle.remove()
     assert seen == [{"vae": "aside", "text_encoder": "card"}, {"vae": "card", "text_encoder": "aside"}]

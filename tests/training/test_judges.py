@@ -32,7 +32,7 @@ def test_captions_are_read_back() -> None:
         assert parse_caption(other) is None
 
 
-def test_the_palette_tells_the_style_from_the_models_own_pictures() -> None:
+def test_the_palette_tells_the_style_from_the_models_own_images() -> None:
     trained_on, without = drawn("duotone", seed=1)[0], drawn("plain", seed=2)[0]
     judge = PaletteJudge(trained_on, without)
     assert judge.style(without) == pytest.approx(0)
@@ -62,15 +62,15 @@ def test_clip_judges_by_its_embeddings(tmp_path: Path) -> None:
     CLIPModel(config).save_pretrained(tmp_path / "clip")
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, make_tokenizer(tmp_path / "words")).save_pretrained(tmp_path / "clip")
-    pictures, prompts = drawn("plain", 4)
-    judge = ClipJudge(tmp_path / "clip", pictures[:1])
-    assert judge.style(pictures[:1]) == pytest.approx(1, abs=1e-5)
-    assert judge.style(pictures) < 1
-    assert -1 <= judge.adherence(pictures, prompts) <= 1
-    assert judge.drift(pictures, pictures) == pytest.approx(0, abs=1e-5)
-    assert judge.drift(pictures, pictures[::-1]) > 1e-4
+    images, prompts = drawn("plain", 4)
+    judge = ClipJudge(tmp_path / "clip", images[:1])
+    assert judge.style(images[:1]) == pytest.approx(1, abs=1e-5)
+    assert judge.style(images) < 1
+    assert -1 <= judge.adherence(images, prompts) <= 1
+    assert judge.drift(images, images) == pytest.approx(0, abs=1e-5)
+    assert judge.drift(images, images[::-1]) > 1e-4
     with pytest.raises(HypernetworkError, match="cannot be loaded"):
-        ClipJudge(tmp_path / "none", pictures)
+        ClipJudge(tmp_path / "none", images)
 
 
 class Distance:

@@ -19,9 +19,9 @@ from hnloader.errors import ConfigError, DivergedError, HypernetworkError
 from hnloader.files import TEMPORARY_SUFFIX
 from hnloader.training import prepare, read_config, schema, train
 from hnloader.training import state as states_on_disk
-from hnloader.training.images import moved
-from hnloader.training.images import prepare as prepare_picture
 from hnloader.training.loop import Event, folder_of
+from hnloader.training.pixels import moved
+from hnloader.training.pixels import prepare as prepare_image
 from hnloader.training.state import states
 from tests.support.bytes_kept import bytes_kept
 
@@ -44,9 +44,9 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture
-def settings_of(tiny_model: Path, pictures: Path, tmp_path: Path) -> Run:
+def settings_of(tiny_model: Path, images: Path, tmp_path: Path) -> Run:
     def make(name: str = "style.pt", **changes: object) -> Any:
-        given = {**SETTINGS, "model": str(tiny_model), "pictures": str(pictures), "output": str(tmp_path / name)}
+        given = {**SETTINGS, "model": str(tiny_model), "images": str(images), "output": str(tmp_path / name)}
         return read_config(None, {**given, **{key.replace("__", "."): value for key, value in changes.items()}})
 
     return make
@@ -79,7 +79,7 @@ def test_train_takes_a_file_a_mapping_or_a_config(settings_of: Run, tmp_path: Pa
     config = settings_of("one/style.pt", steps=2)
     (tmp_path / "config.yaml").write_text(schema.write(config))
     by_file = hnloader.train(tmp_path / "config.yaml")
-    settings = {**SETTINGS, "steps": 2, "model": config.model, "pictures": config.pictures}
+    settings = {**SETTINGS, "steps": 2, "model": config.model, "images": config.images}
     steps: list[int] = []
     by_mapping = hnloader.train(
         {**settings, "output": str(tmp_path / "two" / "style.pt")},
@@ -141,7 +141,7 @@ def test_a_trained_embedding_acts_as_the_one_that_diffusers_loads(settings_of: R
     training = prepare(config)
     training.run()
     pipeline = training.denoiser.pipeline
-    with torch.no_grad(), training.trainee.acting(training=False), training._averaged():
+    with torch.no_grad(), training.adapter.acting(training=False), training._averaged():
         ours = training.denoiser.encode_text("a <word> b").states
     pipeline.load_textual_inversion(str(training.output), token="<word>")
     theirs = training.denoiser.encode_text("a <word> b").states
@@ -161,9 +161,9 @@ def test_checkpointing_computes_the_same_and_keeps_less(settings_of: Run, monkey
         def loss() -> torch.Tensor:
             return training.denoiser.losses(training._batch(training._order[0])).mean()
 
-        with training.trainee.acting(training=True):
+        with training.adapter.acting(training=True):
             loss().backward()
-            found = [parameter.grad for parameter in training.trainee.parameters]
+            found = [parameter.grad for parameter in training.adapter.parameters]
             return found, bytes_kept(training.denoiser.unet, loss, monkeypatch)
 
     (plain, all_bytes), (saving, fewer) = kept(), kept(checkpointing=True)
@@ -291,13 +291,13 @@ def test_a_diverging_training_stops_with_the_last_state_and_advice(settings_of: 
     def poison(event: Event) -> None:
         if event.step == 6:
             with torch.no_grad():
-                training.trainee.parameters[0].fill_(float("inf"))
+                training.adapter.parameters[0].fill_(float("inf"))
 
     with pytest.raises(DivergedError, match=r"state-00000004.*learning_rate"):
         training.run(poison)
     resumed = prepare(config, resume=True)
     assert resumed.state.step == 4
-    assert all(torch.isfinite(parameter).all() for parameter in resumed.trainee.parameters)
+    assert all(torch.isfinite(parameter).all() for parameter in resumed.adapter.parameters)
 
 
 def test_training_stops_when_it_is_no_longer_better(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,11 +331,11 @@ def test_a_state_goes_on_with_its_own_model_wherever_that_lies(
         prepare(settings_of(model=str(moved)), resume=True)
 
 
-def test_going_on_with_other_pictures_is_told(settings_of: Run, pictures: Path) -> None:
+def test_going_on_with_other_images_is_told(settings_of: Run, images: Path) -> None:
     train(settings_of(steps=4))
-    said = "the pictures are others than when the state was saved"
+    said = "the images are others than when the state was saved"
     assert said not in prepare(settings_of(), resume=True).notes
-    (pictures / "0.txt").write_text("another caption")
+    (images / "0.txt").write_text("another caption")
     assert said in prepare(settings_of(), resume=True).notes
 
 
@@ -394,7 +394,7 @@ def test_companions_of_old_webuis(large: bool, name: object, settings_of: Run, t
     torch.save(companion_of(start, optimizer_name=name, hash=old_hash(start)), beside)
     training = prepare(settings_of("next.pt", start_from=str(start), steps=2))
     assert not any("optimizer" in note for note in training.notes)
-    assert len(training.optimizer.state_dict()["state"]) == len(training.trainee.parameters)
+    assert len(training.optimizer.state_dict()["state"]) == len(training.adapter.parameters)
     assert training.run().step == 2
     torch.save(companion_of(start, optimizer_name=name, hash="0" * 8), beside)
     assert "belongs to another file" in prepare(settings_of("other.pt", start_from=str(start))).notes[-1]
@@ -483,14 +483,14 @@ def test_steps_that_a_file_does_not_state_are_none(step: object, settings_of: Ru
     ],
 )
 @pytest.mark.parametrize("vectors", [1, 4, 30])
-def test_an_embedding_learns_from_long_captions(caption: str, vectors: int, settings_of: Run, pictures: Path) -> None:
-    for path in pictures.glob("*.png"):
+def test_an_embedding_learns_from_long_captions(caption: str, vectors: int, settings_of: Run, images: Path) -> None:
+    for path in images.glob("*.png"):
         path.with_suffix(".txt").write_text(caption)
     config = settings_of("word.pt", method="embedding", embedding__vectors=vectors, steps=3)
     training = prepare(config)
-    before = [parameter.detach().clone() for parameter in training.trainee.parameters]
+    before = [parameter.detach().clone() for parameter in training.adapter.parameters]
     training.run()
-    for old, new in zip(before, training.trainee.parameters, strict=True):
+    for old, new in zip(before, training.adapter.parameters, strict=True):
         assert (old != new).any(dim=1).all()  # every vector
     cut = any("of which the model reads the first 30" in note for note in training.notes)
     assert cut == (vectors > 1 or "z a b <word>" not in caption)
@@ -506,7 +506,7 @@ def test_a_training_without_gradients_is_an_error(
     method: str, settings_of: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = prepare(settings_of(method=method))
-    before = [parameter.detach().clone() for parameter in training.trainee.parameters]
+    before = [parameter.detach().clone() for parameter in training.adapter.parameters]
     real = training.denoiser.losses
 
     def cut(*given: Any) -> Any:
@@ -517,7 +517,7 @@ def test_a_training_without_gradients_is_an_error(
     with pytest.raises(HypernetworkError, match=rf"step 1: no gradient arrives at the {method}"):
         training.run()
     assert not training.output.exists()
-    assert all(torch.equal(a, b) for a, b in zip(before, training.trainee.parameters, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, training.adapter.parameters, strict=True))
 
 
 @pytest.mark.parametrize("steps", [3, 40])
@@ -541,7 +541,7 @@ def test_a_few_steps_without_gradients_are_no_error(settings_of: Run, monkeypatc
 def messages_with(training: Any, monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[str]:
     """Run with these losses at fixed noise, that of step 0 first."""
     given = iter(losses)
-    monkeypatch.setattr(training, "_fixed_loss", lambda pictures: next(given))
+    monkeypatch.setattr(training, "_fixed_loss", lambda images: next(given))
     messages: list[str] = []
     result = training.run(lambda event: event.message and messages.append(event.message))
     assert result.first == losses[0]
@@ -571,11 +571,11 @@ def test_a_training_that_makes_something_better_says_nothing(settings_of: Run, m
     assert messages_with(prepare(settings_of()), monkeypatch, [1.0, 1.2, 1.1, 0.9]) == []
 
 
-def test_without_held_out_pictures_those_of_the_training_are_measured(
+def test_without_held_out_images_those_of_the_training_are_measured(
     settings_of: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (found,) = messages_with(prepare(settings_of("a.pt", data__held_out=0)), monkeypatch, [1.0, 1.5])
-    assert "the loss on the training pictures was 1 before the first step" in found
+    assert "the loss on the training images was 1 before the first step" in found
     assert messages_with(prepare(settings_of("b.pt", data__held_out=0)), monkeypatch, [1.0, 0.5]) == []
 
 
@@ -615,35 +615,35 @@ def test_files_to_start_from_that_do_not_fit(settings_of: Run, tmp_path: Path) -
         prepare(settings_of(start_from=str(tmp_path / "none.pt")))
 
 
-def test_pictures_move_by_up_to_so_many_pixels(settings_of: Run) -> None:
+def test_images_move_by_up_to_so_many_pixels(settings_of: Run) -> None:
     training = prepare(settings_of(data__shift=2, data__flip=False))
     asked: list[tuple[int, int]] = []
     plain = training.cache.latents
 
-    def latents(picture: Any, *, flipped: bool, shift: tuple[int, int]) -> Any:
+    def latents(image: Any, *, flipped: bool, shift: tuple[int, int]) -> Any:
         asked.append(shift)
-        return plain(picture, flipped=flipped, shift=shift)
+        return plain(image, flipped=flipped, shift=shift)
 
     training.cache.latents = latents  # type: ignore[method-assign]
     for number in range(60):
         training._batch(training._order[number])
     assert {right for right, _ in asked} == {down for _, down in asked} == {-2, -1, 0, 1, 2}
 
-    picture = training._pictures[0]
-    sample = prepare_picture(picture, training.config.data, training.resolution, training.denoiser.grain)
+    image = training._images[0]
+    sample = prepare_image(image, training.config.data, training.resolution, training.denoiser.grain)
     for shift in ((1, -2), (0, 0)):
-        mean, _ = training.denoiser.encode_picture(moved(sample, *shift))
-        assert torch.equal(plain(picture, shift=shift).mean, mean)
-    assert not torch.equal(plain(picture, shift=(1, -2)).mean, plain(picture).mean)
+        mean, _ = training.denoiser.encode_image(moved(sample, *shift))
+        assert torch.equal(plain(image, shift=shift).mean, mean)
+    assert not torch.equal(plain(image, shift=(1, -2)).mean, plain(image).mean)
 
 
 # -- parts of the loss
 
 
-def test_masks_take_parts_of_the_picture_out_of_the_loss(settings_of: Run, pictures: Path) -> None:
+def test_masks_take_parts_of_the_image_out_of_the_loss(settings_of: Run, images: Path) -> None:
     from PIL import Image
 
-    for path in list(pictures.glob("?.png")):
+    for path in list(images.glob("?.png")):
         with Image.open(path) as image:
             mask = Image.new("L", image.size)
             mask.paste(255, (0, 0, image.width // 2, image.height))
@@ -665,7 +665,7 @@ def test_prior_preservation_holds_other_prompts(settings_of: Run) -> None:
         changes = {"prior__weight": weight, "prior__prompts": ["a cat"], "steps": 40, "learning_rate": "3e-3", "ema": 0}
         training = prepare(settings_of(f"{weight}/style.pt", **changes))
         training.run()
-        with torch.no_grad(), training.trainee.acting(training=False):
+        with torch.no_grad(), training.adapter.acting(training=False):
             batch = training._batch(training._order[3])
             return float(training._prior_loss(batch, training._order[3]))
 
@@ -687,9 +687,9 @@ def test_previews_are_made_with_the_same_seeds_and_tiled(settings_of: Run) -> No
         assert tiled.width > tiled.height
 
 
-def test_the_report_shows_everything_in_one_file(settings_of: Run, pictures: Path) -> None:
-    (pictures / "0.txt").write_text("<script>alert('a')</script> & more")
-    (pictures / "broken.png").write_text("")
+def test_the_report_shows_everything_in_one_file(settings_of: Run, images: Path) -> None:
+    (images / "0.txt").write_text("<script>alert('a')</script> & more")
+    (images / "broken.png").write_text("")
     result = train(settings_of(previews__every=6, previews__steps=2, measure_every=3))
     page = (folder_of(result.output) / "report.html").read_text()
     for words in ("held out", "layer_structure", "<polyline", "broken.png", "cannot be read", torch.__version__):
@@ -697,7 +697,7 @@ def test_the_report_shows_everything_in_one_file(settings_of: Run, pictures: Pat
     assert "&lt;script&gt;alert" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("data:image/png;base64,") == 7  # the previews and six pictures
+    assert page.count("data:image/png;base64,") == 7  # the previews and six images
 
 
 def test_what_a_killed_training_had_half_written_is_cleared_up(settings_of: Run) -> None:

@@ -62,9 +62,9 @@ def bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def settings_of(tiny_model: Path, pictures: Path, tmp_path: Path) -> Settings:
+def settings_of(tiny_model: Path, images: Path, tmp_path: Path) -> Settings:
     def make(name: str, optimizer: str, **changes: object) -> Any:
-        given = {"model": str(tiny_model), "pictures": str(pictures), "output": str(tmp_path / name / "style.pt")}
+        given = {"model": str(tiny_model), "images": str(images), "output": str(tmp_path / name / "style.pt")}
         quick = {"steps": 12, "warmup": 2, "save_every": 5, "measure_every": 0, "previews.every": 0}
         return read_config(None, {**given, **quick, "optimizer": optimizer, **changes})
 
@@ -78,9 +78,9 @@ def weights(path: Path) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", KINDS)
 def test_it_learns_and_goes_on_bit_for_bit(name: str, settings_of: Settings, bitsandbytes: None) -> None:
     training = prepare(settings_of("whole", name))
-    before = [parameter.detach().clone() for parameter in training.trainee.parameters]
+    before = [parameter.detach().clone() for parameter in training.adapter.parameters]
     whole = training.run()
-    moved = max(float((a.detach() - b).abs().max()) for a, b in zip(training.trainee.parameters, before, strict=True))
+    moved = max(float((a.detach() - b).abs().max()) for a, b in zip(training.adapter.parameters, before, strict=True))
     assert 0 < moved < 1
     cut = prepare(settings_of("cut", name))
     cut.run(lambda event: cut.stop() if event.step == 7 else None)
@@ -102,7 +102,7 @@ def test_the_automatic_rate_is_the_optimizers_own(settings_of: Settings) -> None
 def test_a_package_that_is_missing_or_too_old_is_named_before_anything_is_read(
     name: str, settings_of: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = settings_of("a", name, model="nowhere", pictures="nowhere")
+    config = settings_of("a", name, model="nowhere", images="nowhere")
     kind = KINDS[name]
     monkeypatch.setitem(sys.modules, kind.module, None)
     with pytest.raises(MissingExtraError, match=f"pip install {kind.package}, or take adamw"):

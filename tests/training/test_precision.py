@@ -18,9 +18,9 @@ Settings = Callable[..., Any]
 
 
 @pytest.fixture
-def settings_of(tiny_model: Path, pictures: Path, tmp_path: Path) -> Settings:
+def settings_of(tiny_model: Path, images: Path, tmp_path: Path) -> Settings:
     def make(name: str, precision: str, **changes: object) -> Any:
-        given = {"model": str(tiny_model), "pictures": str(pictures), "output": str(tmp_path / name / "style.pt")}
+        given = {"model": str(tiny_model), "images": str(images), "output": str(tmp_path / name / "style.pt")}
         quick = {"steps": 10, "save_every": 4, "measure_every": 5, "previews.every": 0, "learning_rate": "1e-3"}
         return read_config(None, {**given, **quick, "precision": precision, **changes})
 
@@ -44,7 +44,7 @@ def test_the_model_is_in_half_precision_and_what_is_trained_is_not(
 ) -> None:
     training = prepare(settings_of("half", precision, method=method))
     assert {p.dtype for p in training.denoiser.unet.parameters()} == {dtype}
-    assert {p.dtype for p in training.trainee.parameters} == {torch.float32}
+    assert {p.dtype for p in training.adapter.parameters} == {torch.float32}
     half = training.run()
     full = train(settings_of("full", "float32", method=method))
     assert half.best is not None
@@ -70,7 +70,7 @@ def test_gradients_too_large_for_float16_cost_a_step_and_not_the_training(
     settings_of: Settings, on_this_processor: None
 ) -> None:
     training = prepare(settings_of("large", "float16", measure_every=0))
-    parameter = training.trainee.parameters[0]
+    parameter = training.adapter.parameters[0]
     burst = parameter.register_hook(lambda gradient: gradient * float("inf"))
     before = parameter.detach().clone()
     training._step(1)

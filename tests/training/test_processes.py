@@ -14,10 +14,10 @@ from hnloader.training.state import states
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_training_and_write_one_file(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_share_a_training_and_write_one_file(tiny_model: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "style.pt"
     quick = ["--set", "previews.every=0", "--set", "measure_every=2", "--set", "save_every=2"]
-    given = ["train", "--model", tiny_model, "--pictures", pictures, "-o", output, "--steps", 4, *quick]
+    given = ["train", "--model", tiny_model, "--images", images, "-o", output, "--steps", 4, *quick]
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "hnloader"]
     command = [str(each) for each in [sys.executable, *launch, *given]]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -71,9 +71,9 @@ def test_other_errors_are_not_taken_for_it() -> None:
 
 
 @pytest.fixture
-def make(tiny_model: Path, pictures: Path, tmp_path: Path) -> Callable[..., Any]:
+def make(tiny_model: Path, images: Path, tmp_path: Path) -> Callable[..., Any]:
     def made(name: str, **changes: object) -> Training:
-        given = {"model": str(tiny_model), "pictures": str(pictures), "output": str(tmp_path / name / "style.pt")}
+        given = {"model": str(tiny_model), "images": str(images), "output": str(tmp_path / name / "style.pt")}
         quick = {"steps": 3, "measure_every": 0, "previews.every": 0, "reproducible": True}
         return prepare(read_config(None, {**given, **quick, **changes}))
 
@@ -90,7 +90,7 @@ def test_an_operation_that_has_no_such_way_costs_the_order_and_not_the_training(
             raise RuntimeError("some_backward_cuda does not have a deterministic implementation")
         return gradient
 
-    for parameter in training.trainee.parameters[::2]:
+    for parameter in training.adapter.parameters[::2]:
         parameter.register_hook(refuse)
     torch.use_deterministic_algorithms(True)
     told: list[str] = []

@@ -14,11 +14,11 @@ SIZES = st.lists(st.sampled_from([(64, 64), (32, 96), (96, 32)]), min_size=1, ma
 
 @settings(deadline=None)
 @given(sizes=SIZES, batch=st.integers(1, 5), repeats=st.integers(1, 3), seed=st.integers(0, 99))
-def test_a_round_shows_each_picture_as_often_as_asked(
+def test_a_round_shows_each_image_as_often_as_asked(
     sizes: list[tuple[int, int]], batch: int, repeats: int, seed: int
 ) -> None:
     order = Order(sizes, batch, repeats, seed)
-    shown = Counter(draw.picture for index in range(len(order)) for draw in order[index])
+    shown = Counter(draw.image for index in range(len(order)) for draw in order[index])
     assert set(shown) == set(range(len(sizes)))
     assert min(shown.values()) >= repeats
     # What is more fills up the last batch of each size.
@@ -32,7 +32,7 @@ def test_batches_are_of_one_size_and_draws_are_counted(sizes: list[tuple[int, in
     numbers = []
     for index in range(2 * len(order)):
         assert len(order[index]) == batch
-        assert len({sizes[draw.picture] for draw in order[index]}) == 1
+        assert len({sizes[draw.image] for draw in order[index]}) == 1
         numbers += [draw.number for draw in order[index]]
     assert numbers == list(range(len(numbers)))
 
@@ -47,7 +47,7 @@ def test_the_order_is_the_same_wherever_one_begins(sizes: list[tuple[int, int]],
 
 def test_rounds_differ() -> None:
     order = Order([(64, 64)] * 12, 3, 1, seed=0)
-    rounds = [[draw.picture for index in range(4) for draw in order[start + index]] for start in (0, 4, 8)]
+    rounds = [[draw.image for index in range(4) for draw in order[start + index]] for start in (0, 4, 8)]
     assert len({tuple(each) for each in rounds}) == 3
 
 
@@ -57,7 +57,7 @@ def test_random_numbers_of_different_things_differ() -> None:
 
 
 @given(st.integers(1, 60), st.floats(0, 0.5), st.integers(0, 50))
-def test_some_pictures_are_kept_for_measuring(count: int, share: float, seed: int) -> None:
+def test_some_images_are_kept_for_measuring(count: int, share: float, seed: int) -> None:
     trained, kept = held_out(count, share, seed)
     assert sorted(trained + kept) == list(range(count))
     assert trained

@@ -19,9 +19,9 @@ Settings = Callable[..., Any]
 
 
 @pytest.fixture
-def settings_of(tiny_model: Path, pictures: Path, tmp_path: Path) -> Settings:
+def settings_of(tiny_model: Path, images: Path, tmp_path: Path) -> Settings:
     def make(*trackers: str, **changes: object) -> Any:
-        given = {"model": str(tiny_model), "pictures": str(pictures), "output": str(tmp_path / "style.pt")}
+        given = {"model": str(tiny_model), "images": str(images), "output": str(tmp_path / "style.pt")}
         quick = {"steps": 4, "measure_every": 2, "previews.every": 4, "previews.count": 2, "previews.steps": 1}
         return read_config(None, {**given, **quick, "trackers": list(trackers), **changes})
 
@@ -38,7 +38,7 @@ class Wandb(ModuleType):
         self.settings: dict[str, Any] = {}
         self.ended = False
         self.config = SimpleNamespace(update=lambda values, allow_val_change: self.settings.update(values))
-        self.Image = lambda array: ("picture", array.shape)
+        self.Image = lambda array: ("image", array.shape)
         self.init = self._init
         self.fails_at = 0
 
@@ -72,8 +72,8 @@ def test_wandb_gets_the_settings_the_losses_and_the_previews(settings_of: Settin
     assert figures[4]["held_out"] == result.history[-1]["held_out"]
     assert "held_out" not in figures[3]
     assert {step: values["previews"] for step, values in wandb.sent if "previews" in values} == {
-        1: [("picture", (32, 32, 3))] * 2,
-        4: [("picture", (32, 32, 3))] * 2,
+        1: [("image", (32, 32, 3))] * 2,
+        4: [("image", (32, 32, 3))] * 2,
     }
 
 
@@ -98,6 +98,6 @@ def test_one_that_is_not_installed_is_named_before_anything_is_read(
     settings_of: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "_available_trackers", [])
-    config = dataclasses.replace(settings_of("tensorboard"), model="nowhere", pictures="nowhere")
+    config = dataclasses.replace(settings_of("tensorboard"), model="nowhere", images="nowhere")
     with pytest.raises(MissingExtraError, match="trackers: tensorboard is not installed: pip install tensorboard"):
         train(config)

@@ -108,7 +108,7 @@ def hostile(folder: Path) -> Path:
 def host_of(tmp_path: Path, tiny_model: Path) -> Callable[..., Host]:
     """A host as `hnloader ui` makes it."""
 
-    def make(*folders: Path, models: tuple[str, ...] = (), output: Path = tmp_path / "pictures") -> Host:
+    def make(*folders: Path, models: tuple[str, ...] = (), output: Path = tmp_path / "images") -> Host:
         generator = DiffusersGenerator(models, lambda: Library(folders), device="cpu")
         return Host(
             folders=lambda: folders,

@@ -13,7 +13,7 @@ import pytest
 from gradio.data_classes import FileData
 
 from hnloader.ui.catalogue import Catalogue
-from hnloader.ui.compat import listen, picture_input
+from hnloader.ui.compat import image_input, listen
 from hnloader.ui.host import Host
 from hnloader.ui.pages.library import _Library
 
@@ -48,7 +48,7 @@ def test_an_uploaded_image_is_not_opened_by_gradio(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(PIL.Image, "open", lambda *args, **options: pytest.fail("gradio opened it"))
     (tmp_path / "ink.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     with gradio.Blocks(analytics_enabled=False):
-        component = picture_input(label="Picture", height=220)
+        component = image_input(label="Image", height=220)
     assert component.preprocess(None) is None
     wanted = b"%!PS-Adobe-3.0 EPSF-3.0\n"
     assert component.preprocess(FileData(path=str(tmp_path / "ink.png"), orig_name="ink.png")) == wanted

@@ -101,7 +101,7 @@ def test_notes_are_saved_beside_the_file_and_found_again(page: Page, folder: Pat
 def test_a_preview_is_saved_beside_the_file_and_shown(page: Page, folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (600, 400), (10, 200, 30)).save(tmp_path / "mine.png")
     card(page, "halftone").click()
-    page.get_by_text("Change the preview picture").click()
+    page.get_by_text("Change the preview image").click()
     page.locator("#hnl-detail input[type=file]").set_input_files(tmp_path / "mine.png")
     page.locator("#hnl-detail img").last.wait_for()
     page.get_by_role("button", name="Save as preview").click()
@@ -122,7 +122,7 @@ def test_what_stands_in_files_is_shown_as_text(host_of, server_for, open_page, h
     assert page.evaluate("window.pwned") is None
 
 
-def test_enter_generates_and_saves_a_picture(page: Page, tmp_path: Path) -> None:
+def test_enter_generates_and_saves_an_image(page: Page, tmp_path: Path) -> None:
     card(page, "outline").click()
     page.get_by_role("button", name="Use in Generate").click()
     prompt = page.locator("#hnl-prompt textarea")
@@ -132,9 +132,9 @@ def test_enter_generates_and_saves_a_picture(page: Page, tmp_path: Path) -> None
     page.get_by_label("Seed").fill("7")
     prompt.press("Enter")
     expect(page.get_by_text("00001-7.png")).to_be_visible()
-    expect(page.locator("#hnl-pictures img")).to_be_visible()
+    expect(page.locator("#hnl-images img")).to_be_visible()
     expect(page.locator("#hnl-parameters textarea")).to_have_value(re.compile("Steps: 4, .*Seed: 7"))
-    info = read_png(tmp_path / "pictures" / "00001-7.png")
+    info = read_png(tmp_path / "images" / "00001-7.png")
     assert info is not None
     assert info.prompt == f"{CIRCLE} <hypernet:outline:0.8>"
 
@@ -160,7 +160,7 @@ def test_a_run_is_cancelled_and_another_one_works(page: Page, tmp_path: Path) ->
     set_slider(page, "hnl-steps", 2)
     set_slider(page, "hnl-count", 2)
     page.locator("#hnl-generate").click()
-    expect(page.locator("#hnl-generate-status")).to_contain_text("Saved 2 pictures")
+    expect(page.locator("#hnl-generate-status")).to_contain_text("Saved 2 images")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_model_that_cannot_be_loaded_says_so_and_another_can_be_chosen(
     page.locator("#hnl-generate").click()
     expect(page.locator("#hnl-generate-status").get_by_role("alert")).to_contain_text("broken cannot be loaded")
     choose(page, "hnl-model", "the bundled pipeline")
-    expect(page.locator("#hnl-generate-status")).to_contain_text("The next picture is made by the bundled pipeline")
+    expect(page.locator("#hnl-generate-status")).to_contain_text("The next image is made by the bundled pipeline")
     page.locator("#hnl-generate").click()
     expect(page.locator("#hnl-generate-status")).to_contain_text("Saved as")
 
@@ -209,11 +209,11 @@ def test_a_comparison_is_made_and_saved(page: Page, tmp_path: Path) -> None:
     strengths.press("Enter")
     expect(status.get_by_role("alert")).to_contain_text("'one' is no strength")
     strengths.fill("0, 1")
-    expect(page.get_by_text("6 pictures: 2 by 3")).to_be_visible()
+    expect(page.get_by_text("6 images: 2 by 3")).to_be_visible()
     strengths.press("Enter")
     expect(status).to_contain_text("compare-00001-0.png")
-    expect(page.locator("#hnl-compare-picture img")).to_be_visible()
-    with Image.open(tmp_path / "pictures" / "compare-00001-0.png") as grid:
+    expect(page.locator("#hnl-compare-image img")).to_be_visible()
+    with Image.open(tmp_path / "images" / "compare-00001-0.png") as grid:
         assert grid.width > 3 * 192
         assert grid.height > 2 * 192
         assert "Hypernetworks: halftone.pt, outline.pt" in grid.info["parameters"]
@@ -225,10 +225,10 @@ def test_a_cancelled_comparison_keeps_its_complete_rows(page: Page, tmp_path: Pa
     choose(page, "hnl-compare-files", "outline.pt")
     set_slider(page, "hnl-compare-steps", 2)
     page.locator("#hnl-compare").click()
-    expect(page.locator("#hnl-compare-picture img")).to_be_visible()  # the first row
+    expect(page.locator("#hnl-compare-image img")).to_be_visible()  # the first row
     page.locator("#hnl-compare-cancel").click()
     expect(page.locator("#hnl-compare-status")).to_contain_text("the rows that were complete are saved")
-    assert len(list((tmp_path / "pictures").glob("compare-*.png"))) == 1
+    assert len(list((tmp_path / "images").glob("compare-*.png"))) == 1
 
 
 def test_files_are_converted(page: Page, folder: Path) -> None:
@@ -286,7 +286,7 @@ def test_dark_mode_follows_the_system_and_the_button(host_of, server_for, open_p
     assert lightness(page, "color") > 180
     page.get_by_role("button", name="Light / dark").click()
     expect(page.locator("body")).not_to_have_class(re.compile("dark"))
-    page.wait_for_timeout(300)  # the colours fade
+    page.wait_for_timeout(300)  # the colors fade
     assert lightness(page, "background-color") > 200
     assert lightness(page, "color") < 80
 

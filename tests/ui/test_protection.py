@@ -117,7 +117,7 @@ def test_the_page_converts_nothing_where_the_disk_would_be_full(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("size", [(4097, 8), (8, 10**9), (-8, 8)])
-def test_pictures_have_an_end(size: tuple[int, int]) -> None:
+def test_images_have_an_end(size: tuple[int, int]) -> None:
     with pytest.raises(HypernetworkError, match="at most 4,096 pixels"):
         settings.asked(None, *size)
 

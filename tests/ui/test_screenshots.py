@@ -1,4 +1,4 @@
-"""The pictures of the page in the documentation.
+"""The images of the page in the documentation.
 
     HNLOADER_SCREENSHOTS=docs/images pytest tests/ui/test_screenshots.py
 
@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from hnloader.demo import pipeline_folder
-from hnloader.demo.drawing import draw_pictures
+from hnloader.demo.drawing import draw_images
 from tests.support.album import make_album
 
 pytestmark = pytest.mark.slow
@@ -52,20 +52,20 @@ def shoot(tmp_path: Path):
         page.wait_for_timeout(400)  # what fades in has done so
         path = folder / f"ui-{name}.png"
         page.screenshot(path=path)
-        with Image.open(path) as picture:
-            assert len(set(picture.convert("RGB").resize((136, 95)).getdata())) > 50
+        with Image.open(path) as image:
+            assert len(set(image.convert("RGB").resize((136, 95)).getdata())) > 50
 
     return take
 
 
-# Without the variable, one scheme and few steps are enough to see that the pictures can be taken.
+# Without the variable, one scheme and few steps are enough to see that the images can be taken.
 WANTED = "HNLOADER_SCREENSHOTS" in os.environ
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"] if WANTED else ["dark"])
 def test_screenshots(host_of, server_for, open_page, album: Path, shoot, scheme: str, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)  # so that no path of this machine is on the pictures
-    page = open_page(server_for(host_of(Path("hypernetworks"), output=Path("pictures"))).url, color_scheme=scheme)
+    monkeypatch.chdir(tmp_path)  # so that no path of this machine is on the images
+    page = open_page(server_for(host_of(Path("hypernetworks"), output=Path("images"))).url, color_scheme=scheme)
     page.get_by_role("tab", name="Library").click()
     expect(page.locator(".hnl-card")).to_have_count(8)
     page.locator(".hnl-card").filter(has_text="outline").click()
@@ -83,12 +83,12 @@ def test_screenshots(host_of, server_for, open_page, album: Path, shoot, scheme:
 
 
 def test_screenshot_of_a_training(host_of, server_for, open_page, album: Path, shoot, tmp_path, monkeypatch) -> None:
-    """A short training of the bundled pipeline; without the variable, the pictures alone."""
+    """A short training of the bundled pipeline; without the variable, the images alone."""
     monkeypatch.chdir(tmp_path)
-    page = open_page(server_for(host_of(Path("hypernetworks"), output=Path("pictures"))).url, color_scheme="light")
-    draw_pictures("blueprint", Path("blueprints"), count=12)
+    page = open_page(server_for(host_of(Path("hypernetworks"), output=Path("images"))).url, color_scheme="light")
+    draw_images("blueprint", Path("blueprints"), count=12)
     page.get_by_role("tab", name="Train").click()
-    for key, value in {"pictures": "blueprints", "name": "blueprint", "steps": "240"}.items():
+    for key, value in {"images": "blueprints", "name": "blueprint", "steps": "240"}.items():
         page.locator(f"#hnl-train-{key} textarea, #hnl-train-{key} input").first.fill(value)
     if WANTED:
         _train(page)
@@ -107,7 +107,7 @@ def _train(page: Page) -> None:
     status = page.locator("#hnl-train-status")
     expect(status).to_contain_text(re.compile("step 1[0-9][0-9] of 240"), timeout=900_000)
     page.get_by_text("More settings", exact=True).click()
-    page.locator("#hnl-train-model input").first.fill("models/sd15")  # no path of this machine on the picture
+    page.locator("#hnl-train-model input").first.fill("models/sd15")  # no path of this machine on the image
     page.locator("#hnl-train-stop").click()
     expect(status).to_contain_text("Stopped", timeout=300_000)
 
@@ -120,8 +120,8 @@ def _generate(page: Page) -> None:
     page.get_by_label("Seed").fill("3")
     page.get_by_label("Seed").press("Tab")
     page.locator("#hnl-generate").click()
-    expect(page.locator("#hnl-generate-status")).to_contain_text("Saved 4 pictures")
-    expect(page.locator("#hnl-pictures img")).to_have_count(4)
+    expect(page.locator("#hnl-generate-status")).to_contain_text("Saved 4 images")
+    expect(page.locator("#hnl-images img")).to_have_count(4)
 
 
 def _compare(page: Page) -> None:
@@ -135,4 +135,4 @@ def _compare(page: Page) -> None:
     page.locator("#hnl-compare-steps input[type=number]").press("Tab")
     page.locator("#hnl-compare").click()
     expect(page.locator("#hnl-compare-status")).to_contain_text("Saved as")
-    expect(page.locator("#hnl-compare-picture img")).to_be_visible()
+    expect(page.locator("#hnl-compare-image img")).to_be_visible()

@@ -1,4 +1,4 @@
-"""Preview pictures and notes beside the files."""
+"""Preview images and notes beside the files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hnloader.ui.sidecars import (
 )
 
 
-def picture(path: Path, color: str = "red", size: tuple[int, int] = (64, 32)) -> Path:
+def save_image(path: Path, color: str = "red", size: tuple[int, int] = (64, 32)) -> Path:
     Image.new("RGB", size, color).save(path)
     return path
 
@@ -33,11 +33,11 @@ def picture(path: Path, color: str = "red", size: tuple[int, int] = (64, 32)) ->
 def test_the_preview_is_where_the_webuis_keep_it(tmp_path: Path) -> None:
     file = tmp_path / "ink.v2.pt"
     assert preview_path(file) is None
-    later = picture(tmp_path / "ink.v2.webp")
+    later = save_image(tmp_path / "ink.v2.webp")
     assert preview_path(file) == later
-    preview = picture(tmp_path / "ink.v2.preview.png")
+    preview = save_image(tmp_path / "ink.v2.preview.png")
     assert preview_path(file) == preview
-    plain = picture(tmp_path / "ink.v2.png")
+    plain = save_image(tmp_path / "ink.v2.png")
     assert preview_path(file) == plain
 
 
@@ -45,7 +45,7 @@ def test_the_preview_is_where_the_webuis_keep_it(tmp_path: Path) -> None:
 def test_a_saved_preview_is_the_one_that_is_shown(tmp_path: Path, existing: str | None) -> None:
     file = tmp_path / "ink.pt"
     if existing:
-        picture(tmp_path / existing)
+        save_image(tmp_path / existing)
     saved = save_preview(file, Image.new("RGBA", (10, 10), (0, 0, 255, 255)))
     assert preview_path(file) == saved
     with Image.open(saved) as image:
@@ -55,16 +55,16 @@ def test_a_saved_preview_is_the_one_that_is_shown(tmp_path: Path, existing: str 
 def test_a_thumbnail_is_small_and_follows_the_file(tmp_path: Path) -> None:
     file = tmp_path / "ink.pt"
     assert thumbnail(file) is None
-    picture(tmp_path / "ink.png", "red", (2000, 1000))
+    save_image(tmp_path / "ink.png", "red", (2000, 1000))
     first = thumbnail(file)
     assert first is not None
     with Image.open(io.BytesIO(first)) as small:
         assert small.size == (320, 160)
-    picture(tmp_path / "ink.png", "blue", (900, 900))
+    save_image(tmp_path / "ink.png", "blue", (900, 900))
     assert thumbnail(file) != first
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 100])
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 100])
 def test_a_damaged_preview_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ink.png").write_bytes(content)
     assert thumbnail(tmp_path / "ink.pt") is None

@@ -47,12 +47,12 @@ def test_a_port_that_is_taken_is_told(host_of, server_for, folder: Path) -> None
 
 @pytest.mark.slow
 def test_no_file_of_the_disk_is_served(host_of, server_for, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "mine.png").write_text("SECRET")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.png").write_text("SECRET")
     (folder / "notes.txt").write_text("SECRET")
     url = server_for(host_of(folder)).url
     assert get(url, "/")[0] == 200
-    for path in (folder / "notes.txt", tmp_path / "pictures" / "mine.png", Path(__file__), Path("pyproject.toml")):
+    for path in (folder / "notes.txt", tmp_path / "images" / "mine.png", Path(__file__), Path("pyproject.toml")):
         for route in ("/gradio_api/file=", "/file="):
             status, text = get(url, route + quote(str(path)))
             assert status in (403, 404), (route, path)

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 import hnloader
 from hnloader.embeddings import load_embedding
 from hnloader.ui.trainings import Trainings
-from tests.support.tiny_model import save_pictures
+from tests.support.tiny_model import save_images
 
 pytestmark = pytest.mark.slow
 
@@ -23,17 +23,17 @@ QUICK = "previews.every: 20\npreviews:\n  steps: 1\n  count: 2\nmeasure_every: 1
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = save_pictures(tmp_path / "my pictures", 6, 40)
+def images(tmp_path: Path) -> Path:
+    folder = save_images(tmp_path / "my images", 6, 40)
     (folder / "0.txt").write_text("a house")
-    (folder / "broken <b>.png").write_text("no picture")
+    (folder / "broken <b>.png").write_text("no image")
     return folder
 
 
 @pytest.fixture
 def url(host_of, server_for, folder: Path, tmp_path: Path) -> Iterator[str]:
     yield server_for(host_of(folder)).url
-    left = Trainings(tmp_path / "pictures" / "trainings")
+    left = Trainings(tmp_path / "images" / "trainings")
     left.stop()
     while left.running() is not None:
         time.sleep(0.05)
@@ -49,8 +49,8 @@ def fill(page: Page, elem_id: str, text: str) -> None:
     page.keyboard.press("Tab")
 
 
-def ask(page: Page, pictures: Path, name: str, steps: int) -> None:
-    fill(page, "hnl-train-pictures", str(pictures))
+def ask(page: Page, images: Path, name: str, steps: int) -> None:
+    fill(page, "hnl-train-images", str(images))
     fill(page, "hnl-train-name", name)
     fill(page, "hnl-train-steps", str(steps))
     if not page.locator("#hnl-train-more textarea").is_visible():
@@ -59,12 +59,12 @@ def ask(page: Page, pictures: Path, name: str, steps: int) -> None:
 
 
 def test_a_training_is_started_watched_left_stopped_gone_on_with_and_used(
-    url: str, open_page, pictures: Path, folder: Path, tmp_path: Path
+    url: str, open_page, images: Path, folder: Path, tmp_path: Path
 ) -> None:
     page = open_page(url)
     turn_to_train(page)
     expect(page.locator("#hnl-train-details")).to_contain_text("No training yet")
-    ask(page, pictures, "mine", 5000)
+    ask(page, images, "mine", 5000)
     status = page.locator("#hnl-train-status")
     page.locator("#hnl-train").click()
     expect(status.get_by_role("progressbar")).to_contain_text(
@@ -83,7 +83,7 @@ def test_a_training_is_started_watched_left_stopped_gone_on_with_and_used(
     page.locator("#hnl-train-stop").click()
     expect(status).to_contain_text("mine: Stopped; everything is saved.")
     expect(page.locator("#hnl-train-stop")).to_be_disabled()
-    made = tmp_path / "pictures" / "trainings" / "mine" / "mine.pt"
+    made = tmp_path / "images" / "trainings" / "mine" / "mine.pt"
     step = hnloader.load(made).metadata["step"]
     assert 0 < step < 5000
 
@@ -100,15 +100,15 @@ def test_a_training_is_started_watched_left_stopped_gone_on_with_and_used(
     expect(page.locator(".hnl-card .hnl-name").filter(has_text="mine")).to_be_visible()
 
 
-def test_an_embedding_is_finished_and_trained_on(url: str, open_page, pictures: Path, tmp_path: Path) -> None:
+def test_an_embedding_is_finished_and_trained_on(url: str, open_page, images: Path, tmp_path: Path) -> None:
     page = open_page(url)
     turn_to_train(page)
-    ask(page, pictures, "word", 8)
+    ask(page, images, "word", 8)
     page.get_by_label("embedding").check()
     page.locator("#hnl-train").click()
     status = page.locator("#hnl-train-status")
     expect(status).to_contain_text("word: Finished.", timeout=SLOW)
-    made = tmp_path / "pictures" / "trainings" / "word" / "word.pt"
+    made = tmp_path / "images" / "trainings" / "word" / "word.pt"
     assert load_embedding(made).step == 8
     page.locator("#hnl-train-resume").click()
     expect(status.get_by_role("alert")).to_contain_text("word is finished at step 8. To train it on, set Steps to more")
@@ -119,7 +119,7 @@ def test_an_embedding_is_finished_and_trained_on(url: str, open_page, pictures: 
     assert load_embedding(made).step == 12
 
 
-def test_what_is_wrong_is_told_and_the_pictures_are_shown(url: str, open_page, pictures: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_told_and_the_images_are_shown(url: str, open_page, images: Path, tmp_path: Path) -> None:
     page = open_page(url)
     turn_to_train(page)
     status, said = page.locator("#hnl-train-status"), page.locator("#hnl-train-said")
@@ -127,16 +127,16 @@ def test_what_is_wrong_is_told_and_the_pictures_are_shown(url: str, open_page, p
     expect(status.get_by_role("alert")).to_contain_text("cannot be a name")
     fill(page, "hnl-train-name", "mine")
     page.locator("#hnl-train").click()
-    expect(status.get_by_role("alert")).to_contain_text("pictures is missing")
-    fill(page, "hnl-train-pictures", str(tmp_path / "none"))
+    expect(status.get_by_role("alert")).to_contain_text("images is missing")
+    fill(page, "hnl-train-images", str(tmp_path / "none"))
     page.locator("#hnl-train-look").click()
     expect(said.get_by_role("alert")).to_contain_text("none does not exist")
     page.locator("#hnl-train").click()
     expect(status.get_by_role("alert")).to_contain_text("mine did not finish: " + str(tmp_path / "none"), timeout=SLOW)
 
-    fill(page, "hnl-train-pictures", str(pictures))
+    fill(page, "hnl-train-images", str(images))
     page.locator("#hnl-train-look").click()
-    expect(said).to_contain_text("6 pictures to train on, 1 with captions of their own.")
+    expect(said).to_contain_text("6 images to train on, 1 with captions of their own.")
     expect(said.locator("tbody tr")).to_contain_text("broken <b>.png")
     expect(page.locator("#hnl-train-sheet img")).to_be_visible()
 

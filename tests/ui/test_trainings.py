@@ -15,15 +15,15 @@ import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.training.status import Status, read_status, write_status
 from hnloader.ui.trainings import Trainings
-from tests.support.tiny_model import save_pictures
+from tests.support.tiny_model import save_images
 
 QUICK = {"steps": 2000, "save_every": 50, "measure_every": 50, "previews.every": 0, "learning_rate": "1e-3"}
 PATIENCE = 300
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return save_pictures(tmp_path / "my pictures", 5, 40)
+def images(tmp_path: Path) -> Path:
+    return save_images(tmp_path / "my images", 5, 40)
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def status_of(trainings: Trainings, name: str) -> Status:
 
 @pytest.mark.slow
 def test_one_runs_at_a_time_is_stopped_from_elsewhere_and_goes_on(
-    trainings: Trainings, tiny_model: Path, pictures: Path, tmp_path: Path
+    trainings: Trainings, tiny_model: Path, images: Path, tmp_path: Path
 ) -> None:
-    settings = {**QUICK, "model": str(tiny_model), "pictures": str(pictures)}
+    settings = {**QUICK, "model": str(tiny_model), "images": str(images)}
     files = trainings.start("ink", settings)
     assert trainings.running() == "ink"
     with pytest.raises(HypernetworkError, match=r"training ink is running\. One runs at a time"):
@@ -83,9 +83,9 @@ def test_one_runs_at_a_time_is_stopped_from_elsewhere_and_goes_on(
 def test_what_stops_a_training_before_it_begins_is_in_its_log(
     trainings: Trainings, tiny_model: Path, tmp_path: Path
 ) -> None:
-    files = trainings.start("ink", {**QUICK, "model": str(tiny_model), "pictures": str(tmp_path / "none")})
+    files = trainings.start("ink", {**QUICK, "model": str(tiny_model), "images": str(tmp_path / "none")})
     wait(lambda: trainings.running() is None)
-    assert files.problem() == f"{tmp_path / 'none'} does not exist; name the folder with the pictures to train on"
+    assert files.problem() == f"{tmp_path / 'none'} does not exist; name the folder with the images to train on"
     assert not files.states.exists()
     with pytest.raises(HypernetworkError, match="'ink' has not made its file yet"):
         trainings.use("ink", tmp_path)
@@ -94,14 +94,14 @@ def test_what_stops_a_training_before_it_begins_is_in_its_log(
 @pytest.mark.parametrize("name", ["", "../ink", "a/b", " ink", "ink.", "x" * 80, "a\nb", "<i>"])
 def test_a_name_leads_nowhere_else(name: str, trainings: Trainings) -> None:
     with pytest.raises(HypernetworkError, match="cannot be a name"):
-        trainings.start(name, {"model": "m", "pictures": "p"})
+        trainings.start(name, {"model": "m", "images": "p"})
     assert not trainings.folder.exists()
 
 
 def test_settings_that_are_wrong_are_told_before_a_process_starts(trainings: Trainings) -> None:
     with pytest.raises(HypernetworkError, match="did you mean 'steps'"):
-        trainings.start("ink", {"model": "m", "pictures": "p", "stepps": 3})
-    with pytest.raises(HypernetworkError, match="pictures is missing"):
+        trainings.start("ink", {"model": "m", "images": "p", "stepps": 3})
+    with pytest.raises(HypernetworkError, match="images is missing"):
         trainings.start("ink", {"model": "m"})
     with pytest.raises(HypernetworkError, match="there is no training 'oil'"):
         trainings.resume("oil")
@@ -112,16 +112,16 @@ def test_settings_that_are_wrong_are_told_before_a_process_starts(trainings: Tra
 def test_none_begins_where_the_disk_would_be_full(trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1 << 30))
     with pytest.raises(HypernetworkError, match="1,024 MiB free; about 1,024 MiB are needed"):
-        trainings.start("ink", {"model": "m", "pictures": "p"})
+        trainings.start("ink", {"model": "m", "images": "p"})
     assert not trainings.folder.exists()
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HypernetworkError, match="trainings: Not a directory"):
-        Trainings(tmp_path / "file" / "trainings").start("ink", {"model": "m", "pictures": "p"})
+        Trainings(tmp_path / "file" / "trainings").start("ink", {"model": "m", "images": "p"})
     with pytest.raises(HypernetworkError, match="file: File exists"):
-        Trainings(tmp_path).start("file", {"model": "m", "pictures": "p"})
+        Trainings(tmp_path).start("file", {"model": "m", "images": "p"})
 
 
 def program(path: Path, *lines: str) -> str:
@@ -141,7 +141,7 @@ def test_what_another_python_lacks_is_named(tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     assert Trainings(tmp_path, nowhere).missing() == f"{nowhere} cannot be run: No such file or directory."
     with pytest.raises(HypernetworkError, match="nowhere cannot be run"):
-        Trainings(tmp_path / "trainings", nowhere).start("ink", {"model": "m", "pictures": "p"})
+        Trainings(tmp_path / "trainings", nowhere).start("ink", {"model": "m", "images": "p"})
     assert Trainings(tmp_path / "trainings").running() is None
 
 
@@ -153,7 +153,7 @@ def test_the_process_finds_this_package_and_has_the_lock(trainings: Trainings, t
         f'mv "{said}.part" "{said}"',
         "exec sleep 60",
     )
-    files = trainings.start("ink", {"model": "m", "pictures": "p"})
+    files = trainings.start("ink", {"model": "m", "images": "p"})
     wait(said.exists)
     root = Path(hnloader.__file__).parents[1]
     words = said.read_text()
@@ -163,7 +163,7 @@ def test_the_process_finds_this_package_and_has_the_lock(trainings: Trainings, t
     told = files.config.read_bytes()
     for name in ("ink", "oil"):
         with pytest.raises(HypernetworkError, match="training ink is running"):
-            trainings.start(name, {"model": "another", "pictures": "p"})
+            trainings.start(name, {"model": "another", "images": "p"})
     assert files.config.read_bytes() == told
     assert trainings.names() == ["ink"]
 
@@ -171,7 +171,7 @@ def test_the_process_finds_this_package_and_has_the_lock(trainings: Trainings, t
 def test_a_python_that_falls_over_is_told(trainings: Trainings, tmp_path: Path) -> None:
     lines = ["echo 'Traceback (most recent call last):'", "echo 'ImportError: no such symbol'", "exit 1"]
     trainings.python = program(tmp_path / "python", *lines)
-    files = trainings.start("ink", {"model": "m", "pictures": "p"})
+    files = trainings.start("ink", {"model": "m", "images": "p"})
     wait(lambda: trainings.running() is None)
     assert files.problem() == "ImportError: no such symbol"
 

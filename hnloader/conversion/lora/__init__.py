@@ -12,7 +12,7 @@ programs read the files.
     converting.py  to_lora, from all of these
     result.py      what it returns
     names.py, writing.py   the file
-    compare.py     pictures side by side
+    compare.py     images side by side
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class BaseModel:
         return hashlib.sha256(tensor_bytes(weight)).hexdigest()[:16]
 
     def denoiser(self) -> Denoiser | None:
-        """What makes pictures with the model, None where there is a UNet alone. Raises ModelError."""
+        """What makes images with the model, None where there is a UNet alone. Raises ModelError."""
         if self.program is not None:
             return self.program
         pipeline, _ = self.runnable()

@@ -1,4 +1,4 @@
-"""Pictures without the hypernetworks, with them, and with the file made of them, side by side."""
+"""Images without the hypernetworks, with them, and with the file made of them, side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hnloader.conversion.lora.statistics import ROLES, Progress, Sampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURES = 3
+IMAGES = 3
 STEPS = 20
 # Away from the seeds that contexts were sampled with.
 _FIRST_SEED = 1000
@@ -30,7 +30,7 @@ def compare(
     label: str,
     progress: Progress,
 ) -> tuple[Image, dict[str, float]]:
-    """Make the same pictures three ways, from prompts that nothing was fitted to where there are enough.
+    """Make the same images three ways, from prompts that nothing was fitted to where there are enough.
 
     Args:
         pipeline: A whole pipeline.
@@ -38,16 +38,16 @@ def compare(
         changes: What was made of them.
         sampling: Prompts, first seed and guidance.
         label: What the changes are called in the grid.
-        progress: Told of each picture.
+        progress: Told of each image.
 
     Returns:
-        A labelled grid, and the mean absolute difference of pixels (0 to 255) from the hypernetworks' pictures, of
+        A labeled grid, and the mean absolute difference of pixels (0 to 255) from the hypernetworks' images, of
         those `without` and of the `converted` ones.
     """
-    from hnloader.grids import labelled_grid
+    from hnloader.grids import labeled_grid
 
     measured = [prompt for index, prompt in enumerate(sampling.prompts) if ROLES[index % len(ROLES)] == "measure"]
-    prompts = measured[:PICTURES]
+    prompts = measured[:IMAGES]
     ways: list[Callable[[], contextlib.AbstractContextManager[object]]] = [
         contextlib.nullcontext,
         lambda: attach(pipeline, list(applications)),
@@ -58,17 +58,17 @@ def compare(
     for number, way in enumerate(ways):
         with way():
             for index, prompt in enumerate(prompts):
-                made.append(_picture(pipeline, prompt, sampling, index))
-                progress(number * len(prompts) + index + 1, len(ways) * len(prompts), "Making pictures")
+                made.append(_image(pipeline, prompt, sampling, index))
+                progress(number * len(prompts) + index + 1, len(ways) * len(prompts), "Making images")
     without, live, converted = (made[start : start + len(prompts)] for start in range(0, len(made), len(prompts)))
     differences = {"without": _difference(without, live), "converted": _difference(converted, live)}
-    grid = labelled_grid(
+    grid = labeled_grid(
         [list(row) for row in zip(without, live, converted, strict=True)],
         columns=columns,
         rows=prompts,
         title=" + ".join(str(getattr(one.hypernetwork, "name", "")) for one in applications),
         caption=(
-            f"Mean difference from the {columns[1]}'s pictures, of 255: without {differences['without']:.1f}, "
+            f"Mean difference from the {columns[1]}'s images, of 255: without {differences['without']:.1f}, "
             f"{label} {differences['converted']:.1f}. Seeds {sampling.seed + _FIRST_SEED} and up, {STEPS} steps, "
             f"guidance {sampling.guidance:g}."
         ),
@@ -101,7 +101,7 @@ def _added(parameter: torch.Tensor, delta: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(total.to(parameter.dtype), requires_grad=False)
 
 
-def _picture(pipeline: Any, prompt: str, sampling: Sampling, index: int) -> Image:
+def _image(pipeline: Any, prompt: str, sampling: Sampling, index: int) -> Image:
     image: Image = pipeline(
         prompt,
         num_inference_steps=STEPS,
@@ -111,12 +111,12 @@ def _picture(pipeline: Any, prompt: str, sampling: Sampling, index: int) -> Imag
     return image
 
 
-def _difference(pictures: Sequence[Image], references: Sequence[Image]) -> float:
+def _difference(images: Sequence[Image], references: Sequence[Image]) -> float:
     """Mean absolute difference of pixel values, 0 to 255."""
     from PIL import ImageChops, ImageStat
 
     means = [
         sum(ImageStat.Stat(ImageChops.difference(a.convert("RGB"), b.convert("RGB"))).mean) / 3
-        for a, b in zip(pictures, references, strict=True)
+        for a, b in zip(images, references, strict=True)
     ]
     return sum(means) / len(means)

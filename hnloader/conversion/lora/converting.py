@@ -55,7 +55,7 @@ def to_lora(
     rank: Rank = "auto",
     fidelity: float = 0.95,
     prompts: Sequence[str] | str | os.PathLike[str] | None = None,
-    pictures: int = 10,
+    images: int = 10,
     steps: int = 8,
     seed: int = 0,
     guidance: float = 5.0,
@@ -84,16 +84,16 @@ def to_lora(
         fidelity: With `auto`, 1 less the error of keys and of values, relative to the hypernetworks' change.
         prompts: To sample contexts with: at least 5, or the path of a file with one on each line. Default: the
             model folder's own `prompts.txt`, else a list of neutral prompts.
-        pictures: How many are denoised to sample self-attention contexts.
+        images: How many are denoised to sample self-attention contexts.
         steps: Sampling steps of each.
-        seed: Of the first picture.
+        seed: Of the first image.
         guidance: Classifier-free guidance scale.
         dtype: Of the tensors in the file.
         names: `diffusers` or `original` layer names; `auto`: the original ones for SDXL, as all programs read them.
         bias: Where a LyCORIS file puts the constant part of values. `output`: in the bias of the attention's output
             projection, which every program applies, and which is exactly the same. `projection`: as `diff_b` of
             `to_k` and `to_v`, which programs leave out whose layers have no bias there.
-        compare_to: A `.png` to write with pictures without the hypernetworks, with them, and with the file.
+        compare_to: A `.png` to write with images without the hypernetworks, with them, and with the file.
         config: For a single-file `base`: a diffusers folder of the same kind of model.
         overwrite: Replace `target` and `compare_to` where they exist; False raises an error instead.
         device: Where the model runs: `auto`, `cpu`, `cuda`, ...
@@ -125,7 +125,7 @@ def to_lora(
         assert isinstance(application.hypernetwork, Hypernetwork)
         check_family(application.hypernetwork, model, note)
     chain = Chain(applications, model.sites)
-    sampling = Sampling(prompt_list(prompts, model), pictures, steps, seed, guidance)
+    sampling = Sampling(prompt_list(prompts, model), images, steps, seed, guidance)
     style = name_style(model.family) if names == "auto" else names
     job = _Job(model, chain, kind, rank, 1 - fidelity, dtype, bias)
     statistics = _statistics(job, sampling, progress)
@@ -267,7 +267,7 @@ def settings_of(
     if kind == "lora" and rank == "auto":
         settings["fidelity"] = fidelity
     words = hashlib.sha256("\n".join(sampling.prompts).encode()).hexdigest()
-    sampled = {"prompts_sha256": words, "pictures": sampling.pictures, "steps": sampling.steps}
+    sampled = {"prompts_sha256": words, "images": sampling.images, "steps": sampling.steps}
     return settings | sampled | {"seed": sampling.seed, "guidance": sampling.guidance}
 
 
@@ -398,7 +398,7 @@ def _compared(
 ) -> tuple[Any, dict[str, float]]:
     pipeline, _ = base.runnable()
     if pipeline is None:
-        raise HypernetworkError(f"{base.name} is a UNet alone: pictures to compare need a whole model.")
+        raise HypernetworkError(f"{base.name} is a UNet alone: images to compare need a whole model.")
     return compare(pipeline, applications, changes, sampling, KIND_NAMES[kind], progress)
 
 
@@ -431,7 +431,7 @@ def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statist
 
 
 def _own_metadata(
-    job: _Job, errors: Errors, statistics: Statistics, warnings: tuple[str, ...], pictures: Mapping[str, float] | None
+    job: _Job, errors: Errors, statistics: Statistics, warnings: tuple[str, ...], images: Mapping[str, float] | None
 ) -> dict[str, str]:
     from hnloader import __version__
 
@@ -443,6 +443,6 @@ def _own_metadata(
     }
     if warnings:
         about["hnloader.warning"] = " ".join(warnings)
-    if pictures is not None:
-        about["hnloader.pictures"] = json.dumps({name: round(value, 2) for name, value in pictures.items()})
+    if images is not None:
+        about["hnloader.images"] = json.dumps({name: round(value, 2) for name, value in images.items()})
     return about

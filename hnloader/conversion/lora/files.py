@@ -45,7 +45,7 @@ class ToLora:
     rank: Rank = "auto"
     fidelity: float = 0.95
     prompts: Path | None = None
-    pictures: int = 10
+    images: int = 10
     steps: int = 8
     seed: int = 0
     guidance: float = 5.0
@@ -87,7 +87,7 @@ class ToLora:
                 rank=self.rank,
                 fidelity=self.fidelity,
                 prompts=self.prompts,
-                pictures=self.pictures,
+                images=self.images,
                 steps=self.steps,
                 seed=self.seed,
                 guidance=self.guidance,
@@ -109,7 +109,7 @@ class ToLora:
             "errors": done.errors.to_json(),
             "statistics": done.statistics,
             "warnings": list(done.warnings),
-            "pictures": dict(done.pictures or {}),
+            "images": dict(done.images or {}),
         }
 
     def look(self, source: Path) -> None:
@@ -130,7 +130,7 @@ class ToLora:
         return False
 
     def check(self, source: Path, target: Path) -> Mapping[str, object]:
-        """Prove that the target is whole, and that it states this source, model and settings.
+        """Verify that the target is whole, and that it states this source, model and settings.
 
         Raises:
             HypernetworkError: It is damaged, or states others.
@@ -144,10 +144,10 @@ class ToLora:
             if metadata.get(key) != expected[key]:
                 what = key.partition(".")[2]
                 raise HypernetworkError(f"{target} states another {what} than {source} with these settings has.")
-        return {"proved": ["tensors", "source", "settings"]}
+        return {"verified": ["tensors", "source", "settings"]}
 
     def _stated(self, name: str, sha256: str) -> dict[str, str]:
-        sampling = Sampling(prompt_list(self.prompts, self.base), self.pictures, self.steps, self.seed, self.guidance)
+        sampling = Sampling(prompt_list(self.prompts, self.base), self.images, self.steps, self.seed, self.guidance)
         style = self.names or name_style(self.base.family)
         settings = settings_of(self.kind, self.rank, self.fidelity, sampling, self.dtype, style, self.bias)
         sources = [{"name": name, "strength": self.strength, "sha256": sha256}]

@@ -134,8 +134,8 @@ class LoraExport:
         errors: Errors on contexts that nothing was fitted to.
         statistics: In words, where these contexts come from.
         warnings: What a user should know: bad representation, a wanted fidelity that was not reached, ...
-        pictures: Mean difference from the live hypernetworks' pictures, 0 to 255, of pictures `without` them and
-            with the file (`converted`); None if no pictures were compared.
+        images: Mean difference from the live hypernetworks' images, 0 to 255, of images `without` them and
+            with the file (`converted`); None if no images were compared.
         size: Bytes.
     """
 
@@ -148,7 +148,7 @@ class LoraExport:
     errors: Errors
     statistics: str
     warnings: tuple[str, ...]
-    pictures: Mapping[str, float] | None
+    images: Mapping[str, float] | None
     size: int
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Denoiser(Protocol):
-    """A whole model, text encoder included, whose contexts can be sampled while it makes pictures."""
+    """A whole model, text encoder included, whose contexts can be sampled while it makes images."""
 
     @property
     def name(self) -> str:
@@ -37,7 +37,7 @@ class Denoiser(Protocol):
         watched: AbstractContextManager[Any],
         step_done: Callable[[int], None],
     ) -> None:
-        """Make a picture within `watched`, and call `step_done` with the number of each step that is done, from 1.
+        """Make an image within `watched`, and call `step_done` with the number of each step that is done, from 1.
 
         Where `step_done` raises, the exception is let through.
         """

@@ -40,14 +40,14 @@ class Sampling:
 
     Attributes:
         prompts: At least five different ones. The text layers see all of them.
-        pictures: How many are denoised for the self-attention layers, cycling through the prompts.
+        images: How many are denoised for the self-attention layers, cycling through the prompts.
         steps: Sampling steps of each.
-        seed: Of the first picture; the next ones have seed + 1, ...
+        seed: Of the first image; the next ones have seed + 1, ...
         guidance: Classifier-free guidance scale.
     """
 
     prompts: tuple[str, ...]
-    pictures: int = 10
+    images: int = 10
     steps: int = 8
     seed: int = 0
     guidance: float = 5.0
@@ -58,8 +58,8 @@ class Sampling:
                 f"{len(set(self.prompts))} different prompts are too few: at least {len(ROLES)} are needed, "
                 "because the error is measured on prompts that nothing was fitted to."
             )
-        if self.pictures < len(ROLES) or self.steps < 1:
-            raise HypernetworkError(f"At least {len(ROLES)} pictures of 1 step each are needed to sample contexts.")
+        if self.images < len(ROLES) or self.steps < 1:
+            raise HypernetworkError(f"At least {len(ROLES)} images of 1 step each are needed to sample contexts.")
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Statistics:
 def sample(base: BaseModel, chain: Chain, sampling: Sampling, progress: Progress) -> Statistics:
     """Run the base model with the chain applied and take samples of its attention layers' contexts.
 
-    A whole model denoises pictures; contexts of text are its encodings of all prompts. A UNet alone is given
+    A whole model denoises images; contexts of text are its encodings of all prompts. A UNet alone is given
     random latents and random text contexts, of which nothing else is known.
 
     Raises:
@@ -159,7 +159,7 @@ def sample(base: BaseModel, chain: Chain, sampling: Sampling, progress: Progress
     if denoiser is None:
         _run_unet(unet, observed, sampling, progress)
         description = (
-            f"UNet alone: {sampling.pictures * sampling.steps} passes on random latents with random text contexts "
+            f"UNet alone: {sampling.images * sampling.steps} passes on random latents with random text contexts "
             "(independent, variance 1); nothing is known of real text contexts"
         )
     else:
@@ -167,7 +167,7 @@ def sample(base: BaseModel, chain: Chain, sampling: Sampling, progress: Progress
         _denoise(denoiser, observed, sampling, progress)
         description = (
             f"{denoiser.name}: text contexts of {len(sampling.prompts)} prompts and of the empty one, half each; "
-            f"self-attention contexts of {sampling.pictures} pictures at {sampling.steps} steps, seeds from "
+            f"self-attention contexts of {sampling.images} images at {sampling.steps} steps, seeds from "
             f"{sampling.seed}, guidance {sampling.guidance:g}, with the hypernetworks applied"
         )
     return Statistics(observed.layers, description)
@@ -250,8 +250,8 @@ def _encode_prompts(denoiser: Denoiser, observed: _Observed, sampling: Sampling)
 
 
 def _denoise(denoiser: Denoiser, observed: _Observed, sampling: Sampling, progress: Progress) -> None:
-    total = sampling.pictures * sampling.steps
-    for index in range(sampling.pictures):
+    total = sampling.images * sampling.steps
+    for index in range(sampling.images):
         observed.role = ROLES[index % len(ROLES)]
 
         def step_done(step: int, index: int = index) -> None:
@@ -269,12 +269,12 @@ def _denoise(denoiser: Denoiser, observed: _Observed, sampling: Sampling, progre
 
 def _run_unet(unet: Any, observed: _Observed, sampling: Sampling, progress: Progress) -> None:
     generator = torch.Generator().manual_seed(sampling.seed)
-    config, total = unet.config, sampling.pictures * sampling.steps
+    config, total = unet.config, sampling.images * sampling.steps
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
 
-    for index in range(sampling.pictures):
+    for index in range(sampling.images):
         observed.role = ROLES[index % len(ROLES)]
         for step in range(sampling.steps):
             contexts = random(2, 77, config.cross_attention_dim)

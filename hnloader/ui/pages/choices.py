@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def choices(catalogue: Catalogue) -> Any:
     """The dropdown's choices anew: every file that is not known to be bad, by its path below its folder."""
-    return update(choices=[label for label, entry in _labelled(catalogue).items() if entry.problem is None])
+    return update(choices=[label for label, entry in _labeled(catalogue).items() if entry.problem is None])
 
 
 def chosen_files(catalogue: Catalogue, labels: Iterable[str] | None) -> list[Entry]:
     """The files that were chosen. Raises HypernetworkError for one that is gone or bad."""
-    known = _labelled(catalogue) if labels else {}
+    known = _labeled(catalogue) if labels else {}
     entries = []
     for label in labels or ():
         if label not in known:
@@ -34,7 +34,7 @@ def chosen_files(catalogue: Catalogue, labels: Iterable[str] | None) -> list[Ent
     return entries
 
 
-def _labelled(catalogue: Catalogue) -> dict[str, Entry]:
+def _labeled(catalogue: Catalogue) -> dict[str, Entry]:
     """Every file by a label of its own: where two folders hold the same path, with the folder."""
     entries = catalogue.search()
     counts = Counter(entry.label for entry in entries)

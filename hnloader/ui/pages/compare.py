@@ -10,8 +10,8 @@ from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.files import check_room
 from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import Comparison, read_prompts, read_strengths, save_comparison
-from hnloader.ui.compat import html, listen, make, picture_output, update
-from hnloader.ui.host import PictureRequest
+from hnloader.ui.compat import html, image_output, listen, make, update
+from hnloader.ui.host import ImageRequest
 from hnloader.ui.pages import settings
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.running import buttons, complaint, stop
@@ -45,7 +45,7 @@ class _Compare:
     ) -> Comparison:
         """The comparison that the inputs describe. Raises HypernetworkError."""
         more = settings.asked(*sampler_and_size)
-        request = PictureRequest("", negative or "", steps=settings.whole(steps, "Steps"), guidance=guidance, **more)
+        request = ImageRequest("", negative or "", steps=settings.whole(steps, "Steps"), guidance=guidance, **more)
         files = tuple(entry.path for entry in chosen_files(self.catalogue, labels))
         comparison = Comparison(
             read_prompts(prompts or ""),
@@ -57,22 +57,22 @@ class _Compare:
         )
         comparison.check()
         if request.steps > settings.MOST_STEPS:
-            raise HypernetworkError(f"A picture has at most {settings.MOST_STEPS} steps.")
-        check_room(self.host.output(), comparison.to_make * settings.PICTURE_SIZE)
+            raise HypernetworkError(f"An image has at most {settings.MOST_STEPS} steps.")
+        check_room(self.host.output(), comparison.to_make * settings.IMAGE_SIZE)
         return comparison
 
     def summary(self, *inputs: Any) -> str:
-        """How many pictures will be made, or what is missing."""
+        """How many images will be made, or what is missing."""
         try:
             comparison = self.asked(*inputs)
         except HypernetworkError as error:
             return f'<div class="hnl-status">{markup.escaped(error)}</div>'
         rows, columns = len(comparison.rows), len(comparison.columns)
-        text = f"{comparison.to_make:,} pictures: {rows} by {columns}"
+        text = f"{comparison.to_make:,} images: {rows} by {columns}"
         return f'<div class="hnl-status">{markup.escaped(text)}</div>'
 
     def run(self, *inputs: Any) -> Iterator[tuple[Any, ...]]:
-        """Make the grid: yields the job's token, progress or notice, the picture, and the two buttons."""
+        """Make the grid: yields the job's token, progress or notice, the image, and the two buttons."""
         idle = (update(interactive=True), update(interactive=False))
         busy = (update(interactive=False), update(interactive=True))
         try:
@@ -104,7 +104,7 @@ class _Compare:
             job.report(done, total, text, grid)
 
         try:
-            for row, complete in comparison.pictures(self.generator, report):
+            for row, complete in comparison.images(self.generator, report):
                 if complete:
                     rows.append(row)
                     grid = comparison.grid(rows)
@@ -162,10 +162,10 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
             run, cancel = buttons("Compare", "hnl-compare")
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-compare-status")
-            picture = picture_output(label="Comparison", elem_id="hnl-compare-picture")
+            image = image_output(label="Comparison", elem_id="hnl-compare-image")
     token = make("State", None)
     inputs = [prompts, negative, files, strengths, seed, seeds, steps, guidance, *more]
-    outputs = [token, status, picture, run, cancel]
+    outputs = [token, status, image, run, cancel]
     for event in (run.click, strengths.submit):
         listen(event, compare.run, inputs, outputs)
     for component in (prompts, files, strengths, seed, seeds):

@@ -200,7 +200,7 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> ConvertPage:
             target = make("Radio", label="To", choices=targets, value=_SAFETENSORS, elem_id="hnl-convert-to")
             place = make("Radio", label="Where", choices=[_BESIDE, _ELSEWHERE], value=_BESIDE)
             existing = make("Radio", label="Where a file is there already", choices=list(_EXISTING), value="leave it")
-            report = make("Checkbox", label="Save a report (CSV) where pictures are saved", value=False)
+            report = make("Checkbox", label="Save a report (CSV) where images are saved", value=False)
             run, cancel = buttons("Convert", "hnl-convert")
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-convert-status")

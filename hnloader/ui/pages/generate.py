@@ -1,4 +1,4 @@
-"""Generate: pictures from a prompt, on the page that has a model of its own."""
+"""Generate: images from a prompt, on the page that has a model of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hnloader.prompt import Tag
 from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import save_numbered
 from hnloader.ui.compat import gallery, html, listen, make, update
-from hnloader.ui.host import PictureRequest
+from hnloader.ui.host import ImageRequest
 from hnloader.ui.pages import settings
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.library import tag_name
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hnloader.ui.catalogue import Catalogue
     from hnloader.ui.host import Generator, Host
 
-MOST_PICTURES = 16  # at once
+MOST_IMAGES = 16  # at once
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Generate:
             self.host.models.choose(name)
         except HypernetworkError as error:
             return update(), complaint(error)
-        return update(value=self.host.models.guidance_of(name)), markup.notice(f"The next picture is made by {name}.")
+        return update(value=self.host.models.guidance_of(name)), markup.notice(f"The next image is made by {name}.")
 
     def run(
         self,
@@ -77,7 +77,7 @@ class _Generate:
         width: float | None,
         height: float | None,
     ) -> Iterator[tuple[Any, ...]]:
-        """Make pictures: yields the job's token, progress or notice, the pictures, their text, and the buttons."""
+        """Make images: yields the job's token, progress or notice, the images, their text, and the buttons."""
         idle = (update(interactive=True), update(interactive=False))
         busy = (update(interactive=False), update(interactive=True))
         try:
@@ -90,9 +90,9 @@ class _Generate:
         yield job.token, markup.progress(0, 1, "Loading the model ..."), update(), update(), *busy
         shown = 0
         for news in job.updates():
-            pictures = [image for image, _ in made] if len(made) > shown else update()
+            images = [image for image, _ in made] if len(made) > shown else update()
             shown = len(made)
-            yield job.token, markup.progress(news.done, news.total, news.text), pictures, update(), *busy
+            yield job.token, markup.progress(news.done, news.total, news.text), images, update(), *busy
         try:
             job.result()
             said = markup.notice(_saved(made), "good")
@@ -100,8 +100,8 @@ class _Generate:
             said = complaint(error)
             if isinstance(error, CancelledError) and made:
                 said = markup.notice(f"Cancelled. {_saved(made)}", "info")
-        pictures = [image for image, _ in made] if made else update()
-        yield None, said, pictures, _text(made) if made else update(), *idle
+        images = [image for image, _ in made] if made else update()
+        yield None, said, images, _text(made) if made else update(), *idle
 
     def _asked(
         self,
@@ -112,27 +112,25 @@ class _Generate:
         guidance: float,
         seed: float | None,
         *sampler_and_size: Any,
-    ) -> PictureRequest:
-        """The first picture that the inputs describe. Raises HypernetworkError."""
-        if not (1 <= count <= MOST_PICTURES and 1 <= steps <= settings.MOST_STEPS):
-            raise HypernetworkError(
-                f"At most {MOST_PICTURES} pictures of {settings.MOST_STEPS} steps are made at once."
-            )
-        check_room(self.host.output(), int(count) * settings.PICTURE_SIZE)
+    ) -> ImageRequest:
+        """The first image that the inputs describe. Raises HypernetworkError."""
+        if not (1 <= count <= MOST_IMAGES and 1 <= steps <= settings.MOST_STEPS):
+            raise HypernetworkError(f"At most {MOST_IMAGES} images of {settings.MOST_STEPS} steps are made at once.")
+        check_room(self.host.output(), int(count) * settings.IMAGE_SIZE)
         first = secrets.randbelow(2**32 - int(count)) if seed is None or seed < 0 else settings.whole(seed, "Seed")
         more = settings.asked(*sampler_and_size)
-        return PictureRequest(prompt or "", negative or "", first, int(steps), guidance=guidance, **more)
+        return ImageRequest(prompt or "", negative or "", first, int(steps), guidance=guidance, **more)
 
-    def _work(self, job: jobs.Job[None], request: PictureRequest, count: int, made: list[tuple[Image, Path]]) -> None:
+    def _work(self, job: jobs.Job[None], request: ImageRequest, count: int, made: list[tuple[Image, Path]]) -> None:
         for number in range(count):
 
             def progress(step: int, steps: int, number: int = number) -> None:
-                of = f"Picture {number + 1} of {count}, " if count > 1 else ""
+                of = f"Image {number + 1} of {count}, " if count > 1 else ""
                 job.report(number * steps + step, count * steps, f"{of}step {step} of {steps}")
 
             job.check()
             one = replace(request, seed=request.seed + number)
-            image = self.generator.picture(one, progress)
+            image = self.generator.image(one, progress)
             made.append((image, _save(image, self.host.output(), one.seed)))
 
 
@@ -147,7 +145,7 @@ def _save(image: Image, folder: Path, seed: int) -> Path:
 
 def _saved(made: list[tuple[Image, Path]]) -> str:
     paths = [str(path) for _, path in made]
-    return f"Saved as {paths[0]}" if len(paths) == 1 else f"Saved {len(paths)} pictures: {paths[0]} to {paths[-1]}"
+    return f"Saved as {paths[0]}" if len(paths) == 1 else f"Saved {len(paths)} images: {paths[0]} to {paths[-1]}"
 
 
 def _text(made: list[tuple[Image, Path]]) -> str:
@@ -181,7 +179,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                 )
             with make("Row"):
                 count = make(
-                    "Slider", label="Pictures", value=1, minimum=1, maximum=MOST_PICTURES, step=1, elem_id="hnl-count"
+                    "Slider", label="Images", value=1, minimum=1, maximum=MOST_IMAGES, step=1, elem_id="hnl-count"
                 )
                 seed = make(
                     "Number", label="Seed", info="-1 draws a new one", value=-1, precision=0, elem_id="hnl-seed"
@@ -199,13 +197,13 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                 sampler, width, height = settings.sampler_and_size(generator)
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-generate-status")
-            pictures = gallery(label="Pictures", columns=2, elem_id="hnl-pictures")
+            images = gallery(label="Images", columns=2, elem_id="hnl-images")
             text = make(
                 "Textbox", label="Parameters", lines=3, max_lines=12, interactive=False, elem_id="hnl-parameters"
             )
     token = make("State", None)
     inputs = [prompt, negative, count, steps, guidance, seed, sampler, width, height]
-    outputs = [token, status, pictures, text, run, cancel]
+    outputs = [token, status, images, text, run, cancel]
     for event in (run.click, prompt.submit, negative.submit):
         listen(event, page.run, inputs, outputs)
     listen(cancel.click, stop, [token], [], queue=False)

@@ -13,7 +13,7 @@ from hnloader.prompt import Tag
 from hnloader.texts import well_formed
 from hnloader.ui import markup
 from hnloader.ui.catalogue import ALL, DUPLICATES, FILTERS, SORTS, Catalogue, Entry
-from hnloader.ui.compat import html, listen, make, picture_input, update
+from hnloader.ui.compat import html, image_input, listen, make, update
 from hnloader.ui.sidecars import read_notes, read_values, save_preview, strength_in
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ class _Library:
     def save_preview(
         self, key: str | None, image: bytes | None, query: str, sort: str, only: str, page: int
     ) -> tuple[Any, ...]:
-        """Save a picture as the file's preview."""
+        """Save an image as the file's preview."""
         unchanged = [update()] * 7
         entry = self.catalogue.get(key)
         if entry is None or image is None:
-            return *unchanged, markup.notice("Choose a file and drop a picture first.", "bad")
+            return *unchanged, markup.notice("Choose a file and drop an image first.", "bad")
         try:
             target = save_preview(entry.path, read_image(bytes(image), {**PHOTOS, **STILL}).image)
         except HypernetworkError as error:
@@ -197,8 +197,8 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> LibraryPage:
             details = html()
             notes = make("Textbox", label="Notes", lines=3, max_lines=12, elem_id="hnl-notes")
             save = make("Button", "Save notes", size="sm")
-            with make("Accordion", "Change the preview picture", open=False):
-                picture = picture_input(label="Picture", height=220)
+            with make("Accordion", "Change the preview image", open=False):
+                image = image_input(label="Image", height=220)
                 keep = make("Button", "Save as preview", size="sm")
             said = html(elem_id="hnl-library-said")
     picked = make("Textbox", visible=False)
@@ -211,10 +211,10 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> LibraryPage:
     refreshed = listen(refresh.click, library.refresh, [*asked, chosen], shown)
     for button, by in ((earlier, -1), (later, 1)):
         listen(button.click, _turning(library, by), [*asked, chosen, page], shown)
-    of_one = [chosen, panel, headline, details, notes, use, picture, tag]
+    of_one = [chosen, panel, headline, details, notes, use, image, tag]
     listen(pick.click, library.choose, [picked, *asked, page], [*shown, *of_one], js=_with_picked(len(asked) + 1))
     listen(save.click, library.save_notes, [chosen, notes], [said])
-    listen(keep.click, library.save_preview, [chosen, picture, *asked, page], [*shown, headline, said])
+    listen(keep.click, library.save_preview, [chosen, image, *asked, page], [*shown, headline, said])
     listen(pick.click, lambda: "", [], [said])
     if host.use is not None:
         # In the browser alone: the prompt is the host's, and its page knows it by name only.

@@ -16,7 +16,7 @@ def explained(error: BaseException) -> str:
     if isinstance(error, HypernetworkError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "There is not enough memory. Smaller pictures need less."
+        return "There is not enough memory. Smaller images need less."
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
     # What we did not foresee: the page says that it happened, the terminal says where.

@@ -1,4 +1,4 @@
-"""Sampler and size of pictures, as Generate and Compare ask for them."""
+"""Sampler and size of images, as Generate and Compare ask for them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _DEFAULT = "the model's own"
 # Whoever sends requests by hand is not held by what the components allow.
 MOST_STEPS = 100
 MOST_PIXELS = 4096  # a side
-# Bytes of a saved picture, so far as they have to find room.
-PICTURE_SIZE = 8 << 20
+# Bytes of a saved image, so far as they have to find room.
+IMAGE_SIZE = 8 << 20
 
 
 def sampler_and_size(generator: Generator) -> tuple[Any, Any, Any]:
@@ -43,10 +43,10 @@ def whole(value: float | None, what: str) -> int:
 
 
 def asked(sampler: str | None, width: float | None, height: float | None) -> dict[str, Any]:
-    """The fields of `PictureRequest` that the components stand for. Raises HypernetworkError for sizes without end."""
+    """The fields of `ImageRequest` that the components stand for. Raises HypernetworkError for sizes without end."""
     for side in (width, height):
         if not 0 <= (side or 0) <= MOST_PIXELS:
-            raise HypernetworkError(f"A side of a picture has at most {MOST_PIXELS:,} pixels, not {side:,}.")
+            raise HypernetworkError(f"A side of an image has at most {MOST_PIXELS:,} pixels, not {side:,}.")
     return {
         "sampler": None if sampler == _DEFAULT else sampler,
         "width": int(width or 0) or None,

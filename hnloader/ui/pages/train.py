@@ -1,4 +1,4 @@
-"""Train: a folder of pictures becomes a hypernetwork or an embedding, in a process that outlives the page."""
+"""Train: a folder of images becomes a hypernetwork or an embedding, in a process that outlives the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hnloader.files import expanded
 from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.prompt import Tag
 from hnloader.ui import markup
-from hnloader.ui.compat import html, listen, make, picture_output, update
+from hnloader.ui.compat import html, image_output, listen, make, update
 from hnloader.ui.pages.library import tag_name
 from hnloader.ui.pages.running import complaint
 from hnloader.ui.pages.settings import whole
@@ -55,22 +55,22 @@ class _Train:
     def __init__(self, host: Host, catalogue: Catalogue, place: TrainingPlace) -> None:
         self.host, self.catalogue, self.place = host, catalogue, place
 
-    def look(self, pictures: str) -> tuple[str, Any]:
+    def look(self, images: str) -> tuple[str, Any]:
         """What a training would see of the folder: a line, what is wrong, and a contact sheet."""
         try:
             from hnloader.training.config import DataConfig
             from hnloader.training.dataset import TOKENS, count_tokens, note_long_captions, read_folder
             from hnloader.training.sheet import contact_sheet
 
-            found = read_folder(expanded((pictures or "").strip()).absolute(), DataConfig())
-            note_long_captions(found, lambda picture, index: picture.caption or "", count_tokens, TOKENS)
+            found = read_folder(expanded((images or "").strip()).absolute(), DataConfig())
+            note_long_captions(found, lambda image, index: image.caption or "", count_tokens, TOKENS)
             sheet = contact_sheet(found, DataConfig(), _LOOK_SIDE)
         except ImportError as error:
-            return markup.notice(f"Looking at pictures needs {error.name}.", "bad"), None
+            return markup.notice(f"Looking at images needs {error.name}.", "bad"), None
         except Exception as error:
             return complaint(error), None
-        captions = sum(picture.caption is not None for picture in found.pictures)
-        said = f"{len(found.pictures)} pictures to train on, {captions} with captions of their own."
+        captions = sum(image.caption is not None for image in found.images)
+        said = f"{len(found.images)} images to train on, {captions} with captions of their own."
         rows = [
             [markup.escaped(problem.path.name), markup.escaped(problem.what, 300)] for problem in found.problems[:50]
         ]
@@ -80,7 +80,7 @@ class _Train:
     def start(
         self,
         name: str,
-        pictures: str,
+        images: str,
         model: str,
         method: str,
         preset: str,
@@ -92,7 +92,7 @@ class _Train:
         """Begin a training, and watch it."""
         try:
             settings: dict[str, Any] = {
-                "pictures": (pictures or "").strip(),
+                "images": (images or "").strip(),
                 "model": (model or "").strip(),
                 "method": method,
             }
@@ -206,7 +206,7 @@ class _Train:
     def _nothing(self) -> tuple[Any, ...]:
         lacking = self._trainings().missing()
         said = f"{lacking} {self._advice(self._trainings().python)}" if lacking else ""
-        empty = markup.empty("No training yet", ["Name a folder with 5 to 50 pictures, and press Start."])
+        empty = markup.empty("No training yet", ["Name a folder with 5 to 50 images, and press Start."])
         idle = update(interactive=True), update(interactive=False), update(interactive=False)
         return update(choices=[], value=None), markup.notice(said, "bad"), empty, *idle
 
@@ -241,7 +241,7 @@ def _status(files: TrainingFiles, running: bool) -> str:
     status = read_status(files.states)
     if running:
         if status is None or status.phase != "running":
-            return markup.progress(0, 1, "Reading the pictures and loading the model ...")
+            return markup.progress(0, 1, "Reading the images and loading the model ...")
         left = "" if status.left is None else f", {_duration(status.left)} left"
         return markup.progress(
             status.step, status.steps, f"{files.name}: step {status.step:,} of {status.steps:,}{left}"
@@ -310,14 +310,14 @@ def build(host: Host, catalogue: Catalogue, place: TrainingPlace, root: Any) -> 
     models = list(place.models())
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
-            pictures = make(
+            images = make(
                 "Textbox",
-                label="Folder with the pictures",
+                label="Folder with the images",
                 info="5 to 50 of one style or subject, on the computer that runs this",
                 max_lines=1,
-                elem_id="hnl-train-pictures",
+                elem_id="hnl-train-images",
             )
-            look = make("Button", "Look at the pictures", size="sm", elem_id="hnl-train-look")
+            look = make("Button", "Look at the images", size="sm", elem_id="hnl-train-look")
             name = make("Textbox", label="Name of what comes out", max_lines=1, elem_id="hnl-train-name")
             model = make(
                 "Dropdown",
@@ -366,10 +366,10 @@ def build(host: Host, catalogue: Catalogue, place: TrainingPlace, root: Any) -> 
             status = html(elem_id="hnl-train-status")
             said = html(elem_id="hnl-train-said")
             details = html(elem_id="hnl-train-details")
-            sheet = picture_output(label="Pictures", elem_id="hnl-train-sheet")
+            sheet = image_output(label="Images", elem_id="hnl-train-sheet")
     watched = [earlier, status, details, start, again, end]
-    listen(look.click, page.look, [pictures], [said, sheet])
-    listen(start.click, page.start, [name, pictures, model, method, preset, steps, rate, more, python], watched)
+    listen(look.click, page.look, [images], [said, sheet])
+    listen(start.click, page.start, [name, images, model, method, preset, steps, rate, more, python], watched)
     listen(again.click, page.resume, [earlier, steps, python], watched)
     listen(end.click, page.stop, [], [said], queue=False)
     listen(earlier.input, page.watch, [earlier], watched)

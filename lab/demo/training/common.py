@@ -159,13 +159,13 @@ def load_average(checkpoint: Path, modules: dict[str, nn.Module]) -> int:
     return int(state["step"])
 
 
-def as_tensor(pictures: Any) -> Tensor:
+def as_tensor(images: Any) -> Tensor:
     """uint8 (n, height, width, 3) array -> float32 (n, 3, height, width) tensor in -1 to 1, channels last."""
-    tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def as_pictures(tensor: Tensor) -> Any:
+def as_images(tensor: Tensor) -> Any:
     """float (n, 3, height, width) in -1 to 1 -> uint8 (n, height, width, 3) array."""
     scaled = tensor.detach().float().add(1.0).mul(127.5).add(0.5).clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,6 +1,6 @@
 """Third stage: hypernetworks, each towards a style that the UNet does not know. Only the hypernetwork learns.
 
-The pictures are the same scenes with the same captions, painted in the style: all that the captions don't say, the
+The images are the same scenes with the same captions, painted in the style: all that the captions don't say, the
 hypernetwork has to bring.
 """
 
@@ -67,7 +67,7 @@ def train_hypernetwork(
     *,
     batch: int = 16,
     rate: float = 2e-3,
-    pictures: int = 4_000,
+    images: int = 4_000,
     seed: int = 0,
     report: Callable[[Hypernetwork], str] | None = None,
     report_every: int = 500,
@@ -85,7 +85,7 @@ def train_hypernetwork(
         part.requires_grad_(False)
     hypernetwork = Hypernetwork.new(WIDTHS, recipe.architecture, name=recipe.style)
     initialize(hypernetwork, seed)
-    data = encode_scenes(pipeline.vae, pictures, seed + 100, painter(recipe.style))
+    data = encode_scenes(pipeline.vae, images, seed + 100, painter(recipe.style))
     prediction = NoisePrediction(data, pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, batch, seed)
 
     def loss(step: int) -> torch.Tensor:

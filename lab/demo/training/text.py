@@ -41,7 +41,7 @@ WORDS = (
         "center",
         "centre",
     ),
-    *("background", "grey", "picture", "shape", "two"),
+    *("background", "gray", "image", "shape", "two"),
     *(",", "."),
 )
 

@@ -17,7 +17,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from hnloader.demo.scenes import PICTURE_SIZE, POSITIONS, RADII, Scene, random_scene, training_caption
+from hnloader.demo.scenes import IMAGE_SIZE, POSITIONS, RADII, Scene, random_scene, training_caption
 from hnloader.demo.styles import draw
 from hnloader.formats.checkpoint import load_plain
 from lab.demo.training.common import Budget, Trainer, as_tensor, load_average, write_checkpoint
@@ -30,7 +30,7 @@ EMPTY_CAPTIONS = 0.1  # share trained without words, for classifier-free guidanc
 def build_unet() -> UNet2DConditionModel:
     """5.9 million parameters on latents of 4 x 16 x 16."""
     return UNet2DConditionModel(
-        sample_size=PICTURE_SIZE // 4,
+        sample_size=IMAGE_SIZE // 4,
         block_out_channels=UNET_WIDTHS,
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
@@ -86,13 +86,13 @@ def training_scenes(count: int, seed: int) -> tuple[Scene, ...]:
     return tuple(random_scene(rng, objects=2 if rng.random() < 0.6 else 1) for _ in range(count))
 
 
-def object_weights(scene: Scene, width: int = PICTURE_SIZE // 4) -> np.ndarray:
+def object_weights(scene: Scene, width: int = IMAGE_SIZE // 4) -> np.ndarray:
     """Weights of a scene's latent pixels in the loss: float32 (width, width), 1 on the background, more on objects.
 
     An object counts about as much as the background, whether small or large; otherwise the plain background, most of a
-    picture, drowns what the loss says of shapes. The disc is the same for every shape, so it gives none away.
+    image, drowns what the loss says of shapes. The disc is the same for every shape, so it gives none away.
     """
-    centers = (np.arange(width, dtype=np.float32) + 0.5) * (PICTURE_SIZE / width)
+    centers = (np.arange(width, dtype=np.float32) + 0.5) * (IMAGE_SIZE / width)
     weights = np.ones((width, width), np.float32)
     for item in scene.objects:
         x, y = POSITIONS[item.position]
@@ -112,9 +112,9 @@ def encode_scenes(vae: AutoencoderKL, count: int, seed: int, painter: Painter = 
     rng = np.random.default_rng((seed, 1))
     parts = []
     for start in range(0, count, 64):
-        pictures = np.stack([painter(scene, rng) for scene in scenes[start : start + 64]])
+        images = np.stack([painter(scene, rng) for scene in scenes[start : start + 64]])
         with torch.autocast("cpu", torch.bfloat16):
-            parts.append(vae.encode(as_tensor(pictures)).latent_dist.mean.float())
+            parts.append(vae.encode(as_tensor(images)).latent_dist.mean.float())
     return LatentSet(torch.cat(parts) * vae.config.scaling_factor, scenes)
 
 
@@ -142,7 +142,7 @@ class NoisePrediction:
         self._scheduler = build_scheduler()
 
     def __call__(self, step: int) -> Tensor:
-        """The loss of step `step`; which pictures, captions, times and noise follows from seed and step."""
+        """The loss of step `step`; which images, captions, times and noise follows from seed and step."""
         rng = np.random.default_rng((self._seed, step))
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
         chosen = rng.integers(len(self._data.scenes), size=self._batch)
@@ -183,7 +183,7 @@ def train_unet(
     *,
     batch: int = 32,
     rate: float = 8e-4,
-    pictures: int = 30_000,
+    images: int = 30_000,
     seed: int = 0,
     report: Callable[[StableDiffusionPipeline], str] | None = None,
     report_every: int = 500,
@@ -196,7 +196,7 @@ def train_unet(
     # On CPUs the fused attention's backward pass takes longer than the plain one's; the results are the same.
     unet.set_attn_processor(AttnProcessor())
     pipeline = assemble(vae, text_encoder, tokenizer, unet)
-    data = cached_latents(folder, vae, pictures, seed)
+    data = cached_latents(folder, vae, images, seed)
     Trainer(
         {"unet": unet, "text_encoder": text_encoder},
         NoisePrediction(data, tokenizer, text_encoder, unet, batch, seed),

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from hnloader.demo.scenes import (
     CORNERS,
-    PICTURE_SIZE,
+    IMAGE_SIZE,
     ByteArray,
     Layer,
     Scene,
@@ -27,7 +27,7 @@ STYLES = tuple(PAINTERS)
 
 
 def build_vae() -> AutoencoderKL:
-    """0.9 million parameters; a picture of 64 x 64 becomes a latent of 4 x 16 x 16."""
+    """0.9 million parameters; an image of 64 x 64 becomes a latent of 4 x 16 x 16."""
     channels = (32, 64, 64)
     return AutoencoderKL(
         block_out_channels=channels,
@@ -36,13 +36,13 @@ def build_vae() -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
-        sample_size=PICTURE_SIZE,
+        sample_size=IMAGE_SIZE,
         mid_block_add_attention=False,
     )
 
 
 def _crowded_scene(rng: np.random.Generator) -> Scene:
-    """Three or four objects: more edges to learn from in each picture."""
+    """Three or four objects: more edges to learn from in each image."""
     scene = random_scene(rng, objects=1)
     places = rng.permutation(len(CORNERS))[: int(rng.integers(3, 5))]
     objects = []
@@ -53,7 +53,7 @@ def _crowded_scene(rng: np.random.Generator) -> Scene:
 
 
 def draw_texture(rng: np.random.Generator) -> ByteArray:
-    """A picture for the VAE: any style, up to four objects, now and then in colors that no caption names."""
+    """An image for the VAE: any style, up to four objects, now and then in colors that no caption names."""
     crowd = rng.random()
     scene = _crowded_scene(rng) if crowd < 0.5 else random_scene(rng, objects=1 if crowd < 0.75 else 2)
     background, layers = lay_out(scene, rng)
@@ -81,12 +81,12 @@ def train_vae(folder: Path, budget: Budget, *, batch: int = 16, rate: float = 1e
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((seed, step))
-        pictures = as_tensor(np.stack([draw_texture(rng) for _ in range(batch)]))
+        images = as_tensor(np.stack([draw_texture(rng) for _ in range(batch)]))
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(pictures).latent_dist
+            posterior = vae.encode(images).latent_dist
             output = vae.decode(posterior.sample()).sample
         # The divergence is a sum over the latent; per element it only keeps the latent from growing without bound.
-        total: Tensor = reconstruction_loss(output.float(), pictures) + 1e-4 * posterior.kl().float().mean() / 1024
+        total: Tensor = reconstruction_loss(output.float(), images) + 1e-4 * posterior.kl().float().mean() / 1024
         return total
 
     Trainer({"vae": vae}, loss, budget, folder / "vae.pt", rate, decay=0.998, save_every=250).run()
@@ -109,14 +109,14 @@ def train_decoder(
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng((seed, step))
-        pictures = as_tensor(np.stack([draw_texture(rng) for _ in range(batch)]))
+        images = as_tensor(np.stack([draw_texture(rng) for _ in range(batch)]))
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                latents = vae.encode(pictures).latent_dist.mean
+                latents = vae.encode(images).latent_dist.mean
                 spread = latents.std((0, 2, 3), keepdim=True)
                 latents = latents + 0.06 * spread * torch.rand(batch, 1, 1, 1) * torch.randn_like(latents)
             output = vae.decode(latents).sample
-        return reconstruction_loss(output.float(), pictures)
+        return reconstruction_loss(output.float(), images)
 
     Trainer(decoder, loss, budget, folder / "decoder.pt", rate, decay=0.998, save_every=250).run()
     return vae.eval()
@@ -133,13 +133,13 @@ def load_vae(folder: Path) -> AutoencoderKL:
 
 @torch.no_grad()
 def even_out_latents(vae: AutoencoderKL, seed: int = 1, count: int = 1024) -> None:
-    """Give every latent channel zero mean and the same spread over plain pictures, and store the `scaling_factor`.
+    """Give every latent channel zero mean and the same spread over plain images, and store the `scaling_factor`.
 
-    Shift and scale go into the 1 x 1 convolutions on both sides of the latent, so pictures stay what they were.
+    Shift and scale go into the 1 x 1 convolutions on both sides of the latent, so images stay what they were.
     """
     rng = np.random.default_rng(seed)
-    pictures = np.stack([draw(random_scene(rng, objects=1 + index % 2), rng) for index in range(count)])
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in as_tensor(pictures).split(64)])
+    images = np.stack([draw(random_scene(rng, objects=1 + index % 2), rng) for index in range(count)])
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in as_tensor(images).split(64)])
     mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     channels = len(mean)
     inward, outward = vae.quant_conv, vae.post_quant_conv

@@ -184,7 +184,7 @@ def _yaml(choices: Choices, depth: int) -> str:
 
 
 CONFIG_KEYS = (
-    "model", "pictures", "output", "method", "start_from", "steps", "batch_size", "accumulation", "learning_rate",
+    "model", "images", "output", "method", "start_from", "steps", "batch_size", "accumulation", "learning_rate",
     "schedule", "warmup", "optimizer", "weight_decay", "clip", "ema", "min_snr", "noise_offset", "precision",
     "checkpointing", "seed", "save_every", "keep", "measure_every", "patience", "hypernetwork", "embedding", "data",
     "prior", "previews",
@@ -268,7 +268,7 @@ def _tag_field(choices: Choices) -> str:
 
 
 def infotext(choices: Choices) -> str:
-    """What stands in a picture."""
+    """What stands in an image."""
     lines = [_infotext_line(choices) for _ in range(choices.below(4))]
     settings = [
         f"{_infotext_key(choices)}{choices.pick((': ', ':', ' '))}{_infotext_value(choices)}"

@@ -1,4 +1,4 @@
-"""The checker is right about drawn pictures, and says no to wrong captions and spoilt pictures."""
+"""The checker is right about drawn images, and says no to wrong captions and spoilt images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def other(value: str, values: object) -> str:
     return next(name for name in list(values) if name != value)  # type: ignore[call-overload]
 
 
-def test_at_least_995_of_1000_drawn_pictures_are_judged_right() -> None:
+def test_at_least_995_of_1000_drawn_images_are_judged_right() -> None:
     drawn = scenes(1000, seed=11)
     assert sum(check(draw(scene, index), scene).right for index, scene in enumerate(drawn)) >= 995
 
@@ -66,7 +66,7 @@ def test_missing_and_additional_objects_are_counted() -> None:
         assert not check(draw(scene, seed), replace(scene, objects=scene.objects[:1])).count
 
 
-def test_noise_and_empty_pictures_are_never_right() -> None:
+def test_noise_and_empty_images_are_never_right() -> None:
     rng = np.random.default_rng(5)
     noise = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
     empty = np.full((64, 64, 3), 245, np.uint8)
@@ -77,16 +77,16 @@ def test_noise_and_empty_pictures_are_never_right() -> None:
 
 def test_blurred_beyond_recognition_has_no_shape() -> None:
     scene = random_scene(np.random.default_rng(7))
-    picture = draw(scene, 0).reshape(4, 16, 4, 16, 3).mean((1, 3)).repeat(16, 0).repeat(16, 1).astype(np.uint8)
-    assert not check(picture, scene).right
+    image = draw(scene, 0).reshape(4, 16, 4, 16, 3).mean((1, 3)).repeat(16, 0).repeat(16, 1).astype(np.uint8)
+    assert not check(image, scene).right
 
 
 @pytest.mark.parametrize("style", list(SCORES))
 def test_shape_and_position_are_told_in_every_style(style: str) -> None:
     drawn = scenes(100, seed=8)
     rng = np.random.default_rng(9)
-    pictures = [paint(style, *lay_out(scene, rng)) for scene in drawn]
-    assert sum(holds(picture, scene) for picture, scene in zip(pictures, drawn, strict=True)) >= 90
+    images = [paint(style, *lay_out(scene, rng)) for scene in drawn]
+    assert sum(holds(image, scene) for image, scene in zip(images, drawn, strict=True)) >= 90
 
 
 def test_a_wrong_shape_does_not_hold_in_a_style() -> None:
@@ -99,7 +99,7 @@ def test_a_wrong_shape_does_not_hold_in_a_style() -> None:
 
 
 @pytest.mark.parametrize("style", list(SCORES))
-def test_style_score_is_high_for_its_style_and_low_for_plain_pictures(style: str) -> None:
+def test_style_score_is_high_for_its_style_and_low_for_plain_images(style: str) -> None:
     drawn = scenes(60, seed=12)
     rng = np.random.default_rng(13)
     styled = [style_score(style, paint(style, *lay_out(scene, rng))) for scene in drawn]

@@ -20,11 +20,11 @@ def drawn(style: str, count: int = 8, seed: int = 0) -> tuple[list[Image.Image],
 
 def test_the_checker_tells_style_and_prompt() -> None:
     judge = SceneJudge("outline")
-    pictures, prompts = drawn("outline")
-    assert judge.style(pictures) == 1
-    assert judge.adherence(pictures, prompts) == 1
-    assert judge.adherence(pictures, [*prompts[1:], prompts[0]]) < 0.5
+    images, prompts = drawn("outline")
+    assert judge.style(images) == 1
+    assert judge.adherence(images, prompts) == 1
+    assert judge.adherence(images, [*prompts[1:], prompts[0]]) < 0.5
     assert judge.style(drawn("plain")[0]) == 0
-    assert judge.adherence(pictures, ["a cat"] * 8) is None
+    assert judge.adherence(images, ["a cat"] * 8) is None
     with pytest.raises(HypernetworkError, match="known: outline"):
         SceneJudge("cubism")

@@ -1,4 +1,4 @@
-"""What the proof of training measures: its judge, and what the pipeline's VAE lets a style show at best."""
+"""What the verification of training measures: its judge, and what the pipeline's VAE lets a style show at best."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hnloader.demo import pipeline_folder
-from hnloader.demo.drawing import PICTURES, draw_pictures
+from hnloader.demo.drawing import IMAGES, draw_images
 from hnloader.demo.sampling import load_pipeline
 from hnloader.demo.scenes import COLORS, POSITIONS, SHAPES, Scene, held_out_scenes, is_held_out, lay_out
 from hnloader.demo.scenes import parse_caption as parse
@@ -28,22 +28,22 @@ def scenes() -> list[Scene]:
 
 
 @pytest.mark.parametrize("style", (*STYLES, *HARDER))
-def test_drawn_pictures_show_their_style_and_hold_their_prompt(style: str, scenes: list[Scene]) -> None:
+def test_drawn_images_show_their_style_and_hold_their_prompt(style: str, scenes: list[Scene]) -> None:
     rng = np.random.default_rng(3)
     styled = judge(style, "drawn", scenes, [paint(style, *lay_out(scene, rng)) for scene in scenes])
     assert (styled.shown, styled.held) == (1, 1)
     plain = judge(style, "without", scenes, [draw(scene, rng) for scene in scenes])
     assert (plain.shown, plain.held) == (0, 1)
-    # Pictures of other prompts hold nothing.
+    # Images of other prompts hold nothing.
     others = [*scenes[1:], scenes[0]]
     assert judge(style, "drawn", others, [paint(style, *lay_out(scene, rng)) for scene in scenes]).held < 0.2
 
 
-def test_no_style_of_the_proof_is_taken_for_another(scenes: list[Scene]) -> None:
+def test_no_style_of_the_verification_is_taken_for_another(scenes: list[Scene]) -> None:
     rng = np.random.default_rng(4)
     for painted in STYLES:
-        pictures = [paint(painted, *lay_out(scene, rng)) for scene in scenes[:8]]
-        shown = {style for style in STYLES if judge(style, "drawn", scenes[:8], pictures).shown > 0}
+        images = [paint(painted, *lay_out(scene, rng)) for scene in scenes[:8]]
+        shown = {style for style in STYLES if judge(style, "drawn", scenes[:8], images).shown > 0}
         assert shown == {painted}
 
 
@@ -53,22 +53,22 @@ def test_a_style_that_changes_colors_and_leaves_their_names_holds_no_wrong_color
     for scene in scenes[:6]:
         others = tuple(type(item)(item.shape, turned[item.color], item.size, item.position) for item in scene.objects)
         for style in style_study.COLORINGS:
-            picture = paint(style, *lay_out(Scene(others, scene.background), rng))
-            assert judge(style, "drawn", [scene], [picture]).held == 0
+            image = paint(style, *lay_out(Scene(others, scene.background), rng))
+            assert judge(style, "drawn", [scene], [image]).held == 0
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_picture_halfway_to_a_style_scores_between(style: str, scenes: list[Scene]) -> None:
+def test_an_image_halfway_to_a_style_scores_between(style: str, scenes: list[Scene]) -> None:
     for scene in scenes[:6]:
         layout = lay_out(scene, np.random.default_rng(6))
         plain, styled = (paint(name, *layout).astype(np.float32) for name in ("plain", style))
         half = np.round((plain + styled) / 2).astype(np.uint8)
-        scores = [style_score(style, picture.astype(np.uint8)) for picture in (plain, half, styled)]
+        scores = [style_score(style, image.astype(np.uint8)) for image in (plain, half, styled)]
         assert scores[0] < 0.5 < scores[2]
         assert scores[0] <= scores[1] < scores[2]
 
 
-def test_the_vae_can_show_each_style_of_the_proof_but_not_the_halftone(scenes: list[Scene]) -> None:
+def test_the_vae_can_show_each_style_of_the_verification_but_not_the_halftone(scenes: list[Scene]) -> None:
     pipeline = load_pipeline(pipeline_folder())
     for style in (*STYLES, *HARDER):
         best = judge(style, "drawn, VAE", scenes, _through_vae(style, scenes, pipeline))
@@ -77,12 +77,12 @@ def test_the_vae_can_show_each_style_of_the_proof_but_not_the_halftone(scenes: l
     assert judge("halftone", "drawn, VAE", scenes, _through_vae("halftone", scenes, pipeline)).shown < 0.8
 
 
-def test_the_pictures_to_train_on_spread_the_words_and_hold_none_that_are_held_out(tmp_path: Path) -> None:
-    draw_pictures("chalk", tmp_path)
+def test_the_images_to_train_on_spread_the_words_and_hold_none_that_are_held_out(tmp_path: Path) -> None:
+    draw_images("chalk", tmp_path)
     captions = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
     drawn = [scene for caption in captions if (scene := parse(caption)) is not None]
-    assert len(drawn) == len(captions) == PICTURES
-    assert sum(len(scene.objects) == 2 for scene in drawn) == PICTURES // 2
+    assert len(drawn) == len(captions) == IMAGES
+    assert sum(len(scene.objects) == 2 for scene in drawn) == IMAGES // 2
     items = [item for scene in drawn for item in scene.objects]
     assert not any(is_held_out(item, scene.background) for scene in drawn for item in scene.objects)
     assert all(5 <= sum(item.shape == shape for item in items) <= 10 for shape in SHAPES)
@@ -113,7 +113,7 @@ def test_an_interrupted_training_is_not_taken_for_done(tmp_path: Path, monkeypat
     assert [config.steps for config in asked] == [800, 800, 900]
 
 
-def test_pictures_are_drawn_again_when_what_they_are_drawn_with_is_newer(tmp_path: Path) -> None:
+def test_images_are_drawn_again_when_what_they_are_drawn_with_is_newer(tmp_path: Path) -> None:
     source, kept = tmp_path / "style.pt", tmp_path / "style.npy"
     source.write_bytes(b"")
     os.utime(source, (1000, 1000))
@@ -123,7 +123,7 @@ def test_pictures_are_drawn_again_when_what_they_are_drawn_with_is_newer(tmp_pat
         return [np.full((64, 64, 3), next(shades), np.uint8)] * 2
 
     def seen() -> list[int]:
-        return [int(picture.max()) for picture in _kept(kept, source, draw_them)]
+        return [int(image.max()) for image in _kept(kept, source, draw_them)]
 
     assert seen() == seen() == [0, 0]
     os.utime(kept, (900, 900))

@@ -55,14 +55,14 @@ def test_an_object_counts_about_as_much_as_its_background_whatever_its_shape(siz
     assert 0.7 < (given[on_object] - 1).sum() / given.size < 1.3
 
 
-def test_evened_latents_are_standard_and_pictures_stay() -> None:
+def test_evened_latents_are_standard_and_images_stay() -> None:
     torch.manual_seed(0)
     vae = build_vae().eval()
-    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.no_grad():
-        before = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+        before = vae.decode(vae.encode(images).latent_dist.mean).sample
         even_out_latents(vae, count=64)
-        after = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+        after = vae.decode(vae.encode(images).latent_dist.mean).sample
     assert torch.allclose(before, after, atol=1e-4)
     assert vae.config.scaling_factor == 1.0
 
@@ -75,7 +75,7 @@ def test_a_training_stage_needs_a_limit(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_stages_run_in_a_row_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
-    common = ["--work", str(work), "--out", str(out), "--batch", "2", "--pictures", "64"]
+    common = ["--work", str(work), "--out", str(out), "--batch", "2", "--images", "64"]
     for stage, steps in (("vae", 2), ("vae", 4), ("decoder", 2), ("unet", 2), ("unet", 3), ("export", 1)):
         assert main([stage, *common, "--steps", str(steps)]) == 0
     shown = capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 from lab.faults.__main__ import DISTURBANCES
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kill -9 and fork are POSIX")
-SAVED = ("save .pt", "save .safetensors", "notes", "pictures", "embedding", "index", "convert")
+SAVED = ("save .pt", "save .safetensors", "notes", "images", "embedding", "index", "convert")
 
 
 def ran(*arguments: str) -> subprocess.CompletedProcess[str]:

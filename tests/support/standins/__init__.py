@@ -1,11 +1,11 @@
 """Stand-ins for AUTOMATIC1111's webui 1.10 and for Forge, so that the extension is tested without them.
 
-They honour what the hosts promise to extensions and nothing more, and draw noise instead of pictures:
+They honour what the hosts promise to extensions and nothing more, and draw noise instead of images:
 
 - `modules/` is imported as `modules`, as in the hosts: scripts and their loading, callbacks, extra networks, shared
   options, processing with batches, hires pass and refiner, infotext, and the hypernetworks that the hosts bring along.
 - `unets.py` has UNets in the layout of both hosts, small enough to run in milliseconds.
-- `webui.py` has `Webui`: it starts a host in a folder, reloads its UI, switches checkpoints, and makes pictures.
+- `webui.py` has `Webui`: it starts a host in a folder, reloads its UI, switches checkpoints, and makes images.
 
 What the hosts do that is easily forgotten, and done here too:
 

@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.slow
 
 GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-# Installed already; tests/training/test_processes.py starts several processes; and the proof takes half an hour.
+# Installed already; tests/training/test_processes.py starts several processes; and the verification takes half an hour.
 ELSEWHERE = ("pip ", "accelerate ", "python -m lab.demo.style_study")
 # As few steps as there can be, appended: the last word counts.
 SHORT = {
@@ -62,14 +62,14 @@ def run(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where somebody with twenty pictures and a model has followed the guide to its end."""
+    """Where somebody with twenty images and a model has followed the guide to its end."""
     place = tmp_path_factory.mktemp("guide")
-    (place / "pictures").mkdir()
+    (place / "images").mkdir()
     random = np.random.default_rng(0)
     for index in range(20):
         values = random.integers(0, 255, (48, 40 + index % 2 * 16, 3), dtype=np.uint8)
-        Image.fromarray(values).save(place / "pictures" / f"{index}.png")
-        (place / "pictures" / f"{index}.txt").write_text("a hill")
+        Image.fromarray(values).save(place / "images" / f"{index}.png")
+        (place / "images" / f"{index}.txt").write_text("a hill")
     (place / "sd15").symlink_to(tiny_model)
     (place / "prompts.txt").write_text("a cat\na dog\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -84,7 +84,7 @@ def place(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fill_in(config: Path) -> None:
     """What the guide asks for between the two commands."""
     text = config.read_text(encoding="utf-8")
-    for key, value in {"model": "./sd15", "pictures": "pictures", "output": "by-config.pt"}.items():
+    for key, value in {"model": "./sd15", "images": "images", "output": "by-config.pt"}.items():
         assert f"\n{key}: ''" in f"\n{text}"
         text = text.replace(f"{key}: ''", f"{key}: {value}", 1)
     config.write_text(text, encoding="utf-8")
@@ -114,7 +114,7 @@ def test_there_is_a_file_that_webuis_load(place: Path) -> None:
 
 def test_there_is_a_report_that_needs_nothing_beside_it(place: Path) -> None:
     page = (place / "style.training" / "report.html").read_text(encoding="utf-8")
-    for section in ("Summary", "Loss", "Previews", "Pictures", "Settings", "Environment"):
+    for section in ("Summary", "Loss", "Previews", "Images", "Settings", "Environment"):
         assert f"<h2>{section}</h2>" in page
     assert page.count("<figure>") == 20
     assert "polyline" in page

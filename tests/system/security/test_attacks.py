@@ -95,7 +95,7 @@ def test_a_header_of_very_many_tensors_is_refused_before_they_are_looked_at(tmp_
 
 
 def test_a_preview_that_decodes_to_very_much_is_not_decoded(tmp_path: Path) -> None:
-    """13,000 x 13,000 pixels of one colour: below what Pillow itself takes for a bomb, and 500 MB of memory."""
+    """13,000 x 13,000 pixels of one color: below what Pillow itself takes for a bomb, and 500 MB of memory."""
     Image.new("1", (13_000, 13_000)).save(tmp_path / "ink.png")
     assert (tmp_path / "ink.png").stat().st_size < 100_000
     assert thumbnail(tmp_path / "ink.pt") is None

@@ -23,7 +23,7 @@ OWN = {
     "hnloader/conversion/__init__.py": {"__name__", "name"},
     "hnloader/conversion/lora/converting.py": {"rank"},
     "hnloader/conversion/lora/names.py": {"name"},
-    "hnloader/conversion/proof.py": {"one", "two"},  # floats
+    "hnloader/conversion/verification.py": {"one", "two"},  # floats
     "hnloader/conversion/reports.py": {"suffix"},
     "hnloader/conversion/single.py": {"suffix", "name"},
     "hnloader/formats/__init__.py": {"suffix"},
@@ -77,7 +77,7 @@ OWN_TEXTS = {
 }
 # Names under which modules keep what stands in files: not even `{value}`.
 TREES = {"value", "values", "tree", "metadata", "stated", "about", "header", "obj"}
-# What reads no stranger's file: its own configurations, pictures and models.
+# What reads no stranger's file: its own configurations, images and models.
 OTHERS = ("hnloader/demo/", "hnloader/training/", "hnloader/texts.py")
 READERS = ("hnloader/formats/", "hnloader/inspection.py", "hnloader/ui/index.py", "hnloader/ui/markup.py", "extension/")
 

@@ -75,8 +75,8 @@ def test_texts_are_kept_where_they_can_be_and_escaped_where_not(text: str) -> No
 def test_metadata_are_converted_as_they_are(folder: Path, odd: Path, target: str) -> None:
     (folder / target).parent.mkdir(exist_ok=True)
     done = convert(odd, folder / target)
-    assert done.lossless and done.proved
-    assert check(odd, folder / target).proved
+    assert done.lossless and done.verified
+    assert check(odd, folder / target).verified
     before, after = hnloader.inspect(odd), hnloader.inspect(folder / target)
     assert after.metadata == before.metadata and after.metadata.items() >= ODD.items()
     hnloader.save(hnloader.load(folder / target), folder / "again.safetensors")
@@ -124,7 +124,7 @@ def test_every_event_of_the_page_can_be_sent(folder: Path, odd: Path, tmp_path: 
     from hnloader.ui.page import build_page
 
     with compat.blocks("hnloader") as page:
-        build_page(Host(lambda: [folder], lambda: tmp_path / "pictures", pages=("library", "convert")))
+        build_page(Host(lambda: [folder], lambda: tmp_path / "images", pages=("library", "convert")))
     catalogue = Catalogue(lambda: [folder])
     (entry,) = (each for each in catalogue.entries() if each.path == odd)
     asked = {"query": "", "sort": "name", "only": "all files", "chosen": entry.key, "key": entry.key, "page": 1}

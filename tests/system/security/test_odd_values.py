@@ -147,7 +147,7 @@ def test_a_nul_where_nothing_can_be_said_is_passed_over(tmp_path: Path) -> None:
         *(["inspect"], ["explain"], ["convert"], ["generate", "x", "--hypernet"], ["generate", "x", "--model"]),
         *(["ui", "--model"], ["merge", "-o", "x.pt"], ["convert", "--to", "lora", "--base", "/none"]),
         ["convert", str(SOUND), "-o"],
-        *(["train", "--model", "x", "--pictures", "y", "--output"], ["train", "--output", "x.pt", "--model"]),
+        *(["train", "--model", "x", "--images", "y", "--output"], ["train", "--output", "x.pt", "--model"]),
     ],
     ids=" ".join,
 )

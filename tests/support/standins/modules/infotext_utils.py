@@ -1,4 +1,4 @@
-"""The text in pictures: written, read, and pasted into the UI."""
+"""The text in images: written, read, and pasted into the UI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse_generation_parameters(text: str) -> dict[str, Any]:
     prompt, _, last = text.strip().rpartition("\n")
     fields: dict[str, Any] = {key: unquote(value) for key, value in _FIELD.findall(last)}
     fields["Prompt"] = prompt
-    if "Hypernet" in fields:  # old pictures
+    if "Hypernet" in fields:  # old images
         fields["Prompt"] += f"<hypernet:{fields['Hypernet']}:{fields.get('Hypernet strength', '1.0')}>"
     return fields
 

@@ -65,7 +65,7 @@ class StableDiffusionProcessing:
 
 @dataclass
 class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
-    """A job as the hosts' txt2img makes it, with PIL pictures; whoever makes it gives it scripts, or it has none."""
+    """A job as the hosts' txt2img makes it, with PIL images; whoever makes it gives it scripts, or it has none."""
 
     sampler_name: str | None = None
     cfg_scale: float = 7.0
@@ -96,7 +96,7 @@ class Processed:
 
 
 def process_images(p: StableDiffusionProcessing) -> Processed:
-    """Make the pictures of a job; its own settings hold until it is over."""
+    """Make the images of a job; its own settings hold until it is over."""
     own = getattr(p, "override_settings", {})
     before = {key: getattr(shared.opts, key) for key in own}
     try:
@@ -138,7 +138,7 @@ def _call(p: StableDiffusionProcessing, what: str, **kwargs: Any) -> None:
 
 
 def _draw(p: StableDiffusionProcessing, latent: Tensor, infotext: str) -> Any:
-    """The latent itself, or a PIL picture of three of its channels."""
+    """The latent itself, or a PIL image of three of its channels."""
     if not isinstance(p, StableDiffusionProcessingTxt2Img):
         return latent
     from PIL import Image
@@ -203,7 +203,7 @@ def _sample(p: StableDiffusionProcessing, x: Tensor) -> Tensor:
             if p.mask is not None:
                 x = p.mask * x + (1 - p.mask) * p.init
     except InterruptedException:
-        pass  # the picture as far as it is
+        pass  # the image as far as it is
     return x
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class SdConditioning(list):
-    """Prompts, and the size of the pictures."""
+    """Prompts, and the size of the images."""
 
     def __init__(self, prompts, is_negative_prompt=False, width=None, height=None, copy_from=None) -> None:
         super().__init__(prompts)

@@ -1,9 +1,9 @@
-"""Embeddings in pictures, as webuis share them: in a PNG text chunk, and in the low bits of stripes at both sides.
+"""Embeddings in images, as webuis share them: in a PNG text chunk, and in the low bits of stripes at both sides.
 
 The data are the keys of the webui's `.pt` as JSON, a tensor being {"TORCHTENSOR": nested lists}. The text chunk
 `sd-ti-embedding` has them in base64. In the pixels they are compressed by zlib; the lower halves of the bytes
 are the low four bits of a stripe at the left, the upper halves those of one at the right, each xored with a fixed
-random sequence and each set off from the picture by a black column. The high four bits are free for decoration.
+random sequence and each set off from the image by a black column. The high four bits are free for decoration.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 CHUNK = "sd-ti-embedding"
 # 300 vectors of 1,024 values; a prompt has 75 tokens. Python takes some 20 bytes for each that it reads as JSON.
 MAX_TEXT = 8 << 20
-MAX_PICTURE_SIZE = 64 << 20
+MAX_IMAGE_SIZE = 64 << 20
 MAX_PIXELS = 8_000_000
 # Lists and mappings in the text: one list for each vector, and a few more.
 _MOST_PARTS = 8_192
 _CARD_SIZE = (512, 512)
 
 
-def is_picture(head: bytes) -> bool:
-    """True for the first bytes of a PNG or WebP picture."""
+def is_image(head: bytes) -> bool:
+    """True for the first bytes of a PNG or WebP image."""
     return is_png(head) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
 
 
@@ -53,34 +53,34 @@ def is_png(head: bytes) -> bool:
 
 
 def read(source: Source) -> dict[object, object]:
-    """The keys that the picture holds, tensors as float32.
+    """The keys that the image holds, tensors as float32.
 
     Raises:
         UnknownFormatError: there is no embedding in it.
         CorruptFileError: it is damaged, or too large to be an embedding.
         HypernetworkError: Pillow or numpy is not installed.
     """
-    if source.size > MAX_PICTURE_SIZE:
-        raise CorruptFileError(f"a picture of {source.size:,} bytes; at most {MAX_PICTURE_SIZE:,} are read")
+    if source.size > MAX_IMAGE_SIZE:
+        raise CorruptFileError(f"an image of {source.size:,} bytes; at most {MAX_IMAGE_SIZE:,} are read")
     data = source.read(0, source.size)
     chunk = read_text(data, CHUNK, longest=2 * MAX_TEXT, label=source.label) if is_png(data) else None
     text = _from_chunk(chunk) if chunk is not None else _from_pixels(_pixels_of(data, source.label))
     del data
     if text is None:
-        raise UnknownFormatError(f"{source.label} is a picture without an embedding in it")
+        raise UnknownFormatError(f"{source.label} is an image without an embedding in it")
     try:
         if text.count(b"[") + text.count(b"{") > _MOST_PARTS:
             raise ValueError(f"more than {_MOST_PARTS:,} lists")
         tree = json.loads(text, object_pairs_hook=_tensor, parse_int=_number)
     except (ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
-        raise CorruptFileError(f"the embedding in the picture is damaged ({error})") from error
+        raise CorruptFileError(f"the embedding in the image is damaged ({error})") from error
     if not isinstance(tree, dict) or "string_to_param" not in tree:
-        raise UnknownFormatError(f"{source.label} is a picture whose embedded data are no embedding")
+        raise UnknownFormatError(f"{source.label} is an image whose embedded data are no embedding")
     return tree
 
 
-def write(tree: dict[str, object], path: Path, picture: Image) -> None:
-    """Write `picture` as PNG with the keys of `tree` in its text chunk and in stripes at its sides."""
+def write(tree: dict[str, object], path: Path, image: Image) -> None:
+    """Write `image` as PNG with the keys of `tree` in its text chunk and in stripes at its sides."""
     from PIL.PngImagePlugin import PngInfo
 
     text = json.dumps(tree, default=_listed).encode()
@@ -91,11 +91,11 @@ def write(tree: dict[str, object], path: Path, picture: Image) -> None:
         )
     chunks = PngInfo()
     chunks.add_text(CHUNK, base64.b64encode(text).decode("ascii"))
-    _with_stripes(picture.convert("RGB"), zlib.compress(text, 9)).save(path, format="PNG", pnginfo=chunks)
+    _with_stripes(image.convert("RGB"), zlib.compress(text, 9)).save(path, format="PNG", pnginfo=chunks)
 
 
 def card(embedding: Embedding) -> Image:
-    """A plain picture with the embedding's name, vectors and steps, for `write`."""
+    """A plain image with the embedding's name, vectors and steps, for `write`."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.new("RGB", _CARD_SIZE, (38, 50, 66))
@@ -116,14 +116,14 @@ def _from_chunk(chunk: str) -> bytes:
     try:
         text = base64.b64decode(chunk, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise CorruptFileError(f"the embedding in the picture is damaged ({error})") from error
+        raise CorruptFileError(f"the embedding in the image is damaged ({error})") from error
     if len(text) > MAX_TEXT:
-        raise CorruptFileError(f"the embedding in the picture has {len(text):,} bytes. At most {MAX_TEXT:,} are read.")
+        raise CorruptFileError(f"the embedding in the image has {len(text):,} bytes. At most {MAX_TEXT:,} are read.")
     return text
 
 
 def keeps(key: str, value: object) -> bool:
-    """Return whether a picture's JSON keeps a key and a value with their types; tensors are none of them."""
+    """Return whether an image's JSON keeps a key and a value with their types; tensors are none of them."""
     try:
         found = json.loads(json.dumps({key: value}), object_pairs_hook=_tensor, parse_int=_number)
     except (TypeError, ValueError, RecursionError):
@@ -164,7 +164,7 @@ def _pixels_of(data: bytes, label: str) -> Pixels:
         import numpy as np
     except ModuleNotFoundError as error:
         raise HypernetworkError(
-            f"embeddings in pictures need {error.name}: pip install 'hnloader[train]', or use the .pt file"
+            f"embeddings in images need {error.name}: pip install 'hnloader[train]', or use the .pt file"
         ) from error
 
     image = read_image(data, {"PNG": MAX_PIXELS, "WEBP": MAX_PIXELS}, label=label).image
@@ -187,9 +187,9 @@ def _from_pixels(pixels: Pixels) -> bytes | None:
     try:
         text = unpacker.decompress(data, MAX_TEXT)
     except zlib.error:
-        return None  # an ordinary picture that happens to have black columns
+        return None  # an ordinary image that happens to have black columns
     if unpacker.unconsumed_tail:
-        raise CorruptFileError(f"the embedding in the picture unpacks to more than {MAX_TEXT:,} bytes")
+        raise CorruptFileError(f"the embedding in the image unpacks to more than {MAX_TEXT:,} bytes")
     return text if unpacker.eof else None
 
 
@@ -204,11 +204,11 @@ def _cropped(pixels: Pixels) -> Pixels:
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _with_stripes(picture: Image, data: bytes) -> Image:
+def _with_stripes(image: Image, data: bytes) -> Image:
     import numpy as np
     from PIL import Image
 
-    height = picture.height
+    height = image.height
     # Whole columns of three channels; the end is filled up with the beginning, which zlib does not read.
     count = -(-len(data) // (3 * height)) * 3 * height
     values = np.resize(np.frombuffer(data, np.uint8), count).reshape(height, -1, 3)
@@ -216,10 +216,10 @@ def _with_stripes(picture: Image, data: bytes) -> Image:
     # The high bits mark what belongs to the stripes: readers cut off columns and rows that are black.
     stripes = [Image.fromarray(stripe | 0x40) for stripe in (left, right)]
     width = stripes[0].width
-    result = Image.new("RGB", (2 * width + 2 + picture.width, height))
+    result = Image.new("RGB", (2 * width + 2 + image.width, height))
     result.paste(stripes[0], (0, 0))
-    result.paste(picture, (width + 1, 0))
-    result.paste(stripes[1], (width + 1 + picture.width + 1, 0))
+    result.paste(image, (width + 1, 0))
+    result.paste(stripes[1], (width + 1 + image.width + 1, 0))
     return result
 
 

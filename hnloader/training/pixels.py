@@ -1,4 +1,4 @@
-"""Pictures as the model sees them: upright, on a background, cut to a size of its grid."""
+"""Images as the model sees them: upright, on a background, cut to a size of its grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hnloader.images import has_alpha
 from hnloader.training.config import DataConfig
-from hnloader.training.dataset import MOST_STRETCHED, Picture, open_picture
+from hnloader.training.dataset import MOST_STRETCHED, TrainingImage, open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +23,7 @@ _ROWS = 256
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture at the size that it is trained at.
+    """An image at the size that it is trained at.
 
     Attributes:
         pixels: [3, height, width], float32 from -1 to 1.
@@ -39,13 +39,13 @@ class Sample:
 
 
 def bucket(size: tuple[int, int], resolution: int, grain: int) -> tuple[int, int]:
-    """The size, in multiples of `grain`, that a picture of `size` is trained at.
+    """The size, in multiples of `grain`, that an image of `size` is trained at.
 
     Its shape stays about the same, its area about `resolution` squared and never more.
 
     Args:
         size: width and height in pixels.
-        resolution: side of a square picture, a multiple of `grain`.
+        resolution: side of a square image, a multiple of `grain`.
         grain: pixels.
     """
     aspect = min(max(size[0] / size[1], 1 / MOST_STRETCHED), MOST_STRETCHED)
@@ -55,29 +55,29 @@ def bucket(size: tuple[int, int], resolution: int, grain: int) -> tuple[int, int
     return width, height
 
 
-def prepare(picture: Picture, config: DataConfig, resolution: int, grain: int) -> Sample:
-    """Read a picture and bring it to its size; scaled by area-true filtering, what overlaps is cut evenly.
+def prepare(entry: TrainingImage, config: DataConfig, resolution: int, grain: int) -> Sample:
+    """Read an image and bring it to its size; scaled by area-true filtering, what overlaps is cut evenly.
 
     Raises:
         HypernetworkError: The file was changed or removed since it was looked at.
     """
-    width, height = bucket(picture.size, resolution, grain) if config.buckets else (resolution, resolution)
-    image = open_picture(picture.path).image
+    width, height = bucket(entry.size, resolution, grain) if config.buckets else (resolution, resolution)
+    image = open_image(entry.path).image
     size, alpha = image.size, image.getchannel("A") if config.masks and has_alpha(image) else None
     image = _flattened(image, config.background)
     fitted, crop = _fitted(image, width, height)
     del image  # a mask is as large
-    mask = _mask(picture, size, alpha, config)
+    mask = _mask(entry, size, alpha, config)
     pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy()).permute(2, 0, 1) / 127.5 - 1
     kept = None
     if mask is not None:
         shape, _ = _fitted(mask, width, height)
         kept = torch.from_numpy(np.asarray(shape, dtype=np.float32).copy()).unsqueeze(0) / 255
-    return Sample(pixels.contiguous(), kept, picture.size, crop)
+    return Sample(pixels.contiguous(), kept, entry.size, crop)
 
 
 def moved(sample: Sample, right: int, down: int) -> Sample:
-    """The picture moved by so many pixels, to the left or up where negative; the edge that comes free is repeated."""
+    """The image moved by so many pixels, to the left or up where negative; the edge that comes free is repeated."""
 
     def move(values: Tensor) -> Tensor:
         height, width = values.shape[-2:]
@@ -89,10 +89,10 @@ def moved(sample: Sample, right: int, down: int) -> Sample:
     return Sample(move(sample.pixels), mask, sample.original, sample.crop)
 
 
-def _mask(picture: Picture, size: tuple[int, int], alpha: Image | None, config: DataConfig) -> Image | None:
+def _mask(image: TrainingImage, size: tuple[int, int], alpha: Image | None, config: DataConfig) -> Image | None:
     if not config.masks:
         return None
-    return alpha if picture.mask is None else open_picture(picture.mask).image.convert("L").resize(size)
+    return alpha if image.mask is None else open_image(image.mask).image.convert("L").resize(size)
 
 
 def _flattened(image: Image, background: str) -> Image:

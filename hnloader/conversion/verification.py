@@ -1,4 +1,4 @@
-"""Proves that a file holds what it was to hold: tensors, metadata and outputs."""
+"""Verifies that a file holds what it was to hold: tensors, metadata and outputs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.errors import VerificationError
+from hnloader.formats.architecture import normalise_name
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents, tensor_bytes
-from hnloader.formats.proof import normalise_name
 from hnloader.formats.trees import canonical
 from hnloader.network import Architecture, make_side
 from hnloader.texts import as_text, shown
@@ -20,7 +20,7 @@ from hnloader.texts import as_text, shown
 _ROWS = 4
 
 
-def prove_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, ...]:
+def verify_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, ...]:
     """Compare a file with what it was to hold, one tensor at a time.
 
     Args:
@@ -38,7 +38,7 @@ def prove_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, .
         raise VerificationError(
             f"{path} has the widths {shown(found.widths)} where {shown(expected.widths)} were expected"
         )
-    _prove_metadata(expected, found, path)
+    _verify_metadata(expected, found, path)
     read_back = from_contents(found, "")
     for key, tensors in expected.sides.items():
         where = f"the {key[1]} side of width {key[0]}"
@@ -93,7 +93,7 @@ def _fetch_when_called(module: nn.Module, path: str, tensors: Mapping[str, Lazy]
     module.register_forward_hook(empty)
 
 
-def _prove_metadata(expected: Outgoing, found: Contents, path: Path) -> None:
+def _verify_metadata(expected: Outgoing, found: Contents, path: Path) -> None:
     if list(expected.metadata) != list(found.metadata):
         missing = [key for key in expected.metadata if key not in found.metadata]
         more = [key for key in found.metadata if key not in expected.metadata]

@@ -25,7 +25,7 @@ from hnloader.training.initialization import initialize
 from hnloader.training.optimizers import check_state
 
 
-class Trainee(Protocol):
+class Adapter(Protocol):
     """What the loop asks of it."""
 
     parameters: list[nn.Parameter]
@@ -60,15 +60,15 @@ class Checkpoint(Protocol):
         """The first ten hexadecimal digits of the file's sha256, None for a folder."""
 
 
-def make_trainee(config: Config, denoiser: Denoiser) -> Trainee:
-    """The trainee that the configuration names.
+def make_adapter(config: Config, denoiser: Denoiser) -> Adapter:
+    """The adapter that the configuration names.
 
     Raises:
         ConfigError: it does not fit the model, or `start_from` is not what is to be trained.
     """
     if config.method == "hypernetwork":
-        return HypernetworkTrainee(config, denoiser)
-    return EmbeddingTrainee(config, denoiser)
+        return HypernetworkAdapter(config, denoiser)
+    return EmbeddingAdapter(config, denoiser)
 
 
 def _config_text(config: Config) -> str:
@@ -78,7 +78,7 @@ def _config_text(config: Config) -> str:
 # -- hypernetworks
 
 
-class HypernetworkTrainee:
+class HypernetworkAdapter:
     """A hypernetwork on the UNet; the text encoders stay as they are."""
 
     def __init__(self, config: Config, denoiser: Denoiser) -> None:
@@ -92,7 +92,7 @@ class HypernetworkTrainee:
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
-        """See `Trainee`."""
+        """See `Adapter`."""
         if self._attachment is not None:
             yield
             return
@@ -104,7 +104,7 @@ class HypernetworkTrainee:
 
     @contextlib.contextmanager
     def acting(self, *, training: bool) -> Iterator[None]:
-        """See `Trainee`."""
+        """See `Adapter`."""
         before = self.hypernetwork.training
         self.hypernetwork.train(training)
         try:
@@ -115,7 +115,7 @@ class HypernetworkTrainee:
 
     @contextlib.contextmanager
     def idle(self) -> Iterator[None]:
-        """See `Trainee`."""
+        """See `Adapter`."""
         assert self._attachment is not None
         self._attachment.set_strength(0.0)
         try:
@@ -124,11 +124,11 @@ class HypernetworkTrainee:
             self._attachment.set_strength(1.0)
 
     def texts(self, captions: Sequence[str], cache: Cache) -> list[Text]:
-        """See `Trainee`."""
+        """See `Adapter`."""
         return [cache.text(caption) for caption in captions]
 
     def save(self, path: Path, step: int, checkpoint: Checkpoint) -> None:
-        """See `Trainee`."""
+        """See `Adapter`."""
         written = copy.deepcopy(self.hypernetwork).cpu().requires_grad_(False)
         written.metadata |= {
             "step": step,
@@ -174,7 +174,7 @@ def _first_hypernetwork(config: Config, denoiser: Denoiser) -> Hypernetwork:
 # -- embeddings
 
 
-class EmbeddingTrainee:
+class EmbeddingAdapter:
     """Vectors in the place of a word; the UNet and the text encoders stay as they are."""
 
     def __init__(self, config: Config, denoiser: Denoiser) -> None:
@@ -195,12 +195,12 @@ class EmbeddingTrainee:
         ]
 
     def ready(self) -> contextlib.AbstractContextManager[object]:
-        """See `Trainee`; there is nothing that takes long."""
+        """See `Adapter`; there is nothing that takes long."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def acting(self, *, training: bool) -> Iterator[None]:
-        """See `Trainee`."""
+        """See `Adapter`."""
         with contextlib.ExitStack() as stack:
             for word in self._words:
                 stack.enter_context(word.known())
@@ -208,18 +208,18 @@ class EmbeddingTrainee:
 
     @contextlib.contextmanager
     def idle(self) -> Iterator[None]:
-        """See `Trainee`: captions without the word are not changed by it."""
+        """See `Adapter`: captions without the word are not changed by it."""
         yield
 
     def texts(self, captions: Sequence[str], cache: Cache) -> list[Text]:
-        """See `Trainee`; captions with the word are encoded anew, with gradients."""
+        """See `Adapter`; captions with the word are encoded anew, with gradients."""
         return [
             self.denoiser.encode_text(caption, trained=True) if self.config.token in caption else cache.text(caption)
             for caption in captions
         ]
 
     def save(self, path: Path, step: int, checkpoint: Checkpoint) -> None:
-        """See `Trainee`."""
+        """See `Adapter`."""
         vectors = [parameter.detach().cpu().clone() for parameter in self.parameters]
         embedding = Embedding(
             vectors[0],

@@ -19,7 +19,7 @@ _DEFAULTS: dict[str, object] = {
 }
 
 
-def normalised(outgoing: Outgoing, contents: Contents) -> Outgoing:
+def normalized(outgoing: Outgoing, contents: Contents) -> Outgoing:
     """The hypernetwork in the form of A1111's webui from 2022-11 on.
 
     Tensors keep their values and dtypes, and are renamed where the order of modules was another. Keys that the
@@ -42,7 +42,7 @@ def normalised(outgoing: Outgoing, contents: Contents) -> Outgoing:
 
 
 def why_not(architecture: Architecture) -> str | None:
-    """Why a file of this architecture keeps its form; None when it can be normalised."""
+    """Why a file of this architecture keeps its form; None when it can be normalized."""
     if architecture.residual is not None:
         return "the residual variant of the MonkeyPatch extension has no other form; it is kept as it is"
     return None

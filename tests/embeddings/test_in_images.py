@@ -1,4 +1,4 @@
-"""Embeddings in pictures: the text chunk, the stripes of pixels, and what is no embedding."""
+"""Embeddings in images: the text chunk, the stripes of pixels, and what is no embedding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hnloader import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
-from hnloader.embeddings import Embedding, load_embedding, pictures, save_embedding
+from hnloader.embeddings import Embedding, in_images, load_embedding, save_embedding
 
 VECTORS = torch.randn(2, 768, generator=torch.Generator().manual_seed(0))
 TREE = {
@@ -37,19 +37,19 @@ def sequence() -> Iterator[int]:
         yield seed % 255 & 0x0F
 
 
-def striped(data: bytes, picture: Image.Image, decoration: int = 0xA0) -> Image.Image:
-    """The picture between two stripes of data, pixel by pixel, with any pattern in the high bits."""
-    height, columns = picture.height, -(-len(data) // (3 * picture.height)) + 1
+def striped(data: bytes, image: Image.Image, decoration: int = 0xA0) -> Image.Image:
+    """The image between two stripes of data, pixel by pixel, with any pattern in the high bits."""
+    height, columns = image.height, -(-len(data) // (3 * image.height)) + 1
     padded = (data * (columns * height * 3 // len(data) + 1))[: columns * height * 3]
-    result = Image.new("RGB", (2 * columns + 2 + picture.width, height))
-    for start, halves in ((0, [b & 15 for b in padded]), (columns + 2 + picture.width, [b >> 4 for b in padded])):
+    result = Image.new("RGB", (2 * columns + 2 + image.width, height))
+    for start, halves in ((0, [b & 15 for b in padded]), (columns + 2 + image.width, [b >> 4 for b in padded])):
         values = [
             half ^ noise | decoration for half, noise in zip(halves, islice(sequence(), len(halves)), strict=True)
         ]
         for index in range(columns * height):
             place = (start + index % columns, index // columns)
             result.putpixel(place, tuple(values[3 * index : 3 * index + 3]))
-    result.paste(picture, (columns + 1, 0))
+    result.paste(image, (columns + 1, 0))
     return result
 
 
@@ -91,7 +91,7 @@ def test_what_is_written_has_both(tmp_path: Path) -> None:
     assert unscrambled[:100] == [byte & 15 for byte in first[:100]]
 
 
-def test_ordinary_pictures_are_said_to_hold_none(tmp_path: Path) -> None:
+def test_ordinary_images_are_said_to_hold_none(tmp_path: Path) -> None:
     photo().save(tmp_path / "photo.png")
     framed = photo()
     framed.paste((0, 0, 0), (10, 0, 12, 120))
@@ -103,7 +103,7 @@ def test_ordinary_pictures_are_said_to_hold_none(tmp_path: Path) -> None:
             load_embedding(tmp_path / f"{name}.png")
 
 
-def test_hostile_pictures_are_refused(tmp_path: Path) -> None:
+def test_hostile_images_are_refused(tmp_path: Path) -> None:
     bomb = zlib.compress(b'{"a": "' + b"x" * (80 << 20) + b'"}', 9)
     striped(bomb, photo()).save(tmp_path / "bomb.png")
     with pytest.raises(CorruptFileError, match="unpacks to more"):
@@ -151,7 +151,7 @@ def test_hostile_texts_end_in_errors_of_ours(text: str, place: str, tmp_path: Pa
         chunks.add_text("sd-ti-embedding", base64.b64encode(text.encode()).decode())
         photo().save(tmp_path / "a.png", pnginfo=chunks)
     else:
-        pictures._with_stripes(photo(), zlib.compress(text.encode())).save(tmp_path / "a.png")
+        in_images._with_stripes(photo(), zlib.compress(text.encode())).save(tmp_path / "a.png")
     with pytest.raises(HypernetworkError):
         load_embedding(tmp_path / "a.png")
 
@@ -164,7 +164,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     assert load_embedding(tmp_path / "large.png").count == 200
 
 
-def test_one_for_sdxl_has_no_picture(tmp_path: Path) -> None:
+def test_one_for_sdxl_has_no_image(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=r"\.safetensors"):
         save_embedding(Embedding(VECTORS, torch.zeros(2, 1280)), tmp_path / "xl.png")
     assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,10 @@
-"""Proves a hypernetwork's architecture from the shapes of its tensors and what the metadata says.
+"""Verifies a hypernetwork's architecture from the shapes of its tensors and what the metadata says.
 
 Tensor names carry the index of each module, and modules without tensors (activations, dropouts) leave gaps.
 So for every architecture one can say which names and shapes a file must have. What the metadata states is
 taken; for what it leaves out, the values that programs of the time meant are tried in order; the first
 architecture whose names and shapes are exactly those of the file is the right one. Only names and shapes are
-used, so that `inspect` and `load` share this proof.
+used, so that `inspect` and `load` share this verification.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def normalise_name(name: str) -> str:
     return name
 
 
-def prove(sides: list[SideShapes], metadata: Mapping[str, object]) -> Architecture:
+def verify(sides: list[SideShapes], metadata: Mapping[str, object]) -> Architecture:
     """The architecture that explains every tensor of every side.
 
     Args:
