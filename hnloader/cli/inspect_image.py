@@ -134,7 +134,7 @@ class ImageReader:
 
     def _libraries(self) -> tuple[Library, Library, Hashes]:
         if self._places is None:
-            from hnloader.cli.generate import hypernetwork_library
+            from hnloader.cli.generate_command import hypernetwork_library
             from hnloader.hashes import Hashes
             from hnloader.library import Library
             from hnloader.ui.index import cache_folder

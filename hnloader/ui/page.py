@@ -10,9 +10,9 @@ from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.catalogue import Catalogue
 from hnloader.ui.compat import html, listen, make, update
-from hnloader.ui.pages import compare, convert, generate, library, train
+from hnloader.ui.pages import compare_page, convert_page, generate_page, library_page, train_page
 from hnloader.ui.pages.choices import choices
-from hnloader.ui.pages.generate import with_tag
+from hnloader.ui.pages.generate_page import with_tag
 
 if TYPE_CHECKING:
     from hnloader.ui.host import Host
@@ -36,16 +36,16 @@ def build_page(host: Host) -> None:
                 continue
             with make("Tab", name.capitalize(), id=name, elem_id=f"hnl-tab-{name}"):
                 if name == "library":
-                    pages[name] = library.build(host, catalogue, root)
+                    pages[name] = library_page.build(host, catalogue, root)
                 elif name == "compare" and generator is not None:
-                    files.append(compare.build(host, catalogue, generator, root))
+                    files.append(compare_page.build(host, catalogue, generator, root))
                 elif name == "convert":
-                    pages[name] = convert.build(host, catalogue, root)
+                    pages[name] = convert_page.build(host, catalogue, root)
                     files.append(pages[name].files)
                 elif name == "train" and host.training is not None:
-                    pages[name] = train.build(host, catalogue, host.training, root)
+                    pages[name] = train_page.build(host, catalogue, host.training, root)
                 elif name == "generate" and generator is not None:
-                    pages[name] = generate.build(host, catalogue, generator, root)
+                    pages[name] = generate_page.build(host, catalogue, generator, root)
                     files.append(pages[name].file)
     shown = pages.get("library")
     if shown is None:
@@ -68,5 +68,5 @@ def _choices(catalogue: Catalogue, dropdowns: int) -> Any:
 def _use(catalogue: Catalogue, prompt: str, key: str | None) -> tuple[Any, Any]:
     """Put the chosen file's tag into the prompt and turn to Generate."""
     entry = catalogue.get(key)
-    text = update() if entry is None else with_tag(prompt or "", Tag(library.tag_name(entry, catalogue)))
+    text = update() if entry is None else with_tag(prompt or "", Tag(library_page.tag_name(entry, catalogue)))
     return text, update(selected="generate")

@@ -36,10 +36,10 @@ def test_help_lists_the_verbs_and_the_exit_codes() -> None:
 
 
 def test_the_documented_exit_codes_are_the_ones_in_use() -> None:
-    from hnloader.cli import errors
+    from hnloader.cli import reporting
 
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    for code in (0, errors.FAILED, errors.USAGE, errors.BUG, errors.INTERRUPTED):
+    for code in (0, reporting.FAILED, reporting.USAGE, reporting.BUG, reporting.INTERRUPTED):
         assert f"| {code} |" in page
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import hnloader.generation
 from hnloader.cli.app import app
-from hnloader.cli.generate import read_hypernet
+from hnloader.cli.generate_command import read_hypernet
 from hnloader.infotext import read_png
 from hnloader.prompt import BlockWeight, Tag
 
@@ -50,7 +50,7 @@ def test_a_number_that_another_program_takes_meanwhile_is_passed_over(
 ) -> None:
     assert run("a cat").exit_code == 0
     before = (tmp_path / "images" / "00001-7.png").read_bytes()
-    monkeypatch.setattr("hnloader.cli.generate._Target._next_number", lambda self: 1)
+    monkeypatch.setattr("hnloader.cli.generate_command._Target._next_number", lambda self: 1)
     assert run("a dog").stdout == "images/00002-7.png\n"
     assert (tmp_path / "images" / "00001-7.png").read_bytes() == before
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from hnloader.cli import errors, streams
+from hnloader.cli import reporting, streams
 from hnloader.cli.app import app
 from tests.support.paths import GOLDENS
 
@@ -127,7 +127,7 @@ def test_a_reader_that_has_left_ends_it_quietly(streams_: tuple[str, str]) -> No
             assert code == streams.READER_LEFT, command
             assert "Error" not in text and "Traceback" not in text, command
         else:
-            assert code in (usual, streams.READER_LEFT, errors.FAILED), command
+            assert code in (usual, streams.READER_LEFT, reporting.FAILED), command
 
 
 @posix
@@ -136,10 +136,10 @@ def test_a_full_disk_is_said_and_ends_with_1() -> None:
     found = _run([(command, ("full", "read")) for command in _commands()])
     for command, (code, text), (usual, written) in zip(_commands(), found, _usual(), strict=True):
         assert "Traceback" not in text and "bug" not in text, command
-        assert code == (errors.FAILED if written else usual), command
+        assert code == (reporting.FAILED if written else usual), command
         assert ("standard output cannot be written: the disk is full." in text) == bool(written), command
     for command, (code, _) in zip(_commands(), _run([(c, ("full", "full")) for c in _commands()]), strict=True):
-        assert code in (errors.FAILED, errors.USAGE), command
+        assert code in (reporting.FAILED, reporting.USAGE), command
 
 
 @posix
@@ -179,7 +179,7 @@ def test_ctrl_c_ends_with_130_in_what_is_no_verb_of_ours() -> None:
     code = "import os, signal, hnloader.cli.app as app; app.app.command('wait')(lambda: os.kill(os.getpid(), 2)); "
     code += "import sys; sys.argv = ['hnloader', 'wait']; app.run()"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == errors.INTERRUPTED
+    assert ended.returncode == reporting.INTERRUPTED
     assert "Traceback" not in ended.stderr
 
 

@@ -21,7 +21,7 @@ from hnloader.errors import HypernetworkError
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.ui import Host, jobs
 from hnloader.ui.catalogue import Catalogue
-from hnloader.ui.pages import convert as convert_page
+from hnloader.ui.pages import convert_page
 from tests.support.standins.unets import ALL_WIDTHS, CrossAttention
 from tests.support.standins.webui import Webui
 from tests.support.tiny_model import save_hypernetwork

@@ -15,7 +15,7 @@ from gradio.data_classes import FileData
 from hnloader.ui.catalogue import Catalogue
 from hnloader.ui.compat import image_input, listen
 from hnloader.ui.host import Host
-from hnloader.ui.pages.library import _Library
+from hnloader.ui.pages.library_page import _Library
 
 
 class Wrapped:

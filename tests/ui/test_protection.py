@@ -20,8 +20,8 @@ from hnloader.files import check_room
 from hnloader.ui import jobs
 from hnloader.ui.catalogue import Catalogue
 from hnloader.ui.host import Host
-from hnloader.ui.pages import settings
-from hnloader.ui.pages.convert import _ALL, _BESIDE, _SAFETENSORS, _Convert
+from hnloader.ui.pages import fields
+from hnloader.ui.pages.convert_page import _ALL, _BESIDE, _SAFETENSORS, _Convert
 from hnloader.ui.protection import Protection
 from tests.support.builders import simple_tree, write
 
@@ -119,7 +119,7 @@ def test_the_page_converts_nothing_where_the_disk_would_be_full(tmp_path: Path, 
 @pytest.mark.parametrize("size", [(4097, 8), (8, 10**9), (-8, 8)])
 def test_images_have_an_end(size: tuple[int, int]) -> None:
     with pytest.raises(HypernetworkError, match="at most 4,096 pixels"):
-        settings.asked(None, *size)
+        fields.asked(None, *size)
 
 
 @pytest.mark.parametrize(

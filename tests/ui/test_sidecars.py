@@ -13,7 +13,7 @@ from PIL import Image
 
 from hnloader.errors import HypernetworkError
 from hnloader.ui.catalogue import Catalogue
-from hnloader.ui.pages.library import tag_text
+from hnloader.ui.pages.library_page import tag_text
 from hnloader.ui.sidecars import (
     preview_path,
     read_description,

@@ -161,7 +161,7 @@ def test_a_page_that_others_reach_runs_no_program_that_they_name(
 
     host = host_of(folder)
     closed = dataclasses.replace(host, training=dataclasses.replace(host.training, may_name_python=False))
-    from hnloader.ui.pages.train import _Train
+    from hnloader.ui.pages.train_page import _Train
 
     assert _Train(closed, None, closed.training)._trainings("/bin/sh").python != "/bin/sh"
     assert _Train(host, None, host.training)._trainings("/bin/sh").python == "/bin/sh"

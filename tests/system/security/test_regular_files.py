@@ -32,7 +32,7 @@ ALLOWED = {
     "hnloader/images.py": {"Image.open": "bytes"},
     "hnloader/embeddings/images.py": {"read_text": "of `hnloader.images`"},
     "hnloader/infotext.py": {"read_text": "of `hnloader.images`"},
-    "hnloader/cli/ui.py": {"webbrowser.open": "no file"},
+    "hnloader/cli/ui_command.py": {"webbrowser.open": "no file"},
     "hnloader/formats/torch_zip.py": {"archive.open": "a member"},
     "extension/panel.py": {"_STYLE.read_text": "of the extension"},
     "extension/hosts/a1111.py": {"Path(path).read_text": "the file of --gradio-auth-path"},

@@ -12,9 +12,9 @@ from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import Comparison, read_prompts, read_strengths, save_comparison
 from hnloader.ui.compat import html, image_output, listen, make, update
 from hnloader.ui.host import ImageRequest
-from hnloader.ui.pages import settings
+from hnloader.ui.pages import fields
 from hnloader.ui.pages.choices import choices, chosen_files
-from hnloader.ui.pages.running import buttons, complaint, stop
+from hnloader.ui.pages.progress import buttons, complaint, stop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,21 +44,21 @@ class _Compare:
         *sampler_and_size: Any,
     ) -> Comparison:
         """The comparison that the inputs describe. Raises HypernetworkError."""
-        more = settings.asked(*sampler_and_size)
-        request = ImageRequest("", negative or "", steps=settings.whole(steps, "Steps"), guidance=guidance, **more)
+        more = fields.asked(*sampler_and_size)
+        request = ImageRequest("", negative or "", steps=fields.whole(steps, "Steps"), guidance=guidance, **more)
         files = tuple(entry.path for entry in chosen_files(self.catalogue, labels))
         comparison = Comparison(
             read_prompts(prompts or ""),
             files,
             read_strengths(strengths or ""),
             request,
-            settings.whole(seed, "Seed"),
-            settings.whole(seeds, "Seeds for each prompt"),
+            fields.whole(seed, "Seed"),
+            fields.whole(seeds, "Seeds for each prompt"),
         )
         comparison.check()
-        if request.steps > settings.MOST_STEPS:
-            raise HypernetworkError(f"An image has at most {settings.MOST_STEPS} steps.")
-        check_room(self.host.output(), comparison.to_make * settings.IMAGE_SIZE)
+        if request.steps > fields.MOST_STEPS:
+            raise HypernetworkError(f"An image has at most {fields.MOST_STEPS} steps.")
+        check_room(self.host.output(), comparison.to_make * fields.IMAGE_SIZE)
         return comparison
 
     def summary(self, *inputs: Any) -> str:
@@ -146,7 +146,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                 seed = make("Number", label="Seed", value=0, precision=0, minimum=0, min_width=90)
                 seeds = make("Number", label="Seeds for each prompt", value=1, precision=0, minimum=1, min_width=90)
             with make("Row"):
-                steps = settings.steps("hnl-compare-steps")
+                steps = fields.steps("hnl-compare-steps")
                 guidance = make(
                     "Slider",
                     label="Guidance",
@@ -157,7 +157,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                     visible=generator.default_guidance is not None,
                 )
             with make("Accordion", "Sampler, size", open=False):
-                more = settings.sampler_and_size(generator)
+                more = fields.sampler_and_size(generator)
             summary = html()
             run, cancel = buttons("Compare", "hnl-compare")
         with make("Column", scale=7, min_width=360):

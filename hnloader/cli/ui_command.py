@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from hnloader.cli.errors import reports_errors
+from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, note, stderr, stdout
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.compat import html, image_output, listen, make, update
-from hnloader.ui.pages.library import tag_name
-from hnloader.ui.pages.running import complaint
-from hnloader.ui.pages.settings import whole
+from hnloader.ui.pages.fields import whole
+from hnloader.ui.pages.library_page import tag_name
+from hnloader.ui.pages.progress import complaint
 from hnloader.ui.trainings import Trainings
 
 if TYPE_CHECKING:

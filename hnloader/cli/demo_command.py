@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from hnloader.cli.errors import reports_errors
+from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, progress_bar, stderr, stdout
 
 

@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.errors import reports_errors
+from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, note, progress_bar, stderr, stdout
-from hnloader.cli.train import settings_of
+from hnloader.cli.train_command import settings_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,7 +15,7 @@ from hnloader.files import check_room
 from hnloader.ui import jobs, markup
 from hnloader.ui.compat import html, listen, make, update
 from hnloader.ui.pages.choices import choices, chosen_files
-from hnloader.ui.pages.running import buttons, complaint, stop
+from hnloader.ui.pages.progress import buttons, complaint, stop
 
 if TYPE_CHECKING:
     from hnloader.conversion.bulk import Converter, OnExisting

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.text import Text
 
-from hnloader.cli.errors import reports_errors
+from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import Show, clean, note, progress_bar, stderr, stdout
 
 if TYPE_CHECKING:

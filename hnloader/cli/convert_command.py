@@ -25,7 +25,7 @@ from hnloader.cli.convert_lora import (
     refuse_lora_options,
     show_exports,
 )
-from hnloader.cli.errors import FAILED, INTERRUPTED, SOME_FAILED, reports_errors
+from hnloader.cli.reporting import FAILED, INTERRUPTED, SOME_FAILED, reports_errors
 from hnloader.cli.terminal import note
 
 if TYPE_CHECKING:

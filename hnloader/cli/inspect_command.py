@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.errors import FAILED, reports_errors
+from hnloader.cli.reporting import FAILED, reports_errors
 from hnloader.cli.terminal import clean, fields, size_text, stderr, stdout
 from hnloader.texts import as_text, shown
 

@@ -15,7 +15,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from hnloader.cli.errors import reports_errors
+from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, fields, note, size_text, stderr, stdout
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.errors import reports_errors
+from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, progress_bar, stderr, stdout
 
 if TYPE_CHECKING:

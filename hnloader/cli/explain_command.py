@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.errors import reports_errors
-from hnloader.cli.generate import hypernetwork_library, load_for_images, read_hypernet, read_size
+from hnloader.cli.generate_command import hypernetwork_library, load_for_images, read_hypernet, read_size
+from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, note, stdout
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from hnloader.ui import jobs, markup
 from hnloader.ui.comparison import save_numbered
 from hnloader.ui.compat import gallery, html, listen, make, update
 from hnloader.ui.host import ImageRequest
-from hnloader.ui.pages import settings
+from hnloader.ui.pages import fields
 from hnloader.ui.pages.choices import choices, chosen_files
-from hnloader.ui.pages.library import tag_name
-from hnloader.ui.pages.running import buttons, complaint, stop
+from hnloader.ui.pages.library_page import tag_name
+from hnloader.ui.pages.progress import buttons, complaint, stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,11 +114,11 @@ class _Generate:
         *sampler_and_size: Any,
     ) -> ImageRequest:
         """The first image that the inputs describe. Raises HypernetworkError."""
-        if not (1 <= count <= MOST_IMAGES and 1 <= steps <= settings.MOST_STEPS):
-            raise HypernetworkError(f"At most {MOST_IMAGES} images of {settings.MOST_STEPS} steps are made at once.")
-        check_room(self.host.output(), int(count) * settings.IMAGE_SIZE)
-        first = secrets.randbelow(2**32 - int(count)) if seed is None or seed < 0 else settings.whole(seed, "Seed")
-        more = settings.asked(*sampler_and_size)
+        if not (1 <= count <= MOST_IMAGES and 1 <= steps <= fields.MOST_STEPS):
+            raise HypernetworkError(f"At most {MOST_IMAGES} images of {fields.MOST_STEPS} steps are made at once.")
+        check_room(self.host.output(), int(count) * fields.IMAGE_SIZE)
+        first = secrets.randbelow(2**32 - int(count)) if seed is None or seed < 0 else fields.whole(seed, "Seed")
+        more = fields.asked(*sampler_and_size)
         return ImageRequest(prompt or "", negative or "", first, int(steps), guidance=guidance, **more)
 
     def _work(self, job: jobs.Job[None], request: ImageRequest, count: int, made: list[tuple[Image, Path]]) -> None:
@@ -168,7 +168,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                 strength = make("Slider", label="Strength", value=1.0, minimum=-2, maximum=2, step=0.05, scale=3)
             add = make("Button", "Add to the prompt", size="sm", elem_id="hnl-add")
             with make("Row"):
-                steps = settings.steps("hnl-steps")
+                steps = fields.steps("hnl-steps")
                 guidance = make(
                     "Slider",
                     label="Guidance",
@@ -194,7 +194,7 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
                     visible=bool(names),
                     elem_id="hnl-model",
                 )
-                sampler, width, height = settings.sampler_and_size(generator)
+                sampler, width, height = fields.sampler_and_size(generator)
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-generate-status")
             images = gallery(label="Images", columns=2, elem_id="hnl-images")

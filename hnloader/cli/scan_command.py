@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.errors import FAILED, reports_errors
+from hnloader.cli.reporting import FAILED, reports_errors
 from hnloader.cli.terminal import clean, stderr, stdout
 
 if TYPE_CHECKING:
