@@ -50,7 +50,7 @@ def run(name: str, options: Sequence[str]) -> str | None:
 
 def write_docs(sections: Sequence[str], head: str) -> None:
     """Put the output where the documentation shows it."""
-    page = ROOT / "docs" / "speed.md"
+    page = ROOT / "docs" / "dev" / "speed.md"
     text = "\n\n".join([head, *sections])
     _report.write(page, _report.put_between(page.read_text(encoding="utf-8"), "measured", text))
     readme = ROOT / "README.md"

@@ -66,7 +66,7 @@ def test_the_lock_has_everything_that_the_tests_need_and_agrees_with_the_constra
 
 
 def test_every_direct_dependency_has_its_reason_in_the_docs_and_a_lower_bound() -> None:
-    page = (ROOT / "docs" / "supply-chain.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "dev" / "supply-chain.md").read_text(encoding="utf-8")
     told = set(map(normal, re.findall(r"^\| `([\w.-]+)`", page, re.MULTILINE)))
     assert told == direct()
     for requirement in [*PROJECT["dependencies"], *(r for e in PROJECT["optional-dependencies"].values() for r in e)]:
