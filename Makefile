@@ -11,13 +11,14 @@ READY := $(VENV)/.ready
 TEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo browser test test-fast lint format bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu clean
+.PHONY: help demo browser test test-fast lint format docs bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu clean
 
 help:
 	@echo "make demo       render a labeled grid with the bundled pipeline and hypernetworks"
 	@echo "make test       run all tests"
 	@echo "make test-fast  run all tests but the slow ones"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       build the documentation site into build/docs"
 	@echo "make bench      run the benchmarks"
 	@echo "make faults     kill, fail and crowd what writes files and attaches, hundreds of times (docs/dev/faults.md)"
 	@echo "make fuzz MINUTES=10   fuzz each reader of strangers' files for so long (docs/dev/fuzzing.md)"
@@ -62,6 +63,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The variable silences an advertisement of the theme.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(READY)
 	$(BIN)/python -m lab.benchmarks

@@ -8,18 +8,18 @@ from diffusers import StableDiffusionPipeline
 
 import hnloader
 from hnloader.demo import pipeline_folder
-from hnloader.demo.pictures import draw_pictures
+from hnloader.demo.drawing import draw_images
 
 PROMPT = "a large green star at the top left on a white background"
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 400
 
 # Twenty images in the style of a blueprint, each with its caption in a text file of the same name.
-images = draw_pictures("blueprint", Path("blueprint-images"))
+images = draw_images("blueprint", Path("blueprint-images"))
 
 result = hnloader.train(
     {
         "model": str(pipeline_folder()),
-        "pictures": str(images),
+        "images": str(images),
         "output": "blueprint.pt",
         "steps": steps,
         # These four suit the small pipeline; leave them out for a full-size model.

@@ -29,7 +29,7 @@ ROOT_PAGES = {
     "SECURITY.md": "dev/reporting.md",
 }
 _EXAMPLE = re.compile(r"^(\s*)Example:$", re.MULTILINE)
-_LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -51,15 +51,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     depth = uri.count("/")
 
     def rewritten(found: re.Match[str]) -> str:
-        target, anchor = found[2], found[3] or ""
+        image, text, target, anchor = found.groups("")
         if "://" in target:
             return found[0]
         path = (source.parent / target).resolve()
         if not path.is_relative_to(ROOT):
             return found[0]
         name = path.relative_to(ROOT).as_posix()
+        if name not in ROOT_PAGES and not name.startswith("docs/") and path.exists():
+            return text  # a file of the repository that the site does not have
         inside = ROOT_PAGES.get(name) or name.removeprefix("docs/")
-        return f"{found[1]}{'../' * depth}{inside}{anchor})"
+        return f"{image}[{text}]({'../' * depth}{inside}{anchor})"
 
     return _LINK.sub(rewritten, markdown)
 

@@ -292,7 +292,7 @@ def _run(chosen: argparse.Namespace) -> int:
             took = spent.get(row.way.split()[0])
             print(_line(row, took), flush=True)
             results.append({**dataclasses.asdict(row), "trained": took and dataclasses.asdict(took)})
-        _write_grid(style, kept, (chosen.images or chosen.work) / f"verification-{style}.png")
+        _write_grid(style, kept, (chosen.images or chosen.work) / f"style-{style}.png")
         (chosen.work / "results.json").write_text(json.dumps(results, indent=1))
     return 0
 
