@@ -1,4 +1,4 @@
-"""Load, inspect and apply Stable Diffusion hypernetworks.
+"""Load, inspect, apply, convert and train Stable Diffusion hypernetworks.
 
 import hnloader
 
@@ -10,7 +10,7 @@ with hnloader.attach(pipe, hn, strength=0.8) as attachment:
     attachment.set_strength(0.4)
 
 hnloader.save(hn, "style.safetensors")  # or .pt, which every webui loads
-info = hnloader.inspect("style.pt")  # header only: no tensor data is read
+info = hnloader.inspect("style.pt")  # reads the header only
 
 hnloader.train({"model": "sd15/", "images": "images/", "output": "style.pt"})  # or a YAML file
 """
@@ -20,39 +20,39 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from hnloader._version import __version__ as __version__
+from hnloader.errors import (
+    CancelledError,
+    ConfigError,
+    CorruptFileError,
+    DatasetError,
+    DivergedError,
+    ExistingFileError,
+    HypernetworkError,
+    HypernetworkNotFoundError,
+    MissingExtraError,
+    ModelError,
+    NoMatchingSitesError,
+    NotMergeableError,
+    OtherModelError,
+    PartialMatchWarning,
+    PromptTagError,
+    SettingsError,
+    UnknownFormatError,
+    UnsafeFileError,
+    UnsupportedArchitectureError,
+    VerificationError,
+)
+
 if TYPE_CHECKING:
     from hnloader.attention.attach import Application, Attachment, attach, attachments
     from hnloader.conversion import Converted, convert
     from hnloader.conversion.lora import LoraExport, to_lora
     from hnloader.conversion.merging import Merged, merge
-    from hnloader.errors import (
-        CancelledError,
-        ConfigError,
-        CorruptFileError,
-        DatasetError,
-        DivergedError,
-        ExistingFileError,
-        HypernetworkError,
-        HypernetworkNotFoundError,
-        MissingExtraError,
-        ModelError,
-        NoMatchingSitesError,
-        NotMergeableError,
-        OtherModelError,
-        PartialMatchWarning,
-        PromptTagError,
-        SettingsError,
-        UnknownFormatError,
-        UnsafeFileError,
-        UnsupportedArchitectureError,
-        VerificationError,
-    )
     from hnloader.formats import load, save
     from hnloader.inspection import FileInfo, inspect
     from hnloader.network import Architecture, Hypernetwork
     from hnloader.training import train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Application",
@@ -94,47 +94,24 @@ __all__ = [
     "train",
 ]
 
-# Where each name is defined. They are imported at first use: torch takes a second, which `hnloader --help` and
-# the errors do not need.
-_HOMES = {
+# The module of each name that is imported at its first use, since importing torch takes a second.
+_LAZY = {
     "hnloader.attention": ("Application", "Attachment", "attach", "attachments"),
     "hnloader.conversion": ("Converted", "convert"),
     "hnloader.conversion.lora": ("LoraExport", "to_lora"),
     "hnloader.conversion.merging": ("Merged", "merge"),
-    "hnloader.errors": (
-        "CancelledError",
-        "ConfigError",
-        "CorruptFileError",
-        "DatasetError",
-        "DivergedError",
-        "ExistingFileError",
-        "HypernetworkError",
-        "HypernetworkNotFoundError",
-        "MissingExtraError",
-        "ModelError",
-        "NoMatchingSitesError",
-        "NotMergeableError",
-        "OtherModelError",
-        "PartialMatchWarning",
-        "PromptTagError",
-        "SettingsError",
-        "UnknownFormatError",
-        "UnsafeFileError",
-        "UnsupportedArchitectureError",
-        "VerificationError",
-    ),
     "hnloader.formats": ("load", "save"),
     "hnloader.inspection": ("FileInfo", "inspect"),
     "hnloader.network": ("Architecture", "Hypernetwork"),
     "hnloader.training": ("train",),
 }
 
-if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
+if not TYPE_CHECKING:  # to a type checker, __getattr__ means that every name exists
 
     def __getattr__(name: str) -> object:
-        for home, names in _HOMES.items():
+        for module, names in _LAZY.items():
             if name in names:
-                value = globals()[name] = getattr(importlib.import_module(home), name)
+                value = globals()[name] = getattr(importlib.import_module(module), name)
                 return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -158,7 +158,8 @@ def load_hypernetworks(tags: Sequence[Tag], library: Library, *, paths: bool = F
 
     Raises HypernetworkError.
     """
-    from hnloader import inspect, load
+    from hnloader.formats import load
+    from hnloader.inspection import inspect
 
     folders = library.folders  # a .hns file names others
     loaded: dict[Path, tuple[Hypernetwork, str]] = {}
@@ -339,6 +340,6 @@ def _attached(pipeline: Any, applied: Sequence[Applied]) -> contextlib.AbstractC
 
 
 def _version() -> str:
-    from hnloader import __version__
+    from hnloader._version import __version__
 
     return __version__

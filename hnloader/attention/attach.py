@@ -365,7 +365,7 @@ def attachments(model: Any) -> list[Attachment]:
         model: What `attach` takes. Pipelines that share a UNet share its attachments.
     """
     injector = injector_of(_unet(model))
-    return [] if injector is None else list(injector.attachments)
+    return [] if injector is None else [each for each in injector.attachments if isinstance(each, Attachment)]
 
 
 def _unet(model: Any) -> nn.Module:
@@ -428,7 +428,7 @@ def _is_item(value: object) -> bool:
 
 def _loaded(source: Source) -> Hypernetwork:
     if isinstance(source, (str, os.PathLike)):
-        from hnloader import load  # the formats are of no use to who brings hypernetworks
+        from hnloader.formats import load  # the formats are of no use to who brings hypernetworks
 
         return load(source)
     if not isinstance(source, Hypernetwork):

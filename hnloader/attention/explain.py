@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from hnloader.attention.counting import TEXT_TOKENS, Step, contexts_at, count_step
+from hnloader.attention.injector import Injector
+from hnloader.attention.layer_hooks import SiteHooks
 from hnloader.attention.plans import PlanName, SidePlan, multiply_adds
 from hnloader.attention.sites import AttentionSite
 from hnloader.attention.stages import AffineStage, ExactStage, LiveStage, Stage
 from hnloader.network import SIDES, Side, SideName
-
-if TYPE_CHECKING:
-    from hnloader.attention.hooks import SiteHooks
-    from hnloader.attention.injector import Injector
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,17 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hnloader.affine import AffineMap
+from hnloader.attention.hooks import SideHook
 from hnloader.attention.plans import SidePlan, Signature
 from hnloader.attention.stages import HALF, stretch_map
 from hnloader.network import Hypernetwork
-
-if TYPE_CHECKING:
-    from hnloader.attention.hooks import SideHook
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # How many values of a weight are compared at each call, to see changes that torch does not count: `weight.data += x`.

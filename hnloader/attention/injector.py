@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,19 +18,48 @@ from hnloader.attention.folding import (
     watch_folds,
     watch_hypernetworks,
 )
-from hnloader.attention.hooks import SiteHooks
+from hnloader.attention.layer_hooks import SiteHooks
 from hnloader.attention.plans import SidePlan, Signature, make_plan
 from hnloader.attention.schedule import timestep_of
 from hnloader.attention.sites import AttentionSite, Kind
 from hnloader.attention.stages import Chain, Link
 from hnloader.network import SIDES, Hypernetwork, SideName
 
-if TYPE_CHECKING:
-    from hnloader.attention.attach import Attachment
-
 # One lock for all models: changes are rare and short, and a lock in the injector could not be copied with its
 # model.
 lock = threading.RLock()
+
+
+class Attached(Protocol):
+    """An attachment, as far as the injector needs it."""
+
+    @property
+    def widths(self) -> frozenset[int]:
+        """The widths of its hypernetworks."""
+        ...
+
+    @property
+    def windowed(self) -> bool:
+        """True if a hypernetwork acts in a part of the sampling only."""
+        ...
+
+    @property
+    def fold(self) -> bool:
+        """True if affine hypernetworks may be folded."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """True if everything is computed as the original programs do."""
+        ...
+
+    def seek(self, timestep: float) -> bool:
+        """Open and close the windows for a timestep; return True if that changed anything."""
+        ...
+
+    def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, dict[SideName, float]]]:
+        """Yield the hypernetworks that act at a site now, in order, with their strengths for k and v."""
+        ...
 
 
 class Injector:
@@ -52,7 +81,7 @@ class Injector:
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[AttentionSite]) -> None:
-        self.attachments: list[Attachment] = []
+        self.attachments: list[Attached] = []
         self.model = model
         self.sites = tuple(sites)
         self.stale = False
@@ -69,7 +98,7 @@ class Injector:
         _keep_out_of_graphs()
         self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
 
-    def add(self, attachment: Attachment) -> None:
+    def add(self, attachment: Attached) -> None:
         """Append an attachment and apply it; when that fails the model is left as it was."""
         self.attachments.append(attachment)
         try:
@@ -78,7 +107,7 @@ class Injector:
             self.remove(attachment)
             raise
 
-    def remove(self, attachment: Attachment) -> None:
+    def remove(self, attachment: Attached) -> None:
         """Take an attachment off; with the last one everything goes. Harmless when it is not there."""
         self.attachments = [each for each in self.attachments if each is not attachment]
         if self.attachments:

@@ -49,7 +49,7 @@ app.command("ui", epilog=EXIT_CODES)(ui)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from hnloader import __version__
+        from hnloader._version import __version__
 
         typer.echo(f"hnloader {__version__}")
         raise typer.Exit

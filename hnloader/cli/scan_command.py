@@ -109,7 +109,7 @@ def _place(finding: Finding) -> str:
 
 
 def _sarif(found: Sequence[Scan]) -> dict[str, Any]:
-    from hnloader import __version__
+    from hnloader._version import __version__
 
     rules = [
         {"id": name, "shortDescription": {"text": text}, "defaultConfiguration": {"level": level}}

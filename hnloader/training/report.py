@@ -55,7 +55,7 @@ def environment() -> dict[str, str]:
     import diffusers
     import transformers
 
-    from hnloader import __version__
+    from hnloader._version import __version__
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return {

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnloader import __version__
+from hnloader._version import __version__
 from hnloader.errors import HypernetworkError
 from hnloader.files import open_regular, remove_leftovers, replacing
 from hnloader.formats.safetensors import decode_value, encode_value

@@ -186,7 +186,8 @@ def _loaded(
     items: Item | Sequence[Item], strength: Strength
 ) -> tuple[list[Application], list[dict[str, object]], list[Path]]:
     """The applications with their hypernetworks loaded, what the metadata say of each, and their files."""
-    from hnloader import inspect, load
+    from hnloader.formats import load
+    from hnloader.inspection import inspect
 
     single = isinstance(items, (Hypernetwork, Application, str, os.PathLike)) or (
         isinstance(items, tuple) and len(items) == 2 and isinstance(items[1], (int, float, dict))
@@ -433,7 +434,7 @@ def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statist
 def _own_metadata(
     job: _Job, errors: Errors, statistics: Statistics, warnings: tuple[str, ...], images: Mapping[str, float] | None
 ) -> dict[str, str]:
-    from hnloader import __version__
+    from hnloader._version import __version__
 
     about = {
         "hnloader.version": __version__,
