@@ -18,7 +18,7 @@ from .runtime import Extension
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hnloader.ui.host import Progress
+    from hnloader.ui.page_host import Progress
 
 
 class WebuiGenerator:

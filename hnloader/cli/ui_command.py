@@ -13,7 +13,7 @@ from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, note, stderr, stdout
 
 if TYPE_CHECKING:
-    from hnloader.ui.host import Host
+    from hnloader.ui.page_host import Host
 
 _DEFAULT_FOLDER = Path("hypernetworks")
 
@@ -107,8 +107,8 @@ def _host(
     from hnloader.demo import pipeline_folder
     from hnloader.library import Library
     from hnloader.ui.diffusers_generator import DiffusersGenerator
-    from hnloader.ui.host import Host, TrainingPlace
     from hnloader.ui.index import cache_folder
+    from hnloader.ui.page_host import Host, TrainingPlace
 
     # The default folder may come into being: a finished training is copied there.
     own = _DEFAULT_FOLDER if _is_bundled(given) else given[0]

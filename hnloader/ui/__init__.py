@@ -12,7 +12,7 @@ package takes no gradio, diffusers or Pillow; `build` takes gradio and Pillow.
 from __future__ import annotations
 
 from hnloader.errors import CancelledError
-from hnloader.ui.host import Generator, Host, ImageRequest, ModelChoice, TrainingPlace, Use
+from hnloader.ui.page_host import Generator, Host, ImageRequest, ModelChoice, TrainingPlace, Use
 
 __all__ = ["CancelledError", "Generator", "Host", "ImageRequest", "ModelChoice", "TrainingPlace", "Use", "build"]
 

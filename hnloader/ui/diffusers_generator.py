@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnloader.errors import CancelledError, HypernetworkError
-from hnloader.ui.host import ImageRequest, Progress
+from hnloader.ui.page_host import ImageRequest, Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image

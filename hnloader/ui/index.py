@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hnloader._version import __version__
 from hnloader.errors import HypernetworkError
@@ -27,10 +27,8 @@ from hnloader.formats.safetensors import decode_value, encode_value
 from hnloader.inspection import FileInfo
 from hnloader.network import Architecture
 from hnloader.texts import takes
+from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.sidecars import notes_path
-
-if TYPE_CHECKING:
-    from hnloader.ui.catalogue import Entry
 
 # To be raised when records mean something else, or `inspect` says something else of the same file.
 VERSION = 1

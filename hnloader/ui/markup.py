@@ -17,7 +17,7 @@ from hnloader.ui.sidecars import read_description, thumbnail
 
 if TYPE_CHECKING:
     from hnloader.inspection import FileInfo
-    from hnloader.ui.catalogue import Entry
+    from hnloader.ui.catalog_entry import Entry
 
 # Everything that is no visible text or turns the direction of the text around it.
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

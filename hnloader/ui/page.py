@@ -8,14 +8,14 @@ from gradio.context import Context
 
 from hnloader.prompt import Tag
 from hnloader.ui import markup
-from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.catalog import Catalog
 from hnloader.ui.compat import html, listen, make, update
 from hnloader.ui.pages import compare_page, convert_page, generate_page, library_page, train_page
 from hnloader.ui.pages.choices import choices
 from hnloader.ui.pages.generate_page import with_tag
 
 if TYPE_CHECKING:
-    from hnloader.ui.host import Host
+    from hnloader.ui.page_host import Host
 
 
 def build_page(host: Host) -> None:
@@ -23,7 +23,7 @@ def build_page(host: Host) -> None:
     root = Context.root_block
     if root is None:
         raise RuntimeError("build(host) is called within `with gradio.Blocks():`")
-    catalogue = Catalogue(host.folders, host.cache)
+    catalog = Catalog(host.folders, host.cache)
     files: list[Any] = []
     pages: dict[str, Any] = {}
     html(markup.style(), elem_id="hnl-style")
@@ -36,16 +36,16 @@ def build_page(host: Host) -> None:
                 continue
             with make("Tab", name.capitalize(), id=name, elem_id=f"hnl-tab-{name}"):
                 if name == "library":
-                    pages[name] = library_page.build(host, catalogue, root)
+                    pages[name] = library_page.build(host, catalog, root)
                 elif name == "compare" and generator is not None:
-                    files.append(compare_page.build(host, catalogue, generator, root))
+                    files.append(compare_page.build(host, catalog, generator, root))
                 elif name == "convert":
-                    pages[name] = convert_page.build(host, catalogue, root)
+                    pages[name] = convert_page.build(host, catalog, root)
                     files.append(pages[name].files)
                 elif name == "train" and host.training is not None:
-                    pages[name] = train_page.build(host, catalogue, host.training, root)
+                    pages[name] = train_page.build(host, catalog, host.training, root)
                 elif name == "generate" and generator is not None:
-                    pages[name] = generate_page.build(host, catalogue, generator, root)
+                    pages[name] = generate_page.build(host, catalog, generator, root)
                     files.append(pages[name].file)
     shown = pages.get("library")
     if shown is None:
@@ -54,19 +54,19 @@ def build_page(host: Host) -> None:
     if "train" in pages:
         changes.append(shown.relisted_after(pages["train"].used))
     for change in changes if files else ():
-        listen(change.then, lambda: _choices(catalogue, len(files)), [], files)
+        listen(change.then, lambda: _choices(catalog, len(files)), [], files)
     if "generate" in pages and host.use is None:
         prompt = pages["generate"].prompt
-        listen(shown.use.click, lambda text, key: _use(catalogue, text, key), [prompt, shown.chosen], [prompt, tabs])
+        listen(shown.use.click, lambda text, key: _use(catalog, text, key), [prompt, shown.chosen], [prompt, tabs])
 
 
-def _choices(catalogue: Catalogue, dropdowns: int) -> Any:
-    found = [choices(catalogue) for _ in range(dropdowns)]
+def _choices(catalog: Catalog, dropdowns: int) -> Any:
+    found = [choices(catalog) for _ in range(dropdowns)]
     return found if dropdowns > 1 else found[0]
 
 
-def _use(catalogue: Catalogue, prompt: str, key: str | None) -> tuple[Any, Any]:
+def _use(catalog: Catalog, prompt: str, key: str | None) -> tuple[Any, Any]:
     """Put the chosen file's tag into the prompt and turn to Generate."""
-    entry = catalogue.get(key)
-    text = update() if entry is None else with_tag(prompt or "", Tag(library_page.tag_name(entry, catalogue)))
+    entry = catalog.get(key)
+    text = update() if entry is None else with_tag(prompt or "", Tag(library_page.tag_name(entry, catalog)))
     return text, update(selected="generate")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hnloader.errors import HypernetworkError
 
 if TYPE_CHECKING:
-    from hnloader.ui.host import Host
+    from hnloader.ui.page_host import Host
 
 DEFAULT_PORT = 7870
 # How many ports after the default one are tried when it is taken (a second page is open).

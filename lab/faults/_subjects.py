@@ -202,24 +202,25 @@ def _embedding() -> Subject:
 
 
 def _index(files: int = 8) -> Subject:
-    from hnloader.ui.catalogue import Catalogue, Entry
+    from hnloader.ui.catalog import Catalog
+    from hnloader.ui.catalog_entry import Entry
     from hnloader.ui.index import read_index
 
-    def catalogue(folder: Path) -> Catalogue:
-        return Catalogue(lambda: [folder / "library"], folder / "cache")
+    def catalog(folder: Path) -> Catalog:
+        return Catalog(lambda: [folder / "library"], folder / "cache")
 
     def prepare(folder: Path) -> None:
         (folder / "library").mkdir()
         for number in range(files):
             hnloader.save(hypernetwork(number, 8), folder / "library" / f"style {number}.pt")
-        list(catalogue(folder).look_into_all())
+        list(catalog(folder).look_into_all())
 
     def work(folder: Path) -> None:
         """Each round some files are newer than the index says."""
         for number in range(_TIMES):
             with contextlib.suppress(OSError):
                 os.utime(folder / "library" / f"style {number % files}.pt", (number + 1, number + 1))
-            list(catalogue(folder).look_into_all())
+            list(catalog(folder).look_into_all())
 
     def told(entries: list[Entry]) -> dict[str, object]:
         return {entry.label: (entry.info and entry.info.step, entry.problem) for entry in entries}
@@ -228,7 +229,7 @@ def _index(files: int = 8) -> Subject:
         """What the index says is what the files say, and it is whole."""
         (path,) = (folder / "cache").glob("*.json")
         assert read_index(path), "the index is half-written"
-        found = catalogue(folder)
+        found = catalog(folder)
         list(found.look_into_all())
         sound = {f"style {number}.pt": (number, None) for number in range(files)}
         assert told(found.entries()) == sound, "other things are known than stand in the files"
@@ -236,7 +237,7 @@ def _index(files: int = 8) -> Subject:
     def done(folder: Path) -> None:
         check(folder)
         os.utime(folder / "library" / "style 0.pt", (77, 77))
-        list(catalogue(folder).look_into_all())
+        list(catalog(folder).look_into_all())
         no_leftovers(folder)
 
     return Subject("index", prepare, work, check, done, must_write=False)

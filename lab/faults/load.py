@@ -22,7 +22,7 @@ import hnloader
 from hnloader.attention import attach
 from hnloader.attention.attach import attachments
 from hnloader.library import Library
-from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.catalog import Catalog
 from lab.faults._children import Ending
 from lab.faults._growth import without_growth
 from lab.faults._subjects import hypernetwork, same
@@ -49,25 +49,25 @@ def library(place: Path, rounds: int, seed: int) -> Count:
             path = names.find(f"style {index}")
             _expect(count, path.stem == f"style {index}", f"{path} was found for style {index}")
     _expect(count, finding.opened == 0, f"{finding.opened:,} files were opened to find some by name")
-    catalogue = Catalogue(lambda: [folder], cache)
+    catalog = Catalog(lambda: [folder], cache)
     with _measured(count, "the page's list, before anything is looked into") as listing:
-        catalogue.entries()
-        catalogue.search("style 77")
+        catalog.entries()
+        catalog.search("style 77")
     # The one is the index, which is not there yet.
     _expect(count, listing.opened <= 1, f"{listing.opened:,} files were opened for the page's list")
     with _measured(count, "looking into all of them") as looking:
-        for _ in catalogue.look_into_all():
+        for _ in catalog.look_into_all():
             pass
-    counts = catalogue.counts()
+    counts = catalog.counts()
     _expect(count, (counts.looked_into, counts.bad) == (files, files // 100), f"{counts} after looking into all")
     _expect(count, looking.held < MOST_PER_ENTRY * files, f"{looking.held / files:,.0f} bytes are held for each file")
     with _measured(count, "searching ten times, in all orders"):
         for query in ("style 77", "relu", "missing", "übung", "2", "", "sd 1", "style", "linear", "notes"):
             for sort in ("name", "newest", "largest", "most steps", "model family"):
-                catalogue.search(query, sort)
+                catalog.search(query, sort)
     with _measured(count, "listing again, nothing changed") as again:
-        catalogue.refresh()
-        for _ in catalogue.look_into_all():
+        catalog.refresh()
+        for _ in catalog.look_into_all():
             pass
     _expect(count, again.opened <= 4 * (files // 100), f"{again.opened:,} files were opened although none had changed")
     _later_starts(count, folder, cache, files)
@@ -79,13 +79,13 @@ def _later_starts(count: Count, folder: Path, cache: Path, files: int) -> None:
     bad = files // 100
 
     def started() -> tuple[Measured, object]:
-        catalogue = Catalogue(lambda: [folder], cache)
+        catalog = Catalog(lambda: [folder], cache)
         with _measured(count, what) as starting:
-            for _ in catalogue.look_into_all():
+            for _ in catalog.look_into_all():
                 pass
-        counts = catalogue.counts()
+        counts = catalog.counts()
         _expect(count, (counts.files, counts.looked_into, counts.bad) == (files, files, bad), f"{counts}: {what}")
-        return starting, catalogue.entries()
+        return starting, catalog.entries()
 
     what = "the next start, with the index"
     starting, known = started()

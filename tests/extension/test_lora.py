@@ -20,7 +20,7 @@ from hnloader.conversion.lora.names import diffusers_name, lora_name
 from hnloader.errors import HypernetworkError
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.ui import Host, jobs
-from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.catalog import Catalog
 from hnloader.ui.pages import convert_page
 from tests.support.standins.unets import ALL_WIDTHS, CrossAttention
 from tests.support.standins.webui import Webui
@@ -75,9 +75,9 @@ def pages(running: Webui, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def convert(pages: Host, *labels: str, during: Any = lambda: None) -> tuple[str, str]:
     """What the page says and its table at the end of a conversion to LoRA."""
-    catalogue = Catalogue(pages.folders)
-    catalogue.refresh()
-    page = convert_page._Convert(pages, catalogue)
+    catalog = Catalog(pages.folders)
+    catalog.refresh()
+    page = convert_page._Convert(pages, catalog)
     said = []
     for news in page.run("chosen files", list(labels), "LoRA", "in a folder of their own", "leave it", False):
         said.append(news)

@@ -27,7 +27,7 @@ from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.demo.drawing import draw_images
 from hnloader.errors import CancelledError
 from hnloader.ui import Host, ImageRequest, TrainingPlace, build
-from hnloader.ui.host import Progress
+from hnloader.ui.page_host import Progress
 from tests.support.browsers import FLAGS, find_chromium
 
 MODEL = pipeline_folder()

@@ -23,7 +23,7 @@ from tests.support import costly
 from tests.support.builders import simple_tree
 
 LEGACY_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-ALL = ("load", "inspect", "convert", "catalogue")
+ALL = ("load", "inspect", "convert", "catalog")
 # Where the harm lies in a tensor's data, which these alone read.
 WHOLE = ("load", "convert")
 

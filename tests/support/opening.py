@@ -26,12 +26,12 @@ from fastapi.testclient import TestClient
 import hnloader
 from hnloader.conversion import convert
 from hnloader.scanning import scan
-from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.catalog import Catalog
 
 Said = list[str] | str
 # Above what the interpreter holds with everything imported, so that a file cannot take the machine's memory.
 HEADROOM = 2 << 30
-READERS = ("load", "inspect", "scan", "convert", "catalogue", "API inspect", "API convert")
+READERS = ("load", "inspect", "scan", "convert", "catalog", "API inspect", "API convert")
 
 
 def limit_memory() -> None:
@@ -82,7 +82,7 @@ class Opener:
 
     def __init__(self, folder: Path, client: TestClient) -> None:
         self.folder, self.client = folder, client
-        self.catalogue = Catalogue(lambda: [folder])
+        self.catalog = Catalog(lambda: [folder])
 
     def opened(self, path: Path) -> dict[str, dict[str, Any]]:
         result = self.folder / f"result{'.pt' if path.suffix == '.safetensors' else '.safetensors'}"
@@ -91,7 +91,7 @@ class Opener:
             "inspect": lambda: outcome(lambda: hnloader.inspect(path)),
             "scan": lambda: "accepted" if scan(path).verdict == "safe" else "refused",
             "convert": lambda: outcome(lambda: convert(path, result)),
-            "catalogue": lambda: self.shown(path),
+            "catalog": lambda: self.shown(path),
             "API inspect": lambda: self.asked("GET", f"inspect?name={path.name}"),
             "API convert": lambda: self.asked("POST", "convert", {"name": path.name, "to": result.suffix[1:]}),
         }
@@ -104,8 +104,8 @@ class Opener:
 
     def shown(self, path: Path) -> Said:
         """Other exceptions than the package's go through, and end the process."""
-        entry = next(entry for entry in self.catalogue.entries() if entry.path == path)
-        return "accepted" if self.catalogue.look_into(entry).problem is None else "refused"
+        entry = next(entry for entry in self.catalog.entries() if entry.path == path)
+        return "accepted" if self.catalog.look_into(entry).problem is None else "refused"
 
     def asked(self, method: str, path: str, body: dict[str, str] | None = None) -> Said:
         answer = self.client.request(method, f"/hnloader/v1/{path}", json=body)

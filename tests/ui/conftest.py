@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from hnloader.demo import hypernetwork_paths
 from hnloader.library import Library
-from hnloader.ui import Host, TrainingPlace, catalogue
+from hnloader.ui import Host, TrainingPlace, catalog
 from hnloader.ui.diffusers_generator import DiffusersGenerator
 from hnloader.ui.standalone import Server, start
 from tests.support.browsers import FLAGS, find_chromium
@@ -132,11 +132,11 @@ def host_of(tmp_path: Path, tiny_model: Path) -> Callable[..., Host]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are looked into."""
     read: list[str] = []
-    inspect = catalogue.inspect
+    inspect = catalog.inspect
 
     def counted(path: Path, folders: object) -> object:
         read.append(path.name)
         return inspect(path, folders)
 
-    monkeypatch.setattr(catalogue, "inspect", counted)
+    monkeypatch.setattr(catalog, "inspect", counted)
     return read

@@ -12,9 +12,9 @@ import PIL.Image
 import pytest
 from gradio.data_classes import FileData
 
-from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.catalog import Catalog
 from hnloader.ui.compat import image_input, listen
-from hnloader.ui.host import Host
+from hnloader.ui.page_host import Host
 from hnloader.ui.pages.library_page import _Library
 
 
@@ -59,9 +59,9 @@ def test_an_uploaded_image_is_not_opened_by_gradio(tmp_path: Path, monkeypatch: 
 
 def test_an_uploaded_image_becomes_the_preview_only_if_it_is_one(tmp_path: Path) -> None:
     (tmp_path / "ink.pt").write_bytes(b"")
-    catalogue = Catalogue(lambda: [tmp_path])
-    page = _Library(Host(folders=lambda: [tmp_path], output=lambda: tmp_path), catalogue)
-    (entry,) = catalogue.entries()
+    catalog = Catalog(lambda: [tmp_path])
+    page = _Library(Host(folders=lambda: [tmp_path], output=lambda: tmp_path), catalog)
+    (entry,) = catalog.entries()
     *_, said = page.save_preview(entry.key, b"%!PS-Adobe-3.0 EPSF-3.0\n", "", "name", "all files", 1)
     assert "Use an image of these kinds" in said
     assert [path.name for path in tmp_path.iterdir()] == ["ink.pt"]

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from hnloader.errors import HypernetworkError
-from hnloader.ui import catalogue as module
+from hnloader.ui import catalog as module
 from hnloader.ui import index
-from hnloader.ui.catalogue import Catalogue, Entry
+from hnloader.ui.catalog import Catalog
+from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.index import cache_folder, index_path
 from hnloader.ui.sidecars import save_notes
 from tests.support.builders import simple_tree, write
@@ -41,9 +42,9 @@ def cache(tmp_path: Path) -> Path:
 
 def start(shelf: Path, cache: Path | None) -> dict[str, Entry]:
     """What a program that starts anew knows in the end, by the files' names."""
-    catalogue = Catalogue(lambda: [shelf], cache)
-    list(catalogue.look_into_all())
-    return {entry.path.name: entry for entry in catalogue.entries()}
+    catalog = Catalog(lambda: [shelf], cache)
+    list(catalog.look_into_all())
+    return {entry.path.name: entry for entry in catalog.entries()}
 
 
 def test_the_second_start_looks_into_no_sound_weight_file_and_knows_the_same(
@@ -61,13 +62,13 @@ def test_the_second_start_looks_into_no_sound_weight_file_and_knows_the_same(
 
 def test_what_was_looked_into_before_a_kill_is_known(shelf: Path, cache: Path, reads: list[str], monkeypatch) -> None:
     monkeypatch.setattr(module, "_UNSAVED", 2)
-    catalogue = Catalogue(lambda: [shelf], cache)
-    for entry in catalogue.search("pt")[:2]:
+    catalog = Catalog(lambda: [shelf], cache)
+    for entry in catalog.search("pt")[:2]:
         if entry.path.name != "bad.pt":
-            catalogue.look_into(entry)
-    catalogue.look_into(catalogue.search("wash 2")[0])
+            catalog.look_into(entry)
+    catalog.look_into(catalog.search("wash 2")[0])
     reads.clear()
-    again = Catalogue(lambda: [shelf], cache)
+    again = Catalog(lambda: [shelf], cache)
     assert sum(entry.looked_into for entry in again.entries()) == 2
     assert reads == []
 
@@ -227,13 +228,13 @@ def test_a_record_that_is_very_long_is_not_kept(shelf: Path, cache: Path) -> Non
 
 def test_two_programs_at_once_leave_a_sound_index_and_no_half_one(shelf: Path, cache: Path, reads: list[str]) -> None:
     program = (
-        "import sys; from pathlib import Path; from hnloader.ui.catalogue import Catalogue\n"
+        "import sys; from pathlib import Path; from hnloader.ui.catalog import Catalog\n"
         "for number in range(20):\n"
         "    for path in Path(sys.argv[2]).glob('*.json') if number % 2 else ():\n"
         "        path.unlink(missing_ok=True)\n"
-        "    catalogue = Catalogue(lambda: [Path(sys.argv[1])], Path(sys.argv[2]))\n"
-        "    list(catalogue.look_into_all())\n"
-        "    assert catalogue.counts().bad == 1, [entry.problem for entry in catalogue.entries()]\n"
+        "    catalog = Catalog(lambda: [Path(sys.argv[1])], Path(sys.argv[2]))\n"
+        "    list(catalog.look_into_all())\n"
+        "    assert catalog.counts().bad == 1, [entry.problem for entry in catalog.entries()]\n"
     )
     command = [sys.executable, "-c", program, str(shelf), str(cache)]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hnloader.inspection import inspect
 from hnloader.library import LibraryFile
 from hnloader.ui import markup
-from hnloader.ui.catalogue import Entry
+from hnloader.ui.catalog_entry import Entry
 from tests.support.builders import simple_tree, write
 
 

@@ -18,8 +18,8 @@ from hnloader import files
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_room
 from hnloader.ui import jobs
-from hnloader.ui.catalogue import Catalogue
-from hnloader.ui.host import Host
+from hnloader.ui.catalog import Catalog
+from hnloader.ui.page_host import Host
 from hnloader.ui.pages import fields
 from hnloader.ui.pages.convert_page import _ALL, _BESIDE, _SAFETENSORS, _Convert
 from hnloader.ui.protection import Protection
@@ -109,7 +109,7 @@ def test_room_is_asked_for_before_a_folder_is_there(tmp_path: Path, monkeypatch:
 
 def test_the_page_converts_nothing_where_the_disk_would_be_full(tmp_path: Path, monkeypatch) -> None:
     write(tmp_path / "ink.pt", simple_tree())
-    page = _Convert(Host(lambda: [tmp_path], lambda: tmp_path), Catalogue(lambda: [tmp_path]))
+    page = _Convert(Host(lambda: [tmp_path], lambda: tmp_path), Catalog(lambda: [tmp_path]))
     monkeypatch.setattr(files.shutil, "disk_usage", lambda place: SimpleNamespace(free=files.RESERVE))
     shown = list(page.run(_ALL, None, _SAFETENSORS, _BESIDE, "leave it", False))
     assert len(shown) == 1 and "are to stay free" in shown[0][1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hnloader.errors import HypernetworkError
-from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.catalog import Catalog
 from hnloader.ui.pages.library_page import tag_text
 from hnloader.ui.sidecars import (
     preview_path,
@@ -128,9 +128,9 @@ def test_notes_that_cannot_be_read_are_not_overwritten(tmp_path: Path, monkeypat
 def test_the_library_s_tag_has_the_preferred_strength(tmp_path: Path, weight: object, tag: str) -> None:
     (tmp_path / "ink.pt").write_bytes(b"")
     save_values(tmp_path / "ink.pt", {"preferred weight": weight})
-    catalogue = Catalogue(lambda: [tmp_path])
-    catalogue.refresh()
-    assert tag_text(catalogue.entries()[0], catalogue) == tag
+    catalog = Catalog(lambda: [tmp_path])
+    catalog.refresh()
+    assert tag_text(catalog.entries()[0], catalog) == tag
 
 
 def test_half_a_character_in_others_keys_stays(tmp_path: Path) -> None:

@@ -12,31 +12,32 @@ from hnloader.ui.compat import update
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hnloader.ui.catalogue import Catalogue, Entry
+    from hnloader.ui.catalog import Catalog
+    from hnloader.ui.catalog_entry import Entry
 
 
-def choices(catalogue: Catalogue) -> Any:
+def choices(catalog: Catalog) -> Any:
     """The dropdown's choices anew: every file that is not known to be bad, by its path below its folder."""
-    return update(choices=[label for label, entry in _labeled(catalogue).items() if entry.problem is None])
+    return update(choices=[label for label, entry in _labeled(catalog).items() if entry.problem is None])
 
 
-def chosen_files(catalogue: Catalogue, labels: Iterable[str] | None) -> list[Entry]:
+def chosen_files(catalog: Catalog, labels: Iterable[str] | None) -> list[Entry]:
     """The files that were chosen. Raises HypernetworkError for one that is gone or bad."""
-    known = _labeled(catalogue) if labels else {}
+    known = _labeled(catalog) if labels else {}
     entries = []
     for label in labels or ():
         if label not in known:
             raise HypernetworkError(f"{label} is gone. Press Refresh in Library and choose anew.")
-        entry = catalogue.look_into(known[label])
+        entry = catalog.look_into(known[label])
         if entry.problem is not None:
             raise HypernetworkError(entry.problem)
         entries.append(entry)
     return entries
 
 
-def _labeled(catalogue: Catalogue) -> dict[str, Entry]:
+def _labeled(catalog: Catalog) -> dict[str, Entry]:
     """Every file by a label of its own: where two folders hold the same path, with the folder."""
-    entries = catalogue.search()
+    entries = catalog.search()
     counts = Counter(entry.label for entry in entries)
     return {
         # The browser sends it back as it was sent to it.

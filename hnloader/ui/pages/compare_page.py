@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.files import check_room
 from hnloader.ui import jobs, markup
-from hnloader.ui.comparison import Comparison, read_prompts, read_strengths, save_comparison
+from hnloader.ui.comparison_grid import Comparison, read_prompts, read_strengths, save_comparison
 from hnloader.ui.compat import html, image_output, listen, make, update
-from hnloader.ui.host import ImageRequest
+from hnloader.ui.page_host import ImageRequest
 from hnloader.ui.pages import fields
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.progress import buttons, complaint, stop
@@ -19,16 +19,16 @@ from hnloader.ui.pages.progress import buttons, complaint, stop
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hnloader.ui.catalogue import Catalogue
-    from hnloader.ui.host import Generator, Host
+    from hnloader.ui.catalog import Catalog
+    from hnloader.ui.page_host import Generator, Host
 
 
 class _Compare:
     """What the page's events do."""
 
-    def __init__(self, host: Host, catalogue: Catalogue, generator: Generator) -> None:
+    def __init__(self, host: Host, catalog: Catalog, generator: Generator) -> None:
         self.host = host
-        self.catalogue = catalogue
+        self.catalog = catalog
         self.generator = generator
 
     def asked(
@@ -46,7 +46,7 @@ class _Compare:
         """The comparison that the inputs describe. Raises HypernetworkError."""
         more = fields.asked(*sampler_and_size)
         request = ImageRequest("", negative or "", steps=fields.whole(steps, "Steps"), guidance=guidance, **more)
-        files = tuple(entry.path for entry in chosen_files(self.catalogue, labels))
+        files = tuple(entry.path for entry in chosen_files(self.catalog, labels))
         comparison = Comparison(
             read_prompts(prompts or ""),
             files,
@@ -117,9 +117,9 @@ class _Compare:
         return grid, path, len(rows) == len(comparison.rows)
 
 
-def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> Any:
+def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Any:
     """Make the page within the open gradio context; returns the dropdown of hypernetworks."""
-    compare = _Compare(host, catalogue, generator)
+    compare = _Compare(host, catalog, generator)
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
             prompts = make(
@@ -171,5 +171,5 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
     for component in (prompts, files, strengths, seed, seeds):
         listen(component.change, compare.summary, inputs, [summary])
     listen(cancel.click, stop, [token], [], queue=False)
-    listen(root.load, lambda: choices(catalogue), [], [files])
+    listen(root.load, lambda: choices(catalog), [], [files])
     return files

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from hnloader.conversion.bulk import Converter, OnExisting
     from hnloader.conversion.planning import Plan
     from hnloader.conversion.results import Result
-    from hnloader.ui.catalogue import Catalogue
-    from hnloader.ui.host import Host
+    from hnloader.ui.catalog import Catalog
+    from hnloader.ui.page_host import Host
 
 _CHOSEN, _ALL = "chosen files", "all files of the library"
 _BESIDE, _ELSEWHERE = "beside each file", "in a folder of their own"
@@ -44,9 +44,9 @@ class ConvertPage:
 class _Convert:
     """What the page's events do."""
 
-    def __init__(self, host: Host, catalogue: Catalogue) -> None:
+    def __init__(self, host: Host, catalog: Catalog) -> None:
         self.host = host
-        self.catalogue = catalogue
+        self.catalog = catalog
 
     def elsewhere(self, target: str) -> Path:
         """The folder for files that are not to lie beside their sources."""
@@ -82,7 +82,7 @@ class _Convert:
             yield None, complaint(error), "", *idle
             return
         yield None, said, self._table(results), *idle
-        self.catalogue.refresh()
+        self.catalog.refresh()
         self.host.after_change()
 
     def _plan(self, scope: str, labels: list[str] | None, target: str, place: str) -> Plan:
@@ -90,13 +90,13 @@ class _Convert:
 
         if target not in _SUFFIXES:
             raise HypernetworkError(f"There is no format {target!r}.")
-        chosen = [entry.path for entry in chosen_files(self.catalogue, labels)] if scope == _CHOSEN else []
+        chosen = [entry.path for entry in chosen_files(self.catalog, labels)] if scope == _CHOSEN else []
         if scope == _CHOSEN and not chosen:
             raise HypernetworkError("No file is chosen. Choose some, or all files of the library.")
         out = self.elsewhere(target) if place == _ELSEWHERE else None
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-        paths = chosen or [folder for folder in self.catalogue.folders() if folder.is_dir()]
+        paths = chosen or [folder for folder in self.catalog.folders() if folder.is_dir()]
         plan = make_plan(paths, suffix=_SUFFIXES[target], out=out)
         for folder in (out,) if out is not None else {job.target.parent for job in plan.jobs}:
             check_room(folder, plan.size)
@@ -183,15 +183,15 @@ class _Convert:
 
     def _label(self, result: Result) -> str:
         """The file's path below the library's folder, as everywhere on the page."""
-        for folder in self.catalogue.folders():
+        for folder in self.catalog.folders():
             if result.source.is_relative_to(folder):
                 return result.source.relative_to(folder).as_posix()
         return result.label
 
 
-def build(host: Host, catalogue: Catalogue, root: Any) -> ConvertPage:
+def build(host: Host, catalog: Catalog, root: Any) -> ConvertPage:
     """Make the page within the open gradio context."""
-    page = _Convert(host, catalogue)
+    page = _Convert(host, catalog)
     targets = [target for target in _SUFFIXES if target != _LORA or host.lora_base is not None]
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
@@ -212,5 +212,5 @@ def build(host: Host, catalogue: Catalogue, root: Any) -> ConvertPage:
     listen(cancel.click, stop, [token], [], queue=False)
     listen(scope.change, lambda scope: update(visible=scope == _CHOSEN), [scope], [files])
     listen(target.change, page.place_for, [target], [place])
-    listen(root.load, lambda: choices(catalogue), [], [files])
+    listen(root.load, lambda: choices(catalog), [], [files])
     return ConvertPage(files, converted)

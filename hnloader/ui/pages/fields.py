@@ -9,7 +9,7 @@ from hnloader.prompt import is_finite
 from hnloader.ui.compat import make
 
 if TYPE_CHECKING:
-    from hnloader.ui.host import Generator
+    from hnloader.ui.page_host import Generator
 
 _DEFAULT = "the model's own"
 # Whoever sends requests by hand is not held by what the components allow.

@@ -11,9 +11,9 @@ from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.files import check_room
 from hnloader.prompt import Tag
 from hnloader.ui import jobs, markup
-from hnloader.ui.comparison import save_numbered
+from hnloader.ui.comparison_grid import save_numbered
 from hnloader.ui.compat import gallery, html, listen, make, update
-from hnloader.ui.host import ImageRequest
+from hnloader.ui.page_host import ImageRequest
 from hnloader.ui.pages import fields
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.library_page import tag_name
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from hnloader.ui.catalogue import Catalogue
-    from hnloader.ui.host import Generator, Host
+    from hnloader.ui.catalog import Catalog
+    from hnloader.ui.page_host import Generator, Host
 
 MOST_IMAGES = 16  # at once
 
@@ -41,18 +41,18 @@ class GeneratePage:
 class _Generate:
     """What the page's events do."""
 
-    def __init__(self, host: Host, catalogue: Catalogue, generator: Generator) -> None:
+    def __init__(self, host: Host, catalog: Catalog, generator: Generator) -> None:
         self.host = host
-        self.catalogue = catalogue
+        self.catalog = catalog
         self.generator = generator
 
     def add(self, prompt: str, label: str | None, strength: float) -> tuple[str, str]:
         """The prompt with the chosen hypernetwork's tag at its end."""
         try:
-            entries = chosen_files(self.catalogue, [label] if label else [])
+            entries = chosen_files(self.catalog, [label] if label else [])
             if not entries:
                 raise HypernetworkError("Choose a hypernetwork first.")
-            return with_tag(prompt, Tag(tag_name(entries[0], self.catalogue), strength)), ""
+            return with_tag(prompt, Tag(tag_name(entries[0], self.catalog), strength)), ""
         except HypernetworkError as error:
             return prompt, complaint(error)
 
@@ -152,9 +152,9 @@ def _text(made: list[tuple[Image, Path]]) -> str:
     return "\n\n".join(str(image.info.get("parameters", "")) for image, _ in made)
 
 
-def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> GeneratePage:
+def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> GeneratePage:
     """Make the page within the open gradio context."""
-    page = _Generate(host, catalogue, generator)
+    page = _Generate(host, catalog, generator)
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
             # One line that grows: Enter generates, as long as a prompt is.
@@ -210,5 +210,5 @@ def build(host: Host, catalogue: Catalogue, generator: Generator, root: Any) -> 
     listen(add.click, page.add, [prompt, file, strength], [prompt, status])
     if names:
         listen(model.change, page.choose_model, [model], [guidance, status])
-    listen(root.load, lambda: choices(catalogue), [], [file])
+    listen(root.load, lambda: choices(catalog), [], [file])
     return GeneratePage(prompt, file)

@@ -12,12 +12,13 @@ from hnloader.library import Library
 from hnloader.prompt import Tag
 from hnloader.texts import well_formed
 from hnloader.ui import markup
-from hnloader.ui.catalogue import ALL, DUPLICATES, FILTERS, SORTS, Catalogue, Entry
+from hnloader.ui.catalog import ALL, DUPLICATES, FILTERS, SORTS, Catalog
+from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.compat import html, image_input, listen, make, update
 from hnloader.ui.sidecars import read_notes, read_values, save_preview, strength_in
 
 if TYPE_CHECKING:
-    from hnloader.ui.host import Host
+    from hnloader.ui.page_host import Host
 
 PAGE_SIZE = 24
 _TAG_JS = "document.querySelector('#hnl-detail .hnl-tag').textContent"
@@ -42,23 +43,23 @@ class LibraryPage:
 class _Library:
     """What the page's events do."""
 
-    def __init__(self, host: Host, catalogue: Catalogue) -> None:
+    def __init__(self, host: Host, catalog: Catalog) -> None:
         self.host = host
-        self.catalogue = catalogue
+        self.catalog = catalog
 
     def load(self) -> Iterator[tuple[Any, ...]]:
         """At the start: the first page at once, then the counts while the other files are looked into."""
-        self.catalogue.refresh()
+        self.catalog.refresh()
         yield *self._shown("", SORTS[0], ALL, 1, None), ""
         for done, total in self._every(200):
             # Only this line: by now the user may be on another page.
             yield *[update()] * 6, _line(f"Looking into files: {done:,} of {total:,}")
-        bad = self.catalogue.counts().bad
+        bad = self.catalog.counts().bad
         yield *[update()] * 6, _line(f"{_counted(bad, 'file')} cannot be used. Show: bad files" if bad else "")
 
     def refresh(self, query: str, sort: str, only: str, chosen: str | None) -> Iterator[tuple[Any, ...]]:
         """List the folders anew."""
-        self.catalogue.refresh()
+        self.catalog.refresh()
         yield from self.search(query, sort, only, chosen)
 
     def search(self, query: str, sort: str, only: str, chosen: str | None) -> Iterator[tuple[Any, ...]]:
@@ -76,14 +77,14 @@ class _Library:
 
     def choose(self, key: str | None, query: str, sort: str, only: str, page: int) -> tuple[Any, ...]:
         """Show one file."""
-        entry = self.catalogue.get(key)
+        entry = self.catalog.get(key)
         shown = self._shown(query, sort, only, int(page), key)
         if entry is None:
             gone = markup.notice("That file is gone. Press Refresh to list the folders anew.", "bad")
             return *shown, None, update(visible=True), gone, "", "", update(visible=False), None, ""
         notes = read_notes(entry.path)
         usable = entry.info is not None
-        tag = tag_text(entry, self.catalogue) if usable else ""
+        tag = tag_text(entry, self.catalog) if usable else ""
         use = update(visible=usable and self._can_use)
         head = markup.headline(entry)
         one = entry.key, update(visible=True), head, self._details(entry), notes, use, None
@@ -91,11 +92,11 @@ class _Library:
 
     def save_notes(self, key: str | None, notes: str) -> str:
         """Save the notes beside the file."""
-        entry = self.catalogue.get(key)
+        entry = self.catalog.get(key)
         if entry is None:
             return markup.notice("That file is gone, so that its notes cannot be saved.", "bad")
         try:
-            self.catalogue.annotate(entry, notes)
+            self.catalog.annotate(entry, notes)
         except HypernetworkError as error:
             return markup.notice(str(error), "bad")
         return markup.notice(f"Saved in {entry.path.with_suffix('.json').name}, beside the file.", "good")
@@ -105,7 +106,7 @@ class _Library:
     ) -> tuple[Any, ...]:
         """Save an image as the file's preview."""
         unchanged = [update()] * 7
-        entry = self.catalogue.get(key)
+        entry = self.catalog.get(key)
         if entry is None or image is None:
             return *unchanged, markup.notice("Choose a file and drop an image first.", "bad")
         try:
@@ -122,27 +123,27 @@ class _Library:
 
     def _every(self, interval: int) -> Iterator[tuple[int, int]]:
         """Look into every file; yields (done, total) now and then, and not at all where all are known."""
-        if all(entry.looked_into for entry in self.catalogue.entries()):
+        if all(entry.looked_into for entry in self.catalog.entries()):
             return
-        for done, total in self.catalogue.look_into_all():
+        for done, total in self.catalog.look_into_all():
             if done % interval == 0 or done == total:
                 yield done, total
 
     def _details(self, entry: Entry) -> str:
         try:
-            return markup.details(entry, self.catalogue.twins(entry), self.catalogue.sha256(entry))
+            return markup.details(entry, self.catalog.twins(entry), self.catalog.sha256(entry))
         except OSError as error:
             return markup.notice(f"{entry.path}: {error.strerror or error}", "bad")
 
     def _shown(self, query: str, sort: str, only: str, page: int, chosen: str | None) -> tuple[Any, ...]:
         """Status, cards, page number, its label, and whether there are pages before and after it."""
-        found = self.catalogue.search(query or "", sort, only)
+        found = self.catalog.search(query or "", sort, only)
         pages = max(1, -(-len(found) // PAGE_SIZE))
         page = min(max(1, page), pages)
         part = found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
-        shown = markup.cards([self.catalogue.look_into(entry) for entry in part], chosen)
+        shown = markup.cards([self.catalog.look_into(entry) for entry in part], chosen)
         label = f'<div class="hnl-page">page {page:,} of {pages:,}</div>' if pages > 1 else ""
-        files = len(self.catalogue.entries())
+        files = len(self.catalog.entries())
         status = _line(
             _counted(files, "file") if len(found) == files else f"{len(found):,} of {_counted(files, 'file')}"
         )
@@ -150,17 +151,17 @@ class _Library:
         return status, shown if part else self._empty(query), page, label, earlier, later
 
     def _empty(self, query: str) -> str:
-        if self.catalogue.entries():
+        if self.catalog.entries():
             return markup.empty("Nothing found", ["No file fits this search.", "Clear it, or show all files."])
-        folders = self.catalogue.folders()
+        folders = self.catalog.folders()
         lines = [self.host.empty or "Put .pt, .safetensors or .hns hypernetwork files into one of these folders:"]
         lines += [str(folder) for folder in folders] + ["Then press Refresh."]
         return markup.empty("No hypernetworks yet", lines)
 
 
-def build(host: Host, catalogue: Catalogue, root: Any) -> LibraryPage:
+def build(host: Host, catalog: Catalog, root: Any) -> LibraryPage:
     """Make the page within the open gradio context; `root` is the `Blocks` whose loading shows the first page."""
-    library = _Library(host, catalogue)
+    library = _Library(host, catalog)
     with make("Row"):
         search = make(
             "Textbox",
@@ -240,18 +241,18 @@ def _with_picked(others: int) -> str:
     return f"(picked, {names}) => [window.hnlPicked, {names}]"
 
 
-def tag_text(entry: Entry, catalogue: Catalogue) -> str:
+def tag_text(entry: Entry, catalog: Catalog) -> str:
     """How a prompt names the file, at its preferred strength if it has one, or why it cannot."""
     try:
-        return well_formed(str(Tag(tag_name(entry, catalogue), strength_in(read_values(entry.path)) or 1.0)))
+        return well_formed(str(Tag(tag_name(entry, catalog), strength_in(read_values(entry.path)) or 1.0)))
     except PromptTagError as error:
         return str(error)
 
 
-def tag_name(entry: Entry, catalogue: Catalogue) -> str:
+def tag_name(entry: Entry, catalog: Catalog) -> str:
     """The shortest name by which a prompt finds this file."""
     try:
-        return Library(catalogue.folders()).name_of(entry.path)
+        return Library(catalog.folders()).name_of(entry.path)
     except HypernetworkNotFoundError:  # removed since it was listed
         return entry.file.relative.as_posix()
 

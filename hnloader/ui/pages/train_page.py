@@ -23,8 +23,8 @@ from hnloader.ui.trainings import Trainings
 
 if TYPE_CHECKING:
     from hnloader.training.status import Status
-    from hnloader.ui.catalogue import Catalogue
-    from hnloader.ui.host import Host, TrainingPlace
+    from hnloader.ui.catalog import Catalog
+    from hnloader.ui.page_host import Host, TrainingPlace
     from hnloader.ui.trainings import TrainingFiles
 
 _METHODS = ("hypernetwork", "embedding")
@@ -52,8 +52,8 @@ class TrainPage:
 class _Train:
     """What the page's events do."""
 
-    def __init__(self, host: Host, catalogue: Catalogue, place: TrainingPlace) -> None:
-        self.host, self.catalogue, self.place = host, catalogue, place
+    def __init__(self, host: Host, catalog: Catalog, place: TrainingPlace) -> None:
+        self.host, self.catalog, self.place = host, catalog, place
 
     def look(self, images: str) -> tuple[str, Any]:
         """What a training would see of the folder: a line, what is wrong, and a contact sheet."""
@@ -178,10 +178,10 @@ class _Train:
             path = trainings.use(name, chosen(), best=which == _BEST)
         except Exception as error:
             return complaint(error)
-        self.catalogue.refresh()
+        self.catalog.refresh()
         self.host.after_change()
-        entry = next((each for each in self.catalogue.entries() if each.path == path), None)
-        tag = "" if embedding or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalogue))}"
+        entry = next((each for each in self.catalog.entries() if each.path == path), None)
+        tag = "" if embedding or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
         return markup.notice(f"Copied to {path}.{tag}", "good")
 
     # -- small things
@@ -304,9 +304,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def build(host: Host, catalogue: Catalogue, place: TrainingPlace, root: Any) -> TrainPage:
+def build(host: Host, catalog: Catalog, place: TrainingPlace, root: Any) -> TrainPage:
     """Make the page within the open gradio context."""
-    page = _Train(host, catalogue, place)
+    page = _Train(host, catalog, place)
     models = list(place.models())
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):

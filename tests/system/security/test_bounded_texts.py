@@ -59,7 +59,7 @@ OWN_TEXTS = {
     *("own or path.with_name(f'{path.stem}.preview.{shared.opts.samples_format}')", "Tag(name, strength)"),
     *("Tag(name, 0.125)", "Tag(without_hash(name)[0], float(strength))", "replace(one.tag, name=one.name)"),
     *("replace(tag, name=self._extension.library.name_of(path))", "image.info.get('parameters', '')"),
-    "Tag(tag_name(entry, catalogue), strength_in(read_values(entry.path)) or 1.0)",
+    "Tag(tag_name(entry, catalog), strength_in(read_values(entry.path)) or 1.0)",
     # Settings and arguments of the program around us.
     *(
         "self.option(_QUICK, None) or _NOTHING",

@@ -24,7 +24,7 @@ from hnloader.library import Library
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.texts import as_text, plain, shown, takes
 from hnloader.ui import markup
-from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.catalog import Catalog
 
 LONG = "a" * (1 << 20)
 
@@ -118,13 +118,13 @@ def test_json_the_api_and_the_cards_have_an_end(odd: FileInfo, tmp_path: Path) -
 
 
 def test_the_page_has_an_end(odd: FileInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hnloader.ui.catalogue.inspect", lambda path, folders: odd)
-    catalogue = Catalogue(lambda: [tmp_path], tmp_path / "cache")
-    (entry,) = (catalogue.look_into(each) for each in catalogue.entries())
+    monkeypatch.setattr("hnloader.ui.catalog.inspect", lambda path, folders: odd)
+    catalog = Catalog(lambda: [tmp_path], tmp_path / "cache")
+    (entry,) = (catalog.look_into(each) for each in catalog.entries())
     assert len(markup.cards([entry], None)) < 10_000
     assert len(markup.details(entry, [], "0" * 64)) < 300_000
-    assert len(catalogue.search("ink")) == 0
-    catalogue.save()
+    assert len(catalog.search("ink")) == 0
+    catalog.save()
     (index,) = (tmp_path / "cache").iterdir()
     assert index.stat().st_size < 1_000
 

@@ -63,7 +63,7 @@ def test_every_reader_refuses_every_file_with_the_right_error(corpus: list[Hosti
     for index, file in enumerate(corpus):
         for reader in file.readers:
             said = results[file_name(index, file)][reader]["said"]
-            if file.error not in said and (reader, said) != ("catalogue", "refused"):
+            if file.error not in said and (reader, said) != ("catalog", "refused"):
                 wrong.append(f"{file.name}: {reader}: {file.error} was expected, not {said[0] if said else said}")
     assert not wrong, "\n".join(wrong)
 
@@ -71,7 +71,7 @@ def test_every_reader_refuses_every_file_with_the_right_error(corpus: list[Hosti
 def test_the_api_refuses_what_the_package_refuses(corpus: list[HostileFile], results: Results) -> None:
     for index, file in enumerate(corpus):
         found = {reader: one["said"] for reader, one in results[file_name(index, file)].items()}
-        for reader, of in (("API inspect", "inspect"), ("API convert", "convert"), ("catalogue", "inspect")):
+        for reader, of in (("API inspect", "inspect"), ("API convert", "convert"), ("catalog", "inspect")):
             expected = "accepted" if found[of] == "accepted" else "refused"
             assert found[reader] == expected, (file.name, reader, found)
 

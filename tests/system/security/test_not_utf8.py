@@ -22,7 +22,7 @@ from hnloader.library import Library
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.texts import all_well_formed, well_formed
 from hnloader.ui import sidecars
-from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.catalog import Catalog
 from hnloader.ui.pages.choices import chosen_files
 
 ODD = {
@@ -120,13 +120,13 @@ def _handlers(blocks: Any, **inputs: Any) -> Iterator[tuple[str, Any]]:
 def test_every_event_of_the_page_can_be_sent(folder: Path, odd: Path, tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     from hnloader.ui import compat
-    from hnloader.ui.host import Host
     from hnloader.ui.page import build_page
+    from hnloader.ui.page_host import Host
 
     with compat.blocks("hnloader") as page:
         build_page(Host(lambda: [folder], lambda: tmp_path / "images", pages=("library", "convert")))
-    catalogue = Catalogue(lambda: [folder])
-    (entry,) = (each for each in catalogue.entries() if each.path == odd)
+    catalog = Catalog(lambda: [folder])
+    (entry,) = (each for each in catalog.entries() if each.path == odd)
     asked = {"query": "", "sort": "name", "only": "all files", "chosen": entry.key, "key": entry.key, "page": 1}
     convert_it = {"scope": "chosen files", "labels": [well_formed(odd.name)], "target": "safetensors", "report": True}
     convert_it |= {"place": "beside each file", "existing": "replace it", "notes": "mine"}
@@ -151,10 +151,10 @@ def test_components_take_what_can_be_sent() -> None:
 
 
 def test_labels_name_the_file_again(folder: Path, odd: Path) -> None:
-    catalogue = Catalogue(lambda: [folder], folder / "cache")
-    assert [entry.path for entry in chosen_files(catalogue, [well_formed(odd.name)])] == [odd]
-    list(catalogue.look_into_all())
-    again = Catalogue(lambda: [folder], folder / "cache")
+    catalog = Catalog(lambda: [folder], folder / "cache")
+    assert [entry.path for entry in chosen_files(catalog, [well_formed(odd.name)])] == [odd]
+    list(catalog.look_into_all())
+    again = Catalog(lambda: [folder], folder / "cache")
     assert {entry.path: entry.looked_into for entry in again.entries()} == {odd: True, folder / "ink.pt": True}
     assert next(entry for entry in again.entries() if entry.path == odd).info == hnloader.inspect(odd)
 

@@ -25,7 +25,7 @@ from hnloader.files import held, make_folder, remove_leftovers
 from hnloader.formats import hns
 from hnloader.library import Library
 from hnloader.prompt import Tag, parse_prompt
-from hnloader.ui import comparison, sidecars
+from hnloader.ui import comparison_grid, sidecars
 from hnloader.ui.protection import Protection, host_in, is_of_another_site, length_within
 from tests.support.paths import GOLDENS
 
@@ -73,7 +73,7 @@ def test_texts_of_such_numbers_are_refused(text: str, tmp_path: Path) -> None:
         with pytest.raises(PromptTagError):
             parse_prompt(prompt)
     with pytest.raises(HypernetworkError):
-        comparison.read_strengths(text)
+        comparison_grid.read_strengths(text)
     for structure in (f"(ink, {text})", f"{{ink: {text}, wash: 1}}", f"{{ink: {text}}}", "{ink: 1e308, wash: 1e308}"):
         (tmp_path / "both.hns").write_text(structure)
         with pytest.raises(CorruptFileError):
@@ -118,7 +118,7 @@ def _paths_with_a_nul(folder: Path) -> list[Callable[[], object]]:
         lambda: make_folder(path),
         lambda: Library([path]).find("ink"),
         lambda: Library([folder]).find("a\0b"),
-        lambda: comparison.numbered(path, "x", 1),
+        lambda: comparison_grid.numbered(path, "x", 1),
         lambda: sidecars.save_notes(path, "mine"),
     ]
 

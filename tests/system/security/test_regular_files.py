@@ -18,7 +18,7 @@ from hnloader.errors import HypernetworkError
 from hnloader.files import held, lock_file, open_regular, read_regular, remove_leftovers, sha256_of
 from hnloader.library import Library
 from hnloader.ui import sidecars
-from hnloader.ui.catalogue import Catalogue
+from hnloader.ui.catalog import Catalog
 from hnloader.ui.index import index_path, read_index
 from hnloader.ui.trainings import Trainings
 from tests.support.paths import GOLDENS, ROOT
@@ -124,9 +124,9 @@ def test_what_lies_beside_a_file_holds_nothing_up(folder: Path, name: str) -> No
         assert within(20, lambda: sidecars.thumbnail(ink)) is None
         assert within(20, lambda: sidecars.description_beside(ink)) == ""
         assert within(20, lambda: remove_leftovers([folder])) in ([], [folder / name])
-        catalogue = Catalogue(lambda: [folder])
-        (entry,) = catalogue.entries()
-        assert within(20, functools.partial(catalogue.look_into, entry)).info is not None
+        catalog = Catalog(lambda: [folder])
+        (entry,) = catalog.entries()
+        assert within(20, functools.partial(catalog.look_into, entry)).info is not None
         assert not isinstance(within(20, lambda: convert(ink, folder / "out.safetensors")), Exception)
         (folder / "out.safetensors").unlink()
         if not os.path.lexists(folder / name):

@@ -20,9 +20,10 @@ from typing import BinaryIO
 from hnloader.errors import HypernetworkError
 from hnloader.families import FAMILIES
 from hnloader.files import open_regular
-from hnloader.inspection import FileInfo, inspect
-from hnloader.library import Library, LibraryFile
+from hnloader.inspection import inspect
+from hnloader.library import Library
 from hnloader.texts import as_text
+from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.index import index_path, known, read_index, write_index
 from hnloader.ui.sidecars import read_notes, save_notes
 
@@ -37,46 +38,6 @@ _UNSAVED = 2_000
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One file, as far as it is known.
-
-    Attributes:
-        key: 16 hex digits that stand for the path in the page, which never names paths to the server.
-        file: where it lies.
-        size: bytes.
-        modified: time of the last change, in nanoseconds.
-        inode: number by which the file system knows the file; another one for a file that took its place.
-        info: what it holds; None before it was looked into, and for a bad file.
-        problem: what is wrong with it; None before it was looked into, and for a sound file.
-        notes: the user's, once it was looked into.
-    """
-
-    key: str
-    file: LibraryFile
-    size: int
-    modified: int
-    inode: int = 0
-    info: FileInfo | None = None
-    problem: str | None = None
-    notes: str = ""
-
-    @property
-    def path(self) -> Path:
-        """Where the file is."""
-        return self.file.path
-
-    @property
-    def label(self) -> str:
-        """The path below the library's folder, e.g. `sketches/ink.pt`."""
-        return self.file.relative.as_posix()
-
-    @property
-    def looked_into(self) -> bool:
-        """Whether `info` or `problem` is known."""
-        return self.info is not None or self.problem is not None
-
-
-@dataclass(frozen=True)
 class Counts:
     """How many files there are, how many were looked into, and how many of those are bad."""
 
@@ -85,7 +46,7 @@ class Counts:
     bad: int
 
 
-class Catalogue:
+class Catalog:
     """The files of the folders that `folders` returns. Every method may be called from several threads."""
 
     def __init__(self, folders: Callable[[], Sequence[Path]], cache: Path | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hnloader.ui.catalogue import BAD, DUPLICATES, OTHER_WIDTHS, Catalogue
+from hnloader.ui.catalog import BAD, DUPLICATES, OTHER_WIDTHS, Catalog
 from hnloader.ui.sidecars import read_notes
 from tests.support.builders import simple_tree, write
 
@@ -26,10 +26,10 @@ def shelf(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def catalogue(shelf: Path) -> Catalogue:
-    catalogue = Catalogue(lambda: [shelf])
-    list(catalogue.look_into_all())
-    return catalogue
+def catalog(shelf: Path) -> Catalog:
+    catalog = Catalog(lambda: [shelf])
+    list(catalog.look_into_all())
+    return catalog
 
 
 def labels(entries) -> list[str]:
@@ -37,21 +37,21 @@ def labels(entries) -> list[str]:
 
 
 def test_listing_reads_no_file(shelf: Path, reads: list[str]) -> None:
-    assert labels(Catalogue(lambda: [shelf]).search()) == ["A.pt", "b.pt", "bad.pt", "sub/c.pt"]
+    assert labels(Catalog(lambda: [shelf]).search()) == ["A.pt", "b.pt", "bad.pt", "sub/c.pt"]
     assert reads == []
 
 
 def test_a_file_is_looked_into_once_until_it_changes(shelf: Path, reads: list[str]) -> None:
-    catalogue = Catalogue(lambda: [shelf])
-    list(catalogue.look_into_all())
-    list(catalogue.look_into_all())
+    catalog = Catalog(lambda: [shelf])
+    list(catalog.look_into_all())
+    list(catalog.look_into_all())
     assert sorted(reads) == ["A.pt", "b.pt", "bad.pt", "c.pt"]
     reads.clear()
     write(shelf / "A.pt", simple_tree(2048))
-    catalogue.refresh()
-    list(catalogue.look_into_all())
+    catalog.refresh()
+    list(catalog.look_into_all())
     assert sorted(reads) == ["A.pt", "bad.pt"]  # a bad one may have become good without a change
-    assert labels(catalogue.search(only="SDXL")) == ["A.pt"]
+    assert labels(catalog.search(only="SDXL")) == ["A.pt"]
 
 
 @pytest.mark.parametrize(
@@ -67,70 +67,70 @@ def test_a_file_is_looked_into_once_until_it_changes(shelf: Path, reads: list[st
         ("sub nothing", []),
     ],
 )
-def test_search_finds_every_word(catalogue: Catalogue, query: str, found: list[str]) -> None:
-    assert labels(catalogue.search(query)) == found
+def test_search_finds_every_word(catalog: Catalog, query: str, found: list[str]) -> None:
+    assert labels(catalog.search(query)) == found
 
 
 @pytest.mark.parametrize(
     ("sort", "first"), [("name", "A.pt"), ("newest", "b.pt"), ("largest", "sub/c.pt"), ("most steps", "A.pt")]
 )
-def test_sorting(catalogue: Catalogue, sort: str, first: str) -> None:
-    assert labels(catalogue.search(sort=sort))[0] == first
+def test_sorting(catalog: Catalog, sort: str, first: str) -> None:
+    assert labels(catalog.search(sort=sort))[0] == first
 
 
-def test_by_family_comes_what_fits_no_model_last(catalogue: Catalogue) -> None:
-    assert labels(catalogue.search(sort="model family")) == ["b.pt", "sub/c.pt", "A.pt", "bad.pt"]
+def test_by_family_comes_what_fits_no_model_last(catalog: Catalog) -> None:
+    assert labels(catalog.search(sort="model family")) == ["b.pt", "sub/c.pt", "A.pt", "bad.pt"]
 
 
 @pytest.mark.parametrize(("only", "found"), [("SD 1", ["b.pt"]), (BAD, ["bad.pt"]), (OTHER_WIDTHS, ["A.pt"])])
-def test_filters(catalogue: Catalogue, only: str, found: list[str]) -> None:
-    assert labels(catalogue.search(only=only)) == found
+def test_filters(catalog: Catalog, only: str, found: list[str]) -> None:
+    assert labels(catalog.search(only=only)) == found
 
 
-def test_duplicates_are_files_with_the_same_bytes(catalogue: Catalogue, shelf: Path) -> None:
+def test_duplicates_are_files_with_the_same_bytes(catalog: Catalog, shelf: Path) -> None:
     shutil.copy(shelf / "b.pt", shelf / "sub" / "copy of b.pt")
     near = bytearray((shelf / "b.pt").read_bytes())
     near[200_000] ^= 1  # the same size, and the same at the beginning, in the middle and at the end
     (shelf / "near.pt").write_bytes(near)
     assert len(near) > 3 * 2**16 + 200_000
-    catalogue.refresh()
-    assert labels(catalogue.search(only=DUPLICATES)) == ["b.pt", "sub/copy of b.pt"]
-    copy = next(entry for entry in catalogue.search("copy of b"))
-    assert labels(catalogue.twins(copy)) == ["b.pt"]
+    catalog.refresh()
+    assert labels(catalog.search(only=DUPLICATES)) == ["b.pt", "sub/copy of b.pt"]
+    copy = next(entry for entry in catalog.search("copy of b"))
+    assert labels(catalog.twins(copy)) == ["b.pt"]
 
 
-def test_keys_stand_for_files_of_the_library_alone(catalogue: Catalogue, shelf: Path) -> None:
-    entry = catalogue.search("c.pt")[0]
-    assert catalogue.get(entry.key) == entry
+def test_keys_stand_for_files_of_the_library_alone(catalog: Catalog, shelf: Path) -> None:
+    entry = catalog.search("c.pt")[0]
+    assert catalog.get(entry.key) == entry
     for key in (None, "", str(entry.path), "../c.pt", "0" * 16):
-        assert catalogue.get(key) is None
+        assert catalog.get(key) is None
     entry.path.unlink()
-    catalogue.refresh()
-    assert catalogue.get(entry.key) is None
+    catalog.refresh()
+    assert catalog.get(entry.key) is None
 
 
 def test_a_file_that_vanishes_is_a_bad_one(shelf: Path) -> None:
-    catalogue = Catalogue(lambda: [shelf])
-    entry = catalogue.search("A.pt")[0]
+    catalog = Catalog(lambda: [shelf])
+    entry = catalog.search("A.pt")[0]
     entry.path.unlink()
-    looked = catalogue.get(entry.key)
+    looked = catalog.get(entry.key)
     assert looked is not None
     assert looked.problem is not None
     assert str(entry.path) in looked.problem
 
 
-def test_notes_are_found_by_search_at_once(catalogue: Catalogue, shelf: Path) -> None:
-    catalogue.annotate(catalogue.search("b.pt")[0], "for portraits")
-    assert labels(catalogue.search("portraits")) == ["b.pt"]
+def test_notes_are_found_by_search_at_once(catalog: Catalog, shelf: Path) -> None:
+    catalog.annotate(catalog.search("b.pt")[0], "for portraits")
+    assert labels(catalog.search("portraits")) == ["b.pt"]
     assert read_notes(shelf / "b.pt") == "for portraits"
 
 
 def test_folders_are_asked_for_anew_at_each_refresh(shelf: Path, tmp_path: Path) -> None:
     folders = [shelf]
-    catalogue = Catalogue(lambda: folders)
-    assert catalogue.counts().files == 4
+    catalog = Catalog(lambda: folders)
+    assert catalog.counts().files == 4
     (tmp_path / "other").mkdir()
     write(tmp_path / "other" / "d.pt", simple_tree(8))
     folders.append(tmp_path / "other")
-    catalogue.refresh()
-    assert catalogue.counts().files == 5
+    catalog.refresh()
+    assert catalog.counts().files == 5

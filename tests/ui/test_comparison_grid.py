@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from hnloader.errors import HypernetworkError
-from hnloader.ui.comparison import Comparison, numbered, read_prompts, read_strengths, save_comparison
-from hnloader.ui.host import ImageRequest
+from hnloader.ui.comparison_grid import Comparison, numbered, read_prompts, read_strengths, save_comparison
+from hnloader.ui.page_host import ImageRequest
 
 INK, OIL = Path("styles/ink.pt"), Path("styles/oil.pt")
 
@@ -111,7 +111,9 @@ def test_prompts_are_lines() -> None:
 def test_a_number_that_another_program_takes_meanwhile_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hnloader.ui.comparison.numbered", lambda folder, prefix, seed: folder / f"{prefix}00001-3.png")
+    monkeypatch.setattr(
+        "hnloader.ui.comparison_grid.numbered", lambda folder, prefix, seed: folder / f"{prefix}00001-3.png"
+    )
     paths = [save_comparison(Image.new("RGB", (8, 8), color), tmp_path, 3, "") for color in ("red", "blue")]
     assert [path.name for path in paths] == ["compare-00001-3.png", "compare-00002-3.png"]
     with Image.open(paths[0]) as image:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag, format_number
 from hnloader.texts import shown, well_formed
-from hnloader.ui.host import Generator, ImageRequest
+from hnloader.ui.page_host import Generator, ImageRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
