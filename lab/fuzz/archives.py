@@ -1,4 +1,4 @@
-"""An archive that hnloader reads against other programs on the same bytes: all must find the same members."""
+"""Compare hnloader with other readers of the same zip archive: all must find the same members."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hnloader.formats.zip_archive import DEFLATED, open_archive
 
 
 class TwoReadingsError(AssertionError):
-    """Another program finds other contents."""
+    """Another reader finds different contents."""
 
 
 def check(data: bytes) -> None:
-    """Raise TwoReadingsError where an archive that is read here holds something else for another program."""
+    """Raise TwoReadingsError if hnloader accepts an archive that another program reads differently."""
     try:
         with open_source(io.BytesIO(data)) as source:
             read_checkpoint(source)
@@ -30,22 +30,22 @@ def check(data: bytes) -> None:
             ours = {name: archive.read(member) for name, member in archive.members.items()}
     except HypernetworkError:
         return
-    for what, theirs in (("zipfile", _by_zipfile(data)), ("a stream's reader", _by_local_headers(data))):
+    for what, theirs in (("zipfile", _by_zipfile(data)), ("a stream reader", _by_local_headers(data))):
         if theirs != ours:
-            raise TwoReadingsError(f"{what} finds {sorted(theirs)}, and hnloader {sorted(ours)}")
+            raise TwoReadingsError(f"{what} finds {sorted(theirs)}, but hnloader {sorted(ours)}.")
     reader: Any = torch._C.PyTorchFileReader(io.BytesIO(data))
     folder = archive.folder
     for name, content in ours.items():
         if reader.has_record(name.removeprefix(folder)) and reader.get_record(name.removeprefix(folder)) != content:
-            raise TwoReadingsError(f"torch finds another {name!r}")
+            raise TwoReadingsError(f"PyTorch reads {name!r} differently.")
     if reader.get_record("data.pkl") != ours[f"{folder}data.pkl"]:
-        raise TwoReadingsError("torch finds another data.pkl")
+        raise TwoReadingsError("PyTorch reads data.pkl differently.")
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:"):
             pass
     except tarfile.TarError:
         return
-    raise TwoReadingsError("it is a tar archive too")
+    raise TwoReadingsError("The file is a tar archive too.")
 
 
 def _by_zipfile(data: bytes) -> dict[str, bytes]:
@@ -54,7 +54,7 @@ def _by_zipfile(data: bytes) -> dict[str, bytes]:
 
 
 def _by_local_headers(data: bytes) -> dict[str, bytes]:
-    """As programs read that get an archive through a pipe."""
+    """Read the members as a program does that receives the archive through a pipe."""
     found: dict[str, bytes] = {}
     at = 0
     while data[at : at + 4] == b"PK\x03\x04":
@@ -76,10 +76,10 @@ def _by_local_headers(data: bytes) -> dict[str, bytes]:
 
 
 def _size_by_descriptor(data: bytes, start: int) -> int:
-    """A stored member of unknown size ends where a descriptor tells the size up to it."""
+    """Return the size of a stored member: a descriptor that states the distance ends it."""
     at = data.find(b"PK\x07\x08", start)
     while at >= 0:
         if int.from_bytes(data[at + 8 : at + 12], "little") == at - start:
             return at - start
         at = data.find(b"PK\x07\x08", at + 1)
-    raise TwoReadingsError("no descriptor behind a member")
+    raise TwoReadingsError("A member without a descriptor.")

@@ -1,4 +1,4 @@
-"""What hostile files name: `calls` tells whether any of them reached it."""
+"""The function that hostile files name: `calls` shows if reading any of them called it."""
 
 from __future__ import annotations
 

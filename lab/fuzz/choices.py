@@ -1,4 +1,4 @@
-"""A fuzzer's bytes as a source of decisions."""
+"""Turn a fuzzer's bytes into decisions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+LONGEST = 2048  # bytes of an input; the files made from them have about ten kilobytes
 
 
 class Choices:
-    """Decisions taken from bytes, one after the other; when they are used up, every decision is the first.
+    """Decisions taken from bytes, one after the other; after the last byte, every decision is the first choice.
 
-    So any bytes give some file, a change of a byte changes one decision, and short inputs give plain files.
+    Any bytes make some file, a changed byte changes one decision, and short inputs make plain files.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -19,33 +20,33 @@ class Choices:
         self._at = 0
 
     def below(self, limit: int) -> int:
-        """A number from 0 to `limit` - 1."""
+        """Return a number from 0 to `limit` - 1."""
         size = 1 if limit <= 1 << 8 else 2 if limit <= 1 << 16 else 8
         return int.from_bytes(self.raw(size).ljust(size, b"\0"), "little") % limit
 
     def pick(self, items: Sequence[T]) -> T:
-        """One of them."""
+        """Return one of the items."""
         return items[self.below(len(items))]
 
     def rarely(self, one_in: int = 16) -> bool:
-        """True once in so many times, and never when the bytes are used up."""
+        """Return True once in `one_in` calls on average, and never after the last byte."""
         return self.below(256) * one_in >= 256 * (one_in - 1)
 
     def raw(self, size: int) -> bytes:
-        """Up to so many of the bytes themselves."""
+        """Return up to `size` of the bytes themselves."""
         piece = self._data[self._at : self._at + size]
         self._at += size
         return piece
 
     def number(self) -> int:
-        """A whole number, most of them small, some at the edges of what programs count with."""
+        """Return an integer: most are small, some are at the limits of integer types."""
         if self.rarely(4):
             edge = self.pick((0, 7, 8, 15, 16, 31, 32, 48, 63, 64, 65, 255))
             return (1 << edge) + self.below(3) - 1
         return self.below(20) - self.pick((0, 0, 0, 8))
 
     def text(self) -> str:
-        """Text, most of it short and plain."""
+        """Return a text; most are short and plain."""
         if self.rarely(6):
             return self.raw(self.below(12)).decode("latin-1")
         if self.rarely(12):
@@ -53,7 +54,7 @@ class Choices:
         return self.pick(("a", "name", "x1", "weight", "linear", "ink"))
 
 
-# Texts with which programs that read files have had trouble.
+# Texts that have caused trouble in programs that read files.
 ODD_TEXTS = (
     "",
     "\x00",

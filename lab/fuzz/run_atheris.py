@@ -1,7 +1,6 @@
-"""The process that fuzzes one target with atheris; started by `python -m lab.fuzz`.
+"""Fuzz one target with atheris; `python -m lab.fuzz` starts this process.
 
-python -m lab.fuzz.run_atheris TARGET SECONDS FRESH FINDS
-python -m lab.fuzz.run_atheris TARGET merge INTO FROM FROM
+python -m lab.fuzz.run_atheris TARGET SECONDS KNOWN FRESH FINDS
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ import importlib
 import os
 import sys
 import warnings
-from pathlib import Path
 
 import atheris
 import torch
 
-# What is guided by: instrumented when it is imported here for the first time.
+# The coverage of these guides the fuzzer; they are instrumented when they are first imported.
 with atheris.instrument_imports(include=["hnloader", "yaml", "zipfile"]):
     for module in (
         "zipfile",
@@ -28,42 +26,37 @@ with atheris.instrument_imports(include=["hnloader", "yaml", "zipfile"]):
         importlib.import_module(module)
 
 from lab.fuzz import differential
+from lab.fuzz.choices import LONGEST
 from lab.fuzz.targets import TARGETS
 from lab.fuzz.watching import limit_memory
 
-CORPUS = Path(__file__).parent / "corpus"
-# Of the fuzzer's bytes. Files made of them have some ten kilobytes.
-LONGEST = 2048
-
 
 def main() -> None:
-    """Never returns: libFuzzer ends the process."""
-    name, seconds, fresh, finds = sys.argv[1:]
+    """Run until libFuzzer ends the process; never returns."""
+    name, seconds, known, fresh, finds = sys.argv[1:]
     target = TARGETS[name]
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     limit_memory()
-    counts = os.open("/dev/stdout", os.O_WRONLY)
+    stdout = os.open("/dev/stdout", os.O_WRONLY)
     runs = 0
 
-    def one(data: bytes) -> None:
+    def run(data: bytes) -> None:
         nonlocal runs
         runs += 1
         target.run(data)
         if runs % 1_000 == 0 and differential.counts:
-            os.write(counts, differential.summary().encode())
+            os.write(stdout, differential.summary().encode())
 
-    known = CORPUS / name
-    known.mkdir(parents=True, exist_ok=True)
     limits = [
-        "-timeout=900",  # of the clock, for what never ends; `watched` counts the time that an input really takes
+        "-timeout=900",  # wall time, for inputs that never end; `watched` limits CPU time
         "-rss_limit_mb=4096",
         f"-max_len={LONGEST}",
         "-len_control=0",
         f"-max_total_time={seconds}",
     ]
-    options = [sys.argv[0], *limits, "-print_final_stats=1", f"-artifact_prefix={finds}/{name}-", fresh, str(known)]
-    atheris.Setup(options, one)
+    options = [sys.argv[0], *limits, "-print_final_stats=1", f"-artifact_prefix={finds}/{name}-", fresh, known]
+    atheris.Setup(options, run)
     atheris.Fuzz()
 
 

@@ -1,6 +1,6 @@
-"""The process that fuzzes one target with inputs that hypothesis draws; started by `python -m lab.fuzz`.
+"""Fuzz one target with inputs that hypothesis draws; `python -m lab.fuzz` starts this process.
 
-python -m lab.fuzz.run_hypothesis TARGET SECONDS FRESH FINDS
+python -m lab.fuzz.run_hypothesis TARGET SECONDS KNOWN FRESH FINDS
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import warnings
-from hashlib import sha256
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,16 +18,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from lab.fuzz import differential
+from lab.fuzz.choices import LONGEST
+from lab.fuzz.corpus_archive import input_name
 from lab.fuzz.targets import TARGETS
 from lab.fuzz.watching import limit_memory
 
-CORPUS = Path(__file__).parent / "corpus"
-LONGEST = 2048
-
 
 def main() -> int:
-    """Draw inputs until the time is over or something is found."""
-    name, seconds, _, finds = sys.argv[1:]
+    """Draw inputs until the time is up or one fails."""
+    name, seconds, known, _, finds = sys.argv[1:]
     target = TARGETS[name]
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -35,22 +34,22 @@ def main() -> int:
     until = time.monotonic() + float(seconds)
     runs = 0
 
-    def one(data: bytes) -> None:
+    def run(data: bytes) -> None:
         nonlocal runs
         runs += 1
         try:
             target.run(data)
         except BaseException:
-            (Path(finds) / f"{name}-{sha256(data).hexdigest()[:16]}").write_bytes(data)
+            (Path(finds) / f"{name}-{input_name(data)}").write_bytes(data)
             raise
 
     try:
-        for path in sorted((CORPUS / name).glob("*")):
-            one(path.read_bytes())
+        for path in sorted(Path(known).iterdir()):
+            run(path.read_bytes())
         for number in itertools.count():
             if time.monotonic() > until:
                 break
-            _drawn(one, number)
+            _draw(run, number)
     except BaseException:
         traceback.print_exc()
         return 1
@@ -60,7 +59,7 @@ def main() -> int:
     return 0
 
 
-def _drawn(one: object, number: int) -> None:
+def _draw(run: Callable[[bytes], None], number: int) -> None:
     @seed(number)
     @settings(
         max_examples=500,
@@ -71,7 +70,7 @@ def _drawn(one: object, number: int) -> None:
     )
     @given(st.binary(max_size=LONGEST))
     def check(data: bytes) -> None:
-        one(data)  # type: ignore[operator]
+        run(data)
 
     check()
 

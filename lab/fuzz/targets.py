@@ -1,4 +1,4 @@
-"""What is fuzzed: how an input is made of the fuzzer's bytes, and what must hold for any input."""
+"""Define the targets: how each makes an input from the fuzzer's bytes, and what must hold for any input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-import yaml  # noqa: F401  # read_config imports it, and while an input is read nothing may be imported
+import yaml  # noqa: F401  # read_config imports it, and readers must not import anything while watched
 
 import hnloader
 from hnloader import infotext, prompt
@@ -27,43 +27,43 @@ from lab.fuzz.watching import watched
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads what strangers wrote.
+    """A reader of files or texts from strangers.
 
     Attributes:
-        make: a file or text from the fuzzer's bytes.
-        check: reads it; raises anything where what is promised does not hold.
+        make: Makes a file or text from the fuzzer's bytes.
+        check: Reads it; raises an exception if a promise is broken.
     """
 
     make: Callable[[Choices], bytes | str]
     check: Callable[[bytes | str], None]
 
     def run(self, data: bytes) -> None:
-        """One input."""
+        """Check one input."""
         self.check(self.make(Choices(data)))
 
 
-def _refused_or(read: Callable[[], object]) -> object:
-    """What it gives; None where it was refused as it should be."""
+def _read_or_none(read: Callable[[], object]) -> object:
+    """Return the result of a reader, or None if it raised a HypernetworkError."""
     try:
         return read()
     except HypernetworkError as error:
-        assert str(error).strip(), "an error without words"
+        assert str(error).strip(), "an error without a message"
         return None
 
 
 def _read_weights(data: bytes | str) -> None:
     assert isinstance(data, bytes)
     with watched():
-        loaded = _refused_or(lambda: hnloader.load(io.BytesIO(data)))
-        told = _refused_or(lambda: hnloader.inspect(io.BytesIO(data)))
-        # The header is read the same by both; what only the data show, `inspect` cannot know.
-        assert loaded is None or told is not None, "it loads, and inspect refuses it"
+        loaded = _read_or_none(lambda: hnloader.load(io.BytesIO(data)))
+        inspected = _read_or_none(lambda: hnloader.inspect(io.BytesIO(data)))
+        # Both read the header alike; `inspect` cannot see faults of the tensor data.
+        assert loaded is None or inspected is not None, "it loads, but inspect refuses it"
         if isinstance(loaded, Hypernetwork):
-            _computes(loaded)
+            _check_computes(loaded)
 
 
-def _computes(hypernetwork: Hypernetwork) -> None:
-    """What was loaded is finite and can be used."""
+def _check_computes(hypernetwork: Hypernetwork) -> None:
+    """Check that a loaded hypernetwork is finite and computes."""
     for tensor in hypernetwork.state_dict().values():
         assert bool(torch.isfinite(tensor.float()).all())
     for width in hypernetwork.widths[:1]:
@@ -84,7 +84,7 @@ def _read_archive(data: bytes | str) -> None:
     archives.check(data)
 
 
-def _follow(data: bytes | str) -> None:
+def _trace(data: bytes | str) -> None:
     assert isinstance(data, bytes)
     unpicklers.check(data)
 
@@ -92,49 +92,49 @@ def _follow(data: bytes | str) -> None:
 def _read_changed(data: bytes | str) -> None:
     _read_checkpoint(data)
     assert isinstance(data, bytes)
-    differential.compare_at_once(data)
+    differential.compare_fast_path(data)
 
 
 def _read_safetensors(data: bytes | str) -> None:
     assert isinstance(data, bytes)
     _read_weights(data)
-    if _refused_or(lambda: hnloader.load(io.BytesIO(data))) is not None:
-        safetensors.deserialize(data)  # the library reads whatever we read
+    if _read_or_none(lambda: hnloader.load(io.BytesIO(data))) is not None:
+        safetensors.deserialize(data)  # the library must read everything that hnloader reads
 
 
 def _read_hns(data: bytes | str) -> None:
     assert isinstance(data, bytes)
     with watched():
-        loaded = _refused_or(lambda: hnloader.load(_Named(data), [_FOLDER]))
-        told = _refused_or(lambda: hnloader.inspect(_Named(data), [_FOLDER]))
-        assert (loaded is None) == (told is None) or loaded is None
+        loaded = _read_or_none(lambda: hnloader.load(_Named(data), [_FOLDER]))
+        inspected = _read_or_none(lambda: hnloader.inspect(_Named(data), [_FOLDER]))
+        assert loaded is None or inspected is not None, "it loads, but inspect refuses it"
         if isinstance(loaded, Hypernetwork):
-            _computes(loaded)
+            _check_computes(loaded)
 
 
 class _Named(io.BytesIO):
-    """An open file that seems to lie beside the hypernetworks that it may name."""
+    """An open file that appears to be in the folder of the hypernetworks it may name."""
 
     @property
     def name(self) -> str:
-        """Where it would lie."""
+        """Return the path of the file."""
         return str(_FOLDER / "made.hns")
 
 
-def _made_folder() -> Path:
-    """Hypernetworks that a composition may name; looking at them imports what is imported when it is needed."""
+def _make_folder() -> Path:
+    """Make the hypernetworks that a composition may name, and load them so that lazy imports are done."""
     folder = Path(tempfile.mkdtemp(prefix="hnloader-fuzz-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name, width in (("ink.pt", 4), ("oil.safetensors", 8)):
         torch.manual_seed(0)
         hnloader.save(Hypernetwork.new((width,), Architecture((1, 2, 1), "relu"), name="x"), folder / name)
         hnloader.inspect(folder / name)
-        _computes(hnloader.load(folder / name))
+        _check_computes(hnloader.load(folder / name))
     return folder
 
 
-_FOLDER = _made_folder()
-read_config()  # which evaluates its annotations once
+_FOLDER = _make_folder()
+read_config()  # evaluates its annotations once
 
 
 def _read_config(text: bytes | str) -> None:
@@ -142,19 +142,19 @@ def _read_config(text: bytes | str) -> None:
     path = _FOLDER / "config.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogateescape" if text.isascii() else "replace")
     with watched():
-        config = _refused_or(lambda: read_config(path))
+        config = _read_or_none(lambda: read_config(path))
         if config is not None:
-            _refused_or(config.check)  # type: ignore[attr-defined]
+            _read_or_none(config.check)  # type: ignore[attr-defined]
 
 
 def _read_prompt(text: bytes | str) -> None:
     assert isinstance(text, str)
     with watched():
-        parsed = _refused_or(lambda: prompt.parse_prompt(text))
+        parsed = _read_or_none(lambda: prompt.parse_prompt(text))
         if isinstance(parsed, prompt.ParsedPrompt):
             for tag in parsed.tags:
-                again = prompt.parse_prompt(str(tag))
-                assert again == prompt.ParsedPrompt("", (tag,)), f"{tag!r} was written as {tag} and read as {again!r}"
+                reread = prompt.parse_prompt(str(tag))
+                assert reread == prompt.ParsedPrompt("", (tag,)), f"{tag!r} was written as {tag} but read as {reread!r}"
             left = prompt.parse_prompt(parsed.prompt) if "<hypernet:" not in parsed.prompt else None
             assert left is None or not left.tags
 
@@ -167,15 +167,15 @@ def _read_infotext(text: bytes | str) -> None:
             written = str(parsed)
         except ValueError:
             return
-        again = infotext.parse(written)
+        reread = infotext.parse(written)
         if len(parsed.settings) >= 3 and "\n" not in "".join(parsed.settings.values()):
-            assert dict(again.settings) == dict(parsed.settings), f"{parsed!r} was read again as {again!r}"
+            assert dict(reread.settings) == dict(parsed.settings), f"{parsed!r} was read again as {reread!r}"
 
 
 TARGETS: dict[str, Target] = {
     "pickle": Target(containers.plain_zip, _read_checkpoint),
     "changed": Target(containers.changed_zip, _read_changed),
-    "opcodes": Target(opcodes.stream, _follow),
+    "opcodes": Target(opcodes.stream, _trace),
     "zip": Target(containers.broken_zip, _read_archive),
     "legacy": Target(containers.legacy, _read_checkpoint),
     "safetensors": Target(texts.safetensors, _read_safetensors),

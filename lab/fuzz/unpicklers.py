@@ -1,6 +1,6 @@
-"""Python's own unpicklers against `hnloader.formats.tracing` on the same bytes: whatever they import must be found.
+"""Compare Python's unpicklers with `hnloader.formats.tracing`: the trace must name everything that they import.
 
-Nothing is imported: both unpicklers (C's and Python's) get classes that note what is asked for and what is called.
+Nothing is really imported: both unpicklers (in C and in Python) get stand-in classes that record imports and calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_PICKLES = 8
 
 
 class MissedError(AssertionError):
-    """An unpickler imports or calls what was not found."""
+    """An unpickler imports or calls something that the trace does not name."""
 
 
 def check(data: bytes) -> None:
@@ -30,7 +30,7 @@ def check(data: bytes) -> None:
 
 
 class _Plain:
-    """A file without `peek` and `readinto`, which C's unpickler reads in another way."""
+    """A file without `peek` and `readinto`, which the C unpickler reads differently."""
 
     def __init__(self, data: bytes) -> None:
         file = io.BytesIO(data)
@@ -39,38 +39,38 @@ class _Plain:
 
 def _check(data: bytes, kind: Any, file: Any, persistent: bool) -> None:
     file.seek(0)
-    asked: dict[Global, bool] = {}
-    unpickler = _noting(kind, file, asked, persistent)
+    calls: dict[Global, bool] = {}
+    unpickler = _recording_unpickler(kind, file, calls, persistent)
     found: dict[Global, None] = {}
     at = 0
     for trace in _traces(data):
         try:
-            # A new one for each: programs call `load` of a module.
-            unpickler = _noting(kind, file, asked, persistent)
+            # A new unpickler for each pickle, as `pickle.load` makes.
+            unpickler = _recording_unpickler(kind, file, calls, persistent)
             file.seek(at)
             unpickler.load()
             at = file.tell()
-        except Exception:  # whatever it raises, it does not go on
+        except Exception:  # after any error, it reads no further
             at = -1
         found.update(trace.names)
         certain = trace.is_certain
         if any(one.name is None for one in trace.found):
-            return  # frames by which the unpicklers read different bytes, or an odd persistent id: a finding
-        for name, is_called in asked.items():
+            return  # frames that the unpicklers read differently, or an odd persistent id: a finding
+        for name, is_called in calls.items():
             if not "".join(name).isascii():
-                continue  # other encodings give other names, none of which is known
+                continue  # other encodings make other names, all unknown
             if name not in KNOWN and name not in found and (is_called or certain):
-                raise MissedError(f"{kind.__module__} imports {name!r} (called: {is_called}), which was not found")
+                raise MissedError(f"{kind.__module__} imports {name!r} (called: {is_called}); the trace does not.")
             if name not in KNOWN and name in found and not trace.found and not _before(trace, name):
-                raise MissedError(f"{name!r} is not a finding")
+                raise MissedError(f"The trace names {name!r} without a finding.")
         if at < 0:
             return
         if at != trace.end or trace.ending != "stop":
-            raise MissedError(f"{kind.__module__} ends at {at}, and the trace at {trace.end} ({trace.ending})")
+            raise MissedError(f"{kind.__module__} ends at {at}, but the trace at {trace.end} ({trace.ending}).")
 
 
 def _before(trace: object, name: Global) -> bool:
-    """A name of an earlier pickle."""
+    """Return True for a name of an earlier pickle."""
     return name not in getattr(trace, "names", {})
 
 
@@ -87,28 +87,28 @@ def _traces(data: bytes) -> Iterator[Any]:
             at = trace.end
 
 
-def _noting(kind: Any, file: Any, asked: dict[Global, bool], persistent: bool) -> Any:
-    class Noting(kind):  # type: ignore[misc]
+def _recording_unpickler(kind: Any, file: Any, calls: dict[Global, bool], persistent: bool) -> Any:
+    class RecordingUnpickler(kind):  # type: ignore[misc]
         def find_class(self, module: str, name: str) -> object:
-            asked.setdefault((module, name), False)
-            return _stand_in((module, name), asked)
+            calls.setdefault((module, name), False)
+            return _stand_in((module, name), calls)
 
     if persistent:
 
         def persistent_load(self: object, given: object) -> object:
             return _stand_in(("persistent", "id"), {})
 
-        Noting.persistent_load = persistent_load
-    return Noting(file, encoding="latin-1")
+        RecordingUnpickler.persistent_load = persistent_load
+    return RecordingUnpickler(file, encoding="latin-1")
 
 
-def _stand_in(named: Global, asked: dict[Global, bool]) -> type:
-    """A class that notes that it was called, and whose objects take whatever is done to them."""
+def _stand_in(named: Global, calls: dict[Global, bool]) -> type:
+    """Return a class that records its calls and whose objects accept any operation."""
 
     class StandIn:
         def __new__(cls, *arguments: object, **named_arguments: object) -> StandIn:
-            if named in asked:
-                asked[named] = True
+            if named in calls:
+                calls[named] = True
             return super().__new__(cls)
 
         def __init__(self, *arguments: object, **named_arguments: object) -> None:

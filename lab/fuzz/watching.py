@@ -1,4 +1,4 @@
-"""Notices what no reader may do: run something, start a program, write a file, take much memory."""
+"""Notice what readers must never do: run code, start programs, write files, use much memory or time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ from pathlib import Path
 
 from lab.fuzz import canary
 
-# The files of the corpus name the canary by a short name of its own.
-sys.modules["fuzz.canary"] = canary
-
-# Readers import these at their first use.
+# Readers import these codecs at their first use.
 for _codec in ("raw_unicode_escape", "utf_8_sig"):
     codecs.lookup(_codec)
 
-# Seconds of CPU time that one input may take. Not of the clock: the machine may have more to do.
-MAX_SECONDS = 10.0
-# What one input may add to the process's peak. Inputs have a few kilobytes.
-MAX_MEMORY = 256 << 20
-# Beyond this, asking for memory fails in the fuzzer's process, so that one input cannot take the machine's.
-ADDRESS_SPACE = 3 << 30
+MAX_SECONDS = 10.0  # CPU time of one input; wall time would depend on what else the machine does
+MAX_MEMORY = 256 << 20  # bytes that one input may add to the peak of the process
+ADDRESS_SPACE = 3 << 30  # bytes after which allocations fail, so that one input cannot use up the machine
 
 _FORBIDDEN = (
     "exec", "import", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class",
@@ -34,7 +28,7 @@ _FORBIDDEN = (
 
 
 class ForbiddenError(BaseException):
-    """A reader did what it may not; a BaseException, so that no `except Exception` hides it."""
+    """A reader broke a rule. A BaseException, so that `except Exception` cannot hide it."""
 
 
 _watching = False
@@ -45,17 +39,17 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
     if not _watching:
         return
     if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) <= set("rbtU")):
-        # Opened by os.open, which gives no mode: what counts are the flags.
+        # os.open passes flags instead of a mode.
         flags = arguments[2] if len(arguments) > 2 else 0
         if isinstance(flags, int) and flags & 0o3:
-            raise ForbiddenError(f"a file was opened for writing: {arguments[0]!r}")
+            raise ForbiddenError(f"{arguments[0]!r}: Opened for writing.")
     if event in _FORBIDDEN and not (event == "import" and str(arguments[0]) in sys.modules):
         raise ForbiddenError(f"{event} {arguments!r}"[:300])
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """While the block runs, raise ForbiddenError for what no reader may do; after it, for time, memory, canary."""
+    """Raise ForbiddenError for forbidden events in the block, and after it for time, memory and canary calls."""
     global _watching, _hooked
     if not _hooked:
         sys.addaudithook(_hook)
@@ -67,26 +61,26 @@ def watched() -> Iterator[None]:
     finally:
         _watching = False
     if canary.calls != called:
-        raise ForbiddenError("the canary was called")
+        raise ForbiddenError("The canary was called.")
     if (seconds := time.process_time() - began) > MAX_SECONDS:
-        raise ForbiddenError(f"{seconds:.1f} s of CPU time were taken")
+        raise ForbiddenError(f"The input took {seconds:.1f} s of CPU time; the limit is {MAX_SECONDS} s.")
     if peak() - before > MAX_MEMORY:
-        raise ForbiddenError(f"{(peak() - before) >> 20} MiB were taken")
+        raise ForbiddenError(f"The input took {(peak() - before) >> 20} MiB; the limit is {MAX_MEMORY >> 20} MiB.")
 
 
 def peak() -> int:
-    """The process's largest resident memory so far, in bytes."""
+    """Return the peak resident memory of the process in bytes."""
     with contextlib.suppress(OSError), Path("/proc/self/status").open(encoding="ascii") as status:
         for line in status:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) << 10
-    # Not Linux, where this would begin with what the process had that started this one.
+    # Not on Linux, where this includes the peak of the parent process.
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size << 10
 
 
 def limit_memory() -> None:
-    """Have requests for very much memory fail in this process."""
+    """Make very large allocations fail in this process."""
     resource.setrlimit(
         resource.RLIMIT_AS, (ADDRESS_SPACE + _address_space(), resource.getrlimit(resource.RLIMIT_AS)[1])
     )

@@ -1,1 +1,1 @@
-"""Makers of files: each turns `Choices` into bytes or text of the right structure, mostly with something wrong."""
+"""Makers turn `Choices` into files and texts of the right structure, most of them with some fault."""

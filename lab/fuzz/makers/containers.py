@@ -1,4 +1,4 @@
-"""What pickles lie in: zip archives and legacy streams of torch.save."""
+"""Make the containers of pickles: zip archives and legacy streams of torch.save."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ MAX_STORAGE = 1 << 14
 
 
 def storage_data(choices: Choices, kind: str, count: int) -> bytes:
-    """Values for a storage: zeros, with a few bytes of the fuzzer's."""
+    """Return values for a storage: up to four of the fuzzer's bytes, then zeros."""
     size = max(0, min(count * ITEM_SIZES.get(kind, 4), MAX_STORAGE))
     return choices.raw(min(size, 4)).ljust(size, b"\0")
 
 
 def plain_zip(choices: Choices) -> bytes:
-    """A sound archive with a pickle that may be anything but sound."""
+    """Make a sound archive around a pickle that may have any fault."""
     maker = PickleMaker(choices)
     pickle = maker.whole()
     return archive(choices, _members(choices, maker, pickle), sound=True)
 
 
 def changed_zip(choices: Choices) -> bytes:
-    """A sound archive as torch.save writes it, but for some bytes of its pickle."""
+    """Make an archive as torch.save writes it, with up to five bytes of its pickle changed."""
     pickle, *others = _saved()
     data = bytearray(pickle.data)
     for _ in range(choices.below(6)):
@@ -45,7 +45,7 @@ _USUAL_OPCODES = b"hqr(tQRKMJX0}).\x85\x86\x87\x89"
 
 @functools.cache
 def _saved() -> tuple[Member, ...]:
-    """The members of a hypernetwork that torch saved, the pickle first."""
+    """Return the members of a hypernetwork that torch saved, the pickle first."""
     torch.manual_seed(0)
     side = {
         f"linear.{n}.{name}": torch.randn(shape) for n in (0, 1) for name, shape in (("weight", (4, 4)), ("bias", 4))
@@ -58,7 +58,7 @@ def _saved() -> tuple[Member, ...]:
 
 
 def broken_zip(choices: Choices) -> bytes:
-    """An archive with something wrong in it, around a hypernetwork."""
+    """Make an archive with faults around a sound hypernetwork."""
     maker = PickleMaker(Choices(b""))
     pickle = maker.whole()
     members = _members(choices, maker, pickle)
@@ -70,7 +70,7 @@ def broken_zip(choices: Choices) -> bytes:
 
 
 def legacy(choices: Choices) -> bytes:
-    """A legacy stream: five pickles, then the storages."""
+    """Make a legacy stream: five pickles, then the storages."""
     maker = PickleMaker(choices, legacy=True)
     tree = maker.whole()
     keys = [key for key in maker.storages if not choices.rarely(60)]
@@ -87,14 +87,14 @@ def legacy(choices: Choices) -> bytes:
     data = magic + protocol + system + tree + listed
     for key in keys:
         kind, count = maker.storages.get(key, ("FloatStorage", 0))
-        told = choices.number() if choices.rarely(40) else count
-        data += struct.pack("<q", max(-(1 << 63), min(told, (1 << 63) - 1))) + storage_data(choices, kind, count)
+        stated = choices.number() if choices.rarely(40) else count
+        data += struct.pack("<q", max(-(1 << 63), min(stated, (1 << 63) - 1))) + storage_data(choices, kind, count)
     return _cut(choices, data)
 
 
 @dataclass
 class Member:
-    """A member of an archive, and what its headers say instead of the truth."""
+    """A member of an archive, and the false values of its headers."""
 
     name: bytes
     data: bytes
@@ -136,7 +136,7 @@ def _members(choices: Choices, maker: PickleMaker, pickle: bytes) -> list[Member
 
 
 def archive(choices: Choices, members: list[Member], *, sound: bool) -> bytes:
-    """The archive's bytes; with `sound`, all its headers tell the truth."""
+    """Return the bytes of an archive; with `sound`, all its headers are true."""
     if not sound:
         for member in members:
             _mutate(choices, member)
@@ -196,18 +196,18 @@ def _deflated(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-def _local(told: dict[str, int], name: bytes) -> bytes:
-    short = [told[key] & 0xFFFF for key in ("version", "flags", "method")]
-    sizes = [told[key] & 0xFFFFFFFF for key in ("crc", "packed", "size")]
-    return struct.pack("<4s5H3L2H", b"PK\x03\x04", *short, 0, 33, *sizes, len(name), told["extra"] & 0xFFFF) + name
+def _local(values: dict[str, int], name: bytes) -> bytes:
+    short = [values[key] & 0xFFFF for key in ("version", "flags", "method")]
+    sizes = [values[key] & 0xFFFFFFFF for key in ("crc", "packed", "size")]
+    return struct.pack("<4s5H3L2H", b"PK\x03\x04", *short, 0, 33, *sizes, len(name), values["extra"] & 0xFFFF) + name
 
 
-def _central(told: dict[str, int], name: bytes) -> bytes:
-    short = [told[key] & 0xFFFF for key in ("version", "flags", "method")]
-    sizes = [told[key] & 0xFFFFFFFF for key in ("crc", "packed", "size")]
-    lengths = [len(name), told["extra"] & 0xFFFF, told["comment"] & 0xFFFF, told["disk"] & 0xFFFF]
+def _central(values: dict[str, int], name: bytes) -> bytes:
+    short = [values[key] & 0xFFFF for key in ("version", "flags", "method")]
+    sizes = [values[key] & 0xFFFFFFFF for key in ("crc", "packed", "size")]
+    lengths = [len(name), values["extra"] & 0xFFFF, values["comment"] & 0xFFFF, values["disk"] & 0xFFFF]
     made = struct.pack(
-        "<4s6H3L5H2L", b"PK\x01\x02", 20, *short, 0, 33, *sizes, *lengths, 0, 0, told["offset"] & 0xFFFFFFFF
+        "<4s6H3L5H2L", b"PK\x01\x02", 20, *short, 0, 33, *sizes, *lengths, 0, 0, values["offset"] & 0xFFFFFFFF
     )
     return made + name
 

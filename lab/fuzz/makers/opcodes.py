@@ -1,4 +1,4 @@
-"""Streams of opcodes in any order, with arguments that fit and some that do not, in front of imports and calls."""
+"""Make streams of opcodes in any order, with valid and invalid arguments, before imports and calls."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _PLAIN = b"N\x88\x89]})\x8f(((.0122lt\x85\x86\x87deaus\x90\x91RRRbbo\x81\x92\x93
 
 
 def stream(choices: Choices) -> bytes:
-    """A pickle, or several in a row."""
+    """Make one pickle or several in a row."""
     data = choices.pick((b"\x80\x02", b"", b"\x80\x04", b"\x80\x00", b"\x80\x06"))
     for _ in range(1 + choices.below(40)):
         data += _opcode(choices)

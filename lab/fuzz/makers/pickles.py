@@ -1,4 +1,4 @@
-"""Pickles of object trees as torch.save writes them, in every encoding that the protocols know."""
+"""Make pickles of object trees as torch.save writes them, in every encoding of every protocol."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from lab.fuzz.choices import Choices
 
-# What no pickle may reach. The first would show that something was called: see `lab.fuzz.watching`.
+# Globals that no pickle may reach. `lab.fuzz.watching` detects a call of the first.
 STRANGE_GLOBALS = (
-    ("fuzz.canary", "sing"),
+    ("lab.fuzz.canary", "sing"),
     ("os", "system"),
     ("builtins", "eval"),
     ("builtins", "getattr"),
@@ -55,7 +55,7 @@ ITEM_SIZES = dict(zip(STORAGES, (4, 2, 2, 8, 8, 1, 1), strict=True))
 
 @dataclass
 class PickleMaker:
-    """Writes opcodes; `storages` collects what the pickle says lies elsewhere: key -> (kind, number of values)."""
+    """Writes opcodes; `storages` collects the storages that the pickle names: key -> (kind, number of values)."""
 
     choices: Choices
     legacy: bool = False
@@ -64,7 +64,7 @@ class PickleMaker:
     opcodes: int = 0
 
     def whole(self) -> bytes:
-        """A pickle of a hypernetwork, more or less."""
+        """Make a pickle that resembles a hypernetwork."""
         head = b"\x80" + bytes([self.choices.pick((2, 2, 2, 0, 3, 4, 5, 255))])
         data = head + self.hypernetwork() + b"."
         if self.choices.rarely(24):
@@ -73,7 +73,7 @@ class PickleMaker:
         return data
 
     def hypernetwork(self) -> bytes:
-        """A dict of widths with pairs of state dicts, and some metadata."""
+        """Make a dict of widths with pairs of state dicts, and some metadata."""
         choices = self.choices
         body = b""
         for _ in range(1 + choices.below(2)):
@@ -88,7 +88,7 @@ class PickleMaker:
         return b"}(" + body + b"u"
 
     def side(self, width: int) -> bytes:
-        """A state dict of a 1-2-1 hypernetwork."""
+        """Make a state dict of a 1-2-1 hypernetwork."""
         choices = self.choices
         if choices.rarely(32):
             return self.value(3)
@@ -101,7 +101,7 @@ class PickleMaker:
         return self.named("collections", "OrderedDict") + b")R(" + body + b"u"
 
     def metadata(self, key: str) -> bytes:
-        """A value that fits the key, or any."""
+        """Make a value that fits the key, or any other."""
         choices = self.choices
         if choices.rarely(3):
             return self.value(2)
@@ -115,7 +115,7 @@ class PickleMaker:
     # -- values
 
     def value(self, depth: int) -> bytes:
-        """Anything."""
+        """Make any value."""
         choices = self.choices
         self.opcodes += 1
         if depth <= 0 or self.opcodes > 500:
@@ -141,11 +141,11 @@ class PickleMaker:
         return choices.pick(kinds)()
 
     def several(self, depth: int) -> bytes:
-        """Some values in a row."""
+        """Make up to three values in a row."""
         return b"".join(self.value(depth - 1) for _ in range(self.choices.below(4)))
 
     def scalar(self, value: object) -> bytes:
-        """None, a truth value, a number or text."""
+        """Encode None, a bool, a number or a text."""
         if value is None:
             return b"N"
         if isinstance(value, bool):
@@ -157,7 +157,7 @@ class PickleMaker:
         return self.string(str(value))
 
     def integer(self, value: int) -> bytes:
-        """In one of the encodings that hold it."""
+        """Encode an integer in one of the ways that can hold it."""
         size = (value.bit_length() + 8) // 8
         ways = [b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True) if size < 256 else b"K\x00"]
         if -(1 << 31) <= value < 1 << 31:
@@ -171,7 +171,7 @@ class PickleMaker:
         return self.choices.pick(ways)
 
     def string(self, value: str) -> bytes:
-        """In one of the encodings of text."""
+        """Encode a text in one of the possible ways."""
         data = value.encode("utf-8", "surrogatepass")
         ways = [b"X" + struct.pack("<I", len(data)) + data, b"\x8d" + struct.pack("<Q", len(data)) + data]
         if len(data) < 256:
@@ -183,7 +183,7 @@ class PickleMaker:
         return self.choices.pick(ways)
 
     def bytes_(self, value: bytes) -> bytes:
-        """In one of the encodings of bytes."""
+        """Encode bytes in one of the possible ways."""
         size = len(value)
         return self.choices.pick(
             (
@@ -199,7 +199,7 @@ class PickleMaker:
         )
 
     def tuple_of(self, items: list[bytes]) -> bytes:
-        """A tuple, with or without a mark."""
+        """Encode a tuple, with or without a mark."""
         short = {0: b")", 1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(items))
         if short is not None and not self.choices.rarely(4):
             return b"".join(items) + short
@@ -208,7 +208,7 @@ class PickleMaker:
     # -- tensors
 
     def tensor(self, shape: tuple[int, ...]) -> bytes:
-        """A tensor in a storage of its own or, now and then, in another's, with odd sizes now and then."""
+        """Make a tensor, sometimes in another tensor's storage or with odd sizes."""
         choices = self.choices
         count = 1
         strides: list[int] = []
@@ -240,7 +240,7 @@ class PickleMaker:
         return made
 
     def storage(self, kind: str, count: int) -> bytes:
-        """The persistent id of a storage."""
+        """Make the persistent id of a storage."""
         choices = self.choices
         key = str(choices.below(4)) if choices.rarely(12) else str(len(self.storages))
         self.storages.setdefault(key, (kind, count))
@@ -251,28 +251,28 @@ class PickleMaker:
             self.string(choices.pick(("cpu", "cpu", "cuda:0", "meta"))),
             self.integer(count),
         ]
-        if self.legacy != choices.rarely(40):  # the view that early versions wrote, None in all that are left
+        if self.legacy != choices.rarely(40):  # the view that early versions wrote; None in all known files
             parts.append(b"N")
         return b"(" + b"".join(parts) + b"tQ"
 
     # -- globals, calls, the memo
 
     def named(self, module: str, name: str) -> bytes:
-        """A global, by one of the two opcodes."""
+        """Make a global with one of the two opcodes."""
         if self.choices.rarely(4):
             return self.string(module) + self.string(name) + b"\x93"
         return f"c{module}\n{name}\n".encode()
 
     def any_global(self) -> bytes:
-        """Mostly one that is known."""
+        """Make a global, usually a known one."""
         return self.named(*self.choices.pick(STRANGE_GLOBALS if self.choices.rarely(3) else KNOWN_GLOBALS))
 
     def called(self, depth: int) -> bytes:
-        """A call of a global with any arguments."""
+        """Make a call of a global with any arguments."""
         return self.any_global() + self.choices.pick((b")", b"(" + self.several(depth) + b"t")) + b"R"
 
     def object_(self, depth: int) -> bytes:
-        """An object of a class, by one of the opcodes that make one, with or without a state."""
+        """Make an object of a class with any of the opcodes, with or without a state."""
         arguments = b"(" + self.several(depth) + b"t"
         made = self.choices.pick(
             (
@@ -280,7 +280,7 @@ class PickleMaker:
                 self.any_global() + arguments + b"\x81",
                 self.any_global() + b")}\x92",
                 b"(" + self.any_global() + self.several(depth) + b"o",
-                b"(" + self.several(depth) + b"ifuzz.canary\nsing\n",
+                b"(" + self.several(depth) + b"ilab.fuzz.canary\nsing\n",
                 b"\x82\x01",
                 b"Pid\n",
                 b"\x97",
@@ -289,7 +289,7 @@ class PickleMaker:
         return made + (self.value(depth - 1) + b"b" if self.choices.rarely(2) else b"")
 
     def remembered(self, depth: int) -> bytes:
-        """A value put into the memo, or one got from it."""
+        """Put a value into the memo, or get one from it."""
         choices = self.choices
         if self.memo and choices.rarely(2):
             index = choices.below(self.memo + 1)
@@ -297,7 +297,7 @@ class PickleMaker:
         self.memo += 1
         index = self.memo - 1
         put = choices.pick((b"q" + bytes([index % 256]), f"p{index}\n".encode(), b"\x94", b"2"))
-        if choices.rarely(6):  # a container that holds itself
+        if choices.rarely(6):  # a container that contains itself
             return b"]" + put + b"h" + bytes([index % 256]) + b"a"
         return self.value(depth - 1) + put
 

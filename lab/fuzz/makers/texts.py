@@ -1,4 +1,4 @@
-"""Formats that are text, or JSON in a header: safetensors, .hns, configurations, tags, infotext."""
+"""Make texts and files with JSON headers: safetensors, .hns, configurations, tags, infotext."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lab.fuzz.choices import ODD_TEXTS, Choices
 
 
 def safetensors(choices: Choices) -> bytes:
-    """A hypernetwork in safetensors with changed JSON, lengths and data."""
+    """Make a hypernetwork in safetensors with changed JSON, lengths and data."""
     width = choices.pick((4, 8))
     header, size = _header(choices, width)
     text = _json_text(choices, header)
@@ -61,7 +61,7 @@ def _json_text(choices: Choices, value: object) -> bytes:
 
 
 def _changed(choices: Choices, value: object, depth: int = 0) -> object:
-    """The value with one part of it changed, removed or added."""
+    """Return the value with one part changed, removed or added."""
     if isinstance(value, dict) and value and not choices.rarely(6):
         key = choices.pick(tuple(value))
         if choices.rarely(8):
@@ -91,7 +91,7 @@ def _any_json(choices: Choices, depth: int) -> object:
 
 
 def hns(choices: Choices) -> bytes:
-    """The text of a composition."""
+    """Make the text of a composition."""
     if choices.rarely(16):
         return _nested(choices, "[({", "])}")
     text = _structure(choices, 4)
@@ -142,7 +142,7 @@ def _nested(choices: Choices, opening: str, closing: str) -> bytes:
 
 
 def config(choices: Choices) -> str:
-    """A training's YAML."""
+    """Make a training configuration in YAML."""
     lines = []
     for _ in range(choices.below(8)):
         key = choices.pick(CONFIG_KEYS)
@@ -178,7 +178,7 @@ def _yaml(choices: Choices, depth: int) -> str:
         )
     if kind == 7:
         return choices.pick(
-            ("&a ", "*a", "!!python/object/apply:os.system [a]", "!!python/name:fuzz.canary.sing", "!x y")
+            ("&a ", "*a", "!!python/object/apply:os.system [a]", "!!python/name:lab.fuzz.canary.sing", "!x y")
         )
     return choices.pick(("1", "0.5", "true", "a", "[]"))
 
@@ -226,7 +226,7 @@ ODD_YAML = (
 
 
 def prompt(choices: Choices) -> str:
-    """A prompt with tags."""
+    """Make a prompt with tags."""
     return "".join(_prompt_part(choices) for _ in range(choices.below(6)))
 
 
@@ -268,7 +268,7 @@ def _tag_field(choices: Choices) -> str:
 
 
 def infotext(choices: Choices) -> str:
-    """What stands in an image."""
+    """Make the infotext of an image."""
     lines = [_infotext_line(choices) for _ in range(choices.below(4))]
     settings = [
         f"{_infotext_key(choices)}{choices.pick((': ', ':', ' '))}{_infotext_value(choices)}"
