@@ -204,15 +204,16 @@ def targets(results: Sequence[Result]) -> list[Target]:
 
 
 def summary(results: Sequence[Result]) -> str:
-    """The line that the README has: what a step takes on the first model."""
+    """Return the sentence in the README: the time of a step on the first model."""
     by_case = {result.group.case: result for result in results if result.where == results[0].where}
     parts = []
     for case, name in ((_files.LINEAR, "linear"), (_files.CROSS, "cross-attention only"), (_files.RELU, "relu")):
         if case in by_case:
-            rounds = by_case[case].rounds
-            ours, hooks = rounds.ratio(OURS, BARE).median, rounds.ratio(HOOKS, BARE).median
-            parts.append(f"{name} {ours:.2f} (plain hooks {hooks:.2f})")
-    return f"One step with a [1, 2, 1] file, to one without; {results[0].where}: {', '.join(parts)}."
+            parts.append(f"{by_case[case].rounds.ratio(OURS, BARE).median:.2f} ({name})")
+    ratios = " or ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    return (
+        f"A step with a [1, 2, 1] hypernetwork takes {ratios} times as long as a step without one: {results[0].where}."
+    )
 
 
 # -- which models

@@ -48,7 +48,7 @@ def test_steps_are_timed_and_shown(tmp_path: Path) -> None:
     targets = step_time.targets(results)
     assert len(targets) == len(step_time.GROUPS)
     line = step_time.summary(results)
-    assert line.startswith("One step with a [1, 2, 1] file")
+    assert line.startswith("A step with a [1, 2, 1] hypernetwork takes ")
     assert all(kind in line for kind in ("linear", "relu", "cross-attention only"))
     _plots.step_time([result.to_json() for result in results], tmp_path / "steps")
     assert "<svg" in (tmp_path / "steps.svg").read_text()
