@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hnloader.errors import HypernetworkError
-from hnloader.families import families
+from hnloader.families import families_of
 from hnloader.files import legacy_hash_of
 from hnloader.formats import hns, read_contents
 from hnloader.formats.architecture import ARCHITECTURE_KEYS
@@ -164,7 +164,7 @@ def _weights(source: Source, file: FileLike) -> FileInfo:
         program=contents.program,
         variant=contents.variant,
         widths=contents.widths,
-        families=families(contents.widths),
+        families=families_of(contents.widths),
         architecture=contents.architecture,
         step=_number(metadata.get("step")),
         checkpoint=_text(metadata.get("sd_checkpoint")),
@@ -190,7 +190,7 @@ def _composition(
         program="MonkeyPatch extension",
         variant="composition",
         widths=widths,
-        families=families(widths),
+        families=families_of(widths),
         architecture=None,
         step=None,
         checkpoint=None,

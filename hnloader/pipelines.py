@@ -19,14 +19,13 @@ from typing import Any
 import torch
 
 from hnloader.errors import HypernetworkError, MissingExtraError, ModelError
+from hnloader.families import Family, all_families
 from hnloader.files import expanded, open_regular, read_regular, sha256_of
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# SDXL checkpoints have a second text encoder; no other kind has this prefix.
-_SDXL_PREFIX = "conditioner.embedders.1."
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def _from_hub(diffusers: Any, name: str, dtype: torch.dtype) -> Any:
 def _from_file(diffusers: Any, path: Path, dtype: torch.dtype, config: str | os.PathLike[str] | None) -> Any:
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
         raise ModelError(f"{path} is no model file: models end in {' or '.join(CHECKPOINT_SUFFIXES)}.")
-    kind = diffusers.StableDiffusionXLPipeline if _is_sdxl(path, config) else diffusers.StableDiffusionPipeline
+    kind = getattr(diffusers, _family_of_file(path, config).pipeline)
     options = {} if config is None else {"config": os.fspath(config), "local_files_only": True}
     try:
         with _told(path), quiet():
@@ -208,19 +207,23 @@ def _dtype(diffusers: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {"torch_dtype" if diffusers.__version__.startswith("0.") else "dtype": dtype}
 
 
-def _is_sdxl(path: Path, config: str | os.PathLike[str] | None) -> bool:
-    """Whether a checkpoint is SDXL: by the given configuration, else by the file's tensor names."""
+def _family_of_file(path: Path, config: str | os.PathLike[str] | None) -> Family:
+    """Return the family of a checkpoint, by the given configuration or by the file's tensor names."""
+    first, *others = all_families()
     if config is not None:
         index = Path(config) / "model_index.json"
         if not index.is_file():
             raise ModelError(f"{config} is no diffusers model: it has no model_index.json.")
-        return "XL" in str(json.loads(read_regular(index)).get("_class_name"))
+        name = str(json.loads(read_regular(index)).get("_class_name"))
+        fitting = [family for family in all_families() if name.startswith(family.pipeline.removesuffix("Pipeline"))]
+        return max(fitting, key=lambda family: len(family.pipeline), default=first)
     with open_regular(path) as file:
         head = file.read(8)
         size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        # A .ckpt has no header; SDXL was never published as one.
+        # A .ckpt has no header, and such families were never published as one.
         header = file.read(min(size, 64 * 2**20)) if path.suffix.lower() == ".safetensors" else b""
-    return _SDXL_PREFIX.encode() in header
+    prefixed = (family for family in others if family.checkpoint_prefix)
+    return next((family for family in prefixed if family.checkpoint_prefix.encode() in header), first)
 
 
 def _check_kind(pipeline: Any, source: object) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hnloader.families import families, model_family
+from hnloader.families import families_of, family_of_model
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from hnloader.families import families, model_family
     ],
 )
 def test_widths_name_the_families_that_a_file_is_made_for(widths, expected):
-    assert families(widths) == expected
+    assert families_of(widths) == expected
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,5 @@ def test_widths_name_the_families_that_a_file_is_made_for(widths, expected):
     ],
 )
 def test_a_model_is_named_from_its_text_and_self_widths(text, own, expected):
-    assert model_family(text, own) == expected
+    family = family_of_model(text, own)
+    assert (family and family.name) == expected

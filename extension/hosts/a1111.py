@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hnloader.families import family_named
 from hnloader.texts import well_formed
 
 from ..host import Access, Rendered  # noqa: TID252 - the package has another name in a webui
@@ -235,7 +236,9 @@ class Automatic1111:
     def _own_size(self) -> int:
         """Pixels of the side of a square that the model was trained on."""
         model = self._model()
-        return 1024 if getattr(model, "is_sdxl", False) else 768 if getattr(model, "is_sd2", False) else 512
+        name = "SDXL" if getattr(model, "is_sdxl", False) else "SD 2" if getattr(model, "is_sd2", False) else "SD 1"
+        family = family_named(name)
+        return family.resolution if family else 512
 
     def _model(self) -> Any:
         """The model, loaded if it is not yet."""

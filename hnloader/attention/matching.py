@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from hnloader.attention.sites import AttentionSite
 from hnloader.errors import NoMatchingSitesError
-from hnloader.families import families, model_family, text_width
+from hnloader.families import Family, families_of, family_named, family_of_model
 from hnloader.network import Hypernetwork
 
 
@@ -54,16 +54,18 @@ def _no_match(hypernetwork: Hypernetwork, file_widths: list[int], sites: Sequenc
 
 
 def _file_family(widths: Sequence[int]) -> str:
-    names = families(widths)
-    if not names:
-        return f"an unknown model ({_listed(widths)})"
-    return " or ".join(f"{name} ({text_width(name)})" for name in names)
+    families = list(filter(None, map(family_named, families_of(widths))))
+    return " or ".join(map(_named, families)) or f"an unknown model ({_listed(widths)})"
 
 
 def _model_family(sites: Sequence[AttentionSite]) -> str:
     text = {site.width for site in sites if site.kind == "cross"}
-    name = model_family(text, {site.width for site in sites if site.kind == "self"})
-    return f"{name} ({text_width(name)})" if name else f"of no known family (text width {_listed(text) or 'none'})"
+    family = family_of_model(text, {site.width for site in sites if site.kind == "self"})
+    return _named(family) if family else f"of an unknown family (text width {_listed(text) or 'none'})"
+
+
+def _named(family: Family) -> str:
+    return f"{family.name} ({family.text_width})"
 
 
 def _listed(widths: Iterable[int]) -> str:

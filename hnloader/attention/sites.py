@@ -13,17 +13,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from hnloader.families import all_families
+
 Kind = Literal["self", "cross"]
 
-# The transformer blocks of the down, mid and up blocks. Temporal attention (`motion_modules`,
-# `temp_attentions`) and the gated layers of GLIGEN (`fuser.attn`) are no part of the model that hypernetworks
-# are trained on.
-_DIFFUSERS = re.compile(
-    r"(?:^|\.)(?:(?P<side>down|up)_blocks\.(?P<number>\d+)|mid_block)"
-    r"\.attentions\.\d+\.transformer_blocks\.\d+\.attn[12]$"
-)
-# The same blocks in the layout of the original code, which the webuis keep: one list of modules for all the down
-# blocks and one for all the up blocks.
+# The blocks in the layout of the original code, which the webuis keep: one list of modules for all the down blocks and
+# another for all the up blocks.
 _ORIGINAL = re.compile(
     r"(?:^|\.)(?:(?P<block>(?:input|output)_blocks\.\d+)|middle_block)"
     r"\.\d+\.transformer_blocks\.\d+\.attn[12]$"
@@ -99,11 +94,23 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
     )
 
 
+def block_of(name: str, *, nested: bool = False) -> str | None:
+    """Return the block that a family gives an attention layer of this name, or None for another layer.
+
+    With `nested` the UNet may be a part of a larger model.
+    """
+    for pattern in dict.fromkeys(family.attention_layers for family in all_families()):
+        match = re.fullmatch(rf"(?:.*\.)?{pattern}" if nested else pattern, name)
+        if match is not None:
+            return f"{match['section']}.{match['number']}" if match["section"] else "mid"
+    return None
+
+
 def _block(name: str, levels: Mapping[str, str]) -> str | None:
-    """The block that an attention layer of this name lies in; None for every other module."""
-    match = _DIFFUSERS.search(name)
-    if match:
-        return f"{match['side']}.{match['number']}" if match["side"] else "mid"
+    """Return the block of an attention layer, or None for every other module."""
+    block = block_of(name, nested=True)
+    if block is not None:
+        return block
     match = _ORIGINAL.search(name)
     if match is None:
         return None

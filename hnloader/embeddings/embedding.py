@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
+from hnloader.families import embedding_family
 
 MAX_VECTORS = 4096
 # The key of the vectors for SD 3's third text encoder.
@@ -77,11 +78,8 @@ class Embedding:
         """The family of models whose text encoders have these widths."""
         if T5 in self.others:
             return "SD 3"
-        if self.vectors_g is not None:
-            return "SDXL"
-        return {768: "SD 1", 1024: "SD 2", 1280: "SDXL, second encoder only"}.get(
-            self.width, f"a text encoder of {self.width}"
-        )
+        widths = [tensor.shape[1] for tensor in (self.vectors, self.vectors_g) if tensor is not None]
+        return embedding_family(widths) or f"a text encoder of {self.width}"
 
 
 def _checked(given: Tensor, what: str) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hnloader.errors import CorruptFileError, OtherModelError, UnsupportedArchitectureError
-from hnloader.families import families
+from hnloader.families import families_of, family_named
 from hnloader.files import open_new
 from hnloader.formats.contents import Contents, SideTensors, all_named_tensors
 from hnloader.formats.identify import kind_of_names
@@ -46,12 +46,6 @@ METADATA_KEY = "hypernetwork"
 # ModelSpec: the sha256 of all bytes after the header. Its place is held until the data are written.
 HASH_KEY = "modelspec.hash_sha256"
 _NO_HASH = "?" * 64
-_SPEC_ARCHITECTURES = {
-    "SD 1": "stable-diffusion-v1",
-    "SD 2": "stable-diffusion-v2",
-    "SDXL": "stable-diffusion-xl-v1-base",
-}
-
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -472,8 +466,9 @@ def _read_back(text: str, extras: Mapping[str, Lazy], metadata: Mapping[str, obj
 
 def _model_spec(outgoing: Outgoing) -> dict[str, str]:
     """The keys of Stability AI's ModelSpec 1.0.1, by which programs tell what kind of model a file is."""
-    made_for = families(outgoing.widths)
-    base = _SPEC_ARCHITECTURES[made_for[0]] if len(made_for) == 1 else "stable-diffusion"
+    made_for = families_of(outgoing.widths)
+    family = family_named(made_for[0]) if len(made_for) == 1 else None
+    base = family.modelspec if family else "stable-diffusion"
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{base}/hypernetwork",

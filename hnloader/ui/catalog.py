@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hnloader.errors import HypernetworkError
-from hnloader.families import FAMILIES
+from hnloader.families import all_families
 from hnloader.files import open_regular
 from hnloader.inspection import inspect
 from hnloader.library import Library
@@ -29,7 +29,12 @@ from hnloader.ui.sidecars import read_notes, save_notes
 
 SORTS = ("name", "newest", "largest", "most steps", "model family")
 ALL, OTHER_WIDTHS, BAD, DUPLICATES = "all files", "no known model", "bad files", "duplicates"
-FILTERS = (ALL, *(family.name for family in FAMILIES), OTHER_WIDTHS, BAD, DUPLICATES)
+
+
+def filters() -> tuple[str, ...]:
+    """Return the names of all filters."""
+    return (ALL, *(family.name for family in all_families()), OTHER_WIDTHS, BAD, DUPLICATES)
+
 
 _PIECE = 2**16
 _LONGEST_WORDS = 2_000  # characters of what is searched, for each thing that a file tells

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 import hnloader
 from hnloader.attention import find_sites
 from hnloader.conversion.lora import to_lora
-from hnloader.conversion.lora.base import UNET_CONFIGS, open_base
+from hnloader.conversion.lora.base import open_base
 from hnloader.errors import ModelError
+from hnloader.families import family_named
 from hnloader.network import Architecture
 from tests.support.lora_models import QUICK, Pipelines, make_affine, make_random, read
 from tests.support.small_models import WIDTHS, make_unet
@@ -113,7 +114,7 @@ def test_the_builds_of_the_families_are_those_of_the_published_models(
     family: str, millions: float, layers: int
 ) -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNET_CONFIGS[family])
+        unet = UNet2DConditionModel.from_config(family_named(family).unet_config())
     assert round(sum(parameter.numel() for parameter in unet.parameters()) / 1e6, 1) == millions
     assert len(find_sites(unet)) == layers
     assert open_base(unet).family == family
@@ -121,7 +122,7 @@ def test_the_builds_of_the_families_are_those_of_the_published_models(
 
 def test_a_hypernetwork_of_another_family_is_refused(tmp_path: Path) -> None:
     with torch.device("meta"):
-        sdxl = UNet2DConditionModel.from_config(UNET_CONFIGS["SDXL"])
+        sdxl = UNet2DConditionModel.from_config(family_named("SDXL").unet_config())
     sd1 = make_random((768, 320, 640, 1280), Architecture((1, 0.1, 1)))
     with pytest.raises(hnloader.NoMatchingSitesError, match=r"made for SD 1 \(768\); this model is SDXL"):
         to_lora(sd1, sdxl, tmp_path / "x.safetensors", kind="lycoris")

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hnloader.attention.sites import AttentionSite, find_sites, unet_of
+from hnloader.attention.sites import AttentionSite, block_of, find_sites, unet_of
 from hnloader.conversion.lora.names import diffusers_name
 from hnloader.conversion.lora.running import Denoiser, DiffusersDenoiser
 from hnloader.errors import HypernetworkError, ModelError
-from hnloader.families import model_family
+from hnloader.families import family_named, family_of_model
 from hnloader.files import expanded, read_regular
 from hnloader.formats.checkpoint import load_plain
 from hnloader.formats.outgoing import tensor_bytes
@@ -31,36 +31,10 @@ from hnloader.pipelines import CHECKPOINT_SUFFIXES, choose_device, choose_dtype,
 Projection = Literal["to_k", "to_v", "to_out.0"]
 
 _PREFIX = re.compile(r"^(?:model\.diffusion_model\.|diffusion_model\.|unet\.)")
-_SITE = re.compile(
-    r"(?:down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+\.transformer_blocks\.\d+\.attn[12]$"
-)
 _DOWNSAMPLER = re.compile(r"input_blocks\.(\d+)\.0\.op\.weight")
 _RESNET = re.compile(r"down_blocks\.0\.resnets\.(\d+)\.")
 # What a whole checkpoint has besides the UNet.
 _TEXT_ENCODERS = ("cond_stage_model.", "conditioner.")
-
-# The UNets of the families, so that a UNet alone runs without anything downloaded. The rest is diffusers' default.
-_SD1 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-_SD2 = {
-    "cross_attention_dim": 1024,
-    "attention_head_dim": [5, 10, 20, 20],
-    "sample_size": 96,
-    "use_linear_projection": True,
-}
-_SDXL = {
-    "cross_attention_dim": 2048,
-    "attention_head_dim": [5, 10, 20],
-    "sample_size": 128,
-    "use_linear_projection": True,
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2, 10],
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-UNET_CONFIGS: Mapping[str, Mapping[str, object]] = {"SD 1": _SD1, "SD 2": _SD2, "SDXL": _SDXL}
 
 
 class BaseModel:
@@ -92,7 +66,8 @@ class BaseModel:
     def family(self) -> str | None:
         """`SD 1`, `SD 2`, `SDXL`, or None for a model of no known family."""
         text = {site.width for site in self.sites if site.kind == "cross"}
-        return model_family(text, {site.width for site in self.sites if site.kind == "self"})
+        family = family_of_model(text, {site.width for site in self.sites if site.kind == "self"})
+        return family.name if family else None
 
     def weight(self, site: AttentionSite, projection: Projection) -> Tensor:
         """The weight [outputs, inputs] of a layer's projection, as stored, on the CPU."""
@@ -322,18 +297,17 @@ def _sites(tensors: _Tensors) -> Iterator[AttentionSite]:
     """What `find_sites` would find in the model, with modules that hold no data."""
     suffix = ".to_k.weight"
     names = [name.removesuffix(suffix) for name in tensors.names if name.endswith(suffix)]
-    names = sorted((name for name in names if _SITE.match(name)), key=_running_order)
+    names = sorted((name for name in names if block_of(name)), key=_running_order)
     for index, name in enumerate(names):
         width = tensors.width(f"{name}{suffix}")
         # Some models have cross-attention in attn1 as well; its context is then not what the queries come from.
         cross = name.endswith("attn2") or width != tensors.width(f"{name}.to_q.weight")
-        section, _, rest = name.partition("_block")
-        block = "mid" if section == "mid" else f"{section}.{rest.split('.')[1]}"
-        yield AttentionSite(index, name, block, "cross" if cross else "self", width, nn.Module())
+        yield AttentionSite(index, name, block_of(name) or "", "cross" if cross else "self", width, nn.Module())
 
 
 def _running_order(name: str) -> tuple[object, ...]:
-    return _SECTIONS[name.partition("_")[0]], *(int(part) for part in name.split(".") if part.isdigit()), name[-1]
+    section = (block_of(name) or "").partition(".")[0]
+    return _SECTIONS[section], *(int(part) for part in name.split(".") if part.isdigit()), name[-1]
 
 
 # -- running a UNet alone
@@ -377,13 +351,13 @@ def _unet_config(path: Path, family: str | None, config: str | os.PathLike[str] 
                 found: dict[str, object] = json.loads(read_regular(file))
                 return found
         raise ModelError(f"{config} has no unet/config.json: give a diffusers folder of the same kind of model.")
-    if family is None or family not in UNET_CONFIGS:
+    known = family_named(family)
+    if known is None or not known.takes_hypernetworks:
         raise ModelError(
             f"{path} is a UNet of no known family, so how it is built has to be said: give a diffusers folder of the "
             "same kind of model as config."
         )
-    # diffusers 0.31 does not fall back to its default for this one.
-    return {"_class_name": "UNet2DConditionModel", "layers_per_block": 2, **UNET_CONFIGS[family]}
+    return known.unet_config()
 
 
 def _placed(unet: Any, device: str, dtype: str) -> nn.Module:

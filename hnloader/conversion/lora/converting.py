@@ -29,7 +29,7 @@ from hnloader.conversion.lora.result import ALPHA, KIND_NAMES, POOR, Errors, Kin
 from hnloader.conversion.lora.statistics import Layer, Progress, Sampling, Statistics, random_contexts, sample
 from hnloader.conversion.lora.writing import describe, name_style, named_tensors, overflowing, write
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
-from hnloader.families import families
+from hnloader.families import families_of
 from hnloader.files import check_free, read_regular, replacing_together, same_file
 from hnloader.formats.hns import files_of
 from hnloader.inspection import FileInfo
@@ -235,7 +235,7 @@ def check_family(made: Hypernetwork | FileInfo, base: BaseModel, note: Callable[
     remark = check_match(cast("Hypernetwork", made), base.sites)  # which asks for name and widths
     if remark is None:
         return
-    named = families(made.widths)
+    named = families_of(made.widths)
     text = {site.width for site in base.sites if site.kind == "cross"}
     wrong = base.family not in named if named and base.family else not text & set(made.widths)
     if wrong:

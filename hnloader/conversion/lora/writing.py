@@ -13,21 +13,17 @@ from torch import Tensor
 
 from hnloader.conversion.lora.names import NameStyle, lora_name
 from hnloader.conversion.lora.result import ALPHA, Kind, LayerChange
+from hnloader.families import family_named
 from hnloader.formats.outgoing import tensor_bytes
 from hnloader.formats.safetensors import write_tensors
 
-# By family: kohya's ss_base_model_version, ModelSpec's architecture, and the native size in pixels.
-_FAMILIES = {
-    "SD 1": ("sd_v1", "stable-diffusion-v1", "512x512"),
-    "SD 2": ("sd_v2", "stable-diffusion-v2-768-v", "768x768"),
-    "SDXL": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "1024x1024"),
-}
 _IMPLEMENTATIONS = {"diffusers": "diffusers", "original": "https://github.com/Stability-AI/generative-models"}
 
 
 def name_style(family: str | None) -> NameStyle:
-    """The names that every program reads: the original ones for SDXL, diffusers' for the others."""
-    return "original" if family == "SDXL" else "diffusers"
+    """Return the layer names that every program reads for this family."""
+    known = family_named(family)
+    return known.lora_names if known else "diffusers"
 
 
 def named_tensors(changes: Sequence[LayerChange], style: NameStyle, layers: int) -> dict[str, Tensor]:
@@ -43,7 +39,11 @@ def describe(
     changes: Sequence[LayerChange], kind: Kind, family: str | None, base: str, title: str, style: NameStyle
 ) -> dict[str, str]:
     """The metadata that kohya's tools, the webuis and model managers read."""
-    version, architecture, resolution = _FAMILIES.get(family or "", ("", "unknown", ""))
+    known = family_named(family)
+    version, architecture, resolution = "", "unknown", ""
+    if known is not None:
+        version, architecture = known.lora_base, known.modelspec_lora or known.modelspec
+        resolution = f"{known.resolution}x{known.resolution}"
     ranks = {change.rank for change in changes}
     rank = str(next(iter(ranks))) if len(ranks) == 1 and kind == "lora" else "Dynamic"  # kohya's word for mixed ranks
     metadata = {
@@ -51,7 +51,7 @@ def describe(
         "ss_network_dim": rank,
         "ss_network_alpha": f"{ALPHA:g}",
         "ss_network_args": json.dumps({} if kind == "lora" else {"algo": "full"}),
-        "ss_v2": str(family == "SD 2"),
+        "ss_v2": str(version.startswith("sd_v2")),
         "ss_base_model_version": version,
         "ss_sd_model_name": base,
         "ss_output_name": title,

@@ -12,7 +12,7 @@ from hnloader.library import Library
 from hnloader.prompt import Tag
 from hnloader.texts import well_formed
 from hnloader.ui import markup
-from hnloader.ui.catalog import ALL, DUPLICATES, FILTERS, SORTS, Catalog
+from hnloader.ui.catalog import ALL, DUPLICATES, SORTS, Catalog, filters
 from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.compat import html, image_input, listen, make, update
 from hnloader.ui.sidecars import read_notes, read_values, save_preview, strength_in
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 PAGE_SIZE = 24
 _TAG_JS = "document.querySelector('#hnl-detail .hnl-tag').textContent"
 # Sorting and filtering that need to know what every file holds.
-_NEEDS_ALL = {"most steps", "model family", *FILTERS} - {ALL, DUPLICATES}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class _Library:
 
     def search(self, query: str, sort: str, only: str, chosen: str | None) -> Iterator[tuple[Any, ...]]:
         """Show the first page of what was asked for."""
-        if sort in _NEEDS_ALL or only in _NEEDS_ALL:
+        if sort in ("most steps", "model family") or only not in (ALL, DUPLICATES):
             for done, total in self._every(100):
                 yield _line(f"Looking into files: {done:,} of {total:,}"), *[update()] * 5
         elif only == DUPLICATES:
@@ -173,7 +172,7 @@ def build(host: Host, catalog: Catalog, root: Any) -> LibraryPage:
             max_lines=1,
         )
         sort = make("Dropdown", label="Sort by", choices=list(SORTS), value=SORTS[0], scale=1, min_width=140)
-        only = make("Dropdown", label="Show", choices=list(FILTERS), value=ALL, scale=1, min_width=140)
+        only = make("Dropdown", label="Show", choices=list(filters()), value=ALL, scale=1, min_width=140)
         refresh = make("Button", "Refresh", scale=0, min_width=110, elem_id="hnl-refresh")
     with make("Row"):
         with make("Column", scale=1, min_width=150):
