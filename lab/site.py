@@ -1,7 +1,7 @@
 """Build the pages of the documentation site that have no file in docs/: hooks of mkdocs and an extension of griffe.
 
-README.md becomes the start page, and CHANGELOG.md, CONTRIBUTING.md and SECURITY.md become pages. The reference of the
-commands comes from the command line itself, and the reference of the training settings from their dataclasses.
+README.md becomes the start page; the examples, CHANGELOG.md, CONTRIBUTING.md and SECURITY.md become pages. The
+reference of the commands comes from the command line itself, and that of the training settings from their classes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-# Files of the repository's root and the pages that they become.
+# Files outside docs/ and the pages that they become.
 ROOT_PAGES = {
     "README.md": "index.md",
+    "examples/README.md": "examples.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "dev/contributing.md",
     "SECURITY.md": "dev/reporting.md",
@@ -37,6 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     from mkdocs.structure.files import File
 
     pages = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in ROOT_PAGES.items()}
+    pages["examples.md"] = examples_page(pages["examples.md"])
     pages["reference/commands.md"] = commands_page()
     pages["reference/settings.md"] = settings_page()
     for page, text in pages.items():
@@ -64,6 +66,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{image}[{text}]({'../' * depth}{inside}{anchor})"
 
     return _LINK.sub(rewritten, markdown)
+
+
+def examples_page(index: str) -> str:
+    """Return the index of the examples with the code of each script below it, as Markdown."""
+    lines = [re.sub(r"\]\((\w+)\.py\)", r"](#\1py)", index)]
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        lines += [f"## {path.name}", "", "```python", path.read_text(encoding="utf-8").strip(), "```", ""]
+    return "\n".join(lines)
 
 
 def commands_page() -> str:
@@ -166,8 +176,12 @@ def _values(hint: Any, rule: Any) -> str:
     name = {int: "integer", float: "number", str: "text", bool: "true or false"}[hint]
     if hint not in (int, float):
         return name
-    least = f" {'above' if rule.above else 'from'} {rule.least:,g}" if rule.least > float("-inf") else ""
-    return f"{name}{least}{f' to {rule.most:,g}' if rule.most < float('inf') else ''}"
+    least = f" {'above' if rule.above else 'from'} {_number(rule.least)}" if rule.least > float("-inf") else ""
+    return f"{name}{least}{f' to {_number(rule.most)}' if rule.most < float('inf') else ''}"
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _cell(text: str) -> str:
