@@ -1,1 +1,3 @@
-"""The `hnloader` command: one file for each verb, and what the verbs share (terminal, errors)."""
+"""The `hnloader` command: one module for each verb, and the modules that the verbs share."""
+
+__all__: list[str] = []

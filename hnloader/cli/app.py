@@ -1,4 +1,4 @@
-"""The `hnloader` command with its verbs and the options that hold for all of them."""
+"""The `hnloader` command with its verbs and global options."""
 
 from __future__ import annotations
 
@@ -21,15 +21,12 @@ from hnloader.cli.scan_command import scan
 from hnloader.cli.train_command import train
 from hnloader.cli.ui_command import ui
 
-EXIT_CODES = (
-    "Exit codes: 0 done; 1 a file, model or setting could not be used; 2 the command line is wrong; "
-    "70 a bug in hnloader; 130 interrupted; 141 the reader of the output has left."
-)
+__all__ = ["app", "run"]
 
 app = typer.Typer(
     name="hnloader",
-    help="Stable Diffusion hypernetworks: inspect, convert, merge, train, and make images with them.",
-    epilog=EXIT_CODES,
+    help="Inspect, convert, merge, train and apply Stable Diffusion hypernetworks.",
+    epilog=reporting.exit_codes(),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -37,18 +34,13 @@ app = typer.Typer(
 app.command("inspect", epilog=inspect_command.EXIT_CODES)(inspect)
 app.command("scan", epilog=scan_command.EXIT_CODES)(scan)
 app.command("convert", epilog=convert_command.EXIT_CODES)(convert)
-app.command("merge", epilog=EXIT_CODES)(merge)
-app.command("generate", epilog=EXIT_CODES)(generate)
-app.command("explain", epilog=EXIT_CODES)(explain)
-app.command("train", epilog=EXIT_CODES)(train)
-app.command("compare", epilog=EXIT_CODES)(compare)
+for _verb in (merge, generate, explain, train, compare, demo, ui):
+    app.command(_verb.__name__, epilog=reporting.exit_codes())(_verb)
 app.add_typer(dataset_app, name="dataset")
-app.command("demo", epilog=EXIT_CODES)(demo)
-app.command("ui", epilog=EXIT_CODES)(ui)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         from hnloader._version import __version__
 
         typer.echo(f"hnloader {__version__}")
@@ -56,16 +48,15 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def _global_options(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help=f"Show the traceback of an error (also: {reporting.DEBUG}=1).")
+        bool, typer.Option("--debug", help=f"Show tracebacks of errors. Same as {reporting.DEBUG}=1.")
     ] = False,
 ) -> None:
-    """Options that come before the verb."""
     if debug:
         os.environ[reporting.DEBUG] = "1"
 

@@ -1,4 +1,4 @@
-"""`hnloader demo`: a labeled grid from the bundled pipeline and its hypernetworks."""
+"""`hnloader demo`: render a labeled grid with the bundled pipeline."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from rich.text import Text
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, progress_bar, stderr, stdout
 
+__all__ = ["demo"]
+
 
 @reports_errors
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("demo-output"),
 ) -> None:
-    """Render a labeled grid with the bundled pipeline and hypernetworks: prompts by strengths, for each style.
+    """Render a labeled grid with the bundled pipeline and hypernetworks.
 
-    Nothing is downloaded.
+    Rows are prompts, columns are strengths of each hypernetwork. Nothing is downloaded.
     """
     from hnloader.demo import hypernetwork_paths
     from hnloader.demo.grid import PROMPTS, STRENGTHS, render_demo
@@ -29,9 +31,9 @@ def demo(
     strengths = ", ".join(f"{strength:g}" for strength in STRENGTHS)
     stderr().print(
         Text(
-            f"{len(PROMPTS)} prompts (rows) by strengths {strengths} (columns) of the hypernetworks {styles}.\n"
-            "Strength 0 is the pipeline alone: along a row only the style should change.\n"
-            "The grid:"
+            f"{len(PROMPTS)} prompts (rows) at strengths {strengths} (columns) of the hypernetworks {styles}.\n"
+            "Strength 0 is the pipeline without a hypernetwork; along a row, only the style should change.\n"
+            "Grid:"
         )
     )
     stdout().print(Text(clean(path.resolve())), soft_wrap=True)

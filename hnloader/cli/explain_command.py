@@ -1,10 +1,9 @@
-"""`hnloader explain`: how hypernetworks would be computed in a model, and what that costs."""
+"""`hnloader explain`: show how a model computes hypernetworks, and the cost."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,12 +11,25 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.generate_command import hypernetwork_library, load_for_images, read_hypernet, read_size
 from hnloader.cli.reporting import reports_errors
+from hnloader.cli.shared_options import (
+    ConfigOption,
+    DeviceOption,
+    DtypeOption,
+    HypernetDirOption,
+    JsonOption,
+    ModelOption,
+    hypernetwork_library,
+    load_for_images,
+    read_hypernet,
+    read_size,
+)
 from hnloader.cli.terminal import clean, note, stdout
 
 if TYPE_CHECKING:
     from hnloader.attention import Explanation
+
+__all__ = ["explain"]
 
 _STYLES = {"fold": "green", "cache": "green", "collapse": "yellow", "none": "dim"}
 
@@ -28,56 +40,29 @@ def explain(
         list[str],
         typer.Argument(
             metavar="NAME:STRENGTH...",
-            help="Files or names, e.g. ink.pt:0.8, chained in this order; options as for generate --hypernet.",
+            help="Files or names such as ink.pt:0.8, chained in this order; options as for generate --hypernet.",
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A diffusers folder, a hub name, or a checkpoint. Default: the small bundled one.",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="For a checkpoint without network access: a diffusers folder of the same kind of model.",
-            show_default=False,
-        ),
-    ] = None,
-    hypernet_dir: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FOLDER",
-            envvar="HNLOADER_HYPERNET_DIR",
-            help="Where names are looked up. Default: ./hypernetworks and the bundled ones.",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    hypernet_dir: HypernetDirOption = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="Pixels of the image. Default: the model's.", show_default=False),
+        typer.Option(metavar="WxH", help="Image size in pixels. Default: the model's.", show_default=False),
     ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="Latents in one call of the model; guidance makes two of one.")
+        int, typer.Option(min=1, max=1_000_000, help="Latents per model call; guidance needs two per image.")
     ] = 2,
-    fold: Annotated[
-        bool, typer.Option("--fold/--no-fold", help="Whether folding is allowed; in a webui it is not.")
-    ] = True,
-    exact: Annotated[bool, typer.Option("--exact", help="As the original programs compute it.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16, float32.")] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write a JSON object with every side of every layer.")
-    ] = False,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Allow folding; webuis do not fold.")] = True,
+    exact: Annotated[bool, typer.Option("--exact", help="Compute like the original programs.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
-    """Show how each attention layer of a model would compute hypernetworks, why so, and what it costs.
+    """Show how a model computes hypernetworks at each attention layer, why, and at which cost.
 
-    Nothing is sampled. Memory and one-off work are named at the first layer that uses them.
+    No image is sampled. The first layer that needs memory or one-time work lists it.
     """
     from hnloader.attention import attach
     from hnloader.generation import load_hypernetworks
@@ -87,7 +72,7 @@ def explain(
     pixels = read_size(size)
     applied = load_hypernetworks(tags, library, paths=True)
     if any(one.tag.start > 0 or one.tag.end < 1 for one in applied):
-        note("start and end are left out: what is shown holds while all of them act.")
+        note("start and end are ignored: the table applies while all hypernetworks are active.")
     applications = [replace(one.application(), start=0.0, end=1.0) for one in applied]
     pipeline = load_for_images(model, device, dtype, config).pipeline
     scale = pipeline.vae_scale_factor

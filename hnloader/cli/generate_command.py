@@ -1,4 +1,4 @@
-"""`hnloader generate`: images from a prompt, with hypernetworks."""
+"""`hnloader generate`: generate images with hypernetworks."""
 
 from __future__ import annotations
 
@@ -7,29 +7,39 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from hnloader.cli.reporting import reports_errors
-from hnloader.cli.terminal import Show, clean, note, progress_bar, stderr, stdout
+from hnloader.cli.shared_options import (
+    ConfigOption,
+    DeviceOption,
+    DtypeOption,
+    HypernetDirOption,
+    ModelOption,
+    hypernetwork_library,
+    load_for_images,
+    read_hypernet,
+    read_size,
+    refuse,
+)
+from hnloader.cli.terminal import Show, clean, note, progress_bar, stdout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hnloader.generation import GeneratedImage, Settings, Step
     from hnloader.library import Library
-    from hnloader.pipelines import Model
-    from hnloader.prompt import Tag
+
+__all__ = ["generate"]
 
 _NUMBERED = re.compile(r"(\d{5})-")
-_DEFAULT_FOLDER = Path("hypernetworks")
 _OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
-_IMAGE = "What to make"
+_IMAGE = "Image"
 _STYLE = "Hypernetworks"
-_MODEL = "Model"
 
 
 def _complete_sampler(typed: str) -> list[str]:
@@ -41,17 +51,17 @@ def _complete_sampler(typed: str) -> list[str]:
 @reports_errors
 def generate(
     prompt: Annotated[
-        str, typer.Argument(help="What to paint. May hold <hypernet:name:0.8> tags.", show_default=False)
+        str, typer.Argument(help="Describes the image; may contain <hypernet:name:0.8> tags.", show_default=False)
     ],
     negative: Annotated[
-        str, typer.Option(help="What to keep out of the image.", rich_help_panel=_IMAGE, show_default=False)
+        str, typer.Option(help="Negative prompt: what to avoid.", rich_help_panel=_IMAGE, show_default=False)
     ] = "",
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of images.", rich_help_panel=_IMAGE)] = 1,
     seed: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Seed of the first image; the next ones have seed+1, ... Default: a new one.",
+            help="Seed of the first image; each next image adds 1. Default: random.",
             rich_help_panel=_IMAGE,
             show_default=False,
         ),
@@ -64,7 +74,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="WxH",
-            help="Pixels, e.g. 512x768. Default: the model's.",
+            help="Size in pixels, e.g. 512x768. Default: the model's.",
             rich_help_panel=_IMAGE,
             show_default=False,
         ),
@@ -72,7 +82,7 @@ def generate(
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="How closely to follow the prompt (CFG scale). Default: 7; 3 for the bundled model.",
+            help="Guidance (CFG) scale. Default: 7, or 3 for the bundled model.",
             rich_help_panel=_IMAGE,
             show_default=False,
         ),
@@ -89,12 +99,10 @@ def generate(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option(
-            metavar="IMAGE", help="Start from this image (img2img).", rich_help_panel=_IMAGE, show_default=False
-        ),
+        typer.Option(metavar="IMAGE", help="Initial image (img2img).", rich_help_panel=_IMAGE, show_default=False),
     ] = None,
     denoise: Annotated[
-        float, typer.Option(help="How much of the --init image to make anew, 0 to 1.", rich_help_panel=_IMAGE)
+        float, typer.Option(help="Denoising strength for --init, 0 to 1.", rich_help_panel=_IMAGE)
     ] = 0.75,
     hypernet: Annotated[
         list[str] | None,
@@ -102,60 +110,33 @@ def generate(
             "--hypernet",
             "-H",
             metavar="NAME:STRENGTH",
-            help="A file or a name, e.g. ink.pt:0.8. Options as in a tag: ink:0.8:block=up,start=0.2,end=0.8. "
-            "Repeat it to chain several.",
+            help="File or name, e.g. ink.pt:0.8, with options as in a tag: ink:0.8:block=up,start=0.2,end=0.8. "
+            "Repeat to chain several.",
             rich_help_panel=_STYLE,
             show_default=False,
         ),
     ] = None,
-    hypernet_dir: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FOLDER",
-            envvar="HNLOADER_HYPERNET_DIR",
-            help="Where names are looked up. Default: ./hypernetworks and the bundled ones.",
-            rich_help_panel=_STYLE,
-            show_default=False,
-        ),
-    ] = None,
+    hypernet_dir: HypernetDirOption = None,
     sweep: Annotated[
         str | None,
         typer.Option(
             metavar="0,0.5,1",
-            help="One labeled grid: a row for each seed, a column for each factor on the strengths.",
+            help="Make one labeled grid: a row for each seed, a column for each factor of the strengths.",
             rich_help_panel=_STYLE,
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A diffusers folder, a hub name (owner/model), or a .safetensors or .ckpt checkpoint. "
-            "Default: the small bundled one.",
-            rich_help_panel=_MODEL,
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="For a checkpoint without network access: a diffusers folder of the same kind of model.",
-            rich_help_panel=_MODEL,
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL)] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16, float32.", rich_help_panel=_MODEL)] = "auto",
-    out: Annotated[Path, typer.Option("--out", "-o", help="A folder, or a .png file for a single image.")] = Path(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder, or a .png file for one image.")] = Path(
         "images"
     ),
 ) -> None:
-    """Make images with a Stable Diffusion model and hypernetworks.
+    """Generate images with a Stable Diffusion model and hypernetworks.
 
-    Each image is a PNG file with its parameters inside, as the webuis write and read them.
+    Images are PNG files with their parameters in the form that the webuis read and write.
     """
     from hnloader.files import same_file
     from hnloader.generation import Settings
@@ -176,9 +157,9 @@ def generate(
     factors = None if sweep is None else _read_factors(sweep)
     target = _Target(out, one_file=count == 1 or factors is not None)
     if init is not None and same_file(init, out):
-        _refuse("--out", f"{out} is the image to start from. Name another file.")
+        refuse("--out", f"{out}: This is the --init image. Choose another output file.")
     library = hypernetwork_library(hypernet_dir)
-    _announce(settings, library)
+    _check_tags(settings, library)
     loaded = load_for_images(model, device, dtype, config)
     with progress_bar("Sampling") as show:
         advance = _counter(show, 1 if factors is None else len(factors))
@@ -191,18 +172,18 @@ def generate(
 
 
 class _Target:
-    """Where images go: a folder, in which they are numbered on, or one file."""
+    """The output: a folder, in which images are numbered, or one file."""
 
     def __init__(self, out: Path, *, one_file: bool) -> None:
         suffix = "" if out.is_dir() else out.suffix.lower()
         if suffix in _OTHER_IMAGES:
-            _refuse("--out", f"{out}: images are PNG files; name a folder or a .png file.")
+            refuse("--out", f"{out}: Images are saved as PNG. Name a folder or a .png file.")
         self.file = out if suffix == ".png" else None
         if self.file and not one_file:
-            _refuse("--out", f"{out} is one file, and --count asks for several. Name a folder.")
+            refuse("--out", f"{out}: One file cannot hold --count images. Name a folder.")
         self.folder = out.parent if self.file else out
         if self.folder.exists() and not self.folder.is_dir():
-            _refuse("--out", f"{self.folder} is not a folder.")
+            refuse("--out", f"{self.folder}: Expected a folder.")
 
     def save(self, image: Image, generated: GeneratedImage, prefix: str = "") -> None:
         from hnloader.errors import ExistingFileError
@@ -215,15 +196,15 @@ class _Target:
             save_png(image, path, generated.infotext)
         number = self._next_number()
         while path is None:
-            # Another program may number its images in the same folder at the same time.
+            # Another process may use the same folder at the same time.
             with contextlib.suppress(ExistingFileError):
                 name = f"{prefix}{number:05d}-{generated.seed}.png"
                 save_png(image, self.folder / name, generated.infotext, overwrite=False)
                 path = self.folder / name
             number += 1
         if generated.censored:
-            note(f"{path} is black, because the model's safety checker rejected what it shows.")
-        # The path alone, so that a script can read it.
+            note(f"{path}: The model's safety checker replaced the image with a black one.")
+        # Only the path, so that scripts can read it.
         stdout().print(Text(clean(path)), soft_wrap=True)
 
     def _next_number(self) -> int:
@@ -231,13 +212,8 @@ class _Target:
         return max((int(match[1]) for match in numbers if match), default=0) + 1
 
 
-def _refuse(option: str, message: str) -> NoReturn:
-    """End with the usage error of an option."""
-    raise typer.BadParameter(clean(message), param_hint=option)
-
-
 def _bundled_guidance(model: str | None, guidance: float | None) -> float | None:
-    """The bundled model's own guidance where none was given."""
+    """Return the guidance of the bundled model if none was given."""
     if model is not None or guidance is not None:
         return guidance
     from hnloader.demo.sampling import GUIDANCE
@@ -246,18 +222,8 @@ def _bundled_guidance(model: str | None, guidance: float | None) -> float | None
 
 
 def _given(**options: float | None) -> dict[str, Any]:
-    """The options that were given; the others keep the defaults of `Settings`."""
+    """Return the given options; the others keep the defaults of `Settings`."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def read_size(text: str | None) -> dict[str, int]:
-    """Read a `--size` value: `width` and `height` in pixels, nothing for None."""
-    if text is None:
-        return {}
-    match = re.fullmatch(r"(\d{1,5})(?:[x*×](\d{1,5}))?", text.strip().lower())
-    if match is None:
-        _refuse("--size", f"{text!r} is no size; write width x height in pixels, e.g. 512x768.")
-    return {"width": int(match[1]), "height": int(match[2] or match[1])}
 
 
 def _read_factors(text: str) -> list[float]:
@@ -266,57 +232,19 @@ def _read_factors(text: str) -> list[float]:
     except ValueError:
         factors = []
     if not factors or not all(map(math.isfinite, factors)):
-        _refuse("--sweep", f"{text!r} is no list of numbers; write e.g. 0,0.5,1.")
+        refuse("--sweep", f"Expected numbers such as 0,0.5,1, got {text!r}.")
     return factors
-
-
-def read_hypernet(text: str) -> Tag:
-    """Read a `--hypernet` value: `name:strength:options` as in a tag, where the name may be a file's path.
-
-    A path may hold colons: the longest beginning that is a file is the name.
-    """
-    from hnloader.errors import PromptTagError
-    from hnloader.prompt import parse_tag
-
-    colons = [index for index, letter in enumerate(text) if letter == ":"]
-    try:
-        for end in [len(text), *reversed(colons)]:
-            if _is_file(text[:end]):
-                quoted = text[:end].replace('"', '""')
-                return parse_tag(f'"{quoted}"{text[end:]}')
-        return parse_tag(text)
-    except PromptTagError as error:
-        _refuse("--hypernet", str(error))
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return bool(text) and Path(text).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, or a NUL in it
-        return False
 
 
 def _open(path: Path) -> Image:
     from hnloader.images import PHOTOS, read_image
 
-    path.stat()  # a path that leads nowhere: the system's own words
+    path.stat()  # a missing file raises the error of the system
     return read_image(path, PHOTOS).image
 
 
-def hypernetwork_library(folders: Sequence[Path] | None) -> Library:
-    """The folders of `--hypernet-dir`, or the default ones, as a library."""
-    from hnloader.demo import hypernetwork_paths
-    from hnloader.library import Library
-
-    for folder in folders or ():
-        if not folder.is_dir():
-            _refuse("--hypernet-dir", f"{folder} is not a folder.")
-    bundled = [path.parent for path in hypernetwork_paths().values()]
-    return Library(folders or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), *bundled])
-
-
-def _announce(settings: Settings, library: Library) -> None:
-    """Say what is odd, and fail for a missing hypernetwork, before the model is loaded."""
+def _check_tags(settings: Settings, library: Library) -> None:
+    """Print notes, and fail for a missing hypernetwork, before the model is loaded."""
     from hnloader.generation import find_file
     from hnloader.hashes import find_named
     from hnloader.prompt import other_tags, parse_prompt
@@ -327,22 +255,13 @@ def _announce(settings: Settings, library: Library) -> None:
         chosen = find_named(library, tag.name)
         others = {file.path.resolve() for file in library.matches(tag.name)} - {chosen.resolve()}
         if others:
-            note(f"{len(others) + 1} files are called {tag.name}; taking {chosen}.")
+            note(f"{tag.name}: Found {len(others) + 1} files of this name. Using {chosen}.")
     for text in other_tags(settings.prompt):
-        note(f"{text} is no hypernet tag and stays in the prompt as words.")
-
-
-def load_for_images(model: str | None, device: str, dtype: str, config: Path | None) -> Model:
-    """The model of `--model`, or the bundled one."""
-    from hnloader.demo import pipeline_folder
-    from hnloader.pipelines import load_model
-
-    with stderr().status("Loading the model ..."):
-        return load_model(model or pipeline_folder(), device=device, dtype=dtype, config=config)
+        note(f"{text}: Not a hypernet tag. It stays in the prompt as text.")
 
 
 def _counter(show: Show, runs: int) -> Callable[[Step], None]:
-    """Progress of a whole run, in which each image is made `runs` times."""
+    """Return a callback that shows the progress of a run, in which each image is made `runs` times."""
     done = 0
 
     def advance(step: Step) -> None:
@@ -355,7 +274,7 @@ def _counter(show: Show, runs: int) -> Callable[[Step], None]:
 
 
 def _grid(cells: Sequence[tuple[float, GeneratedImage]], factors: Sequence[float], settings: Settings) -> Image:
-    """The images of a sweep, a row for each seed and a column for each factor."""
+    """Return the grid of a sweep: a row for each seed, a column for each factor."""
     from hnloader.grids import labeled_grid
     from hnloader.prompt import parse_prompt
 
@@ -370,7 +289,7 @@ def _grid(cells: Sequence[tuple[float, GeneratedImage]], factors: Sequence[float
 
 
 def _column_labels(factors: Sequence[float], settings: Settings) -> list[str]:
-    """What each column's strength is; of several hypernetworks, the factor on their strengths."""
+    """Return the strength of each column, or its factor if there are several hypernetworks."""
     from hnloader.prompt import format_number, parse_prompt
 
     tags = [*parse_prompt(settings.prompt).tags, *settings.hypernetworks]
@@ -381,5 +300,5 @@ def _column_labels(factors: Sequence[float], settings: Settings) -> list[str]:
 
 
 def _representative(cells: Sequence[tuple[float, GeneratedImage]]) -> GeneratedImage:
-    """The image whose parameters stand in the grid: at full strength where there is one."""
+    """Return the image whose parameters the grid gets: the one at full strength if there is one."""
     return next((image for factor, image in cells if factor == 1), cells[-1][1])

@@ -1,4 +1,4 @@
-"""`hnloader inspect`: what is in hypernetwork files."""
+"""`hnloader inspect`: show the contents of hypernetwork files."""
 
 from __future__ import annotations
 
@@ -16,33 +16,28 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.reporting import FAILED, reports_errors
-from hnloader.cli.terminal import clean, fields, size_text, stderr, stdout
-from hnloader.texts import as_text, shown
+from hnloader.cli.reporting import FAILED, exit_codes, reports_errors
+from hnloader.cli.shared_options import HypernetDirOption, JsonOption
+from hnloader.cli.terminal import clean, fields, shortened, size_text, stderr, stdout
+from hnloader.texts import shown
 
 if TYPE_CHECKING:
     from hnloader.cli.inspect_image import ImageInfo, ImageReader
     from hnloader.inspection import FileInfo
 
-EXIT_CODES = (
-    "Exit codes: 0 every file is a sound hypernetwork; 1 at least one is not; 2 the command line is wrong; "
-    "70 a bug in hnloader; 130 interrupted; "
-    "141 the reader of the output has left."
-)
+__all__ = ["EXIT_CODES", "inspect"]
 
-_LONGEST_VALUE = 300
+EXIT_CODES = exit_codes({0: "all files are valid hypernetworks", FAILED: "at least one is not"})
+
 _MOST_VALUES = 200
-# More files of another kind than this share one line, which names the first ones.
-_ALIKE = 3
+_MOST_LINES = 3  # more files of another kind share one line, which names the first `_NAMED`
 _NAMED = 2
-
-# Below this many columns the table leaves out what `inspect FILE` shows anyway.
-_WIDE = 110
+_WIDE = 110  # columns; narrower terminals get fewer columns
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """A file and what it holds, or why it holds nothing of use."""
+    """A file with its contents or an error."""
 
     path: Path
     label: str
@@ -55,47 +50,39 @@ class Inspected:
 def inspect(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE|FOLDER...", help="Files, or folders to look through.", show_default=False),
+        typer.Argument(metavar="FILE|FOLDER...", help="Files or folders.", show_default=False),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Write a JSON array, one object per file.")] = False,
+    as_json: JsonOption = False,
     hashes: Annotated[
         bool | None,
         typer.Option(
             "--hash/--no-hash",
-            help="Read whole files for their hashes. Default: for one file shown in full.",
+            help="Show hashes, which need whole files to be read. Default: only for a single file.",
             show_default=False,
         ),
     ] = None,
-    hypernet_dir: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FOLDER",
-            envvar="HNLOADER_HYPERNET_DIR",
-            help="For images: where their hypernetworks are looked for. Default: ./hypernetworks and the bundled ones.",
-            show_default=False,
-        ),
-    ] = None,
+    hypernet_dir: HypernetDirOption = None,
     embedding_dir: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
             envvar="HNLOADER_EMBEDDING_DIR",
-            help="For images: where their embeddings are looked for.",
+            help="Folder with embeddings; repeatable.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Show what hypernetwork files hold: widths, architecture, where they come from, which models they fit.
+    """Show the contents of hypernetwork files: widths, architecture, origin, compatible models.
 
-    Of a generated image (PNG, JPEG, WebP): which hypernetworks and embeddings it was made with, and their files.
+    For a generated image (PNG, JPEG, WebP), show the hypernetworks and embeddings it was made with and their files.
 
-    Only headers are read, and nothing in a file is run. What is no sound hypernetwork is listed with the reason.
+    Only headers are read, and nothing in a file is run. Other and damaged files are listed with the reason.
     """
     from hnloader.cli.inspect_image import ImageReader
 
     folders = [path for path in paths if path.is_dir()]
     images = ImageReader(hypernet_dir, embedding_dir)
-    found = [_look(path, label, folders, images) for path, label in _files(paths)]
+    found = [_inspect_file(path, label, folders, images) for path, label in _files(paths)]
     images.close()
     if as_json:
         typer.echo(json.dumps([_as_dict(one, bool(hashes)) for one in found], indent=2))
@@ -108,7 +95,7 @@ def inspect(
 
 
 def _files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Every file to look at and what it is called in the output, each once."""
+    """Return every file once, with its label in the output."""
     from hnloader.library import Library
 
     found: dict[Path, str] = {}
@@ -122,7 +109,7 @@ def _files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     return list(found.items())
 
 
-def _look(path: Path, label: str, folders: Sequence[Path], images: ImageReader) -> Inspected:
+def _inspect_file(path: Path, label: str, folders: Sequence[Path], images: ImageReader) -> Inspected:
     import hnloader
     from hnloader.errors import HypernetworkError
 
@@ -132,10 +119,6 @@ def _look(path: Path, label: str, folders: Sequence[Path], images: ImageReader) 
         return Inspected(path, label, hnloader.inspect(path, folders))
     except (HypernetworkError, OSError) as error:
         return Inspected(path, label, None, error)
-
-
-def _reason(error: Exception) -> str:
-    return clean((isinstance(error, OSError) and error.strerror) or error)
 
 
 def _as_dict(one: Inspected, hashes: bool) -> dict[str, Any]:
@@ -153,9 +136,9 @@ def _show_one(one: Inspected, hashes: bool) -> None:
     elif one.info is not None:
         body = fields(_details(one.info, hashes))
     else:
-        stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
+        stdout().print(Text("✗ ", "bold red") + _error_line(one), soft_wrap=True)
         return
-    # No padding on the right: a sha256 in hex just fits into 80 columns.
+    # Without right padding, a SHA-256 fits into 80 columns.
     title = Text(clean(one.label), "bold")
     panel = Panel(body, title=title, title_align="left", border_style="cyan", expand=False, padding=(0, 0, 0, 1))
     stdout().print(panel)
@@ -163,7 +146,7 @@ def _show_one(one: Inspected, hashes: bool) -> None:
 
 def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
     rows: list[tuple[str, str | Text]] = [
-        ("Name", _shortened(info.name)),
+        ("Name", shortened(info.name)),
         ("Written by", _origin(info)),
         ("File", f"{size_text(info.size)}, {info.format} ({info.container})"),
         ("Fits", _fits(info)),
@@ -173,7 +156,7 @@ def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
     ]
     rows += [("Trained", _training(info))] if info.step is not None or info.checkpoint else []
     rows += [("Made of", clean(member)) for member in info.members]
-    further = [f"{_shortened(key)}: {_shortened(value)}" for key, value in islice(info.further.items(), _MOST_VALUES)]
+    further = [f"{shortened(key)}: {shortened(value)}" for key, value in islice(info.further.items(), _MOST_VALUES)]
     further += [f"and {len(info.further) - _MOST_VALUES:,} more"] if len(info.further) > _MOST_VALUES else []
     rows += [("" if position else "Metadata", text) for position, text in enumerate(further)]
     if hashes:
@@ -184,32 +167,28 @@ def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
 
 def _fits(info: FileInfo) -> Text:
     if not info.widths:
-        return Text("any (it has no widths of its own)")
+        return Text("any model")
     return Text(", ".join(info.families), "green") if info.families else Text("no known model", "yellow")
 
 
 def _origin(info: FileInfo) -> str:
-    return f"{clean(info.program)}, {_shortened(info.variant)}"
+    return f"{clean(info.program)}, {shortened(info.variant)}"
 
 
 def _widths(info: FileInfo) -> str:
-    return shown(info.widths, _LONGEST_VALUE).strip("(),") or "-"
+    return shown(info.widths, 300).strip("(),") or "-"
 
 
 def _training(info: FileInfo) -> str:
     steps = "unknown number of steps" if info.step is None else f"{info.step:,} steps"
-    checkpoint = _shortened(info.checkpoint_name or "")
+    checkpoint = shortened(info.checkpoint_name or "")
     if info.checkpoint:
-        checkpoint = f"{checkpoint or 'checkpoint'} ({_shortened(info.checkpoint)})"
+        checkpoint = f"{checkpoint or 'checkpoint'} ({shortened(info.checkpoint)})"
     return f"{steps} on {checkpoint}" if checkpoint else steps
 
 
 def _architecture(info: FileInfo) -> str:
     return str(info.architecture) if info.architecture else "a composition"
-
-
-def _shortened(value: object) -> str:
-    return clean(as_text(value, _LONGEST_VALUE)).strip()
 
 
 def _show_many(found: Sequence[Inspected], hashes: bool) -> None:
@@ -220,44 +199,46 @@ def _show_many(found: Sequence[Inspected], hashes: bool) -> None:
     for one in found:
         if one.image is not None:
             _show_one(one, hashes)
-    for kind, alike in _by_kind(bad):
-        if kind and len(alike) > _ALIKE:
-            stdout().print(Text("✗ ", "bold red") + _counted(kind, alike), soft_wrap=True)
+    for kind, group in _by_kind(bad):
+        if kind and len(group) > _MOST_LINES:
+            stdout().print(Text("✗ ", "bold red") + _group_line(kind, group), soft_wrap=True)
             continue
-        for one in alike:
-            stdout().print(Text("✗ ", "bold red") + _complaint(one), soft_wrap=True)
+        for one in group:
+            stdout().print(Text("✗ ", "bold red") + _error_line(one), soft_wrap=True)
     if good or bad or not found:
         stderr().print(_summary(len(good), len(bad)))
 
 
 def _by_kind(found: Sequence[Inspected]) -> list[tuple[str, list[Inspected]]]:
-    """Group the files that are something else by what they are; each other file is a group, of the kind ""."""
+    """Group files of other kinds by kind; every other file is its own group with the kind ""."""
     from hnloader.errors import UnknownFormatError
 
     groups: dict[tuple[str, Path | None], list[Inspected]] = {}
     for one in found:
-        # What follows differs from file to file: keys, shapes, what to do.
-        words = re.split(r"[,:;(\[]| of shape", _said(one).lstrip(": "), maxsplit=1)[0].removeprefix("is ").strip()
+        # The rest of the message differs from file to file: keys, shapes, what to do.
+        words = (
+            re.split(r"[,:;(\[]|\. | of shape", _message(one).lstrip(": "), maxsplit=1)[0].removeprefix("is ").strip()
+        )
         kind = words if isinstance(one.error, UnknownFormatError) else ""
         groups.setdefault((kind, None if kind else one.path), []).append(one)
-    return [(kind, alike) for (kind, _), alike in groups.items()]
+    return [(kind, group) for (kind, _), group in groups.items()]
 
 
-def _counted(kind: str, found: Sequence[Inspected]) -> Text:
-    """`1,204 files: a LoRA; a.safetensors, b.safetensors and 1,202 more`."""
+def _group_line(kind: str, found: Sequence[Inspected]) -> Text:
+    """Return a line such as `1,204 files: a LoRA; a.safetensors, b.safetensors and 1,202 more`."""
     names = ", ".join(clean(one.label) for one in found[:_NAMED])
     return Text.assemble((f"{len(found):,} files", "bold"), f": {kind}; {names} and {len(found) - _NAMED:,} more")
 
 
-def _complaint(one: Inspected) -> Text:
-    """`name: what is wrong with it`; most messages start with the path already."""
-    return Text.assemble((clean(one.label), "bold"), _said(one))
+def _error_line(one: Inspected) -> Text:
+    """Return the label of a file and its error."""
+    return Text.assemble((clean(one.label), "bold"), _message(one))
 
 
-def _said(one: Inspected) -> str:
-    """What is wrong with a file, to be read after its name."""
-    assert one.error is not None
-    reason, path = _reason(one.error), clean(one.path)
+def _message(one: Inspected) -> str:
+    """Return the error of a file without the path at its start."""
+    error, path = one.error, clean(one.path)
+    reason = clean((isinstance(error, OSError) and error.strerror) or error)
     return reason.removeprefix(path) if reason.startswith(path) else f": {reason}"
 
 
@@ -287,6 +268,6 @@ def _table(found: Sequence[Inspected], hashes: bool) -> Table:
 
 def _summary(good: int, bad: int) -> Text:
     if not good and not bad:
-        return Text("No .pt, .safetensors or .hns file was found.", "yellow")
+        return Text("Found no .pt, .safetensors or .hns files.", "yellow")
     text = Text(f"{good} hypernetwork{'' if good == 1 else 's'}", "green" if good else "yellow")
     return text + Text(f", {bad} other file{'' if bad == 1 else 's'}", "red") if bad else text

@@ -1,4 +1,4 @@
-"""`hnloader inspect image.png`: what an image was made with, and which files of the library those are."""
+"""`hnloader inspect image.png`: show what an image was made with, and find those files."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import typer
 from rich.text import Text
 
-from hnloader.cli.terminal import clean
+from hnloader.cli.shared_options import hypernetwork_library, refuse
+from hnloader.cli.terminal import clean, shortened
 
 if TYPE_CHECKING:
     from hnloader.hashes import Hashes
     from hnloader.infotext import Infotext, Used
     from hnloader.library import Library
 
-# Files that hold embeddings, the ones that win first.
+__all__ = ["ImageInfo", "ImageReader"]
+
+# In order of preference.
 EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp")
 
 Match = Literal["hash", "name", "other file"]
@@ -25,13 +27,13 @@ Match = Literal["hash", "name", "other file"]
 
 @dataclass(frozen=True)
 class Found:
-    """Something that an image was made with.
+    """A hypernetwork or embedding that an image was made with.
 
     Attributes:
-        used: What the image says of it.
-        file: The library's file; None where there is none.
-        match: "hash": it is that file; "name": the image has no hash, and the file has its name; "other file": the
-            file has its name and another hash.
+        used: Its name, strength and hash in the image.
+        file: The file in the library, or None.
+        match: "hash": the hashes are equal; "name": the names are equal and the image has no hash; "other file": the
+            names are equal but the hashes differ.
     """
 
     used: Used
@@ -41,13 +43,13 @@ class Found:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image says of itself."""
+    """The parameters of an image and the files it was made with."""
 
     about: Infotext
     found: tuple[Found, ...]
 
     def to_dict(self, path: Path) -> dict[str, Any]:
-        """Return it as plain values that JSON can hold."""
+        """Return the values for JSON."""
 
         def listed(kind: str) -> list[dict[str, Any]]:
             return [
@@ -72,29 +74,29 @@ class ImageInfo:
         }
 
     def details(self) -> list[tuple[str, str | Text]]:
-        """Return labels and values to show."""
-        rows: list[tuple[str, str | Text]] = [("Prompt", _shortened(self.about.prompt))]
-        rows += [("Negative", _shortened(self.about.negative_prompt))] if self.about.negative_prompt else []
+        """Return labels and values for the terminal."""
+        rows: list[tuple[str, str | Text]] = [("Prompt", shortened(self.about.prompt))]
+        rows += [("Negative", shortened(self.about.negative_prompt))] if self.about.negative_prompt else []
         for kind, label in (("hypernetwork", "Hypernetworks"), ("embedding", "Embeddings")):
             lines = [_line(one) for one in self.found if one.used.kind == kind]
-            lines = lines or ([Text("none named")] if kind == "hypernetwork" else [])
+            lines = lines or ([Text("none")] if kind == "hypernetwork" else [])
             rows += [("" if place else label, line) for place, line in enumerate(lines)]
         return rows
 
 
 class ImageReader:
-    """Reads images and finds what they name; each file is read at most once for its hashes."""
+    """Reads images and finds the files that they name; hashes each file at most once."""
 
     def __init__(self, hypernetworks: Sequence[Path] | None, embeddings: Sequence[Path] | None) -> None:
         for folder in embeddings or ():
             if not folder.is_dir():
-                raise typer.BadParameter(f"{folder} is not a folder.", param_hint="--embedding-dir")
+                refuse("--embedding-dir", f"{folder}: Expected a folder.")
         self._given = hypernetworks
         self._embeddings = embeddings or ()
         self._places: tuple[Library, Library, Hashes] | None = None
 
     def read(self, path: Path) -> ImageInfo | None:
-        """Return what an image says of itself; None for a file that is not an image with parameters.
+        """Return the parameters of an image; None for other files and images without parameters.
 
         Raises:
             HypernetworkError: The image is damaged.
@@ -109,14 +111,14 @@ class ImageReader:
             with open_regular(path) as file:
                 head = file.read(16)
         except OSError:
-            return None  # the reader of hypernetworks says why
+            return None  # the reader of hypernetworks reports it
         about = read_png(path) if is_image(head) else None
         if about is None:
             return None
         return ImageInfo(about, tuple(self._found(used) for used in made_with(about)))
 
     def close(self) -> None:
-        """Keep the hashes for the next time."""
+        """Save the hashes for the next run."""
         if self._places is not None:
             self._places[2].save()
 
@@ -134,7 +136,6 @@ class ImageReader:
 
     def _libraries(self) -> tuple[Library, Library, Hashes]:
         if self._places is None:
-            from hnloader.cli.generate_command import hypernetwork_library
             from hnloader.hashes import Hashes
             from hnloader.library import Library
             from hnloader.ui.index import cache_folder
@@ -151,11 +152,6 @@ def _line(one: Found) -> Text:
         text.append(f" ({clean(one.used.hash)})", "dim")
     if one.file is None:
         return text.append(": not in the library", "yellow")
-    said = {"hash": ("", "green"), "name": (" (by its name)", ""), "other file": (" has another hash", "yellow")}
-    words, style = said[one.match or "name"]
+    matches = {"hash": ("", "green"), "name": (" (same name)", ""), "other file": (" (different hash)", "yellow")}
+    words, style = matches[one.match or "name"]
     return text.append(f": {clean(one.file)}{words}", style)
-
-
-def _shortened(text: str, longest: int = 300) -> str:
-    shown = clean(text).strip()
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from hnloader.cli.generate_command import hypernetwork_library, read_hypernet
 from hnloader.cli.reporting import reports_errors
+from hnloader.cli.shared_options import hypernetwork_library, read_hypernet
 from hnloader.cli.terminal import clean, fields, stderr, stdout
 
 if TYPE_CHECKING:

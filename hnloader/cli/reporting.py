@@ -1,4 +1,4 @@
-"""What a failed command says and the code it exits with."""
+"""Report the errors and warnings of commands, and exit with documented codes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ import functools
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import ParamSpec, TypeVar
 
 import typer
 from rich.text import Text
 
-from hnloader.cli.streams import OutputLostError
+from hnloader.cli.streams import READER_LEFT, OutputLostError
 from hnloader.cli.terminal import clean, note, stderr
+
+__all__ = [
+    "BUG",
+    "DEBUG",
+    "FAILED",
+    "INTERRUPTED",
+    "SOME_FAILED",
+    "USAGE",
+    "debugging",
+    "exit_codes",
+    "reports_errors",
+]
 
 FAILED = 1
 USAGE = 2
@@ -29,8 +41,22 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def exit_codes(meanings: Mapping[int, str] | None = None) -> str:
+    """Return a sentence for the help of a command; `meanings` adds to the common exit codes or replaces them."""
+    codes = {
+        0: "success",
+        FAILED: "a file, model or setting cannot be used",
+        USAGE: "usage error",
+        BUG: "bug in hnloader",
+        INTERRUPTED: "interrupted",
+        READER_LEFT: "the reader of the output closed it",
+        **(meanings or {}),
+    }
+    return "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in sorted(codes.items())) + "."
+
+
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Make a command end every failure with one clear line on stderr and a documented exit code."""
+    """Decorate a command so that every failure prints one line to stderr and exits with a documented code."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -40,22 +66,22 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except (typer.Exit, typer.Abort, typer.BadParameter, OutputLostError):
             raise
         except BaseException as error:
-            if os.environ.get(DEBUG):
+            if debugging():
                 traceback.print_exc()
             message, code = _explain(error)
-            _print_error(message)
+            stderr().print(Text("Error: ", "bold red") + Text(clean(message.strip())), soft_wrap=True)
             raise typer.Exit(code) from None
 
     return run
 
 
 def debugging() -> bool:
-    """Whether tracebacks and the warnings of other packages are shown."""
+    """Return True if tracebacks and the warnings of other packages are shown."""
     return bool(os.environ.get(DEBUG))
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    """One line for the user, and the exit code."""
+    """Return a message of one line and the exit code."""
     from hnloader.errors import HypernetworkError, PromptTagError
 
     if isinstance(error, PromptTagError):
@@ -65,39 +91,31 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", INTERRUPTED
     if isinstance(error, OSError) and error.errno is not None:
-        return _explain_os(error), FAILED
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno == errno.ENOSPC:
+            return f"{where}The disk is full. Incomplete files were removed.", FAILED
+        return f"{where}{error.strerror or error}", FAILED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "There is not enough memory. A smaller --size or --dtype float16 needs less.", FAILED
+        return "Out of memory. Try a smaller --size or --dtype float16.", FAILED
     return (
         f"This is a bug in hnloader: {type(error).__name__}: {error}. "
-        f"Run it again with {DEBUG}=1 and report what it shows.",
+        f"Run the command again with {DEBUG}=1 and report the traceback.",
         BUG,
     )
 
 
-def _explain_os(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"{where}the disk is full. Nothing incomplete was left behind."
-    return f"{where}{error.strerror or error}"
-
-
-def _print_error(message: str) -> None:
-    stderr().print(Text("Error: ", "bold red") + Text(clean(message.strip())), soft_wrap=True)
-
-
 @contextlib.contextmanager
 def _warnings_as_notes() -> Iterator[None]:
-    """Show each of our own warnings once, as a note; other packages' only when debugging."""
+    """Print each warning of hnloader once, as a note; show those of other packages only when debugging."""
     if debugging():
         yield
         return
-    told = set()
+    printed = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         text = str(message)
-        if text not in told:
-            told.add(text)
+        if text not in printed:
+            printed.add(text)
             note(text)
 
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""`hnloader scan`: whether files from strangers hold code, without opening them the dangerous way."""
+"""`hnloader scan`: find code in files from strangers without running it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.reporting import FAILED, reports_errors
+from hnloader.cli.reporting import FAILED, exit_codes, reports_errors
+from hnloader.cli.shared_options import JsonOption
 from hnloader.cli.terminal import clean, stderr, stdout
 
 if TYPE_CHECKING:
@@ -20,18 +21,16 @@ if TYPE_CHECKING:
 
     from hnloader.scanning import Finding, Scan
 
+__all__ = ["EXIT_CODES", "SUSPICIOUS", "scan"]
+
 SUSPICIOUS = 4
-EXIT_CODES = (
-    "Exit codes: 0 nothing suspicious, everything could be read; 1 a file could not be read; "
-    "2 the command line is wrong; 4 a suspicious file; 70 a bug in hnloader; 130 interrupted; "
-    "141 the reader of the output has left."
-)
+EXIT_CODES = exit_codes({0: "all files are readable and harmless", 1: "unreadable file", SUSPICIOUS: "suspicious file"})
 
 _STYLES = {"safe": "green", "suspicious": "bold red", "not a hypernetwork": "dim", "unreadable": "yellow"}
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _RULES = {
-    "suspicious": ("error", "The file names or calls something that no hypernetwork needs."),
-    "unreadable": ("warning", "The file is damaged or cannot be opened, so that nothing is known of what it holds."),
+    "suspicious": ("error", "The file names or calls something that hypernetworks never need."),
+    "unreadable": ("warning", "The file is damaged or cannot be opened, so its contents are unknown."),
 }
 
 
@@ -39,19 +38,19 @@ _RULES = {
 def scan(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE|FOLDER...", help="Files, or folders with all in them.", show_default=False),
+        typer.Argument(metavar="FILE|FOLDER...", help="Files or folders to scan.", show_default=False),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Write a JSON array, one object per file.")] = False,
+    as_json: JsonOption = False,
     sarif: Annotated[
-        Path | None, typer.Option("--sarif", metavar="FILE", help="Also write the findings as SARIF 2.1.0.")
+        Path | None, typer.Option("--sarif", metavar="FILE", help="Also save the findings as SARIF 2.1.0.")
     ] = None,
     show_all: Annotated[
-        bool, typer.Option("--all", help="In folders also list what is no hypernetwork, and each file's callables.")
+        bool, typer.Option("--all", help="Also list other files in folders, and the callables of each file.")
     ] = False,
 ) -> None:
-    """Say whether files would run something when unpickled: which callable, where. Nothing in them is run.
+    """Find code in pickles, zip archives and torch files: which callable, and where.
 
-    Works for every kind of pickle, zip archive and torch file, hypernetwork or not.
+    Nothing in the files is run. They need not be hypernetworks.
     """
     from hnloader.errors import HypernetworkError
     from hnloader.files import same_file
@@ -59,9 +58,9 @@ def scan(
 
     found = list(scan_all(paths))
     if sarif is not None:
-        # Earlier findings, which are JSON, are replaced.
+        # Results of an earlier scan are JSON; only those may be overwritten.
         if any(same_file(one.path, sarif) for one in found) and not _is_json(sarif):
-            raise HypernetworkError(f"{sarif} is one of the files that were scanned. Write the findings elsewhere.")
+            raise HypernetworkError(f"{sarif}: One of the scanned files. Choose another file for --sarif.")
         _write(sarif, json.dumps(_sarif(found), indent=2) + "\n")
     if as_json:
         typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
@@ -74,16 +73,16 @@ def scan(
         raise typer.Exit(FAILED)
 
 
-def _show(found: Sequence[Scan], others: bool, callables: bool) -> None:
+def _show(found: Sequence[Scan], other_files: bool, callables: bool) -> None:
     from hnloader.scanning import VERDICTS
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("Verdict", no_wrap=True)
     table.add_column("File", style="bold", overflow="fold")
-    table.add_column("Why", overflow="fold")
+    table.add_column("Reason", overflow="fold")
     for one in sorted(found, key=lambda one: VERDICTS.index(one.verdict)):
-        if others or one.verdict != "not a hypernetwork":
-            table.add_row(Text(one.verdict, _STYLES[one.verdict]), clean(one.path), _why(one, callables))
+        if other_files or one.verdict != "not a hypernetwork":
+            table.add_row(Text(one.verdict, _STYLES[one.verdict]), clean(one.path), _reason(one, callables))
     if table.row_count:
         stdout().print(table)
     counts = Counter(one.verdict for one in found)
@@ -91,7 +90,7 @@ def _show(found: Sequence[Scan], others: bool, callables: bool) -> None:
     stderr().print(Text(f"{len(found)} file{'' if len(found) == 1 else 's'}: {summary or 'none'}"))
 
 
-def _why(one: Scan, callables: bool) -> str:
+def _reason(one: Scan, callables: bool) -> str:
     if one.findings:
         lines = [_place(finding) for finding in one.findings[:5]]
         lines += [f"and {len(one.findings) - 5} more"] if len(one.findings) > 5 else []

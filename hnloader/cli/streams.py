@@ -1,7 +1,7 @@
-"""Standard output and standard error of the command: closed ones, readers that have left, and full disks.
+"""Handle failures of stdout and stderr: closed streams, closed pipes and full disks.
 
-Between a write and the command lie typer, click and rich, each of which makes something else of a stream that fails: an
-exit code of its own, a traceback, silence. So the streams raise `OutputLostError`, which none of them catches.
+typer, click and rich each treat a failing stream differently: with another exit code, a traceback, or silence. So the
+streams raise `OutputLostError`, which none of them catches.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import os
 import sys
 from typing import IO, Any
 
-# What a shell reports of a program that SIGPIPE ended: 128 + 13.
-READER_LEFT = 141
+__all__ = ["READER_LEFT", "OutputLostError", "flush", "watch"]
+
+READER_LEFT = 141  # 128 + SIGPIPE, as shells report it
 _FAILED = 1
-# Windows says of a pipe without a reader that the argument is wrong.
+# Windows reports a pipe without a reader as an invalid argument.
 _LEFT = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 _NAMES = {"stdin": 0, "stdout": 1, "stderr": 2}
 _IN_WORDS = {"stdout": "standard output", "stderr": "standard error"}
 
 
 class OutputLostError(BaseException):
-    """A stream takes nothing more. No `Exception`, so that nothing between the stream and `run` handles it.
+    """A stream failed. A BaseException, so that nothing between the stream and `run` handles it.
 
     Attributes:
         stream: "stdout" or "stderr".
-        error: What the system says.
+        error: The error of the system.
     """
 
     def __init__(self, stream: str, error: OSError) -> None:
@@ -36,21 +37,21 @@ class OutputLostError(BaseException):
         self.error = error
 
     def end(self) -> int:
-        """Return the exit code; say what happened unless the reader has left, as `head` does."""
+        """Return the exit code; print a message unless the reader closed the pipe, as `head` does."""
         if self.error.errno in _LEFT:
             return READER_LEFT
         if self.stream != "stderr":
             reason = "the disk is full" if self.error.errno == errno.ENOSPC else self.error.strerror or "it failed"
             with contextlib.suppress(OutputLostError, OSError):
-                print(f"Error: {_IN_WORDS[self.stream]} cannot be written: {reason}.", file=sys.stderr, flush=True)
+                print(f"Error: Cannot write to {_IN_WORDS[self.stream]}: {reason}.", file=sys.stderr, flush=True)
         return _FAILED
 
 
 def watch() -> None:
-    """Have stdout and stderr raise `OutputLostError`, once; what comes after is dropped.
+    """Make stdout and stderr raise `OutputLostError` at the first failure and drop later output.
 
-    A stream that was closed from the start becomes the null device, so that no file that the command opens takes its
-    number and receives what is written to it.
+    A stream that was closed at the start becomes the null device. Otherwise a file that the command opens could get its
+    file descriptor and receive the output.
     """
     for name, number in _NAMES.items():
         if getattr(sys, name) is None:
@@ -62,7 +63,7 @@ def watch() -> None:
 
 
 def flush() -> None:
-    """Write what waits, now: at the exit of Python an error has neither a message nor a code of ours."""
+    """Write the buffered output; errors at interpreter exit would have no message and another exit code."""
     for name in _IN_WORDS:
         getattr(sys, name).flush()
 
@@ -80,7 +81,7 @@ def _null(number: int, mode: str) -> IO[str]:
 
 def _watched(stream: io.TextIOWrapper, name: str) -> io.TextIOWrapper:
     raw = _Watched(stream, name)
-    # A terminal that cannot show a letter shows a question mark instead of stopping the command.
+    # Characters that the terminal cannot encode become question marks instead of errors.
     return io.TextIOWrapper(
         io.BufferedWriter(raw), stream.encoding, "replace", line_buffering=stream.line_buffering,
         write_through=stream.write_through,
@@ -88,17 +89,17 @@ def _watched(stream: io.TextIOWrapper, name: str) -> io.TextIOWrapper:
 
 
 class _Watched(io.RawIOBase):
-    """The bytes on their way to the system."""
+    """The raw stream below the text layer."""
 
     def __init__(self, stream: io.TextIOWrapper, name: str) -> None:
-        self._kept = stream  # which would close the file when nobody has it
+        self._kept = stream  # closes the file when it is garbage collected
         self._raw: Any = getattr(stream.buffer, "raw", stream.buffer)
         self._stream = name
         self._lost = False
 
     @property
     def name(self) -> str:
-        """As Python calls it."""
+        """Return the name that Python uses."""
         return f"<{self._stream}>"
 
     def writable(self) -> bool:
@@ -106,11 +107,11 @@ class _Watched(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        """Return the number of the stream."""
+        """Return the file descriptor."""
         return int(self._raw.fileno())
 
     def isatty(self) -> bool:
-        """Tell whether it is a terminal."""
+        """Return True for a terminal."""
         return bool(self._raw.isatty())
 
     def write(self, data: object) -> int | None:

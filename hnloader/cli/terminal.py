@@ -1,4 +1,4 @@
-"""Writing to a terminal, a pipe or a file: consoles, and text that came out of files."""
+"""Write to a terminal, a pipe or a file; make text from files safe to print."""
 
 from __future__ import annotations
 
@@ -15,37 +15,42 @@ from rich.text import Text
 
 from hnloader.texts import as_text
 
-# Everything that moves the cursor, starts an escape sequence, or turns the direction of the text.
+__all__ = ["Show", "clean", "fields", "note", "progress_bar", "shortened", "size_text", "stderr", "stdout"]
+
+# Characters that move the cursor, start an escape sequence, or change the direction of text.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BLANK = re.compile(r"[\t\r\n\u2028\u2029]+")
-# Lines in a pipe or a file are as long as they need to be.
-_UNLIMITED = 4000
-# A text from a file; paths and messages are shorter.
-_LONGEST = 10_000
+_UNLIMITED = 4000  # columns of a pipe or a file, so that lines are not wrapped
+_LONGEST = 10_000  # characters of a text from a file
 
 
 def stdout() -> Console:
-    """Where results go."""
+    """Return the console for results."""
     return _console(stderr=False)
 
 
 def stderr() -> Console:
-    """Where progress, notes and errors go."""
+    """Return the console for progress, notes and errors."""
     return _console(stderr=True)
 
 
 def clean(text: object) -> str:
-    """Text from a file as one line that is safe to print: no control characters, no changes of direction."""
+    """Return a text from a file as one line without control characters and changes of direction."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", _BLANK.sub(" ", as_text(text, _LONGEST)))
 
 
+def shortened(text: object, limit: int = 300) -> str:
+    """Return a text from a file as one line of at most `limit` characters."""
+    return clean(as_text(text, limit)).strip()
+
+
 def note(text: str) -> None:
-    """Tell something that is not an error."""
+    """Print a message that is not an error."""
     stderr().print(Text("Note: ", "bold yellow") + Text(clean(text)), soft_wrap=True)
 
 
 def fields(pairs: Iterable[tuple[str, str | Text]]) -> Table:
-    """`label  value` lines with the values below each other, wrapped within their column."""
+    """Return a table of labels and values without borders."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -59,7 +64,7 @@ Show = Callable[[int, int, str], None]
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Show]:
-    """A bar on stderr, on terminals only; yields `show(done, total, description)`."""
+    """Show a progress bar on stderr if it is a terminal; yield `show(done, total, description)`."""
     console = stderr()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     hidden = not console.is_terminal
@@ -69,7 +74,7 @@ def progress_bar(description: str) -> Iterator[Show]:
 
 
 def size_text(size: float) -> str:
-    """A number of bytes: 512 B, 1.2 kB, 87.1 MB (powers of 1000, as file managers show them)."""
+    """Return a number of bytes as text in powers of 1000: 512 B, 1.2 kB, 87.1 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5 or unit == "GB":
             break
@@ -80,5 +85,5 @@ def size_text(size: float) -> str:
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     wide = None if stream.isatty() or "COLUMNS" in os.environ else _UNLIMITED
-    # Markup is off: square brackets in names are brackets, and styles come from Text.
+    # Names may contain square brackets, so markup is off.
     return Console(stderr=stderr, width=wide, markup=False, emoji=False, highlight=False)

@@ -1,5 +1,3 @@
-"""`hnloader explain`: the table, the JSON, and how each failure ends."""
-
 from __future__ import annotations
 
 import json
@@ -23,7 +21,7 @@ def run(tiny_model: Path, styles: Path, tmp_path: Path, monkeypatch: pytest.Monk
     return explain
 
 
-def test_the_table_names_plans_and_costs(run) -> None:
+def test_table_has_plans_and_costs(run) -> None:
     result = run("ink:0.8", "--batch", 4)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -31,7 +29,7 @@ def test_the_table_names_plans_and_costs(run) -> None:
     assert any("latents and" in line and "4 x" in line for line in lines)
 
 
-def test_the_json_has_every_side_of_every_layer(run) -> None:
+def test_json_has_every_side_of_every_layer(run) -> None:
     result = run("ink:0.8", "oil:0.5", "--json", "--size", "64x32")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -52,23 +50,23 @@ def test_exact_and_no_fold(run) -> None:
     assert "fold" not in hosts["totals"]["plans"]
 
 
-def test_windows_are_left_out_with_a_note(run) -> None:
+def test_start_and_end_are_ignored_with_a_note(run) -> None:
     result = run("ink:0.8:start=0.5", "--json")
     assert "none" not in json.loads(result.stdout)["totals"]["plans"]
-    assert "start and end are left out" in result.stderr
+    assert "start and end are ignored" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nothing"], 1, "nothing"),
+        (["missing"], 1, "missing"),
         (["sd1"], 1, "sd1"),
         (["ink", "--size", "big"], 2, "big"),
         (["ink:strong"], 2, "strong"),
         (["ink", "--model", "missing-folder"], 1, "missing-folder"),
     ],
 )
-def test_failures_say_what_is_wrong(run, arguments, code: int, message: str) -> None:
+def test_failures(run, arguments, code: int, message: str) -> None:
     result = run(*arguments)
     assert result.exit_code == code
     assert message in result.stderr

@@ -19,6 +19,7 @@ OWN = {
     "hnloader/cli/convert_lora.py": {"text", "given"},
     "hnloader/cli/generate_command.py": {"text"},
     "hnloader/cli/merge_command.py": {"text", "mode"},
+    "hnloader/cli/shared_options.py": {"text"},
     "hnloader/cli/train_command.py": {"each"},
     "hnloader/conversion/__init__.py": {"__name__", "name"},
     "hnloader/conversion/lora/converting.py": {"rank"},

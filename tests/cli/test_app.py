@@ -1,4 +1,4 @@
-"""The command as a whole: help, version, completion, missing packages, and real processes."""
+"""The whole command: help, version, completion, missing packages, and real processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 import hnloader
 from hnloader.cli.app import app
-from hnloader.cli.terminal import clean, size_text
 from tests.support.paths import GOLDENS, ROOT
 
 
@@ -27,7 +26,7 @@ def process(*command: object, **options: object) -> subprocess.Popen[str]:
     )
 
 
-def test_help_lists_the_verbs_and_the_exit_codes() -> None:
+def test_help_lists_verbs_and_exit_codes() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
     for text in ("inspect", "generate", "demo", "--install-completion", "Exit codes:", "130 interrupted"):
@@ -35,7 +34,7 @@ def test_help_lists_the_verbs_and_the_exit_codes() -> None:
     assert "Exit codes:" in invoke("inspect", "--help").stdout
 
 
-def test_the_documented_exit_codes_are_the_ones_in_use() -> None:
+def test_exit_codes_are_documented() -> None:
     from hnloader.cli import reporting
 
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -47,7 +46,7 @@ def test_version() -> None:
     assert invoke("--version").stdout == f"hnloader {hnloader.__version__}\n"
 
 
-def test_an_unknown_verb_is_a_usage_error() -> None:
+def test_unknown_verb_is_a_usage_error() -> None:
     assert invoke("inspekt").exit_code == 2
 
 
@@ -61,27 +60,28 @@ def test_completion_offers_verbs_and_samplers() -> None:
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_without_the_extra_one_line_says_what_to_install(missing: str) -> None:
+def test_missing_cli_package_is_named(missing: str) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; from hnloader.__main__ import main; main()"
     running = process("-c", code)
     out, err = running.communicate()
-    assert (running.returncode, out, err) == (1, "", f"The command line needs {missing}: pip install 'hnloader[cli]'\n")
+    assert (running.returncode, out) == (1, "")
+    assert missing in err and "pip install 'hnloader[cli]'" in err and len(err.splitlines()) == 1
 
 
-def test_generate_without_diffusers_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_generate_names_the_missing_diffusers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     result = invoke("generate", "a cat", "--model", tmp_path)
     assert result.exit_code == 1
-    assert result.stderr == "Error: Making images needs diffusers: pip install 'hnloader[diffusers]'\n"
+    assert "pip install 'hnloader[diffusers]'" in result.stderr
 
 
-def test_loading_the_command_line_imports_no_diffusers() -> None:
+def test_help_does_not_import_diffusers() -> None:
     code = "import sys, hnloader.cli.app; sys.exit('diffusers' in sys.modules or 'transformers' in sys.modules)"
     running = process("-c", code)
     assert (running.communicate()[1], running.returncode) == ("", 0)
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     read, write = os.pipe()
     os.close(read)
     running = subprocess.Popen(
@@ -93,7 +93,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for child processes")
-def test_ctrl_c_ends_a_real_run_with_130(tiny_model: Path, tmp_path: Path) -> None:
+def test_ctrl_c_exits_with_130(tiny_model: Path, tmp_path: Path) -> None:
     running = process("-m", "hnloader", "generate", "a cat", "--model", tiny_model, "-n", 100000, cwd=tmp_path)
     assert running.stdout is not None
     first = running.stdout.readline()
@@ -103,17 +103,3 @@ def test_ctrl_c_ends_a_real_run_with_130(tiny_model: Path, tmp_path: Path) -> No
     assert running.returncode == 130
     assert err.endswith("Error: Interrupted.\n")
     assert all(path.suffix == ".png" for path in (tmp_path / "images").iterdir())
-
-
-def test_text_from_elsewhere_is_one_harmless_line() -> None:
-    assert (
-        clean("a\x1b[31m\tb\r\nc\x9b\u202ed\ud800") == "a\N{REPLACEMENT CHARACTER}[31m b c" + 2 * "\ufffd" + "d\ufffd"
-    )
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (87_124_456, "87.1 MB"), (999_999, "1.0 MB"), (5e12, "5000 GB")],
-)
-def test_sizes(size: float, text: str) -> None:
-    assert size_text(size) == text

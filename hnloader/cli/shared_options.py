@@ -1,0 +1,135 @@
+"""Options that several verbs share, and the functions that read their values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from hnloader.cli.terminal import clean, stderr
+
+if TYPE_CHECKING:
+    from hnloader.library import Library
+    from hnloader.pipelines import Model
+    from hnloader.prompt import Tag
+
+__all__ = [
+    "ConfigOption",
+    "DeviceOption",
+    "DtypeOption",
+    "HypernetDirOption",
+    "JsonOption",
+    "ModelOption",
+    "hypernetwork_library",
+    "load_for_images",
+    "read_hypernet",
+    "read_size",
+    "refuse",
+]
+
+_DEFAULT_FOLDER = Path("hypernetworks")
+_MODEL_PANEL = "Model"
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Diffusers folder, Hugging Face Hub name (owner/model), or .safetensors or .ckpt checkpoint. "
+        "Default: the bundled model.",
+        rich_help_panel=_MODEL_PANEL,
+        show_default=False,
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FOLDER",
+        help="For checkpoints: diffusers folder with the configuration, so that nothing is downloaded.",
+        rich_help_panel=_MODEL_PANEL,
+        show_default=False,
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL_PANEL)
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="auto, float16, bfloat16, float32.", rich_help_panel=_MODEL_PANEL)
+]
+HypernetDirOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--hypernet-dir",
+        metavar="FOLDER",
+        envvar="HNLOADER_HYPERNET_DIR",
+        help="Folder with hypernetworks; repeatable. Default: ./hypernetworks and the bundled ones.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+def refuse(option: str, message: str) -> NoReturn:
+    """Exit with a usage error about an option."""
+    raise typer.BadParameter(clean(message), param_hint=option)
+
+
+def read_size(text: str | None) -> dict[str, int]:
+    """Return `width` and `height` in pixels from a `--size` value; nothing for None."""
+    if text is None:
+        return {}
+    match = re.fullmatch(r"(\d{1,5})(?:[x*×](\d{1,5}))?", text.strip().lower())
+    if match is None:
+        refuse("--size", f"Expected width x height in pixels such as 512x768, got {text!r}.")
+    return {"width": int(match[1]), "height": int(match[2] or match[1])}
+
+
+def read_hypernet(text: str) -> Tag:
+    """Return the tag of a `--hypernet` value `name:strength:options`, whose name may be a path.
+
+    Paths may contain colons: the longest prefix that is an existing file is the name.
+    """
+    from hnloader.errors import PromptTagError
+    from hnloader.prompt import parse_tag
+
+    colons = [index for index, letter in enumerate(text) if letter == ":"]
+    try:
+        for end in [len(text), *reversed(colons)]:
+            if _is_file(text[:end]):
+                quoted = text[:end].replace('"', '""')
+                return parse_tag(f'"{quoted}"{text[end:]}')
+        return parse_tag(text)
+    except PromptTagError as error:
+        refuse("--hypernet", str(error))
+
+
+def hypernetwork_library(folders: Sequence[Path] | None) -> Library:
+    """Return the folders of `--hypernet-dir`, or the default folders, as a library."""
+    from hnloader.demo import hypernetwork_paths
+    from hnloader.library import Library
+
+    for folder in folders or ():
+        if not folder.is_dir():
+            refuse("--hypernet-dir", f"{folder}: Expected a folder.")
+    bundled = [path.parent for path in hypernetwork_paths().values()]
+    return Library(folders or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), *bundled])
+
+
+def load_for_images(model: str | None, device: str, dtype: str, config: Path | None) -> Model:
+    """Load the model of `--model`, or the bundled one."""
+    from hnloader.demo import pipeline_folder
+    from hnloader.pipelines import load_model
+
+    with stderr().status("Loading the model ..."):
+        return load_model(model or pipeline_folder(), device=device, dtype=dtype, config=config)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown user, or a NUL character
+        return False
