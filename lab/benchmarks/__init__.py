@@ -1,1 +1,1 @@
-"""What every speed claim of the documentation comes from: `make bench`."""
+"""Measure every figure on speed in the documentation: `make bench`."""

@@ -1,9 +1,9 @@
-"""Runs every benchmark of this folder, one after the other, each in a process of its own.
+"""Run every benchmark of this folder in turn, each in its own process.
 
     python -m lab.benchmarks [--quick] [--threads N] [--write-docs]
 
-With --write-docs the output also goes into docs/dev/speed.md, the plots into docs/images, and the line on speed into
-README.md. JSON files and plots are left in lab/benchmarks/results.
+--write-docs also writes the output into docs/dev/speed.md, the plots into docs/images, and the sentence on speed into
+README.md. JSON files and plots stay in lab/benchmarks/results.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from lab.benchmarks import _report
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "lab" / "benchmarks" / "results"
-# These take the options and print Markdown; the others print lines.
+# These take the shared options and print Markdown; the others print plain lines.
 MARKDOWN = ("step_time", "attach_time", "growth", "train_time")
 PLOTS = ("speed-steps", "speed-growth")
 
 
 def names() -> list[str]:
-    """Every benchmark of this folder, those of speed first."""
+    """Return the benchmarks of this folder, the Markdown ones first."""
     found = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
     return [*MARKDOWN, *(name for name in found if name not in MARKDOWN)]
 
 
 def run(name: str, options: Sequence[str]) -> str | None:
-    """Run one, show what it prints as it comes, and return it as Markdown; None when it failed."""
+    """Run a benchmark, show its output, and return it as Markdown; None if it failed."""
     arguments = [*options, "--results", str(RESULTS)] if name in MARKDOWN else []
     command = [sys.executable, "-m", f"lab.benchmarks.{name}", *arguments]
     lines = []
@@ -49,7 +49,7 @@ def run(name: str, options: Sequence[str]) -> str | None:
 
 
 def write_docs(sections: Sequence[str], head: str) -> None:
-    """Put the output where the documentation shows it."""
+    """Write the output into the documentation."""
     page = ROOT / "docs" / "dev" / "speed.md"
     text = "\n\n".join([head, *sections])
     _report.write(page, _report.put_between(page.read_text(encoding="utf-8"), "measured", text))
@@ -61,14 +61,14 @@ def write_docs(sections: Sequence[str], head: str) -> None:
 
 
 def main() -> int:
-    """Exit code 0 when every benchmark ran."""
+    """Return 0 if every benchmark succeeded."""
     parser = argparse.ArgumentParser(description="Run every benchmark.")
-    parser.add_argument("--quick", action="store_true", help="few rounds and few models: a look, not a measurement")
-    parser.add_argument("--threads", type=int, help="threads of torch; default: what torch takes")
+    parser.add_argument("--quick", action="store_true", help="few rounds and models, only as a smoke test")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
     parser.add_argument("--write-docs", action="store_true", help="write docs/dev/speed.md, its plots and README")
     options = parser.parse_args()
     if options.quick and options.write_docs:
-        parser.error("--quick is too short to be written into the documentation")
+        parser.error("--quick is too short for the documentation. Run without it.")
     passed = ["--quick"] if options.quick else []
     passed += ["--threads", str(options.threads)] if options.threads else []
 
@@ -86,7 +86,7 @@ def main() -> int:
             sections.append(section)
     print(f"\n{(time.perf_counter() - begin) / 60:.1f} minutes")
     if failed:
-        print(f"failed: {', '.join(failed)}; no documentation was written", file=sys.stderr)
+        print(f"failed: {', '.join(failed)}; the documentation was not changed", file=sys.stderr)
         return 1
     if options.write_docs:
         write_docs(sections, head)

@@ -1,4 +1,4 @@
-"""What the arithmetic alone takes: multiply-adds of the files, and the rate at which this machine does them."""
+"""Compute the time that the arithmetic needs: multiply-adds of the files, and the speed of this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lab.benchmarks._models import DEVICE, Subject
 
 @dataclass(frozen=True)
 class Load:
-    """What goes through layers of one kind: how many layers have contexts of this width with this many rows."""
+    """The number of layers of a kind whose contexts have a width and a number of rows."""
 
     kind: Kind
     width: int
@@ -29,7 +29,7 @@ class Load:
 
 
 def loads(subject: Subject) -> list[Load]:
-    """The contexts of one step, found by running one. Rows are batch times tokens."""
+    """Return the contexts of a step, found by running it. Rows are batch times tokens."""
     counted: Counter[tuple[Kind, int, int]] = Counter()
     model = subject.model
     handles = []
@@ -49,7 +49,7 @@ def loads(subject: Subject) -> list[Load]:
 
 
 def multiply_adds(hypernetwork: Hypernetwork, width: int) -> int:
-    """Of the k and the v side for one row of a context; the products alone."""
+    """Return the multiply-adds of the k and v sides for one row of a context, in matrix products only."""
     if width not in hypernetwork.widths or hypernetwork.architecture is None:
         return 0
     specs = hypernetwork.architecture.layers(width)
@@ -58,7 +58,7 @@ def multiply_adds(hypernetwork: Hypernetwork, width: int) -> int:
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast a product of the shapes in question runs: `rows` x `width` by `width` x `hidden`."""
+    """The measured speed of the product `rows` x `width` by `width` x `hidden`."""
 
     rows: int
     width: int
@@ -66,23 +66,22 @@ class Rate:
     flops: float
 
 
-# Rows at a time: what lies between two passes is then in the processor's cache, as in hnloader's own way.
-_BLOCK = 1024
+_BLOCK = 1024  # rows at a time, so that intermediate values stay in the processor's cache, as in hnloader
 
 
 def _quickest(action: Callable[[], object], repeats: int = 9) -> float:
-    """Seconds of the quickest of some runs."""
+    """Return the seconds of the fastest run."""
     return min(timed(action).wall for _ in range(repeats + 1))
 
 
 def _pieces(rows: int) -> tuple[int, float]:
-    """Rows of one piece, and how many such pieces there are. A GPU takes all at once."""
+    """Return the rows of a block and the number of blocks. A GPU computes all rows at once."""
     piece = min(rows, _BLOCK) if DEVICE.type == "cpu" else rows
     return piece, rows / piece
 
 
 def matmul_rate(rows: int, width: int, hidden: int, dtype: torch.dtype) -> Rate:
-    """Measure it, into memory that is there already; two operations per multiply-add."""
+    """Measure a product into preallocated memory, with two operations per multiply-add."""
     piece, _ = _pieces(rows)
     x = torch.randn(piece, width, device=DEVICE, dtype=dtype)
     weight = torch.randn(hidden, width, device=DEVICE, dtype=dtype)
@@ -92,7 +91,7 @@ def matmul_rate(rows: int, width: int, hidden: int, dtype: torch.dtype) -> Rate:
 
 
 def pass_seconds(kind: LayerKind, rows: int, width: int, dtype: torch.dtype) -> float:
-    """What an activation or a norm over so many values takes; nothing for a dropout, which is off."""
+    """Return the seconds of an activation or a norm; 0 for dropout, which is off."""
     piece, pieces = _pieces(rows)
     x = torch.randn(piece, width, device=DEVICE, dtype=dtype)
     if kind == "norm":
@@ -103,14 +102,13 @@ def pass_seconds(kind: LayerKind, rows: int, width: int, dtype: torch.dtype) -> 
 
 @dataclass(frozen=True)
 class Bound:
-    """The products of a file at the layers of a model.
+    """The arithmetic of files on a model.
 
     Attributes:
-        live: Multiply-adds per step when every side is computed at every layer.
-        needed: Those that no exact way leaves out: of sides with an activation or a norm, in self-attention. Affine
-            sides can be folded, and the contexts of cross-attention are the same in every step.
-        seconds: What `needed` takes at the measured rates, with the activations and norms between the products; each
-            pass by itself, its values in the processor's cache.
+        live: Multiply-adds per step if every side is computed at every layer.
+        needed: Multiply-adds that every exact way needs: sides with an activation or a norm, in self-attention. Affine
+            sides can be folded, and contexts of cross-attention are equal in all steps.
+        seconds: Time of `needed` at the measured rates, plus the activations and norms between the products.
         rates: The rates of the products.
     """
 
@@ -121,7 +119,7 @@ class Bound:
 
 
 def bound(subject: Subject, hypernetworks: Sequence[Hypernetwork]) -> Bound:
-    """Of these files on this model."""
+    """Return the arithmetic of files on a model."""
     dtype = next(subject.model.parameters()).dtype
     live = needed = 0
     seconds = 0.0
@@ -138,7 +136,7 @@ def bound(subject: Subject, hypernetworks: Sequence[Hypernetwork]) -> Bound:
 
 
 def _side_seconds(architecture: Architecture, load: Load, dtype: torch.dtype, rates: list[Rate]) -> float:
-    """One side of a file at one layer; rates that were measured are taken from `rates`, new ones put there."""
+    """Return the seconds of one side at one layer; `rates` caches the measured rates."""
     seconds = 0.0
     for spec in architecture.layers(load.width):
         if spec.kind != "linear":

@@ -1,4 +1,4 @@
-"""The hypernetworks that are attached in the benchmarks, one kind per case."""
+"""Make the hypernetworks that the benchmarks attach."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Case:
     """A kind of file.
 
     Attributes:
-        title: What a table calls it.
-        architecture: How its sides are built.
-        cross_only: It holds the width of the text alone.
-        count: How many different ones are chained.
+        title: Name in tables.
+        architecture: Architecture of its sides.
+        cross_only: True if it has only the width of the text.
+        count: Number of different files in the chain.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Case:
     count: int = 1
 
     def make(self, subject: Subject, count: int | None = None) -> list[Hypernetwork]:
-        """New hypernetworks for the subject, `count` in place of the case's own number."""
+        """Return new hypernetworks for a subject; `count` overrides the number of the case."""
         widths = subject.cross_widths if self.cross_only else subject.widths
         return hypernetworks(self.architecture, widths, self.count if count is None else count)
 
@@ -42,7 +42,7 @@ FIVE_LINEAR = Case("five chained, [1, 2, 1] linear", LINEAR.architecture, count=
 
 
 def hypernetworks(architecture: Architecture, widths: Sequence[int], count: int = 1) -> list[Hypernetwork]:
-    """So many different ones, with torch's default initial values and without gradients, as `load` returns them."""
+    """Return `count` different hypernetworks with torch's default initialization and without gradients."""
     torch.manual_seed(0)
     made = [Hypernetwork.new(tuple(widths), architecture, name=f"style{number}") for number in range(count)]
     return [each.requires_grad_(False) for each in made]

@@ -1,7 +1,7 @@
-"""Times of several ways to do one thing, taken in turns in one process, and what can be said from them.
+"""Time several ways to do one thing in turns, in one process.
 
-Other programs disturb every timing. So the ways take turns (A B C, C B A, ...), each is compared with the others of its
-own round, and what is reported is the median of the rounds with its quartiles.
+Other programs disturb every timing. So the ways take turns (A B C, C B A, ...), and ratios compare times of the same
+round. Reports have the median of all rounds with its quartiles.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one or more values; quartiles by linear interpolation, both ends included."""
+        """Return the median and quartiles of one or more values, with linear interpolation that includes both ends."""
         if not values:
-            raise ValueError("nothing was measured")
+            raise ValueError("Expected at least one value.")
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -42,41 +42,41 @@ class Spread:
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: seconds of the clock, and seconds of processor time over all threads."""
+    """Wall time and processor time (over all threads) of one run, in seconds."""
 
     wall: float
     cpu: float
 
 
 class Rounds:
-    """The samples of several ways: one per way and round."""
+    """The samples of several ways, one for each way and round."""
 
     def __init__(self, samples: Mapping[str, Sequence[Sample]]) -> None:
         counts = {len(each) for each in samples.values()}
         if len(counts) != 1 or counts == {0}:
-            raise ValueError("every way needs the same number of samples, and at least one")
+            raise ValueError(f"Expected the same number of samples for every way, got {sorted(counts)}.")
         self.samples = {way: tuple(each) for way, each in samples.items()}
         self.count = counts.pop()
 
     def seconds(self, way: str) -> Spread:
-        """Seconds of the clock."""
+        """Return the wall time of a way."""
         return Spread.of([sample.wall for sample in self.samples[way]])
 
     def ratio(self, way: str, base: str) -> Spread:
-        """How many times as long as `base`, round by round."""
+        """Return the wall time divided by the one of `base` in the same round."""
         pairs = zip(self.samples[way], self.samples[base], strict=True)
         return Spread.of([one.wall / other.wall for one, other in pairs])
 
     def cpu_ratio(self, way: str, base: str) -> Spread:
-        """As `ratio`, of the processor time: less disturbed by other programs, blind to waiting."""
+        """Return the same ratio of processor times, which ignores waiting and most disturbance."""
         pairs = zip(self.samples[way], self.samples[base], strict=True)
         return Spread.of([one.cpu / max(other.cpu, 1e-9) for one, other in pairs])
 
     def share(self, way: str, of: str, base: str) -> Spread:
-        """What `way` adds to `base` as a fraction of what `of` adds: (way / base - 1) / (of / base - 1).
+        """Return the time that `way` adds to `base`, relative to `of`: (way / base - 1) / (of / base - 1).
 
-        Both are small against the noise of one round, so the medians of the rounds are divided, and the quartiles are
-        those of 1000 resamplings of the rounds (bootstrap, always with the same seed).
+        One round is too noisy for this quotient. So it is computed from medians over the rounds, and the quartiles come
+        from a bootstrap of 1,000 resamplings with a fixed seed.
         """
         ways = [self._added(way, base), self._added(of, base)]
         draw = random.Random(0)
@@ -88,7 +88,7 @@ class Rounds:
         return Spread(_quotient(*map(statistics.median, ways)), spread.low, spread.high)
 
     def excess(self, way: str, base: str) -> float:
-        """Seconds that `way` adds to `base`: by the median ratio, which a slow round does not move."""
+        """Return the seconds that `way` adds to `base`, from the median ratio."""
         return statistics.median(self._added(way, base)) * self.seconds(base).median
 
     def _added(self, way: str, base: str) -> list[float]:
@@ -103,14 +103,14 @@ def _quotient(part: float, whole: float) -> float:
 def take_turns(
     ways: Mapping[str, Action], *, seconds: float, least: int = 3, most: int = 15, warm_up: int = 1
 ) -> Rounds:
-    """Run all the ways in turns until the time is up.
+    """Run the ways in turns until the time is up.
 
     Args:
-        ways: What to run, by name.
-        seconds: No new round begins after so many seconds; warming up counts.
-        least: Rounds that are run whatever the time.
-        most: Rounds that are enough.
-        warm_up: Runs of each way before the first round, which are not counted.
+        ways: Functions by name.
+        seconds: Time after which no round starts, including the warm-up.
+        least: Minimum number of rounds.
+        most: Maximum number of rounds.
+        warm_up: Uncounted runs of each way before the first round.
     """
     end = time.perf_counter() + seconds
     for _ in range(warm_up):
@@ -121,14 +121,14 @@ def take_turns(
     for number in range(most):
         if number >= least and time.perf_counter() > end:
             break
-        # There and back: what drifts evenly hits all alike.
+        # Alternate the order, so that a steady drift affects all ways alike.
         for name in names if number % 2 == 0 else reversed(names):
             samples[name].append(timed(ways[name]))
     return Rounds(samples)
 
 
 def timed(action: Action) -> Sample:
-    """Run it once. On a GPU the time is the device's, by events."""
+    """Run an action once and time it, on a GPU with events of the device."""
     if torch.cuda.is_available():
         return _timed_on_gpu(action)
     cpu, wall = time.process_time(), time.perf_counter()
@@ -149,14 +149,14 @@ def _timed_on_gpu(action: Action) -> Sample:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of tensors that an action asked for: at most at one time, and still held at its end."""
+    """Bytes of tensors that an action allocated: at the peak, and still at its end."""
 
     peak: int
     kept: int
 
 
 def memory_of(action: Action) -> Memory:
-    """Run it and count the tensors' bytes, exactly: from torch's record of every allocation and release."""
+    """Run an action and count its tensors' bytes from torch's record of allocations."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""The models whose steps are timed: random weights, true shapes, inputs that stay the same from step to step."""
+"""Make the models whose steps are timed, with random weights, real shapes and fixed inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logging.set_verbosity_error()
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOKENS = 77
-# The diffusers configuration of the SDXL UNet, with fewer layers in the function below. The widths are the true ones.
+# The diffusers configuration of the SDXL UNet; `sdxl` reduces the number of layers but keeps the widths.
 _SDXL = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
@@ -40,10 +40,10 @@ class Subject:
     """A model and the inputs of one step.
 
     Attributes:
-        title: What it is, for a heading.
+        title: Name in headings.
         model: The UNet, or another module with attention layers.
-        inputs: Keyword arguments of one call. The text's embedding is one tensor for all steps, as in a pipeline.
-        compiled: Whether copies of the model are compiled.
+        inputs: Keyword arguments of a call. All steps share the text embedding, as in a pipeline.
+        compiled: True if copies of the model are compiled.
     """
 
     title: str
@@ -53,22 +53,22 @@ class Subject:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Every width of a context in it."""
+        """Return the widths of all contexts."""
         return tuple(sorted({site.width for site in find_sites(self.model)}))
 
     @property
     def cross_widths(self) -> tuple[int, ...]:
-        """The widths of its text."""
+        """Return the widths of the text."""
         return tuple(sorted({site.width for site in find_sites(self.model) if site.kind == "cross"}))
 
     def as_compiled(self) -> Subject:
-        """The same with steps that are compiled."""
+        """Return the subject with compiled steps."""
         return replace(self, title=f"{self.title}, compiled", compiled=True)
 
     def copy(self) -> nn.Module:
-        """A copy with `to_k` and `to_v` of its own, which shares all other tensors with the original.
+        """Return a copy with its own `to_k` and `to_v` that shares all other tensors with the original.
 
-        So a hypernetwork can be folded into each copy, and ten copies of a model of 3.4 GB fit into memory.
+        A hypernetwork can then be folded into each copy, and ten copies of a model of 3.4 GB fit into memory.
         """
         projections = {
             id(parameter)
@@ -80,7 +80,7 @@ class Subject:
         return copy.deepcopy(self.model, {id(each): each for each in tensors if id(each) not in projections})
 
     def step(self, model: nn.Module) -> Callable[[], Tensor]:
-        """One step of a copy, as a function; compiled if the subject is."""
+        """Return a function that runs one step of a copy."""
         call = torch.compile(model) if self.compiled else model
 
         def run() -> Tensor:
@@ -92,7 +92,7 @@ class Subject:
 
 
 def sd1(size: int, batch: int, dtype: torch.dtype = torch.float32, *, full: bool = True) -> Subject:
-    """The UNet of Stable Diffusion 1.5, or one with half its widths and one layer per block."""
+    """Make the UNet of Stable Diffusion 1.5; if not `full`, with half its widths and one layer per block."""
     if full:
         model = filled(lambda: UNet2DConditionModel(cross_attention_dim=768), dtype)
     else:
@@ -108,7 +108,7 @@ def sd1(size: int, batch: int, dtype: torch.dtype = torch.float32, *, full: bool
 
 
 def sdxl(size: int, batch: int, dtype: torch.dtype = torch.float32) -> Subject:
-    """A UNet of SDXL's kind and widths with one layer per block and fewer transformer layers."""
+    """Make a UNet with SDXL's widths, one layer per block and fewer transformer layers."""
     model = filled(
         lambda: UNet2DConditionModel(layers_per_block=1, transformer_layers_per_block=(1, 1, 2), **_SDXL), dtype
     )
@@ -121,7 +121,7 @@ def sdxl(size: int, batch: int, dtype: torch.dtype = torch.float32) -> Subject:
 
 
 def bundled(batch: int = 2) -> Subject:
-    """The UNet of the bundled pipeline."""
+    """Load the UNet of the bundled pipeline."""
     model = UNet2DConditionModel.from_pretrained(pipeline_folder(), subfolder="unet")
     model = model.to(DEVICE, torch.float32).eval().requires_grad_(False)
     text = json.loads((pipeline_folder() / "text_encoder" / "config.json").read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ def bundled(batch: int = 2) -> Subject:
 
 
 def blocks(size: int, batch: int) -> Subject:
-    """One transformer block of each level of SD 1: the layers that hypernetworks act on, at their true sizes."""
+    """Make one transformer block for each level of SD 1 at its real size: the layers that hypernetworks change."""
     model = filled(TransformerBlocks, torch.float32)
     inputs = {
         "sample": torch.randn(batch, 320, size, size, device=DEVICE),
@@ -142,7 +142,7 @@ def blocks(size: int, batch: int) -> Subject:
 
 
 class TransformerBlocks(nn.Module):
-    """Transformer blocks of SD 1's four levels, named as in the UNet so that their attention layers are found."""
+    """Transformer blocks of SD 1's four levels, with the names of the UNet so that hnloader finds the layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class TransformerBlocks(nn.Module):
         self.mid_block = level(1280)
 
     def forward(self, sample: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
-        """`sample` [batch, 320, size, size]: each level gets a quarter of the tokens, and channels by repetition."""
+        """Run the levels on `sample` [batch, 320, size, size]; each gets a quarter of the tokens and more channels."""
         for level in [*self.down_blocks, self.mid_block]:
             block: Any = level.attentions[0].transformer_blocks[0]
             width = block.norm1.weight.shape[0]
@@ -173,14 +173,14 @@ class TransformerBlocks(nn.Module):
 
 @dataclass(frozen=True)
 class Nameless:
-    """A model without a file, for what asks for its name and hash."""
+    """The name and hash of a model without a file."""
 
     name: str = "random"
     hash: str | None = None
 
 
 def filled(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    """The module with random weights, made without the minutes that torch's own initial values take."""
+    """Return the module with random weights; torch's own initialization takes minutes."""
     with torch.device("meta"):
         module = make().to(dtype)
     module.to_empty(device=DEVICE).eval().requires_grad_(False)
@@ -197,7 +197,7 @@ def filled(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
 def step_inputs(
     size: int, batch: int, width: int, dtype: torch.dtype, *, channels: int = 4, tokens: int = TOKENS
 ) -> dict[str, Any]:
-    """Keyword arguments of one step of a UNet whose text has the given width."""
+    """Return the keyword arguments of a step of a UNet whose text has the given width."""
     return {
         "sample": torch.randn(batch, channels, size, size, device=DEVICE, dtype=dtype),
         "timestep": torch.tensor(500, device=DEVICE),

@@ -1,4 +1,4 @@
-"""Plots of the results, as SVG for the documentation and PNG for the rest."""
+"""Plot the results, as SVG for the documentation and as PNG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from hnloader.files import replacing
 
-COLOURS = {
+COLORS = {
     "hnloader": "#1668b3",
     "hnloader, exact=True": "#7fb2e0",
     "hnloader, one of them": "#b9d6f0",
@@ -33,12 +33,12 @@ _STYLE: Any = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
     "svg.fonttype": "path",
-    "svg.hashsalt": "hnloader",  # the same names in the file whenever it is drawn
+    "svg.hashsalt": "hnloader",  # reproducible IDs
 }
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write `stem.svg` and `stem.png` on white, so that they can be read on dark pages as well."""
+    """Write `stem.svg` and `stem.png` with a white background, which is readable on dark pages too."""
     for suffix, extra in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 150})):
         with replacing(stem.with_suffix(suffix)) as temporary:
             figure.savefig(temporary, format=suffix[1:], facecolor="white", bbox_inches="tight", **extra)
@@ -46,7 +46,7 @@ def save(figure: Figure, stem: Path) -> None:
 
 
 def step_time(results: Sequence[Mapping[str, Any]], stem: Path) -> None:
-    """One panel per model: for each file the ways as bars of the added time, with quartiles."""
+    """Plot the added time of each way and file as bars with quartiles, in a panel for each model."""
     models = list(dict.fromkeys(result["model"] for result in results))
     with pyplot.rc_context(_STYLE):
         columns = min(2, len(models))
@@ -70,7 +70,7 @@ def _bars(panel: Axes, results: Sequence[Mapping[str, Any]]) -> None:
         for number, way in enumerate(ways):
             median, low, high = ((value - 1) * 100 for value in result["ways"][way]["ratio"])
             spread = [[max(median - low, 0)], [max(high - median, 0)]]
-            panel.bar(left + number, median, 0.9, color=COLOURS.get(way, "#888888"), label=way)
+            panel.bar(left + number, median, 0.9, color=COLORS.get(way, "#888888"), label=way)
             panel.errorbar(left + number, median, spread, color="#333333", linewidth=0.8, capsize=2)
         places.append(left + (len(ways) - 1) / 2)
         names.append(result["file"].replace(", ", ",\n"))
@@ -82,7 +82,7 @@ def _bars(panel: Axes, results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One legend for all panels, each name once."""
+    """Add one legend for all panels."""
     shown: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -93,7 +93,7 @@ def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
 
 
 def growth(cells: Sequence[Mapping[str, Any]], stem: Path) -> None:
-    """Two rows of panels, time and memory, with one column per axis. A mark shows where the plans change."""
+    """Plot time and memory in two rows of panels, with a column for each axis and marks where plans change."""
     axes = list(dict.fromkeys(cell["axis"] for cell in cells))
     with pyplot.rc_context(_STYLE):
         figure, panels = pyplot.subplots(2, len(axes), figsize=(3.4 * len(axes), 5.6), squeeze=False)
@@ -102,7 +102,7 @@ def growth(cells: Sequence[Mapping[str, Any]], stem: Path) -> None:
             _growth_of_time(panels[0][column], along)
             _growth_of_memory(panels[1][column], along)
             panels[1][column].set_xlabel(axis)
-        panels[0][0].set_ylabel("step, to a bare one")
+        panels[0][0].set_ylabel("step / bare step")
         panels[1][0].set_ylabel("memory above the file (MB)")
         _legend(figure, panels.flat)
         figure.tight_layout()
@@ -142,7 +142,7 @@ def _growth_of_memory(panel: Axes, along: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _line(way: str) -> dict[str, Any]:
-    """hnloader solid, hooks dashed; a color for each kind of file."""
+    """Return the style of a line: solid for hnloader, dashed for hooks, a color for each kind of file."""
     colors = {"hnloader, relu": "#1668b3", "hnloader, linear": "#6b4fa0", "live hooks, relu": "#d1702d"}
     color = colors.get(way, "#d1a02d" if way.startswith("live") else "#5c9e6f")
     return {"color": color, "marker": "o", "markersize": 3, "linestyle": "--" if way.startswith("live") else "-"}

@@ -1,4 +1,4 @@
-"""Tables in Markdown, targets with their verdicts, results as JSON, and the pages of the documentation made of them."""
+"""Write tables in Markdown, targets with their verdicts, results as JSON, and sections of the documentation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.benchmarks._measure import Spread
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A Markdown table whose columns line up in a terminal too. The first `words` columns are aligned to the left."""
+    """Return a Markdown table with padded cells. The first `words` columns are aligned to the left."""
     cells = [list(headers), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     lines = [
@@ -29,12 +29,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1)
 
 
 def with_spread(spread: Spread, digits: int = 2) -> str:
-    """The median with its quartiles, as in `1.13 (1.11-1.15)`."""
+    """Return the median with its quartiles, such as `1.13 (1.11-1.15)`."""
     return f"{spread.median:.{digits}f} ({spread.low:.{digits}f}-{spread.high:.{digits}f})"
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """Return seconds as text in s, ms or us."""
     for factor, unit in ((1, "s"), (1e3, "ms")):
         if abs(seconds) * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
@@ -42,21 +42,21 @@ def duration(seconds: float) -> str:
 
 
 def megabytes(count: float) -> str:
-    """In MB of 10^6 bytes."""
+    """Return bytes as text in MB of 10^6 bytes."""
     return f"{count / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that is to stay at or below a limit.
+    """A figure with an upper limit.
 
     Attributes:
-        what: What is measured.
-        where: On which model.
-        measured: The figure.
-        limit: What it is to be at most.
-        bound: What arithmetic allows at best, where that was computed.
-        unit: Follows the figures; empty for ratios.
+        what: Name of the figure.
+        where: Model on which it was measured.
+        measured: Its value.
+        limit: Highest acceptable value.
+        bound: Lowest value that the arithmetic allows, if known.
+        unit: Unit of the values; empty for ratios.
     """
 
     what: str
@@ -68,12 +68,12 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether the median is at or below the limit."""
+        """Return True if the median is at or below the limit."""
         return self.measured.median <= self.limit
 
     @property
     def verdict(self) -> str:
-        """`ok`, or by how much it was missed and what stands in the way."""
+        """Return `ok`, or the distance from the limit and the reason."""
         if self.met:
             return "ok"
         text = f"missed by {self.measured.median - self.limit:.3g}{self.unit}"
@@ -88,7 +88,7 @@ class Target:
 
 
 def target_table(targets: Sequence[Target]) -> str:
-    """One line per target."""
+    """Return a table with a row for each target."""
     rows = [
         [
             f"{target.what}; {target.where}",
@@ -103,12 +103,12 @@ def target_table(targets: Sequence[Target]) -> str:
 
 
 def machine(threads: int | None = None) -> str:
-    """What the figures were measured on, in one line; `threads` where torch is told so later."""
+    """Describe the machine in one line; `threads` overrides the number of torch's threads."""
     parts = [_processor(), f"{threads or torch.get_num_threads()} thread(s)", f"torch {torch.__version__}"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     else:
-        parts.append("no GPU on this machine")
+        parts.append("no GPU")
     return ", ".join(parts)
 
 
@@ -122,27 +122,27 @@ def _processor() -> str:
 
 
 def save_json(folder: Path | None, name: str, content: object) -> None:
-    """Write `name.json` into the folder of results; nothing where there is none."""
+    """Write `name.json` into the folder of results, if there is one."""
     if folder is not None:
         write(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def put_between(text: str, name: str, content: str) -> str:
-    """`text` with `content` between the lines `<!-- name -->` and `<!-- end of name -->`.
+    """Return `text` with `content` between the lines `<!-- name -->` and `<!-- end of name -->`.
 
     Raises:
-        ValueError: There is no such pair of lines.
+        ValueError: One of the lines is missing.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"there is no {begin} with {end} after it")
+        raise ValueError(f"Expected {begin} and then {end}.")
     return f"{before}{begin}\n{content.strip()}\n{end}{after}"

@@ -1,4 +1,4 @@
-"""The files on which converting and inspecting are measured: 20 to 200 MB, as a webui saves them."""
+"""Make the files on which conversion and inspection are measured: 22 to 202 MB, as a webui saves them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import hnloader
 from hnloader.network import Architecture, Hypernetwork
 
 WIDTHS = (320, 640, 768, 1280)
-# Hidden layers of these many times the width make 22 to 202 MB in float32.
-RATIOS = (0.5, 1.3, 2.2, 3.4, 4.6)
+RATIOS = (0.5, 1.3, 2.2, 3.4, 4.6)  # of hidden width to width; 22 to 202 MB in float32
 
 
 def make_files(folder: Path) -> list[Path]:
-    """One file for each of `RATIOS`, the smallest first."""
+    """Save a file for each of `RATIOS`, the smallest first."""
     made = []
     for ratio in RATIOS:
         hypernetwork = Hypernetwork.new(WIDTHS, Architecture((1, ratio, 1), "relu"), name=f"r{ratio}")
@@ -24,7 +23,7 @@ def make_files(folder: Path) -> list[Path]:
 
 
 def multiplied(files: list[Path], count: int, folder: Path) -> list[Path]:
-    """`count` names for the files in turns, as hard links: the set is as long as wanted, and stays in memory."""
+    """Make `count` hard links to the files in turns, so that a large set stays in the page cache."""
     folder.mkdir()
     links = []
     for index in range(count):
@@ -35,6 +34,6 @@ def multiplied(files: list[Path], count: int, folder: Path) -> list[Path]:
 
 
 def megabytes(files: list[Path]) -> str:
-    """How many there are and how large, in words."""
+    """Describe the number and the sizes of files."""
     sizes = [path.stat().st_size / 1e6 for path in files]
     return f"{len(files)} files of {min(sizes):.0f} to {max(sizes):.0f} MB, {sum(sizes) / 1e3:.1f} GB"

@@ -1,4 +1,4 @@
-"""The ways of applying hypernetworks that are compared: hnloader's, and what others do, written plainly."""
+"""Apply hypernetworks in the ways that are compared: hnloader's, and plain versions of other programs'."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ STRENGTH = 0.8
 
 
 def bare(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
-    """The model alone."""
+    """Leave the model unchanged."""
 
 
 def ours(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloader.Attachment:
-    """hnloader with its defaults."""
+    """Attach with hnloader and its defaults."""
     return hnloader.attach(model, list(hypernetworks), STRENGTH)
 
 
 def ours_exact(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloader.Attachment:
-    """hnloader with the originals' float32 rounding."""
+    """Attach with hnloader and the float32 rounding of the original programs."""
     return hnloader.attach(model, list(hypernetworks), STRENGTH, exact=True)
 
 
 def live_hooks(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
-    """What one writes first: a pre-hook on each `to_k` and `to_v` that runs the side in the model's dtype."""
+    """Register the simplest hooks: before each `to_k` and `to_v`, run the side in the model's dtype."""
 
     def hook_with(chain: Sequence[nn.Module]) -> Hook:
         def hook(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -58,7 +58,7 @@ def hook_projections(model: nn.Module, hook_for: Callable[[int, SideName], Hook]
 
 
 def webui(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
-    """What AUTOMATIC1111's webui does: both contexts of a layer at once, in float32, cast back after each file."""
+    """Compute as AUTOMATIC1111's webui does: both contexts of a layer, in float32, cast back after each file."""
 
     def applied(chain: Sequence[nn.Module], context: Tensor) -> Tensor:
         for module in chain:
@@ -83,7 +83,7 @@ def webui(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
 
 
 def lora(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
-    """A LoRA on every `to_k` and `to_v` through peft: what a user would take instead of a hypernetwork."""
+    """Add a LoRA to every `to_k` and `to_v` with peft, the usual alternative to a hypernetwork."""
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -93,19 +93,19 @@ def lora(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
 
 
 def _cast(hypernetworks: Sequence[Hypernetwork], model: nn.Module, dtype: torch.dtype) -> list[Hypernetwork]:
-    """Copies on the model's device; all layers of a width share them."""
+    """Return copies on the model's device, which all layers of a width share."""
     device = next(model.parameters()).device
     return [copy.deepcopy(each).to(device=device, dtype=dtype) for each in hypernetworks]
 
 
 def _chain(hypernetworks: Sequence[Hypernetwork], width: int, side: SideName) -> list[nn.Module]:
-    """The plain Sequentials of one side, in order."""
+    """Return the Sequential modules of one side, in order."""
     sides: list[Any] = [each.side(width, side) for each in hypernetworks if width in each.widths]
     return [each.linear for each in sides]
 
 
 class Attaching:
-    """Attaches with hnloader when it is called, and keeps the attachment."""
+    """Attaches with hnloader when called, and keeps the attachment."""
 
     attachment: hnloader.Attachment
 
@@ -117,7 +117,7 @@ class Attaching:
 
 
 def plans(attachment: hnloader.Attachment) -> str:
-    """How hnloader computes what is attached, in a few words: `self fold, cross cache`. The model must have run."""
+    """Return the plans of an attachment, such as `self fold, cross cache`. The model must have run once."""
     found: dict[str, dict[str, None]] = {}
     for row in attachment.explain().rows:
         found.setdefault(row.kind, {})[row.plan] = None

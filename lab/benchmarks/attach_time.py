@@ -1,9 +1,9 @@
-"""What attaching costs besides the steps: time of attach, detach and set_strength, memory, and the first image.
+"""Measure the cost of attaching: time of attach, detach and set_strength, memory, and the first image.
 
     python -m lab.benchmarks.attach_time [--quick] [--threads N] [--results FOLDER]
 
-Work that is put off until the model is called next counts where it was caused: as what the first step takes longer than
-the next one. The steps for that have latents of 8 x 8, so that a step is short. Prints Markdown.
+Work that is delayed until the next call counts for the action that caused it: the time of the first step minus the time
+of the next one. These steps have latents of 8 x 8, so that they are short. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from lab.benchmarks._models import Subject
 from lab.benchmarks._report import Target, duration, megabytes, with_spread
 from lab.benchmarks._ways import Attaching
 
-# 101 MB at the widths of SD 1.
-KINDS = {"linear": Architecture((1, 2.3, 1)), "relu": Architecture((1, 2.3, 1), "relu")}
+KINDS = {"linear": Architecture((1, 2.3, 1)), "relu": Architecture((1, 2.3, 1), "relu")}  # 101 MB for SD 1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one file costs on one model.
+    """The cost of one file on one model.
 
     Attributes:
         kind: A key of `KINDS`.
@@ -42,9 +41,9 @@ class Cost:
         rounds: Times of `load`, `torch.load`, `attach`, `first`, `later`, `set_strength`, `after`, `detach`, `bare`;
             `first`, `later` and `after` are steps.
         attached: Memory of attaching.
-        stepped: Memory of the first step after it.
-        detached: Memory of detaching; what is kept is negative.
-        folded_bytes: Size of the model's projections that the hypernetwork is folded into.
+        stepped: Memory of the first step afterwards.
+        detached: Memory of detaching; released bytes are negative.
+        folded_bytes: Size of the model's projections into which the hypernetwork is folded.
     """
 
     kind: str
@@ -56,7 +55,7 @@ class Cost:
     folded_bytes: int
 
     def total(self, *parts: str, less: str = "") -> Spread:
-        """The sum of some times, less another one for each step among them; never below 0."""
+        """Return the sum of some times minus the time `less` for each step among them, at least 0."""
         walls = {name: [sample.wall for sample in samples] for name, samples in self.rounds.samples.items()}
         steps = len({"first", "after"} & set(parts))
         return Spread.of(
@@ -68,22 +67,22 @@ class Cost:
 
     @property
     def attach_and_detach(self) -> Spread:
-        """Seconds, with the work that the first step does for it."""
+        """Return the seconds, including the delayed work in the first step."""
         return self.total("attach", "first", "detach", less="later")
 
     @property
     def set_strength(self) -> Spread:
-        """Seconds, with the work that the next step does for it."""
+        """Return the seconds, including the delayed work in the next step."""
         return self.total("set_strength", "after", less="later")
 
     @property
     def kept(self) -> int:
-        """Bytes that attaching and the first step keep, the step's own output left out."""
+        """Return the bytes that attaching and the first step keep, without the output of the step."""
         return self.attached.kept + self.stepped.kept
 
 
 def measure(subject: Subject, kind: str, folder: Path, repeats: int) -> Cost:
-    """Attach a file to the model, change its strength and detach it, so many times."""
+    """Attach a file to the model, change its strength and detach it, `repeats` times."""
     path = folder / f"{kind}.pt"
     hnloader.save(Hypernetwork.new(subject.widths, KINDS[kind], name=kind), path)
     model, step = subject.model, subject.step(subject.model)
@@ -101,7 +100,7 @@ def measure(subject: Subject, kind: str, folder: Path, repeats: int) -> Cost:
         samples["set_strength"].append(timed(partial(attach.attachment.set_strength, 0.5 + number / 100)))
         samples["after"].append(timed(step))
         samples["detach"].append(timed(attach.attachment.detach))
-    rounds = Rounds({name: taken[1:] for name, taken in samples.items()})  # the first one warmed up
+    rounds = Rounds({name: taken[1:] for name, taken in samples.items()})  # without the warm-up
     return Cost(kind, path.stat().st_size, rounds, *_memory(subject, hypernetwork))
 
 
@@ -131,26 +130,26 @@ def _folded_bytes(subject: Subject, attachment: hnloader.Attachment) -> int:
 
 
 def time_table(costs: Sequence[Cost], step: float) -> str:
-    """Seconds, and the same in steps and in times that torch.load takes."""
+    """Return a table of times: in seconds, relative to torch.load, and relative to a step."""
     rows = []
     for cost in costs:
         loading = cost.rounds.seconds("torch.load").median
         for name, spread in {
             "torch.load": cost.rounds.seconds("torch.load"),
             "hnloader.load": cost.rounds.seconds("load"),
-            "attach, and its work in the first step": cost.total("attach", "first", less="later"),
+            "attach, with its work in the first step": cost.total("attach", "first", less="later"),
             "detach": cost.rounds.seconds("detach"),
-            "set_strength, and its work in the next step": cost.set_strength,
+            "set_strength, with its work in the next step": cost.set_strength,
         }.items():
             size = f"{cost.kind}, {cost.file_bytes / 1e6:.0f} MB" if name == "torch.load" else ""
             seconds = f"{duration(spread.median)} ({duration(spread.low)}-{duration(spread.high)})"
             rows.append([size, name, seconds, f"{spread.median / loading:.3f}", f"{spread.median / step:.4f}"])
-    headers = ["file", "", "time (quartiles)", "to torch.load", "to a step"]
+    headers = ["file", "", "time (quartiles)", "/ torch.load", "/ step"]
     return _report.table(headers, rows, words=2)
 
 
 def memory_table(costs: Sequence[Cost]) -> str:
-    """Bytes of tensors beyond the model and the file."""
+    """Return a table of the tensors' bytes without the model and the file."""
     rows = [
         [
             cost.kind,
@@ -163,21 +162,21 @@ def memory_table(costs: Sequence[Cost]) -> str:
         for cost in costs
     ]
     return _report.table(
-        ["file", "its size", "folded projections", "most while attaching", "kept while attached", "kept after"], rows
+        ["file", "size", "folded projections", "peak while attaching", "kept while attached", "kept after"], rows
     )
 
 
 def targets(costs: Sequence[Cost], subject: Subject) -> list[Target]:
-    """The targets for attaching."""
+    """Return the targets of attaching."""
     found = []
     for cost in costs:
         where = f"{cost.kind} file of {cost.file_bytes / 1e6:.0f} MB, {subject.title}"
         found.append(Target("attach and detach", where, cost.attach_and_detach, 1, unit=" s"))
         found.append(Target("set_strength", where, cost.set_strength, 0.2, unit=" s"))
         if cost.folded_bytes:
-            # The contexts of one text are kept besides: half a megabyte.
+            # The limit leaves room for the cached contexts of one text: half a megabyte.
             memory = Spread.of([cost.kept / cost.folded_bytes])
-            found.append(Target("memory kept, to what is folded", where, memory, 1.01))
+            found.append(Target("memory kept, relative to the folded projections", where, memory, 1.01))
     return found
 
 
@@ -185,7 +184,7 @@ def targets(costs: Sequence[Cost], subject: Subject) -> list[Target]:
 
 
 def images(rounds: int, steps: int = 10) -> Rounds:
-    """Images of the bundled pipeline: bare, and the first, second and third after attaching."""
+    """Time images of the bundled pipeline: bare, and the first three after attaching."""
     pipeline = load_pipeline(pipeline_folder()).to(_models.DEVICE)
     hypernetwork = hnloader.load(next(iter(hypernetwork_paths().values())))
     samples: dict[str, list[Sample]] = {name: [] for name in ("bare", "attach", "first", "second", "third")}
@@ -205,7 +204,7 @@ def images(rounds: int, steps: int = 10) -> Rounds:
 
 
 def image_table(taken: Rounds) -> str:
-    """Each image, to the second one with the hypernetwork and to the bare one."""
+    """Return a table of the images, relative to the second attached image and to a bare one."""
     rows = [
         [
             name,
@@ -215,13 +214,15 @@ def image_table(taken: Rounds) -> str:
         ]
         for name in taken.samples
     ]
-    return _report.table(["", "time", "to the second image", "to a bare image"], rows)
+    return _report.table(["", "time", "/ second image", "/ bare image"], rows)
 
 
 def image_target(taken: Rounds) -> Target:
-    """The first image may take as much longer as attaching takes."""
+    """Return the target of the first image, whose limit allows for the time of attaching."""
     attach = taken.ratio("attach", "second").median
-    return Target("first image to the second", "bundled pipeline", taken.ratio("first", "second"), round(1 + attach, 3))
+    return Target(
+        "first image, relative to the second", "bundled pipeline", taken.ratio("first", "second"), round(1 + attach, 3)
+    )
 
 
 def main() -> None:
@@ -234,7 +235,7 @@ def main() -> None:
     whole = _models.Subject("", subject.model, _models.step_inputs(size, 1, 768, torch.float32))
     step = Spread.of([timed(whole.step(whole.model)).wall for _ in range(4)][1:]).median
     print(time_table(costs, step))
-    print(f"\nA step is one with {size} x {size} latents, batch 1, bare: {duration(step)}.\n")
+    print(f"\nA step here is a bare one with {size} x {size} latents, batch 1: {duration(step)}.\n")
     print(memory_table(costs))
     taken = images(3 if options.quick else 15)
     print(f"\n### The first image: bundled pipeline, 10 steps\n\n{image_table(taken)}")

@@ -1,15 +1,14 @@
-"""How long converting takes beside copying the same files with `cp`, what its verification costs, and its memory.
+"""Compare conversion with copying the same files with `cp`, and measure its verification and memory.
 
     python -m lab.benchmarks.convert_time [--files 300] [--at-once 10] [--jobs 2] [--folder DIR]
 
-Files of 22 to 202 MB, evenly spread, all in the cache of the system (a few distinct ones, the others are hard links to
-them). `cp -r` copies a folder of them, hnloader converts the folder as its command does, in turns. Each way begins when
-earlier output is on the disk, and its output is removed after it. The set is done in parts of `--at-once` files.
+The files have 22 to 202 MB and are in the page cache; most are hard links to a few distinct ones. `cp -r` copies a
+folder, and hnloader converts it as its command does, in turns. Each way starts after earlier output is on the disk, and
+its output is deleted afterwards. The set is processed in parts of `--at-once` files.
 
-A large part fills the memory that the system has for data on their way to the disk, and then the disk sets the pace
-of every way; a small one shows what the processor does. `at least` is what that needs without verification: one
-sha256 of the source for safetensors, one CRC of the archive for `.pt`, and what `cp` does itself, spread over the
-cores.
+A large part fills the write cache, and then the disk limits every way; a small part shows the processor time. `at
+least` is the processor time without verification, spread over the cores: one SHA-256 of the source for safetensors, one
+CRC of the archive for `.pt`, and the work of `cp`.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def bulk(source: Path, target: Path, suffix: str, *, jobs: int, verify: bool = F
 
 
 def measure(files: list[Path], number: int, folder: Path, at_once: int, jobs: int) -> dict[str, float]:
-    """Seconds in all for each way, taken in turns for each part of a set of `number` files."""
+    """Return the total seconds of each way for a set of `number` files; the ways take turns for each part."""
     total: dict[str, float] = {}
     bulk(files[0].parent, folder / "distinct", ".safetensors", jobs=1)
     converted = sorted((folder / "distinct").rglob("*.safetensors"), key=lambda path: path.stat().st_size)
@@ -54,7 +53,7 @@ def measure(files: list[Path], number: int, folder: Path, at_once: int, jobs: in
         multiplied(files, count, old)
         multiplied(converted, count, new)
         compared = ways(old, new, out, jobs)
-        if first == 0:  # the first to fill memory pays for the system's getting it
+        if first == 0:  # the first way to fill the cache pays for its allocation
             compared["cp"]()
             shutil.rmtree(out)
         order = list(compared) if first // at_once % 2 == 0 else list(reversed(compared))
@@ -68,7 +67,7 @@ def measure(files: list[Path], number: int, folder: Path, at_once: int, jobs: in
 
 
 def ways(old: Path, new: Path, out: Path, jobs: int) -> dict[str, Callable[[], object]]:
-    """What is compared: each makes the folder `out`."""
+    """Return the compared ways; each makes the folder `out`."""
 
     def copy() -> None:
         subprocess.run(["cp", "-r", str(old), str(out)], check=True)
@@ -88,14 +87,14 @@ def ways(old: Path, new: Path, out: Path, jobs: int) -> dict[str, Callable[[], o
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return the wall time of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def processor_seconds(call: Callable[[], object]) -> float:
-    """Seconds of the processor that one call takes, those of programs that it starts included."""
+    """Return the processor time of a call, including the programs that it starts."""
     start = _spent()
     call()
     return _spent() - start
@@ -107,7 +106,7 @@ def _spent() -> float:
 
 
 def least(files: list[Path], folder: Path, cores: int) -> dict[str, float]:
-    """Seconds per byte that cannot be avoided, for each way; the quickest of three measurements of each part."""
+    """Return the unavoidable seconds per byte of each way, from the fastest of three measurements."""
     size = sum(path.stat().st_size for path in files)
     data = bytes(64 * _PIECE)
     pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
@@ -143,7 +142,7 @@ import hnloader.conversion.single
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
 
-open("/proc/self/clear_refs", "w").write("5")  # the peak of the imports does not count
+open("/proc/self/clear_refs", "w").write("5")  # without the peak of the imports
 before = status("VmRSS")
 convert(sys.argv[1], sys.argv[2], verify=sys.argv[3] == "True")
 print(status("VmHWM") - before)
@@ -151,7 +150,7 @@ print(status("VmHWM") - before)
 
 
 def peak_memory(source: Path, target: Path, verify: bool) -> float:
-    """MB of resident memory above an interpreter with torch and hnloader imported; Linux tells."""
+    """Return the MB of resident memory above an interpreter with torch and hnloader imported (Linux only)."""
     command = [sys.executable, "-c", _CHILD, str(source), str(target), str(verify)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     target.unlink()
@@ -162,10 +161,10 @@ def main() -> None:
     """Print the ratios."""
     cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=30, help="how many (default: 30; the full figure: 300)")
-    parser.add_argument("--at-once", type=int, default=10, help="in parts of so many (default: 10)")
-    parser.add_argument("--jobs", type=int, default=min(cores, 4), help="files at once (default: as the command)")
-    parser.add_argument("--folder", type=Path, default=None, help="where to work (default: the system's)")
+    parser.add_argument("--files", type=int, default=30, help="number of files (default: 30; documented figures: 300)")
+    parser.add_argument("--at-once", type=int, default=10, help="files in a part (default: 10)")
+    parser.add_argument("--jobs", type=int, default=min(cores, 4), help="parallel jobs (default: same as the command)")
+    parser.add_argument("--folder", type=Path, default=None, help="working folder (default: temporary)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
@@ -176,7 +175,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in counted)
         total = measure(files, chosen.files, folder, chosen.at_once, chosen.jobs)
         bound = least(files, folder, cores)
-        print(f"{megabytes(counted)}, in parts of {chosen.at_once}; {chosen.jobs} converted at once, {cores} cores")
+        print(f"{megabytes(counted)}, in parts of {chosen.at_once}; {chosen.jobs} jobs, {cores} cores")
         for way, spent in total.items():
             line = f"  {way:<24} {spent:7.2f} s  {spent / total['cp']:5.2f} x cp  {size / spent / 1e6:6.0f} MB/s"
             at_least = f"  (processor: at least {bound[way] * size / total['cp']:.2f})" if way in bound else ""

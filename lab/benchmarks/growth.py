@@ -1,10 +1,10 @@
-"""How time and memory grow: with the width of the hidden layers, the number of files, the resolution and the batch.
+"""Measure how time and memory grow with the hidden width, the number of files, the resolution and the batch.
 
     python -m lab.benchmarks.growth [--quick] [--threads N] [--results FOLDER]
 
-The model is one transformer block of each level of SD 1, at their true widths, and nothing else: there a hypernetwork
-weighs more than in a whole UNet. Each cell has relu files, linear files, and linear files that may not be folded into
-the model, each with hnloader and with live hooks. Prints Markdown.
+The model has one transformer block for each level of SD 1 at its real width; a hypernetwork weighs more there than in a
+whole UNet. Each cell has relu files, linear files, and linear files without folding, each with hnloader and with live
+hooks. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Kind:
     """A kind of file and how it is attached.
 
     Attributes:
-        activation: Of its hidden layers.
-        fold: Whether it may be folded into the model's weights; a webui does not let it.
-        hooks: Name of the way with live hooks on such files.
+        activation: Activation of the hidden layers.
+        fold: True if it may be folded into the model's weights; webuis do not allow it.
+        hooks: Name of the way with live hooks for such files.
     """
 
     activation: str | None
@@ -43,9 +43,9 @@ class Kind:
 KINDS = {
     "relu": Kind("relu", True, "live hooks, relu"),
     "linear": Kind(None, True, "live hooks, linear"),
-    "linear, not to be folded": Kind(None, False, "live hooks, linear"),
+    "linear, not folded": Kind(None, False, "live hooks, linear"),
 }
-# What a cell is when it is not the one that grows.
+# Values of the axes that do not grow.
 USUAL: dict[str, float] = {"hidden width": 2, "files": 1, "latents": 64, "batch": 1}
 AXES: dict[str, tuple[float, ...]] = {
     "hidden width": (0.25, 1, 2, 4, 8),
@@ -60,11 +60,11 @@ class Cell:
     """One point of one axis.
 
     Attributes:
-        axis: What grows: a key of `AXES`.
-        value: Where on the axis.
+        axis: A key of `AXES`.
+        value: Value on the axis.
         rounds: The times.
-        memory: Bytes of tensors beyond the bare model and the file, by way: the most during a step and what is kept.
-        plans: For each kind of file, how hnloader computes it, in a few words.
+        memory: Peak bytes of tensors by way, without the bare model and the file.
+        plans: The plans of hnloader for each kind of file.
     """
 
     axis: str
@@ -85,12 +85,12 @@ class Cell:
 
 
 def ours(kind: str) -> str:
-    """Name of hnloader's way."""
+    """Return the name of hnloader's way."""
     return f"hnloader, {kind}"
 
 
 def measure(subject: Subject, axis: str, value: float, seconds: float, *, width: float, files: int) -> Cell:
-    """Time one cell: files with hidden layers `width` times as wide as the context, so many chained."""
+    """Measure one cell: `files` in a chain, with hidden layers `width` times as wide as the context."""
     steps: dict[str, Callable[[], Tensor]] = {BARE: subject.step(subject.copy())}
     kept: dict[str, int] = {}
     plans = {}
@@ -112,7 +112,7 @@ def measure(subject: Subject, axis: str, value: float, seconds: float, *, width:
 
 
 def cells(axes: dict[str, tuple[float, ...]], seconds: float, make: Callable[[int, int], Subject]) -> Iterable[Cell]:
-    """Every cell of every axis; `make` gives the model for a size of latents and a batch."""
+    """Measure every cell of every axis; `make` returns the model for a latent size and a batch."""
     for axis, values in axes.items():
         for value in values:
             point = {**USUAL, axis: value}
@@ -123,7 +123,7 @@ def cells(axes: dict[str, tuple[float, ...]], seconds: float, make: Callable[[in
 
 
 def growth_table(found: Sequence[Cell]) -> str:
-    """One line per cell and kind of file."""
+    """Return a table with a row for each cell and kind of file."""
     rows = []
     for cell in found:
         for kind in KINDS:
@@ -146,12 +146,12 @@ def growth_table(found: Sequence[Cell]) -> str:
 
 
 def targets(found: Sequence[Cell]) -> list[Target]:
-    """No cell is slower than the live hooks; only the slowest one is listed."""
+    """Return the target for each kind of file: even its slowest cell is faster than live hooks."""
     listed = []
     for kind in KINDS:
         ratios = [(cell.rounds.ratio(ours(kind), KINDS[kind].hooks), f"{cell.axis} {cell.value:g}") for cell in found]
         slowest, where = max(ratios, key=lambda each: each[0].median)
-        listed.append(Target(f"{kind}: the slowest cell to live hooks", where, slowest, 1))
+        listed.append(Target(f"{kind}: slowest cell, relative to live hooks", where, slowest, 1))
     return listed
 
 
@@ -162,7 +162,7 @@ def main() -> None:
     print(f"\n### Growth: {_models.blocks(64, 1).title}\n", flush=True)
     usual = ", ".join(f"{axis} {value:g}" for axis, value in USUAL.items())
     found = list(cells(axes, 0.5 if options.quick else 8, _models.blocks))
-    print(f"What does not grow: {usual}. Ratios are to the bare step, medians with quartiles.\n")
+    print(f"Other values: {usual}. Ratios are relative to the bare step, medians with quartiles.\n")
     print(growth_table(found))
     goals = targets(found)
     print(f"\n### Targets of growth\n\n{_report.target_table(goals)}")

@@ -1,9 +1,9 @@
-"""What opening each file of the hostile corpus costs, in every way in which files are opened.
+"""Measure the cost of opening each hostile file with every reader.
 
     python -m lab.benchmarks.hostile
 
-Prints for each reader the most CPU time and memory that any file took, and which file that was; exits with 1 where one
-took more than the 2 s and 200 MB that docs/security.md promises, or where something in a file was executed.
+Prints the most CPU time and memory that any file took, for each reader, with the name of the file. Exits with 1 if a
+file took more than the 2 s and 200 MB that docs/security.md promises, or if anything in a file was executed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_SECONDS, MOST_BYTES = 2.0, 200_000_000
 
 
 def main() -> int:
-    """Open everything and print what it took."""
+    """Open all files and print the table."""
     warnings.simplefilter("ignore")
     from tests.support.builders import simple_tree, write
     from tests.support.hostile import costly_files, hostile_files

@@ -1,9 +1,8 @@
-"""How much faster `hnloader.inspect` is than `torch.load`, and how much memory it takes.
+"""Compare the time of `hnloader.inspect` with `torch.load`, and measure its memory.
 
     python -m lab.benchmarks.inspect_time [--files 300]
 
-On one file of 202 MB, in both containers that torch writes, and on a set of files of 22 to 202 MB, each way through the
-whole set in a row, of which none is kept. All are in the cache of the system.
+It uses one file of 202 MB in both containers of torch, and a set of files of 22 to 202 MB. All are in the page cache.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ ROUNDS = 3
 
 
 def best(call: Callable[[], object], rounds: int) -> float:
-    """Seconds of the quickest round, after one that warms up."""
+    """Return the seconds of the fastest round after a warm-up."""
     call()
     return min(seconds(call) for _ in range(rounds))
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return the wall time of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Bytes that Python asks for at most during the call."""
+    """Return the peak of Python's memory during a call, in bytes."""
     tracemalloc.start()
     call()
     peak = tracemalloc.get_traced_memory()[1]
@@ -47,7 +46,7 @@ def peak_memory(call: Callable[[], object]) -> int:
 
 
 def compare_one(path: Path, container: str) -> str:
-    """One file, the quickest of several rounds of each."""
+    """Compare both on one file, with the fastest of several rounds."""
     load = best(lambda: torch.load(path, weights_only=True), 5)
     inspect = best(lambda: hnloader.inspect(path), 50)
     peak = peak_memory(lambda: hnloader.inspect(path))
@@ -58,7 +57,7 @@ def compare_one(path: Path, container: str) -> str:
 
 
 def compare_set(files: list[Path]) -> str:
-    """The whole set by each, in turns; of each file the quickest of the rounds, as the machine's pace changes."""
+    """Compare both on the set in turns, with the fastest round of each file because the machine's speed varies."""
     load: list[list[float]] = [[] for _ in files]
     inspect: list[list[float]] = [[] for _ in files]
     for _ in range(ROUNDS):
@@ -70,14 +69,14 @@ def compare_set(files: list[Path]) -> str:
     whole = [sum(sum(times) for times in each) / ROUNDS for each in (load, inspect)]
     return (
         f"{megabytes(files)}: torch.load {loaded:.2f} s, inspect {inspected:.3f} s ({loaded / inspected:.0f} times "
-        f"faster; with the slower rounds {whole[0]:.2f} and {whole[1]:.3f} s, {whole[0] / whole[1]:.0f} times)"
+        f"faster; mean of all rounds: {whole[0]:.2f} and {whole[1]:.3f} s, {whole[0] / whole[1]:.0f} times)"
     )
 
 
 def main() -> None:
     """Print one line per container, and one for the set."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=300, help="how many are in the set (default: 300)")
+    parser.add_argument("--files", type=int, default=300, help="files in the set (default: 300)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -1,9 +1,9 @@
-"""Error of the low-rank fit to contexts against the plain SVD of the weights' change, at equal rank.
+"""Compare the error of the low-rank fit to contexts with plain SVD of the weight change, at equal rank.
 
     python -m lab.benchmarks.lora_fit
 
-On the bundled pipeline and hypernetworks, with contexts sampled as `hnloader convert --to lora` does, and measured on
-images that nothing was fitted to. Both approximate the same best linear map.
+It uses the bundled pipeline and hypernetworks, samples contexts as `hnloader convert --to lora` does, and measures on
+other images. Both ways approximate the same best linear map.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hnloader.network import SIDES
 
 @dataclass(frozen=True)
 class Row:
-    """Errors of keys ("k") and values ("v") relative to the hypernetwork's change, by both ways."""
+    """Errors of keys ("k") and values ("v") of both ways, relative to the hypernetwork's change."""
 
     style: str
     rank: int

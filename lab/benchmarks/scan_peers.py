@@ -1,10 +1,10 @@
-"""`hnloader scan` beside picklescan and fickling, on the corpus of hostile files and on sound ones.
+"""Compare `hnloader scan` with picklescan and fickling on hostile and on harmless files.
 
     python -m lab.benchmarks.scan_peers --python PEERS/bin/python
 
-PEERS is a virtual environment with the two: `python -m venv PEERS && PEERS/bin/pip install picklescan fickling
-typing_extensions`. Without --python only hnloader's own line is printed. Each scanner is one process that looks at
-every file in turn; seconds are CPU time, without its start.
+PEERS is a virtual environment with both: `python -m venv PEERS && PEERS/bin/pip install picklescan fickling
+typing_extensions`. Without --python, only hnloader runs. Each scanner is one process that scans every file in turn;
+seconds are CPU time without startup.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lab.benchmarks._report import table
 ROOT = Path(__file__).parents[2]
 Outcome = Literal["found", "error", "clean"]
 
-# What runs in the peers' Python: {scanner: [seconds, {file: outcome}]} as JSON.
+# Runs in the peers' Python and prints {scanner: [seconds, {file: outcome}]} as JSON.
 _PEERS = r"""
 import contextlib, json, logging, sys, time, warnings
 from importlib.metadata import version
@@ -46,12 +46,12 @@ def by_fickling(path):
         zipped = file.read(4) == b"PK\x03\x04"
     if zipped:
         members = fickling.scan_zip_archive(str(path), graceful=True)
-        # It takes every member for a pickle; that numbers and versions are none is no error.
+        # It treats every member as a pickle; errors of other members do not count.
         results = [one for name, one in members.items()
             if one.results or name == "<archive>" or name.lower().endswith("pkl")]
     else:
         results = [fickling.scan_file(str(path), graceful=True)]
-    # An error alone makes the severity SUSPICIOUS or UNKNOWN; a finding is in the analyses.
+    # Errors alone make the severity SUSPICIOUS or UNKNOWN; findings are in the results.
     if any(one.severity > Severity.LIKELY_SAFE and one.results and not all(
             analysis.severity <= Severity.LIKELY_SAFE for analysis in one.results) for one in results):
         return "found"
@@ -77,8 +77,8 @@ print(json.dumps({
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", type=Path, help="the Python that has picklescan and fickling")
-    parser.add_argument("--missed", action="store_true", help="also list the files that each scanner took for clean")
+    parser.add_argument("--python", type=Path, help="Python interpreter with picklescan and fickling")
+    parser.add_argument("--missed", action="store_true", help="also list the hostile files that each scanner missed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "files"
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def write_files(folder: Path, canary: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The kind ("runs", "names", "broken", "sound") and the name of each file, by its name in the folder."""
+    """Write the files; return their kinds ("runs", "names", "broken", "sound") and titles by file name."""
     from tests.support.hostile import hostile_files
     from tests.system.security.test_harmless import variant
 
@@ -139,12 +139,12 @@ def ours(folder: Path) -> tuple[float, dict[str, Outcome]]:
 def peers(python: Path, folder: Path) -> dict[str, tuple[float, dict[str, Outcome]]]:
     done = subprocess.run([python, "-c", _PEERS, folder], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"{python} could not run the scanners:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{python}: Cannot run the scanners.\n{done.stderr[-2000:]}")
     return {name: (seconds, found) for name, (seconds, found) in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 def report(kinds: dict[str, str], outcomes: dict[str, tuple[float, dict[str, Outcome]]]) -> str:
-    """The table, a line for each scanner."""
+    """Return the table, with a row for each scanner."""
     total = Counter(kinds.values())
     rows = []
     for scanner, (seconds, found) in outcomes.items():

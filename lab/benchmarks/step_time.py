@@ -1,9 +1,9 @@
-"""How long one step of a UNet takes with hypernetworks: hnloader beside the ways of others, in the same run.
+"""Time a step of a UNet with hypernetworks: hnloader and other ways, in the same run.
 
     python -m lab.benchmarks.step_time [--quick] [--threads N] [--results FOLDER]
 
-Every way has a copy of the model of its own, with the projections that it may edit; the other weights are shared. The
-ways of one file take turns. Prints Markdown.
+Every way has a copy of the model with its own projections; the other weights are shared. The ways of a file take turns.
+Prints Markdown.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ WAYS: dict[str, Way] = {
 
 @dataclass(frozen=True)
 class Group:
-    """A kind of file and the ways that take turns with it; always with the bare model, hooks and hnloader."""
+    """A kind of file and the ways in addition to the bare model, hooks and hnloader."""
 
     case: Case
     others: tuple[str, ...] = ()
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """In the order of the table."""
+        """Return the ways in the order of the table."""
         return (BARE, HOOKS, *self.others, OURS)
 
 
@@ -70,15 +70,15 @@ SINGLE = GROUPS[:4]
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one group on one model.
+    """The measurements of a group on a model.
 
     Attributes:
-        where: The model's title; the model itself is not kept.
+        where: The model's title.
         group: The file and the ways.
         rounds: The times.
         bound: The arithmetic of the file.
-        errors: Largest difference of each way's output from that of the live hooks, relative to its largest value.
-            The bare model's says how much the file changes at all.
+        errors: Largest difference of each output from the live hooks, relative to the largest value. For the bare
+            model, it is the effect of the file.
     """
 
     where: str
@@ -88,12 +88,12 @@ class Result:
     errors: dict[str, float] = field(default_factory=dict)
 
     def share(self, way: str = OURS) -> Spread:
-        """Time that the way adds, as a fraction of what the hooks add."""
+        """Return the time that a way adds, relative to the hooks."""
         return self.rounds.share(way, HOOKS, BARE)
 
     @property
     def least_share(self) -> float:
-        """The arithmetic that no exact way leaves out, as a fraction of what the hooks add."""
+        """Return the time of the unavoidable arithmetic, relative to the time that the hooks add."""
         return self.bound.seconds / max(self.rounds.excess(HOOKS, BARE), 1e-9)
 
     def to_json(self) -> dict[str, object]:
@@ -119,7 +119,7 @@ class Result:
 
 
 def measure(subject: Subject, group: Group, seconds: float, least: int = 3, most: int = 15) -> Result:
-    """Time a group on a model for about so many seconds."""
+    """Time a group on a model for about `seconds`."""
     files = group.case.make(subject)
     outputs: dict[str, Tensor] = {}
 
@@ -143,7 +143,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def model_table(results: Sequence[Result]) -> str:
-    """The groups of one model."""
+    """Return the table of one model."""
     rows = []
     for result in results:
         for way in result.group.ways:
@@ -160,12 +160,12 @@ def model_table(results: Sequence[Result]) -> str:
                     "" if error is None else f"{error:.0e}",
                 ]
             )
-    headers = ["file", "way", "one step", "to bare (quartiles)", "CPU time", "added, to hooks'", "differs by"]
+    headers = ["file", "way", "one step", "/ bare (quartiles)", "CPU time", "added / hooks", "difference"]
     return _report.table(headers, rows, words=2)
 
 
 def arithmetic_table(results: Sequence[Result]) -> str:
-    """Multiply-adds of each file on one model, and what they take at the rates of this machine."""
+    """Return a table with the multiply-adds of each file on a model, and their time on this machine."""
     rows = []
     for result in results:
         bound = result.bound
@@ -186,20 +186,22 @@ def arithmetic_table(results: Sequence[Result]) -> str:
 
 
 def targets(results: Sequence[Result]) -> list[Target]:
-    """The targets that apply to these results."""
+    """Return the targets of the results."""
     found = []
     for result in results:
         case, rounds, where = result.group.case, result.rounds, result.where
         if case in (_files.LINEAR, _files.CROSS):
-            found.append(Target(f"{case.title}: step to bare step", where, rounds.ratio(OURS, BARE), 1.01, 1.0))
+            found.append(
+                Target(f"{case.title}: step, relative to a bare step", where, rounds.ratio(OURS, BARE), 1.01, 1.0)
+            )
         if case in (_files.RELU, _files.NORM):
-            what = f"{case.title}: added time to the live hooks'"
+            what = f"{case.title}: added time, relative to live hooks"
             found.append(Target(what, where, result.share(), 0.85, result.least_share))
         if case == _files.FIVE_RELU:
-            what = f"{case.title}: added time to that of one"
+            what = f"{case.title}: added time, relative to one file"
             found.append(Target(what, where, rounds.share(OURS, ONE, BARE), 5))
         if case == _files.FIVE_LINEAR:
-            found.append(Target(f"{case.title}: step to that with one", where, rounds.ratio(OURS, ONE), 1.01, 1.0))
+            found.append(Target(f"{case.title}: step, relative to one file", where, rounds.ratio(OURS, ONE), 1.01, 1.0))
     return found
 
 
@@ -221,7 +223,7 @@ def summary(results: Sequence[Result]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model, made when its turn comes, with the groups, and about how many seconds each of their ways gets."""
+    """A model, its groups, and the approximate seconds for each way."""
 
     make: Callable[[], Subject]
     groups: Sequence[Group]
@@ -231,7 +233,7 @@ class Plan:
 
 
 def plans(*, quick: bool) -> list[Plan]:
-    """What is measured on this machine: on the processor, or on a graphics card where there is one."""
+    """Return the plans for this machine: for a graphics card if there is one, otherwise for the processor."""
     if quick:
         few = (Group(_files.RELU), Group(_files.LINEAR))
         return [Plan(lambda: _models.sd1(32, 1), few, 0.3, has_targets=True), Plan(_models.bundled, few, 0.3)]
@@ -248,7 +250,7 @@ def plans(*, quick: bool) -> list[Plan]:
 
 
 def gpu_plans() -> list[Plan]:
-    """SD 1 and SDXL in the types and batches that graphics cards are used with; compiled, the reduced SD 1."""
+    """Return SD 1 and SDXL with the dtypes and batches that are usual on graphics cards, and a compiled model."""
     kinds = [(torch.float16, batch) for batch in (1, 4, 8)] + [(torch.bfloat16, batch) for batch in (2, 8)]
     few = (Group(_files.RELU), Group(_files.LINEAR))
     return [
@@ -261,7 +263,7 @@ def gpu_plans() -> list[Plan]:
 
 
 def run(plan: Plan) -> list[Result]:
-    """Measure it and print its tables."""
+    """Measure a plan and print its tables."""
     subject = plan.make()
     if plan.compiled:
         subject = subject.as_compiled()

@@ -1,11 +1,11 @@
-"""How long a training step takes and how much memory it needs: hnloader beside plainly written loops, in one run.
+"""Measure the time and memory of a training step: hnloader and plain loops, in the same run.
 
     python -m lab.benchmarks.train_time [--quick] [--only MODEL ...] [--threads N] [--results FOLDER]
 
-The plain loop is what one writes first: hooks on `to_k` and `to_v` that run the hypernetwork, each image and caption
-encoded when its turn comes, all that autograd keeps by itself. The UNet is frozen in it, too: nobody trains otherwise.
-The second plain loop keeps latents and text states as hnloader does, so that what is left is the step itself. All see
-the same images, noise and noise levels, and begin with the same weights. Prints Markdown.
+The plain loop is the simplest one: hooks on `to_k` and `to_v` run the hypernetwork, each image and caption is encoded
+in every step, and autograd caches everything. Its UNet is frozen too. The second plain loop caches latents and text
+states as hnloader does, so that only the step itself differs. All see the same images, noise and timesteps, and start
+with the same weights. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from lab.benchmarks._models import DEVICE, Subject
 from lab.benchmarks._report import Target
 from lab.benchmarks._ways import Hook, hook_projections
 
-OURS, PLAIN, KEPT = "hnloader", "plain loop", "plain loop, latents and texts kept"
-WAYS = (OURS, PLAIN, KEPT)
+OURS, PLAIN, CACHED = "hnloader", "plain loop", "plain loop, cached latents and texts"
+WAYS = (OURS, PLAIN, CACHED)
 COMPARED_STEPS = 50
 
 
@@ -47,12 +47,12 @@ class Bench:
     """A model to train on.
 
     Attributes:
-        title: What it is.
-        make: The pipeline, with true shapes and random weights where none are at hand.
-        settings: Of the training, beside model, images and output.
-        seconds: About how long the ways are timed.
+        title: Name in tables.
+        make: Returns the pipeline; most have random weights.
+        settings: Training settings other than model, images and output.
+        seconds: Approximate time for all ways.
         compared: Steps over which the losses are compared.
-        has_targets: The targets apply to it.
+        has_targets: True if the targets apply.
     """
 
     title: str
@@ -65,18 +65,18 @@ class Bench:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured.
+    """The measurements of a bench.
 
     Attributes:
-        title: Of the model.
+        title: Title of the bench.
         rounds: Times of a step.
-        memory: What a step asks for beyond what is held all the time, by way.
-        held: Bytes that are held all the time: weights, optimizer and what is cached.
-        aside: Bytes of them that hnloader would keep off a graphics card, which has room for the UNet then.
-        once: Seconds that hnloader and the second plain loop spend once on each image, mirrored too, and caption.
-        losses: Of the first steps, by way.
-        has_targets: The targets apply.
-        alone: On a graphics card: bytes that each way has on it at most, all weights counted; empty on the CPU.
+        memory: Memory of a step by way, without `held`.
+        held: Bytes of weights, optimizer and caches by way.
+        aside: Bytes of `held` that hnloader caches off a graphics card.
+        once: Seconds that hnloader and the second plain loop need once to encode the images and captions.
+        losses: Losses of the first steps by way.
+        has_targets: True if the targets apply.
+        alone: Peak bytes of each way on a graphics card, including all weights; empty on the CPU.
     """
 
     title: str
@@ -91,12 +91,12 @@ class Result:
 
     @property
     def difference(self) -> float:
-        """The largest relative difference of hnloader's losses from the plain loop's."""
+        """Return the largest relative difference between the losses of hnloader and the plain loop."""
         pairs = zip(self.losses[OURS], self.losses[PLAIN], strict=True)
         return max(abs(one - two) / abs(two) for one, two in pairs)
 
     def peak(self, way: str) -> int:
-        """Bytes at most at one time."""
+        """Return the peak bytes of a way."""
         return self.held[way] + self.memory[way].peak
 
     def to_json(self) -> dict[str, object]:
@@ -122,8 +122,8 @@ class Result:
 # -- the plain loops
 
 
-class EncodingAnew:
-    """In the place of `hnloader.training.cache.Cache`: nothing is kept."""
+class NoCache:
+    """Replaces `hnloader.training.cache.Cache` and caches nothing."""
 
     def __init__(self, training: Training) -> None:
         self._cache = training.cache
@@ -136,18 +136,18 @@ class EncodingAnew:
 
 
 class PlainLoop:
-    """A training loop without any of hnloader's ways; only what is drawn at random is asked of `training`."""
+    """A plain training loop; only random numbers come from `training`."""
 
-    def __init__(self, training: Training, *, keeps: bool) -> None:
+    def __init__(self, training: Training, *, caches: bool) -> None:
         self._training = training
         self._unet: nn.Module = training.denoiser.unet
         adapter: Any = training.adapter
         self.hypernetwork = adapter.hypernetwork
         self.parameters: list[nn.Parameter] = adapter.parameters
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=training.config.weight_decay)
-        if not keeps:
+        if not caches:
             training.cache._store = lambda *_: None  # type: ignore[method-assign]
-            training.cache = EncodingAnew(training)  # type: ignore[assignment]
+            training.cache = NoCache(training)  # type: ignore[assignment]
         hook_projections(self._unet, lambda width, side: _hook(self.hypernetwork.side(width, side)))
 
     def step(self, number: int) -> float:
@@ -181,7 +181,7 @@ def _hook(side: nn.Module) -> Hook:
 
 
 def measure(bench: Bench, folder: Path) -> Result:
-    """Compare the losses, then time the steps in turns, then count the memory of one."""
+    """Compare the losses, time the steps in turns, and measure the memory of one step."""
     pipeline = bench.make()
     images = draw_images("blueprint", folder / "images", count=4)
     alone = {way: _alone(bench, way, images, folder / "alone" / way) for way in WAYS if DEVICE.type == "cuda"}
@@ -189,18 +189,18 @@ def measure(bench: Bench, folder: Path) -> Result:
     once = timed(lambda: _fill(trainings[OURS])).wall
     steps: dict[str, Callable[[int], float]] = {
         OURS: trainings[OURS]._step,
-        PLAIN: PlainLoop(trainings[PLAIN], keeps=False).step,
-        KEPT: PlainLoop(trainings[KEPT], keeps=True).step,
+        PLAIN: PlainLoop(trainings[PLAIN], caches=False).step,
+        CACHED: PlainLoop(trainings[CACHED], caches=True).step,
     }
-    # What was cached is the same for both.
-    shutil.copytree(trainings[OURS].folder / "cache", trainings[KEPT].folder / "cache", dirs_exist_ok=True)
+    # Both cache the same values.
+    shutil.copytree(trainings[OURS].folder / "cache", trainings[CACHED].folder / "cache", dirs_exist_ok=True)
     with trainings[OURS].adapter.ready():
         return replace(_measured(bench, trainings, steps, once), alone=alone)
 
 
 def _alone(bench: Bench, way: str, images: Path, folder: Path) -> int:
-    """Bytes on the graphics card at most while one way trains for a few steps, with nothing else on it."""
-    # cuBLAS takes memory for itself when it is first used; it counts for nobody.
+    """Return the peak bytes on a graphics card while only one way trains for a few steps."""
+    # cuBLAS allocates memory at its first use, which must not count.
     square = torch.ones(8, 8, device=DEVICE)
     nn.functional.linear(square, square, square[0])
     gc.collect()
@@ -209,7 +209,7 @@ def _alone(bench: Bench, way: str, images: Path, folder: Path) -> int:
     aside = ("vae", "text_encoder") if way == OURS else ()
     training = _training(bench, bench.make(), images, folder, aside)
     torch.cuda.reset_peak_memory_stats()
-    step = training._step if way == OURS else PlainLoop(training, keeps=way == KEPT).step
+    step = training._step if way == OURS else PlainLoop(training, caches=way == CACHED).step
     with training.adapter.ready():
         for number in range(1, 4):
             step(number)
@@ -237,7 +237,7 @@ def _measured(
 
 
 def _training(bench: Bench, pipeline: Any, images: Path, folder: Path, aside: Sequence[str] = ()) -> Training:
-    """Trains on a UNet that shares all but the projections, which carry hooks, with the others."""
+    """Make a training whose UNet shares everything except the projections, which have hooks."""
     given = {"model": "random", "images": str(images), "output": str(folder / "style.pt"), **bench.settings}
     config = read_config(None, given)
     config.check()
@@ -247,7 +247,7 @@ def _training(bench: Bench, pipeline: Any, images: Path, folder: Path, aside: Se
 
 
 def _fill(training: Training) -> None:
-    """Encode what a training on these images needs."""
+    """Encode all images and captions of a training."""
     for image in training._images:
         training.cache.text(training._caption(image, 0))
         for flipped in (False, True):
@@ -260,12 +260,12 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _held(training: Training) -> int:
-    """Bytes of the tensors that live from step to step."""
+    """Return the bytes of the tensors that persist between steps."""
     denoiser, cache = training.denoiser, training.cache
     pipeline = denoiser.pipeline
     total = sum(_bytes(module) for module in (denoiser.unet, pipeline.vae, pipeline.text_encoder))
     tensors = [*training.adapter.parameters]
-    # Of AdamW: two for each parameter, whoever holds the optimizer.
+    # AdamW has two tensors for each parameter.
     total += 2 * sum(parameter.numel() * parameter.element_size() for parameter in tensors)
     tensors += [latents.mean for latents in getattr(cache, "_latents", {}).values()] * 2
     tensors += [text.states for text in getattr(cache, "_texts", {}).values()]
@@ -275,12 +275,12 @@ def _held(training: Training) -> int:
 # -- which models
 
 
-# A processor is not quick at bfloat16.
+# Most processors are slow in bfloat16.
 MODELS = ("bundled", "reduced", "full", *(["full in bfloat16"] if DEVICE.type == "cuda" else []))
 
 
 def benches(*, quick: bool, only: Sequence[str] = MODELS) -> list[Bench]:
-    """What is measured: of `MODELS`, those of `only`; with `quick`, the first of them at most."""
+    """Return the benches of the models `only`; with `quick`, just the first."""
     bundled = Bench(
         "Bundled pipeline, 192 x 192 images, batch 2",
         _bundled,
@@ -317,7 +317,7 @@ def _bundled() -> Any:
 
 
 def _sd1(*, full: bool) -> Any:
-    """Stable Diffusion 1's three networks with random weights; half the widths where not `full`."""
+    """Make the three networks of SD 1 with random weights; if not `full`, with half the widths."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -332,7 +332,7 @@ def _sd1(*, full: bool) -> Any:
     )
     return StableDiffusionPipeline(
         vae=vae,
-        # Made as transformers makes it: its buffers are not among those that can be filled afterwards.
+        # Not with `filled`, which cannot restore its buffers.
         text_encoder=CLIPTextModel(shape).eval().to(DEVICE),
         tokenizer=CLIPTokenizer.from_pretrained(pipeline_folder(), subfolder="tokenizer", model_max_length=77),
         unet=_models.sd1(64, 1, full=full).model,
@@ -347,7 +347,7 @@ def _sd1(*, full: bool) -> Any:
 
 
 def result_table(results: list[Result]) -> str:
-    """A line per model and way."""
+    """Return a table with a row for each model and way."""
     rows = []
     for result in results:
         for way in WAYS:
@@ -365,41 +365,48 @@ def result_table(results: list[Result]) -> str:
                     "" if way == PLAIN else f"{result.peak(way) / result.peak(PLAIN):.2f}",
                 ]
             )
-    headers = ["model", "way", "one step", "steps per second, to plain", "step's memory", "", "with weights", ""]
+    headers = [
+        "model",
+        "way",
+        "one step",
+        "steps per second / plain",
+        "memory of a step",
+        "/ plain",
+        "with weights",
+        "/ plain",
+    ]
     return _report.table(headers, rows, words=2)
 
 
 def notes(results: list[Result]) -> str:
-    """What the table does not hold."""
+    """Return notes on the losses, the encoding and graphics cards."""
     lines = []
     for result in results:
         steps = len(result.losses[OURS])
         lines.append(
-            f"- {result.title}: the losses of the first {steps} steps differ from the plain loop's by at most "
-            f"{result.difference:.0e} of it. Encoding 4 images, mirrored too, and their captions takes "
-            f"{_report.duration(result.once)}, once. {_on_a_card(result)}"
+            f"- {result.title}: the losses of the first {steps} steps differ from the plain loop by at most "
+            f"{result.difference:.0e} (relative). Encoding 4 images, also mirrored, and their captions takes "
+            f"{_report.duration(result.once)} once. {_on_a_card(result)}"
         )
     return "\n".join(lines)
 
 
 def _on_a_card(result: Result) -> str:
-    """What it takes of a graphics card, where the VAE and the text encoder lie aside; measured where there is one."""
+    """Describe the memory on a graphics card: measured if there is one, otherwise computed."""
     if result.alone:
         sizes = [f"{way} {_report.megabytes(result.alone[way])}" for way in WAYS]
         ratio = result.alone[OURS] / result.alone[PLAIN]
-        return (
-            f"Alone on the card, with all weights and the encoding: {', '.join(sizes)}; {ratio:.2f} of the plain loop."
-        )
+        return f"Peak on the card with all weights and the encoding: {', '.join(sizes)}; {ratio:.2f} of the plain loop."
     held = result.peak(OURS) - result.aside
     ratio = held / result.peak(PLAIN)
     return (
-        "On a graphics card, where the VAE and the text encoder lie aside, it would hold "
-        f"{_report.megabytes(held)} at most, by the size of the tensors: {ratio:.2f} of the plain loop."
+        "On a graphics card, where the VAE and the text encoder stay on the CPU, the tensors would take "
+        f"{_report.megabytes(held)} at most: {ratio:.2f} of the plain loop."
     )
 
 
 def targets(results: list[Result]) -> list[Target]:
-    """Of the models that they apply to."""
+    """Return the targets of the benches that have them."""
     found = []
     for result in results:
         if result.has_targets:
@@ -407,9 +414,9 @@ def targets(results: list[Result]) -> list[Target]:
             weights = Spread.of([result.peak(OURS) / result.peak(PLAIN)])
             least = result.held[OURS] / result.peak(PLAIN)
             found += [
-                Target("a step to that of the plain loop", result.title, result.rounds.ratio(OURS, PLAIN), 0.8),
-                Target("memory that a step asks for, to plain", result.title, memory, 0.8),
-                Target("memory with all weights, to plain", result.title, weights, 0.8, least),
+                Target("step, relative to the plain loop", result.title, result.rounds.ratio(OURS, PLAIN), 0.8),
+                Target("memory of a step, relative to the plain loop", result.title, memory, 0.8),
+                Target("memory with all weights, relative to the plain loop", result.title, weights, 0.8, least),
             ]
     return found
 

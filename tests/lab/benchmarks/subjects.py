@@ -1,4 +1,4 @@
-"""A subject for the benchmarks that takes milliseconds."""
+"""A small subject, whose benchmarks take milliseconds."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from tests.support.small_models import make_unet, unet_inputs
 
 
 def tiny_subject() -> Subject:
-    """A UNet with a sixteenth of SD 1's widths."""
+    """Make a UNet with a sixteenth of SD 1's widths."""
     return Subject("tiny", make_unet("sd1"), unet_inputs("sd1"))

@@ -1,5 +1,3 @@
-"""The comparison's table counts each file once, under what it is and what was said of it."""
-
 from __future__ import annotations
 
 import sys
@@ -10,7 +8,7 @@ import pytest
 from lab.benchmarks import scan_peers
 
 
-def test_the_table_counts_outcomes_by_kind() -> None:
+def test_table_counts_outcomes_by_kind() -> None:
     kinds = {"a": "runs", "b": "runs", "c": "names", "d": "broken", "e": "sound", "f": "sound"}
     found = {"a": "found", "b": "clean", "c": "error", "d": "clean", "e": "found", "f": "clean"}
     head, _, row = scan_peers.report(kinds, {"x": (1.26, found)}).splitlines()  # type: ignore[dict-item]
@@ -20,9 +18,7 @@ def test_the_table_counts_outcomes_by_kind() -> None:
     assert "of 2 that run" in head and "of 2 sound" in head
 
 
-def test_hnloader_s_line_is_printed_without_the_others(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_hnloader_without_peers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def few(folder: Path, canary: Path) -> tuple[dict[str, str], dict[str, str]]:
         (folder / "1").write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.")
         (folder / "2").write_bytes(b"hello")

@@ -1,5 +1,3 @@
-"""The bench of training: its plain loop computes what the training computes."""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,10 +6,10 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from lab.benchmarks import train_time
-from lab.benchmarks.train_time import KEPT, OURS, PLAIN, Bench
+from lab.benchmarks.train_time import CACHED, OURS, PLAIN, Bench
 
 
-def test_the_loops_see_the_same_and_are_timed_and_counted(tiny_model: Path, tmp_path: Path) -> None:
+def test_plain_loops_compute_the_same_losses(tiny_model: Path, tmp_path: Path) -> None:
     bench = Bench(
         "tiny",
         lambda: StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None),
@@ -24,9 +22,9 @@ def test_the_loops_see_the_same_and_are_timed_and_counted(tiny_model: Path, tmp_
     assert result.rounds.count >= 3
     assert len(result.losses[OURS]) == 5
     assert len(set(result.losses[OURS])) == 5
-    for way in (PLAIN, KEPT):
+    for way in (PLAIN, CACHED):
         assert result.losses[OURS] == pytest.approx(result.losses[way], rel=1e-5)
-    assert result.memory[OURS].peak < result.memory[KEPT].peak
+    assert result.memory[OURS].peak < result.memory[CACHED].peak
     assert "tiny" in train_time.result_table([result])
     assert "first 5 steps" in train_time.notes([result])
     assert len(train_time.targets([result])) == 3

@@ -1,5 +1,3 @@
-"""The compared ways compute the same, on copies that leave the model alone, and the arithmetic is counted right."""
-
 from __future__ import annotations
 
 import pytest
@@ -11,11 +9,15 @@ from lab.benchmarks import _arithmetic, _files, _ways
 from lab.benchmarks._files import Case
 from tests.lab.benchmarks.subjects import tiny_subject
 
-CASES = [_files.RELU, _files.NORM, _files.LINEAR, _files.CROSS, _files.FIVE_RELU, _files.FIVE_LINEAR]
+CASES = [
+    _files.RELU,
+    *(pytest.param(case, marks=pytest.mark.slow) for case in (_files.NORM, _files.LINEAR, _files.CROSS)),
+    *(pytest.param(case, marks=pytest.mark.slow) for case in (_files.FIVE_RELU, _files.FIVE_LINEAR)),
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
-def test_all_ways_give_the_same_output(case: Case) -> None:
+def test_all_ways_compute_the_same_output(case: Case) -> None:
     subject = tiny_subject()
     files = case.make(subject)
     assert len(files) == case.count
@@ -33,7 +35,7 @@ def test_all_ways_give_the_same_output(case: Case) -> None:
     assert torch.equal(subject.step(subject.model)(), bare)
 
 
-def test_a_copy_shares_all_but_its_projections() -> None:
+def test_copy_shares_everything_except_its_projections() -> None:
     subject = tiny_subject()
     copied = dict(subject.copy().named_parameters())
     own = {f"{site.name}.{part}.weight" for site in find_sites(subject.model) for part in ("to_k", "to_v")}
@@ -51,7 +53,7 @@ def test_lora_is_on_every_projection() -> None:
 
 
 @pytest.mark.parametrize("case", [_files.RELU, _files.NORM, _files.FIVE_LINEAR, _files.CROSS], ids=lambda c: c.title)
-def test_the_multiply_adds_are_those_that_hooks_execute(case: Case) -> None:
+def test_multiply_adds_match_the_flop_counter(case: Case) -> None:
     subject = tiny_subject()
     files = case.make(subject)
     counts = []
@@ -68,7 +70,7 @@ def test_the_multiply_adds_are_those_that_hooks_execute(case: Case) -> None:
     assert (found.seconds > 0) == (found.needed > 0)
 
 
-def test_plans_are_named_by_kind_of_attention() -> None:
+def test_plans_by_kind_of_attention() -> None:
     subject = tiny_subject()
     attachment = _ways.ours(subject.model, _files.LINEAR.make(subject))
     subject.step(subject.model)()
