@@ -1,12 +1,12 @@
-"""What becomes of files and models when things go wrong: kills, full disks, changed files, crowds.
+"""Test files and models under faults: kills, full disks, changed files, many processes at once.
 
     python -m lab.faults [SCENARIO ...] [--rounds N] [--seed N]
 
-Each scenario counts its trials and says what it found wrong. docs/dev/faults.md shows the counts.
+Each scenario counts its trials and failures. docs/dev/faults.md has the counts.
 """
 
 import os
 
-# What transformers and diffusers have to say when they are imported hides what is counted.
+# Import messages of transformers and diffusers would hide the counts.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

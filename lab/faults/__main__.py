@@ -1,4 +1,4 @@
-"""Runs the scenarios and prints a table of what was counted; exits with 1 when anything was found wrong."""
+"""Run the scenarios and print their counts; exit with 1 after any failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.faults import clients, crowds, kills, load, memory, reading, writing
 from lab.faults._subjects import Subject, Training, careless, subjects
 from lab.faults._trials import Count
 
-# What is done to every subject.
+# Scenarios for every subject.
 DISTURBANCES: dict[str, Callable[[Subject, Path, int, int], Count]] = {
     "killed": kills.at_random,
     "killed-at-operations": kills.at_operations,
@@ -26,7 +26,7 @@ DISTURBANCES: dict[str, Callable[[Subject, Path, int, int], Count]] = {
     "unreadable": writing.unreadable,
     "two-processes": crowds.pairs,
 }
-# What has subjects of its own: name -> (what it is done to, the scenario).
+# Scenarios with their own subjects: scenario -> subject -> function.
 OTHERS: dict[str, dict[str, Callable[[Path, int, int], Count]]] = {
     "changed-while-read": {
         suffix: lambda place, rounds, seed, suffix=suffix: reading.changed(suffix, place, rounds, seed)  # type: ignore
@@ -43,24 +43,23 @@ OTHERS: dict[str, dict[str, Callable[[Path, int, int], Count]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what the command line asks for."""
+    """Run the command line."""
     known = [*DISTURBANCES, *OTHERS]
     parser = argparse.ArgumentParser(prog="python -m lab.faults", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", help=f"of {', '.join(known)}; all by default")
-    parser.add_argument("--rounds", type=int, default=100, help="trials of each subject in each scenario")
+    parser.add_argument("scenarios", nargs="*", help=f"default: all of {', '.join(known)}")
+    parser.add_argument("--rounds", type=int, default=100, help="trials for each subject and scenario")
     parser.add_argument("--seed", type=int, default=0)
-    what = "only this one, in scenarios that have it; may be given several times"
-    parser.add_argument("--subject", action="append", default=[], help=what)
+    parser.add_argument("--subject", action="append", default=[], help="only this subject; repeatable")
     options = parser.parse_args(arguments)
     for name in options.scenarios:
         if name not in known:
-            parser.error(f"there is no scenario {name!r}; {', '.join(known)} were expected")
-    works = [*(each.name for each in subjects()), "train", "careless", *(name for of in OTHERS.values() for name in of)]
+            parser.error(f"unknown scenario {name!r}. Expected one of {', '.join(known)}.")
+    names = [*(each.name for each in subjects()), "train", "careless", *(name for of in OTHERS.values() for name in of)]
     for name in options.subject:
-        if name not in works:
-            parser.error(f"there is no subject {name!r}; {', '.join(works)} were expected")
+        if name not in names:
+            parser.error(f"unknown subject {name!r}. Expected one of {', '.join(names)}.")
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)  # threads of torch's would not survive a fork
+    torch.set_num_threads(1)  # torch's threads do not survive a fork
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="hnloader-faults-") as name:
         place = Path(name)

@@ -1,7 +1,6 @@
-"""Running work in a child of this process, and having it killed or failed at a chosen moment.
+"""Run work in a child process and kill it, or make it fail, at a chosen moment.
 
-A child is forked, so that everything is imported already and a trial takes milliseconds instead of seconds. Only POSIX
-systems fork and kill like this.
+Forked children need no imports, so a trial takes milliseconds instead of seconds. This requires a POSIX system.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from hnloader.errors import HypernetworkError
 CLEAN_ERROR = 3
 BUG = 70
 
-# What of Python's audit events touches the file system, and which of their arguments are paths.
+# Audit events of file operations, with the number of leading arguments that are paths.
 _FILE_EVENTS = {
     "open": 1,
     "os.rename": 2,
@@ -39,18 +38,18 @@ _FILE_EVENTS = {
     "os.utime": 1,
     "shutil.copyfile": 2,
     "fcntl.flock": 0,
-    # Not audited by Python; see `_audit_sync`.
+    # Python does not audit it; see `_audit_sync`.
     "os.fsync": 0,
 }
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a child ended.
+    """The end of a child process.
 
     Attributes:
-        how: "done", "killed", "error" (one of hnloader's, as it should be) or "bug" (any other exception).
-        message: the error's text, or the traceback of a bug.
+        how: "done", "killed", "error" (a HypernetworkError, as expected) or "bug" (any other exception).
+        message: Text of the error, or traceback of the bug.
     """
 
     how: str
@@ -59,40 +58,40 @@ class Ending:
 
 @dataclass
 class Child:
-    """A child under way."""
+    """A running child process; `output` is the file for its error."""
 
     pid: int
-    said: Path
+    output: Path
 
     def wait(self) -> Ending:
         """Wait until it ends."""
         _, status = os.waitpid(self.pid, 0)
-        message = self.said.read_text(encoding="utf-8", errors="replace") if self.said.exists() else ""
-        self.said.unlink(missing_ok=True)
+        message = self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
+        self.output.unlink(missing_ok=True)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             return Ending("killed" if number == signal.SIGKILL else "bug", f"signal {number} {message}".strip())
         return Ending({0: "done", CLEAN_ERROR: "error"}.get(os.WEXITSTATUS(status), "bug"), message)
 
     def kill_after(self, seconds: float) -> None:
-        """Kill it as `kill -9` does, after so long."""
+        """Kill it with SIGKILL after `seconds`."""
         time.sleep(seconds)
         os.kill(self.pid, signal.SIGKILL)
 
 
 def start(work: Callable[[], object], fault: Callable[[], object] = lambda: None) -> Child:
-    """Start `work` in a child, in which `fault` was called before."""
+    """Start a child that calls `fault` and then `work`."""
     handle, name = tempfile.mkstemp(prefix="hnloader-faults-")
     os.close(handle)
-    said = Path(name)
+    output = Path(name)
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid:
-        return Child(pid, said)
+        return Child(pid, output)
     code = BUG
-    # Opened before the fault: it must not keep the child from saying what happened.
-    with said.open("w", encoding="utf-8", errors="replace") as answer:
+    # Opened before the fault, which must not prevent the report.
+    with output.open("w", encoding="utf-8", errors="replace") as report:
         try:
             os.setpgid(0, 0)
             _quiet()
@@ -101,22 +100,22 @@ def start(work: Callable[[], object], fault: Callable[[], object] = lambda: None
             code = 0
         except HypernetworkError as error:
             code = CLEAN_ERROR
-            _say(answer, str(error))
+            _write(report, str(error))
         except BaseException:
-            _say(answer, traceback.format_exc()[-3000:])
+            _write(report, traceback.format_exc()[-3000:])
     os._exit(code)
 
 
 def run(work: Callable[[], object], fault: Callable[[], object] = lambda: None) -> Ending:
-    """Run `work` in a child to its end."""
+    """Run `fault` and `work` in a child and wait for its end."""
     return start(work, fault).wait()
 
 
-def _say(answer: object, text: str) -> None:
+def _write(report: object, text: str) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
-        answer.write(text)  # type: ignore[attr-defined]
-        answer.flush()  # type: ignore[attr-defined]
+        report.write(text)  # type: ignore[attr-defined]
+        report.flush()  # type: ignore[attr-defined]
     except OSError:
         pass
 
@@ -164,12 +163,12 @@ def _audit_sync() -> None:
 
 
 def kill_at(number: int, folder: Path) -> None:
-    """Be killed before that file operation."""
+    """Kill the process before a file operation."""
     at_event(number, folder, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def fail_at(number: int, folder: Path, code: int) -> None:
-    """Have that file operation fail."""
+    """Make a file operation fail."""
 
     def fail() -> None:
         raise OSError(code, os.strerror(code))
@@ -178,7 +177,7 @@ def fail_at(number: int, folder: Path, code: int) -> None:
 
 
 def count_events(work: Callable[[], object], folder: Path) -> int:
-    """How many file operations below `folder` the work has; it is done, in a child."""
+    """Run the work in a child and return the number of its file operations below `folder`."""
     handle, name = tempfile.mkstemp(prefix="hnloader-faults-")
     log = os.open(name, os.O_WRONLY | os.O_APPEND)
 
@@ -196,30 +195,30 @@ def count_events(work: Callable[[], object], folder: Path) -> int:
     os.close(log)
     Path(name).unlink()
     if ending.how != "done":
-        raise AssertionError(f"the undisturbed work ended with {ending}")
+        raise AssertionError(f"The undisturbed work ended with {ending}.")
     return count
 
 
 def small_disk(size: int) -> None:
-    """No file may grow beyond `size` bytes: what the kernel answers is as final as a full disk's answer."""
+    """Limit files to `size` bytes; the kernel then fails writes as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def small_memory(extra: int) -> None:
-    """No more than `extra` bytes of address space beyond what is in use."""
+    """Limit the address space to `extra` bytes more than its current size."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + extra
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def all_memory() -> None:
-    """As much as there was before `small_memory`."""
+    """Undo `small_memory`."""
     resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
 
 
 def obey_permissions() -> None:
-    """Make file permissions count for root as well: give up the capability to pass over them."""
+    """Drop the capabilities with which root ignores file permissions."""
     if os.geteuid() != 0:
         return
 
@@ -243,7 +242,7 @@ ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT)
 
 
 def some(items: int, at_most: int, seed: int) -> list[int]:
-    """Numbers below `items`: all of them, or `at_most` drawn at random."""
+    """Return all numbers below `items`, or `at_most` random ones."""
     if items <= at_most:
         return list(range(items))
     return sorted(random.Random(seed).sample(range(items), at_most))

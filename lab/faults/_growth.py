@@ -1,4 +1,4 @@
-"""Whether what is done again and again leaves something behind."""
+"""Detect leaks of repeated actions."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from statistics import median_low
 
 from lab.faults._trials import Count
 
-# The second half of the rounds is counted in so many parts.
-PARTS = 4
+PARTS = 4  # of the second half of the rounds; counts are taken at their ends
 
 
 def without_growth(once: Callable[[int], None], times: int, others: Callable[[], int]) -> Count:
-    """Do it many times; what is counted after half of them must not grow from there on.
+    """Repeat an action and check that counts do not grow in the second half of the rounds.
 
-    A leak grows in all parts of the second half. A table of Python's own (its list of all classes, of all texts) grows
-    once by some hundred kilobytes and then for a long time no more: one or two of four parts may.
+    A leak grows in all parts of the second half. Python's own tables (of classes, of interned strings) grow rarely, by
+    some hundred kilobytes, so one or two of the four parts may grow.
 
     Args:
-        once: what is done, given the number of the round.
-        times: how often, 8 at least.
-        others: counts what must be the same number to the end, such as open files.
+        once: The action, called with the number of the round.
+        times: Number of rounds, at least 8.
+        others: Returns a count that must stay constant, such as open files.
     """
     count = Count()
     marks = [times // 2 + (times - times // 2) * part // PARTS for part in range(PARTS + 1)]
@@ -39,13 +38,13 @@ def without_growth(once: Callable[[int], None], times: int, others: Callable[[],
     named = (("objects", objects), ("bytes held by Python", held), ("hooks or open files", other))
     count.notes += [f"{what}: {', '.join(f'{number:,}' for number in numbers)}" for what, numbers in named]
     rounds = times - times // 2
-    # Some objects come and go with the interpreter's own caches; a leak of anything would be one of each round.
+    # The interpreter's own caches hold some objects; a leak would add one per round.
     if objects[-1] - objects[0] >= max(rounds // 10, 20):
-        count.wrong.append("objects are left over")
+        count.wrong.append("objects leak")
     if median_low(late - early for early, late in pairwise(held)) >= max(rounds * 40, 64_000) // PARTS:
-        count.wrong.append("memory is left over")
+        count.wrong.append("memory leaks")
     if len(set(other)) > 1:
-        count.wrong.append("hooks or open files are left over")
+        count.wrong.append("hooks or open files leak")
     return count
 
 

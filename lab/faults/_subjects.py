@@ -1,4 +1,4 @@
-"""The works that are interrupted, and what must hold of the files afterwards."""
+"""Define the interrupted work, and the checks of its files afterwards."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Act = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that writes files.
+    """Work that writes files.
 
     Attributes:
-        name: what it is called in the table.
-        prepare: puts into an empty folder what the work needs.
-        work: what is interrupted; done again, it goes on.
-        check: raises AssertionError where something is lost or half-written. Called after each interruption.
-        done: the same, after the work was done to its end.
-        must_write: whether a work that could write nothing has failed; a cache may be done without.
+        name: Name in the output.
+        prepare: Fills an empty folder with the input of the work.
+        work: The work to interrupt; another call resumes it.
+        check: Raises AssertionError for lost or incomplete files. Called after each interruption.
+        done: The same check after undisturbed work.
+        must_write: True if work that cannot write must raise; a cache need not.
     """
 
     name: str
@@ -49,29 +49,29 @@ class Subject:
 
 
 def hypernetwork(seed: int, width: int = 64, name: str = "style") -> Hypernetwork:
-    """One of random weights; the same for the same seed."""
+    """Make a hypernetwork with random weights from a seed."""
     torch.manual_seed(seed)
     keys: dict[str, object] = {"layer_structure": [1, 2, 1], "activation_func": "relu", "activate_output": False}
     return Hypernetwork.new((width,), Architecture((1, 2, 1), "relu"), name=name, metadata={**keys, "step": seed})
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Temporary files below it."""
+    """Return the temporary files below a folder."""
     return [path for path in folder.rglob("*") if path.name.endswith(TEMPORARY_SUFFIX)]
 
 
 def no_leftovers(folder: Path) -> None:
-    """A later run has cleared up."""
-    assert not leftovers(folder), f"temporary files are left: {leftovers(folder)}"
+    """Check that the folder has no temporary files."""
+    assert not leftovers(folder), f"temporary files remain: {leftovers(folder)}"
 
 
 def same(found: Hypernetwork, expected: Hypernetwork) -> bool:
-    """Equal in every tensor and key."""
+    """Return True if all tensors, keys and the step are equal."""
     one, other = found.state_dict(), expected.state_dict()
     return (
         one.keys() == other.keys()
@@ -80,7 +80,7 @@ def same(found: Hypernetwork, expected: Hypernetwork) -> bool:
     )
 
 
-# -- one file saved again and again
+# -- a file saved repeatedly
 
 _TIMES = 12
 
@@ -98,7 +98,7 @@ def _saved(suffix: str) -> Subject:
 
     def check(folder: Path) -> None:
         found = hnloader.load(target(folder))
-        assert any(same(found, version) for version in versions), "it is none of those that were saved"
+        assert any(same(found, version) for version in versions), "the file is not one of the saved versions"
 
     def done(folder: Path) -> None:
         assert same(hnloader.load(target(folder)), versions[-1])
@@ -107,7 +107,7 @@ def _saved(suffix: str) -> Subject:
     return Subject(f"save {suffix}", lambda folder: hnloader.save(versions[0], target(folder)), work, check, done)
 
 
-# -- what lies beside a file
+# -- files beside a hypernetwork
 
 
 def _notes() -> Subject:
@@ -126,7 +126,7 @@ def _notes() -> Subject:
             save_notes(path(folder), text)
 
     def check(folder: Path) -> None:
-        assert read_notes(path(folder)) in texts, "the notes are none of those that were saved"
+        assert read_notes(path(folder)) in texts, "the notes are not one of the saved versions"
         assert read_description(path(folder)) == "kept", "the description is lost"
 
     def done(folder: Path) -> None:
@@ -216,23 +216,23 @@ def _index(files: int = 8) -> Subject:
         list(catalog(folder).look_into_all())
 
     def work(folder: Path) -> None:
-        """Each round some files are newer than the index says."""
+        """In each round, change the time of a file and update the index."""
         for number in range(_TIMES):
             with contextlib.suppress(OSError):
                 os.utime(folder / "library" / f"style {number % files}.pt", (number + 1, number + 1))
             list(catalog(folder).look_into_all())
 
-    def told(entries: list[Entry]) -> dict[str, object]:
+    def described(entries: list[Entry]) -> dict[str, object]:
         return {entry.label: (entry.info and entry.info.step, entry.problem) for entry in entries}
 
     def check(folder: Path) -> None:
-        """What the index says is what the files say, and it is whole."""
+        """The index is complete and agrees with the files."""
         (path,) = (folder / "cache").glob("*.json")
-        assert read_index(path), "the index is half-written"
+        assert read_index(path), "the index is incomplete"
         found = catalog(folder)
         list(found.look_into_all())
         sound = {f"style {number}.pt": (number, None) for number in range(files)}
-        assert told(found.entries()) == sound, "other things are known than stand in the files"
+        assert described(found.entries()) == sound, "the index contradicts the files"
 
     def done(folder: Path) -> None:
         check(folder)
@@ -267,7 +267,7 @@ def _converted(files: int = 12) -> Subject:
         sums = json.loads((folder / "sums.json").read_text())
         assert sums == {p.name: digest(p) for p in (folder / "old").iterdir()}, "a source was changed"
         for path in (folder / "new").glob("*.safetensors"):
-            assert same(hnloader.load(path), made[path.stem]), f"{path.name} is not what its source is"
+            assert same(hnloader.load(path), made[path.stem]), f"{path.name} differs from its source"
 
     def done(folder: Path) -> None:
         check(folder)
@@ -281,7 +281,7 @@ def _converted(files: int = 12) -> Subject:
 
 
 class Training:
-    """A small training on a small model, both made once; its result is the same bits whatever interrupted it."""
+    """A small training on a small model, whose result must not depend on interruptions."""
 
     def __init__(self, place: Path, steps: int = 10) -> None:
         from PIL import Image
@@ -304,7 +304,7 @@ class Training:
         self.expected = hnloader.load(whole / "style.pt")
 
     def work(self, folder: Path) -> None:
-        """Begin, or go on where an earlier one was interrupted."""
+        """Start the training, or resume an interrupted one."""
         from hnloader.training import prepare, read_config
         from hnloader.training.loop import folder_of
         from hnloader.training.state import states
@@ -315,14 +315,14 @@ class Training:
         previews = {"previews.every": 5, "previews.steps": 1, "previews.count": 1}
         config = read_config(None, {**given, **often, **previews, "learning_rate": "1e-3"})
         begun = bool(states(folder_of(output)))
-        prepare(config, resume=begun, restart=not begun).run()  # which replaces the older file
+        prepare(config, resume=begun, restart=not begun).run()
 
     def prepare(self, folder: Path) -> None:
-        """An older file stands where the output goes."""
+        """Put an older file at the place of the output."""
         hnloader.save(hypernetwork(0), folder / "style.pt")
 
     def check(self, folder: Path) -> None:
-        """Every state can be read, and no step that was saved is lost."""
+        """Check that every state is readable and no saved step is lost."""
         from hnloader.training.state import read_config, states
 
         found = states(folder / "style.training")
@@ -330,24 +330,26 @@ class Training:
             read_config(path)
         reached = int(found[-1].stem.removeprefix("state-")) if found else 0
         before = self.reached.get(folder, 0)
-        assert reached >= before, f"step {before} was reached and saved, and now the newest is {reached}"
+        assert reached >= before, f"step {before} was saved, but the newest is now {reached}"
         self.reached[folder] = reached
         output = hnloader.load(folder / "style.pt")
-        assert same(output, hypernetwork(0)) or output.metadata["step"] == self.steps, "the output is half a training's"
+        assert same(output, hypernetwork(0)) or output.metadata["step"] == self.steps, (
+            "the output is from an unfinished training"
+        )
 
     def done(self, folder: Path) -> None:
-        """The file is the one of a training that nothing interrupted."""
+        """Check that the file is equal to one from an undisturbed training."""
         self.check(folder)
-        assert same(hnloader.load(folder / "style.pt"), self.expected), "the result differs from an undisturbed one's"
+        assert same(hnloader.load(folder / "style.pt"), self.expected), "the result differs"
         no_leftovers(folder)
 
     def subject(self) -> Subject:
-        """As a subject."""
+        """Return the training as a subject."""
         return Subject("train", self.prepare, self.work, self.check, self.done)
 
 
 def careless() -> Subject:
-    """Removes and writes in place: what the scenarios must find wrong."""
+    """Return a subject that deletes and writes in place, which the scenarios must catch."""
 
     def work(folder: Path) -> None:
         (folder / "plain.json").touch()
@@ -361,7 +363,7 @@ def careless() -> Subject:
         try:
             json.loads((folder / "plain.json").read_text())
         except (ValueError, OSError) as error:
-            raise AssertionError("lost or half-written") from error
+            raise AssertionError("Lost or incomplete.") from error
 
     def prepare(folder: Path) -> None:
         (folder / "plain.json").write_text("[]")
@@ -370,5 +372,5 @@ def careless() -> Subject:
 
 
 def subjects() -> list[Subject]:
-    """All but the training, which needs a place for its model."""
+    """Return all subjects except the training, which needs a folder for its model."""
     return [_saved(".pt"), _saved(".safetensors"), _notes(), _images(), _embedding(), _index(), _converted()]

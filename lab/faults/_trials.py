@@ -1,4 +1,4 @@
-"""Counting trials and what was found wrong in them."""
+"""Count trials and failures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _numbers = itertools.count()
 
 @dataclass
 class Count:
-    """What became of the trials of a scenario.
+    """The counts of a scenario.
 
     Attributes:
-        endings: how often the work was killed, ended with an error of hnloader, or was done.
-        finished: how often the next run went on to the end.
-        wrong: what was found wrong, one text each.
-        notes: what else was measured, one line each.
+        endings: Number of trials for each `Ending.how`.
+        finished: Number of undisturbed runs after a fault.
+        wrong: One text for each failure.
+        notes: Other measurements, one line each.
     """
 
     endings: Counter[str] = field(default_factory=Counter)
@@ -32,18 +32,18 @@ class Count:
 
     @property
     def trials(self) -> int:
-        """How many there were."""
+        """Return the number of trials."""
         return sum(self.endings.values())
 
     def add(self, ending: Ending, check: Callable[[], object]) -> None:
-        """Count a trial, and what `check` finds after it."""
+        """Count a trial and the failures that `check` raises."""
         self.endings[ending.how] += 1
         if ending.how == "bug":
             self.wrong.append(ending.message)
         self._look(check, "after the fault")
 
     def finish(self, ending: Ending, check: Callable[[], object]) -> None:
-        """Count an undisturbed run after a fault."""
+        """Count an undisturbed run after a fault, and its failures."""
         self.finished += 1
         if ending.how != "done":
             self.wrong.append(f"the next run ended with {ending}")
@@ -61,7 +61,7 @@ class Count:
 
 
 def fresh(place: Path) -> Path:
-    """An empty folder; the one before it is removed."""
+    """Return an empty folder, and remove the previous one."""
     for old in place.glob("trial-*"):
         shutil.rmtree(old, ignore_errors=True)
     folder = place / f"trial-{next(_numbers)}"

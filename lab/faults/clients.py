@@ -1,8 +1,7 @@
-"""Fifty clients of the webui's API at once, with good and bad requests, against a real server on this computer.
+"""Send valid and invalid requests from 50 clients at once to the webui's API, on a local server.
 
-The server is a process of its own: the stand-in webui of the tests with the extension, and uvicorn. Every answer is
-compared with what it has to be. What is judged are answers, the server's life and its memory; how long answers take is
-printed as a ratio to one client alone, in the same run.
+The server is a separate process: the stand-in webui of the tests with the extension, and uvicorn. The checks cover all
+answers, the server's survival and its memory. Times are only printed, relative to one client in the same run.
 """
 
 from __future__ import annotations
@@ -32,51 +31,53 @@ CLIENTS = 50
 FILES = 1_000
 MOST_GROWTH = 64 << 20  # bytes of the server's memory between the tenth and the last part of the time
 PREFIX = "/hnloader/v1"
-LOGIN = "Basic " + base64.b64encode(b"ann:first").decode()
+LOGIN, WRONG_LOGIN = ("Basic " + base64.b64encode(pair).decode() for pair in (b"ann:first", b"ann:wrong"))
 ROOT = Path(__file__).parents[2]
 
 Answer = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One kind of request: what is sent, which statuses are right, and what must hold of an answer with 200."""
+class Request:
+    """A request with its expected statuses, and a check of answers with status 200."""
 
     method: str
     path: str
     statuses: tuple[int, ...] = (200,)
-    right: Callable[[Answer], bool] = lambda answer: True
+    check: Callable[[Answer], bool] = lambda answer: True
     body: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     login: str | None = LOGIN
 
 
-def requests(client: int, numbers: random.Random) -> Asked:
-    """A request drawn at random: two of three are good ones."""
+def random_request(client: int, numbers: random.Random) -> Request:
+    """Return a random request; two of three are valid."""
     sound = numbers.randrange(1, FILES)
     sound += sound % 100 == 0
     own = json.dumps({"name": f"own {client}.pt", "on_existing": "skip"})
     good = (
-        Asked("GET", f"{PREFIX}/hypernetworks?search=style%20{sound}.pt", right=lambda a: a["total"] == 1),
-        Asked("GET", f"{PREFIX}/hypernetworks?limit=50&offset=100", right=lambda a: len(a["files"]) == 50),  # type: ignore
-        Asked("GET", f"{PREFIX}/inspect?name=style%20{sound}", right=lambda a: _is(a, sound)),
-        Asked("GET", f"{PREFIX}/inspect?name=style%20{sound - sound % 100}.pt", right=lambda a: bool(a["problem"])),
-        Asked("POST", f"{PREFIX}/convert", (200, 409), lambda a: a["file"] == f"own {client}.safetensors", own),
+        Request("GET", f"{PREFIX}/hypernetworks?search=style%20{sound}.pt", check=lambda a: a["total"] == 1),
+        Request("GET", f"{PREFIX}/hypernetworks?limit=50&offset=100", check=lambda a: len(a["files"]) == 50),  # type: ignore
+        Request("GET", f"{PREFIX}/inspect?name=style%20{sound}", check=lambda a: _is(a, sound)),
+        Request("GET", f"{PREFIX}/inspect?name=style%20{sound - sound % 100}.pt", check=lambda a: bool(a["problem"])),
+        Request("POST", f"{PREFIX}/convert", (200, 409), lambda a: a["file"] == f"own {client}.safetensors", own),
     )
     large = json.dumps({"name": "x" * 100_000})
     bad = (
-        Asked("GET", f"{PREFIX}/inspect?name=nothing", (404,)),
-        Asked("GET", f"{PREFIX}/inspect?name=..%2F..%2Fetc%2Fpasswd", (404,)),
-        Asked("GET", f"{PREFIX}/hypernetworks?limit=0", (422,)),
-        Asked("GET", f"{PREFIX}/hypernetworks", (401,), login=None),
-        Asked("POST", f"{PREFIX}/convert", (401,), body=own, login="Basic " + base64.b64encode(b"ann:wrong").decode()),
-        Asked("POST", f"{PREFIX}/convert", (403,), body=own, headers={"Origin": "https://evil.example"}),
-        Asked("POST", f"{PREFIX}/convert", (413,), body=large),
-        Asked("POST", f"{PREFIX}/convert", (422,), body="{not json"),
-        Asked("POST", f"{PREFIX}/convert", (422,), body='{"name": "\\ud800"}'),
-        Asked("POST", f"{PREFIX}/convert", (409, 422), body='{"name": "style 100"}'),
-        Asked("DELETE", f"{PREFIX}/hypernetworks", (405,)),
-        Asked("GET", f"{PREFIX}/nothing", (404,)),
+        Request("GET", f"{PREFIX}/inspect?name=nothing", (404,)),
+        Request("GET", f"{PREFIX}/inspect?name=..%2F..%2Fetc%2Fpasswd", (404,)),
+        Request("GET", f"{PREFIX}/hypernetworks?limit=0", (422,)),
+        Request("GET", f"{PREFIX}/hypernetworks", (401,), login=None),
+        Request(
+            "POST", f"{PREFIX}/convert", (401,), body=own, login="Basic " + base64.b64encode(b"ann:wrong").decode()
+        ),
+        Request("POST", f"{PREFIX}/convert", (403,), body=own, headers={"Origin": "https://evil.example"}),
+        Request("POST", f"{PREFIX}/convert", (413,), body=large),
+        Request("POST", f"{PREFIX}/convert", (422,), body="{not json"),
+        Request("POST", f"{PREFIX}/convert", (422,), body='{"name": "\\ud800"}'),
+        Request("POST", f"{PREFIX}/convert", (409, 422), body='{"name": "style 100"}'),
+        Request("DELETE", f"{PREFIX}/hypernetworks", (405,)),
+        Request("GET", f"{PREFIX}/nothing", (404,)),
     )
     return numbers.choice(numbers.choice((good, good, bad)))
 
@@ -87,8 +88,8 @@ def _is(answer: Answer, number: int) -> bool:
 
 
 @dataclass
-class Told:
-    """What clients saw: seconds of answers with 200 and of refusals, how often each status came, what was wrong."""
+class Results:
+    """The results of clients: seconds of answers by success, counts of statuses, and failures."""
 
     seconds: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     statuses: Counter[int] = field(default_factory=Counter)
@@ -96,7 +97,7 @@ class Told:
 
 
 def api(place: Path, rounds: int, seed: int) -> Count:
-    """One client for a tenth of the time, then 50 for `rounds` x 6 seconds, ten minutes by default."""
+    """Run one client for a tenth of the time, then 50 for `rounds` x 6 seconds."""
     count = Count()
     folder = fresh(place)
     _fill(folder / "models" / "hypernetworks")
@@ -114,25 +115,25 @@ def api(place: Path, rounds: int, seed: int) -> Count:
     count.endings["done"] = alone.statuses.total() + many.statuses.total()
     count.wrong += [*alone.wrong, *many.wrong]
     if not lives:
-        count.wrong.append(f"the server has ended: {(folder / 'log').read_text()[-2000:]}")
+        count.wrong.append(f"the server exited: {(folder / 'log').read_text()[-2000:]}")
     if "Traceback" in (folder / "log").read_text():
-        count.wrong.append(f"the server told of an error: {(folder / 'log').read_text()[-2000:]}")
+        count.wrong.append(f"the server logged an error: {(folder / 'log').read_text()[-2000:]}")
     early = memory[len(memory) // 10]
     if memory[-1] - early > MOST_GROWTH:
         count.wrong.append(f"the server's memory grew from {early >> 20} to {memory[-1] >> 20} MiB")
-    count.notes += _told(alone, many, memory)
+    count.notes += _summary(alone, many, memory)
     return count
 
 
-def _told(alone: Told, many: Told, memory: list[int]) -> list[str]:
+def _summary(alone: Results, many: Results, memory: list[int]) -> list[str]:
     lines = []
-    for name, told in (("one client", alone), (f"{CLIENTS} clients", many)):
-        statuses = ", ".join(f"{number:,} of {status}" for status, number in sorted(told.statuses.items()))
-        lines.append(f"{name}: {told.statuses.total():,} answers: {statuses}")
+    for name, results in (("one client", alone), (f"{CLIENTS} clients", many)):
+        statuses = ", ".join(f"{number:,} of {status}" for status, number in sorted(results.statuses.items()))
+        lines.append(f"{name}: {results.statuses.total():,} answers: {statuses}")
     for good, what in ((True, "answers with 200"), (False, "refusals")):
-        if min(len(told.seconds[good]) for told in (alone, many)) < 20:
-            continue  # too short a run to tell
-        cuts = [quantiles(told.seconds[good], n=100) for told in (alone, many)]
+        if min(len(results.seconds[good]) for results in (alone, many)) < 20:
+            continue  # too few for quantiles
+        cuts = [quantiles(results.seconds[good], n=100) for results in (alone, many)]
         ratios = [f"{name} {cuts[1][at] / cuts[0][at]:.1f}" for name, at in (("median", 49), ("95 of 100", 94))]
         longest = max(many.seconds[good]) / max(alone.seconds[good])
         lines.append(f"time of {what}, {CLIENTS} clients to one: {', '.join(ratios)}, longest {longest:.1f}")
@@ -142,7 +143,7 @@ def _told(alone: Told, many: Told, memory: list[int]) -> list[str]:
 
 
 def _fill(folder: Path) -> None:
-    """1,000 small files, of which each hundredth is broken, and one for each client to convert."""
+    """Write 1,000 small files, one of 100 truncated, and one for each client to convert."""
     folder.mkdir(parents=True)
     for number in range(10):
         hnloader.save(hypernetwork(number, 8), folder / f"style {number}.pt")
@@ -153,9 +154,9 @@ def _fill(folder: Path) -> None:
         (folder / f"own {client}.pt").write_bytes(sound[client % 10])
 
 
-def _together(clients: int, seconds: float, port: int, seed: int, each_second: Callable[[], None]) -> Told:
-    told, end = Told(), time.monotonic() + seconds
-    threads = [threading.Thread(target=_client, args=(number, end, port, seed, told)) for number in range(clients)]
+def _together(clients: int, seconds: float, port: int, seed: int, each_second: Callable[[], None]) -> Results:
+    results, end = Results(), time.monotonic() + seconds
+    threads = [threading.Thread(target=_client, args=(number, end, port, seed, results)) for number in range(clients)]
     for thread in threads:
         thread.start()
     while time.monotonic() < end:
@@ -163,41 +164,41 @@ def _together(clients: int, seconds: float, port: int, seed: int, each_second: C
         each_second()
     for thread in threads:
         thread.join()
-    return told
+    return results
 
 
-def _client(number: int, end: float, port: int, seed: int, told: Told) -> None:
-    """Asks again and again; lists and counters of Python may be added to from several threads."""
+def _client(number: int, end: float, port: int, seed: int, results: Results) -> None:
+    """Send requests until the time is up. Threads may share Python's lists and counters."""
     numbers = random.Random(f"{seed} {number}")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    while time.monotonic() < end and len(told.wrong) < 20:
-        asked = requests(number, numbers)
+    while time.monotonic() < end and len(results.wrong) < 20:
+        request = random_request(number, numbers)
         try:
-            wrong = _ask(connection, asked, told)
+            wrong = _ask(connection, request, results)
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             wrong = repr(error)
             connection.close()
         if wrong:
-            told.wrong.append(f"{asked.method} {asked.path} {str(asked.body)[:60]}: {wrong}"[:500])
+            results.wrong.append(f"{request.method} {request.path} {str(request.body)[:60]}: {wrong}"[:500])
     connection.close()
 
 
-def _ask(connection: http.client.HTTPConnection, asked: Asked, told: Told) -> str:
-    """Send it; gives what is wrong with the answer, or ""."""
-    headers = {"Content-Type": "application/json", **asked.headers}
-    if asked.login is not None:
-        headers["Authorization"] = asked.login
+def _ask(connection: http.client.HTTPConnection, request: Request, results: Results) -> str:
+    """Send a request and return the fault of its answer, or an empty string."""
+    headers = {"Content-Type": "application/json", **request.headers}
+    if request.login is not None:
+        headers["Authorization"] = request.login
     began = time.monotonic()
-    connection.request(asked.method, asked.path, asked.body, headers)
+    connection.request(request.method, request.path, request.body, headers)
     answer = connection.getresponse()
     text = answer.read().decode()
-    told.seconds[answer.status == 200].append(time.monotonic() - began)
-    told.statuses[answer.status] += 1
-    if answer.status not in asked.statuses:
+    results.seconds[answer.status == 200].append(time.monotonic() - began)
+    results.statuses[answer.status] += 1
+    if answer.status not in request.statuses:
         return f"{answer.status}: {text}"
     if "hypernetworks/" in text:
-        return f"it says where files lie: {text}"
-    return "" if answer.status != 200 or asked.right(json.loads(text)) else text
+        return f"the answer has a path: {text}"
+    return "" if answer.status != 200 or request.check(json.loads(text)) else text
 
 
 def _free_port() -> int:
@@ -213,7 +214,7 @@ def _wait_for(port: int) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    raise TimeoutError("the server does not begin to listen")
+    raise TimeoutError(f"The server does not listen on port {port}.")
 
 
 def _memory(pid: int) -> int:
@@ -222,7 +223,7 @@ def _memory(pid: int) -> int:
 
 
 def serve(folder: Path, port: int) -> None:
-    """The stand-in webui with the extension in this process, until it is killed."""
+    """Run the stand-in webui with the extension in this process until it is killed."""
     import uvicorn
     from fastapi import FastAPI
 

@@ -1,4 +1,4 @@
-"""Several at once: two processes in one folder, many threads on one model."""
+"""Run two processes in one folder, and many threads on one model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lab.faults._trials import Count, fresh
 
 
 def pairs(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
-    """Two processes do the same work in the same folder; every third time, one of them is killed."""
+    """Run the same work in two processes in the same folder; kill one of them in every third trial."""
     numbers = random.Random(f"{subject.name} {seed}")
     count = Count()
     for number in range(rounds):
@@ -35,15 +35,15 @@ def pairs(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
         for ending in endings:
             count.add(ending, lambda: subject.check(folder))
         if all(ending.how == "error" for ending in endings):
-            count.wrong.append(f"each hindered the other: {endings}")
+            count.wrong.append(f"both processes failed: {endings}")
         count.finish(run(lambda: subject.work(folder)), lambda: subject.done(folder))
     return count
 
 
 def storms(rounds: int, seed: int, threads: int = 6) -> Count:
-    """Threads that attach, change, call, explain and detach on one model, `rounds` times each.
+    """Attach, change, call, explain and detach on one model in several threads, `rounds` times each.
 
-    Nothing may raise, every output is finite, and in the end the model is bit for bit what it was.
+    Nothing may raise, every output must be finite, and the model must be restored bit for bit.
     """
     count = Count()
     ending = run(lambda: _storm(rounds, seed, threads))

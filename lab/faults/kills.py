@@ -1,4 +1,4 @@
-"""Works killed as `kill -9` does: at random moments, and right before each of their file operations."""
+"""Kill work with SIGKILL at random moments and right before each file operation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lab.faults._trials import Count, fresh
 
 
 def at_random(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
-    """Kill it `rounds` times at moments drawn from the time that it takes; each time, the next run goes on.
+    """Kill the work `rounds` times at random moments; each run resumes the previous one.
 
-    After every eight kills, or when the work was done before the kill came, it is done to its end.
+    After eight kills, or after work that finished before its kill, it runs undisturbed.
     """
     moments = random.Random(f"{subject.name} {seed}")
     took = _seconds(subject, fresh(place))
@@ -35,7 +35,7 @@ def at_random(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
 
 
 def at_operations(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
-    """Kill it right before a file operation, for each of them or `rounds` drawn at random; then do it to its end."""
+    """Kill the work before each file operation, or `rounds` random ones; then run it undisturbed."""
     count = Count()
     folder = fresh(place)
     subject.prepare(folder)
@@ -49,7 +49,7 @@ def at_operations(subject: Subject, place: Path, rounds: int, seed: int) -> Coun
 
 
 def _seconds(subject: Subject, folder: Path) -> float:
-    """How long the work takes undisturbed. Only where the kills fall depends on it, not what is found right."""
+    """Return the time of the undisturbed work, which only affects the moments of the kills."""
     subject.prepare(folder)
     began = time.monotonic()
     ending = run(lambda: subject.work(folder))

@@ -1,7 +1,6 @@
-"""Large libraries and long lives: 10,000 files, and thousands of times the same.
+"""Test large libraries and many repetitions: 10,000 files, and actions repeated 1,000 times.
 
-What is asserted are counts (files opened, hooks, objects, bytes that Python holds); seconds of CPU time are printed,
-not judged.
+The checks use counts: opened files, hooks, objects, bytes held by Python. CPU time is only printed.
 """
 
 from __future__ import annotations
@@ -28,12 +27,11 @@ from lab.faults._growth import without_growth
 from lab.faults._subjects import hypernetwork, same
 from lab.faults._trials import Count, fresh
 
-# What a library may hold in memory for each file, in bytes: names by which it is found, and what is known of it.
-MOST_PER_NAME, MOST_PER_ENTRY = 6_000, 20_000
+MOST_PER_NAME, MOST_PER_ENTRY = 6_000, 20_000  # bytes of memory for each file of a library
 
 
 def library(place: Path, rounds: int, seed: int) -> Count:
-    """A library of `rounds` x 100 files, 10,000 by default: listed, searched, looked into, listed again."""
+    """List, search and read a library of `rounds` x 100 files, and list it again."""
     count = Count()
     files = rounds * 100
     folder = _made_library(fresh(place), files)
@@ -41,41 +39,41 @@ def library(place: Path, rounds: int, seed: int) -> Count:
     with _measured(count, f"listing {files:,} files") as listing:
         names = Library([folder])
         found = names.files()
-    _expect(count, len(found) == files, f"{len(found):,} files are listed, not {files:,}")
-    _expect(count, listing.opened == 0, f"{listing.opened:,} files were opened to list them")
+    _expect(count, len(found) == files, f"listed {len(found):,} files, expected {files:,}")
+    _expect(count, listing.opened == 0, f"listing opened {listing.opened:,} files")
     _expect(count, listing.held < MOST_PER_NAME * files, f"{listing.held / files:,.0f} bytes are held for each file")
     with _measured(count, "finding 1,000 of them by name") as finding:
         for index in range(0, files, max(files // 1000, 1)):
             path = names.find(f"style {index}")
-            _expect(count, path.stem == f"style {index}", f"{path} was found for style {index}")
-    _expect(count, finding.opened == 0, f"{finding.opened:,} files were opened to find some by name")
+            _expect(count, path.stem == f"style {index}", f"found {path} for style {index}")
+    _expect(count, finding.opened == 0, f"finding by name opened {finding.opened:,} files")
     catalog = Catalog(lambda: [folder], cache)
-    with _measured(count, "the page's list, before anything is looked into") as listing:
+    with _measured(count, "the page's list, before reading any file") as listing:
         catalog.entries()
         catalog.search("style 77")
-    # The one is the index, which is not there yet.
-    _expect(count, listing.opened <= 1, f"{listing.opened:,} files were opened for the page's list")
-    with _measured(count, "looking into all of them") as looking:
+    # The one file is the index, which does not exist yet.
+    _expect(count, listing.opened <= 1, f"the page's list opened {listing.opened:,} files")
+    with _measured(count, "reading all of them") as looking:
         for _ in catalog.look_into_all():
             pass
     counts = catalog.counts()
-    _expect(count, (counts.looked_into, counts.bad) == (files, files // 100), f"{counts} after looking into all")
+    _expect(count, (counts.looked_into, counts.bad) == (files, files // 100), f"{counts} after reading all")
     _expect(count, looking.held < MOST_PER_ENTRY * files, f"{looking.held / files:,.0f} bytes are held for each file")
     with _measured(count, "searching ten times, in all orders"):
         for query in ("style 77", "relu", "missing", "übung", "2", "", "sd 1", "style", "linear", "notes"):
             for sort in ("name", "newest", "largest", "most steps", "model family"):
                 catalog.search(query, sort)
-    with _measured(count, "listing again, nothing changed") as again:
+    with _measured(count, "listing again without changes") as again:
         catalog.refresh()
         for _ in catalog.look_into_all():
             pass
-    _expect(count, again.opened <= 4 * (files // 100), f"{again.opened:,} files were opened although none had changed")
+    _expect(count, again.opened <= 4 * (files // 100), f"{again.opened:,} files were opened although none changed")
     _later_starts(count, folder, cache, files)
     return count
 
 
 def _later_starts(count: Count, folder: Path, cache: Path, files: int) -> None:
-    """Programs that start with the index of an earlier one, whole and damaged."""
+    """Start again with the index of an earlier run, complete and damaged."""
     bad = files // 100
 
     def started() -> tuple[Measured, object]:
@@ -89,18 +87,18 @@ def _later_starts(count: Count, folder: Path, cache: Path, files: int) -> None:
 
     what = "the next start, with the index"
     starting, known = started()
-    _expect(count, starting.opened <= 4 * bad + 1, f"{starting.opened:,} files were opened although none had changed")
+    _expect(count, starting.opened <= 4 * bad + 1, f"{starting.opened:,} files were opened although none changed")
     (index,) = cache.iterdir()
     count.notes.append(f"the index: {index.stat().st_size / 2**20:.1f} MiB")
     os.truncate(index, index.stat().st_size // 2)
-    what = "the next start, with the index cut off"
+    what = "the next start, with a truncated index"
     starting, again = started()
-    _expect(count, again == known, "after the index was made anew other things are known")
-    _expect(count, starting.opened >= files, "an index that was cut off was believed")
+    _expect(count, again == known, "the rebuilt index differs")
+    _expect(count, starting.opened >= files, "a truncated index was used")
 
 
 def _made_library(folder: Path, files: int) -> Path:
-    """Mostly sound files, in subfolders; each hundredth is a bad one."""
+    """Write files into subfolders; one of 100 is truncated."""
     sample = folder / "sample.pt"
     hnloader.save(hypernetwork(0, 4), sample)
     data = sample.read_bytes()
@@ -113,7 +111,7 @@ def _made_library(folder: Path, files: int) -> Path:
 
 
 def cycles(place: Path, rounds: int, seed: int) -> Count:
-    """Attach, call and detach, `rounds` x 10 times (1,000 by default): no hook and no object is left."""
+    """Attach, call and detach `rounds` x 10 times without leaking hooks or objects."""
     from tests.support.small_models import WIDTHS, assert_untouched, fingerprint, make_hypernetwork, make_unet
     from tests.support.small_models import run as call
 
@@ -130,12 +128,12 @@ def cycles(place: Path, rounds: int, seed: int) -> Count:
 
     count = without_growth(once, rounds * 10, lambda: _hooks(unet))
     count.add(Ending("done"), lambda: assert_untouched(unet, before))
-    _expect(count, not attachments(unet) and torch.equal(call(unet), plain), "the model is not what it was")
+    _expect(count, not attachments(unet) and torch.equal(call(unet), plain), "the model changed")
     return count
 
 
 def reloads(place: Path, rounds: int, seed: int) -> Count:
-    """Load, look into and convert the same file, `rounds` x 10 times: no object and no open file is left."""
+    """Load, inspect and convert a file `rounds` x 10 times without leaking objects or open files."""
     folder = fresh(place)
     hnloader.save(hypernetwork(1, 16), folder / "style.pt")
     expected = hypernetwork(1, 16)
@@ -143,7 +141,7 @@ def reloads(place: Path, rounds: int, seed: int) -> Count:
 
     def once(index: int) -> None:
         if not same(hnloader.load(folder / "style.pt"), expected):
-            wrong.append(f"another file was loaded at round {index}")
+            wrong.append(f"round {index} loaded different weights")
         hnloader.inspect(folder / "style.pt")
         if index % 10 == 0:
             hnloader.convert(folder / "style.pt", folder / "style.safetensors")
@@ -158,7 +156,7 @@ def reloads(place: Path, rounds: int, seed: int) -> Count:
 
 
 def webui(place: Path, rounds: int, seed: int) -> Count:
-    """'Reload UI' in the stand-in webui with the extension, `rounds` x 10 times: no module, hook or object is left."""
+    """Reload the UI of the stand-in webui `rounds` x 10 times without leaking modules, hooks or objects."""
     from tests.support.standins.unets import ALL_WIDTHS
     from tests.support.standins.webui import running
     from tests.support.tiny_model import save_hypernetwork
@@ -177,7 +175,7 @@ def webui(place: Path, rounds: int, seed: int) -> Count:
 
         count = without_growth(once, rounds * 10, lambda: _hooks(host.unet) + len(sys.modules) + len(sys.path))
         same = [str(image) for image in host.generate("a cat").images] == plain
-        _expect(count, same, "the model is not what it was")
+        _expect(count, same, "the model changed")
     return count
 
 
@@ -193,11 +191,11 @@ SCENARIOS: dict[str, Callable[[Path, int, int], Count]] = {
 
 
 class Measured:
-    """What a piece of work took.
+    """The cost of an action.
 
     Attributes:
-        opened: how often a file was opened.
-        held: bytes that Python holds more than before.
+        opened: Number of opened files.
+        held: Bytes that Python holds in addition.
     """
 
     opened = 0
@@ -237,7 +235,7 @@ def _measured(count: Count, what: str) -> Iterator[Measured]:
 
 
 def _hooks(model: nn.Module) -> int:
-    """All hooks on all modules, and forwards that are not the class's."""
+    """Count the hooks and the replaced forwards of all modules."""
     names = [name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)]
     modules = list(model.modules())
     return sum(len(getattr(m, name)) for m in modules for name in names) + sum("forward" in vars(m) for m in modules)

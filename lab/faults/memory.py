@@ -1,4 +1,4 @@
-"""Memory that runs out while hypernetworks are attached or used."""
+"""Run out of memory while attaching and using hypernetworks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.faults._trials import Count
 
 
 class _FailAt(TorchDispatchMode):
-    """The `number`-th operation on tensors finds no memory, as torch says it."""
+    """Makes the `number`-th tensor operation raise torch's out-of-memory error."""
 
     def __init__(self, number: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -21,14 +21,14 @@ class _FailAt(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.left -= 1
         if self.left == -1:
-            raise torch.cuda.OutOfMemoryError("out of memory")
+            raise torch.cuda.OutOfMemoryError("Out of memory.")
         return func(*args, **(kwargs or {}))
 
 
 def at_operations(rounds: int, seed: int) -> Count:
-    """Each tensor operation of attaching and of the first call, or `rounds` of them, fails; then all is tried again.
+    """Fail each tensor operation of attaching and of the first call, or `rounds` of them, and then try again.
 
-    An `attach` that failed leaves the model as it was, and so does detaching after a call that failed.
+    The model must be unchanged after a failed `attach`, and after detaching that follows a failed call.
     """
     count = Count()
     from tests.support.small_models import WIDTHS, assert_untouched, fingerprint, make_hypernetwork, make_unet
@@ -52,8 +52,8 @@ def at_operations(rounds: int, seed: int) -> Count:
                     call(unet)
             except torch.cuda.OutOfMemoryError:
                 if attached is not None:
-                    # The same attachment serves as soon as there is memory again.
-                    assert torch.equal(call(unet), expected), "the next call computes something else"
+                    # The attachment must work again when memory is available.
+                    assert torch.equal(call(unet), expected), "the next call has a different result"
                     attached.detach()
                 return Ending("error")
             attached.detach()
@@ -73,7 +73,7 @@ def at_operations(rounds: int, seed: int) -> Count:
 
 
 def for_real(rounds: int, seed: int) -> Count:
-    """Attach a hypernetwork of SD 1's true widths in a process that may have only a little more memory."""
+    """Attach a hypernetwork with SD 1's real widths in a process with little address space."""
     count = Count()
     for number in range(max(rounds // 10, 2)):
         count.add(run(lambda: _little_memory((1 + 6 * number) << 20)), lambda: None)

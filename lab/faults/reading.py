@@ -1,4 +1,4 @@
-"""Files that change, shrink or vanish while they are read."""
+"""Change, shrink or delete files while they are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _delete(path: Path) -> None:
 
 
 def _overwrite(path: Path) -> None:
-    """Put another sound file of the same size into its place, without a new file being made."""
+    """Overwrite the file in place with another valid file of the same size."""
     with path.open("r+b") as file:
         file.write(path.with_stem("other").read_bytes())
 
@@ -38,7 +38,7 @@ def _replace(path: Path) -> None:
     path.with_stem("other").replace(path)
 
 
-def _close_it(path: Path) -> None:
+def _make_unreadable(path: Path) -> None:
     path.chmod(0)
 
 
@@ -48,12 +48,12 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "deleted": _delete,
     "overwritten": _overwrite,
     "replaced": _replace,
-    "closed to us": _close_it,
+    "unreadable": _make_unreadable,
 }
 
 
 class _Disturbed:
-    """An open file at whose `number`-th reading something happens to it first."""
+    """An open file that calls `act` before its `number`-th read."""
 
     def __init__(self, file: BinaryIO, number: int, act: Callable[[], None]) -> None:
         self._file, self._left, self._act = file, number, act
@@ -82,9 +82,9 @@ class _Disturbed:
 
 
 def changed(suffix: str, place: Path, rounds: int, seed: int) -> Count:
-    """Change the file before one of the readings, for `rounds` of all combinations, and load it.
+    """Change a file before one of the reads while it is loaded, for `rounds` of all combinations.
 
-    What comes out is what was there before, what is there now where the whole file was exchanged, or an error.
+    The result must be the old file, the new file if it was replaced as a whole, or an error.
     """
     count = Count()
     versions = [hypernetwork(1), hypernetwork(2)]
@@ -98,7 +98,7 @@ def changed(suffix: str, place: Path, rounds: int, seed: int) -> Count:
         ending, wrong = _loaded(path, number, CHANGES[what], versions)
         count.add(ending, lambda: None)
         if wrong:
-            count.wrong.append(f"{what} before reading {number}: {wrong}")
+            count.wrong.append(f"{what} before read {number}: {wrong}")
     return count
 
 
@@ -109,7 +109,7 @@ def _made(folder: Path, suffix: str, versions: list[hnloader.Hypernetwork]) -> P
             _save_legacy(version, path)
         else:
             hnloader.save(version, path)
-        os.utime(path, (1_600_000_000, 1_600_000_000))  # an old file: the clock of file systems is a coarse one
+        os.utime(path, (1_600_000_000, 1_600_000_000))  # an old time, because file systems have coarse clocks
     return folder
 
 
@@ -137,7 +137,7 @@ def _loaded(
 
 
 def _readings(path: Path) -> int:
-    """How often a file is read from while it is loaded."""
+    """Return the number of reads while a file is loaded."""
     count = 0
 
     def act() -> None:

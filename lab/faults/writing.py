@@ -1,4 +1,4 @@
-"""Works whose writes fail: file operations that give errors, a disk that is full, folders that nobody may write."""
+"""Make writes fail: errors of file operations, full disks, folders without write permission."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.faults._trials import Count, fresh
 
 
 def errors(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
-    """Each file operation, or `rounds` drawn at random, fails once: no space, I/O error, no permission, ..."""
+    """Fail each file operation once, or `rounds` random ones: full disk, I/O error, no permission, ..."""
     numbers = random.Random(f"{subject.name} {seed}")
     count = Count()
     folder = fresh(place)
@@ -31,7 +31,7 @@ def errors(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
 
 
 def full_disk(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
-    """No file can become larger than a size drawn at random; afterwards there is room again."""
+    """Limit files to a random size, then remove the limit."""
     numbers = random.Random(f"{subject.name} {seed}")
     count = Count()
     largest = _largest(subject, fresh(place))
@@ -44,7 +44,7 @@ def full_disk(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
 
 
 def full_tmpfs(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
-    """As `full_disk`, on a real file system that is full; none where mounting one is not allowed."""
+    """Use a real file system that is full; skip it if mounting is not allowed."""
     numbers = random.Random(f"{subject.name} {seed}")
     count = Count()
     subject.prepare(folder := fresh(place))
@@ -67,7 +67,7 @@ def full_tmpfs(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
 
 
 def read_only(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
-    """The folders may not be written: permissions, and a read-only file system where one can be mounted."""
+    """Remove the write permission of the folders."""
     count = Count()
     for _ in range(max(rounds // 10, 1)):
         folder = fresh(place)
@@ -80,18 +80,18 @@ def read_only(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
             each.chmod(stat.S_IRWXU)
         count.add(ending, lambda: subject.check(folder))
         if ending.how == "done" and subject.must_write:
-            count.wrong.append("it says that it was done, where nothing can be written")
+            count.wrong.append("it reported success without write permission")
         count.finish(run(lambda: subject.work(folder)), lambda: subject.done(folder))
     return count
 
 
 def unreadable(subject: Subject, place: Path, rounds: int, seed: int) -> Count:
-    """One file of the folder may not be read; afterwards it may."""
+    """Remove the read permission of one file, then restore it."""
     count = Count()
     subject.prepare(folder := fresh(place))
     for index in some(len(_files(folder)), max(rounds // 10, 1), seed):
         subject.prepare(folder := fresh(place))
-        closed = _files(folder)[index]  # a name may be another one in each folder, as the index's is
+        closed = _files(folder)[index]  # names may differ between folders, as of the index
         closed.chmod(0)
         ending = run(lambda: subject.work(folder), obey_permissions)
         closed.chmod(0o644)
@@ -107,9 +107,9 @@ def _files(folder: Path) -> list[Path]:
 def _fail(count: Count, subject: Subject, folder: Path, fault: Callable[[], None], *, cleared: bool = False) -> None:
     ending = run(lambda: subject.work(folder), fault)
     count.add(ending, lambda: subject.check(folder))
-    # A program that lives on removes what it could not finish, by itself.
+    # A process that survives removes its own temporary files.
     if cleared and leftovers(folder):
-        count.wrong.append(f"temporary files were left: {[path.name for path in leftovers(folder)]}")
+        count.wrong.append(f"temporary files remain: {[path.name for path in leftovers(folder)]}")
     count.finish(run(lambda: subject.work(folder)), lambda: subject.done(folder))
 
 
@@ -125,7 +125,7 @@ def _size(folder: Path) -> int:
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[bool]:
-    """A tmpfs on the folder while the block runs; yields whether that is allowed here."""
+    """Mount a tmpfs on the folder during the block; yield False if that is not allowed."""
     libc = ctypes.CDLL(None, use_errno=True)
     possible = libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, options.encode()) == 0
     if not possible and ctypes.get_errno() not in (errno.EPERM, errno.EACCES, errno.ENODEV):

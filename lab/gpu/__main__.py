@@ -1,9 +1,9 @@
-"""What only a graphics card can show, one line per check; exit status 1 where one failed.
+"""Run the checks that need a graphics card, one line each; exit with 1 if any fails.
 
     python -m lab.gpu [--only NAME,NAME]
 
-The models are small or the bundled one; nothing is downloaded. --device cpu tries the checks themselves on a machine
-without a graphics card, where what they say of one is not to be had.
+The models are small or the bundled one; nothing is downloaded. --device cpu tests the checks themselves without a
+graphics card.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from . import attaching, programs
 def main() -> int:
     """Run all checks."""
     parser = argparse.ArgumentParser(prog="python -m lab.gpu", description=__doc__)
-    parser.add_argument("--only", default="", help="the checks whose names contain this, or one of these: a,b,c")
+    parser.add_argument("--only", default="", help="run only checks whose names contain one of these: a,b,c")
     parser.add_argument("--device", default="cuda", help="default: cuda")
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("There is no graphics card here that torch can use.", file=sys.stderr)
+        print("torch found no graphics card. Use --device cpu to test the checks.", file=sys.stderr)
         return 1
     if device.type == "cuda":
         device = torch.device("cuda", device.index or torch.cuda.current_device())
     ask_cublas()  # before the first check uses it
-    # By default convolutions in float32 are computed with eleven bits of each factor.
+    # By default, float32 convolutions use TF32, which has 11 bits of precision.
     torch.backends.cudnn.allow_tf32 = False
     logging.set_verbosity_error()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"

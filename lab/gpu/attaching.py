@@ -1,4 +1,4 @@
-"""Hypernetworks on the attention of models on a graphics card. Each check returns what was seen, or raises."""
+"""Check hypernetworks on models on a graphics card. Each check returns a summary or raises."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Check = Callable[[torch.device], str]
 
 
 def goldens(device: torch.device) -> str:
-    """What the original programs computed, in float32."""
+    """Compare with the outputs of the original programs, in float32."""
     worst, count = 0.0, 0
     for case in json.loads((GOLDENS / "manifest.json").read_text(encoding="utf-8"))["cases"]:
         if "file" not in case:
@@ -60,8 +60,8 @@ def goldens(device: torch.device) -> str:
 
 
 def kinds(device: torch.device) -> str:
-    """Every kind of file in every precision: near enough to `exact`, and nothing left on the model."""
-    said = []
+    """Compare every kind of file in every precision with `exact`, and check that the model is restored."""
+    results = []
     for dtype in (torch.float32, *HALF):
         unet, worst = make_unet().to(device, dtype), 0.0
         before, plain = fingerprint(unet), run(unet)
@@ -75,39 +75,39 @@ def kinds(device: torch.device) -> str:
             with attach(unet, styles, 0.8):
                 found = run(unet)
             assert_untouched(unet, before)
-            assert not torch.equal(found, plain), "nothing was changed"
+            assert not torch.equal(found, plain), "no effect"
             allowed = 2 * rms(exact - truth) + SAME * rms(truth)
             worst = max(worst, rms(found - truth) / allowed)
             assert rms(found - truth) <= allowed, (
                 f"{architecture} in {dtype}: {rms(found - truth):.1e} of {allowed:.1e}"
             )
-        assert torch.equal(run(unet), plain), "the plain model computes something else now"
-        said.append(f"{str(dtype).removeprefix('torch.')} {worst:.2f}")
-    return f"error to what is allowed: {', '.join(said)}"
+        assert torch.equal(run(unet), plain), "the plain model has a different result"
+        results.append(f"{str(dtype).removeprefix('torch.')} {worst:.2f}")
+    return f"error relative to the tolerance: {', '.join(results)}"
 
 
 def moves(device: torch.device) -> str:
-    """A model that goes to the processor and back, and to another precision, while something is attached."""
+    """Move a model with an attachment to the CPU and back, and to another precision."""
     unet, styles = make_unet().to(device), [_style(KINDS["affine"]), _style(KINDS["relu"])]
     plain = run(unet)
     with attach(unet, styles, 0.8) as attachment:
         first = run(unet)
         away = run(unet.cpu())
-        assert relative_error(away, first) < 1e-4, "another result on the processor"
-        assert torch.equal(run(unet.to(device)), first), "another result after coming back"
+        assert relative_error(away, first) < 1e-4, "different result on the CPU"
+        assert torch.equal(run(unet.to(device)), first), "different result after moving back"
         half = run(unet.to(device, torch.float16))
-        assert relative_error(half, first) < 0.02, "another result in float16"
+        assert relative_error(half, first) < 0.02, "different result in float16"
         unet.to(device, torch.float32)
         attachment.set_strength(0)
         nothing = run(unet)
-    assert torch.equal(run(unet), nothing), "strength 0 changes something"
-    assert relative_error(nothing, plain) < 0.02, "float16 took more than its rounding"
+    assert torch.equal(run(unet), nothing), "strength 0 has an effect"
+    assert relative_error(nothing, plain) < 0.02, "float16 lost more than its rounding"
     return "cpu, back, float16, float32"
 
 
 def modes(device: torch.device) -> str:
-    """`inference_mode`, `autocast` and gradients."""
-    styles, said = [_style(KINDS["affine"]), _style(KINDS["relu"])], []
+    """Run in `inference_mode`, in `autocast` and with gradients."""
+    styles, results = [_style(KINDS["affine"]), _style(KINDS["relu"])], []
     unet = make_unet().to(device)
     contexts: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
         "inference_mode": torch.inference_mode,
@@ -120,11 +120,11 @@ def modes(device: torch.device) -> str:
             outside = run(unet)
             with mode():
                 found, again = run(unet), run(unet)
-            assert torch.equal(run(unet), outside), f"something else after {name}"
+            assert torch.equal(run(unet), outside), f"different result after {name}"
         assert torch.equal(found, again), f"two results under {name}"
         error = relative_error(found.float(), exact.float())
         assert error < (1e-2 if name == "autocast" else SAME), f"{error:.1e} under {name}"
-        said.append(f"{name} {error:.0e}")
+        results.append(f"{name} {error:.0e}")
     inputs = unet_inputs()
     text = inputs["encoder_hidden_states"].to(device).requires_grad_()
     gradients = []
@@ -134,13 +134,13 @@ def modes(device: torch.device) -> str:
             gradients.append(torch.autograd.grad(unet(**given).sample.square().sum(), text)[0])
     error = relative_error(gradients[1], gradients[0])
     assert error < 1e-4, f"gradients differ by {error:.1e}"
-    return f"{', '.join(said)}, gradients {error:.0e} from exact"
+    return f"{', '.join(results)}, gradients {error:.0e} from exact"
 
 
 def offloads(device: torch.device) -> str:
-    """What diffusers offers where memory is short; attached before and after."""
+    """Use the offloading modes of diffusers, enabled before and after attaching."""
     if device.type == "cpu":
-        return "nothing to offload to on the CPU"
+        return "skipped: the CPU has no offloading"
     style = hypernetwork_paths()["outline"]
     ways: dict[str, Callable[[Any], object]] = {
         "model": lambda pipe: pipe.enable_model_cpu_offload(device=device),
@@ -164,8 +164,8 @@ def offloads(device: torch.device) -> str:
 
 
 def compiled(device: torch.device) -> str:
-    """A compiled model, at two strengths, beside the same in eager mode."""
-    unet, said = make_unet().to(device), []
+    """Compare a compiled model with eager mode at several strengths."""
+    unet, results = make_unet().to(device), []
     styles = [_style(KINDS["affine"]), _style(KINDS["relu"])]
     call = torch.compile(unet)
     inputs = moved(unet_inputs(), torch.float32, device)
@@ -174,22 +174,22 @@ def compiled(device: torch.device) -> str:
             attachment.set_strength(strength)
             error = relative_error(call(**inputs).sample.cpu(), run(unet))
             assert error < 1e-4, f"{error:.1e} at strength {strength}"
-            said.append(f"{error:.0e}")
+            results.append(f"{error:.0e}")
     with torch.no_grad():
         error = relative_error(call(**inputs).sample.cpu(), run(unet))
     assert error < 1e-4, f"{error:.1e} after detaching"
-    return f"differs by {', '.join(said)} from eager"
+    return f"differs from eager by {', '.join(results)}"
 
 
 def no_memory(device: torch.device) -> str:
-    """The card's memory ends while a file is attached: an error, the model as it was, and later it goes."""
+    """Run out of memory while attaching: an error, an unchanged model, and success later."""
     if device.type == "cpu":
-        return "no memory to fill on the CPU"
+        return "skipped on the CPU"
     wide = {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8, "norm_num_groups": 32}
     unet = make_unet(cross_attention_dim=768, **wide).to(device)
     inputs = {**unet_inputs(), "encoder_hidden_states": torch.randn(2, 7, 768)}
     styles = [_style(KINDS[name], (320, 640, 768, 1280)) for name in ("affine", "relu")]
-    before, plain, said = fingerprint(unet), run(unet, inputs), []
+    before, plain, results = fingerprint(unet), run(unet, inputs), []
     with attach(unet, styles):
         expected = run(unet, inputs)
     for style in styles:
@@ -201,19 +201,19 @@ def no_memory(device: torch.device) -> str:
             try:
                 attachment = attach(unet, styles)
                 found = run(unet, inputs)
-                said.append(f"{spare} MB: done")
-                assert relative_error(found, expected) < SAME, "another result where memory is short"
+                results.append(f"{spare} MB: done")
+                assert relative_error(found, expected) < SAME, "different result with little memory"
             except torch.cuda.OutOfMemoryError:
-                said.append(f"{spare} MB: none left")
+                results.append(f"{spare} MB: out of memory")
         if attachment is not None:
-            assert relative_error(run(unet, inputs), expected) < SAME, "another result after memory came back"
+            assert relative_error(run(unet, inputs), expected) < SAME, "different result after memory was freed"
             attachment.detach()
         assert_untouched(unet, before)
         assert torch.equal(run(unet, inputs), plain)
         for style in styles:
             style.release()
-    assert "none" in said[0] and "done" in said[-1], said
-    return ", ".join(said)
+    assert "out" in results[0] and "done" in results[-1], results
+    return ", ".join(results)
 
 
 CHECKS: dict[str, Check] = {
@@ -227,11 +227,11 @@ CHECKS: dict[str, Check] = {
 }
 
 
-# -- models and what they make
+# -- models and outputs
 
 
 def run(unet: nn.Module, inputs: dict[str, object] | None = None) -> Tensor:
-    """The prediction for fixed inputs, on the processor in float32."""
+    """Return the prediction for fixed inputs, in float32 on the CPU."""
     weight = next(unet.parameters())
     with torch.no_grad():
         found: Tensor = unet(**moved(inputs or unet_inputs(), weight.dtype, weight.device)).sample
@@ -247,7 +247,7 @@ def pipeline_on(device: torch.device) -> Any:
 
 
 def image(pipe: Any, seed: int = 3) -> Tensor:
-    """What the bundled pipeline makes, [height, width, 3] from 0 to 1; noise is drawn on the processor."""
+    """Return an image of the bundled pipeline, [height, width, 3], 0 to 1, with noise from the CPU."""
     random = torch.Generator().manual_seed(seed)
     made = pipe(
         "a large red circle in the center on a white background",
@@ -277,7 +277,7 @@ def _by_groups(pipe: Any, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def _only(spare: int, device: torch.device) -> Iterator[None]:
-    """While this holds, tensors can take so many bytes more."""
+    """Limit the memory for tensors to `spare` bytes more during the block."""
     _, total = torch.cuda.mem_get_info(device)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + spare) / total, device)

@@ -1,4 +1,4 @@
-"""Making images and training on a graphics card. Each check returns what was seen, or raises."""
+"""Check image generation and training on a graphics card. Each check returns a summary or raises."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ STEPS = 24
 
 
 def images(device: torch.device) -> str:
-    """What `hnloader generate` makes, in the precision that it takes by itself, beside the processor's.
+    """Compare images of `hnloader generate` in the default precision with images from the CPU.
 
-    A hypernetwork may add no more to what they differ by than the model does by itself.
+    The difference with a hypernetwork may be at most twice the difference without one.
     """
     style = hypernetwork_paths()["outline"]
     prompt = "a small blue square at the top left on a white background"
@@ -39,15 +39,15 @@ def images(device: torch.device) -> str:
         for name in (str(device), "cpu"):
             model = load_model(pipeline_folder(), device=name)
             made.append([_pixels(each.image) for each in generate(model, settings, Library([style.parent]))])
-        assert not torch.equal(*made[0]), "two seeds, one image"
+        assert not torch.equal(*made[0]), "two seeds gave the same image"
         far[tag] = max(float((one - other).abs().mean()) for one, other in zip(*made, strict=True))
     plain, styled = far.values()
-    assert styled < 2 * plain + 1, f"{styled:.2f} of 255 from the processor's, {plain:.2f} without a hypernetwork"
-    return f"{styled:.2f} of 255 in the mean from the processor's, {plain:.2f} without a hypernetwork"
+    assert styled < 2 * plain + 1, f"differs from the CPU by {styled:.2f} of 255, without a hypernetwork by {plain:.2f}"
+    return f"mean difference from the CPU: {styled:.2f} of 255, without a hypernetwork {plain:.2f}"
 
 
 def threads(device: torch.device) -> str:
-    """One thread makes images, others attach, change and detach; afterwards the model is what it was."""
+    """Generate images while other threads attach, change and detach; the model must be restored."""
     pipe = pipeline_on(device)
     plain, done, failures = image(pipe), threading.Event(), []
 
@@ -70,29 +70,29 @@ def threads(device: torch.device) -> str:
     for worker in workers:
         worker.join()
     assert not failures, failures[0]
-    assert torch.equal(image(pipe), plain), "another plain image afterwards"
-    return "6 images among three threads that attach and detach; the same plain image afterwards"
+    assert torch.equal(image(pipe), plain), "different plain image afterwards"
+    return "6 images while three threads attach and detach; same plain image afterwards"
 
 
 def trainings(device: torch.device) -> str:
-    """Hypernetworks and embeddings in each precision reach what float32 reaches; VAE and encoders lie aside."""
-    said = []
+    """Compare the loss of trainings in each precision with float32; the VAE must stay on the CPU."""
+    results = []
     for method in ("hypernetwork", "embedding"):
         reached: dict[str, float] = {}
         for precision in _precisions(device):
             with _Trainings(device, method=method, precision=precision) as made:
                 training = made.new("whole")
-                lies = {next(training.denoiser.vae.parameters()).device.type}
-                assert device.type == "cpu" or lies == {"cpu"}, "the VAE lies on the card"
+                devices = {next(training.denoiser.vae.parameters()).device.type}
+                assert device.type == "cpu" or devices == {"cpu"}, "the VAE is on the card"
                 reached[precision] = _best(training.run())
         furthest = max(abs(each / reached["float32"] - 1) for each in reached.values())
         assert furthest < 0.05, f"{method}: {reached}"
-        said.append(f"{method} {', '.join(f'{name} {loss:.4f}' for name, loss in reached.items())}")
-    return f"held-out loss: {'; '.join(said)}"
+        results.append(f"{method} {', '.join(f'{name} {loss:.4f}' for name, loss in reached.items())}")
+    return f"validation loss: {'; '.join(results)}"
 
 
 def resumed(device: torch.device) -> str:
-    """With `reproducible`, one that was cut goes on, in each precision, to the bits of one that was not."""
+    """Check that a stopped and resumed training gives the same bits in each precision, with `reproducible`."""
     for precision in _precisions(device):
         with _Trainings(device, precision=precision, reproducible=True) as made:
             expected = made.new("whole").run().output
@@ -104,11 +104,11 @@ def resumed(device: torch.device) -> str:
 
 
 def eight_bit(device: torch.device) -> str:
-    """bitsandbytes' AdamW8bit, which needs a card: as good as AdamW, and goes on from a saved state."""
+    """Compare bitsandbytes' AdamW8bit, which needs a card, with AdamW, and resume it from a saved state."""
     try:
         import bitsandbytes
     except ImportError:
-        return "left out: bitsandbytes is not installed"
+        return "skipped: bitsandbytes is not installed"
     reached = {}
     for optimizer in ("adamw", "adamw8bit"):
         with _Trainings(device, optimizer=optimizer) as made:
@@ -118,7 +118,9 @@ def eight_bit(device: torch.device) -> str:
             again = _best(made.new("cut", resume=True).run())
             assert abs(again / reached[optimizer] - 1) < 0.01, f"{optimizer} resumed: {again}, whole {reached}"
     assert abs(reached["adamw8bit"] / reached["adamw"] - 1) < 0.02, reached
-    return f"bitsandbytes {bitsandbytes.__version__}: held-out loss {reached['adamw8bit']:.4f}, {reached['adamw']:.4f}"
+    return (
+        f"bitsandbytes {bitsandbytes.__version__}: validation loss {reached['adamw8bit']:.4f}, {reached['adamw']:.4f}"
+    )
 
 
 CHECKS: dict[str, Check] = {
@@ -131,7 +133,7 @@ CHECKS: dict[str, Check] = {
 
 
 class _Trainings:
-    """Short trainings on the bundled pipeline, all on the same images, in a folder that goes afterwards."""
+    """Short trainings on the bundled pipeline with the same images, in a temporary folder."""
 
     def __init__(self, device: torch.device, **settings: object) -> None:
         self._device, self._settings = device, settings
@@ -165,7 +167,7 @@ def _precisions(device: torch.device) -> tuple[str, ...]:
 
 
 def _best(result: Any) -> float:
-    assert result.best is not None, "nothing was measured"
+    assert result.best is not None, "the training measured no loss"
     return float(result.best[0])
 
 

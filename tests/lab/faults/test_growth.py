@@ -1,5 +1,3 @@
-"""What `lab.faults load` says of things that are done again and again and leave something behind."""
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,40 +11,38 @@ def nothing(index: int) -> None:
     bytearray(100_000)
 
 
-def a_table_that_doubles_once() -> Callable[[int], None]:
+def grow_once() -> Callable[[int], None]:
     kept: list[bytes] = []
     return lambda index: kept.append(bytes(300_000)) if index == 70 else None
 
 
-def a_table_that_doubles_twice() -> Callable[[int], None]:
+def grow_twice() -> Callable[[int], None]:
     kept: list[bytes] = []
     return lambda index: kept.append(bytes(300_000)) if index in (60, 90) else None
 
 
-def a_text_of_each_round() -> Callable[[int], None]:
+def leak_memory() -> Callable[[int], None]:
     kept: list[bytes] = []
     return lambda index: kept.append(bytes(2_000))
 
 
-def an_object_of_each_round() -> Callable[[int], None]:
+def leak_objects() -> Callable[[int], None]:
     kept: list[object] = []
     return lambda index: kept.append([])
 
 
-@pytest.mark.parametrize("once", [nothing, a_table_that_doubles_once(), a_table_that_doubles_twice()])
-def test_what_comes_and_goes_or_grows_once_is_no_leak(once: Callable[[int], None]) -> None:
+@pytest.mark.parametrize("once", [nothing, grow_once(), grow_twice()])
+def test_rare_growth_is_not_a_leak(once: Callable[[int], None]) -> None:
     count = without_growth(once, 100, lambda: 6)
     assert (count.trials, count.wrong) == (100, [])
 
 
-@pytest.mark.parametrize(
-    ("once", "left"), [(a_text_of_each_round(), "memory is"), (an_object_of_each_round(), "objects are")]
-)
-def test_what_each_round_leaves_behind_is_found(once: Callable[[int], None], left: str) -> None:
-    assert without_growth(once, 100, lambda: 6).wrong == [f"{left} left over"]
+@pytest.mark.parametrize(("once", "left"), [(leak_memory(), "memory leaks"), (leak_objects(), "objects leak")])
+def test_leaks(once: Callable[[int], None], left: str) -> None:
+    assert without_growth(once, 100, lambda: 6).wrong == [left]
 
 
-def test_a_file_that_stays_open_is_found() -> None:
+def test_open_files() -> None:
     numbers = iter(range(10))
     count = without_growth(nothing, 100, lambda: next(numbers) // 4)
-    assert count.wrong == ["hooks or open files are left over"]
+    assert count.wrong == ["hooks or open files leak"]
