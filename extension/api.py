@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field
 import hnloader
 from hnloader.errors import HypernetworkError, HypernetworkNotFoundError
 from hnloader.files import check_room
+from hnloader.formats.registry import format_named
 from hnloader.library import Library, LibraryFile
 from hnloader.texts import well_formed
 from hnloader.ui.protection import is_of_another_site, length_within
@@ -74,7 +75,7 @@ class ConvertRequest(BaseModel):
     """Which file, and into what. The result lies beside it."""
 
     name: str = Field(max_length=MAX_NAME)
-    to: Literal["safetensors", "pt"] = "safetensors"
+    to: str = Field(default="safetensors", max_length=MAX_NAME, description="name of a format that hnloader writes")
     on_existing: Literal["skip", "rename"] = Field(default="skip", description="what happens where the result exists")
 
 
@@ -155,7 +156,7 @@ def router(extension: Extension, access: Access) -> APIRouter:
             raise HTTPException(409, "another file is being converted; try again when it is done")
         try:
             _check_room(extension.host, file, size)
-            target = file.path.with_suffix(f".{wanted.to}")
+            target = file.path.with_suffix(format_named(wanted.to).suffix)
             done = hnloader.convert(file.path, target, on_existing=wanted.on_existing)
         except (HypernetworkError, OSError) as error:
             raise HTTPException(422, said(extension.host, error)) from error

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from hnloader.conversion import Converted, convert
     from hnloader.conversion.lora import LoraExport, to_lora
     from hnloader.conversion.merging import Merged, merge
-    from hnloader.formats import load, save
     from hnloader.inspection import FileInfo, inspect
+    from hnloader.loading import load, save
     from hnloader.network import Architecture, Hypernetwork
     from hnloader.training import train
 
@@ -100,8 +100,8 @@ _LAZY = {
     "hnloader.conversion": ("Converted", "convert"),
     "hnloader.conversion.lora": ("LoraExport", "to_lora"),
     "hnloader.conversion.merging": ("Merged", "merge"),
-    "hnloader.formats": ("load", "save"),
     "hnloader.inspection": ("FileInfo", "inspect"),
+    "hnloader.loading": ("load", "save"),
     "hnloader.network": ("Architecture", "Hypernetwork"),
     "hnloader.training": ("train",),
 }

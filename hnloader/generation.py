@@ -158,8 +158,8 @@ def load_hypernetworks(tags: Sequence[Tag], library: Library, *, paths: bool = F
 
     Raises HypernetworkError.
     """
-    from hnloader.formats import load
     from hnloader.inspection import inspect
+    from hnloader.loading import load
 
     folders = library.folders  # a .hns file names others
     loaded: dict[Path, tuple[Hypernetwork, str]] = {}

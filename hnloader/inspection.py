@@ -12,9 +12,11 @@ from pathlib import Path
 from hnloader.errors import HypernetworkError
 from hnloader.families import families_of
 from hnloader.files import legacy_hash_of
-from hnloader.formats import hns, read_contents
 from hnloader.formats.architecture import ARCHITECTURE_KEYS
+from hnloader.formats.composition import Composition, all_widths
 from hnloader.formats.contents import is_tensor_info
+from hnloader.formats.reading import Reader, read_contents
+from hnloader.formats.registry import format_of
 from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.formats.trees import mapped
 from hnloader.network import Architecture
@@ -144,7 +146,7 @@ def inspect(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> F
         What `hnloader.load` raises, but for what only the tensor data show (values that are not finite,
         damaged data).
     """
-    reader: hns.Reader[FileInfo] = hns.Reader(folders, _weights, _composition)
+    reader: Reader[FileInfo] = Reader(folders, _weights, _composition)
     return reader.read(file)
 
 
@@ -176,18 +178,18 @@ def _weights(source: Source, file: FileLike) -> FileInfo:
     )
 
 
-def _composition(
-    source: Source, file: FileLike, structure: hns.Structure, text: str, named: dict[str, FileInfo]
-) -> FileInfo:
+def _composition(source: Source, file: FileLike, composition: Composition, named: dict[str, FileInfo]) -> FileInfo:
+    found = format_of(source)
+    assert found is not None
     members = list(named.values())
-    widths = hns.all_widths(source, [member.widths for member in members])
+    widths = all_widths(source, [member.widths for member in members])
     return FileInfo(
         path=source.path,
         name=source.stem,
         size=source.size,
-        format="hns",
+        format=found.name,
         container="text",
-        program="MonkeyPatch extension",
+        program=composition.program,
         variant="composition",
         widths=widths,
         families=families_of(widths),
@@ -197,7 +199,7 @@ def _composition(
         checkpoint_name=None,
         parameters=sum(member.parameters for member in members),
         dtypes=tuple(dict.fromkeys(dtype for member in members for dtype in member.dtypes)),
-        metadata={"structure": text},
+        metadata={"structure": composition.text},
         members=tuple(member.path for member in members if member.path is not None),
         _file=None if isinstance(file, (str, os.PathLike)) else file,
     )

@@ -8,7 +8,7 @@ Where several files answer to a name, `Library.find` takes the first by this ord
    before one that differs in upper and lower case
 2. the folder that was given first
 3. the fewest subfolders
-4. `.safetensors`, then `.pt`, then `.hns`
+4. `.safetensors`, then `.pt`, then `.hns` (the rank of the format)
 5. alphabetical order of the path
 """
 
@@ -24,9 +24,9 @@ from pathlib import Path, PurePath
 
 from hnloader.errors import HypernetworkNotFoundError
 from hnloader.folders import walk
+from hnloader.formats.registry import suffixes as known_suffixes
 from hnloader.texts import shown, well_formed
 
-SUFFIXES = (".safetensors", ".pt", ".hns")
 # What begins a name that is a whole path below a folder.
 _WHOLE = "./"
 _LONGEST_NAME = 255  # of a file, in any file system
@@ -53,15 +53,15 @@ class LibraryFile:
 class Library:
     """The hypernetwork files below some folders, listed once, at the first question; `refresh` lists anew.
 
-    `suffixes` are those of other files to list, the ones that win first.
+    `suffixes` are endings of other files to list, those that win first.
 
     Symbolic links are followed, each folder being entered once however often links lead to it. Folders that
     are missing or not readable count as empty. File contents are never read. Every method may be called from
     several threads.
     """
 
-    def __init__(self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = SUFFIXES) -> None:
-        self._suffixes = tuple(suffixes)
+    def __init__(self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = ()) -> None:
+        self._suffixes = tuple(suffixes) or known_suffixes()
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
         self._listing: _Listing | None = None
 

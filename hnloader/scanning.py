@@ -21,10 +21,8 @@ from hnloader.errors import (
     UnsupportedArchitectureError,
 )
 from hnloader.folders import walk
-from hnloader.formats import hns, zip_archive
-from hnloader.formats.checkpoint import is_legacy_stream
-from hnloader.formats.known_globals import joined
-from hnloader.formats.readings import (
+from hnloader.formats import zip_archive
+from hnloader.formats.ambiguity import (
     Place,
     has_zip_end,
     is_tar,
@@ -33,6 +31,9 @@ from hnloader.formats.readings import (
     tar_members,
     trace_place,
 )
+from hnloader.formats.checkpoint import is_legacy_stream
+from hnloader.formats.known_globals import joined
+from hnloader.formats.registry import format_of
 from hnloader.formats.source import Source, open_source
 from hnloader.formats.tracing import Budget, Trace
 from hnloader.formats.zip_archive import DEFLATED, open_archive
@@ -106,7 +107,9 @@ def scan(path: str | os.PathLike[str]) -> Scan:
     try:
         with open_source(path) as source:
             _look_for_pickles(source, result)
-            text = hns.detect(source) and result.path.suffix.lower() != hns.SUFFIX
+            found = format_of(source)
+            composed = found is not None and found.read_composition is not None
+            text = composed and found is not None and result.path.suffix.lower() not in found.suffixes
         _judge(result, text)
     except HypernetworkError as error:
         result.verdict, result.reason = "unreadable", str(error)

@@ -428,7 +428,7 @@ def _is_item(value: object) -> bool:
 
 def _loaded(source: Source) -> Hypernetwork:
     if isinstance(source, (str, os.PathLike)):
-        from hnloader.formats import load  # the formats are of no use to who brings hypernetworks
+        from hnloader.loading import load  # the formats are of no use to who brings hypernetworks
 
         return load(source)
     if not isinstance(source, Hypernetwork):

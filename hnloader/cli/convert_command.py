@@ -39,7 +39,6 @@ EXIT_CODES = (
     "141 the reader of the output has left."
 )
 
-FORMATS = ("safetensors", "pt", *LORA_KINDS)
 DTYPES = ("float32", "float16", "bfloat16")
 _DTYPE_NICKNAMES = {"fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 ON_EXISTING = ("skip", "overwrite", "rename")
@@ -62,10 +61,10 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            metavar="|".join(FORMATS),
-            help="The format to write. Default: safetensors, or what --out ends in.",
+            metavar="FORMAT",
+            help="The format to write: safetensors, pt, lora or lycoris. Default: safetensors, or the ending of --out.",
             show_default=False,
-            autocompletion=lambda: list(FORMATS),
+            autocompletion=lambda: _targets(),
         ),
     ] = None,
     out: Annotated[
@@ -275,9 +274,9 @@ def convert(
     Sources are never changed. A run that was stopped goes on where it was when it is started again.
     """
     from hnloader.conversion.planning import plan as make_plan
-    from hnloader.library import SUFFIXES
+    from hnloader.formats.registry import suffixes
 
-    target_format = _one_of("--to", to, FORMATS) if to else _format_of(out)
+    target_format = _one_of("--to", to, _targets()) if to else _format_of(out)
     overwrite = on_existing.lower() in ("overwrite", "replace")
     _check_usage(out=out, flat=flat, check=check, dry_run=dry_run, report=report, overwrite=overwrite)
     existing = cast("OnExisting", _one_of("--on-existing", on_existing, ON_EXISTING, {"replace": "overwrite"}))
@@ -306,8 +305,8 @@ def convert(
         refuse_lora_options(lora)
     plan = make_plan(
         [] if chain else files,
-        suffix=f"-{target_format}.safetensors" if target_format in LORA_KINDS else f".{target_format}",
-        sources=SUFFIXES,
+        suffix=_suffix_of(target_format),
+        sources=suffixes(),
         out=out,
         flat=flat,
         exclude=exclude or (),
@@ -357,7 +356,22 @@ def _one_of(option: str, given: str, allowed: Sequence[str], nicknames: dict[str
 
 def _format_of(out: Path | None) -> str:
     suffix = "" if out is None or out.is_dir() else out.suffix.lower().removeprefix(".")
-    return suffix if suffix in FORMATS else "safetensors"
+    targets = _targets()
+    return suffix if suffix in targets else targets[0]
+
+
+def _targets() -> list[str]:
+    """Return the formats that can be written. They are looked up here, because importing torch takes a second."""
+    from hnloader.formats.registry import writable_formats
+
+    return [*(one.name for one in writable_formats()), *LORA_KINDS]
+
+
+def _suffix_of(target_format: str) -> str:
+    """Return how results in a format end."""
+    from hnloader.formats.registry import format_named
+
+    return f"-{target_format}.safetensors" if target_format in LORA_KINDS else format_named(target_format).suffix
 
 
 def _check_usage(
@@ -396,7 +410,7 @@ def _refuse(option: str, message: str) -> NoReturn:
 def _converter(target_format: str, *, normalize: bool, dtype: str | None, verify: bool) -> Converter:
     from hnloader.conversion.to_format import ToFormat
 
-    return ToFormat(f".{target_format}", normalize=normalize, dtype=dtype, verify=verify)
+    return ToFormat(_suffix_of(target_format), normalize=normalize, dtype=dtype, verify=verify)
 
 
 # -- the run

@@ -43,9 +43,10 @@ def merge(
     """
     from hnloader.conversion import merging
     from hnloader.files import same_file
-    from hnloader.formats import save
-    from hnloader.formats.hns import files_of
+    from hnloader.formats.hns import FORMAT as HNS
+    from hnloader.formats.reading import files_of
     from hnloader.generation import load_hypernetworks
+    from hnloader.loading import save
 
     if os.path.lexists(output) and not overwrite:
         _refuse(f"{output} is there already; --overwrite replaces it")
@@ -61,7 +62,7 @@ def merge(
     files = [file for part in parts if part.path is not None for file in files_of(part.path, library.folders)]
     if any(same_file(file, output) for file in files):
         _refuse(f"{output} is one of the files to merge; write the result elsewhere")
-    if output.suffix.lower() == ".hns":
+    if output.suffix.lower() in HNS.suffixes:
         if merging.checked_mode(mode) != "chain":
             _refuse(f"{output}: a .hns file keeps a chain, not {mode!r}. Write a .pt or .safetensors file.")
         if dtype != "float32":

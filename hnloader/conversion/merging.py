@@ -30,20 +30,14 @@ from hnloader.errors import (
     UnsupportedArchitectureError,
 )
 from hnloader.files import same_file, sha256_of
-from hnloader.formats import load
+from hnloader.formats.composition import Composed, Unchanged
 from hnloader.formats.contents import build_side
-from hnloader.formats.hns import (
-    MAX_NESTED_COMPOSITIONS,
-    Composed,
-    Unchanged,
-    chain_text,
-    detect,
-    is_name,
-    member_library,
-    read_structure,
-)
+from hnloader.formats.hns import chain_text, is_member_name
+from hnloader.formats.reading import MAX_NESTED_COMPOSITIONS, member_library, read_composition
+from hnloader.formats.registry import suffixes
 from hnloader.formats.source import open_source
-from hnloader.library import SUFFIXES, Library, LibraryFile
+from hnloader.library import Library, LibraryFile
+from hnloader.loading import load
 from hnloader.network import SIDES, Architecture, Hypernetwork, SequentialSide, Side, SideName
 from hnloader.texts import shown
 
@@ -533,9 +527,9 @@ def _files_beside(paths: Sequence[Path], target: Path | None, library: Library) 
     for path in paths:
         if target is not None and same_file(path, target):
             raise NotMergeableError(f"{target} is one of the files to merge. Write the result elsewhere.")
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in suffixes():
             raise NotMergeableError(
-                f"{path}: a composition names files that end in {', '.join(SUFFIXES)}. Rename it to one of these."
+                f"{path}: a composition names files that end in {', '.join(suffixes())}. Rename it to one of these."
             )
         same = [file for file in library.files() if same_file(file.path, path)]
         files[path] = sorted(same, key=lambda file: file.relative.name != path.name)
@@ -551,7 +545,7 @@ def _files_beside(paths: Sequence[Path], target: Path | None, library: Library) 
 def _name_of(path: Path, found: Sequence[LibraryFile], library: Library, target: Path | None) -> str:
     """The name by which a composition at `target` finds this file, and no other."""
     for name in (name for file in found for name in library.names_of(file)):
-        if is_name(name) and not _answers(target, name):
+        if is_member_name(name) and not _answers(target, name):
             return name
     raise NotMergeableError(f"{path}: no name in a composition means this file and no other. Rename it.")
 
@@ -582,12 +576,13 @@ def _check_members(path: Path, target: Path | None, depth: int) -> None:
     if target is not None and same_file(path, target):
         raise NotMergeableError(f"{path}: the composition would name itself. Write it elsewhere.")
     with open_source(path) as source:
-        if not detect(source):
+        composition = read_composition(source)
+        if composition is None:
             return
         if depth == 0:
             raise NotMergeableError(f"{path}: compositions would be nested too deeply. Merge some of them first.")
         library = member_library(source, ())
-        for name in read_structure(source)[0].names():
+        for name in composition.structure.names():
             if _answers(target, name):
                 raise NotMergeableError(
                     f"{path}: it names {shown(name)}, and so is the result called. Choose another name."

@@ -15,6 +15,7 @@ from hnloader.conversion.results import Result
 from hnloader.errors import HypernetworkError
 from hnloader.files import expanded
 from hnloader.folders import Entry, walk
+from hnloader.formats.registry import suffixes
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def plan(
     paths: Iterable[str | os.PathLike[str]],
     *,
     suffix: str,
-    sources: Sequence[str] = (".pt", ".safetensors"),
+    sources: Sequence[str] = (),
     out: str | os.PathLike[str] | None = None,
     flat: bool = False,
     exclude: Iterable[str] = (),
@@ -67,8 +68,8 @@ def plan(
         paths: files, folders (with all that is below them; links are followed, each folder entered once) and
             patterns such as `old/*.pt` or `old/**/*.pt`, which are for shells that leave them to the program.
         suffix: how targets end: ".safetensors", ".pt", "-lora.safetensors".
-        sources: which files in folders are looked at, by their suffix in lower case. Files that are named
-            themselves are all taken.
+        sources: which files in folders are looked at, by their suffix in lower case; by default formats with weights.
+            Files that are named themselves are all taken.
         out: the folder for the targets, or the one target when it ends in `suffix`; by default each target lies
             beside its source. With one folder in `paths`, its tree is made anew below `out`; with several paths,
             folders keep their own names below it.
@@ -84,7 +85,9 @@ def plan(
         HypernetworkError: `out` is a file, or one file for several sources.
     """
     folder, single = _out(out, suffix)
-    found, settled = _look(list(map(Path, paths)), tuple(sources), folder, tuple(exclude))
+    found, settled = _look(
+        list(map(Path, paths)), tuple(sources) or suffixes(weights_only=True), folder, tuple(exclude)
+    )
     found.sort(key=lambda one: (one.relative.as_posix(), str(one.path)))
     if single is not None:
         found, settled = _only_one(found, settled, single)

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,20 +18,19 @@ from hnloader.conversion.companions import State, companion_of, opened_state
 from hnloader.conversion.normalizing import normalized, why_not
 from hnloader.conversion.planning import numbered
 from hnloader.conversion.verification import verify_equal
-from hnloader.errors import ExistingFileError, HypernetworkError, OtherModelError, UnknownFormatError, VerificationError
+from hnloader.errors import ExistingFileError, HypernetworkError, OtherModelError, VerificationError
 from hnloader.files import check_free, expanded, replacing_together, same_file, sha256_of
-from hnloader.formats import hns, read_contents, safetensors, webui
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
 from hnloader.formats.pickles import Parameters
+from hnloader.formats.reading import read_contents
+from hnloader.formats.registry import format_named, format_of, format_to_write
 from hnloader.formats.source import open_source, unchanged
 from hnloader.texts import shown, well_formed
 
 OnExisting = Literal["overwrite", "skip", "rename"]
-Writer = Callable[[Outgoing, Path], None]
 DTYPES = ("float32", "float16", "bfloat16")
 
-_WRITERS: dict[str, Writer] = {webui.SUFFIX: webui.write_outgoing, safetensors.SUFFIX: safetensors.write_outgoing}
 # What a safetensors file states of where it came from.
 _SOURCE_HASH, _SOURCE_NAME = "hnloader.source_sha256", "hnloader.source_name"
 _NORMALISED, _DTYPE = "hnloader.normalized", "hnloader.dtype"
@@ -116,7 +115,7 @@ def convert(
             the source itself, or the verification failed. Nothing is left behind then.
     """
     given, wanted = expanded(source), expanded(target)
-    _writer(wanted)
+    format_to_write(wanted)
     wanted_dtype = _dtype_name(dtype)
     _check_target(given, wanted)
     state_file = companion_of(given) if companion_of(given).is_file() else None
@@ -155,8 +154,9 @@ def _converted(
     verify: bool,
     overwrite: bool,
 ) -> Converted:
-    write = _writer(wanted)
-    stated = verify or wanted.suffix.lower() == safetensors.SUFFIX or state_file is not None
+    file_format = format_to_write(wanted)
+    assert file_format.write is not None
+    stated = verify or file_format.keeps_notes or state_file is not None
     hashing = _Hash(given) if stated else contextlib.nullcontext()
     with _opened(given, checksums=verify) as contents, hashing as hashed, contextlib.ExitStack() as stack:
         outgoing, notes = _prepared(contents, given, normalize=normalize, dtype=dtype)
@@ -170,7 +170,7 @@ def _converted(
         with replacing_together(written, flush=verify, overwrite=overwrite) as (*states, temporary), unchanged(given):
             notes_of_file = _stated(given, normalize, dtype)
             hashes = {_SOURCE_HASH: hashed.result} if hashed else {}
-            write(replace(outgoing, notes=notes_of_file, hashes=hashes, data_hash=verify), temporary)
+            file_format.write(replace(outgoing, notes=notes_of_file, hashes=hashes, data_hash=verify), temporary)
             sha256 = hashed.result() if hashed else None
             verified = _verified(outgoing, temporary, wanted) if verify else ()
             if isinstance(state, State):
@@ -183,9 +183,7 @@ def _converted(
             elif state is not None:
                 notes += (state,)
             stack.close()  # what was read is checked before anything takes its name
-    notes += _kept_otherwise(contents)
-    if wanted.suffix.lower() == webui.SUFFIX and contents.origin.startswith(webui.KOHYA):
-        notes += ("its pairs of sides are tuples now, as the webui writes them: kohya's trainer wrote lists",)
+    notes += _kept_otherwise(contents) + file_format.changes(contents)
     if changed:
         notes += (f"the tensors are rounded to {dtype}: this is not lossless",)
     lossless = not changed and not normalize and not _kept_otherwise(contents)
@@ -211,7 +209,7 @@ def check(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Che
             )
         dtype = stated.dtype or _shown_dtype(contents, found)
         rewritten = stated.normalized or (
-            made.suffix.lower() == webui.SUFFIX and list(found.metadata) != list(contents.metadata)
+            not format_named(found.format).keeps_notes and list(found.metadata) != list(contents.metadata)
         )
         expected, _ = _prepared(contents, given, normalize=rewritten, dtype=dtype)
         return Checked(given, made, verify_equal(expected, found, made))
@@ -337,13 +335,6 @@ def _verified(expected: Outgoing, temporary: Path, target: Path) -> tuple[str, .
 # -- looking before
 
 
-def _writer(target: Path) -> Writer:
-    suffix = target.suffix.lower()
-    if suffix not in _WRITERS:
-        raise UnknownFormatError(f"{target} ends in {suffix!r}; {' or '.join(_WRITERS)} was expected")
-    return _WRITERS[suffix]
-
-
 def _dtype_name(dtype: torch.dtype | str | None) -> str | None:
     if dtype is None:
         return None
@@ -363,7 +354,8 @@ def _check_target(source: Path, target: Path) -> None:
 @contextlib.contextmanager
 def _opened(path: Path, *, checksums: bool = True) -> Iterator[Contents]:
     with open_source(path, checksums=checksums) as source:
-        if hns.detect(source):
+        found = format_of(source)
+        if found is not None and found.read_composition is not None:
             raise OtherModelError(
                 f"{path} is a composition of several hypernetworks, and a file holds one; "
                 "'hnloader merge' makes one of it"

@@ -12,8 +12,8 @@ from hnloader.attention import attach
 from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.demo.sampling import generate, load_pipeline
 from hnloader.files import replacing
-from hnloader.formats import load
 from hnloader.grids import labeled_grid
+from hnloader.loading import load
 
 PROMPTS = (
     "a large red circle in the center on a white background",

@@ -28,6 +28,7 @@ from hnloader.errors import (
     UnsupportedArchitectureError,
 )
 from hnloader.formats import zip_archive
+from hnloader.formats.ambiguity import Place, check_one_reading, check_pickle
 from hnloader.formats.big_arguments import shortened
 from hnloader.formats.pickles import (
     MAX_PICKLE_SIZE,
@@ -41,7 +42,6 @@ from hnloader.formats.pickles import (
     item_size,
     read_pickle,
 )
-from hnloader.formats.readings import Place, check_one_reading, check_pickle
 from hnloader.formats.refusals import check_refusals
 from hnloader.formats.source import FileLike, Source, joined, open_source, regrouped
 from hnloader.formats.trees import mapped

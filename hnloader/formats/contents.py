@@ -56,6 +56,7 @@ class Contents:
         stream: gives the bytes of the tensor in pieces; None for one that must be read whole.
         notes: further text in the file's header, by key.
         ordered: The state dicts are OrderedDicts; None where some are and others are not.
+        stated_origin: Program and variant of the file that a converted one was made from.
     """
 
     label: str
@@ -71,6 +72,7 @@ class Contents:
     stream: Callable[[Any], Iterator[memoryview] | None] = field(default=lambda info: None, repr=False)
     notes: Mapping[str, str] = field(default_factory=dict)
     ordered: bool | None = False
+    stated_origin: str | None = None
     architecture: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,8 +102,8 @@ class Contents:
 
     @property
     def origin(self) -> str:
-        """Program and variant in one line; for a converted file, those of the file that it was made from."""
-        return self.variant if self.format == "safetensors" else f"{self.program}, {self.variant}"
+        """Program and variant in one line; for a converted file, those of its source."""
+        return f"{self.program}, {self.variant}" if self.stated_origin is None else self.stated_origin
 
     def hypernetwork(self, stem: str) -> Hypernetwork:
         """Read the tensors and build the hypernetwork; `stem` is its name where the file holds none.

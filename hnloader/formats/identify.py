@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from hnloader.formats.pickles import TensorRef
+from hnloader.formats.registry import suffixes
 from hnloader.texts import as_text, shown
 
 # -- files that are no model, by their first bytes
@@ -49,7 +50,7 @@ def kind_of_bytes(head: bytes) -> str:
         return "a file of zeros: the download or copy failed. Get it again"
     if all(byte >= 32 or byte in (9, 10, 12, 13, 27) for byte in head[:1024]):
         return "a text file, not a model"
-    return "of no format that is known here; a hypernetwork is a .pt, .safetensors or .hns file"
+    return f"of an unknown format; a hypernetwork is a file that ends in {', '.join(suffixes())}"
 
 
 # -- models of other kinds, by their contents

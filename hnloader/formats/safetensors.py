@@ -25,17 +25,17 @@ from torch import Tensor
 from hnloader.errors import CorruptFileError, OtherModelError, UnsupportedArchitectureError
 from hnloader.families import families_of, family_named
 from hnloader.files import open_new
+from hnloader.formats.ambiguity import check_one_reading
 from hnloader.formats.contents import Contents, SideTensors, all_named_tensors
 from hnloader.formats.identify import kind_of_names
-from hnloader.formats.outgoing import Lazy, Outgoing, from_hypernetwork
+from hnloader.formats.outgoing import Lazy, Outgoing
 from hnloader.formats.pickles import MAX_INT_BYTES, has_chosen_hash, item_size
-from hnloader.formats.readings import check_one_reading
+from hnloader.formats.registry import FileFormat
 from hnloader.formats.source import Source, joined
 from hnloader.formats.trees import canonical
-from hnloader.network import SIDES, Hypernetwork, SideName
+from hnloader.network import SIDES, SideName
 from hnloader.texts import as_text, shown, well_formed
 
-SUFFIX = ".safetensors"
 LAYOUT_VERSION = 1
 MAX_HEADER_SIZE = 8 << 20
 MAX_PARTS = 500_000  # of the JSON that describes a hypernetwork: brackets and commas
@@ -92,14 +92,14 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def detect(source: Source) -> bool:
-    """True when the file begins with a length and a JSON object, as every safetensors file does."""
+def _detect(source: Source) -> bool:
+    """Return whether a file begins with a length and a JSON object, as every safetensors file does."""
     head = source.head
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= source.size
 
 
-def read(source: Source) -> Contents:
-    """The hypernetwork in the file, tensors not read.
+def _read(source: Source) -> Contents:
+    """Read the header; tensors are read later.
 
     Raises:
         OtherModelError: another kind of model.
@@ -145,6 +145,7 @@ def read(source: Source) -> Contents:
         stream=lambda info: source.pieces(info.offset, info.size),
         notes=notes,
         ordered=ordered,
+        stated_origin=variant,
     )
 
 
@@ -414,18 +415,8 @@ def _named_in(given: Any) -> set[str]:
 # -- writing
 
 
-def write(hypernetwork: Hypernetwork, path: Path) -> None:
-    """Write all tensors bit for bit, and the metadata with their types.
-
-    Raises:
-        UnsupportedArchitectureError: a composition, or metadata of a type that cannot be written.
-        OSError: The file cannot be written.
-    """
-    write_outgoing(from_hypernetwork(hypernetwork, SUFFIX), path)
-
-
-def write_outgoing(outgoing: Outgoing, path: Path) -> None:
-    """As `write`, to exactly this path; raises OSError where it cannot be written."""
+def _write(outgoing: Outgoing, path: Path) -> None:
+    """Write all tensors bit for bit, and the metadata with their types."""
     extras: dict[str, Lazy] = {}
     metadata = {key: encode_value(value, extras) for key, value in outgoing.metadata.items()}
     about: dict[str, object] = {
@@ -554,3 +545,15 @@ def _write_data(file: BinaryIO, tensors: Sequence[Lazy], *, hashed: bool) -> str
             digest.update(piece)
         file.write(piece)
     return digest.hexdigest()
+
+
+FORMAT = FileFormat(
+    name="safetensors",
+    label="safetensors",
+    suffixes=(".safetensors",),
+    detect=_detect,
+    read=_read,
+    write=_write,
+    rank=10,
+    keeps_notes=True,
+)

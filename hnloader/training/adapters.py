@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hnloader.attention import attach
 from hnloader.embeddings import Embedding, load_embedding, save_embedding
 from hnloader.errors import ConfigError, HypernetworkError
-from hnloader.formats import load, save
+from hnloader.loading import load, save
 from hnloader.network import Hypernetwork
 from hnloader.training import schema
 from hnloader.training.cache import Cache

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hnloader.activations import ACTIVATIONS, canonical_activation
 from hnloader.errors import ConfigError, UnsupportedArchitectureError
 from hnloader.files import expanded
+from hnloader.formats.registry import writable_formats
 from hnloader.network import Architecture
 from hnloader.training import schema
 from hnloader.training.optimizers import auto_rate
@@ -20,7 +21,6 @@ Method = Literal["hypernetwork", "embedding"]
 Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"]
 # Pixels, of images and of `data.resolution`.
 SMALLEST = 32
-OUTPUT_SUFFIXES = (".pt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -241,10 +241,9 @@ class Config:
                 raise ConfigError(f"{key} is missing: {what}")
         for key in ("model", "images", "output", "model_config", "start_from"):
             expanded(getattr(self, key))  # a NUL, or a user without a home folder
-        if Path(self.output).suffix.lower() not in OUTPUT_SUFFIXES:
-            raise ConfigError(
-                f"output is {self.output!r}; a name ending in {' or '.join(OUTPUT_SUFFIXES)} was expected"
-            )
+        endings = [ending for one in writable_formats() for ending in one.suffixes]
+        if Path(self.output).suffix.lower() not in endings:
+            raise ConfigError(f"output is {self.output!r}; a name ending in {' or '.join(endings)} was expected")
         if 0 < self.data.resolution < SMALLEST:
             raise ConfigError(f"data.resolution is {self.data.resolution}; 0, or {SMALLEST} and more were expected")
         if self.data.captions == "template" and not self.data.templates:

@@ -18,7 +18,7 @@ import numpy as np
 from hnloader.attention import attach
 from hnloader.demo.sampling import GUIDANCE, STEPS, generate, load_pipeline
 from hnloader.demo.scenes import Scene, held_out_scenes
-from hnloader.formats import load
+from hnloader.loading import load
 from hnloader.network import Hypernetwork
 from lab.demo.checker import ATTRIBUTES, Verdict, check, holds
 from lab.demo.style_scores import style_score

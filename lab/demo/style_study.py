@@ -30,8 +30,8 @@ from hnloader.demo.sampling import generate, load_pipeline
 from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, Scene, as_floats, held_out_scenes, lay_out
 from hnloader.demo.styles import chalked, dimmed, paint
 from hnloader.files import replacing
-from hnloader.formats import load
 from hnloader.grids import labeled_grid
+from hnloader.loading import load
 from hnloader.training import read_config, train
 from lab.demo.checker import Mask, look, shrink
 from lab.demo.style_scores import style_score

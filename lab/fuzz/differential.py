@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from hnloader.errors import HypernetworkError
-from hnloader.formats import pickles, webui
+from hnloader.formats import pickles
 from hnloader.formats.checkpoint import read_checkpoint
 from hnloader.formats.pickles import TensorRef
+from hnloader.formats.pt import FORMAT
 from hnloader.formats.source import open_source
 
 # Files that hnloader refuses and torch reads: a pattern of hnloader's message, and the reason.
@@ -152,7 +153,7 @@ def _outcome(read: object, data: bytes) -> object:
 def _ours(data: bytes) -> object:
     try:
         with open_source(io.BytesIO(data)) as source:
-            if not webui.detect(source):
+            if not FORMAT.detect(source):
                 raise _RefusedError("Not written by torch.save.")
             checkpoint = read_checkpoint(source)
             if checkpoint.refused:

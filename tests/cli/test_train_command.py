@@ -87,7 +87,7 @@ def test_how_far_it_is_can_be_asked(tiny_model: Path, folder: Path, tmp_path: Pa
         (("--preset", "portrait"), "no preset 'portrait'"),
         (("none.yaml",), "none.yaml cannot be read: No such file"),
         (("--model", "M", "--images", "none", "-o", "a.pt"), "none does not exist"),
-        (("--model", "M", "--images", "P", "-o", "a.jpg"), ".safetensors was expected"),
+        (("--model", "M", "--images", "P", "-o", "a.jpg"), ".safetensors"),
         (("--model", "M", "--images", "E", "-o", "a.pt"), "E has no images"),
         (("--model", "M", "--images", "P", "-o", "P/0.png/a.pt"), "cannot write"),
         (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "learning_rate=20"), "above 0 and below 10"),

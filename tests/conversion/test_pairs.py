@@ -18,7 +18,9 @@ from hnloader.conversion.planning import plan
 from hnloader.conversion.results import Result
 from hnloader.conversion.to_format import ToFormat
 from hnloader.errors import ExistingFileError
+from hnloader.formats.registry import format_named
 from tests.support.builders import simple_tree, write
+from tests.support.formats import write_safetensors_with
 
 KEEPING: tuple[OnExisting, ...] = ("skip", "rename")
 
@@ -140,15 +142,14 @@ def test_a_run_that_was_killed_between_the_two_goes_on(existing: OnExisting, suf
 
 @pytest.mark.parametrize("existing", KEEPING)
 def test_what_appears_meanwhile_stays(existing: OnExisting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hnloader.conversion import single
-
-    source, write_it = pair(tmp_path / "style.pt"), single._WRITERS[".safetensors"]
+    source, write_it = pair(tmp_path / "style.pt"), format_named("safetensors").write
+    assert write_it is not None
 
     def slowly(outgoing: object, path: Path) -> None:
         (tmp_path / "style.safetensors.optim").write_bytes(b"theirs")
         write_it(outgoing, path)  # type: ignore[arg-type]
 
-    monkeypatch.setitem(single._WRITERS, ".safetensors", slowly)
+    write_safetensors_with(monkeypatch, slowly)
     result = convert_one(tmp_path, existing, ".safetensors")
     assert result.outcome == "skipped"
     assert "exists" in result.reason
@@ -192,7 +193,7 @@ def test_what_fails_half_way_leaves_the_old_pair(fails: str, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     if fails == "writing the file":
-        monkeypatch.setitem(single._WRITERS, ".safetensors", full)
+        write_safetensors_with(monkeypatch, full)
     elif fails == "verification":
         monkeypatch.setattr(single, "verify_equal", full)
     elif fails == "writing the state":

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import hnloader
 from hnloader import CorruptFileError, HypernetworkError, OtherModelError, UnknownFormatError
-from hnloader.conversion import check, convert, single
+from hnloader.conversion import check, convert
 from hnloader.errors import VerificationError
+from hnloader.formats.registry import format_named
 from tests.support.builders import (
     ACTIVATIONS,
     ERAS,
@@ -31,6 +32,7 @@ from tests.support.builders import (
     worst_error,
     write,
 )
+from tests.support.formats import write_safetensors_with
 from tests.support.paths import GOLDENS
 
 # softmax, softmin and logsoftmax run over torch's implicit dimension, as the originals' do.
@@ -243,7 +245,8 @@ def test_a_result_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
     source = write(tmp_path / "style.pt", simple_tree(8))
     target = tmp_path / "style.safetensors"
     target.write_text("older")
-    real = single._WRITERS[".safetensors"]
+    real = format_named("safetensors").write
+    assert real is not None
 
     def spoiled(outgoing: object, path: Path) -> None:
         real(outgoing, path)  # type: ignore[arg-type]
@@ -251,7 +254,7 @@ def test_a_result_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
         data[-1] ^= 1
         path.write_bytes(data)
 
-    monkeypatch.setitem(single._WRITERS, ".safetensors", spoiled)
+    write_safetensors_with(monkeypatch, spoiled)
     with pytest.raises(VerificationError, match="differs from the source"):
         convert(source, target)
     assert target.read_text() == "older"
@@ -375,7 +378,7 @@ def test_files_that_cannot_be_converted(tmp_path: Path) -> None:
         (write(tmp_path / "lora.pt", {"x.lora_up.weight": torch.zeros(2)}), tmp_path / "a.pt", OtherModelError, "LoRA"),
         (write(tmp_path / "nan.pt", nan), tmp_path / "a.pt", CorruptFileError, "NaN or infinite"),
         (tmp_path / "all.hns", tmp_path / "a.pt", OtherModelError, "hnloader merge"),
-        (good, tmp_path / "a.ckpt", UnknownFormatError, ".pt or .safetensors was expected"),
+        (good, tmp_path / "a.ckpt", UnknownFormatError, "Use .safetensors or .pt."),
         (good, tmp_path / "folder.pt", HypernetworkError, "is a folder"),
         (good, tmp_path / "missing" / "a.pt", HypernetworkError, "cannot write"),
         (good, tmp_path / ("n" * 300 + ".pt"), HypernetworkError, "cannot write"),
@@ -397,7 +400,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(single._WRITERS, ".safetensors", full)
+    write_safetensors_with(monkeypatch, full)
     with pytest.raises(HypernetworkError, match=r"cannot write .*No space left"):
         convert(source, target)
     assert target.read_text() == "older"

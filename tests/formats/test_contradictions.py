@@ -143,7 +143,7 @@ BROKEN_SIDES = {
         lambda t: t[8][0].update({"linear1.weight": torch.ones(16, 8)}),
         "twice, under its old and its new name",
     ),
-    "one side": (lambda t: t.update({8: (t[8][0],)}), "8 holds a tuple of 1; a pair of state dicts"),
+    "one side": (lambda t: t.update({8: (t[8][0],)}), "8 holds a tuple of 1"),
     "three sides": (lambda t: t.update({8: (*t[8], t[8][0])}), "a tuple of 3"),
     "a side that is none": (lambda t: t.update({8: (t[8][0], None)}), "a pair of state dicts"),
     "a tensor as the pair": (lambda t: t.update({8: torch.ones(2)}), "a pair of state dicts"),
@@ -155,7 +155,7 @@ BROKEN_SIDES = {
     "True as a width": (lambda t: t.update({True: t[8]}), "key 'True'"),
     "a decimal as a width": (lambda t: t.update({8.5: t[8]}), r"key '8\.5'"),
     "None as a key": (lambda t: t.update({None: 1}), "key 'None'"),
-    "bytes as a key": (lambda t: t.update({b"x": 1}), "neither a width nor text"),
+    "bytes as a key": (lambda t: t.update({b"x": 1}), "key \"b'x'\""),
 }
 
 

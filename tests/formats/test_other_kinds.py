@@ -238,8 +238,8 @@ BYTES: dict[str, tuple[bytes, str, str]] = {
     "zeros": (bytes(5000), "a file of zeros", "Get it again"),
     "a program": (b"MZ\x90\x00" + bytes(100), "a Windows program", "do not run it"),
     "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(100), "a GGUF", ""),
-    "noise": (bytes(range(255, 1, -1)), "no format that is known here", ".safetensors or .hns"),
-    "a plain pickle": (b"\x80\x04}\x94\x8c\x01a\x94K\x01s.", "not written by torch.save", "not a hypernetwork"),
+    "noise": (bytes(range(255, 1, -1)), "unknown format", ".safetensors, .pt, .hns"),
+    "a plain pickle": (b"\x80\x04}\x94\x8c\x01a\x94K\x01s.", "not written by torch.save", "pickle"),
 }
 
 

@@ -75,7 +75,7 @@ def test_later_words_win_and_nested_ones_leave_their_neighbours(tmp_path: Path) 
         ({}, "model is missing"),
         ({"model": "a"}, "images is missing"),
         ({"model": "a", "images": "b"}, "output is missing"),
-        ({"model": "a", "images": "b", "output": "c.ckpt"}, r"ending in .pt or .safetensors"),
+        ({"model": "a", "images": "b", "output": "c.ckpt"}, r".safetensors"),
         ({"hypernetwork.layer_structure": [1, 2]}, "begins and ends with 1"),
         ({"hypernetwork.activation": "relux"}, "relu"),
         ({"learning_rate": "fast"}, "a number, or pieces"),

@@ -21,7 +21,7 @@ from hnloader.ui import jobs
 from hnloader.ui.catalog import Catalog
 from hnloader.ui.page_host import Host
 from hnloader.ui.pages import fields
-from hnloader.ui.pages.convert_page import _ALL, _BESIDE, _SAFETENSORS, _Convert
+from hnloader.ui.pages.convert_page import _ALL, _BESIDE, _Convert
 from hnloader.ui.protection import Protection
 from tests.support.builders import simple_tree, write
 
@@ -111,7 +111,7 @@ def test_the_page_converts_nothing_where_the_disk_would_be_full(tmp_path: Path, 
     write(tmp_path / "ink.pt", simple_tree())
     page = _Convert(Host(lambda: [tmp_path], lambda: tmp_path), Catalog(lambda: [tmp_path]))
     monkeypatch.setattr(files.shutil, "disk_usage", lambda place: SimpleNamespace(free=files.RESERVE))
-    shown = list(page.run(_ALL, None, _SAFETENSORS, _BESIDE, "leave it", False))
+    shown = list(page.run(_ALL, None, "safetensors", _BESIDE, "leave it", False))
     assert len(shown) == 1 and "are to stay free" in shown[0][1]
     assert [path.name for path in tmp_path.iterdir()] == ["ink.pt"]
 

@@ -31,7 +31,7 @@ from hnloader.conversion.lora.writing import describe, name_style, named_tensors
 from hnloader.errors import HypernetworkError, NoMatchingSitesError
 from hnloader.families import families_of
 from hnloader.files import check_free, read_regular, replacing_together, same_file
-from hnloader.formats.hns import files_of
+from hnloader.formats.reading import files_of
 from hnloader.inspection import FileInfo
 from hnloader.network import SIDES, Hypernetwork, SideName
 
@@ -186,8 +186,8 @@ def _loaded(
     items: Item | Sequence[Item], strength: Strength
 ) -> tuple[list[Application], list[dict[str, object]], list[Path]]:
     """The applications with their hypernetworks loaded, what the metadata say of each, and their files."""
-    from hnloader.formats import load
     from hnloader.inspection import inspect
+    from hnloader.loading import load
 
     single = isinstance(items, (Hypernetwork, Application, str, os.PathLike)) or (
         isinstance(items, tuple) and len(items) == 2 and isinstance(items[1], (int, float, dict))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_room
+from hnloader.formats.registry import default_format, writable_formats
 from hnloader.ui import jobs, markup
 from hnloader.ui.compat import html, listen, make, update
 from hnloader.ui.pages.choices import choices, chosen_files
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
 _CHOSEN, _ALL = "chosen files", "all files of the library"
 _BESIDE, _ELSEWHERE = "beside each file", "in a folder of their own"
-_SAFETENSORS, _PT, _LORA = "safetensors", "pt (webuis)", "LoRA"
-_SUFFIXES = {_SAFETENSORS: ".safetensors", _PT: ".pt", _LORA: "-lora.safetensors"}
+_LORA = "LoRA"
 _EXISTING = {"leave it": "skip", "number the new one": "rename", "replace it": "overwrite"}
 # A longer table would make the page slow; what failed stands first.
 _MOST_ROWS = 300
@@ -88,7 +88,7 @@ class _Convert:
     def _plan(self, scope: str, labels: list[str] | None, target: str, place: str) -> Plan:
         from hnloader.conversion.planning import plan as make_plan
 
-        if target not in _SUFFIXES:
+        if target not in _targets():
             raise HypernetworkError(f"There is no format {target!r}.")
         chosen = [entry.path for entry in chosen_files(self.catalog, labels)] if scope == _CHOSEN else []
         if scope == _CHOSEN and not chosen:
@@ -97,7 +97,7 @@ class _Convert:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
         paths = chosen or [folder for folder in self.catalog.folders() if folder.is_dir()]
-        plan = make_plan(paths, suffix=_SUFFIXES[target], out=out)
+        plan = make_plan(paths, suffix=_targets()[target], out=out)
         for folder in (out,) if out is not None else {job.target.parent for job in plan.jobs}:
             check_room(folder, plan.size)
         return plan
@@ -129,7 +129,7 @@ class _Convert:
         if target != _LORA:
             from hnloader.conversion.to_format import ToFormat
 
-            return ToFormat(_SUFFIXES[target]), min(4, os.cpu_count() or 1)
+            return ToFormat(_targets()[target]), min(4, os.cpu_count() or 1)
         if self.host.lora_base is None:
             raise HypernetworkError("LoRA needs diffusers, which is not here.")
         from hnloader.conversion.lora.base import open_base
@@ -189,15 +189,20 @@ class _Convert:
         return result.label
 
 
+def _targets() -> dict[str, str]:
+    """Return how results end, by the label of each format."""
+    return {one.label: one.suffix for one in writable_formats()} | {_LORA: "-lora.safetensors"}
+
+
 def build(host: Host, catalog: Catalog, root: Any) -> ConvertPage:
     """Make the page within the open gradio context."""
     page = _Convert(host, catalog)
-    targets = [target for target in _SUFFIXES if target != _LORA or host.lora_base is not None]
+    targets = [target for target in _targets() if target != _LORA or host.lora_base is not None]
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
             scope = make("Radio", label="What", choices=[_CHOSEN, _ALL], value=_CHOSEN, elem_id="hnl-convert-scope")
             files = make("Dropdown", label="Files", choices=[], value=[], multiselect=True, elem_id="hnl-convert-files")
-            target = make("Radio", label="To", choices=targets, value=_SAFETENSORS, elem_id="hnl-convert-to")
+            target = make("Radio", label="To", choices=targets, value=default_format().label, elem_id="hnl-convert-to")
             place = make("Radio", label="Where", choices=[_BESIDE, _ELSEWHERE], value=_BESIDE)
             existing = make("Radio", label="Where a file is there already", choices=list(_EXISTING), value="leave it")
             report = make("Checkbox", label="Save a report (CSV) where images are saved", value=False)

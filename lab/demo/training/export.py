@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from hnloader.formats import save
+from hnloader.loading import save
 from hnloader.network import Hypernetwork
 from lab.demo.training.text import write_tokenizer
 

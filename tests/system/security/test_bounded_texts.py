@@ -26,8 +26,8 @@ OWN = {
     "hnloader/conversion/lora/names.py": {"name"},
     "hnloader/conversion/verification.py": {"one", "two"},  # floats
     "hnloader/conversion/reports.py": {"suffix"},
-    "hnloader/conversion/single.py": {"suffix", "name"},
-    "hnloader/formats/__init__.py": {"suffix"},
+    "hnloader/conversion/single.py": {"name"},
+    "hnloader/formats/registry.py": {"suffix", "name", "self.name", "file_format.name"},
     "hnloader/formats/hns.py": {"mark", "name", "text", "float(strength)"},  # which are written into a file
     "hnloader/prompt.py": {"float(value)"},
     "hnloader/conversion/merging.py": {"mode", "dtype"},

@@ -164,7 +164,7 @@ def test_a_member_of_a_composition_with_a_nul_is_missing(tmp_path: Path) -> None
     (tmp_path / "odd.hns").write_text(r"['a\0b', 'c']")
     with pytest.raises(HypernetworkNotFoundError):
         hnloader.load(tmp_path / "odd.hns")
-    assert hns.SUFFIX == ".hns"
+    assert hns.FORMAT.suffixes == (".hns",)
 
 
 # -- headers of requests

@@ -265,7 +265,7 @@ def test_attributes_that_change_what_a_dict_shows_are_refused() -> None:
 
 
 def test_a_file_that_begins_as_a_pickle_is_followed_whatever_its_format(tmp_path: Path) -> None:
-    from hnloader.formats.readings import check_one_reading
+    from hnloader.formats.ambiguity import check_one_reading
 
     with open_source(io.BytesIO(b"\x80\x02" + CALL + b".")) as source, pytest.raises(UnsafeFileError):
         check_one_reading(source)

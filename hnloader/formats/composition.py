@@ -1,0 +1,162 @@
+"""Compositions: hypernetworks that a file combines by name, one after the other or side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hnloader.affine import AffineMap
+from hnloader.errors import CorruptFileError
+from hnloader.formats.source import Source
+from hnloader.network import Hypernetwork, Side, SideName
+
+__all__ = ["Composed", "Composition", "Member", "Structure", "all_widths", "build_composition"]
+
+MAX_WIDTHS = 64  # of all members; the known models have 8
+
+
+@dataclass(frozen=True)
+class Member:
+    """A hypernetwork by name, or a structure, at a strength from 0 to 1."""
+
+    of: str | Structure
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Members one after the other (`weights` is None), or side by side with weights that add up to 1."""
+
+    members: tuple[Member, ...]
+    weights: tuple[float, ...] | None = None
+
+    def names(self) -> list[str]:
+        """Return the names of the hypernetworks in it, each once, in order."""
+        found: list[str] = []
+        for member in self.members:
+            found += [member.of] if isinstance(member.of, str) else member.of.names()
+        return list(dict.fromkeys(found))
+
+    def unfolded(self, sizes: Mapping[str, int]) -> int:
+        """Return the number of members, each as often as it is mentioned; `sizes` has the number for each name."""
+        return sum(
+            sizes[member.of] if isinstance(member.of, str) else member.of.unfolded(sizes) for member in self.members
+        )
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a composition file holds: the structure, its text, and the program whose format it is."""
+
+    structure: Structure
+    text: str
+    program: str
+
+
+class Composed(Side):
+    """One side of a composition for one width. Members without the width leave the context unchanged.
+
+    At strength 1 it computes the composition. Other strengths interpolate between the context and that result; the
+    original program ignores the strength of a tag for these files.
+    """
+
+    def __init__(
+        self, width: int, sides: list[Side], strengths: list[float], weights: tuple[float, ...] | None
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.members = nn.ModuleList(sides)
+        self.strengths = strengths
+        self.weights = weights
+
+    def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
+        """Return the changed context; at strength 1 exactly the members' result, without further rounding."""
+        return self._composed(x) if strength == 1 else super().forward(x, strength)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return what the composition adds to `x` [..., width] at strength 1."""
+        return self._composed(x) - x
+
+    def _composed(self, x: Tensor) -> Tensor:
+        if self.weights is None:
+            result = x
+            for side, strength in zip(self.members, self.strengths, strict=True):
+                result = side(result, strength) if strength else result
+            return result
+        parts = zip(self.members, self.strengths, self.weights, strict=True)
+        total = sum((side(x, strength) if strength else x) * weight for side, strength, weight in parts)
+        assert isinstance(total, Tensor)
+        return total
+
+    def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
+        """Return the members' maps composed; None if a member has none. See `Side.affine_map`."""
+        maps = [side.affine_map(dtype, device) for side in self.members if isinstance(side, Side)]
+        if any(each is None for each in maps):
+            return None
+        identity = AffineMap.identity(self.width, dtype, device)
+        applied = [identity + each.scaled(s) for each, s in zip(maps, self.strengths, strict=True) if each is not None]
+        if self.weights is None:
+            result = identity
+            for each in applied:
+                result = result.then(each)
+            return result - identity
+        result = AffineMap.zero(self.width, dtype, device)
+        for each, weight in zip(applied, self.weights, strict=True):
+            result = result + each.scaled(weight)
+        return result - identity
+
+
+class Unchanged(Side):
+    """The side of a member without the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return zeros of the shape of `x`."""
+        return x.new_zeros(x.shape)
+
+    def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
+        """Return the zero map."""
+        return AffineMap.zero(self.width, dtype, device)
+
+
+def build_composition(source: Source, found: Composition, members: dict[str, Hypernetwork]) -> Hypernetwork:
+    """Build the hypernetwork of a composition from its members."""
+    widths = all_widths(source, [member.widths for member in members.values()])
+    sides = {
+        width: (_composed(found.structure, members, width, "k"), _composed(found.structure, members, width, "v"))
+        for width in widths
+    }
+    return Hypernetwork(
+        sides,
+        name=source.stem,
+        metadata={"structure": found.text, "members": {name: member.metadata for name, member in members.items()}},
+        variant="composition",
+    )
+
+
+def all_widths(source: Source, members: Iterable[Iterable[int]]) -> tuple[int, ...]:
+    """Return the widths of the members, each once. Raises CorruptFileError for more than any model has."""
+    widths = tuple(dict.fromkeys(width for member in members for width in member))
+    if len(widths) > MAX_WIDTHS:
+        raise CorruptFileError(
+            f"{source.label}: the members have {len(widths):,} widths, more than {MAX_WIDTHS}. "
+            "Leave out members that fit no model."
+        )
+    return widths
+
+
+def _composed(structure: Structure, members: dict[str, Hypernetwork], width: int, side: SideName) -> Side:
+    def built(of: str | Structure) -> Side:
+        if isinstance(of, Structure):
+            return _composed(of, members, width, side)
+        member = members[of]
+        return member.side(width, side) if width in member.widths else Unchanged(width)
+
+    sides = [built(member.of) for member in structure.members]
+    return Composed(width, sides, [member.strength for member in structure.members], structure.weights)

@@ -1,0 +1,147 @@
+"""A new format is one module; everything else asks the registry for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import hnloader
+from hnloader import UnknownFormatError
+from hnloader.cli.app import app
+from hnloader.formats import registry
+from hnloader.formats.contents import Contents
+from hnloader.formats.registry import FileFormat, format_named, formats, register, suffixes
+from hnloader.library import Library
+from hnloader.scanning import scan
+
+# The whole of a format: what a contributor would put into hnloader/formats/toy.py.
+MODULE = """
+from hnloader.formats.contents import Contents, all_named_tensors
+from hnloader.formats.registry import FileFormat
+from hnloader.network import SIDES
+import io, torch
+
+def detect(source):
+    return source.head.startswith(b"TOY1")
+
+def read(source):
+    lines = source.read(0, source.size).decode().splitlines()
+    tensors = {}
+    for line in lines[1:]:
+        width, side, name, shape, values = line.split(";")
+        sizes = [int(size) for size in shape.split(",")]
+        tensor = torch.tensor([float(value) for value in values.split(",")]).reshape(sizes)
+        tensors.setdefault((int(width), side), {})[name] = Entry(tensor)
+    sides, old_names = all_named_tensors(tensors)
+    return Contents(source.label, "toy", "text", "toy maker", "first", {}, sides, old_names, lambda entry: entry.tensor)
+
+class Entry:
+    def __init__(self, tensor):
+        self.tensor, self.shape, self.dtype, self.count = tensor, tuple(tensor.shape), "float32", tensor.numel()
+
+def write(outgoing, path):
+    lines = ["TOY1"]
+    for width in outgoing.widths:
+        for side in SIDES:
+            for name, lazy in outgoing.sides[width, side].items():
+                values = ",".join(repr(value) for value in lazy.get().flatten().tolist())
+                lines.append(f"{width};{side};{name};{','.join(map(str, lazy.shape))};{values}")
+    path.write_text(chr(10).join(lines))
+
+FORMAT = FileFormat(name="toy", label="toy", suffixes=(".toy",), detect=detect, read=read, write=write)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileFormat]:
+    """Put one module into the package of the formats."""
+    import hnloader.formats
+
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "toy.py").write_text(MODULE)
+    monkeypatch.setattr(hnloader.formats, "__path__", [*hnloader.formats.__path__, str(folder)])
+    registry._built_in.cache_clear()
+    yield format_named("toy")
+    registry._built_in.cache_clear()
+
+
+@pytest.fixture
+def small() -> hnloader.Hypernetwork:
+    torch.manual_seed(0)
+    return hnloader.Hypernetwork.new((4,), hnloader.Architecture())
+
+
+def test_one_new_module_is_loaded_inspected_listed_converted_and_saved(
+    toy: FileFormat, small: hnloader.Hypernetwork, tmp_path: Path
+) -> None:
+    file = tmp_path / "library" / "small.toy"
+    file.parent.mkdir()
+    hnloader.save(small, file)
+    assert_same_tensors(hnloader.load(file), small)
+    info = hnloader.inspect(file)
+    assert (info.format, info.container, info.widths) == ("toy", "text", (4,))
+    assert Library([file.parent]).find("small") == file
+    assert scan(file).verdict == "safe"
+    for suffix in (".pt", ".safetensors"):
+        other = tmp_path / f"other{suffix}"
+        assert hnloader.convert(file, other).verified
+        back = tmp_path / f"back{suffix}.toy"
+        hnloader.convert(other, back, verify=False)
+        assert_same_tensors(hnloader.load(back), small)
+
+
+def test_the_command_line_and_the_page_offer_a_new_format(
+    toy: FileFormat, small: hnloader.Hypernetwork, tmp_path: Path
+) -> None:
+    from hnloader.ui.pages import convert_page
+
+    hnloader.save(small, tmp_path / "small.pt")
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "small.pt"), "--to", "toy", "--no-verification"])
+    assert result.exit_code == 0, result.output
+    assert_same_tensors(hnloader.load(tmp_path / "small.toy"), small)
+    assert convert_page._targets()["toy"] == ".toy"
+
+
+def test_a_composition_finds_members_of_a_new_format(
+    toy: FileFormat, small: hnloader.Hypernetwork, tmp_path: Path
+) -> None:
+    hnloader.save(small, tmp_path / "small.toy")
+    (tmp_path / "both.hns").write_text("[small, small]")
+    assert hnloader.inspect(tmp_path / "both.hns").members == (tmp_path / "small.toy",)
+
+
+def test_a_format_is_registered_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", [])
+    mine = FileFormat(name="mine", label="mine", suffixes=(".mine",), detect=lambda source: False, read=_unread)
+    register(mine)
+    assert mine in formats()
+    assert ".mine" in suffixes()
+    with pytest.raises(UnknownFormatError):  # it is only read
+        registry.format_to_write(Path("a.mine"))
+    with pytest.raises(ValueError):
+        register(mine)
+
+
+def test_a_format_holds_weights_or_a_composition() -> None:
+    with pytest.raises(ValueError):
+        FileFormat(name="neither", label="neither", suffixes=(".none",), detect=lambda source: False)
+
+
+def test_the_library_prefers_safetensors_then_pt_then_hns() -> None:
+    assert suffixes()[:3] == (".safetensors", ".pt", ".hns")
+    assert suffixes(weights_only=True)[:2] == (".safetensors", ".pt")
+
+
+def _unread(source: object) -> Contents:
+    raise AssertionError
+
+
+def assert_same_tensors(found: hnloader.Hypernetwork, expected: hnloader.Hypernetwork) -> None:
+    ours, theirs = found.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
