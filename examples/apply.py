@@ -9,7 +9,7 @@ from hnloader.demo import hypernetwork_paths, pipeline_folder
 PROMPT = "a large red circle in the center on a white background"
 
 # Replace the folder with your own model, and the path with your own `.pt` or `.safetensors` file.
-pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder()).to(torch.float32)
+pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder(), dtype=torch.float32)
 style = hnloader.load(hypernetwork_paths()["outline"])
 
 with hnloader.attach(pipe, style) as attachment:

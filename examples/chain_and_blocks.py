@@ -8,7 +8,7 @@ from hnloader.demo import hypernetwork_paths, pipeline_folder
 
 PROMPT = "a large red circle in the center on a white background"
 
-pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder()).to(torch.float32)
+pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder(), dtype=torch.float32)
 paths = hypernetwork_paths()
 
 chain = [

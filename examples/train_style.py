@@ -32,7 +32,7 @@ result = hnloader.train(
 )
 print(f"{result.output}: {result.step} steps, {result.why}")
 
-pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder()).to(torch.float32)
+pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder(), dtype=torch.float32)
 with hnloader.attach(pipe, result.output):
     generator = torch.Generator().manual_seed(1)
     pipe(PROMPT, num_inference_steps=20, guidance_scale=3, generator=generator).images[0].save("blueprint.png")
