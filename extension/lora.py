@@ -17,7 +17,7 @@ from .runtime import Extension
 
 
 class WebuiDenoiser:
-    """See `hnloader.conversion.lora.running.Denoiser`. Each call is a job of the webui; others go between them."""
+    """See `hnloader.conversion.lora.model_runner.Denoiser`. Each call is a job of the webui; others go between them."""
 
     def __init__(self, extension: Extension, generator: WebuiGenerator) -> None:
         self._host, self._generator = extension.host, generator

@@ -47,7 +47,7 @@ from hnloader.errors import (
 if TYPE_CHECKING:
     from hnloader.attention.attach import Application, Attachment, attach, attachments
     from hnloader.conversion import Converted, convert
-    from hnloader.conversion.lora import LoraExport, to_lora
+    from hnloader.conversion.lora import LoraExport, LoraOptions, export_lora
     from hnloader.conversion.merging import Merged, merge
     from hnloader.inspection import FileInfo, inspect
     from hnloader.loading import load, save
@@ -70,6 +70,7 @@ __all__ = [
     "HypernetworkError",
     "HypernetworkNotFoundError",
     "LoraExport",
+    "LoraOptions",
     "Merged",
     "MissingExtraError",
     "ModelError",
@@ -86,11 +87,11 @@ __all__ = [
     "attach",
     "attachments",
     "convert",
+    "export_lora",
     "inspect",
     "load",
     "merge",
     "save",
-    "to_lora",
     "train",
 ]
 
@@ -98,7 +99,7 @@ __all__ = [
 _LAZY = {
     "hnloader.attention": ("Application", "Attachment", "attach", "attachments"),
     "hnloader.conversion": ("Converted", "convert"),
-    "hnloader.conversion.lora": ("LoraExport", "to_lora"),
+    "hnloader.conversion.lora": ("LoraExport", "LoraOptions", "export_lora"),
     "hnloader.conversion.merging": ("Merged", "merge"),
     "hnloader.inspection": ("FileInfo", "inspect"),
     "hnloader.loading": ("load", "save"),

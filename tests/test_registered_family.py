@@ -98,8 +98,11 @@ def test_messages_name_the_family() -> None:
 
 def test_a_lora_has_the_names_of_the_family(tmp_path: Path) -> None:
     save_file(model_of_the_family().state_dict(), tmp_path / "model.safetensors")
-    made = hnloader.to_lora(
-        hypernetwork(), tmp_path / "model.safetensors", tmp_path / "style-lora.safetensors", kind="lycoris"
+    made = hnloader.export_lora(
+        hypernetwork(),
+        tmp_path / "model.safetensors",
+        tmp_path / "style-lora.safetensors",
+        hnloader.LoraOptions(kind="lycoris"),
     )
     with safe_open(made.path, framework="pt") as file:
         metadata, names = file.metadata(), list(file.keys())

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from hnloader.cli import convert_command, inspect_command, reporting, scan_command, streams
+from hnloader.cli import conversion_run, inspect_command, reporting, scan_command, streams
 from hnloader.cli.compare_command import compare
 from hnloader.cli.convert_command import convert
 from hnloader.cli.dataset_command import app as dataset_app
 from hnloader.cli.demo_command import demo
 from hnloader.cli.explain_command import explain
+from hnloader.cli.export_lora_command import export_lora
 from hnloader.cli.generate_command import generate
 from hnloader.cli.inspect_command import inspect
 from hnloader.cli.merge_command import merge
@@ -33,7 +34,8 @@ app = typer.Typer(
 )
 app.command("inspect", epilog=inspect_command.EXIT_CODES)(inspect)
 app.command("scan", epilog=scan_command.EXIT_CODES)(scan)
-app.command("convert", epilog=convert_command.EXIT_CODES)(convert)
+app.command("convert", epilog=conversion_run.EXIT_CODES)(convert)
+app.command("export-lora", epilog=conversion_run.EXIT_CODES)(export_lora)
 for _verb in (merge, generate, explain, train, compare, demo, ui):
     app.command(_verb.__name__, epilog=reporting.exit_codes())(_verb)
 app.add_typer(dataset_app, name="dataset")

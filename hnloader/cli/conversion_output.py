@@ -1,4 +1,4 @@
-"""What `hnloader convert` shows while it runs, and at its end."""
+"""The output of `hnloader convert` and `hnloader export-lora`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from hnloader.conversion.planning import Plan
     from hnloader.conversion.results import Outcome, Result
 
-# Up to this many files each one has a line of its own.
+# Number of files that have a line each.
 _FEW = 20
-# Of files that were skipped for one reason, or that a note is about, this many are named.
+# Number of files to name that share a reason or a note.
 _NAMED = 3
-# Of notes on single files, this many are shown; a report has them all.
+# Number of notes to show; a report has them all.
 _NOTES = 20
-# How often a line tells the progress where no bar can be drawn.
+# Interval between lines of progress without a terminal.
 _LINE_EVERY = 10.0  # seconds
 
 _STYLES: dict[Outcome, str] = {
@@ -39,7 +39,7 @@ _STYLES: dict[Outcome, str] = {
 
 
 class Progress:
-    """A bar with rate and time left on a terminal; elsewhere a line every ten seconds."""
+    """A bar with rate and time left; without a terminal, a line every ten seconds."""
 
     def __init__(self, doing: str, plan: Plan) -> None:
         self._doing = doing
@@ -47,7 +47,7 @@ class Progress:
         self._size = max(plan.size, 1)
         self._done_files = 0
         self._done_size = 0
-        self._began = self._told = time.monotonic()
+        self._began = self._shown = time.monotonic()
         self._stack = contextlib.ExitStack()
         self._settled = len(plan.settled)
 
@@ -66,16 +66,16 @@ class Progress:
             stderr().print(Text(f"{self._done_files:,} files in {_duration(elapsed)}, {rate}/s", "dim"))
 
     def add(self, result: Result) -> None:
-        """Count one more file."""
-        if self._settled:  # these come first, and are no work
+        """Count a file."""
+        if self._settled:  # they come first, without work
             self._settled -= 1
             return
         self._done_files += 1
         self._done_size += result.size
         self._show(self._done_size, self._size, self._text())
         now = time.monotonic()
-        if not stderr().is_terminal and now - self._told >= _LINE_EVERY:
-            self._told = now
+        if not stderr().is_terminal and now - self._shown >= _LINE_EVERY:
+            self._shown = now
             stderr().print(Text(f"{self._text()}, {_duration(self._left())} left"))
 
     def _text(self) -> str:
@@ -88,10 +88,10 @@ class Progress:
 
 
 def show_results(results: Sequence[Result]) -> None:
-    """Every file that failed with its reason, the skipped ones by reason, and a table of counts."""
+    """Show each failed file, skipped files by reason, and a table of counts."""
     ordered = sorted(results, key=lambda result: str(result.source))
     if not ordered:
-        stderr().print(Text("No .pt, .safetensors or .hns file was found.", "yellow"))
+        stderr().print(Text("Found no .pt, .safetensors or .hns file.", "yellow"))
         return
     _show_good(ordered)
     _show_skipped(ordered)
@@ -104,7 +104,7 @@ def show_results(results: Sequence[Result]) -> None:
 
 
 def _show_good(results: Sequence[Result]) -> None:
-    """What became of sound files: all of them where they are few or nothing was written, else the odd names."""
+    """Show all sound files if they are few, otherwise those with a reason."""
     good = [result for result in results if result.outcome not in ("skipped", "failed")]
     few = len(good) <= _FEW
     for result in good:
@@ -135,26 +135,25 @@ def _show_skipped(results: Sequence[Result]) -> None:
 
 
 def _show_notes(results: Sequence[Result]) -> None:
-    """What the converter has to say about files that it converted, the same about several said once."""
+    """Show the notes of converted files, equal ones once."""
     by_text: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        told = result.details.get("notes")
-        for text in told if isinstance(told, list) else ():
+        notes = result.details.get("notes")
+        for text in notes if isinstance(notes, list) else ():
             by_text[text].append(result)
     for text, about in list(by_text.items())[:_NOTES]:
         note(f"{_names(about)}: {text}")
     if len(by_text) > _NOTES:
-        note(f"{len(by_text) - _NOTES:,} more such notes; --report has them all.")
+        note(f"{len(by_text) - _NOTES:,} more notes like these: --report lists them all.")
 
 
 def _names(results: Sequence[Result]) -> str:
-    """The first few, and how many more there are."""
+    """Return the first names, and the number of others."""
     more = f" and {len(results) - _NAMED:,} more" if len(results) > _NAMED else ""
     return ", ".join(clean(result.label) for result in results[:_NAMED]) + more
 
 
 def _labeled(result: Result) -> Text:
-    """`name: what is wrong with it`."""
     return Text.assemble((clean(result.label), "bold"), f": {clean(result.brief_reason)}")
 
 

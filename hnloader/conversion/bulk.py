@@ -1,7 +1,7 @@
-"""Converting many files: several at once, one bad file never stopping the others, going on where a run was killed.
+"""Convert many files: several at once, whatever happens to one of them, resuming where an earlier run was killed.
 
-plan = hnloader.conversion.planning.plan(["old-files/"], suffix=".safetensors")
-for result in convert_many(plan, ToFormat(".safetensors")):
+files = hnloader.conversion.planning.plan(["old-files/"], suffix=".safetensors")
+for result in convert_many(files, ToFormat(".safetensors")):
     print(result.label, result.outcome, result.reason)
 """
 
@@ -17,55 +17,50 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 from hnloader.conversion.planning import Job, Plan, folded, numbered
 from hnloader.conversion.results import Outcome, Result
 from hnloader.errors import ExistingFileError, HypernetworkError, OtherModelError
 from hnloader.files import remove_leftovers, same_file
 
+__all__ = ["Converter", "OnExisting", "convert_many", "dry_run", "verify_many"]
+
 OnExisting = Literal["skip", "overwrite", "rename"]
 
-# How often a run looks whether it is cancelled while it waits for its workers.
+# Interval between looks at the cancel event.
 _POLL = 0.1  # seconds
 
 
 class Converter(Protocol):
-    """What turns one file into another. Called from several threads at once."""
+    """Converts one file into another. Called from several threads at once."""
 
-    @property
-    def suffix(self) -> str:
-        """How targets end: ".safetensors", "-lora.safetensors"."""
+    def convert(self, source: Path, target: Path, *, overwrite: bool) -> Mapping[str, object]:
+        """Write `target` completely or not at all. Returns facts for a report, as plain values.
 
-    def convert(self, source: Path, target: Path) -> Mapping[str, object]:
-        """Write `target`, all at once or not at all, replacing what is there; tell about it in plain values.
+        A converter that takes long may raise KeyboardInterrupt when its run is cancelled; the file then counts as not
+        begun.
 
-        Raises HypernetworkError (OtherModelError for a sound model that is no hypernetwork). One that takes long
-        may raise KeyboardInterrupt when it finds its run cancelled; the file then counts as not begun.
+        Raises:
+            ExistingFileError: A file exists or appears meanwhile, and `overwrite` is False.
+            OtherModelError: The source is a sound model of another kind.
+            HypernetworkError: The source or the target cannot be used.
         """
 
-    def look(self, source: Path) -> None:
-        """Raise what `convert` would, as far as the header shows it. For dry runs."""
-
-    def made(self, source: Path, target: Path) -> bool:
-        """Whether `target`, which exists, is whole and what `convert` would write from `source` as it is now."""
-
-    def came_from(self, file: Path, source: Path) -> bool:
-        """Whether `file`, which may be damaged or of another kind, states that it was made from `source`."""
-
-    def check(self, source: Path, target: Path) -> Mapping[str, object]:
-        """Compare an existing `target` with its source; raises HypernetworkError where they differ."""
-
-
-@runtime_checkable
-class Careful(Protocol):
-    """A `Converter` that can be told to replace nothing, and may write a second file beside its target."""
-
-    def keeping(self) -> Converter:
-        """Return one that raises ExistingFileError rather than replace a file, also one that appears meanwhile."""
+    def check_source(self, source: Path) -> None:
+        """Raise the errors of `convert` that the header of the source shows. For dry runs."""
 
     def is_free(self, source: Path, target: Path) -> bool:
-        """Return whether nothing stands where the result of `source` would be written."""
+        """Return True if `convert` would replace no file."""
+
+    def is_current(self, source: Path, target: Path) -> bool:
+        """Return True if `target`, which exists, is whole and equals what `convert` would write now."""
+
+    def came_from(self, file: Path, source: Path) -> bool:
+        """Return True if `file`, which may be damaged or of another kind, states that it was made from `source`."""
+
+    def verify(self, source: Path, target: Path) -> Mapping[str, object]:
+        """Compare an existing `target` with its source. Raises HypernetworkError if they differ."""
 
 
 def convert_many(
@@ -76,41 +71,52 @@ def convert_many(
     on_existing: OnExisting = "skip",
     cancel: threading.Event | None = None,
 ) -> Iterator[Result]:
-    """Convert the files of a plan, and yield a result for each, first for those that the plan had settled.
+    """Convert the files of a plan and yield a result for each, first for those that the plan had settled.
 
-    A target that was made from its source before is "up to date", so that a run that was killed goes on where it
-    stopped. Temporary files of killed runs are removed from the folders of the targets. Sources are never
-    written to, and a target appears under its name when it is whole.
+    A target that was made from its source before is "up to date", so a run resumes where an earlier one was killed.
+    Temporary files of killed runs are removed from the folders of the targets. Sources stay unchanged, and a target
+    appears under its name when it is complete.
 
     Args:
-        plan: which files, see `hnloader.conversion.planning.plan`.
-        converter: what turns one file into another.
-        jobs: files converted at once; each takes memory for one file.
-        on_existing: What happens where a target exists that was not made from its source, or another file that is
-            written with it: "skip" leaves them and the source alone, "overwrite" replaces them, "rename" writes
-            `ink-2` beside them. With "overwrite", targets that are up to date are written again as well.
-        cancel: once it is set, no further file is begun; those that are under way are finished and yielded.
+        plan: The files, see `hnloader.conversion.planning.plan`.
+        converter: Converts one file.
+        jobs: Number of files to convert at once; each takes memory for one file. Default: 1.
+        on_existing: What to do if a target exists that was made from something else. "skip" leaves it, "overwrite"
+            replaces it, "rename" writes `ink-2` beside it. "overwrite" also writes targets again that are up to date.
+            Default: "skip".
+        cancel: Once set, no further file is begun; those under way are finished and yielded. Default: None.
 
     Yields:
-        Results in the order in which they are done, large files first. Files that were not begun have none.
+        Results in the order of completion, large files first. Files that were not begun have none.
+
+    Example:
+        >>> import hnloader.demo, tempfile
+        >>> from hnloader.conversion.bulk import convert_many
+        >>> from hnloader.conversion.planning import plan
+        >>> from hnloader.conversion.to_format import ToFormat
+        >>> old = hnloader.demo.hypernetwork_paths().values()
+        >>> with tempfile.TemporaryDirectory() as new:
+        ...     files = plan(old, suffix=".pt", out=new)
+        ...     [result.outcome for result in convert_many(files, ToFormat(".pt"))]
+        ['converted', 'converted']
     """
     remove_leftovers(job.target.parent for job in plan.jobs)
     yield from plan.settled
     worker = _Worker(plan, converter, on_existing)
-    # The largest first, so that at the end no worker has a long file left while the others have none.
+    # Large files first, so that no worker ends with a long file while the others wait.
     largest_first = tuple(sorted(plan.jobs, key=lambda job: -job.size))
     yield from _run(largest_first, worker.convert, jobs, cancel)
 
 
-def check_many(
+def verify_many(
     plan: Plan, converter: Converter, *, jobs: int = 1, cancel: threading.Event | None = None
 ) -> Iterator[Result]:
-    """Compare the existing targets of a plan with their sources; yields as `convert_many` does, "verified" or "failed".
+    """Compare the existing targets of a plan with their sources, without writing anything.
 
-    Nothing is written.
+    Takes the arguments of `convert_many`, and yields results that are "verified" or "failed".
     """
     yield from plan.settled
-    yield from _run(plan.jobs, lambda job: _checked(job, converter), jobs, cancel)
+    yield from _run(plan.jobs, lambda job: _verified(job, converter), jobs, cancel)
 
 
 def dry_run(
@@ -121,9 +127,9 @@ def dry_run(
     on_existing: OnExisting = "skip",
     cancel: threading.Event | None = None,
 ) -> Iterator[Result]:
-    """Tell what `convert_many` would do, as far as headers show it; "planned" stands for "converted".
+    """Yield what `convert_many` would do, as far as headers show it, without writing anything.
 
-    Nothing is written.
+    Takes the arguments of `convert_many`, and yields "planned" in place of "converted".
     """
     yield from plan.settled
     worker = _Worker(plan, converter, on_existing)
@@ -138,11 +144,10 @@ def _run(
 ) -> Iterator[Result]:
     """Do the jobs in threads: most of the work is reading, hashing and writing, during which other threads run.
 
-    Processes were measured to be slower: each has to import torch first, which takes longer than converting
-    hundreds of megabytes.
+    Processes measured slower: each imports torch first, which takes longer than converting hundreds of megabytes.
     """
     if jobs < 1:
-        raise ValueError(f"jobs is {jobs}; at least 1 is needed")
+        raise ValueError(f"jobs: found {jobs}. Give at least 1.")
     left = threading.Event()  # the consumer has left
 
     def cancelled() -> bool:
@@ -153,7 +158,7 @@ def _run(
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="hnloader-convert")
     try:
         while running or (waiting and not cancelled()):
-            # Two for each thread: none waits for work, and little is begun when the run is cancelled.
+            # Two per thread: no thread waits, and little is begun when the run is cancelled.
             while waiting and len(running) < 2 * jobs and not cancelled():
                 running.add(executor.submit(_settle, work, waiting.popleft(), cancelled))
             done, running = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
@@ -166,15 +171,15 @@ def _run(
 
 
 def _settle(work: Callable[[Job], Result], job: Job, cancelled: Callable[[], bool]) -> Result | None:
-    """One job with whatever may happen in it; None when the run was cancelled before or in the midst of it."""
+    """Do one job and catch its errors; return None if the run was cancelled before or during it."""
     if cancelled():
         return None
     began = time.perf_counter()
     try:
         result = work(job)
-    except KeyboardInterrupt:  # a converter that noticed by itself that the run is cancelled
+    except KeyboardInterrupt:  # from a converter that noticed the cancellation
         return None
-    except Exception as error:  # one bad file never stops the others
+    except Exception as error:
         result = _failed(job, error)
     return replace(result, size=job.size, seconds=round(time.perf_counter() - began, 6))
 
@@ -188,8 +193,7 @@ def _failed(job: Job, error: Exception) -> Result:
         return _result(job, "skipped", str(error))
     if isinstance(error, OtherModelError):
         return Result(job.source, job.label, "skipped", reason=str(error))
-    failed = _result(job, "failed", _explained(job, error))
-    return replace(failed, error=type(error).__name__)
+    return replace(_result(job, "failed", _explained(job, error)), error=type(error).__name__)
 
 
 def _explained(job: Job, error: Exception) -> str:
@@ -197,7 +201,7 @@ def _explained(job: Job, error: Exception) -> str:
     if isinstance(error, HypernetworkError):
         return text
     if isinstance(error, MemoryError) or "allocate memory" in text or "not enough memory" in text:
-        return f"{job.label}: there is not enough memory for it; convert fewer files at once"
+        return f"{job.label}: not enough memory. Convert fewer files at once."
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or job.label}: {error.strerror}"
     return f"{job.label}: this is a bug in hnloader: {type(error).__name__}: {text}"
@@ -207,13 +211,10 @@ def _explained(job: Job, error: Exception) -> str:
 
 
 class _Worker:
-    """Does single jobs of a plan, and keeps the targets of those that run at once apart."""
+    """Does single jobs of a plan, and keeps the targets of concurrent jobs apart."""
 
     def __init__(self, plan: Plan, converter: Converter, on_existing: OnExisting) -> None:
-        self.converter = converter
-        if on_existing != "overwrite" and isinstance(converter, Careful):
-            self.converter = converter.keeping()
-        self.on_existing = on_existing
+        self.converter, self.on_existing = converter, on_existing
         self._taken = {_key(job.target) for job in plan.jobs}
         self._lock = threading.Lock()
         self._disk_was_full = False
@@ -222,10 +223,17 @@ class _Worker:
         decided = self._decide(job)
         if isinstance(decided, Result):
             return decided
-        _make_folder(decided.target)
-        self._check_space(decided)
+        target = decided.target
         try:
-            details = self.converter.convert(decided.source, decided.target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HypernetworkError(f"{target}: cannot be written: {error.strerror or error}") from error
+        # Once the disk was full, skip reading a file that cannot fit.
+        if self._disk_was_full and shutil.disk_usage(target.parent).free < job.size // 2:
+            raise HypernetworkError(f"{target}: cannot be written: {os.strerror(errno.ENOSPC)}")
+        try:
+            overwrite = self.on_existing == "overwrite"
+            details = self.converter.convert(decided.source, target, overwrite=overwrite)
         except (OSError, HypernetworkError) as error:
             self._disk_was_full |= _disk_is_full(error)
             raise
@@ -235,63 +243,47 @@ class _Worker:
         decided = self._decide(job)
         if isinstance(decided, Result):
             return decided
-        self.converter.look(decided.source)
+        self.converter.check_source(decided.source)
         return _result(decided, "planned", decided.note)
 
     def _decide(self, job: Job) -> Job | Result:
-        """The job as it is to be done, or why there is nothing to do."""
+        """Return the job to do, or the reason to do nothing."""
         if job.sibling is not None and self.converter.came_from(job.source, job.sibling):
-            return _result(job, "skipped", f"{job.label} was made from {job.sibling.name} beside it")
+            return _result(job, "skipped", f"{job.label}: made from {job.sibling.name} beside it")
         if not os.path.lexists(job.target):
-            rename = self.on_existing == "rename" and not self._is_free(job, job.target)
-            return self._renamed(job, "a file that is written with it") if rename else job
-        its_own = same_file(job.source, job.target)
-        if not its_own and self.on_existing != "overwrite" and self.converter.made(job.source, job.target):
+            if self.on_existing != "rename" or self.converter.is_free(job.source, job.target):
+                return job
+            return self._renamed(job, "a file that is written with it")
+        same = same_file(job.source, job.target)
+        if not same and self.on_existing != "overwrite" and self.converter.is_current(job.source, job.target):
             return _result(job, "up to date")
         if self.on_existing == "rename":
             return self._renamed(job, job.target.name)
-        if its_own:
-            raise HypernetworkError(f"{job.label} would be replaced by its own result; write it elsewhere")
+        if same:
+            raise HypernetworkError(f"{job.label}: the result would replace it. Write it elsewhere.")
         if os.path.isdir(job.target):  # noqa: PTH112
-            raise HypernetworkError(f"{job.target} is a folder; write {job.label} elsewhere")
+            raise HypernetworkError(f"{job.target}: this is a folder. Write {job.label} elsewhere.")
         if self.on_existing == "skip":
-            return _result(job, "skipped", f"{job.target} is there already, and was not made from this file like this")
+            return _result(job, "skipped", f"{job.target} exists, and was made from something else or another way")
         return job
-
-    def _is_free(self, job: Job, target: Path) -> bool:
-        if isinstance(self.converter, Careful):
-            return self.converter.is_free(job.source, target)
-        return not os.path.lexists(target)
 
     def _renamed(self, job: Job, existing: str) -> Job | Result:
         for target in numbered(job.target):
             with self._lock:
-                free = _key(target) not in self._taken and self._is_free(job, target)
+                free = _key(target) not in self._taken and self.converter.is_free(job.source, target)
                 if free:
                     self._taken.add(_key(target))
-            moved = replace(job, target=target, note=f"numbered, because {existing} is there already")
+            moved = replace(job, target=target, note=f"numbered, because {existing} exists")
             if free:
                 return moved
-            if os.path.lexists(target) and self.converter.made(job.source, target):
+            if os.path.lexists(target) and self.converter.is_current(job.source, target):
                 return _result(moved, "up to date")
         raise AssertionError("numbers do not end")
 
-    def _check_space(self, job: Job) -> None:
-        """Once the disk was full, a file that cannot fit is not read only to fail at its end."""
-        if self._disk_was_full and shutil.disk_usage(job.target.parent).free < job.size // 2:
-            raise HypernetworkError(f"cannot write {job.target}: {os.strerror(errno.ENOSPC)}")
-
 
 def _key(target: Path) -> str:
-    """One spelling for what some file systems take for the same name."""
+    """Return one spelling of names that some file systems take for the same."""
     return folded(str(target))
-
-
-def _make_folder(target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HypernetworkError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
@@ -302,8 +294,8 @@ def _disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def _checked(job: Job, converter: Converter) -> Result:
+def _verified(job: Job, converter: Converter) -> Result:
     if not os.path.lexists(job.target):
-        converter.look(job.source)  # what is no hypernetwork lacks nothing
-        raise HypernetworkError(f"{job.target} is missing: {job.label} was not converted")
-    return _result(job, "verified", details=converter.check(job.source, job.target))
+        converter.check_source(job.source)  # other models have no target
+        raise HypernetworkError(f"{job.target}: missing. Convert {job.label} first.")
+    return _result(job, "verified", details=converter.verify(job.source, job.target))

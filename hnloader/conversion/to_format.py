@@ -1,41 +1,39 @@
-"""Converting many files between `.pt` and `.safetensors`: what `hnloader.convert` does to one, for `bulk`."""
+"""Convert many files between `.pt` and `.safetensors`, as a converter for `hnloader.conversion.bulk`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hnloader.conversion.companions import companion_of
-from hnloader.conversion.single import OnExisting, check, convert, is_free, is_result, origin
+from hnloader.conversion.preparing import origin
+from hnloader.conversion.single import convert, is_free
+from hnloader.conversion.verification import is_result, verify
 from hnloader.errors import ExistingFileError, HypernetworkError
 from hnloader.inspection import inspect
+
+__all__ = ["ToFormat"]
 
 
 @dataclass(frozen=True)
 class ToFormat:
-    """Writes files that end in `suffix`; the other settings are those of `hnloader.convert`."""
+    """Write files that end in `suffix`, with the settings of `hnloader.convert`."""
 
     suffix: str
     normalize: bool = False
     dtype: str | None = None
-    verify: bool = True
-    overwrite: bool = True
+    verify_results: bool = True
 
-    def keeping(self) -> ToFormat:
-        """Return one that replaces nothing."""
-        return replace(self, overwrite=False)
-
-    def is_free(self, source: Path, target: Path) -> bool:
-        """Return whether neither the target exists nor the `.optim` that would be written beside it."""
-        state_file = companion_of(source)
-        return is_free(target, state_file if state_file.is_file() else None)
-
-    def convert(self, source: Path, target: Path) -> Mapping[str, object]:
-        """See `hnloader.convert`."""
-        existing: OnExisting = "overwrite" if self.overwrite else "skip"
+    def convert(self, source: Path, target: Path, *, overwrite: bool = True) -> Mapping[str, object]:
+        """See `hnloader.convert`. Returns facts for a report."""
         done = convert(
-            source, target, normalize=self.normalize, dtype=self.dtype, verify=self.verify, on_existing=existing
+            source,
+            target,
+            normalize=self.normalize,
+            dtype=self.dtype,
+            verify=self.verify_results,
+            on_existing="overwrite" if overwrite else "skip",
         )
         if done.action == "skipped":
             raise ExistingFileError(*done.notes or [f"{target} exists. Overwrite it or choose another name."])
@@ -46,24 +44,29 @@ class ToFormat:
             "source_sha256": done.source_sha256,
         }
 
-    def look(self, source: Path) -> None:
-        """Read the header, which shows all but damaged or infinite values."""
+    def check_source(self, source: Path) -> None:
+        """Read the header, which shows all but damaged and infinite values. Raises HypernetworkError."""
         origin(source)
 
-    def made(self, source: Path, target: Path) -> bool:
-        """Whether the target states this source and these settings; a `.pt`, which states neither, is compared."""
+    def is_free(self, source: Path, target: Path) -> bool:
+        """Return True if neither the target exists nor the `.optim` that would be written beside it."""
+        state_file = companion_of(source)
+        return is_free(target, state_file if state_file.is_file() else None)
+
+    def is_current(self, source: Path, target: Path) -> bool:
+        """Return True if the target states this source and these settings; a `.pt` is compared."""
         try:
             return is_result(source, target, normalize=self.normalize, dtype=self.dtype)
         except HypernetworkError:
             return False
 
     def came_from(self, file: Path, source: Path) -> bool:
-        """Whether the file states the sha256 of `source` as that of its own source."""
+        """Return True if the file states the sha256 of `source` as that of its source."""
         try:
             return origin(file).sha256 == inspect(source).sha256
         except HypernetworkError:
             return False
 
-    def check(self, source: Path, target: Path) -> Mapping[str, object]:
-        """See `hnloader.conversion.check`."""
-        return {"verified": list(check(source, target).verified)}
+    def verify(self, source: Path, target: Path) -> Mapping[str, object]:
+        """See `hnloader.conversion.verify`."""
+        return {"verified": list(verify(source, target).verified)}

@@ -139,7 +139,7 @@ class Host:
         converted: the folder for converted files that are not to lie beside their sources; None puts them into
             `converted` below `output`.
         loras: the same for LoRA files; None puts them where `converted` says.
-        lora_base: called when a LoRA is asked for; the arguments of `hnloader.conversion.lora.base.open_base` by
+        lora_base: called when a LoRA is asked for; the arguments of `hnloader.conversion.lora.base_model.open_base` by
             name: `source`, and `config`, `device` or `program` if they are needed. None leaves LoRA out of Convert
             (without a `program` it needs diffusers).
         training: where to train; None leaves Train out.

@@ -38,7 +38,9 @@ _PIECE = 1 << 20
 
 def bulk(source: Path, target: Path, suffix: str, *, jobs: int, verify: bool = False) -> None:
     """Convert a folder as `hnloader convert --out` does."""
-    for result in convert_many(plan([source], suffix=suffix, out=target), ToFormat(suffix, verify=verify), jobs=jobs):
+    for result in convert_many(
+        plan([source], suffix=suffix, out=target), ToFormat(suffix, verify_results=verify), jobs=jobs
+    ):
         assert result.outcome == "converted", result
 
 

@@ -2,7 +2,7 @@
 
     python -m lab.benchmarks.lora_fit
 
-It uses the bundled pipeline and hypernetworks, samples contexts as `hnloader convert --to lora` does, and measures on
+It uses the bundled pipeline and hypernetworks, samples contexts as `hnloader export-lora` does, and measures on
 other images. Both ways approximate the same best linear map.
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import hnloader
-from hnloader.conversion.lora.base import open_base
-from hnloader.conversion.lora.chain import Chain
+from hnloader.conversion.lora.base_model import open_base
+from hnloader.conversion.lora.context_samples import Sampling, sample
 from hnloader.conversion.lora.fitting import Error, fit_context_map, measure, rank_directions
-from hnloader.conversion.lora.statistics import Sampling, sample
+from hnloader.conversion.lora.lora_chain import Chain
 from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.network import SIDES
 

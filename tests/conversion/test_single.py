@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import hnloader
 from hnloader import CorruptFileError, HypernetworkError, OtherModelError, UnknownFormatError
-from hnloader.conversion import check, convert
+from hnloader.conversion import convert, verify
 from hnloader.errors import VerificationError
 from hnloader.formats.registry import format_named
 from tests.support.builders import (
@@ -112,8 +112,8 @@ def test_every_variant_comes_back_bit_for_bit(
     assert all(type(value) is tuple for key, value in found.items() if isinstance(key, int))
     assert worst_error(hnloader.load(folder / "back.pt"), sides) < 1e-5
     assert source.read_bytes() == before
-    assert check(source, folder / "style.safetensors").verified
-    assert check(source, folder / "back.pt").verified
+    assert verify(source, folder / "style.safetensors").verified
+    assert verify(source, folder / "back.pt").verified
 
 
 @pytest.mark.parametrize("source", WEIGHT_FILES, ids=lambda path: path.stem)
@@ -198,7 +198,7 @@ def test_normalised_files_state_everything_and_compute_the_same(
     x = torch.randn(1, 3, 12)
     for side in ("k", "v"):
         assert torch.equal(one.transform(side, x), two.transform(side, x))
-    assert check(source, folder / "new.pt").verified
+    assert verify(source, folder / "new.pt").verified
     convert(folder / "new.pt", folder / "again.pt", normalize=True)
     assert (folder / "again.pt").read_bytes() == (folder / "new.pt").read_bytes()
 
@@ -223,14 +223,14 @@ def test_another_dtype_is_rounded_and_said(name: str, suffix: str, tmp_path: Pat
     assert any("not lossless" in note for note in done.notes) != done.lossless
     one, two = (hnloader.load(path).state_dict() for path in (source, done.target))
     assert all(torch.equal(one[key].to(getattr(torch, name)), two[key]) for key in one)
-    assert check(source, done.target).verified
+    assert verify(source, done.target).verified
 
 
 def test_a_value_that_does_not_fit_is_named(tmp_path: Path) -> None:
     content = simple_tree(8)
     content[8][1]["linear.0.weight"][2, 3] = 1e6
     source = write(tmp_path / "style.pt", content)
-    with pytest.raises(HypernetworkError, match=r"linear.0.weight of the v side of width 8 has the value 1e\+06"):
+    with pytest.raises(HypernetworkError, match=r"linear.0.weight of the v side of width 8.* 1e\+06"):
         convert(source, tmp_path / "new.pt", dtype="float16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["style.pt"]
     assert convert(source, tmp_path / "new.pt", dtype=torch.bfloat16).verified
@@ -255,7 +255,7 @@ def test_a_result_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
         path.write_bytes(data)
 
     write_safetensors_with(monkeypatch, spoiled)
-    with pytest.raises(VerificationError, match="differs from the source"):
+    with pytest.raises(VerificationError, match=target.name):
         convert(source, target)
     assert target.read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["style.pt", "style.safetensors"]
@@ -272,8 +272,8 @@ def test_check_says_what_differs(kind: str, tmp_path: Path) -> None:
         "type": "'step'",
         "missing": "optional_info",
         "more": "extra",
-        "width": "widths",
-        "other source": "another file",
+        "width": "16",
+        "other source": "sha256",
     }
     changed = simple_tree(8)
     if kind == "tensor":
@@ -293,7 +293,7 @@ def test_check_says_what_differs(kind: str, tmp_path: Path) -> None:
         target = tmp_path / "new.safetensors"
         convert(write(tmp_path / "b.pt", simple_tree(8, seed=1)), target)
     with pytest.raises(HypernetworkError, match=words[kind]):
-        check(source, target)
+        verify(source, target)
 
 
 # -- the optimizer's state
@@ -334,7 +334,7 @@ def test_states_that_do_not_belong_or_are_not_safe(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "a.safetensors.optim")["hash"] == "0" * 10
     write(tmp_path / "style.pt.optim", companion(source, extra=Trap()))
     done = convert(source, tmp_path / "b.safetensors")
-    assert "left where it is" in done.notes[0]
+    assert "style.pt.optim was not copied" in done.notes[0]
     assert not (tmp_path / "b.safetensors.optim").exists()
     assert not (tmp_path / "ran").exists()
 
@@ -363,7 +363,7 @@ def test_the_source_is_never_overwritten(link: str, tmp_path: Path) -> None:
     elif link == "hardlink":
         os.link(source, target)
     before = source.read_bytes()
-    with pytest.raises(HypernetworkError, match="is the source itself"):
+    with pytest.raises(HypernetworkError, match=target.name):
         convert(source, target)
     assert source.read_bytes() == before
 
@@ -374,14 +374,14 @@ def test_files_that_cannot_be_converted(tmp_path: Path) -> None:
     nan[8][0]["linear.0.weight"][0, 0] = float("nan")
     (tmp_path / "all.hns").write_text("[style]")
     cases: list[tuple[Path, Path, type[Exception], str]] = [
-        (tmp_path / "none.pt", tmp_path / "a.pt", HypernetworkError, "does not exist"),
+        (tmp_path / "none.pt", tmp_path / "a.pt", HypernetworkError, "none.pt"),
         (write(tmp_path / "lora.pt", {"x.lora_up.weight": torch.zeros(2)}), tmp_path / "a.pt", OtherModelError, "LoRA"),
-        (write(tmp_path / "nan.pt", nan), tmp_path / "a.pt", CorruptFileError, "NaN or infinite"),
+        (write(tmp_path / "nan.pt", nan), tmp_path / "a.pt", CorruptFileError, "linear.0.weight"),
         (tmp_path / "all.hns", tmp_path / "a.pt", OtherModelError, "hnloader merge"),
-        (good, tmp_path / "a.ckpt", UnknownFormatError, "Use .safetensors or .pt."),
-        (good, tmp_path / "folder.pt", HypernetworkError, "is a folder"),
-        (good, tmp_path / "missing" / "a.pt", HypernetworkError, "cannot write"),
-        (good, tmp_path / ("n" * 300 + ".pt"), HypernetworkError, "cannot write"),
+        (good, tmp_path / "a.ckpt", UnknownFormatError, r"\.ckpt"),
+        (good, tmp_path / "folder.pt", HypernetworkError, "folder.pt"),
+        (good, tmp_path / "missing" / "a.pt", HypernetworkError, "missing"),
+        (good, tmp_path / ("n" * 300 + ".pt"), HypernetworkError, "nnn.pt"),
     ]
     (tmp_path / "folder.pt").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -401,7 +401,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     write_safetensors_with(monkeypatch, full)
-    with pytest.raises(HypernetworkError, match=r"cannot write .*No space left"):
+    with pytest.raises(HypernetworkError, match=r"style\.safetensors.*No space left"):
         convert(source, target)
     assert target.read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["style.pt", "style.safetensors"]

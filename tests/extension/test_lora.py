@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import hnloader
-from hnloader.conversion.lora.files import ToLora
-from hnloader.conversion.lora.names import diffusers_name, lora_name
+from hnloader.conversion.lora import LoraOptions
+from hnloader.conversion.lora.bulk_export import LoraExporter
+from hnloader.conversion.lora.layer_names import diffusers_name, lora_name
 from hnloader.errors import HypernetworkError
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.ui import Host, jobs
@@ -61,7 +62,8 @@ def running(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[Webui]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewest images that contexts can be sampled from."""
-    monkeypatch.setattr("hnloader.conversion.lora.files.ToLora", partial(ToLora, images=5, steps=2))
+    options = LoraOptions(images=5, steps=2)
+    monkeypatch.setattr("hnloader.conversion.lora.bulk_export.LoraExporter", partial(LoraExporter, options=options))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import hnloader
 from hnloader import Architecture, Hypernetwork, HypernetworkError, UnsupportedArchitectureError
-from hnloader.conversion import check, convert
+from hnloader.conversion import convert, verify
 from tests.support.builders import simple_tree, write
 
 SUFFIXES = (".pt", ".safetensors")
@@ -100,7 +100,7 @@ def test_what_is_converted_there_and_back_is_the_same(metadata: dict[str, object
         done = convert(one, other)
         assert done.lossless
         assert done.verified == ("tensors", "metadata", "outputs")
-        check(one, other)
+        verify(one, other)
         assert canonical(hnloader.load(other).metadata) == canonical(hnloader.load(one).metadata)
 
 

@@ -14,12 +14,14 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from hnloader.conversion.lora import LoraOptions
 from hnloader.network import Architecture, Hypernetwork
 from tests.support.small_models import TEXT_WIDTH, make_scheduler, make_text_encoder, make_unet, make_vae
 
 PROMPTS = ("a cat", "the dog runs", "blue sea and sky", "old house", "red car by night", "tree", "two birds")
 # Enough for fits on random models of these widths; every test takes a second or two.
-QUICK = {"prompts": PROMPTS, "images": 5, "steps": 2}
+QUICK: dict[str, Any] = {"prompts": PROMPTS, "images": 5, "steps": 2}
+LYCORIS = LoraOptions(kind="lycoris")
 
 
 class Pipelines:

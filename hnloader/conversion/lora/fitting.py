@@ -1,11 +1,10 @@
-"""The best weights for what hypernetworks do at one projection of one attention layer.
+"""Fit weights to the effect of hypernetworks on one projection of an attention layer.
 
-With c the context and a(c) what the chain adds to it, the projection's output changes by y = W a(c). Attention
-is not changed by a vector that is added to all keys of a sequence: the logits of a query move together, and the
-softmax takes no notice. So keys are fitted and measured after subtracting their mean over the tokens of each
-sequence. For values, W times the constant part b of a(c) = A c + b reaches the layer's output unchanged, because
-attention weights sum to 1: it can be carried by the output projection's bias, or by the weight as far as the
-contexts' statistics allow.
+With c the context and a(c) the addition of the chain to it, the output of the projection changes by y = W a(c). A
+vector that is added to all keys of a sequence leaves attention unchanged: it shifts all logits of a query alike, and
+the softmax ignores that. So keys are fitted and measured after subtracting their mean over the tokens of each sequence.
+For values, W times the constant part b of a(c) = A c + b reaches the output of the layer unchanged, because attention
+weights sum to 1. The bias of the output projection can carry it, or the weight, as far as the contexts allow.
 
 The closest map of rank r, in the mean over contexts of second moment C, to c -> M c is U_r U_r^T M with U the left
 singular vectors of M C^(1/2): reduced-rank regression (A. J. Izenman, Reduced-rank regression for the multivariate
@@ -21,22 +20,22 @@ import torch
 from torch import Tensor
 
 from hnloader.affine import AffineMap
-from hnloader.conversion.lora.statistics import Layer, Role
+from hnloader.conversion.lora.context_samples import Layer, Role
 from hnloader.network import SideName
 
-# Tried as multiples of the mean of C's diagonal; the one with the least error on samples kept for it is taken.
+__all__ = ["Error", "Ranked", "changes", "fit_context_map", "measure", "rank_directions"]
+
+# Candidates, as multiples of the mean of C's diagonal. The "choose" samples decide.
 RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-# Added to C's diagonal when ranking directions, so that those never seen come last instead of in any order.
+# Added to C's diagonal to rank unseen directions last.
 _UNSEEN = 1e-6
-
-
-# A change below this share of the squares of the whole is rounding, not something to be represented.
+# A change below this share of the squares of the whole is rounding.
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Error:
-    """Sums of squares: of what is wrong, of the change that was to be made, and of the whole output with it."""
+    """Sums of squares: of the error, of the change to represent, and of the whole output with that change."""
 
     wrong: float = 0.0
     change: float = 0.0
@@ -47,23 +46,23 @@ class Error:
 
     @property
     def of_change(self) -> float:
-        """What is wrong, relative to the hypernetworks' change: 1 would be as bad as doing nothing."""
+        """The error relative to the change; doing nothing has the error 1."""
         return (self.wrong / self.change) ** 0.5 if self.change > _ROUNDING * self.whole else 0.0
 
     @property
     def of_whole(self) -> float:
-        """What is wrong, relative to the keys or values themselves."""
+        """The error relative to the keys or values themselves."""
         return (self.wrong / self.whole) ** 0.5 if self.whole else 0.0
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The directions of a projection's change, the most important ones first.
+    """Directions of the change of a projection, the most important first.
 
     Attributes:
         up: Orthonormal columns [outputs, n].
-        down: `up^T M` [n, inputs]; the first r columns and rows multiply to the best map of rank r.
-        errors: Error relative to the change on the samples kept for choosing, at the ranks 0 to n.
+        down: `up^T M` [n, inputs]. The product of the first r columns and rows is the best map of rank r.
+        errors: Error relative to the change on the "choose" samples, at the ranks 0 to n.
     """
 
     up: Tensor
@@ -71,10 +70,9 @@ class Ranked:
     errors: Tensor
 
     def rank_for(self, error: float) -> int:
-        """The least rank, at least 1, whose error is at most this.
+        """Return the least rank from 1 whose error is at most this.
 
-        Where none is, the change is no linear map of the context: then the least whose own error adds little to
-        what no rank can represent.
+        If none is, the change is nonlinear. Then take the least rank that adds little to the unavoidable error.
         """
         floor = float(self.errors.min())
         allowed = max(error, (floor**2 + (error / 2) ** 2) ** 0.5)
@@ -82,15 +80,15 @@ class Ranked:
 
 
 def fit_context_map(layer: Layer, side: SideName, *, with_bias: bool) -> AffineMap:
-    """The map of contexts that comes closest to what the chain adds, in float64.
+    """Return the map of contexts, in float64, that is closest to the addition of the chain.
 
-    Affine chains give their own map. Others, and the constant of values where no bias can hold it, are fitted by
-    least squares on the samples, with the ridge that does best on the samples kept for choosing.
+    The map of an affine chain is exact. Other chains, and the constant of values that a bias cannot hold, are fitted by
+    least squares, with the ridge that is best on the "choose" samples.
 
     Args:
         layer: The samples.
-        side: Keys are fitted but for a constant, which they do not need; their bias here is an affine chain's own.
-        with_bias: Whether values may have a bias; if not, the bias of the result for "v" is 0.
+        side: The projection. Keys are fitted up to a constant, which attention ignores.
+        with_bias: Values may have a bias. Otherwise the bias for "v" is 0.
     """
     moments = layer.moments
     exact = layer.chain.affine(layer.site, side)
@@ -116,20 +114,20 @@ def fit_context_map(layer: Layer, side: SideName, *, with_bias: bool) -> AffineM
 
 
 def rank_directions(weight: Tensor, matrix: Tensor, layer: Layer, side: SideName, *, plain: bool = False) -> Ranked:
-    """Order what a projection's change consists of by how much of it the layer's contexts bring out.
+    """Order the directions of the change of a projection by their effect on the sampled contexts.
 
     Args:
-        weight: The projection's weight W [outputs, width], float64.
-        matrix: The context map A [width, width]; the change to approximate is W A.
+        weight: Weight W of the projection [outputs, width], float64.
+        matrix: Context map A [width, width]; the change to approximate is W A.
         layer: The samples.
-        side: Which projection it is.
-        plain: By a plain SVD of W A instead, as if all contexts were equally likely; to compare with.
+        side: The projection.
+        plain: Use a plain SVD of W A, as if all contexts were equally likely; a baseline. Default: False.
     """
     change = weight @ matrix
     weighted = change
     moment = layer.moments.inner_cc if side == "k" else layer.moments.cc
     unseen = _UNSEEN * moment.diagonal().mean()
-    # Where a layer sees a single token, as self-attention at the smallest size may, no key changes anything.
+    # A layer that sees a single token, as self-attention at the smallest size may, ignores its key.
     if not plain and unseen > 0:
         root = torch.linalg.cholesky(moment + unseen * torch.eye(len(moment), dtype=moment.dtype))
         weighted = change @ root
@@ -150,14 +148,14 @@ def rank_directions(weight: Tensor, matrix: Tensor, layer: Layer, side: SideName
 
 
 def measure(weight: Tensor, layer: Layer, side: SideName, delta: Tensor, bias: Tensor | None = None) -> Error:
-    """How far off `delta` and `bias` are, on the samples that nothing was fitted to.
+    """Measure the error of `delta` and `bias` on the samples that the fit never saw.
 
     Args:
-        weight: The projection's weight [outputs, width], float64.
+        weight: Weight of the projection [outputs, width], float64.
         layer: The samples.
-        side: Which projection it is.
-        delta: What is added to the weight, as it will be stored.
-        bias: What is added to the projection's output, [outputs].
+        side: The projection.
+        delta: Addition to the weight [outputs, width], as stored.
+        bias: Addition to the output of the projection [outputs]. Default: None.
     """
     error = Error()
     for c, a in changes(layer, side, "measure"):
@@ -172,20 +170,20 @@ def measure(weight: Tensor, layer: Layer, side: SideName, delta: Tensor, bias: T
 
 
 def changes(layer: Layer, side: SideName, role: Role) -> Iterator[tuple[Tensor, Tensor]]:
-    """(c, a) of each kept sequence, both [tokens, width] in float64."""
+    """Yield (c, a) of each kept sequence, both [tokens, width] in float64."""
     for context in layer.samples(role):
         yield context.double(), layer.chain.change(layer.site, side, context)
 
 
 def _inner(x: Tensor) -> Tensor:
-    """What is left of [tokens, width] after subtracting the mean over the tokens."""
+    """Subtract the mean over the tokens from [tokens, width]."""
     return x - x.mean(0)
 
 
 def _regression(ac: Tensor, cc: Tensor, choose: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """`ac (cc + ridge)^-1` [width, width] with the ridge whose error on `choose`, pairs of c and a, is least.
+    """Return `ac (cc + ridge)^-1` [width, width] with the ridge of least error on `choose`, pairs of c and a.
 
-    Zero where every ridge does worse than that: what was fitted then holds for the fitted samples alone.
+    Return zero if every ridge is worse than that: the fit does not generalize then.
     """
     values, vectors = torch.linalg.eigh(cc)
     projected = ac @ vectors

@@ -132,15 +132,15 @@ class _Convert:
             return ToFormat(_targets()[target]), min(4, os.cpu_count() or 1)
         if self.host.lora_base is None:
             raise HypernetworkError("LoRA needs diffusers, which is not here.")
-        from hnloader.conversion.lora.base import open_base
-        from hnloader.conversion.lora.files import ToLora
+        from hnloader.conversion.lora.base_model import open_base
+        from hnloader.conversion.lora.bulk_export import LoraExporter
 
         def progress(done: int, total: int, text: str) -> None:
             if cancel.is_set():
                 raise KeyboardInterrupt  # the sign that `bulk` asks for
             tell(f": {text}", done / max(1, total))
 
-        return ToLora(open_base(**self.host.lora_base()), progress=progress), 1
+        return LoraExporter(open_base(**self.host.lora_base()), progress=progress), 1
 
     def _said(self, results: Sequence[Result], plan: Plan, cancelled: bool, report: bool) -> str:
         from hnloader.conversion.reports import write_report

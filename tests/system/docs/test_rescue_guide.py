@@ -86,7 +86,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str
 @pytest.mark.slow
 def test_each_command_of_the_guide_prints_what_the_guide_shows(shown: tuple[Path, list[list[str]]]) -> None:
     for (command, expected), given in zip(commands(), shown[1], strict=False):
-        varies = FIGURES if "--to lora" in command else TIMES
+        varies = FIGURES if "export-lora" in command else TIMES
         printed = {varies.sub("", line).rstrip() for line in given}
         missing = [line for line in expected if line.strip(" .") and varies.sub("", line).rstrip() not in printed]
         assert not missing, f"$ {command}\nprinted\n" + "\n".join(given) + "\nand not\n" + "\n".join(missing)

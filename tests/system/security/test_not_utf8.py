@@ -17,7 +17,7 @@ import safetensors
 import torch
 
 import hnloader
-from hnloader.conversion import check, convert
+from hnloader.conversion import convert, verify
 from hnloader.library import Library
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.texts import all_well_formed, well_formed
@@ -76,7 +76,7 @@ def test_metadata_are_converted_as_they_are(folder: Path, odd: Path, target: str
     (folder / target).parent.mkdir(exist_ok=True)
     done = convert(odd, folder / target)
     assert done.lossless and done.verified
-    assert check(odd, folder / target).verified
+    assert verify(odd, folder / target).verified
     before, after = hnloader.inspect(odd), hnloader.inspect(folder / target)
     assert after.metadata == before.metadata and after.metadata.items() >= ODD.items()
     hnloader.save(hnloader.load(folder / target), folder / "again.safetensors")

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from hnloader.conversion.lora import to_lora
-from hnloader.conversion.lora.writing import name_style
+from hnloader.conversion.lora import LoraOptions, export_lora
+from hnloader.conversion.lora.lora_file import name_style
 from tests.support.lora_models import make_affine, read
 from tests.support.small_models import WIDTHS, make_unet
 
@@ -131,7 +131,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         settings: dict[str, Any] = {"rank": 1, "images": 5, "steps": 1} if request.param == "lora" else {}
         # As `names="auto"` chooses for a model of this family; these are too narrow to be taken for one.
         settings["names"] = name_style(FAMILIES[kind])
-        to_lora(make_affine(WIDTHS[kind]), real_layout(kind), path, kind=request.param, **settings)
+        export_lora(make_affine(WIDTHS[kind]), real_layout(kind), path, LoraOptions(kind=request.param, **settings))
         found[kind] = read(path)[0].keys()
     return request.param, found
 

@@ -1,8 +1,8 @@
-"""What the contexts of a model's attention layers look like: samples and their second moments.
+"""Contexts of a model's attention layers: samples and their second moments.
 
-Contexts are taken from the model while the hypernetworks act, because they change what later layers see. Prompts
-are split three ways: most are for fitting, some to choose the rank and the ridge by, and the rest, which nothing
-is fitted to, to measure the error on.
+Contexts are sampled with the hypernetworks applied, because they change the input of later layers. Prompts are split
+three ways: most for fitting, some for choosing rank and ridge, and the rest, which the fit never sees, for measuring
+the error.
 """
 
 from __future__ import annotations
@@ -16,19 +16,31 @@ from torch import Tensor, nn
 
 from hnloader.attention import attachments
 from hnloader.attention.sites import AttentionSite, find_sites
-from hnloader.conversion.lora.base import BaseModel
-from hnloader.conversion.lora.chain import Chain
-from hnloader.conversion.lora.names import diffusers_name
-from hnloader.conversion.lora.running import Denoiser
+from hnloader.conversion.lora.base_model import BaseModel
+from hnloader.conversion.lora.layer_names import diffusers_name
+from hnloader.conversion.lora.lora_chain import Chain
+from hnloader.conversion.lora.model_runner import Denoiser
 from hnloader.errors import HypernetworkError, ModelError
 from hnloader.network import SIDES, SideName
 
+__all__ = [
+    "ROLES",
+    "Layer",
+    "Moments",
+    "Progress",
+    "Role",
+    "Sampling",
+    "Statistics",
+    "random_contexts",
+    "sample",
+]
+
 Role = Literal["fit", "choose", "measure"]
-# Which prompt is for what, over and over; also the fewest prompts that give each role one.
+# Roles of consecutive prompts, repeated. The length is the least number of prompts.
 ROLES: tuple[Role, ...] = ("fit", "fit", "choose", "fit", "measure")
 
-TOKENS = 256  # of each sequence of a self-attention layer, drawn at random
-KEPT_SEQUENCES = 32  # per layer and role, for choosing and for measuring
+TOKENS = 256  # random tokens per sequence of a self-attention layer
+KEPT_SEQUENCES = 32  # per layer, for each of the roles "choose" and "measure"
 KEPT_TOKENS = 32
 
 Progress = Callable[[int, int, str], None]
@@ -36,15 +48,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How contexts are sampled.
-
-    Attributes:
-        prompts: At least five different ones. The text layers see all of them.
-        images: How many are denoised for the self-attention layers, cycling through the prompts.
-        steps: Sampling steps of each.
-        seed: Of the first image; the next ones have seed + 1, ...
-        guidance: Classifier-free guidance scale.
-    """
+    """Settings of sampling, see `LoraOptions`; the prompts are read."""
 
     prompts: tuple[str, ...]
     images: int = 10
@@ -55,24 +59,27 @@ class Sampling:
     def __post_init__(self) -> None:
         if len(set(self.prompts)) < len(ROLES):
             raise HypernetworkError(
-                f"{len(set(self.prompts))} different prompts are too few: at least {len(ROLES)} are needed, "
-                "because the error is measured on prompts that nothing was fitted to."
+                f"prompts: found {len(set(self.prompts))} different ones. Give at least {len(ROLES)}: the error is "
+                "measured on prompts that the fit never sees."
             )
         if self.images < len(ROLES) or self.steps < 1:
-            raise HypernetworkError(f"At least {len(ROLES)} images of 1 step each are needed to sample contexts.")
+            raise HypernetworkError(
+                f"images: found {self.images} of {self.steps} steps. Give at least {len(ROLES)} images of 1 step to "
+                "sample contexts."
+            )
 
 
 @dataclass
 class Moments:
-    """Sums over the contexts c of one layer and what the chain adds to them, a, in float64.
+    """Sums over the contexts c of a layer and the chain's additions a to them, in float64.
 
-    The `inner` ones are taken of what is left of c and a after subtracting their mean over the tokens of their
-    sequence: the part of keys that attention sees (see `fitting`).
+    The `inner` sums use c and a minus their mean over the tokens of a sequence: the part of keys that attention sees
+    (see `fitting`).
 
     Attributes:
         count: Number of tokens.
         c, cc, inner_cc: Sums of c [width] and of c c^T [width, width].
-        a, ac, inner_ac: Per side sums of a [width] and of a c^T [width, width]; of sides that are no affine map.
+        a, ac, inner_ac: Sums of a [width] and of a c^T [width, width], for each side that needs a fit.
     """
 
     count: int
@@ -85,7 +92,7 @@ class Moments:
 
 
 class Layer:
-    """The samples of one attention layer, or of several that always see the same contexts."""
+    """Samples of one attention layer, or of several that share their contexts."""
 
     def __init__(self, site: AttentionSite, chain: Chain) -> None:
         self.site, self.chain = site, chain
@@ -100,7 +107,7 @@ class Layer:
         self._generator = torch.Generator().manual_seed(site.index)
 
     def add(self, contexts: Tensor, role: Role) -> None:
-        """Take in contexts [sequences, tokens, width]."""
+        """Add contexts [sequences, tokens, width]."""
         contexts = contexts.float().cpu()
         if role != "fit":
             room = KEPT_SEQUENCES - len(self.kept[role])
@@ -123,44 +130,44 @@ class Layer:
             moments.inner_ac[side] += (a - a.mean(1, keepdim=True)).flatten(0, 1).T @ inner
 
     def samples(self, role: Role) -> list[Tensor]:
-        """Kept sequences [tokens, width], float32. Raises HypernetworkError if there are none."""
+        """Return the kept sequences [tokens, width] in float32. Raises HypernetworkError."""
         if not self.kept[role]:
-            raise HypernetworkError(f"{self.site.name} was never run while contexts were sampled from the model.")
+            raise HypernetworkError(f"{self.site.name}: the model never ran this layer. Give a model that uses it.")
         return self.kept[role]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The sampled contexts of every layer that the chain changes, and in words where they come from."""
+    """The sampled contexts of every layer that the chain changes, and a description of their source."""
 
     layers: dict[int, Layer]
     description: str
 
     def of(self, site: AttentionSite) -> Layer:
-        """The samples of a site."""
+        """Return the samples of a site."""
         return self.layers[site.index]
 
 
 def sample(base: BaseModel, chain: Chain, sampling: Sampling, progress: Progress) -> Statistics:
-    """Run the base model with the chain applied and take samples of its attention layers' contexts.
+    """Run the base model with the chain applied and sample the contexts of its attention layers.
 
-    A whole model denoises images; contexts of text are its encodings of all prompts. A UNet alone is given
-    random latents and random text contexts, of which nothing else is known.
+    A whole model denoises images; text contexts are its encodings of all prompts. A UNet alone runs on random latents
+    and random text contexts.
 
     Raises:
         ModelError: The model cannot be loaded.
-        HypernetworkError: Hypernetworks are attached to the model; or a layer cannot be observed.
+        HypernetworkError: Hypernetworks are attached to the model.
     """
     denoiser = base.denoiser()
     unet = base.runnable()[1] if denoiser is None else denoiser.unet
     if attachments(unet):
-        raise HypernetworkError("Hypernetworks are attached to the model: detach them before converting.")
+        raise HypernetworkError("model: hypernetworks are attached to it. Detach them before the export.")
     observed = _Observed(unet, base, chain, sampling.seed)
     if denoiser is None:
         _run_unet(unet, observed, sampling, progress)
         description = (
             f"UNet alone: {sampling.images * sampling.steps} passes on random latents with random text contexts "
-            "(independent, variance 1); nothing is known of real text contexts"
+            "(independent, variance 1); real text contexts were not available"
         )
     else:
         _encode_prompts(denoiser, observed, sampling)
@@ -174,14 +181,14 @@ def sample(base: BaseModel, chain: Chain, sampling: Sampling, progress: Progress
 
 
 def random_contexts(sites: Sequence[AttentionSite], chain: Chain, seed: int) -> Statistics:
-    """Contexts to check an exact conversion on: independent values of variance 1, no model run."""
+    """Return random contexts to measure an exact export on, without running a model."""
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for site in _changed(sites, chain):
         layer = Layer(site, chain)
         layer.add(torch.randn(4, 32, site.width, generator=generator), "measure")
         layers[site.index] = layer
-    return Statistics(layers, "random contexts (independent, variance 1): an exact conversion needs no others")
+    return Statistics(layers, "random contexts (independent, variance 1): an exact export needs no others")
 
 
 def _changed(sites: Sequence[AttentionSite], chain: Chain) -> Iterator[AttentionSite]:
@@ -189,7 +196,7 @@ def _changed(sites: Sequence[AttentionSite], chain: Chain) -> Iterator[Attention
 
 
 class _Observed:
-    """Hooks that apply the chain at a UNet's attention layers and hand their contexts to `Layer`s."""
+    """Hooks that apply the chain at the attention layers of a UNet and pass their contexts to `Layer`s."""
 
     def __init__(self, unet: nn.Module, base: BaseModel, chain: Chain, seed: int) -> None:
         self.chain = chain
@@ -202,19 +209,17 @@ class _Observed:
             if site.kind == "self":
                 self.layers[site.index] = Layer(site, chain)
                 continue
-            links = tuple(
-                (id(hn), strength) for side in SIDES for hn, strength in (*chain.links(site, side), (None, 0))
-            )
-            if (site.width, links) not in self.texts:
-                self.texts[site.width, links] = Layer(site, chain)
-            self.layers[site.index] = self.texts[site.width, links]
+            links = (site.width, *(chain.links(site, side) for side in SIDES))
+            if links not in self.texts:
+                self.texts[links] = Layer(site, chain)
+            self.layers[site.index] = self.texts[links]
         modules = {diffusers_name(site.name, base.layers) or site.name: site.module for site in find_sites(unet)}
         if missing := [site.name for site in _changed(base.sites, chain) if site.name not in modules]:
-            raise ModelError(f"The model that runs has no {missing[0]}: it is another one than {base.name}.")
+            raise ModelError(f"{missing[0]}: missing in the model that runs. Give {base.name} itself.")
         self._sites = [(site, modules[site.name]) for site in _changed(base.sites, chain)]
 
     def add_text(self, contexts: Tensor, role: Role) -> None:
-        """Text contexts [sequences, tokens, width], for all cross-attention layers."""
+        """Add text contexts [sequences, tokens, width] to all cross-attention layers."""
         for layer in self.texts.values():
             layer.add(contexts, role)
 
@@ -235,7 +240,7 @@ class _Observed:
             context = inputs[0]
             if side == "k" and site.kind == "self":
                 tokens = torch.randperm(context.shape[1], generator=self._generator)[:TOKENS]
-                # Some programs sample in inference mode; nothing could be fitted to tensors made there.
+                # Some programs sample in inference mode, whose tensors cannot be fitted to.
                 with torch.inference_mode(False), torch.no_grad():
                     self.layers[site.index].add(context[:, tokens.to(context.device)], self.role)
             return self.chain.apply(site, side, context), *inputs[1:]

@@ -11,26 +11,28 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+__all__ = ["NameStyle", "diffusers_name", "lora_name", "original_name"]
+
 NameStyle = Literal["diffusers", "original"]
 
-# After any prefix, everything up to the transformer blocks says where the layer is.
+# After any prefix, the part before the transformer blocks locates the layer.
 _DIFFUSERS = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.(transformer_blocks\..+)")
 _ORIGINAL = re.compile(r"(?:(input|output)_blocks\.(\d+)|middle_block)\.1\.(transformer_blocks\..+)")
 
 
 def original_name(name: str, layers: int) -> str:
-    """The original code's name of what diffusers calls `name`.
+    """Return the original name of a layer, given its name in diffusers.
 
     Args:
         name: Such as `up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_k`.
-        layers: The UNet's `layers_per_block`; 2 in every Stable Diffusion.
+        layers: `layers_per_block` of the UNet; 2 in every Stable Diffusion.
 
     Raises:
-        ValueError: `name` is nothing within the attention of a UNet.
+        ValueError: `name` is outside of the attention of a UNet.
     """
     match = _DIFFUSERS.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name!r} is no layer of a UNet's attention")
+        raise ValueError(f"expected a layer of a UNet's attention, got {name!r}")
     section, block, position, rest = match.groups()
     if section is None:
         return f"middle_block.1.{rest}"
@@ -39,7 +41,7 @@ def original_name(name: str, layers: int) -> str:
 
 
 def diffusers_name(name: str, layers: int) -> str | None:
-    """What diffusers calls the tensor or layer with this original name; None outside of the attention."""
+    """Return the name in diffusers of a tensor or layer, given its original name; None outside of the attention."""
     match = _ORIGINAL.fullmatch(name)
     if match is None:
         return None
@@ -51,6 +53,6 @@ def diffusers_name(name: str, layers: int) -> str | None:
 
 
 def lora_name(name: str, style: NameStyle, layers: int) -> str:
-    """The name of a layer in LoRA files: `lora_unet_` and the layer's name with underscores."""
+    """Return the name of a layer in LoRA files: `lora_unet_` and its name with underscores for dots."""
     written = name if style == "diffusers" else original_name(name, layers)
     return "lora_unet_" + written.replace(".", "_")

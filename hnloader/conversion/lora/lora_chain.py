@@ -1,4 +1,4 @@
-"""Hypernetworks applied one after the other, as they are at one attention layer."""
+"""A chain of hypernetworks at one attention layer."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from hnloader.attention.sites import AttentionSite
 from hnloader.attention.strengths import site_strengths
 from hnloader.network import Hypernetwork, SideName
 
+__all__ = ["Chain", "Links"]
+
 Links = tuple[tuple[Hypernetwork, float], ...]
 
 
 class Chain:
-    """What some applications do to the contexts of a model's attention layers."""
+    """The effect of some applications on the contexts of a model's attention layers."""
 
     def __init__(self, applications: Sequence[Application], sites: Sequence[AttentionSite]) -> None:
         self._applied = [
             (application, application.hypernetwork, site_strengths(application.strength, sites))
             for application in applications
         ]
-        self._maps: dict[tuple[object, ...], AffineMap | None] = {}
+        self._maps: dict[tuple[int, SideName, Links], AffineMap | None] = {}
 
     def links(self, site: AttentionSite, side: SideName) -> Links:
-        """The hypernetworks that act on one side of a site, in order, with their strengths."""
+        """Return the hypernetworks that act on one side of a site, in order, with their strengths."""
         found = []
         for application, hypernetwork, strengths in self._applied:
             strength = strengths[site.index] * (application.k if side == "k" else application.v)
@@ -37,28 +39,28 @@ class Chain:
         return tuple(found)
 
     def apply(self, site: AttentionSite, side: SideName, context: Tensor) -> Tensor:
-        """`context` [..., width] as the projection of this side receives it; of the same shape and dtype."""
+        """Return `context` [..., width] as the projection of this side receives it, in its shape and dtype."""
         for hypernetwork, strength in self.links(site, side):
             context = hypernetwork.transform(side, context, strength)
         return context
 
     def change(self, site: AttentionSite, side: SideName, context: Tensor) -> Tensor:
-        """What is added to `context` [..., width], computed in float32; float64 of the same shape."""
+        """Return the addition to `context` [..., width] in float64, computed in float32."""
         context = context.float()
         with torch.no_grad():
             return self.apply(site, side, context).double() - context.double()
 
     def affine(self, site: AttentionSite, side: SideName) -> AffineMap | None:
-        """`change` as one map in float64, or None where a hypernetwork is not affine there."""
+        """Return `change` as one map in float64, or None if a hypernetwork is not affine there."""
         links = self.links(site, side)
-        key = (site.width, side, *((id(hypernetwork), strength) for hypernetwork, strength in links))
+        key = (site.width, side, links)
         if key not in self._maps:
             self._maps[key] = _composed(links, site.width, side)
         return self._maps[key]
 
 
 def _composed(links: Links, width: int, side: SideName) -> AffineMap | None:
-    """All links after each other, less the context itself: h2(h1(c)) - c."""
+    """Compose all links and subtract the context: h2(h1(c)) - c."""
     change: AffineMap | None = None
     for hypernetwork, strength in links:
         step = hypernetwork.side(width, side).affine_map()

@@ -1,4 +1,4 @@
-"""Images without the hypernetworks, with them, and with the file made of them, side by side."""
+"""A grid of images: without the hypernetworks, with them, and with the file made of them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import torch
 from torch import nn
 
 from hnloader.attention import Application, attach
-from hnloader.conversion.lora.result import LayerChange
-from hnloader.conversion.lora.statistics import ROLES, Progress, Sampling
+from hnloader.conversion.lora.context_samples import ROLES, Progress, Sampling
+from hnloader.conversion.lora.export_result import LayerChange
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGES = 3
-STEPS = 20
-# Away from the seeds that contexts were sampled with.
+__all__ = ["image_grid", "merged"]
+
+_IMAGES = 3
+_STEPS = 20
+# Far from the seeds of the sampled contexts.
 _FIRST_SEED = 1000
 
 
-def compare(
+def image_grid(
     pipeline: Any,
     applications: Sequence[Application],
     changes: Sequence[LayerChange],
@@ -30,24 +32,24 @@ def compare(
     label: str,
     progress: Progress,
 ) -> tuple[Image, dict[str, float]]:
-    """Make the same images three ways, from prompts that nothing was fitted to where there are enough.
+    """Make the same images three ways, from prompts that the fit never saw.
 
     Args:
         pipeline: A whole pipeline.
         applications: The hypernetworks.
-        changes: What was made of them.
+        changes: The changes of weights that stand for them.
         sampling: Prompts, first seed and guidance.
-        label: What the changes are called in the grid.
-        progress: Told of each image.
+        label: Label of the column with the changes.
+        progress: Called after each image.
 
     Returns:
-        A labeled grid, and the mean absolute difference of pixels (0 to 255) from the hypernetworks' images, of
-        those `without` and of the `converted` ones.
+        A labeled grid, and the mean absolute difference of pixels (0 to 255) from the images with the hypernetworks:
+        of the images `without` them, and of the `converted` ones.
     """
     from hnloader.grids import labeled_grid
 
     measured = [prompt for index, prompt in enumerate(sampling.prompts) if ROLES[index % len(ROLES)] == "measure"]
-    prompts = measured[:IMAGES]
+    prompts = measured[:_IMAGES]
     ways: list[Callable[[], contextlib.AbstractContextManager[object]]] = [
         contextlib.nullcontext,
         lambda: attach(pipeline, list(applications)),
@@ -69,7 +71,7 @@ def compare(
         title=" + ".join(str(getattr(one.hypernetwork, "name", "")) for one in applications),
         caption=(
             f"Mean difference from the {columns[1]}'s images, of 255: without {differences['without']:.1f}, "
-            f"{label} {differences['converted']:.1f}. Seeds {sampling.seed + _FIRST_SEED} and up, {STEPS} steps, "
+            f"{label} {differences['converted']:.1f}. Seeds {sampling.seed + _FIRST_SEED} and up, {_STEPS} steps, "
             f"guidance {sampling.guidance:g}."
         ),
     )
@@ -78,7 +80,7 @@ def compare(
 
 @contextlib.contextmanager
 def merged(unet: nn.Module, changes: Sequence[LayerChange]) -> Iterator[None]:
-    """A UNet with the changes added to its weights; afterwards it is bit for bit what it was."""
+    """Add the changes to the weights of a UNet; restore them bit for bit afterwards."""
     before: list[tuple[Any, Any, Any]] = []
     try:
         for change in changes:
@@ -104,7 +106,7 @@ def _added(parameter: torch.Tensor, delta: torch.Tensor) -> nn.Parameter:
 def _image(pipeline: Any, prompt: str, sampling: Sampling, index: int) -> Image:
     image: Image = pipeline(
         prompt,
-        num_inference_steps=STEPS,
+        num_inference_steps=_STEPS,
         guidance_scale=sampling.guidance,
         generator=torch.Generator().manual_seed(sampling.seed + _FIRST_SEED + index),
     ).images[0]
@@ -112,7 +114,7 @@ def _image(pipeline: Any, prompt: str, sampling: Sampling, index: int) -> Image:
 
 
 def _difference(images: Sequence[Image], references: Sequence[Image]) -> float:
-    """Mean absolute difference of pixel values, 0 to 255."""
+    """Return the mean absolute difference of pixel values, 0 to 255."""
     from PIL import ImageChops, ImageStat
 
     means = [

@@ -1,4 +1,4 @@
-"""LoRA files: the names of their tensors, and the metadata that other programs and hnloader read."""
+"""LoRA files: names of tensors, and the metadata that other programs and hnloader read."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hnloader.conversion.lora.names import NameStyle, lora_name
-from hnloader.conversion.lora.result import ALPHA, Kind, LayerChange
+from hnloader.conversion.lora.export_result import ALPHA, LayerChange
+from hnloader.conversion.lora.layer_names import NameStyle, lora_name
+from hnloader.conversion.lora.lora_options import Kind
+from hnloader.errors import HypernetworkError
 from hnloader.families import family_named
 from hnloader.formats.outgoing import tensor_bytes
 from hnloader.formats.safetensors import write_tensors
 
+__all__ = ["describe", "name_style", "named_tensors", "overflowing", "read", "write"]
+
 _IMPLEMENTATIONS = {"diffusers": "diffusers", "original": "https://github.com/Stability-AI/generative-models"}
+_HASH = "sshs_model_hash"
 
 
 def name_style(family: str | None) -> NameStyle:
@@ -27,7 +33,7 @@ def name_style(family: str | None) -> NameStyle:
 
 
 def named_tensors(changes: Sequence[LayerChange], style: NameStyle, layers: int) -> dict[str, Tensor]:
-    """The tensors of a file under their names; on the CPU, contiguous."""
+    """Return the tensors of a file by name, contiguous and on the CPU."""
     return {
         f"{lora_name(change.name, style, layers)}.{part}": tensor.detach().cpu().contiguous()
         for change in changes
@@ -38,7 +44,7 @@ def named_tensors(changes: Sequence[LayerChange], style: NameStyle, layers: int)
 def describe(
     changes: Sequence[LayerChange], kind: Kind, family: str | None, base: str, title: str, style: NameStyle
 ) -> dict[str, str]:
-    """The metadata that kohya's tools, the webuis and model managers read."""
+    """Return the metadata that kohya's tools, the webuis and model managers read."""
     known = family_named(family)
     version, architecture, resolution = "", "unknown", ""
     if known is not None:
@@ -66,22 +72,39 @@ def describe(
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
-    """Write a LoRA file to exactly this path. Returns its size in bytes; raises OSError where it cannot be written."""
-    value = tensors_sha256(tensors)
-    # kohya's hash of a network and ModelSpec's are of the tensor data, so that metadata can be edited.
-    hashes = {"sshs_model_hash": value, "modelspec.hash_sha256": f"0x{value}"}
+    """Write a LoRA file to exactly this path and return its size in bytes. Raises OSError."""
+    value = _sha256_of_data(tensors)
+    # kohya and ModelSpec hash the tensor data, so that metadata can be edited.
+    hashes = {_HASH: value, "modelspec.hash_sha256": f"0x{value}"}
     write_tensors(path, dict(tensors), {"format": "pt", **metadata, **hashes})
     return path.stat().st_size
 
 
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of a file's tensor data. All tensors are of one dtype, so they lie in the order of their names."""
+def read(path: Path) -> dict[str, str]:
+    """Return the metadata of a whole file.
+
+    Raises:
+        HypernetworkError: The file cannot be read, or its tensors differ from those that were written.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            metadata: dict[str, str] = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise HypernetworkError(f"{path}: the safetensors file is damaged: {error}") from error
+    if metadata.get(_HASH) != _sha256_of_data(tensors):
+        raise HypernetworkError(f"{path}: the tensors differ from those that were written. Export it again.")
+    return metadata
+
+
+def overflowing(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a tensor with an infinite value or NaN, or None."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+
+
+def _sha256_of_data(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of the tensor data. Tensors of one dtype are in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensor_bytes(tensors[name].contiguous()))
     return digest.hexdigest()
-
-
-def overflowing(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor that holds an infinite value or NaN."""
-    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import hnloader
 from hnloader.attention import find_sites
-from hnloader.conversion.lora import to_lora
-from hnloader.conversion.lora.statistics import KEPT_SEQUENCES
+from hnloader.conversion.lora import LoraOptions, export_lora
+from hnloader.conversion.lora.context_samples import KEPT_SEQUENCES
 from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.network import Architecture
 from hnloader.pipelines import load_model
@@ -34,7 +34,9 @@ def test_full_rank_in_diffusers_is_the_live_hypernetwork(
     tmp_path: Path, pipelines: Pipelines, kind: str, names: Any
 ) -> None:
     pipeline, hypernetwork = pipelines(kind), make_affine(WIDTHS[kind], bias=False)
-    made = to_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", rank="full", names=names, **QUICK)
+    made = export_lora(
+        hypernetwork, pipeline, tmp_path / "x.safetensors", LoraOptions(rank="full", names=names, **QUICK)
+    )
     expected = live(pipeline.unet, hypernetwork, kind)
     pipeline.load_lora_weights(tmp_path, weight_name="x.safetensors")
     assert_same(run(pipeline.unet, kind), expected, 2e-5)
@@ -46,7 +48,9 @@ def test_full_rank_in_diffusers_is_the_live_hypernetwork(
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_loads_it(tmp_path: Path, pipelines: Pipelines, kind: str) -> None:
     pipeline, hypernetwork = pipelines(kind), make_affine(WIDTHS[kind])
-    made = to_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", fidelity=0.7, names="diffusers", **QUICK)
+    made = export_lora(
+        hypernetwork, pipeline, tmp_path / "x.safetensors", LoraOptions(fidelity=0.7, names="diffusers", **QUICK)
+    )
     assert len(set(made.ranks.values())) > 1
     with with_file(pipeline.unet, made.path) as changed:
         expected = run(changed, kind)
@@ -72,7 +76,7 @@ def test_peft_loads_it(tmp_path: Path, pipelines: Pipelines, kind: str) -> None:
 def test_diffusers_loads_ranks_that_differ(tmp_path: Path, pipelines: Pipelines, kind: str) -> None:
     """It ignores alphas that differ between layers, so there must be one."""
     pipeline, hypernetwork = pipelines(kind), make_affine(WIDTHS[kind])
-    made = to_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", fidelity=0.7, **QUICK)
+    made = export_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", LoraOptions(fidelity=0.7, **QUICK))
     with with_file(pipeline.unet, made.path) as changed:
         expected = run(changed, kind)
     pipeline.load_lora_weights(tmp_path, weight_name="x.safetensors")
@@ -116,7 +120,7 @@ def observed_errors(pipeline: Any, hypernetwork: Any, path: Path, prompt: str, s
 @pytest.mark.parametrize("style", ["outline", "halftone"])
 def test_the_stated_error_is_what_a_new_image_shows(tmp_path: Path, style: str) -> None:
     pipeline = load_model(pipeline_folder()).pipeline
-    made = to_lora(hypernetwork_paths()[style], pipeline_folder(), tmp_path / "x.safetensors", steps=6)
+    made = export_lora(hypernetwork_paths()[style], pipeline_folder(), tmp_path / "x.safetensors", LoraOptions(steps=6))
     stated = errors_of(made.path)["overall"]
     hypernetwork = hnloader.load(hypernetwork_paths()[style])
     prompt = "a small blue star at the bottom left and a large red square at the top right on a white background"
@@ -141,7 +145,9 @@ def test_the_fit_to_contexts_beats_the_plain_decomposition(tmp_path: Path) -> No
 def test_least_ranks_follow_the_wanted_fidelity(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline, hypernetwork = pipelines("sd1"), make_affine(WIDTHS["sd1"], bias=False)
     made = [
-        to_lora(hypernetwork, pipeline, tmp_path / f"{fidelity}.safetensors", fidelity=fidelity, **QUICK)
+        export_lora(
+            hypernetwork, pipeline, tmp_path / f"{fidelity}.safetensors", LoraOptions(fidelity=fidelity, **QUICK)
+        )
         for fidelity in (0.5, 0.8, 0.95)
     ]
     ranks = [sum(one.ranks.values()) for one in made]
@@ -158,7 +164,7 @@ def test_the_constant_of_values_is_carried_by_the_weight(tmp_path: Path, pipelin
     for name, parameter in hypernetwork.named_parameters():
         if name.endswith("weight"):
             parameter.zero_()  # nothing but a constant
-    made = to_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", rank="full", **QUICK)
+    made = export_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", LoraOptions(rank="full", **QUICK))
     error = errors_of(made.path)
     assert error["overall"]["v"]["of_change"] < 0.9
     assert all(block.get("k", {"of_change": 0})["of_change"] == 0 for block in error.values())
@@ -167,7 +173,9 @@ def test_the_constant_of_values_is_carried_by_the_weight(tmp_path: Path, pipelin
 def test_a_nonlinear_network_becomes_its_best_affine_fit(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline = pipelines("sd1")
     gentle = make_random(WIDTHS["sd1"], Architecture((1, 2, 1), "softplus"), bias=False)
-    made = to_lora(gentle, pipeline, tmp_path / "x.safetensors", kind="lycoris", prompts=PROMPTS, images=10, steps=3)
+    made = export_lora(
+        gentle, pipeline, tmp_path / "x.safetensors", LoraOptions(kind="lycoris", prompts=PROMPTS, images=10, steps=3)
+    )
     assert not made.exact
     assert made.errors.overall("v").of_change < 0.3
     expected, untouched = live(pipeline.unet, gentle, "sd1"), run(pipeline.unet)
@@ -179,7 +187,7 @@ def test_a_nonlinear_network_becomes_its_best_affine_fit(tmp_path: Path, pipelin
 def test_several_become_one_lora(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline = pipelines("sd1")
     chain = [(make_affine(WIDTHS["sd1"], bias=False, seed=1), 0.7), (make_affine((48, 20), bias=False, seed=2), -0.5)]
-    made = to_lora(chain, pipeline, tmp_path / "x.safetensors", rank="full", **QUICK)
+    made = export_lora(chain, pipeline, tmp_path / "x.safetensors", LoraOptions(rank="full", **QUICK))
     with with_file(pipeline.unet, made.path) as changed:
         assert_same(run(changed), live(pipeline.unet, chain, "sd1"), 2e-5)
 
@@ -187,7 +195,7 @@ def test_several_become_one_lora(tmp_path: Path, pipelines: Pipelines) -> None:
 def test_the_model_is_left_as_it_was(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline, hypernetwork = pipelines("sd1"), make_affine(WIDTHS["sd1"])
     before = copy.deepcopy(pipeline.unet.state_dict())
-    to_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", **QUICK)
+    export_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", LoraOptions(**QUICK))
     assert all(torch.equal(tensor, before[name]) for name, tensor in pipeline.unet.state_dict().items())
     assert not any(module._forward_pre_hooks for module in pipeline.unet.modules())
 
@@ -195,7 +203,11 @@ def test_the_model_is_left_as_it_was(tmp_path: Path, pipelines: Pipelines) -> No
 def test_the_same_command_gives_the_same_tensors(tmp_path: Path, pipelines: Pipelines) -> None:
     hypernetwork = make_affine(WIDTHS["sd1"])
     first, again = (
-        read(to_lora(hypernetwork, pipelines("sd1"), tmp_path / f"{name}.safetensors", rank=4, **QUICK).path)[0]
+        read(
+            export_lora(
+                hypernetwork, pipelines("sd1"), tmp_path / f"{name}.safetensors", LoraOptions(rank=4, **QUICK)
+            ).path
+        )[0]
         for name in "ab"
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -203,17 +215,17 @@ def test_the_same_command_gives_the_same_tensors(tmp_path: Path, pipelines: Pipe
 
 def test_a_unet_alone_gives_a_file_that_says_so(tmp_path: Path) -> None:
     hypernetwork = make_affine(WIDTHS["sdxl"], bias=False)
-    made = to_lora(hypernetwork, make_unet("sdxl"), tmp_path / "x.safetensors", rank="full", **QUICK)
+    made = export_lora(hypernetwork, make_unet("sdxl"), tmp_path / "x.safetensors", LoraOptions(rank="full", **QUICK))
     assert made.statistics.startswith("UNet alone")
-    assert any("Only a UNet" in warning for warning in made.warnings)
+    assert any("UNet" in warning for warning in made.warnings)
     with with_file(make_unet("sdxl"), made.path) as changed:
         assert_same(run(changed, "sdxl"), live(make_unet("sdxl"), hypernetwork, "sdxl"), 2e-5)
 
 
 def test_contexts_are_sampled_with_the_hypernetwork_applied(pipelines: Pipelines) -> None:
-    from hnloader.conversion.lora.base import open_base
-    from hnloader.conversion.lora.chain import Chain
-    from hnloader.conversion.lora.statistics import Sampling, sample
+    from hnloader.conversion.lora.base_model import open_base
+    from hnloader.conversion.lora.context_samples import Sampling, sample
+    from hnloader.conversion.lora.lora_chain import Chain
 
     pipeline, hypernetwork = pipelines("sd1"), make_affine(WIDTHS["sd1"])
     base = open_base(pipeline)
@@ -238,9 +250,9 @@ def test_contexts_are_sampled_with_the_hypernetwork_applied(pipelines: Pipelines
 
 
 def test_kept_samples_stay_few(pipelines: Pipelines) -> None:
-    from hnloader.conversion.lora.base import open_base
-    from hnloader.conversion.lora.chain import Chain
-    from hnloader.conversion.lora.statistics import Sampling, sample
+    from hnloader.conversion.lora.base_model import open_base
+    from hnloader.conversion.lora.context_samples import Sampling, sample
+    from hnloader.conversion.lora.lora_chain import Chain
 
     base = open_base(pipelines("sd1"))
     chain = Chain([hnloader.Application(make_affine(WIDTHS["sd1"]))], base.sites)
@@ -257,8 +269,11 @@ def test_a_layer_that_sees_a_single_token(tmp_path: Path, pipelines: Pipelines, 
     pipeline = pipelines("sd1")
     levels = len(pipeline.unet.config.block_out_channels) - 1
     pipeline.unet.register_to_config(sample_size=2**levels)
-    made = to_lora(
-        make_random(WIDTHS["sd1"], Architecture((1, 2, 1), activation)), pipeline, tmp_path / "x.safetensors", **QUICK
+    made = export_lora(
+        make_random(WIDTHS["sd1"], Architecture((1, 2, 1), activation)),
+        pipeline,
+        tmp_path / "x.safetensors",
+        LoraOptions(**QUICK),
     )
     assert all(torch.isfinite(tensor).all() for tensor in read(made.path)[0].values())
     assert 0 <= made.errors.worst < 1

@@ -1,4 +1,4 @@
-"""Running the model that a LoRA is made for: a pipeline of diffusers, or a program that has the model in memory."""
+"""Run the model that a LoRA is made for: a pipeline of diffusers, or a program that has the model in memory."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+__all__ = ["Denoiser", "DiffusersDenoiser"]
+
 
 class Denoiser(Protocol):
-    """A whole model, text encoder included, whose contexts can be sampled while it makes images."""
+    """A whole model with its text encoder, whose contexts can be sampled during denoising."""
 
     @property
     def name(self) -> str:
-        """What a file says that the contexts come from."""
+        """The source of the contexts, as the file states it."""
         ...
 
     @property
     def unet(self) -> nn.Module:
-        """In the layout of diffusers or of the original code."""
+        """The UNet, in the layout of diffusers or of the original code."""
         ...
 
     def encode(self, prompt: str) -> Tensor:
-        """The text contexts of the prompt and of the empty one, [2, tokens, width]: guidance runs both."""
+        """Return the text contexts of the prompt and of the empty prompt [2, tokens, width]: guidance runs both."""
         ...
 
     def denoise(
@@ -37,9 +39,9 @@ class Denoiser(Protocol):
         watched: AbstractContextManager[Any],
         step_done: Callable[[int], None],
     ) -> None:
-        """Make an image within `watched`, and call `step_done` with the number of each step that is done, from 1.
+        """Denoise an image within `watched` and call `step_done` after each step with its number, from 1.
 
-        Where `step_done` raises, the exception is let through.
+        Exceptions of `step_done` pass through.
         """
         ...
 
@@ -54,7 +56,7 @@ class DiffusersDenoiser:
 
     @property
     def unet(self) -> nn.Module:
-        """The pipeline's."""
+        """The UNet of the pipeline."""
         unet: nn.Module = self._pipeline.unet
         return unet
 

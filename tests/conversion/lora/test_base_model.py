@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 import hnloader
 from hnloader.attention import find_sites
-from hnloader.conversion.lora import to_lora
-from hnloader.conversion.lora.base import open_base
+from hnloader.conversion.lora import LoraOptions, export_lora
+from hnloader.conversion.lora.base_model import open_base
 from hnloader.errors import ModelError
 from hnloader.families import family_named
 from hnloader.network import Architecture
-from tests.support.lora_models import QUICK, Pipelines, make_affine, make_random, read
+from tests.support.lora_models import LYCORIS, QUICK, Pipelines, make_affine, make_random, read
 from tests.support.small_models import WIDTHS, make_unet
 from tests.support.tiny_model import SELF_WIDTH, TEXT_WIDTH, save_checkpoint
 
@@ -49,7 +49,7 @@ def test_attention_of_ten_blocks_runs_in_the_order_of_numbers(tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     target = tmp_path_factory.mktemp("expected") / "x.safetensors"
-    to_lora(make_affine(TINY), tiny_model, target, kind="lycoris")
+    export_lora(make_affine(TINY), tiny_model, target, LYCORIS)
     return read(target)[0]
 
 
@@ -81,7 +81,7 @@ def test_every_form_of_a_model_gives_the_same_file(
         pickled,
     ]
     for form in forms:
-        found = read(to_lora(make_affine(TINY), form, tmp_path / "out.safetensors", kind="lycoris").path)[0]
+        found = read(export_lora(make_affine(TINY), form, tmp_path / "out.safetensors", LYCORIS).path)[0]
         assert found.keys() == expected.keys(), form
         assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items()), form
 
@@ -92,17 +92,22 @@ def test_a_single_file_runs_with_the_configuration_of_a_folder(tiny_model: Path,
     if not whole:
         tensors = {name: tensor for name, tensor in load_file(path).items() if name.startswith("model.diffusion")}
         save_file(tensors, path)
-    made = to_lora(make_affine(TINY), path, tmp_path / "x.safetensors", config=tiny_model, rank=2, **QUICK)
+    made = export_lora(
+        make_affine(TINY), open_base(path, config=tiny_model), tmp_path / "x.safetensors", LoraOptions(rank=2, **QUICK)
+    )
     assert made.statistics.startswith("pipeline" if whole else "UNet alone")
 
 
 def test_a_single_file_of_unknown_build_asks_for_a_configuration(tiny_model: Path, tmp_path: Path) -> None:
     weights = load_file(tiny_model / "unet" / "diffusion_pytorch_model.safetensors")
     save_file(weights, tmp_path / "unet.safetensors")
-    with pytest.raises(ModelError, match=r"no known family.*config"):
-        to_lora(make_affine(TINY), tmp_path / "unet.safetensors", tmp_path / "x.safetensors", **QUICK)
-    made = to_lora(
-        make_affine(TINY), tmp_path / "unet.safetensors", tmp_path / "x.safetensors", config=tiny_model, **QUICK
+    with pytest.raises(ModelError, match=r"unet\.safetensors.*config"):
+        export_lora(make_affine(TINY), tmp_path / "unet.safetensors", tmp_path / "x.safetensors", LoraOptions(**QUICK))
+    made = export_lora(
+        make_affine(TINY),
+        open_base(tmp_path / "unet.safetensors", config=tiny_model),
+        tmp_path / "x.safetensors",
+        LoraOptions(**QUICK),
     )
     assert made.statistics.startswith("UNet alone")
 
@@ -124,17 +129,23 @@ def test_a_hypernetwork_of_another_family_is_refused(tmp_path: Path) -> None:
     with torch.device("meta"):
         sdxl = UNet2DConditionModel.from_config(family_named("SDXL").unet_config())
     sd1 = make_random((768, 320, 640, 1280), Architecture((1, 0.1, 1)))
-    with pytest.raises(hnloader.NoMatchingSitesError, match=r"made for SD 1 \(768\); this model is SDXL"):
-        to_lora(sd1, sdxl, tmp_path / "x.safetensors", kind="lycoris")
+    with pytest.raises(hnloader.NoMatchingSitesError, match=r"SD 1 \(768\).*SDXL"):
+        export_lora(sd1, sdxl, tmp_path / "x.safetensors", LYCORIS)
     sd2 = make_affine((40, 64))
-    with pytest.raises(hnloader.NoMatchingSitesError, match="kind that the file was trained on"):
-        to_lora(sd2, make_unet("sd1"), tmp_path / "x.safetensors", kind="lycoris")
+    with pytest.raises(hnloader.NoMatchingSitesError, match="style"):
+        export_lora(sd2, make_unet("sd1"), tmp_path / "x.safetensors", LYCORIS)
     assert not list(tmp_path.iterdir())
 
 
 def test_widths_that_the_model_lacks_are_told_when_the_text_width_fits(tmp_path: Path) -> None:
     told: list[str] = []
-    to_lora(make_affine((48, 64)), make_unet("sd1"), tmp_path / "x.safetensors", kind="lycoris", note=told.append)
+    export_lora(
+        make_affine((48, 64)),
+        make_unet("sd1"),
+        tmp_path / "x.safetensors",
+        LYCORIS,
+        note=told.append,
+    )
     assert "64 in the file matches none" in told[0]
 
 
@@ -155,16 +166,13 @@ def test_what_is_no_model_is_named(tmp_path: Path, content: str) -> None:
         path = tmp_path / "model.ckpt"
         torch.save({"state_dict": {}, "callbacks": make_unet}, path)
     with pytest.raises(ModelError, match=str(path)):
-        to_lora(make_affine((48,)), path, tmp_path / "x.safetensors", kind="lycoris")
+        export_lora(make_affine((48,)), path, tmp_path / "x.safetensors", LYCORIS)
 
 
 def test_a_model_with_hypernetworks_attached_is_refused(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline, hypernetwork = pipelines("sd1"), make_affine(WIDTHS["sd1"])
-    with (
-        hnloader.attach(pipeline, hypernetwork),
-        pytest.raises(hnloader.HypernetworkError, match="detach them"),
-    ):
-        to_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", **QUICK)
+    with hnloader.attach(pipeline, hypernetwork), pytest.raises(hnloader.HypernetworkError, match="attached"):
+        export_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", LoraOptions(**QUICK))
 
 
 def test_the_folders_own_prompts_are_taken(tiny_model: Path, tmp_path: Path) -> None:
@@ -173,7 +181,7 @@ def test_the_folders_own_prompts_are_taken(tiny_model: Path, tmp_path: Path) -> 
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "prompts.txt").write_text("one\ntwo\n\n three \nfour\nfive\nsix\nsix\n")
     quick = {"images": 5, "steps": 1, "rank": 2}
-    made = to_lora(make_affine(TINY), model, tmp_path / "x.safetensors", **quick)
+    made = export_lora(make_affine(TINY), model, tmp_path / "x.safetensors", LoraOptions(**quick))
     assert "text contexts of 6 prompts" in made.statistics
-    made = to_lora(make_affine(TINY), tiny_model, tmp_path / "x.safetensors", **quick)
+    made = export_lora(make_affine(TINY), tiny_model, tmp_path / "x.safetensors", LoraOptions(**quick))
     assert "text contexts of 60 prompts" in made.statistics

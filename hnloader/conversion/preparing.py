@@ -1,0 +1,163 @@
+"""Prepare the content of a converted file, and read what such a file states about its source."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from hnloader.conversion.normalizing import normalized, why_not
+from hnloader.errors import HypernetworkError, OtherModelError
+from hnloader.files import sha256_of
+from hnloader.formats.contents import Contents
+from hnloader.formats.outgoing import Lazy, Outgoing, from_contents
+from hnloader.formats.reading import read_contents
+from hnloader.formats.registry import format_of
+from hnloader.formats.source import open_source
+from hnloader.texts import well_formed
+
+__all__ = [
+    "DTYPES",
+    "SOURCE_HASH",
+    "Origin",
+    "dtype_name",
+    "hash_of",
+    "opened",
+    "origin",
+    "origin_of",
+    "prepared",
+    "statements",
+]
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+# Statements of a safetensors file about its source.
+SOURCE_HASH = "hnloader.source_sha256"
+_SOURCE_NAME = "hnloader.source_name"
+_NORMALIZED, _DTYPE = "hnloader.normalized", "hnloader.dtype"
+_DATE = "modelspec.date"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The statements of a converted safetensors file about its source.
+
+    Attributes:
+        sha256: sha256 of the source in hex, or None.
+        name: File name of the source, or None.
+        normalized: The source was rewritten in the current form.
+        dtype: Type that the tensors were cast to, or None.
+    """
+
+    sha256: str | None
+    name: str | None
+    normalized: bool
+    dtype: str | None
+
+
+def origin(path: str | os.PathLike[str]) -> Origin:
+    """Read the statements of a converted file about its source, from its header.
+
+    Args:
+        path: A hypernetwork file.
+
+    Returns:
+        The statements; None or False for those that the file lacks.
+
+    Raises:
+        HypernetworkError: The file cannot be read, or is something else.
+
+    Example:
+        >>> import hnloader.demo, tempfile
+        >>> from hnloader.conversion import origin
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = hnloader.convert(hnloader.demo.hypernetwork_paths()["outline"], f"{folder}/new.safetensors")
+        ...     origin(f"{folder}/new.safetensors").name
+        'outline.safetensors'
+    """
+    with opened(Path(path)) as contents:
+        return origin_of(contents)
+
+
+def origin_of(contents: Contents) -> Origin:
+    """Return the statements of an opened file about its source."""
+    notes = contents.notes
+    return Origin(notes.get(SOURCE_HASH), notes.get(_SOURCE_NAME), notes.get(_NORMALIZED) == "true", notes.get(_DTYPE))
+
+
+def statements(source: Path, normalize: bool, dtype: str | None) -> dict[str, str]:
+    """Return the statements of a safetensors file about its source. The date is that of the source."""
+    changed = datetime.fromtimestamp(source.stat().st_mtime, tz=timezone.utc)
+    stated = {_SOURCE_NAME: well_formed(source.name), _DATE: changed.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    stated |= {_NORMALIZED: "true"} if normalize else {}
+    return stated | ({_DTYPE: dtype} if dtype else {})
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, checksums: bool = True) -> Iterator[Contents]:
+    """Open a single hypernetwork. Raises HypernetworkError."""
+    with open_source(path, checksums=checksums) as source:
+        found = format_of(source)
+        if found is not None and found.read_composition is not None:
+            raise OtherModelError(
+                f"{path} is a composition of several hypernetworks. Make one of it with 'hnloader merge'."
+            )
+        yield read_contents(source)
+
+
+def prepared(
+    contents: Contents, source: Path, *, normalize: bool, dtype: str | None
+) -> tuple[Outgoing, tuple[str, ...]]:
+    """Return the content to write, and notes about it."""
+    outgoing = from_contents(contents, source.stem)
+    notes: tuple[str, ...] = ()
+    if normalize:
+        reason = why_not(contents.architecture)
+        if reason is None:
+            outgoing = normalized(outgoing, contents)
+        else:
+            notes = (f"not normalized: {reason}",)
+    return (_cast(outgoing, dtype, contents.label) if dtype else outgoing), notes
+
+
+def dtype_name(dtype: torch.dtype | str | None) -> str | None:
+    """Return the name of a dtype that tensors can be cast to. Raises HypernetworkError."""
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise HypernetworkError(f"dtype: found {name!r}. Give one of {', '.join(DTYPES)}.")
+    return name
+
+
+def hash_of(path: Path) -> str:
+    """Return the sha256 of a file in hex. Raises HypernetworkError."""
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise HypernetworkError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _cast(outgoing: Outgoing, dtype: str, label: str) -> Outgoing:
+    def cast(tensors: Mapping[str, Lazy], where: str) -> dict[str, Lazy]:
+        return {name: _cast_tensor(tensor, dtype, f"{label}: {name} {where}") for name, tensor in tensors.items()}
+
+    sides = {key: cast(tensors, f"of the {key[1]} side of width {key[0]}") for key, tensors in outgoing.sides.items()}
+    return replace(outgoing, sides=sides)
+
+
+def _cast_tensor(tensor: Lazy, dtype: str, where: str) -> Lazy:
+    def get() -> torch.Tensor:
+        full = tensor.get()
+        small: torch.Tensor = full.to(getattr(torch, dtype))
+        if not torch.isfinite(small).all():
+            largest = float(full.float().abs().max())
+            raise HypernetworkError(f"{where} has the value {largest:g}, too large for {dtype}. Take bfloat16.")
+        return small
+
+    return Lazy(tensor.shape, dtype, get)
