@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.ui import Host, TrainingPlace, Use, build
+from hnloader.ui import Host, TagButton, TrainingPlace, build
 from hnloader.ui.index import cache_folder
 
 from .generator import WebuiGenerator
@@ -70,9 +70,9 @@ def host_for_pages(extension: Extension, generator: WebuiGenerator) -> Host:
         loras=host.lora_folder,
         lora_base=lora_base,
         training=training_place(host),
-        use=Use("Send to txt2img", _SEND),
+        tag_button=TagButton("Send to txt2img", _SEND),
         cache=cache_folder(),
-        after_change=host.refresh,
+        on_change=host.refresh,
     )
 
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import hnloader
 from hnloader import HypernetworkError, UnknownFormatError, UnsupportedArchitectureError, files
-from hnloader.files import TEMPORARY_SUFFIX, held, remove_leftovers, replacing
+from hnloader.files import TEMPORARY_SUFFIX, check_room, held, remove_leftovers, replacing
 from tests.support.builders import simple_tree, write
 
 
@@ -310,3 +311,10 @@ def test_files_that_belong_together_take_their_names_all_or_none(
             temporary.write_bytes(b"new")
     assert state.read_bytes() == weights.read_bytes() == b"new"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_checks_the_room_of_a_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: SimpleNamespace(free=files.RESERVE + 1000))
+    check_room(tmp_path / "not" / "yet", 1000)
+    with pytest.raises(HypernetworkError, match="512 MiB"):
+        check_room(tmp_path / "not" / "yet", 1001)

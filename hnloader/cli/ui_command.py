@@ -26,7 +26,7 @@ def ui(
             "--folder",
             "-f",
             envvar="HNLOADER_HYPERNET_DIR",
-            help="Where hypernetworks lie; repeatable. Default: ./hypernetworks and the bundled ones.",
+            help="Folder with hypernetworks; repeatable. Default: ./hypernetworks and the bundled ones.",
             show_default=False,
         ),
     ] = None,
@@ -36,16 +36,16 @@ def ui(
             "--model",
             "-m",
             help="A diffusers folder, a hub name (owner/model), a .safetensors or .ckpt checkpoint, or a folder of "
-            "these; repeatable. The page can choose among them. Default: the small bundled one.",
+            "these; repeatable. The page offers all of them. Default: the small bundled one.",
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where images are saved.")] = Path("images"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images.")] = Path("images"),
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Default: 7870, or the next one that is free.", show_default=False),
+        typer.Option(min=0, max=65535, help="Default: 7870, or the next free one.", show_default=False),
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; others than this computer need --auth.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on. Any but this computer requires --auth.")] = (
         "127.0.0.1"
     ),
     auth: Annotated[
@@ -53,7 +53,7 @@ def ui(
         typer.Option(
             metavar="NAME:PASSWORD",
             envvar="HNLOADER_UI_AUTH",
-            help="What the browser asks for.",
+            help="User name and password that the browser asks for.",
             show_default=False,
             show_envvar=True,
         ),
@@ -63,16 +63,16 @@ def ui(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="For checkpoints without network access: a diffusers folder of the same kind of model.",
+            help="Diffusers folder of the same kind of model, for loading checkpoints offline.",
             show_default=False,
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16, float32.")] = "auto",
 ) -> None:
-    """Open a page in the browser: a library of hypernetworks, conversion, comparisons, images, and trainings.
+    """Open a page in the browser to generate, browse, compare, convert and train.
 
-    It runs on this computer, for this computer's browser alone, until Ctrl-C.
+    It serves this computer alone, until Ctrl-C.
     """
     from hnloader.ui.standalone import check_address, is_local, start
 
@@ -83,7 +83,7 @@ def ui(
     with stderr().status("Starting ..."):
         server = start(page, address=host, port=port, auth=credentials)
     stdout().print(Text(clean(server.url)), soft_wrap=True)
-    stderr().print("Ctrl-C ends it.")
+    stderr().print("Press Ctrl-C to stop.")
     if browser:
         import webbrowser
 
@@ -110,8 +110,8 @@ def _host(
     from hnloader.ui.index import cache_folder
     from hnloader.ui.page_host import Host, TrainingPlace
 
-    # The default folder may come into being: a finished training is copied there.
-    own = _DEFAULT_FOLDER if _is_bundled(given) else given[0]
+    # The default folder may be created later: finished trainings are copied there.
+    own = _DEFAULT_FOLDER if given == [_bundled_folder()] else given[0]
 
     def folders() -> list[Path]:
         return [own, *given] if own not in given and own.is_dir() else given
@@ -136,24 +136,20 @@ def _host(
 
 
 def _folders(given: list[Path] | None) -> list[Path]:
-    from hnloader.demo import hypernetwork_paths
-
     for folder in given or ():
         if not folder.is_dir():
             raise typer.BadParameter(f"{folder} is not a folder.", param_hint="--folder")
-    bundled = [path.parent for path in hypernetwork_paths().values()][:1]
-    return given or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), *bundled]
+    return given or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), _bundled_folder()]
 
 
-def _is_bundled(folders: list[Path]) -> bool:
-    """Whether there are the package's own hypernetworks alone."""
+def _bundled_folder() -> Path:
     from hnloader.demo import hypernetwork_paths
 
-    return folders == [path.parent for path in hypernetwork_paths().values()][:1]
+    return next(iter(hypernetwork_paths().values())).parent
 
 
 def _models(name: str) -> list[str]:
-    """The models that a `--model` names: itself, or those in a folder of models."""
+    """Return the models that a `--model` names: itself, or those in a folder of models."""
     from hnloader.files import expanded
     from hnloader.pipelines import CHECKPOINT_SUFFIXES, check_source
 
@@ -162,7 +158,7 @@ def _models(name: str) -> list[str]:
         found = [each for each in sorted(path.iterdir()) if each.suffix.lower() in CHECKPOINT_SUFFIXES]
         found += [each for each in sorted(path.iterdir()) if (each / "model_index.json").is_file()]
         if not found:
-            note(f"{path} holds no models.")
+            note(f"{path}: found no models.")
         return [str(each) for each in found]
     check_source(name)
     return [str(path) if path.exists() else name]
@@ -173,5 +169,5 @@ def _credentials(text: str | None) -> tuple[str, str] | None:
         return None
     name, colon, password = text.partition(":")
     if not (name and colon and password):
-        raise typer.BadParameter("write NAME:PASSWORD, neither of them empty.", param_hint="--auth")
+        raise typer.BadParameter("Expected NAME:PASSWORD, neither of them empty.", param_hint="--auth")
     return name, password

@@ -1,24 +1,55 @@
-"""The page: Library, Convert, Compare, Train and Generate, on its own (`hnloader ui`) and as a tab of a webui.
+"""The page: Library, Convert, Compare, Train and Generate, as `hnloader ui` or as a tab of a webui.
 
     from hnloader.ui import Host, build
 
     with gradio.Blocks() as tab:
         build(Host(folders=..., output=..., generator=...))
 
-`build` works in gradio 3.41 to the current release; what differs between those lies in `compat.py`. Importing this
-package takes no gradio, diffusers or Pillow; `build` takes gradio and Pillow.
+`build` works in gradio 3.41 and newer; `compat.py` holds what differs between releases. Importing this package
+requires no gradio, diffusers or Pillow; `build` requires gradio and Pillow.
 """
 
 from __future__ import annotations
 
 from hnloader.errors import CancelledError
-from hnloader.ui.page_host import Generator, Host, ImageRequest, ModelChoice, TrainingPlace, Use
+from hnloader.ui.page_host import (
+    Generator,
+    Host,
+    ImageRequest,
+    ModelChoice,
+    ModelDefaults,
+    TagButton,
+    TrainingPlace,
+)
 
-__all__ = ["CancelledError", "Generator", "Host", "ImageRequest", "ModelChoice", "TrainingPlace", "Use", "build"]
+__all__ = [
+    "CancelledError",
+    "Generator",
+    "Host",
+    "ImageRequest",
+    "ModelChoice",
+    "ModelDefaults",
+    "TagButton",
+    "TrainingPlace",
+    "build",
+]
 
 
 def build(host: Host) -> None:
-    """Make the components for `host` within the `gradio.Blocks` that is open."""
+    """Build the pages within the open `gradio.Blocks`.
+
+    Args:
+        host: Folders, output and generator.
+
+    Raises:
+        RuntimeError: No `gradio.Blocks` is open.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import gradio
+        >>> with gradio.Blocks() as tab:
+        ...     build(Host(folders=lambda: [Path("hypernetworks")], output=lambda: Path("images")))
+    """
     from hnloader.ui.page import build_page
 
     build_page(host)

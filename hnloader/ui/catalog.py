@@ -1,9 +1,8 @@
-"""What the library page shows: the files of some folders, listed at once and looked into little by little.
+"""The library's files, listed at once and inspected little by little.
 
-Listing 2,000 files takes a few hundredths of a second, looking into them (`hnloader.inspect`) a few seconds. So a
-page is shown from names, sizes and dates alone, the files on it are looked into when they are shown, and the rest
-afterwards. What was found is kept for as long as a file's size, time of change and inode stay the same, also from one
-start to the next where there is a folder to keep it in (`index.py`).
+Listing 2,000 files takes hundredths of a second, inspecting them some seconds. So a page appears from names, sizes and
+dates alone; its files are inspected when shown, the others afterwards. Results stay valid while a file's size, time
+and inode are unchanged. With a cache folder they also last until the next start (`index.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import hashlib
 import threading
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -24,11 +23,18 @@ from hnloader.inspection import inspect
 from hnloader.library import Library
 from hnloader.texts import as_text
 from hnloader.ui.catalog_entry import Entry
-from hnloader.ui.index import index_path, known, read_index, write_index
+from hnloader.ui.index import index_path, read_entry, read_index, write_index
 from hnloader.ui.sidecars import read_notes, save_notes
 
+__all__ = ["ALL", "BAD", "DUPLICATES", "OTHER_WIDTHS", "SORTS", "Catalog", "Counts", "filters"]
+
 SORTS = ("name", "newest", "largest", "most steps", "model family")
-ALL, OTHER_WIDTHS, BAD, DUPLICATES = "all files", "no known model", "bad files", "duplicates"
+ALL, OTHER_WIDTHS, BAD, DUPLICATES = "all files", "unknown model", "files with errors", "duplicates"
+
+_PIECE = 2**16
+_LONGEST_WORDS = 2_000  # characters per field that a search covers
+# At most this many inspections are lost when the program is killed.
+_UNSAVED = 2_000
 
 
 def filters() -> tuple[str, ...]:
@@ -36,165 +42,158 @@ def filters() -> tuple[str, ...]:
     return (ALL, *(family.name for family in all_families()), OTHER_WIDTHS, BAD, DUPLICATES)
 
 
-_PIECE = 2**16
-_LONGEST_WORDS = 2_000  # characters of what is searched, for each thing that a file tells
-# So many files may have to be looked into again when the program is killed before it has looked into all.
-_UNSAVED = 2_000
-
-
 @dataclass(frozen=True)
 class Counts:
-    """How many files there are, how many were looked into, and how many of those are bad."""
+    """Numbers of files, inspected files and files with errors."""
 
     files: int
-    looked_into: int
+    inspected: int
     bad: int
 
 
 class Catalog:
-    """The files of the folders that `folders` returns. Every method may be called from several threads."""
+    """The files of some folders. Every method may be called from several threads.
+
+    Args:
+        folders: Returns the folders.
+        cache: Folder for the index. None keeps none.
+    """
 
     def __init__(self, folders: Callable[[], Sequence[Path]], cache: Path | None = None) -> None:
-        """`cache`: the folder for what is known, for the next start; None keeps nothing."""
         self._folders = folders
         self._cache = cache
         self._unsaved = 0
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] | None = None
-        self._hashes: dict[tuple[str, int, int, int], str] = {}
+        self._hashes: dict[tuple[str, str, tuple[int, int, int]], str] = {}
 
     def folders(self) -> tuple[Path, ...]:
-        """The folders as they are now."""
+        """Return the current folders."""
         return tuple(map(Path, self._folders()))
 
     def refresh(self) -> None:
-        """List the folders anew; a file that has not changed keeps what is known of it."""
+        """List the folders again. Unchanged files stay inspected."""
         folders = self.folders()
         found = {}
         for file in Library(folders).files():
             try:
                 status = file.path.stat()
-            except OSError:  # removed since it was listed
+            except OSError:  # removed meanwhile
                 continue
             key = hashlib.sha256(str(file.path).encode(errors="surrogatepass")).hexdigest()[:16]
             found[key] = Entry(key, file, status.st_size, status.st_mtime_ns, status.st_ino)
         with self._lock:
-            before = self._entries
-            if before is None:
-                before = self._from_index(folders, found)
-            self._entries = {key: _newer(before.get(key), entry) for key, entry in found.items()}
-
-    def _from_index(self, folders: Sequence[Path], found: dict[str, Entry]) -> dict[str, Entry]:
-        """Those of the files that an earlier run has looked into."""
-        records = read_index(index_path(self._cache, folders)) if self._cache is not None else {}
-        told = {}
-        for key, entry in found.items():
-            if (said := known(records.get(key), entry)) is not None:
-                info, notes = said
-                told[key] = replace(entry, info=info, notes=read_notes(entry.path) if notes is None else notes)
-        return told
+            if self._entries is not None:
+                found = {key: _newer(self._entries.get(key), entry) for key, entry in found.items()}
+            elif self._cache is not None:
+                records = read_index(index_path(self._cache, folders))
+                found = {key: read_entry(records.get(key), entry) for key, entry in found.items()}
+            self._entries = found
 
     def save(self) -> None:
-        """Keep what is known for the next start, where there is a folder for it and something new."""
+        """Write the index if there is something new."""
         with self._lock:
             entries, self._unsaved, unsaved = self.entries(), 0, self._unsaved
         if self._cache is not None and unsaved:
             write_index(index_path(self._cache, self.folders()), entries)
 
     def entries(self) -> list[Entry]:
-        """Every file, in the order in which names are looked up; lists the folders at the first call."""
+        """Return every file in lookup order. The first call lists the folders."""
         with self._lock:
             if self._entries is None:
                 self.refresh()
             return list((self._entries or {}).values())
 
     def get(self, key: str | None) -> Entry | None:
-        """The file of a key, looked into; None where the page names no file of the library."""
+        """Return the inspected file of a key, or None for an unknown key."""
         self.entries()
         with self._lock:
             entry = (self._entries or {}).get(key or "")
-        return None if entry is None else self.look_into(entry)
+        return None if entry is None else self.inspect(entry)
 
-    def look_into(self, entry: Entry) -> Entry:
-        """The entry with `info` or `problem`; reads the file's header unless that is known."""
-        if entry.looked_into:
+    def inspect(self, entry: Entry) -> Entry:
+        """Return the entry with `info` or `problem`, reading the file's header if needed."""
+        if entry.inspected:
             return entry
-        folders = self.folders()
         try:
-            looked = replace(entry, info=inspect(entry.path, folders), notes=read_notes(entry.path))
+            found = replace(entry, info=inspect(entry.path, self.folders()), notes=read_notes(entry.path))
         except HypernetworkError as error:
-            looked = replace(entry, problem=as_text(error, _LONGEST_WORDS), notes=read_notes(entry.path))
+            found = replace(entry, problem=as_text(error, _LONGEST_WORDS), notes=read_notes(entry.path))
         except OSError as error:
-            looked = replace(entry, problem=f"{entry.path}: {error.strerror or error}")
+            found = replace(entry, problem=f"{entry.path}: {error.strerror or error}")
         with self._lock:
             entries = self._entries or {}
-            if (current := entries.get(entry.key)) is not None and _stamp(current) == _stamp(looked):
-                entries[entry.key] = looked
-                self._unsaved += looked.info is not None
+            if (current := entries.get(entry.key)) is not None and current.stamp == found.stamp:
+                entries[entry.key] = found
+                self._unsaved += found.info is not None
             many = self._unsaved >= _UNSAVED
         if many:
             self.save()
-        return looked
+        return found
 
-    def annotate(self, entry: Entry, notes: str) -> Entry:
-        """Save notes beside the file. Raises HypernetworkError (see `save_notes`)."""
-        save_notes(entry.path, notes)
-        annotated = replace(entry, notes=notes)
-        with self._lock:
-            if self._entries is not None and entry.key in self._entries:
-                self._entries[entry.key] = annotated
-                self._unsaved += 1
-        return annotated
-
-    def look_into_all(self) -> Iterator[tuple[int, int]]:
-        """Look into every file; yields (files done, files in all) after each of them."""
+    def inspect_all(self) -> Iterator[tuple[int, int]]:
+        """Inspect every file; yield (files done, files in total) after each."""
         entries = self.entries()
         for number, entry in enumerate(entries, 1):
-            self.look_into(entry)
+            self.inspect(entry)
             yield number, len(entries)
         self.save()
 
+    def save_notes(self, entry: Entry, notes: str) -> None:
+        """Save notes beside the file. Raises HypernetworkError (see `sidecars.save_notes`)."""
+        save_notes(entry.path, notes)
+        with self._lock:
+            if self._entries is not None and entry.key in self._entries:
+                self._entries[entry.key] = replace(entry, notes=notes)
+                self._unsaved += 1
+
     def counts(self) -> Counts:
-        """How many files there are and how much is known of them."""
+        """Count the files."""
         entries = self.entries()
-        looked_into = sum(entry.looked_into for entry in entries)
-        return Counts(len(entries), looked_into, sum(entry.problem is not None for entry in entries))
+        bad = sum(entry.problem is not None for entry in entries)
+        return Counts(len(entries), sum(entry.inspected for entry in entries), bad)
 
     def search(self, query: str = "", sort: str = SORTS[0], only: str = ALL) -> list[Entry]:
-        """The files that hold every word of `query`, in the order `sort`, restricted to `only`.
+        """Return the files that hold every word of a query.
 
-        Words are looked for, without regard to case, in the path and, for files that were looked into, in the
-        name within the file, program, family, architecture, checkpoint and notes. What `sort` and `only` need
-        to know counts as unknown for files that were not looked into: use `look_into_all` first.
+        Args:
+            query: Words, in any case. They match the path and, in inspected files, the name in the file, program,
+                family, architecture, checkpoint and notes.
+            sort: One of `SORTS`.
+            only: One of `filters()`. Call `inspect_all` first for orders and filters that depend on contents.
         """
         words = _folded(query).split()
         entries = [entry for entry in self.entries() if all(word in _text(entry) for word in words)]
         if only == DUPLICATES:
-            twins = {entry.key for group in self.duplicates() for entry in group}
-            hashes = {entry.key: self.sha256(entry) for entry in entries if entry.key in twins}
-            kept = [entry for entry in entries if entry.key in twins]
+            copies = {entry.key for group in self.duplicates() for entry in group}
+            hashes = {entry.key: self.sha256(entry) for entry in entries if entry.key in copies}
+            kept = [entry for entry in entries if entry.key in copies]
             return sorted(kept, key=lambda entry: (hashes[entry.key], entry.label))
-        return sorted(filter(_FILTERS.get(only, lambda entry: _is_for(entry, only)), entries), key=_order(sort))
+        return sorted((entry for entry in entries if _matches(entry, only)), key=_order(sort))
 
     def duplicates(self) -> list[list[Entry]]:
-        """Groups of files with the same content, each of two or more.
+        """Return groups of two or more files with the same content.
 
-        Files of the same size are compared by three pieces of 64 KiB, and those that agree by their sha256.
+        Files of the same size are compared by three pieces of 64 KiB, and if these agree by their sha256.
         """
-        groups: list[list[Entry]] = [self.entries()]
+        return self._copies(self.entries())
+
+    def copies(self, entry: Entry) -> list[Entry]:
+        """Return the other files with the content of this one."""
+        for group in self._copies([other for other in self.entries() if other.size == entry.size]):
+            others = [other for other in group if other.key != entry.key]
+            if len(others) < len(group):
+                return others
+        return []
+
+    def _copies(self, entries: list[Entry]) -> list[list[Entry]]:
+        groups = [entries]
         for criterion in (lambda entry: str(entry.size), self._sample, self.sha256):
             groups = [part for group in groups for part in _split(group, criterion)]
         return groups
 
-    def twins(self, entry: Entry) -> list[Entry]:
-        """The other files with the same content as this one."""
-        same: Iterable[Entry] = (one for one in self.entries() if one.key != entry.key and one.size == entry.size)
-        return [
-            one for one in same if self._sample(one) == self._sample(entry) and self.sha256(one) == self.sha256(entry)
-        ]
-
     def sha256(self, entry: Entry) -> str:
-        """sha256 of a file in hex, kept until it changes; a text of its own for one that cannot be read."""
+        """Return a file's sha256 in hex, cached until the file changes, or a unique text if it cannot be read."""
         return self._hash("sha256", entry, lambda file: iter(lambda: file.read(2**20), b""))
 
     def _sample(self, entry: Entry) -> str:
@@ -206,8 +205,8 @@ class Catalog:
         return self._hash("sample", entry, pieces)
 
     def _hash(self, kind: str, entry: Entry, pieces: Callable[[BinaryIO], Iterator[bytes]]) -> str:
-        stamp = (f"{kind} {entry.key}", *_stamp(entry))
-        if stamp not in self._hashes:
+        name = kind, entry.key, entry.stamp
+        if name not in self._hashes:
             digest = hashlib.sha256()
             try:
                 with open_regular(entry.path) as file:
@@ -215,18 +214,14 @@ class Catalog:
                         digest.update(piece)
             except OSError:
                 return f"unreadable {entry.key}"
-            self._hashes[stamp] = digest.hexdigest()
-        return self._hashes[stamp]
+            self._hashes[name] = digest.hexdigest()
+        return self._hashes[name]
 
 
 def _newer(known: Entry | None, found: Entry) -> Entry:
-    if known is None or _stamp(known) != _stamp(found) or known.problem is not None:
-        return found  # a bad file is looked into again: a composition's missing member may be there now
+    if known is None or known.stamp != found.stamp or known.problem is not None:
+        return found  # inspect errors again: a composition's missing member may exist now
     return known
-
-
-def _stamp(entry: Entry) -> tuple[int, int, int]:
-    return entry.size, entry.modified, entry.inode
 
 
 def _split(group: list[Entry], criterion: Callable[[Entry], str]) -> list[list[Entry]]:
@@ -249,30 +244,24 @@ def _text(entry: Entry) -> str:
     return _folded("\n".join(part[:_LONGEST_WORDS] for part in parts))
 
 
-_FILTERS: dict[str, Callable[[Entry], bool]] = {
-    ALL: lambda entry: True,
-    BAD: lambda entry: entry.problem is not None,
-    OTHER_WIDTHS: lambda entry: entry.info is not None and bool(entry.info.widths) and not entry.info.families,
-}
-
-
-def _is_for(entry: Entry, family: str) -> bool:
-    return entry.info is not None and family in entry.info.families
-
-
-def _family(entry: Entry) -> tuple[str, ...]:
-    """For sorting: files of no family come after those of one."""
-    return (entry.info.families if entry.info is not None else ()) or ("~",)
+def _matches(entry: Entry, only: str) -> bool:
+    if only == ALL:
+        return True
+    if only == BAD:
+        return entry.problem is not None
+    if entry.info is None:
+        return False
+    return bool(entry.info.widths) and not entry.info.families if only == OTHER_WIDTHS else only in entry.info.families
 
 
 def _order(sort: str) -> Callable[[Entry], tuple[object, ...]]:
-    def name(entry: Entry) -> tuple[str, str]:
-        return _folded(entry.label), entry.label
+    def key(entry: Entry) -> tuple[object, ...]:
+        first: dict[str, object] = {
+            "newest": -entry.modified,
+            "largest": -entry.size,
+            "most steps": -((entry.info and entry.info.step) or 0),
+            "model family": (entry.info.families if entry.info is not None else ()) or ("~",),  # no family: last
+        }
+        return first.get(sort, 0), _folded(entry.label), entry.label
 
-    orders: dict[str, Callable[[Entry], tuple[object, ...]]] = {
-        "newest": lambda entry: (-entry.modified, *name(entry)),
-        "largest": lambda entry: (-entry.size, *name(entry)),
-        "most steps": lambda entry: (-((entry.info and entry.info.step) or 0), *name(entry)),
-        "model family": lambda entry: (_family(entry), *name(entry)),
-    }
-    return orders.get(sort, name)
+    return key

@@ -13,17 +13,17 @@ __all__ = ["Entry"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One file, as far as it is known.
+    """One file.
 
     Attributes:
-        key: 16 hex digits that stand for the path in the page, which never names paths to the server.
-        file: where it lies.
-        size: bytes.
-        modified: time of the last change, in nanoseconds.
-        inode: number by which the file system knows the file; another one for a file that took its place.
-        info: what it holds; None before it was looked into, and for a bad file.
-        problem: what is wrong with it; None before it was looked into, and for a sound file.
-        notes: the user's, once it was looked into.
+        key: 16 hex digits. The browser names files by keys, never by paths.
+        file: Path and folder.
+        size: Bytes.
+        modified: Time of the last change in nanoseconds.
+        inode: The file system's number, which tells a replaced file from the old one.
+        info: Contents. None before inspection and for a file with an error.
+        problem: Error message. None before inspection and for a sound file.
+        notes: The user's notes, read on inspection.
     """
 
     key: str
@@ -37,15 +37,20 @@ class Entry:
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """Full path."""
         return self.file.path
 
     @property
     def label(self) -> str:
-        """The path below the library's folder, e.g. `sketches/ink.pt`."""
+        """Path below the library's folder, e.g. `sketches/ink.pt`."""
         return self.file.relative.as_posix()
 
     @property
-    def looked_into(self) -> bool:
-        """Whether `info` or `problem` is known."""
+    def stamp(self) -> tuple[int, int, int]:
+        """Size, time and inode: the contents are unchanged as long as these are."""
+        return self.size, self.modified, self.inode
+
+    @property
+    def inspected(self) -> bool:
+        """True once `info` or `problem` is known."""
         return self.info is not None or self.problem is not None

@@ -1,7 +1,7 @@
-"""Everything in which gradio 3.41, 4.40 and the current release differ, for the pages.
+"""Everything that differs between gradio 3.41, 4.40 and the current release, for the pages.
 
-Arguments were renamed, moved or dropped between the releases. `make` and `listen` pass on those that the installed
-release knows; where a name changed, both are given here.
+Releases renamed, moved or dropped arguments. `make` and `listen` pass on those that the installed release knows; where
+a name changed, callers give both.
 """
 
 from __future__ import annotations
@@ -19,21 +19,34 @@ from gradio.context import Context
 from hnloader.files import read_regular
 from hnloader.texts import all_well_formed
 
+__all__ = [
+    "blocks",
+    "gallery",
+    "html",
+    "image_input",
+    "image_output",
+    "launch",
+    "listen",
+    "make",
+    "reveal",
+    "theme",
+    "update",
+]
 
-def _names(function: Callable[..., Any]) -> set[str]:
-    """The arguments that a component or an event takes by name."""
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
-def _names_of_event(event: Callable[..., Any]) -> set[str]:
-    """The same for an event, also where Forge has put it into something that passes everything on."""
-    # An object with the event in it; components with two names (Text, Textbox) have two around each other.
+def _event_parameters(event: Callable[..., Any]) -> set[str]:
+    """Return an event's parameters, also where Forge wraps it in a function that passes everything on."""
+    # Components with two names (Text, Textbox) are wrapped twice.
     while hasattr(event, "replaced_event"):
         event = event.replaced_event
-    names = _names(event)
+    names = _parameters(event)
     if "inputs" not in names and Context.root_block is not None:
-        # A function around `then`, which does not tell what it calls: it takes what every event takes.
-        names = _names(Context.root_block.load)
+        # A function around `then`, which hides its parameters. Every event has the same ones.
+        names = _parameters(Context.root_block.load)
     return names
 
 
@@ -42,13 +55,14 @@ def _known(names: set[str], arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def make(component: str, *arguments: Any, **options: Any) -> Any:
-    """A gradio component by its name, with those of the options that this release knows."""
+    """Make a gradio component by its name, with the options that this release knows."""
     kind = getattr(gradio, component)
-    return kind(*map(all_well_formed, arguments), **_known(_names(kind.__init__), _sendable(options)))
+    sendable = {name: all_well_formed(value) for name, value in options.items()}
+    return kind(*map(all_well_formed, arguments), **_known(_parameters(kind.__init__), sendable))
 
 
 def html(value: str = "", **options: Any) -> Any:
-    """HTML as it is: gradio 6 would style its tables and buttons otherwise."""
+    """Make HTML without the styles that gradio 6 gives its tables and buttons."""
     return make("HTML", value, apply_default_css=False, padding=False, **options)
 
 
@@ -61,35 +75,38 @@ def listen(
     queue: bool = True,
     js: str | None = None,
 ) -> Any:
-    """Call `function` at an event, without gradio's own progress display and without an API endpoint of its own.
+    """Call `function` at an event, without gradio's progress display and without a public API endpoint.
 
-    With `queue` False it is not held up by others that run; a generator function needs the queue.
+    With `queue` False it runs at once, whatever else is running; a generator function needs the queue.
     """
     options: dict[str, Any] = {
         "inputs": list(inputs),
         "outputs": list(outputs),
         "queue": queue,
         "show_progress": "hidden",
-        # Several users, and several pages of one, do not wait for each other (3.x: one limit for all of the queue).
+        # Users and pages do not wait for each other (3.x: one limit for the whole queue).
         "concurrency_limit": None,
-        "js": js,  # 4.0 on
+        "js": js,  # since 4.0
         "_js": js,  # 3.x
     }
-    names = _names_of_event(event)
+    names = _event_parameters(event)
     known = _known(names, options)
-    if "api_visibility" in names:  # 6.0 on
+    if "api_visibility" in names:  # since 6.0
         known["api_visibility"] = "private"
     else:
         known["api_name"] = False
     return event(_sending(function), **known)
 
 
-def _sendable(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: all_well_formed(value) for name, value in options.items()}
+def reveal(event: Callable[..., Any], elem_id: str) -> None:
+    """Scroll to a component at an event where the page has one column, so that the result is in view."""
+    found = f"document.getElementById('{elem_id}')"
+    scroll = f"{found}?.scrollIntoView({{behavior: 'smooth', block: 'nearest'}})"
+    listen(event, None, js=f"() => {{ if (innerWidth < 800) setTimeout(() => {scroll}, 100); return []; }}")
 
 
 def _sending(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """The same function; all that it returns or yields can be sent as UTF-8, or the page would get nothing of it."""
+    """Return the function with every text in its results made valid UTF-8, or the page would receive nothing."""
     if function is None:
         return None
     made = function
@@ -110,23 +127,23 @@ def _sending(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
 
 
 def update(**values: Any) -> Any:
-    """What a handler returns to change a component's properties."""
+    """Return what changes a component's properties as a handler's output."""
     return gradio.update(**values)
 
 
 def image_input(**options: Any) -> Any:
-    """A place to drop an image from the user's disk; its value is what the file holds, as bytes.
+    """Make a place to drop an image. Its value is the file's bytes.
 
-    gradio itself would open a file of any format, also of those with which Pillow starts other programs.
+    gradio itself would open a file of any format, including those that make Pillow start other programs.
     """
-    # 3.x: source="upload"; 4.0 on: sources=["upload"].
+    # 3.x: source="upload"; since 4.0: sources=["upload"].
     component = make("Image", type="filepath", source="upload", sources=["upload"], interactive=True, **options)
     component.preprocess = _unopened
     return component
 
 
 def _unopened(payload: Any) -> bytes | None:
-    """What was uploaded: in 3.x a data URL, from 4.0 on something with the path of a file in gradio's folder."""
+    """Return the upload's bytes: 3.x sends a data URL, 4.0 and newer the path of a file in gradio's folder."""
     if isinstance(payload, str):
         with contextlib.suppress(ValueError):
             return base64.b64decode(payload.partition(",")[2], validate=True)
@@ -135,29 +152,31 @@ def _unopened(payload: Any) -> bytes | None:
     return None if path is None else read_regular(path, 64 << 20)
 
 
+# 3.x and 4.x; since 6.0. PNG keeps the parameters in an image.
+_IMAGE_OPTIONS = {"show_share_button": False, "buttons": ["download", "fullscreen"], "format": "png"}
+
+
 def image_output(**options: Any) -> Any:
-    """A place to show an image, with download; PNG, so that the parameters in it are kept."""
-    bare = {"show_share_button": False, "buttons": ["download", "fullscreen"]}  # 3.x and 4.x; 6.0 on
-    return make("Image", type="pil", format="png", interactive=False, show_label=False, **bare, **options)
+    """Make a place that shows an image, with a download button."""
+    return make("Image", type="pil", interactive=False, show_label=False, **_IMAGE_OPTIONS, **options)
 
 
 def gallery(**options: Any) -> Any:
-    """Images side by side, PNG as above."""
-    bare = {"show_share_button": False, "buttons": ["download", "fullscreen"], "fit_columns": False}
-    shown = {"format": "png", "interactive": False, "object_fit": "contain", "show_label": False}
-    return make("Gallery", **bare, **shown, **options)
+    """Make a place that shows images side by side."""
+    shown = {"interactive": False, "object_fit": "contain", "show_label": False, "fit_columns": False}
+    return make("Gallery", **_IMAGE_OPTIONS, **shown, **options)
 
 
 def launch(blocks: Any, **options: Any) -> Any:
     """Start serving, with the options that this release knows."""
-    names = _names(blocks.launch)
-    if "ssr_mode" in names:  # 5.0 on
+    names = _parameters(blocks.launch)
+    if "ssr_mode" in names:  # since 5.0
         options = {"ssr_mode": False, "footer_links": [], **options}
     return blocks.launch(**_known(names, {"show_api": False, "quiet": True, "share": False, **options}))
 
 
 def theme() -> Any:
-    """gradio's plain theme with the system's fonts: the default fetches its fonts from elsewhere."""
+    """Return gradio's plain theme with system fonts: the default downloads its fonts."""
     return gradio.themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",
@@ -167,5 +186,5 @@ def theme() -> Any:
 
 
 def blocks(title: str) -> Any:
-    """A page of its own. From gradio 6 on, the theme is an option of `launch`, which takes it from here."""
+    """Make a standalone page. Since gradio 6, `launch` takes the theme instead."""
     return make("Blocks", title=title, theme=theme(), analytics_enabled=False)

@@ -1,4 +1,4 @@
-"""Images by diffusers, for the standalone page."""
+"""Images from diffusers pipelines, for `hnloader ui`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hnloader.errors import CancelledError, HypernetworkError
-from hnloader.ui.page_host import ImageRequest, Progress
+from hnloader.ui.page_host import ImageRequest, ModelDefaults, Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     from hnloader.library import Library
     from hnloader.pipelines import Model
 
+__all__ = ["BUNDLED", "DiffusersGenerator"]
+
 BUNDLED = "the bundled pipeline"
+# Its prompts have this form, and it follows them best at this CFG scale.
+_BUNDLED_DEFAULTS = ModelDefaults(3.0, "a large red circle in the center on a white background")
 
 
 class DiffusersGenerator:
-    """A `Generator` and `ModelChoice` over diffusers models; one is loaded when its first image is asked for."""
+    """`Generator` and `ModelChoice` for diffusers models. It loads a model for its first image, one at a time.
+
+    Args:
+        models: Models to choose from, as `hnloader.pipelines.load_model` takes them. The bundled pipeline is added.
+        library: Returns the library that finds the prompts' tags.
+        device: See `load_model`.
+        dtype: See `load_model`.
+        config: See `load_model`.
+    """
 
     def __init__(
         self,
@@ -33,11 +45,6 @@ class DiffusersGenerator:
         dtype: str = "auto",
         config: str | Path | None = None,
     ) -> None:
-        """Take `models` to choose from, what `hnloader.pipelines.load_model` takes; the bundled pipeline is added.
-
-        `library` is called for each image: tags in prompts are looked up there. `device`, `dtype` and `config`
-        are those of `load_model`.
-        """
         from hnloader.demo import pipeline_folder
         from hnloader.pipelines import SAMPLERS
 
@@ -53,65 +60,62 @@ class DiffusersGenerator:
 
     @property
     def default_guidance(self) -> float | None:
-        """Of the model that is used."""
-        return self.guidance_of(self._chosen)
+        """CFG scale of the current model."""
+        return self.defaults(self._chosen).guidance
 
     def models(self) -> Sequence[str]:
-        """The names given, then the bundled pipeline's."""
+        """Return the given names, then the bundled pipeline's."""
         return tuple(self._sources)
 
     def source(self) -> str | Path:
-        """The folder, file or hub name of the model that is used."""
+        """Return the folder, file or hub name of the current model."""
         return self._sources[self._chosen]
 
     def choose(self, name: str) -> None:
-        """Use this model from the next image on. Raises HypernetworkError for a name that is not offered."""
+        """Use this model from the next image on. Raises HypernetworkError for an unknown name."""
         if name not in self._sources:
-            raise HypernetworkError(f"There is no model {name!r} to choose. Name it with --model at the start.")
+            raise HypernetworkError(f"The page offers no model {name!r}. Start it with --model {name}.")
         self._chosen = name
 
-    def guidance_of(self, name: str) -> float:
-        """3 for the bundled pipeline, which follows its prompts best there; 7 for others."""
-        return 3.0 if name == BUNDLED else 7.0
+    def defaults(self, name: str) -> ModelDefaults:
+        """Return settings that suit a model."""
+        return _BUNDLED_DEFAULTS if name == BUNDLED else ModelDefaults()
 
     def interrupt(self) -> None:
         """Stop after the current sampling step."""
         self._interrupted.set()
 
     def image(self, request: ImageRequest, progress: Progress) -> Image:
-        """Make one image; a second caller waits for the first."""
+        """Make one image. Other callers wait for their turn."""
         from hnloader.generation import Settings, generate
+
+        def after_step(step: Step) -> None:
+            if self._interrupted.is_set():
+                raise CancelledError
+            progress(step.step, step.steps)
 
         with self._lock:
             self._interrupted.clear()
-            model = self._model()
             settings = Settings(
                 prompt=request.prompt,
                 negative_prompt=request.negative,
                 hypernetworks=tuple(replace(tag, name=str(path)) for path, tag in request.hypernetworks),
                 seed=request.seed,
                 steps=request.steps,
-                guidance=self.guidance_of(self._chosen) if request.guidance is None else request.guidance,
+                guidance=self.defaults(self._chosen).guidance if request.guidance is None else request.guidance,
                 width=request.width,
                 height=request.height,
                 sampler=request.sampler,
             )
-
-            def after_step(step: Step) -> None:
-                if self._interrupted.is_set():
-                    raise CancelledError
-                progress(step.step, step.steps)
-
-            made = next(iter(generate(model, settings, self._library(), progress=after_step)))
+            made = next(iter(generate(self._model(), settings, self._library(), progress=after_step)))
         made.image.info["parameters"] = str(made.infotext)
         return made.image
 
     def _model(self) -> Model:
-        """The chosen model; a model that was loaded before is let go first, since two may not fit."""
         from hnloader.pipelines import load_model
 
         if self._loaded is None or self._loaded[0] != self._chosen:
-            self._loaded = None
+            self._loaded = None  # memory may hold only one of them
             source = self._sources[self._chosen]
             model = load_model(source, device=self._device, dtype=self._dtype, config=self._config)
             self._loaded = self._chosen, model

@@ -1,7 +1,7 @@
 """Work in a thread that a page watches and can cancel.
 
-A gradio handler starts a job, yields what `updates` yields as HTML, and asks for the `result` in the end. The token
-of a job goes to the browser, so that the handler of the Cancel button, another request, finds it again.
+A gradio handler starts a job, yields its `updates` as HTML, and asks for its `result` at the end. The browser keeps the
+job's token, which lets another request cancel it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from hnloader.errors import CancelledError, HypernetworkError
 
+__all__ = ["MOST_JOBS", "Job", "Update", "cancel"]
+
 T = TypeVar("T")
 
-# Of all pages of this program together; each is a thread with work that takes memory.
+# For all pages together: each job is a thread that takes memory.
 MOST_JOBS = 8
 
 _running: dict[str, Job[object]] = {}
@@ -25,7 +28,7 @@ _starting = threading.Lock()
 
 @dataclass(frozen=True)
 class Update:
-    """How far a job is. `partial` is what it has made so far, if it tells."""
+    """Progress of a job. `partial` is its result so far, if it reports one."""
 
     done: int
     total: int
@@ -34,9 +37,9 @@ class Update:
 
 
 class Job(Generic[T]):
-    """One call of `work(job)` in a thread of its own; `work` calls `job.report` as often as it can be stopped.
+    """One call of `work(job)` in its own thread; `work` calls `job.report` wherever it can stop.
 
-    Where `MOST_JOBS` run already it is not called, and `result` raises HypernetworkError.
+    With `MOST_JOBS` running already, `work` is not called and `result` raises HypernetworkError.
     """
 
     def __init__(self, work: Callable[[Job[T]], T], interrupt: Callable[[], None] = lambda: None) -> None:
@@ -46,78 +49,66 @@ class Job(Generic[T]):
         self._cancelled = threading.Event()
         self._changed = threading.Condition()
         self._update: Update | None = None
-        self._finished = False
-        self._result: T | None = None
-        self._error: BaseException | None = None
+        self._future: Future[T] = Future()
         with _starting:
             if len(_running) >= MOST_JOBS:
-                self._error = HypernetworkError(f"{len(_running)} jobs are running already. Wait until one has ended.")
-                self._finished = True
+                message = f"Jobs: {len(_running)} are running already. Wait until one ends."
+                self._future.set_exception(HypernetworkError(message))
                 return
             _running[self.token] = self  # type: ignore[assignment]
         threading.Thread(target=self._run, name=f"hnloader-{self.token}", daemon=True).start()
 
     def report(self, done: int, total: int, text: str, partial: object = None) -> None:
-        """Tell how far the work is. Raises CancelledError when the user has asked to stop."""
+        """Publish progress. Raises CancelledError once the user has cancelled."""
         self.check()
         with self._changed:
             self._update = Update(done, total, text, partial)
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raise CancelledError when the user has asked to stop."""
+        """Raise CancelledError once the user has cancelled."""
         if self._cancelled.is_set():
             raise CancelledError
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether the user has asked to stop."""
-        return self._cancelled.is_set()
-
     def cancel(self) -> None:
-        """Ask the work to stop; it does at its next report."""
-        if not self._finished and not self._cancelled.is_set():
+        """Ask the work to stop at its next report."""
+        if not self._future.done() and not self._cancelled.is_set():
             self._cancelled.set()
             self._interrupt()
 
     def updates(self) -> Iterator[Update]:
-        """The newest update whenever there is one, until the work ends. Closing the iterator cancels the job."""
+        """Yield the newest update until the work ends. Closing the iterator cancels the job."""
         shown = None
         try:
-            while True:
+            finished = False
+            while not finished:
                 with self._changed:
-                    while not self._finished and self._update is shown:
+                    while not self._future.done() and self._update is shown:
                         self._changed.wait()
-                    update, finished = self._update, self._finished
+                    update, finished = self._update, self._future.done()
                 if update is not None and update is not shown:
                     shown = update
                     yield update
-                if finished:
-                    return
         finally:
-            if not self._finished:
-                self.cancel()
+            self.cancel()
 
     def result(self) -> T:
-        """What the work returned, or the exception that it raised. Call it when `updates` has ended."""
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value]
+        """Return the work's result or raise its exception, after `updates` has ended."""
+        return self._future.result()
 
     def _run(self) -> None:
         try:
-            self._result = self._work(self)
-        except BaseException as error:  # told to the user by whoever asks for the result
-            self._error = error
+            self._future.set_result(self._work(self))
+        except BaseException as error:  # raised by `result`
+            self._future.set_exception(error)
         finally:
             with self._changed:
-                self._finished = True
                 self._changed.notify_all()
             _running.pop(self.token, None)
 
 
 def cancel(token: str | None) -> bool:
-    """Cancel the job of a token; False where it has ended or there is none."""
+    """Cancel the job of a token. Returns False if no such job is running."""
     job = _running.get(token or "")
     if job is None:
         return False

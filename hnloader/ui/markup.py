@@ -1,4 +1,4 @@
-"""The HTML that pages show. Every text that came out of a file or from a user goes through `escaped`."""
+"""HTML of the pages. Every text from a file or a user goes through `escaped`."""
 
 from __future__ import annotations
 
@@ -19,25 +19,41 @@ if TYPE_CHECKING:
     from hnloader.inspection import FileInfo
     from hnloader.ui.catalog_entry import Entry
 
-# Everything that is no visible text or turns the direction of the text around it.
+__all__ = [
+    "PICK_BUTTON",
+    "cards",
+    "details",
+    "empty",
+    "escaped",
+    "facts",
+    "grid",
+    "headline",
+    "notice",
+    "progress",
+    "reason",
+    "size_text",
+    "status",
+    "style",
+    "table",
+]
+
+# Control characters, and marks that change the direction of the surrounding text.
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# gradio 6 fills values into templates: their marks must not come from a file.
+# gradio 6 fills values into templates; files must not supply the marks.
 _TEMPLATE_MARKS = {"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"}
 _LONGEST_VALUE = 300
 _LONGEST_TEXT = 10_000  # of notices with lists, of prompts
 _MOST_VALUES = 200
-_MOST_TWINS = 10
+_MOST_COPIES = 10
 
-
-# A card leaves its key in the window and presses the hidden button that the page listens to: of the ways to get a
-# click on HTML to the server, the one that works in every release of gradio.
+# A card stores its key in the window and clicks a hidden button that the page listens to. This way of sending a click
+# on HTML to the server works in every release of gradio.
 PICK_BUTTON = "hnl-pick"
-PICKED_JS = "(ignored) => [window.hnlPicked]"
 _PICK = f"window.hnlPicked=this.dataset.key;document.querySelector('#{PICK_BUTTON}').click()"
 
 
 def escaped(value: object, longest: int = _LONGEST_TEXT) -> str:
-    """Text for HTML, in an element or in a quoted attribute."""
+    """Escape text for an HTML element or a quoted attribute."""
     text = well_formed(as_text(value, longest))
     text = as_text(_INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", text), longest)
     text = html.escape(text)
@@ -46,12 +62,12 @@ def escaped(value: object, longest: int = _LONGEST_TEXT) -> str:
 
 @lru_cache
 def style() -> str:
-    """The style sheet, as an element: a webui gives no other place for it."""
+    """Return the style sheet as an element, the one form that a webui's tab can hold."""
     return f"<style>{files('hnloader.ui').joinpath('style.css').read_text(encoding='utf-8')}</style>"
 
 
 def notice(text: str, kind: str = "info") -> str:
-    """A line about what happened; `kind` is info, good or bad. Screen readers read it out."""
+    """Return a message of kind info, good or bad that screen readers announce, "" for an empty text."""
     if not text:
         return ""
     role = "alert" if kind == "bad" else "status"
@@ -59,7 +75,7 @@ def notice(text: str, kind: str = "info") -> str:
 
 
 def progress(done: int, total: int, text: str) -> str:
-    """How far a job is."""
+    """Return a progress bar with a text."""
     percent = 0 if total < 1 else min(100, round(100 * done / total))
     return (
         f'<div class="hnl-progress" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
@@ -68,14 +84,19 @@ def progress(done: int, total: int, text: str) -> str:
     )
 
 
+def status(text: str) -> str:
+    """Return a quiet line that screen readers announce, "" for an empty text."""
+    return f'<div class="hnl-status" role="status">{escaped(text)}</div>' if text else ""
+
+
 def empty(title: str, lines: Sequence[str]) -> str:
-    """What to do where there is nothing to show."""
+    """Return a hint for a place without contents: what to do first."""
     body = "".join(f"<p>{escaped(line)}</p>" for line in lines)
     return f'<div class="hnl-empty"><h3>{escaped(title)}</h3>{body}</div>'
 
 
 def cards(entries: Sequence[Entry], chosen: str | None) -> str:
-    """One card for each file: a button, so that Tab, Enter and the space bar work."""
+    """Return one card per file: a button, so that Tab, Enter and the space bar work."""
     return f'<div class="hnl-cards">{"".join(_card(entry, entry.key == chosen) for entry in entries)}</div>'
 
 
@@ -83,21 +104,20 @@ def _card(entry: Entry, chosen: bool) -> str:
     info = entry.info
     bad = entry.problem is not None
     if info is None:
-        badge = '<span class="hnl-badge hnl-bad">cannot be used</span>' if bad else ""
-        lines = [escaped(reason(entry), 110)]
+        badge = '<span class="hnl-badge hnl-bad">error</span>' if bad else ""
+        line = escaped(reason(entry), 110)
     else:
-        badge = f'<span class="hnl-badge{"" if info.families else " hnl-dim"}">{escaped(fits(info))}</span>'
-        lines = [escaped(_structure(info), 90)]
-    suffix = entry.file.relative.suffix.lower()
-    facts = " · ".join(filter(None, (size_text(entry.size), "" if info is None else _steps(info))))
-    text = "".join(f'<span class="hnl-line">{line}</span>' for line in lines)
-    text += f'<span class="hnl-line hnl-one">{facts}</span>'
+        badge = f'<span class="hnl-badge{"" if info.families else " hnl-dim"}">{escaped(_fits(info))}</span>'
+        line = escaped(_structure(info), 90)
+    steps = "" if info is None or info.step is None else f" · {info.step:,} steps"
     return (
         f'<button type="button" class="hnl-card{" hnl-broken" if bad else ""}" data-key="{escaped(entry.key)}" '
         f'aria-pressed="{"true" if chosen else "false"}" title="{escaped(entry.label)}" onclick="{_PICK}">'
         f'{_image(entry, "hnl-thumb")}<span class="hnl-text">'
-        f'<span class="hnl-name" data-suffix="{suffix}">{escaped(entry.file.name)}</span>'
-        f"{text}<span>{badge}{_folder(entry)}</span></span></button>"
+        f'<span class="hnl-name" data-suffix="{entry.file.relative.suffix.lower()}">{escaped(entry.file.name)}</span>'
+        f'<span class="hnl-line">{line}</span>'
+        f'<span class="hnl-line hnl-one">{size_text(entry.size)}{steps}</span>'
+        f"<span>{badge}{_folder(entry)}</span></span></button>"
     )
 
 
@@ -107,7 +127,7 @@ def _folder(entry: Entry) -> str:
 
 
 def _image(entry: Entry, kind: str) -> str:
-    """The preview image within the page itself, so that the server need not serve files."""
+    """Return the preview as a data URL, so that the server needs to serve no files."""
     small = thumbnail(entry.path)
     if small is None:
         letter = next((letter for letter in entry.file.name if letter.isalnum()), "?").upper()
@@ -119,25 +139,25 @@ def _image(entry: Entry, kind: str) -> str:
 
 
 def headline(entry: Entry) -> str:
-    """The image and the name of one file, and what is wrong with a bad one."""
+    """Return the image and name of one file, and its error."""
     head = f'<h3 class="hnl-title">{escaped(entry.label)}</h3>'
     if entry.problem is not None:
         head += notice(f"This file cannot be used: {reason(entry)}", "bad")
     return f'<div class="hnl-details">{_image(entry, "hnl-large")}{head}</div>'
 
 
-def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
-    """What one file holds."""
+def details(entry: Entry, copies: Sequence[Entry], sha256: str) -> str:
+    """Return a table of one file's contents."""
     info = entry.info
     rows = [("Name in the file", escaped(info.name, _LONGEST_VALUE)), *facts(info)] if info else []
     rows.append(("File", f"{size_text(entry.size)}, changed {_date(entry.modified)}"))
-    rows.append(("In folder", escaped(entry.file.folder)))
+    rows.append(("Folder", escaped(entry.file.folder)))
     rows.append(("SHA-256", f"<code>{escaped(sha256)}</code>"))
     if info:
-        rows.append(("In webuis", f"<code>{escaped(sha256[:10])}</code> (in 2022: <code>{info.legacy_hash}</code>)"))
-    if twins:
-        names = [escaped(twin.label) for twin in twins[:_MOST_TWINS]]
-        names += [f"and {len(twins) - _MOST_TWINS:,} more"] if len(twins) > _MOST_TWINS else []
+        rows.append(("Hash in webuis", f"<code>{escaped(sha256[:10])}</code> (2022: <code>{info.legacy_hash}</code>)"))
+    if copies:
+        names = [escaped(copy.label) for copy in copies[:_MOST_COPIES]]
+        names += [f"and {len(copies) - _MOST_COPIES:,} more"] if len(copies) > _MOST_COPIES else []
         rows.append(("Same content", "<br>".join(names)))
     description = read_description(entry.path)
     rows += [("Description", escaped(description, 2000))] if description else []
@@ -149,13 +169,13 @@ def details(entry: Entry, twins: Sequence[Entry], sha256: str) -> str:
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Labels and values; the values are HTML."""
+    """Return a table of labels and values; values are HTML."""
     body = "".join(f"<tr><th scope='row'>{label}</th><td>{cell}</td></tr>" for label, cell in rows)
     return f'<table class="hnl-table">{body}</table>'
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table with a line of headings; the cells are HTML."""
+    """Return a table with headings; cells are HTML."""
     top = "".join(f"<th scope='col'>{escaped(text)}</th>" for text in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     lines = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
@@ -163,21 +183,20 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def reason(entry: Entry) -> str:
-    """What is wrong with a bad file, without the path that most messages begin with."""
-    text = entry.problem or "not looked into yet"
+    """Return a file's error without the path that most messages begin with."""
+    text = entry.problem or "not inspected yet"
     rest = text.removeprefix(str(entry.path))
     return text if rest == text else rest.lstrip(": ").removeprefix("is ")
 
 
-def fits(info: FileInfo) -> str:
-    """The model families that a file is made for."""
+def _fits(info: FileInfo) -> str:
     if not info.widths:
         return "any model"
-    return ", ".join(info.families) if info.families else "no known model"
+    return ", ".join(info.families) if info.families else "unknown model"
 
 
 def size_text(size: float) -> str:
-    """A number of bytes: 512 B, 1.2 kB, 87.1 MB."""
+    """Return a number of bytes as 512 B, 1.2 kB, 87.1 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5 or unit == "GB":
             break
@@ -186,28 +205,24 @@ def size_text(size: float) -> str:
 
 
 def facts(info: FileInfo) -> list[tuple[str, str]]:
-    """Labels, and what a file holds as HTML."""
+    """Return the rows of a file's contents; values are HTML."""
     known = as_text(info.checkpoint or "", 40)
     name = as_text(info.checkpoint_name or "", _LONGEST_VALUE)
     checkpoint = " ".join(filter(None, (name, f"({known})" if known else "")))
     return [
-        ("Fits", escaped(fits(info))),
-        ("Widths", escaped(shown(info.widths, _LONGEST_VALUE).strip("(),") or "its members'")),
+        ("Fits", escaped(_fits(info))),
+        ("Widths", escaped(shown(info.widths, _LONGEST_VALUE).strip("(),") or "see members")),
         ("Architecture", escaped(_structure(info))),
         ("Variant", escaped(f"{info.program}, {as_text(info.variant, 100)}; {info.format} ({info.container})")),
-        ("Checkpoint", escaped(checkpoint or "not said", _LONGEST_VALUE)),
-        ("Trained", escaped("not said" if info.step is None else f"{info.step:,} steps")),
+        ("Checkpoint", escaped(checkpoint or "unknown", _LONGEST_VALUE)),
+        ("Trained", escaped("unknown" if info.step is None else f"{info.step:,} steps")),
         ("Parameters", escaped(f"{info.parameters:,} ({', '.join(info.dtypes) or 'none'})")),
-        *((("Made of", "<br>".join(escaped(member.name) for member in info.members)),) if info.members else ()),
+        *((("Members", "<br>".join(escaped(member.name) for member in info.members)),) if info.members else ()),
     ]
 
 
 def _structure(info: FileInfo) -> str:
-    return "a composition" if info.architecture is None else str(info.architecture)
-
-
-def _steps(info: FileInfo) -> str:
-    return "" if info.step is None else f"{info.step:,} steps"
+    return "composition" if info.architecture is None else str(info.architecture)
 
 
 def _date(nanoseconds: int) -> str:

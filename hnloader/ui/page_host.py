@@ -1,6 +1,6 @@
-"""What the page needs from the program that it runs in: folders, a place to save to, and something that makes images.
+"""Interface between the page and the program it runs in, `hnloader ui` or a webui.
 
-The standalone page (`hnloader ui`) and each webui implement these; the page's components know nothing else of them.
+The page's components know nothing else about that program.
 """
 
 from __future__ import annotations
@@ -15,7 +15,20 @@ from hnloader.prompt import Tag
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+__all__ = [
+    "EXAMPLE_PROMPT",
+    "Generator",
+    "Host",
+    "ImageRequest",
+    "ModelChoice",
+    "ModelDefaults",
+    "Progress",
+    "TagButton",
+    "TrainingPlace",
+]
+
 Progress = Callable[[int, int], None]
+EXAMPLE_PROMPT = "a castle on a hill at sunset, oil painting"
 
 
 @dataclass(frozen=True)
@@ -23,15 +36,16 @@ class ImageRequest:
     """One image to make.
 
     Attributes:
-        prompt: may hold `<hypernet:...>` tags, which apply before `hypernetworks`.
-        negative: what to keep out of it.
+        prompt: Text. Its `<hypernet:...>` tags apply before `hypernetworks`.
+        negative: Negative prompt.
         seed: 0 to 2**32 - 1.
-        steps: sampling steps.
-        hypernetworks: applied in this order, each file with the strength and options of its tag. The tag's name
-            is the file's stem; the path says which file it is.
-        guidance: classifier-free guidance (CFG) scale; None is the program's own default.
-        width, height: pixels; None is the model's own size.
-        sampler: a name that the generator lists in `samplers`; None is the program's own default.
+        steps: Number of sampling steps.
+        hypernetworks: Files in the order in which they apply, each with the strength and options of its tag. The
+            path names the file, not the tag.
+        guidance: Classifier-free guidance (CFG) scale. None takes the program's default.
+        width: Pixels. None takes the model's default.
+        height: Pixels. None takes the model's default.
+        sampler: One of the generator's `samplers`. None takes the program's default.
     """
 
     prompt: str
@@ -46,26 +60,24 @@ class ImageRequest:
 
 
 class Generator(Protocol):
-    """Makes images for Compare and Generate, one at a time.
+    """Makes images for Compare and Generate.
 
-    `image` is called from a thread of the page's own, never twice at once by one page. It calls `progress(step,
-    steps)` after each sampling step; where that raises (`CancelledError`), the generator restores its model and lets
-    the exception through. A generator that cannot be stopped through `progress` (because the host owns the loop) stops
-    through `interrupt`, which is called from another thread and may come when nothing runs; `image` then raises
-    `CancelledError`.
+    The page calls `image` from its own thread, one call at a time. The generator calls `progress(step, steps)` after
+    each sampling step. To cancel, `progress` raises `CancelledError`: the generator then restores its model and lets
+    the exception through. Where the host owns the sampling loop, `interrupt` cancels instead, from another thread and
+    possibly while nothing runs; `image` then raises `CancelledError`.
 
-    A returned image has `image.info["parameters"]` set to its infotext, if the generator knows it.
-
+    A returned image holds its infotext in `image.info["parameters"]` if the generator knows it.
     """
 
     @property
     def samplers(self) -> Sequence[str]:
-        """The names that `ImageRequest.sampler` may have."""
+        """Names that `ImageRequest.sampler` accepts."""
         ...
 
     @property
     def default_guidance(self) -> float | None:
-        """The guidance scale shown at first; None hides the setting."""
+        """Initial CFG scale. None hides the setting."""
         ...
 
     def image(self, request: ImageRequest, progress: Progress) -> Image:
@@ -73,33 +85,46 @@ class Generator(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Stop the image in progress as soon as possible."""
-        ...
-
-
-class ModelChoice(Protocol):
-    """What a generator has in addition where the page chooses its model (the standalone page)."""
-
-    def models(self) -> Sequence[str]:
-        """Names to choose from, the first one at the start."""
-        ...
-
-    def choose(self, name: str) -> None:
-        """Use this model from the next image on; it is loaded then."""
-        ...
-
-    def guidance_of(self, name: str) -> float:
-        """The guidance scale to show when this model is chosen."""
+        """Stop the current image as soon as possible."""
         ...
 
 
 @dataclass(frozen=True)
-class Use:
-    """What the button below a file does with its tag in a program that has a prompt of its own.
+class ModelDefaults:
+    """Settings that suit a model.
 
     Attributes:
-        label: of the button.
-        js: JavaScript, a function that takes the tag as text.
+        guidance: CFG scale.
+        prompt: Example prompt.
+    """
+
+    guidance: float = 7.0
+    prompt: str = EXAMPLE_PROMPT
+
+
+class ModelChoice(Protocol):
+    """Lets the page choose the generator's model."""
+
+    def models(self) -> Sequence[str]:
+        """Names to choose from. The first one is in use at the start."""
+        ...
+
+    def choose(self, name: str) -> None:
+        """Use this model from the next image on."""
+        ...
+
+    def defaults(self, name: str) -> ModelDefaults:
+        """Settings to show when this model is chosen."""
+        ...
+
+
+@dataclass(frozen=True)
+class TagButton:
+    """Button below a file that sends its tag to the host's own prompt.
+
+    Attributes:
+        label: Text of the button.
+        js: JavaScript function that takes the tag.
     """
 
     label: str
@@ -108,16 +133,16 @@ class Use:
 
 @dataclass(frozen=True)
 class TrainingPlace:
-    """Where the page trains.
+    """Folders and models for training.
 
     Attributes:
-        folder: called for the folder of the trainings, made if it is missing; no library of hypernetworks, for saved
-            states would be listed there.
-        library: called for the folder that finished hypernetworks are copied into.
-        models: called for what to offer: folders, files or names on the hub, the first one at the start.
-        embeddings: called for the folder that finished embeddings are copied into; None takes the library's.
-        may_name_python: whether who uses the page may name a program of this computer that trains: a page that
-            others reach must not.
+        folder: Returns the folder of the trainings, created when missing. Keep it out of the library, which would
+            list every checkpoint.
+        library: Returns the folder that finished hypernetworks are copied to.
+        models: Returns the models to offer: folders, files or hub names. The first one is the default.
+        embeddings: Returns the folder that finished embeddings are copied to. None takes the library's.
+        may_name_python: Lets the user name the Python interpreter that trains. Only for pages that this computer
+            alone can reach.
     """
 
     folder: Callable[[], Path]
@@ -129,25 +154,22 @@ class TrainingPlace:
 
 @dataclass(frozen=True)
 class Host:
-    """Where the page runs.
+    """Program that the page runs in. Functions are called each time that their value is needed.
 
     Attributes:
-        folders: called whenever the library is listed; the folders with hypernetworks, the first one wins.
-        output: called when something is saved; the folder for images, made if it is missing.
-        generator: makes images; None leaves Compare and Generate out.
-        models: chooses the generator's model; None where the program does that itself.
-        converted: the folder for converted files that are not to lie beside their sources; None puts them into
-            `converted` below `output`.
-        loras: the same for LoRA files; None puts them where `converted` says.
-        lora_base: called when a LoRA is asked for; the arguments of `hnloader.conversion.lora.base_model.open_base` by
-            name: `source`, and `config`, `device` or `program` if they are needed. None leaves LoRA out of Convert
-            (without a `program` it needs diffusers).
-        training: where to train; None leaves Train out.
-        pages: which pages to show, in this order: library, convert, compare, train, generate.
-        use: what Library does with a file's tag; None puts it into the prompt of Generate, if that page is shown.
-        empty: what to do when there is no file yet, one sentence; None names the folders.
-        cache: the folder in which Library keeps what it knows of files, for the next start; None keeps nothing.
-        after_change: called when files were added or changed (a webui lists its hypernetworks anew).
+        folders: Returns the folders with hypernetworks. Of two files with the same name, the first folder's wins.
+        output: Returns the folder for images, created when missing.
+        generator: Makes images. None hides Compare and Generate.
+        models: Chooses the generator's model. None where the program does that itself.
+        converted: Returns the separate folder for converted files. None takes `converted` below `output`.
+        loras: Returns the separate folder for LoRA files. None takes the one for converted files.
+        lora_base: Returns arguments of `hnloader.conversion.lora.base_model.open_base`: `source`, and if needed `config`,
+            `device` or `program`. Without a `program` it requires diffusers. None hides LoRA.
+        training: Where to train. None hides Train.
+        pages: Pages to show, in this order: library, convert, compare, train, generate.
+        tag_button: Button that sends a file's tag to the host. None sends it to Generate if that page is shown.
+        cache: Folder that keeps the library's index for the next start. None keeps nothing.
+        on_change: Called after files were added or changed.
     """
 
     folders: Callable[[], Sequence[Path]]
@@ -159,7 +181,6 @@ class Host:
     lora_base: Callable[[], Mapping[str, Any]] | None = None
     training: TrainingPlace | None = None
     pages: tuple[str, ...] = ("library", "convert", "compare", "train")
-    use: Use | None = None
-    empty: str | None = None
+    tag_button: TagButton | None = None
     cache: Path | None = None
-    after_change: Callable[[], None] = lambda: None
+    on_change: Callable[[], None] = lambda: None

@@ -1,8 +1,8 @@
-"""What stands before the standalone page: requests of other sites and bodies without end do not reach it.
+"""ASGI middleware of the standalone page: it stops requests from other sites and endless bodies.
 
-A page of another site can have the user's browser send requests here. It cannot read the answers, and does harm all the
-same where a request alone does something. Browsers say where a request comes from in `Sec-Fetch-Site` (to this computer
-and over TLS) or in `Origin`; programs that are no browsers send neither, and are no way in for another site.
+A page of another site can make the user's browser send requests here. It cannot read the answers, but a request alone
+can do harm. Browsers name a request's origin in `Sec-Fetch-Site` (to this computer and over TLS) or in `Origin`. Other
+programs send neither, and other sites cannot use them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-# An image for a preview is the largest thing that the page takes.
+__all__ = ["LARGEST_BODY", "Protection", "host_in", "is_of_another_site", "length_within"]
+
+# The largest upload is an image for a preview.
 LARGEST_BODY = 64 << 20
 
 _Message = MutableMapping[str, Any]
@@ -26,58 +28,59 @@ class _TooLargeError(Exception):
 
 
 class Protection:
-    """ASGI middleware: refuses what another site's page sends (403) and what is larger than `largest` bytes (413)."""
+    """Refuses requests from other sites' pages (403) and bodies larger than `largest` bytes (413)."""
 
     def __init__(self, app: _App, largest: int = LARGEST_BODY) -> None:
         self._app = app
         self._largest = largest
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        """Answer one request, or have the app do it."""
+        """Refuse one request or pass it on."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
         if not reads and is_of_another_site(headers):
-            await _refuse(scope, send, 403, "a page of another site may not use this one")
-            return
-        if "host" in headers and host_in(f"//{headers['host']}") is None:
-            await _refuse(scope, send, 400, "the request names no host that can be")
-            return
-        if not length_within(headers.get("content-length", "0"), self._largest):
-            await _refuse(scope, send, 413, f"a request has at most {self._largest >> 20} MiB")
-            return
-        await self._bounded(scope, receive, send)
+            await _refuse(scope, send, 403, "Requests from pages of other sites are refused.")
+        elif "host" in headers and host_in(f"//{headers['host']}") is None:
+            await _refuse(scope, send, 400, "The Host header is malformed.")
+        elif not length_within(headers.get("content-length", "0"), self._largest):
+            await self._refuse_size(scope, send)
+        else:
+            await self._bounded(scope, receive, send)
 
     async def _bounded(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        """Count what comes: a body need not say how long it is."""
-        came, answered = 0, False
+        """Count the bytes received: a body need not state its length."""
+        received, answered = 0, False
 
         async def counted() -> _Message:
-            nonlocal came
+            nonlocal received
             message = await receive()
-            came += len(message.get("body", b""))
-            if came > self._largest:
+            received += len(message.get("body", b""))
+            if received > self._largest:
                 raise _TooLargeError
             return message
 
         async def noted(message: _Message) -> None:
             nonlocal answered
-            if came <= self._largest:  # otherwise it is what the app makes of our error
+            if received <= self._largest:  # otherwise the app is answering our own error
                 answered = True
                 await send(message)
 
         with contextlib.suppress(_TooLargeError):
             await self._app(scope, counted, noted)
-        if came > self._largest and not answered:
-            await _refuse(scope, send, 413, f"a request has at most {self._largest >> 20} MiB")
+        if received > self._largest and not answered:
+            await self._refuse_size(scope, send)
+
+    async def _refuse_size(self, scope: _Message, send: _Send) -> None:
+        await _refuse(scope, send, 413, f"A request has at most {self._largest >> 20} MiB.")
 
 
 def is_of_another_site(headers: Mapping[str, str]) -> bool:
-    """Whether a browser says that a page of another site sent this; names of headers are in lower case.
+    """Tell whether a browser names another site as the origin of a request; header names are in lower case.
 
-    Where `Sec-Fetch-Site` is missing, `Origin` has to name the host that was asked.
+    Without `Sec-Fetch-Site`, `Origin` must equal the requested host.
     """
     fetch = headers.get("sec-fetch-site")
     if fetch is not None:
@@ -90,7 +93,7 @@ def host_in(address: str) -> str | None:
     """Return host and port of an address; None where it is malformed, such as `http://[::1`."""
     try:
         parts = urlsplit(address)
-        _ = parts.hostname, parts.port  # each has rules of its own
+        _ = parts.hostname, parts.port  # both are checked only when read
     except ValueError:
         return None
     return parts.netloc

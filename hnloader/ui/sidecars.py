@@ -1,8 +1,7 @@
-"""The preview image and the notes that lie beside a hypernetwork file.
+"""The preview image and the notes beside a hypernetwork file, shared with the webuis.
 
-Both lie where the webuis keep theirs and are shared with them: for `ink.pt` the image is `ink.png` or
-`ink.preview.png` (also jpg, jpeg, webp, gif), and `ink.json` holds `notes`, `description` and `preferred weight` (the
-strength); its other keys are kept.
+For `ink.pt` the image is `ink.png` or `ink.preview.png` (also jpg, jpeg, webp, gif). `ink.json` holds `notes`,
+`description` and `preferred weight` (the strength); its other keys are kept.
 """
 
 from __future__ import annotations
@@ -23,8 +22,26 @@ from hnloader.images import read_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+__all__ = [
+    "DESCRIPTION",
+    "NOTES",
+    "STRENGTH",
+    "description_beside",
+    "notes_path",
+    "preview_path",
+    "read_description",
+    "read_notes",
+    "read_values",
+    "save_notes",
+    "save_preview",
+    "save_values",
+    "strength_in",
+    "text_in",
+    "thumbnail",
+]
+
 _SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif")
-# What a notes file of people is at most; a larger file is something else.
+# A larger file than people write is something else.
 _LARGEST_NOTES = 2**20
 _LARGEST_PREVIEW = 50 * 2**20
 _LONGEST_TEXT = 100_000
@@ -32,21 +49,18 @@ NOTES, DESCRIPTION, STRENGTH = "notes", "description", "preferred weight"
 
 
 def preview_path(path: Path, exists: Callable[[Path], bool] = Path.is_file) -> Path | None:
-    """The image that belongs to a hypernetwork file, or None; `exists` is asked about each possible one."""
-    for suffix in _SUFFIXES:
-        for name in (f"{path.stem}.{suffix}", f"{path.stem}.preview.{suffix}"):
-            candidate = path.with_name(name)
-            if exists(candidate):
-                return candidate
-    return None
+    """Return the preview image of a hypernetwork file, or None; `exists` checks each candidate."""
+    names = (name for suffix in _SUFFIXES for name in (f"{path.stem}.{suffix}", f"{path.stem}.preview.{suffix}"))
+    return next((path.with_name(name) for name in names if exists(path.with_name(name))), None)
 
 
 def save_preview(path: Path, image: Image) -> Path:
-    """Save an image as the preview of a hypernetwork file, in the place of the one that it has.
+    """Save the preview of a hypernetwork file, replacing the current one.
 
-    Raises HypernetworkError where the folder is not writable or the disk is full.
+    Raises:
+        HypernetworkError: The folder is not writable or the disk is full.
     """
-    # The name that `preview_path` finds first, unless the user keeps an image of that name: then that one.
+    # `ink.png` may be the user's own image; replace it only because `preview_path` would find it first.
     plain = path.with_name(f"{path.stem}.png")
     target = plain if plain.is_file() else path.with_name(f"{path.stem}.preview.png")
     with replacing(target) as temporary:
@@ -55,7 +69,7 @@ def save_preview(path: Path, image: Image) -> Path:
 
 
 def thumbnail(path: Path, side: int = 320) -> bytes | None:
-    """The preview as a JPEG of at most `side` pixels a side; None without one, or for one that is no image."""
+    """Return the preview as a JPEG of at most `side` pixels a side, or None without a readable one."""
     preview = preview_path(path)
     if preview is None:
         return None
@@ -79,27 +93,27 @@ def _thumbnail(preview: Path, modified: int, size: int, side: int) -> bytes | No
 
 
 def notes_path(path: Path) -> Path:
-    """Where the notes of a hypernetwork file are kept."""
+    """Return the JSON file with the notes of a hypernetwork file."""
     return path.with_suffix(".json")
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """All that the JSON file of a hypernetwork file holds; empty where there is none or it is something else."""
+    """Return the contents of a hypernetwork file's JSON file, empty if it is missing or something else."""
     return _read(notes_path(path))
 
 
 def read_notes(path: Path) -> str:
-    """The notes on a hypernetwork file; "" where there are none or the JSON file is something else."""
+    """Return the notes on a hypernetwork file, "" without any."""
     return text_in(read_values(path), NOTES)
 
 
 def read_description(path: Path) -> str:
-    """The description that a webui keeps in the same JSON file."""
+    """Return the description that a webui keeps in the same JSON file, "" without one."""
     return text_in(read_values(path), DESCRIPTION)
 
 
 def description_beside(path: Path) -> str:
-    """Return the description in a text file beside it, `ink.txt` or `ink.description.txt`, as the webuis read it."""
+    """Return the description in `ink.txt` or `ink.description.txt`, as the webuis read it, "" without one."""
     for name in (f"{path.stem}.txt", f"{path.stem}.description.txt"):
         with contextlib.suppress(OSError):
             return read_regular(path.with_name(name), _LARGEST_NOTES).decode("utf-8-sig", errors="replace")
@@ -107,13 +121,13 @@ def description_beside(path: Path) -> str:
 
 
 def text_in(values: dict[str, Any], key: str) -> str:
-    """A text among the values of `read_values`, "" where there is none."""
+    """Return a text among the values of `read_values`, "" without one."""
     text = values.get(key)
     return text if isinstance(text, str) else ""
 
 
 def strength_in(values: dict[str, Any]) -> float | None:
-    """The preferred strength among the values of `read_values`; None where there is none (the webuis write 0)."""
+    """Return the preferred strength among the values of `read_values`; None for 0, the webuis' default."""
     strength = values.get(STRENGTH)
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not strength:
         return None
@@ -124,26 +138,27 @@ def strength_in(values: dict[str, Any]) -> float | None:
 
 
 def save_notes(path: Path, notes: str) -> Path:
-    """See `save_values`."""
+    """Save the notes on a hypernetwork file. See `save_values`."""
     return save_values(path, {NOTES: notes})
 
 
 def save_values(path: Path, changes: dict[str, Any]) -> Path:
-    """Change values in the JSON file of a hypernetwork file and keep what else it holds.
+    """Change values in a hypernetwork file's JSON file; its other keys are kept.
 
-    Raises HypernetworkError where that file is no JSON object (it is somebody else's) or cannot be read, a text
-    is longer than 100,000 characters, the folder is not writable or the disk is full.
+    Raises:
+        HypernetworkError: The file is not a JSON object or is not readable, a text has more than 100,000 characters,
+            the folder is not writable, or the disk is full.
     """
     for key, text in changes.items():
         if isinstance(text, str) and len(text) > _LONGEST_TEXT:
-            raise HypernetworkError(f"{key}: {len(text):,} characters are too many, at most {_LONGEST_TEXT:,} are kept")
+            raise HypernetworkError(f"{key}: expected at most {_LONGEST_TEXT:,} characters, got {len(text):,}.")
     target = notes_path(path)
     values = _read(target)
     if not values and _is_something_else(target):
-        raise HypernetworkError(f"{target} is no JSON object; notes would overwrite it. Rename that file.")
+        raise HypernetworkError(f"{target}: expected a JSON object. Rename this file, or notes would overwrite it.")
     with replacing(target) as temporary:
         text = json.dumps({**values, **changes}, ensure_ascii=False, indent=4)
-        # Lone surrogates become the escapes that JSON has for them, and stay what they are.
+        # Writes lone surrogates as JSON escapes, which keeps them.
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
     return target
 
@@ -157,12 +172,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_something_else(path: Path) -> bool:
-    """Whether a file stands there that is neither empty nor an empty JSON object; raises HypernetworkError."""
+    """Tell whether a file exists that is neither empty nor an empty JSON object. Raises HypernetworkError."""
     try:
         with open_regular(path) as file:
             content = file.read(_LARGEST_NOTES).decode("utf-8-sig", errors="replace").strip()
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise HypernetworkError(f"{path} cannot be read, and would be lost: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise HypernetworkError(f"{path}: cannot read this file: {reason}. Saving would overwrite it.") from error
     return bool(content) and "".join(content.split()) != "{}"

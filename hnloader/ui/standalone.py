@@ -1,4 +1,4 @@
-"""`hnloader ui`: the pages on their own, served to this computer's browser."""
+"""Server of `hnloader ui`: the pages, for this computer's browser."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import HypernetworkError, MissingExtraError
 
 if TYPE_CHECKING:
     from hnloader.ui.page_host import Host
 
+__all__ = ["DEFAULT_PORT", "LARGEST_UPLOAD", "Server", "check_address", "is_local", "start"]
+
 DEFAULT_PORT = 7870
-# How many ports after the default one are tried when it is taken (a second page is open).
+# Ports to try after the default one, which a second page may hold.
 _MORE_PORTS = 20
-# Bytes of an image that is dropped on the page, and events of it that may wait for others.
-LARGEST_UPLOAD = 50 << 20
-_MOST_WAITING = 200
+LARGEST_UPLOAD = 50 << 20  # bytes
+_MOST_WAITING = 200  # events in the queue
 
 _HEADER = """
 <div class="hnl-header">
   <div class="hnl-mark" aria-hidden="true">h</div>
   <div><h1>hnloader</h1><p>Stable Diffusion hypernetworks</p></div>
-  <button type="button" class="hnl-plain hnl-push" id="hnl-theme"
+  <button type="button" class="hnl-plain" id="hnl-theme"
     onclick="document.body.classList.toggle('dark')">Light / dark</button>
 </div>
 """
@@ -46,7 +47,7 @@ class Server:
 
 
 def is_local(address: str) -> bool:
-    """Whether only this computer reaches a server that listens on `address`."""
+    """Tell whether only this computer reaches a server at `address`."""
     if address == "localhost":
         return True
     try:
@@ -56,11 +57,11 @@ def is_local(address: str) -> bool:
 
 
 def check_address(address: str, auth: tuple[str, str] | None) -> None:
-    """Raise HypernetworkError where others could reach the page without a password."""
+    """Raise HypernetworkError if others could reach the page without a password."""
     if not is_local(address) and auth is None:
         raise HypernetworkError(
-            f"Others could reach the page on {address}. Give a user name and a password with --auth NAME:PASSWORD "
-            "(or HNLOADER_UI_AUTH), or leave --host out to serve this computer alone."
+            f"{address}: others could reach the page without a password. Set one with --auth NAME:PASSWORD (or "
+            "HNLOADER_UI_AUTH), or omit --host to serve this computer alone."
         )
 
 
@@ -70,14 +71,14 @@ def start(
     """Serve the pages and return.
 
     Args:
-        host: folders, output and generator.
-        address: where to listen; anything but this computer alone needs `auth`.
-        port: None takes 7870 or one of the 20 after it.
-        auth: user name and password that the browser asks for.
+        host: Folders, output and generator.
+        address: Where to listen. Anything but this computer alone requires `auth`.
+        port: None takes 7870 or one of the next 20.
+        auth: User name and password.
 
     Raises:
-        HypernetworkError: others could reach the page without a password, or the port is taken.
-        MissingExtraError: gradio is not installed.
+        HypernetworkError: Others could reach the page without a password, or the port is taken.
+        MissingExtraError: gradio is missing.
     """
     check_address(address, auth)
     gradio = _gradio()
@@ -98,26 +99,23 @@ def start(
             inbrowser=False,
             prevent_thread_lock=True,
             theme=compat.theme(),
-            # Images travel within the page or through gradio's own folder: no file of the disk is served.
-            allowed_paths=[],
+            allowed_paths=[],  # images travel within the page or through gradio's folder
             max_file_size=LARGEST_UPLOAD,
             app_kwargs={"middleware": _middleware(address, auth)},
         )
     except (OSError, ValueError, gradio.exceptions.Error) as error:
-        raise HypernetworkError(f"The page cannot be served on {address}, port {chosen}: {error}") from error
+        raise HypernetworkError(f"{address}, port {chosen}: cannot serve the page: {error}") from error
     shown = f"[{address}]" if ":" in address else address
     return Server(f"http://{shown}:{chosen}", blocks)
 
 
 def _gradio() -> Any:
-    """The gradio package, told to stay at home. Raises MissingExtraError."""
-    from hnloader.errors import MissingExtraError
-
+    """Import gradio, set up to use no network. Raises MissingExtraError."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    # gradio asks its own server whether it is there; a proxy for the internet must not get in between.
+    # gradio sends its own server a request, which must not go through a proxy.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", "::1")))
-    # Images on their way to the browser: in a folder of this user's and this run's own.
+    # Images on their way to the browser, readable by this user alone.
     if "GRADIO_TEMP_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="hnloader-ui-")
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -125,12 +123,13 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise MissingExtraError(f"The page needs {error.name or 'gradio'}: pip install 'hnloader[page]'") from error
+        missing = error.name or "gradio"
+        raise MissingExtraError(f"The page requires {missing}. Run: pip install 'hnloader[page]'") from error
     return gradio
 
 
 def _middleware(address: str, auth: object) -> list[Any]:
-    """What other sites send is refused, and requests that name another server: a name that was made to lead here."""
+    """Return the middleware; on this computer alone it also refuses other host names (DNS rebinding)."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -150,14 +149,14 @@ def _free_port(address: str, port: int | None) -> int:
         if (free := _bound(address, candidate)) is not None:
             return free
     if port is None:
-        raise HypernetworkError(f"Ports {candidates[0]} to {candidates[-1]} are all taken. Choose one with --port.")
+        raise HypernetworkError(f"Ports {candidates[0]} to {candidates[-1]} are taken. Choose another with --port.")
     raise HypernetworkError(
-        f"Port {port} cannot be used on {address}. Is the page open already? Choose another --port."
+        f"Port {port} is not available on {address}. Check whether the page is already open, or choose another --port."
     )
 
 
 def _bound(address: str, port: int) -> int | None:
-    """The port (a free one for 0), or None where it cannot be listened on."""
+    """Return the port (a free one for 0), or None if it is not available."""
     try:
         kind, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(kind, socket.SOCK_STREAM) as server:

@@ -213,14 +213,14 @@ def _index(files: int = 8) -> Subject:
         (folder / "library").mkdir()
         for number in range(files):
             hnloader.save(hypernetwork(number, 8), folder / "library" / f"style {number}.pt")
-        list(catalog(folder).look_into_all())
+        list(catalog(folder).inspect_all())
 
     def work(folder: Path) -> None:
         """In each round, change the time of a file and update the index."""
         for number in range(_TIMES):
             with contextlib.suppress(OSError):
                 os.utime(folder / "library" / f"style {number % files}.pt", (number + 1, number + 1))
-            list(catalog(folder).look_into_all())
+            list(catalog(folder).inspect_all())
 
     def described(entries: list[Entry]) -> dict[str, object]:
         return {entry.label: (entry.info and entry.info.step, entry.problem) for entry in entries}
@@ -230,14 +230,14 @@ def _index(files: int = 8) -> Subject:
         (path,) = (folder / "cache").glob("*.json")
         assert read_index(path), "the index is incomplete"
         found = catalog(folder)
-        list(found.look_into_all())
+        list(found.inspect_all())
         sound = {f"style {number}.pt": (number, None) for number in range(files)}
         assert described(found.entries()) == sound, "the index contradicts the files"
 
     def done(folder: Path) -> None:
         check(folder)
         os.utime(folder / "library" / "style 0.pt", (77, 77))
-        list(catalog(folder).look_into_all())
+        list(catalog(folder).inspect_all())
         no_leftovers(folder)
 
     return Subject("index", prepare, work, check, done, must_write=False)

@@ -54,10 +54,10 @@ def library(place: Path, rounds: int, seed: int) -> Count:
     # The one file is the index, which does not exist yet.
     _expect(count, listing.opened <= 1, f"the page's list opened {listing.opened:,} files")
     with _measured(count, "reading all of them") as looking:
-        for _ in catalog.look_into_all():
+        for _ in catalog.inspect_all():
             pass
     counts = catalog.counts()
-    _expect(count, (counts.looked_into, counts.bad) == (files, files // 100), f"{counts} after reading all")
+    _expect(count, (counts.inspected, counts.bad) == (files, files // 100), f"{counts} after reading all")
     _expect(count, looking.held < MOST_PER_ENTRY * files, f"{looking.held / files:,.0f} bytes are held for each file")
     with _measured(count, "searching ten times, in all orders"):
         for query in ("style 77", "relu", "missing", "übung", "2", "", "sd 1", "style", "linear", "notes"):
@@ -65,7 +65,7 @@ def library(place: Path, rounds: int, seed: int) -> Count:
                 catalog.search(query, sort)
     with _measured(count, "listing again without changes") as again:
         catalog.refresh()
-        for _ in catalog.look_into_all():
+        for _ in catalog.inspect_all():
             pass
     _expect(count, again.opened <= 4 * (files // 100), f"{again.opened:,} files were opened although none changed")
     _later_starts(count, folder, cache, files)
@@ -79,10 +79,10 @@ def _later_starts(count: Count, folder: Path, cache: Path, files: int) -> None:
     def started() -> tuple[Measured, object]:
         catalog = Catalog(lambda: [folder], cache)
         with _measured(count, what) as starting:
-            for _ in catalog.look_into_all():
+            for _ in catalog.inspect_all():
                 pass
         counts = catalog.counts()
-        _expect(count, (counts.files, counts.looked_into, counts.bad) == (files, files, bad), f"{counts}: {what}")
+        _expect(count, (counts.files, counts.inspected, counts.bad) == (files, files, bad), f"{counts}: {what}")
         return starting, catalog.entries()
 
     what = "the next start, with the index"

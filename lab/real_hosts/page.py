@@ -273,7 +273,7 @@ def convert(user: User) -> str:
     assert made.is_file()
     made.unlink()
     page.locator("#hnl-convert-to").get_by_text("LoRA").click()
-    expect(page.get_by_label("in a folder of their own")).to_be_checked()
+    expect(page.get_by_label("separate folder")).to_be_checked()
     page.locator("#hnl-convert").click()
     expect(status).to_contain_text("0 of 1 files:", timeout=PATIENCE)
     page.locator("#hnl-convert-cancel").click()

@@ -81,10 +81,10 @@ def convert(pages: Host, *labels: str, during: Any = lambda: None) -> tuple[str,
     catalog.refresh()
     page = convert_page._Convert(pages, catalog)
     said = []
-    for news in page.run("chosen files", list(labels), "LoRA", "in a folder of their own", "leave it", False):
+    for news in page.run("selected files", list(labels), "LoRA", "separate folder", "skip", False):
         said.append(news)
         during()
-    return said[-1][1], said[-1][2]
+    return said[-1][1], said[-1][4]
 
 
 def apply_lora(webui: Webui, path: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_lora_without_a_checkpoint_says_what_to_do(
 
 def test_new_files_reach_the_host_s_list(running: Webui, pages: Host) -> None:
     (running.hypernetworks / "late.safetensors").write_bytes(b"")
-    pages.after_change()
+    pages.on_change()
     assert "late" in running.shared.hypernetworks
 
 

@@ -115,7 +115,7 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     said("compares, cancels")
 
     tab(page, "Convert")
-    page.get_by_text("all files of the library").click()
+    page.get_by_text("all files in the library").click()
     page.locator("#hnl-convert").click()
     expect(page.locator("#hnl-convert-status").first).to_contain_text("2 converted")
     assert (folder / "outline.safetensors").is_file()

@@ -108,7 +108,7 @@ def drive(page: Page, webui: Webui) -> None:
     turn_to(page, "Hypernetworks")
     compare(page, webui)
     turn_to(page, "Convert", "#hnl-tabs")
-    page.get_by_text("all files of the library").click()
+    page.get_by_text("all files in the library").click()
     page.locator("#hnl-convert").click()
     expect(page.locator("#hnl-convert-status").first).to_contain_text("3 converted")
     assert (webui.hypernetworks / "ink.safetensors").is_file()

@@ -1,6 +1,6 @@
-"""A Chromium for the tests: one that is installed, else the distribution's, else the driver's own download.
+"""Chromium for the tests of the page, and what a user does in it.
 
-python -m tests.support.browsers     installs one where there is none, as `make test` does first
+python -m tests.support.browsers     installs one if none is found, as `make test` does first
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 FLAGS = [
     "--no-sandbox",
@@ -32,14 +32,39 @@ _APPLICATIONS = (
 
 
 def find_chromium(own: str) -> str:
-    """The program to start. `own` is where the driver's download would lie. Raises RuntimeError where there is none."""
+    """Return the program to start: an installed one, or `own`, the driver's download. Raises RuntimeError."""
     if (found := _installed(own)) is None:
-        raise RuntimeError("no Chromium for the tests of the page; `python -m tests.support.browsers` installs one")
+        raise RuntimeError("Found no Chromium. Run: python -m tests.support.browsers")
     return found
 
 
+def turn_to(page: Page, name: str) -> None:
+    """Open a tab."""
+    page.get_by_role("tab", name=name).click()
+
+
+def card(page: Page, name: str) -> Locator:
+    """Return a file's card in Library."""
+    return page.locator(".hnl-card").filter(has=page.locator(".hnl-name", has_text=name)).first
+
+
+def set_slider(page: Page, elem_id: str, value: int) -> None:
+    """Enter a slider's value."""
+    page.locator(f"#{elem_id} input[type=number]").fill(str(value))
+    page.locator(f"#{elem_id} input[type=number]").press("Tab")
+
+
+def select(page: Page, elem_id: str, *labels: str) -> None:
+    """Select options of a dropdown."""
+    box = page.locator(f"#{elem_id} input").first
+    for label in labels:
+        box.click()
+        page.get_by_role("option", name=label, exact=True).click()
+    page.keyboard.press("Escape")
+
+
 def main() -> int:
-    """Install one where none is found: before the tests, which run in several processes and download nothing."""
+    """Install Chromium before the tests, which run in several processes and download nothing."""
     with sync_playwright() as playwright:
         own = playwright.chromium.executable_path
     if _installed(own) is not None:
@@ -49,7 +74,7 @@ def main() -> int:
         tried.append(install())
         if _installed(own) is not None:
             return 0
-    print("no Chromium for the tests of the page, and none could be installed:", *tried, sep="\n", file=sys.stderr)
+    print("Found no Chromium for the tests of the page, and could not install one:", *tried, sep="\n", file=sys.stderr)
     return 1
 
 
@@ -64,13 +89,13 @@ def _installed(own: str) -> str | None:
 
 def _from_distribution() -> str:
     if shutil.which("apt-get") is None or os.geteuid() != 0:
-        return "apt-get: not here, or not for this user"
+        return "apt-get: missing, or not allowed for this user"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
         done = subprocess.run(["apt-get", *arguments], env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             return f"apt-get {arguments[0]}: {done.stderr.strip()[-500:]}"
-    return "apt-get: installed, but there is no chromium"
+    return "apt-get: installed, but found no chromium"
 
 
 def _from_driver() -> str:

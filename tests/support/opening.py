@@ -105,7 +105,7 @@ class Opener:
     def shown(self, path: Path) -> Said:
         """Other exceptions than the package's go through, and end the process."""
         entry = next(entry for entry in self.catalog.entries() if entry.path == path)
-        return "accepted" if self.catalog.look_into(entry).problem is None else "refused"
+        return "accepted" if self.catalog.inspect(entry).problem is None else "refused"
 
     def asked(self, method: str, path: str, body: dict[str, str] | None = None) -> Said:
         answer = self.client.request(method, f"/hnloader/v1/{path}", json=body)

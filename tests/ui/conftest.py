@@ -13,14 +13,14 @@ from hnloader.library import Library
 from hnloader.ui import Host, TrainingPlace, catalog
 from hnloader.ui.diffusers_generator import DiffusersGenerator
 from hnloader.ui.standalone import Server, start
-from tests.support.browsers import FLAGS, find_chromium
+from tests.support.browsers import FLAGS, find_chromium, turn_to
 from tests.support.builders import Recipe, make_sides, metadata, simple_tree, tree, write
 
-# A slow machine may take this long for one step of a test; nothing is measured by it.
+# Longest time for one step of a test, for slow machines. The tests measure no time.
 PATIENCE = 60_000
 
 
-# Not for the whole session: as long as the driver is there, no test that comes after can run an event loop of its own.
+# Not for the whole session: while the driver runs, no other test can run an event loop.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
@@ -33,10 +33,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def server_for() -> Iterator[Callable[..., Server]]:
-    """Starts servers on free ports and closes them after the test.
+    """Start servers on free ports and close them after the test.
 
-    Each that is left wakes ten times a second and takes the interpreter from the tests that come after it: where there
-    are dozens, those take many times as long.
+    An open server wakes ten times a second. Dozens of them would slow down the tests that follow.
     """
     with contextlib.ExitStack() as stack:
 
@@ -50,15 +49,15 @@ def server_for() -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def open_page(browser: Browser, server_for: object) -> Iterator[Callable[..., Page]]:
-    """Opens pages; afterwards none of them may have shown an error in the console or asked another server.
+    """Open pages; fail if one logs an error to the console or sends a request to another server.
 
-    They are closed before their servers, which wait for those that they serve.
+    Pages close before their servers, which wait for their visitors.
     """
     problems: list[str] = []
     with contextlib.ExitStack() as stack:
 
-        def open_one(url: str, **options: object) -> Page:
-            context = browser.new_context(viewport={"width": 1360, "height": 950}, **options)
+        def open_one(url: str, width: int = 1360, height: int = 950, **options: object) -> Page:
+            context = browser.new_context(viewport={"width": width, "height": height}, **options)
             stack.callback(context.close)
             page = context.new_page()
             page.set_default_timeout(PATIENCE)
@@ -80,7 +79,7 @@ def open_page(browser: Browser, server_for: object) -> Iterator[Callable[..., Pa
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Hypernetworks as people have them: the bundled ones, an SD 1 file, a copy, and two that cannot be used."""
+    """A user's hypernetworks: the bundled ones, an SD 1 file, a copy, and two files with errors."""
     folder = tmp_path / "styles"
     (folder / "sketches").mkdir(parents=True)
     for path in hypernetwork_paths().values():
@@ -95,6 +94,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def page(host_of: object, server_for: object, open_page: object, folder: Path) -> Page:
+    """The page with `folder`, turned to Library."""
+    page = open_page(server_for(host_of(folder)).url)
+    turn_to(page, "Library")
+    expect(page.locator(".hnl-card")).to_have_count(6)
+    return page
+
+
+@pytest.fixture
 def hostile(folder: Path) -> Path:
     """A file whose name and metadata would run as HTML, script or template."""
     name = "x<img src=q onerror=window.pwned=1>{{value}}${1+1}"
@@ -106,7 +114,7 @@ def hostile(folder: Path) -> Path:
 
 @pytest.fixture
 def host_of(tmp_path: Path, tiny_model: Path) -> Callable[..., Host]:
-    """A host as `hnloader ui` makes it."""
+    """Make a host as `hnloader ui` does."""
 
     def make(*folders: Path, models: tuple[str, ...] = (), output: Path = tmp_path / "images") -> Host:
         generator = DiffusersGenerator(models, lambda: Library(folders), device="cpu")
@@ -130,7 +138,7 @@ def host_of(tmp_path: Path, tiny_model: Path) -> Callable[..., Host]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that are looked into."""
+    """The names of the files that are inspected."""
     read: list[str] = []
     inspect = catalog.inspect
 

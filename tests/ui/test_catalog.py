@@ -1,4 +1,4 @@
-"""What the library page shows, without a page."""
+"""The library's files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shelf(tmp_path: Path) -> Path:
 @pytest.fixture
 def catalog(shelf: Path) -> Catalog:
     catalog = Catalog(lambda: [shelf])
-    list(catalog.look_into_all())
+    list(catalog.inspect_all())
     return catalog
 
 
@@ -36,21 +36,21 @@ def labels(entries) -> list[str]:
     return [entry.label for entry in entries]
 
 
-def test_listing_reads_no_file(shelf: Path, reads: list[str]) -> None:
+def test_listing_opens_no_file(shelf: Path, reads: list[str]) -> None:
     assert labels(Catalog(lambda: [shelf]).search()) == ["A.pt", "b.pt", "bad.pt", "sub/c.pt"]
     assert reads == []
 
 
-def test_a_file_is_looked_into_once_until_it_changes(shelf: Path, reads: list[str]) -> None:
+def test_inspects_a_file_once_until_it_changes(shelf: Path, reads: list[str]) -> None:
     catalog = Catalog(lambda: [shelf])
-    list(catalog.look_into_all())
-    list(catalog.look_into_all())
+    list(catalog.inspect_all())
+    list(catalog.inspect_all())
     assert sorted(reads) == ["A.pt", "b.pt", "bad.pt", "c.pt"]
     reads.clear()
     write(shelf / "A.pt", simple_tree(2048))
     catalog.refresh()
-    list(catalog.look_into_all())
-    assert sorted(reads) == ["A.pt", "bad.pt"]  # a bad one may have become good without a change
+    list(catalog.inspect_all())
+    assert sorted(reads) == ["A.pt", "bad.pt"]  # errors are checked again
     assert labels(catalog.search(only="SDXL")) == ["A.pt"]
 
 
@@ -78,7 +78,7 @@ def test_sorting(catalog: Catalog, sort: str, first: str) -> None:
     assert labels(catalog.search(sort=sort))[0] == first
 
 
-def test_by_family_comes_what_fits_no_model_last(catalog: Catalog) -> None:
+def test_files_without_a_family_sort_last(catalog: Catalog) -> None:
     assert labels(catalog.search(sort="model family")) == ["b.pt", "sub/c.pt", "A.pt", "bad.pt"]
 
 
@@ -96,10 +96,10 @@ def test_duplicates_are_files_with_the_same_bytes(catalog: Catalog, shelf: Path)
     catalog.refresh()
     assert labels(catalog.search(only=DUPLICATES)) == ["b.pt", "sub/copy of b.pt"]
     copy = next(entry for entry in catalog.search("copy of b"))
-    assert labels(catalog.twins(copy)) == ["b.pt"]
+    assert labels(catalog.copies(copy)) == ["b.pt"]
 
 
-def test_keys_stand_for_files_of_the_library_alone(catalog: Catalog, shelf: Path) -> None:
+def test_keys_name_only_files_of_the_library(catalog: Catalog, shelf: Path) -> None:
     entry = catalog.search("c.pt")[0]
     assert catalog.get(entry.key) == entry
     for key in (None, "", str(entry.path), "../c.pt", "0" * 16):
@@ -109,7 +109,7 @@ def test_keys_stand_for_files_of_the_library_alone(catalog: Catalog, shelf: Path
     assert catalog.get(entry.key) is None
 
 
-def test_a_file_that_vanishes_is_a_bad_one(shelf: Path) -> None:
+def test_a_missing_file_has_an_error(shelf: Path) -> None:
     catalog = Catalog(lambda: [shelf])
     entry = catalog.search("A.pt")[0]
     entry.path.unlink()
@@ -119,13 +119,13 @@ def test_a_file_that_vanishes_is_a_bad_one(shelf: Path) -> None:
     assert str(entry.path) in looked.problem
 
 
-def test_notes_are_found_by_search_at_once(catalog: Catalog, shelf: Path) -> None:
-    catalog.annotate(catalog.search("b.pt")[0], "for portraits")
+def test_search_finds_new_notes(catalog: Catalog, shelf: Path) -> None:
+    catalog.save_notes(catalog.search("b.pt")[0], "for portraits")
     assert labels(catalog.search("portraits")) == ["b.pt"]
     assert read_notes(shelf / "b.pt") == "for portraits"
 
 
-def test_folders_are_asked_for_anew_at_each_refresh(shelf: Path, tmp_path: Path) -> None:
+def test_refresh_lists_new_folders(shelf: Path, tmp_path: Path) -> None:
     folders = [shelf]
     catalog = Catalog(lambda: folders)
     assert catalog.counts().files == 4

@@ -1,9 +1,8 @@
-"""What the webuis do to gradio."""
+"""Differences between releases of gradio, and what the webuis change in it."""
 
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,7 @@ import PIL.Image
 import pytest
 from gradio.data_classes import FileData
 
-from hnloader.ui.catalog import Catalog
 from hnloader.ui.compat import image_input, listen
-from hnloader.ui.page_host import Host
-from hnloader.ui.pages.library_page import _Library
 
 
 class Wrapped:
@@ -28,7 +24,7 @@ class Wrapped:
         return self.replaced_event(*args, **kwargs)
 
 
-def test_events_that_are_wrapped_keep_their_inputs_and_outputs() -> None:
+def test_wrapped_events_keep_inputs_and_outputs() -> None:
     with gradio.Blocks(analytics_enabled=False) as page:
         box = gradio.Textbox()
         first = listen(box.change, lambda text: text, [box], [box])
@@ -44,7 +40,7 @@ def test_events_that_are_wrapped_keep_their_inputs_and_outputs() -> None:
         assert function.inputs == function.outputs == [box]
 
 
-def test_an_uploaded_image_is_not_opened_by_gradio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradio_does_not_open_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PIL.Image, "open", lambda *args, **options: pytest.fail("gradio opened it"))
     (tmp_path / "ink.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
     with gradio.Blocks(analytics_enabled=False):
@@ -55,19 +51,3 @@ def test_an_uploaded_image_is_not_opened_by_gradio(tmp_path: Path, monkeypatch: 
     url = "data:image/png;base64," + base64.b64encode(wanted).decode()
     assert component.preprocess(url) == wanted  # gradio 3
     assert component.preprocess("data:image/png;base64,%") is None
-
-
-def test_an_uploaded_image_becomes_the_preview_only_if_it_is_one(tmp_path: Path) -> None:
-    (tmp_path / "ink.pt").write_bytes(b"")
-    catalog = Catalog(lambda: [tmp_path])
-    page = _Library(Host(folders=lambda: [tmp_path], output=lambda: tmp_path), catalog)
-    (entry,) = catalog.entries()
-    *_, said = page.save_preview(entry.key, b"%!PS-Adobe-3.0 EPSF-3.0\n", "", "name", "all files", 1)
-    assert "Use an image of these kinds" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["ink.pt"]
-    image = io.BytesIO()
-    PIL.Image.new("RGB", (60, 40), "red").save(image, "WEBP")
-    *_, said = page.save_preview(entry.key, image.getvalue(), "", "name", "all files", 1)
-    assert "Saved as ink.preview.png" in said
-    with PIL.Image.open(tmp_path / "ink.preview.png") as saved:
-        assert saved.size == (60, 40)

@@ -1,4 +1,4 @@
-"""What is known of a library from one start to the next: never wrong, whatever became of its file."""
+"""The library's index, which must never report something wrong."""
 
 from __future__ import annotations
 
@@ -41,15 +41,13 @@ def cache(tmp_path: Path) -> Path:
 
 
 def start(shelf: Path, cache: Path | None) -> dict[str, Entry]:
-    """What a program that starts anew knows in the end, by the files' names."""
+    """Return what a new program knows after inspecting all files, by file name."""
     catalog = Catalog(lambda: [shelf], cache)
-    list(catalog.look_into_all())
+    list(catalog.inspect_all())
     return {entry.path.name: entry for entry in catalog.entries()}
 
 
-def test_the_second_start_looks_into_no_sound_weight_file_and_knows_the_same(
-    shelf: Path, cache: Path, reads: list[str]
-) -> None:
+def test_the_second_start_reuses_the_index(shelf: Path, cache: Path, reads: list[str]) -> None:
     first = start(shelf, cache)
     reads.clear()
     second = start(shelf, cache)
@@ -60,21 +58,21 @@ def test_the_second_start_looks_into_no_sound_weight_file_and_knows_the_same(
     assert [type(part) for part in metadata["odd"]["list"]] == [int, tuple]
 
 
-def test_what_was_looked_into_before_a_kill_is_known(shelf: Path, cache: Path, reads: list[str], monkeypatch) -> None:
+def test_a_killed_program_leaves_its_inspections(shelf: Path, cache: Path, reads: list[str], monkeypatch) -> None:
     monkeypatch.setattr(module, "_UNSAVED", 2)
     catalog = Catalog(lambda: [shelf], cache)
     for entry in catalog.search("pt")[:2]:
         if entry.path.name != "bad.pt":
-            catalog.look_into(entry)
-    catalog.look_into(catalog.search("wash 2")[0])
+            catalog.inspect(entry)
+    catalog.inspect(catalog.search("wash 2")[0])
     reads.clear()
     again = Catalog(lambda: [shelf], cache)
-    assert sum(entry.looked_into for entry in again.entries()) == 2
+    assert sum(entry.inspected for entry in again.entries()) == 2
     assert reads == []
 
 
 def overwrite(path: Path, data: bytes) -> None:
-    """Other content under the same inode and with the same time of change."""
+    """Write other content with the same inode and time."""
     status = path.stat()
     with path.open("r+b") as file:
         file.truncate(len(data))
@@ -84,7 +82,7 @@ def overwrite(path: Path, data: bytes) -> None:
 
 
 def replaced(path: Path) -> None:
-    """Another file of the same size and time of change takes its place."""
+    """Replace a file by another of the same size and time."""
     status = path.stat()
     other = path.with_suffix(".new")
     other.write_bytes(path.read_bytes())
@@ -100,7 +98,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changed_is_looked_into_again(change: str, shelf: Path, cache: Path, reads: list[str]) -> None:
+def test_inspects_a_changed_file_again(change: str, shelf: Path, cache: Path, reads: list[str]) -> None:
     start(shelf, cache)
     CHANGES[change](shelf / "ink.pt")
     reads.clear()
@@ -108,7 +106,7 @@ def test_a_file_that_changed_is_looked_into_again(change: str, shelf: Path, cach
     assert reads.count("ink.pt") == 2  # once by each of the two
 
 
-def test_files_that_came_and_went(shelf: Path, cache: Path, reads: list[str]) -> None:
+def test_follows_new_and_removed_files(shelf: Path, cache: Path, reads: list[str]) -> None:
     start(shelf, cache)
     (shelf / "ink.pt").rename(shelf / "sub" / "renamed.pt")
     write(shelf / "new.pt", simple_tree(24))
@@ -118,7 +116,7 @@ def test_files_that_came_and_went(shelf: Path, cache: Path, reads: list[str]) ->
     assert "ink.pt" not in found and found["renamed.pt"].info.path == shelf / "sub" / "renamed.pt"
 
 
-def test_notes_are_those_that_stand_beside_the_file_now(shelf: Path, cache: Path, reads: list[str]) -> None:
+def test_notes_are_current(shelf: Path, cache: Path, reads: list[str]) -> None:
     start(shelf, cache)
     save_notes(shelf / "ink.pt", "written by a webui meanwhile")
     reads.clear()
@@ -146,15 +144,15 @@ DAMAGES = {
     "something behind it": lambda data: data + b" ",
     "another version": other_version,
     "another program's": lambda data: b'{"files": []}\n{}',
-    "no text": lambda data: bytes(range(256)) * 100,
-    "a first line without an end": lambda data: b"[" * 100_000,
+    "not text": lambda data: bytes(range(256)) * 100,
+    "an endless first line": lambda data: b"[" * 100_000,
     "nested deeply": lambda data: data.split(b"\n")[0] + b"\n" + b"[" * 100_000,
     "zeros, as after a power failure": lambda data: bytes(len(data)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_an_index_that_is_not_sound_is_made_anew(damage: str, shelf: Path, cache: Path, reads: list[str]) -> None:
+def test_a_damaged_index_is_replaced(damage: str, shelf: Path, cache: Path, reads: list[str]) -> None:
     expected = start(shelf, cache)
     path = the_index(shelf, cache)
     sound = path.read_bytes()
@@ -183,8 +181,8 @@ def test_an_index_that_is_not_sound_is_made_anew(damage: str, shelf: Path, cache
         {"info": {"metadata": [1]}},
     ],
 )
-def test_records_that_make_no_sense_count_as_none(record: object, shelf: Path, cache: Path, reads: list[str]) -> None:
-    """With a right sum, as only a program with our rights could write it, or a version that went wrong."""
+def test_ignores_malformed_records(record: object, shelf: Path, cache: Path, reads: list[str]) -> None:
+    """With a correct checksum, as a faulty version could write them."""
     expected = start(shelf, cache)
     path = the_index(shelf, cache)
     records = json.loads(path.read_bytes().split(b"\n", 1)[1])
@@ -195,45 +193,45 @@ def test_records_that_make_no_sense_count_as_none(record: object, shelf: Path, c
     if not record or not isinstance(record, dict):
         records = dict.fromkeys(records, record)
     body = json.dumps(records).encode()
-    path.write_bytes(json.dumps(index._about(body)).encode() + b"\n" + body)
+    path.write_bytes(json.dumps(index._head(body)).encode() + b"\n" + body)
     reads.clear()
     assert start(shelf, cache).keys() == expected.keys()
     assert {"ink.pt", "wash.pt", "wash 2.pt"} <= set(reads)
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(shelf: Path, tmp_path: Path, reads: list[str]) -> None:
+def test_works_without_a_writable_folder(shelf: Path, tmp_path: Path, reads: list[str]) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert start(shelf, tmp_path / "cache" / "hnloader") == start(shelf, None)
 
 
-def test_a_disk_without_room_leaves_the_old_index(shelf: Path, cache: Path, monkeypatch) -> None:
+def test_a_full_disk_leaves_the_old_index(shelf: Path, cache: Path, monkeypatch) -> None:
     expected = start(shelf, cache)
     before = the_index(shelf, cache).read_bytes()
     os.utime(shelf / "ink.pt", (1, 1))
 
     def full(path: Path) -> object:
-        raise HypernetworkError("no space left on device")
+        raise HypernetworkError("No space left on device.")
 
     monkeypatch.setattr(index, "replacing", full)
     assert start(shelf, cache).keys() == expected.keys()
     assert the_index(shelf, cache).read_bytes() == before
 
 
-def test_a_record_that_is_very_long_is_not_kept(shelf: Path, cache: Path) -> None:
+def test_leaves_out_a_long_record(shelf: Path, cache: Path) -> None:
     write(shelf / "long.pt", simple_tree(8, notes="x" * 100_000))
     expected = start(shelf, cache)
     assert the_index(shelf, cache).stat().st_size < 20_000
     assert start(shelf, cache) == expected
 
 
-def test_two_programs_at_once_leave_a_sound_index_and_no_half_one(shelf: Path, cache: Path, reads: list[str]) -> None:
+def test_two_programs_leave_one_sound_index(shelf: Path, cache: Path, reads: list[str]) -> None:
     program = (
         "import sys; from pathlib import Path; from hnloader.ui.catalog import Catalog\n"
         "for number in range(20):\n"
         "    for path in Path(sys.argv[2]).glob('*.json') if number % 2 else ():\n"
         "        path.unlink(missing_ok=True)\n"
         "    catalog = Catalog(lambda: [Path(sys.argv[1])], Path(sys.argv[2]))\n"
-        "    list(catalog.look_into_all())\n"
+        "    list(catalog.inspect_all())\n"
         "    assert catalog.counts().bad == 1, [entry.problem for entry in catalog.entries()]\n"
     )
     command = [sys.executable, "-c", program, str(shelf), str(cache)]
@@ -246,12 +244,12 @@ def test_two_programs_at_once_leave_a_sound_index_and_no_half_one(shelf: Path, c
     assert sorted(reads) == ["bad.pt", "both.hns"]
 
 
-def test_other_folders_have_another_index(tmp_path: Path) -> None:
+def test_every_list_of_folders_has_its_index(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert len({index_path(tmp_path, folders) for folders in ([one], [two], [one, two], [two, one])}) == 4
 
 
-def test_the_place_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_is_in_the_user_s_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "hnloader"
     monkeypatch.delenv("XDG_CACHE_HOME")

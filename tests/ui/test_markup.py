@@ -1,4 +1,4 @@
-"""The HTML of the pages, and that nothing in a file can become HTML."""
+"""HTML of the pages: no text from a file becomes markup."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.builders import simple_tree, write
 
 
 class Tags(HTMLParser):
-    """The tags and attributes of a piece of HTML, and its text."""
+    """Tags, attributes and text of some HTML."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -60,7 +60,7 @@ def test_no_text_becomes_a_tag_an_attribute_or_a_template(value: str) -> None:
         assert "${" not in found
 
 
-def test_metadata_is_text(tmp_path: Path) -> None:
+def test_metadata_stays_text(tmp_path: Path) -> None:
     keys = {"name": HOSTILE, "sd_checkpoint_name": HOSTILE, "sd_checkpoint": HOSTILE, HOSTILE: HOSTILE}
     info = inspect(write(tmp_path / "x.pt", simple_tree(768, **keys)))
     shown = markup.details(entry("x", info), [], "0" * 64)
@@ -68,16 +68,16 @@ def test_metadata_is_text(tmp_path: Path) -> None:
     assert {tag for tag, _ in Tags(shown).found} <= {"div", "table", "tr", "th", "td", "code"}
 
 
-def test_long_and_invisible_text_is_shortened_and_made_visible() -> None:
+def test_shortens_long_text_and_shows_invisible_characters() -> None:
     assert markup.escaped("a\u202eb\x00c") == "a\ufffdb\ufffdc"
     assert markup.escaped("x" * 50, 10) == "x" * 9 + "…"
 
 
 @pytest.mark.parametrize(("done", "total", "percent"), [(0, 0, 0), (1, 3, 33), (3, 3, 100), (9, 3, 100)])
-def test_progress_is_told_to_screen_readers(done: int, total: int, percent: int) -> None:
+def test_screen_readers_get_the_progress(done: int, total: int, percent: int) -> None:
     assert f'aria-valuenow="{percent}"' in markup.progress(done, total, "step 1")
 
 
-def test_the_reason_of_a_bad_file_comes_without_its_path() -> None:
+def test_the_error_of_a_file_omits_its_path() -> None:
     assert markup.reason(entry("x", problem="/styles/x.pt is empty")) == "empty"
-    assert markup.reason(entry("x", problem="there is no member 'ink'")) == "there is no member 'ink'"
+    assert markup.reason(entry("x", problem="Found no member 'ink'.")) == "Found no member 'ink'."

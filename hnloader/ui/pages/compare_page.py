@@ -1,4 +1,4 @@
-"""Compare: prompts by hypernetworks by strengths, the same seeds everywhere."""
+"""Compare: prompts by hypernetworks by strengths, with the same seeds everywhere."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.files import check_room
 from hnloader.ui import jobs, markup
-from hnloader.ui.comparison_grid import Comparison, read_prompts, read_strengths, save_comparison
-from hnloader.ui.compat import html, image_output, listen, make, update
-from hnloader.ui.page_host import ImageRequest
-from hnloader.ui.pages import fields
+from hnloader.ui.comparison_grid import Comparison, read_prompts, read_strengths
+from hnloader.ui.compat import html, image_output, listen, make, reveal, update
 from hnloader.ui.pages.choices import choices, chosen_files
-from hnloader.ui.pages.progress import buttons, complaint, stop
+from hnloader.ui.pages.fields import IMAGE_SIZE, ImageValues, SettingFields, example_prompt, whole
+from hnloader.ui.pages.progress import complaint, ended, run_and_cancel, stop_with, updates
+from hnloader.ui.saving import save_numbered
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,81 +22,83 @@ if TYPE_CHECKING:
     from hnloader.ui.catalog import Catalog
     from hnloader.ui.page_host import Generator, Host
 
+__all__ = ["build"]
+
+_FIRST_STEPS = markup.empty(
+    "Nothing to compare yet",
+    [
+        "Select one or more hypernetworks and press Compare.",
+        "If the list has no hypernetworks, Library shows where to put the files.",
+    ],
+)
+
 
 class _Compare:
-    """What the page's events do."""
+    """Event handlers. Their inputs are those of `comparison`."""
 
     def __init__(self, host: Host, catalog: Catalog, generator: Generator) -> None:
         self.host = host
         self.catalog = catalog
         self.generator = generator
 
-    def asked(
+    def comparison(
         self,
         prompts: str,
-        negative: str,
         labels: list[str] | None,
         strengths: str,
         seed: float | None,
         seeds: float | None,
-        steps: float | None,
-        guidance: float | None,
-        *sampler_and_size: Any,
+        *values: Any,
     ) -> Comparison:
-        """The comparison that the inputs describe. Raises HypernetworkError."""
-        more = fields.asked(*sampler_and_size)
-        request = ImageRequest("", negative or "", steps=fields.whole(steps, "Steps"), guidance=guidance, **more)
-        files = tuple(entry.path for entry in chosen_files(self.catalog, labels))
+        """Return the comparison that the inputs describe. Raises HypernetworkError."""
         comparison = Comparison(
             read_prompts(prompts or ""),
-            files,
+            tuple(entry.path for entry in chosen_files(self.catalog, labels)),
             read_strengths(strengths or ""),
-            request,
-            fields.whole(seed, "Seed"),
-            fields.whole(seeds, "Seeds for each prompt"),
+            ImageValues(*values).request(),
+            whole(seed, "Seed"),
+            whole(seeds, "Seeds per prompt"),
         )
         comparison.check()
-        if request.steps > fields.MOST_STEPS:
-            raise HypernetworkError(f"An image has at most {fields.MOST_STEPS} steps.")
-        check_room(self.host.output(), comparison.to_make * fields.IMAGE_SIZE)
+        check_room(self.host.output(), comparison.to_make * IMAGE_SIZE)
         return comparison
 
     def summary(self, *inputs: Any) -> str:
-        """How many images will be made, or what is missing."""
+        """Return the number of images, or the value to correct first."""
         try:
-            comparison = self.asked(*inputs)
+            comparison = self.comparison(*inputs)
         except HypernetworkError as error:
-            return f'<div class="hnl-status">{markup.escaped(error)}</div>'
-        rows, columns = len(comparison.rows), len(comparison.columns)
-        text = f"{comparison.to_make:,} images: {rows} by {columns}"
-        return f'<div class="hnl-status">{markup.escaped(text)}</div>'
+            return markup.status(str(error))
+        return markup.status(f"{comparison.to_make:,} images: {len(comparison.rows)} by {len(comparison.columns)}")
 
     def run(self, *inputs: Any) -> Iterator[tuple[Any, ...]]:
-        """Make the grid: yields the job's token, progress or notice, the image, and the two buttons."""
-        idle = (update(interactive=True), update(interactive=False))
-        busy = (update(interactive=False), update(interactive=True))
+        """Make the grid. Yields token, status, both buttons and the image."""
         try:
-            comparison = self.asked(*inputs)
+            comparison = self.comparison(*inputs)
         except HypernetworkError as error:
-            yield None, complaint(error), update(), *idle
+            yield ended(complaint(error), update())
             return
         job = jobs.Job(lambda job: self._work(job, comparison), self.generator.interrupt)
-        yield job.token, markup.progress(0, 1, "Loading the model ..."), None, *busy
-        shown = None
-        for news in job.updates():
-            grid = update() if news.partial is shown else news.partial
-            shown = news.partial
-            yield job.token, markup.progress(news.done, news.total, news.text), grid, *busy
+        shown: object = None
+
+        def show(news: jobs.Update | None) -> tuple[Any]:
+            nonlocal shown
+            if news is None:
+                return (update(value=None),)
+            unchanged, shown = news.partial is shown, news.partial
+            return (update() if unchanged else update(value=news.partial, visible=True),)
+
+        yield from updates(job, "Loading the model ...", show)
         try:
             grid, path, complete = job.result()
         except Exception as error:
-            yield None, complaint(error), update(), *idle
+            yield ended(complaint(error), update())
             return
-        text = f"Saved as {path}" if complete else f"Cancelled; the rows that were complete are saved as {path}"
-        yield None, markup.notice(text, "good" if complete else "info"), grid, *idle
+        text = f"Saved as {path}." if complete else f"Cancelled. The complete rows are saved as {path}."
+        yield ended(markup.notice(text, "good" if complete else "info"), update(value=grid, visible=True))
 
     def _work(self, job: jobs.Job[Any], comparison: Comparison) -> tuple[Image, Path, bool]:
-        """Make and save the grid; when cancelled, of the rows that are complete."""
+        """Make and save the grid, or after cancelling its complete rows."""
         rows: list[list[Image]] = []
         grid: Image | None = None
 
@@ -104,72 +106,67 @@ class _Compare:
             job.report(done, total, text, grid)
 
         try:
-            for row, complete in comparison.images(self.generator, report):
-                if complete:
-                    rows.append(row)
-                    grid = comparison.grid(rows)
+            for row in comparison.make_rows(self.generator, report):
+                rows.append(row)
+                grid = comparison.grid(rows)
         except CancelledError:
             if not rows:
                 raise
         assert grid is not None
-        path = save_comparison(grid, self.host.output(), comparison.seed, comparison.infotext())
+        path = save_numbered(grid, self.host.output(), "compare-", comparison.seed, comparison.infotext())
         grid.info["parameters"] = comparison.infotext()
         return grid, path, len(rows) == len(comparison.rows)
 
 
 def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Any:
-    """Make the page within the open gradio context; returns the dropdown of hypernetworks."""
-    compare = _Compare(host, catalog, generator)
+    """Build the page within the open gradio context. Returns the dropdown of hypernetworks."""
+    handlers = _Compare(host, catalog, generator)
+    settings = SettingFields(generator, "hnl-compare")
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
             prompts = make(
                 "Textbox",
                 label="Prompts",
-                info="one on each line",
+                info="One per line",
+                placeholder="Describe the image",
+                value=example_prompt(host),
                 lines=3,
                 max_lines=10,
                 elem_id="hnl-compare-prompts",
             )
-            negative = make("Textbox", label="Negative prompt", lines=1, max_lines=3)
-            files = make(
-                "Dropdown", label="Hypernetworks", choices=[], value=[], multiselect=True, elem_id="hnl-compare-files"
-            )
-            strengths = make(
-                "Textbox",
-                label="Strengths",
-                info="0 is the model alone",
-                value="0, 0.5, 1",
-                max_lines=1,
-                elem_id="hnl-compare-strengths",
-            )
+            settings.negative_prompt()
+            files, strengths = _hypernetwork_fields()
             with make("Row"):
                 seed = make("Number", label="Seed", value=0, precision=0, minimum=0, min_width=90)
-                seeds = make("Number", label="Seeds for each prompt", value=1, precision=0, minimum=1, min_width=90)
-            with make("Row"):
-                steps = fields.steps("hnl-compare-steps")
-                guidance = make(
-                    "Slider",
-                    label="Guidance",
-                    value=generator.default_guidance or 7.0,
-                    minimum=1,
-                    maximum=20,
-                    step=0.5,
-                    visible=generator.default_guidance is not None,
-                )
+                seeds = make("Number", label="Seeds per prompt", value=1, precision=0, minimum=1, min_width=90)
+            settings.sampling()
             with make("Accordion", "Sampler, size", open=False):
-                more = fields.sampler_and_size(generator)
+                settings.sampler_and_size()
             summary = html()
-            run, cancel = buttons("Compare", "hnl-compare")
+            run, cancel = run_and_cancel("Compare", "hnl-compare")
         with make("Column", scale=7, min_width=360):
-            status = html(elem_id="hnl-compare-status")
-            image = image_output(label="Comparison", elem_id="hnl-compare-image")
+            status = html(_FIRST_STEPS, elem_id="hnl-compare-status")
+            image = image_output(label="Comparison", elem_id="hnl-compare-image", visible=False)
     token = make("State", None)
-    inputs = [prompts, negative, files, strengths, seed, seeds, steps, guidance, *more]
-    outputs = [token, status, image, run, cancel]
+    inputs = [prompts, files, strengths, seed, seeds, *settings.inputs]
     for event in (run.click, strengths.submit):
-        listen(event, compare.run, inputs, outputs)
+        listen(event, handlers.run, inputs, [token, status, run, cancel, image])
+        reveal(event, "hnl-compare-status")
     for component in (prompts, files, strengths, seed, seeds):
-        listen(component.change, compare.summary, inputs, [summary])
-    listen(cancel.click, stop, [token], [], queue=False)
+        listen(component.change, handlers.summary, inputs, [summary])
+    stop_with(cancel, token)
     listen(root.load, lambda: choices(catalog), [], [files])
     return files
+
+
+def _hypernetwork_fields() -> tuple[Any, Any]:
+    files = make("Dropdown", label="Hypernetworks", choices=[], value=[], multiselect=True, elem_id="hnl-compare-files")
+    strengths = make(
+        "Textbox",
+        label="Strengths",
+        info="0: without hypernetworks",
+        value="0, 0.5, 1",
+        max_lines=1,
+        elem_id="hnl-compare-strengths",
+    )
+    return files, strengths

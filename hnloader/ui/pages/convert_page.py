@@ -1,4 +1,4 @@
-"""Convert: one file or all of them, to safetensors, to the webuis' .pt, or to LoRA."""
+"""Convert: selected files or the whole library, to safetensors, to the webuis' .pt, or to LoRA."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import MissingExtraError, SettingsError
 from hnloader.files import check_room
 from hnloader.formats.registry import default_format, writable_formats
 from hnloader.ui import jobs, markup
-from hnloader.ui.compat import html, listen, make, update
+from hnloader.ui.compat import html, listen, make, reveal, update
 from hnloader.ui.pages.choices import choices, chosen_files
-from hnloader.ui.pages.progress import buttons, complaint, stop
+from hnloader.ui.pages.progress import complaint, ended, run_and_cancel, stop_with, updates
 
 if TYPE_CHECKING:
     from hnloader.conversion.bulk import Converter, OnExisting
@@ -25,75 +25,75 @@ if TYPE_CHECKING:
     from hnloader.ui.catalog import Catalog
     from hnloader.ui.page_host import Host
 
-_CHOSEN, _ALL = "chosen files", "all files of the library"
-_BESIDE, _ELSEWHERE = "beside each file", "in a folder of their own"
+__all__ = ["ConvertPage", "build"]
+
+_CHOSEN, _ALL = "selected files", "all files in the library"
+_BESIDE, _ELSEWHERE = "same folder", "separate folder"
 _LORA = "LoRA"
-_EXISTING = {"leave it": "skip", "number the new one": "rename", "replace it": "overwrite"}
-# A longer table would make the page slow; what failed stands first.
+_EXISTING = ("skip", "rename", "overwrite")
+# A longer table would make the page slow. Failures come first.
 _MOST_ROWS = 300
+_FIRST_STEPS = markup.empty(
+    "Nothing converted yet",
+    [
+        "Select files and press Convert. The originals stay.",
+        "If the list has no files, Library shows where to put them.",
+    ],
+)
 
 
 @dataclass(frozen=True)
 class ConvertPage:
-    """What the other pages use: the dropdown of files, and the event after which there are new ones."""
+    """Used by other pages: the dropdown of files, and the event after a conversion."""
 
     files: Any
     converted: Any
 
 
 class _Convert:
-    """What the page's events do."""
+    """Event handlers."""
 
     def __init__(self, host: Host, catalog: Catalog) -> None:
         self.host = host
         self.catalog = catalog
 
-    def elsewhere(self, target: str) -> Path:
-        """The folder for files that are not to lie beside their sources."""
-        if target == _LORA and self.host.loras is not None:
-            return self.host.loras()
-        return self.host.converted() if self.host.converted is not None else self.host.output() / "converted"
-
-    def place_for(self, target: str) -> Any:
-        """A LoRA is no hypernetwork: it goes to a folder of its own unless the user says otherwise."""
-        return update(value=_ELSEWHERE if target == _LORA else _BESIDE)
-
     def run(
         self, scope: str, labels: list[str] | None, target: str, place: str, existing: str, report: bool
     ) -> Iterator[tuple[Any, ...]]:
-        """Convert: yields the job's token, progress or notice, the table, and the two buttons."""
-        idle = (update(interactive=True), update(interactive=False))
-        busy = (update(interactive=False), update(interactive=True))
+        """Convert. Yields token, status, both buttons and the table."""
         try:
             plan = self._plan(scope, labels, target, place)
         except Exception as error:
-            yield None, complaint(error), "", *idle
+            yield ended(complaint(error), "")
             return
         cancel = threading.Event()
-        on_existing = cast("OnExisting", _EXISTING.get(existing, "skip"))
+        on_existing = cast("OnExisting", existing if existing in _EXISTING else "skip")
         job = jobs.Job(lambda job: self._work(job, plan, target, on_existing, cancel), cancel.set)
-        yield job.token, markup.progress(0, 1, "Looking for files ..."), "", *busy
-        for news in job.updates():
-            yield job.token, markup.progress(news.done, news.total, news.text), update(), *busy
+        yield from updates(job, "Looking for files ...", lambda news: ("" if news is None else update(),))
         try:
             results = job.result()
-            said = self._said(results, plan, cancel.is_set(), report)
+            status = self._status(results, plan, cancel.is_set(), report)
         except Exception as error:
-            yield None, complaint(error), "", *idle
+            yield ended(complaint(error), "")
             return
-        yield None, said, self._table(results), *idle
+        yield ended(status, self._table(results))
         self.catalog.refresh()
-        self.host.after_change()
+        self.host.on_change()
+
+    def _elsewhere(self, target: str) -> Path:
+        if target == _LORA and self.host.loras is not None:
+            return self.host.loras()
+        return self.host.converted() if self.host.converted is not None else self.host.output() / "converted"
 
     def _plan(self, scope: str, labels: list[str] | None, target: str, place: str) -> Plan:
         from hnloader.conversion.planning import plan as make_plan
 
         if target not in _targets():
-            raise HypernetworkError(f"There is no format {target!r}.")
+            raise SettingsError(f"Format: expected one of {', '.join(_targets())}, got {target!r}.")
         chosen = [entry.path for entry in chosen_files(self.catalog, labels)] if scope == _CHOSEN else []
         if scope == _CHOSEN and not chosen:
-            raise HypernetworkError("No file is chosen. Choose some, or all files of the library.")
-        out = self.elsewhere(target) if place == _ELSEWHERE else None
+            raise SettingsError("Files: none selected. Select some, or choose all files in the library.")
+        out = self._elsewhere(target) if place == _ELSEWHERE else None
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
         paths = chosen or [folder for folder in self.catalog.folders() if folder.is_dir()]
@@ -112,7 +112,7 @@ class _Convert:
 
         def tell(text: str = "", part: float = 0.0) -> None:
             done = max(0, len(results) - len(plan.settled))
-            if not cancel.is_set():  # otherwise what is under way is finished
+            if not cancel.is_set():  # files in progress are finished after cancelling
                 job.report(int(100 * (done + part)), 100 * files, f"{done:,} of {len(plan.jobs):,} files{text}")
 
         tell()
@@ -125,32 +125,32 @@ class _Convert:
     def _converter(
         self, target: str, tell: Callable[[str, float], None], cancel: threading.Event
     ) -> tuple[Converter, int]:
-        """What converts one file, and how many at once."""
+        """Return the converter of one file, and how many files to convert at once."""
         if target != _LORA:
             from hnloader.conversion.to_format import ToFormat
 
             return ToFormat(_targets()[target]), min(4, os.cpu_count() or 1)
         if self.host.lora_base is None:
-            raise HypernetworkError("LoRA needs diffusers, which is not here.")
+            raise MissingExtraError("LoRA: requires diffusers. Run: pip install 'hnloader[diffusers]'")
         from hnloader.conversion.lora.base_model import open_base
         from hnloader.conversion.lora.bulk_export import LoraExporter
 
         def progress(done: int, total: int, text: str) -> None:
             if cancel.is_set():
-                raise KeyboardInterrupt  # the sign that `bulk` asks for
+                raise KeyboardInterrupt  # how `bulk` is cancelled
             tell(f": {text}", done / max(1, total))
 
         return LoraExporter(open_base(**self.host.lora_base()), progress=progress), 1
 
-    def _said(self, results: Sequence[Result], plan: Plan, cancelled: bool, report: bool) -> str:
+    def _status(self, results: Sequence[Result], plan: Plan, cancelled: bool, report: bool) -> str:
         from hnloader.conversion.reports import write_report
         from hnloader.conversion.results import GOOD, counts
 
         found = counts(results)
-        text = ", ".join(f"{number:,} {outcome}" for outcome, number in found.items()) or "There was no file to convert"
+        text = ", ".join(f"{number:,} {outcome}" for outcome, number in found.items()) or "Found no file to convert"
         if cancelled:
             left = len(plan.jobs) + len(plan.settled) - len(results)
-            text = f"Cancelled: {text}; {left:,} not begun. Convert again to go on."
+            text = f"Cancelled: {text}, {left:,} left. Press Convert to resume"
         if report and results:
             folder = self.host.output()
             folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ class _Convert:
             write_report(results, path)
             text += f". Report: {path}"
         good = sum(result.outcome in GOOD for result in results)
-        return markup.notice(text, "bad" if not good else "info" if cancelled or "failed" in found else "good")
+        return markup.notice(f"{text}.", "bad" if not good else "info" if cancelled or "failed" in found else "good")
 
     def _table(self, results: Sequence[Result]) -> str:
         if not results:
@@ -174,19 +174,13 @@ class _Convert:
         outcome = f'<span class="hnl-badge {kind}">{markup.escaped(result.outcome)}</span>'
         parts = [result.target.name] if result.target is not None and result.outcome != "failed" else []
         parts += [result.brief_reason] if result.reason else []
-        details = result.details
-        if isinstance(fidelity := details.get("fidelity"), float):  # rounded down: 94.96 % are no 95
+        if isinstance(fidelity := result.details.get("fidelity"), float):  # rounded down: 94.96 % is below 95 %
             parts.append(f"fidelity {math.floor(1000 * fidelity) / 10:g}%")
-        for kind_of_note in ("notes", "warnings"):
-            parts += map(str, cast("Sequence[object]", details.get(kind_of_note, ())))
-        return [markup.escaped(self._label(result)), outcome, markup.escaped("; ".join(parts), 400)]
-
-    def _label(self, result: Result) -> str:
-        """The file's path below the library's folder, as everywhere on the page."""
-        for folder in self.catalog.folders():
-            if result.source.is_relative_to(folder):
-                return result.source.relative_to(folder).as_posix()
-        return result.label
+        for key in ("notes", "warnings"):
+            parts += map(str, cast("Sequence[object]", result.details.get(key, ())))
+        folders = [folder for folder in self.catalog.folders() if result.source.is_relative_to(folder)]
+        label = result.source.relative_to(folders[0]).as_posix() if folders else result.label
+        return [markup.escaped(label), outcome, markup.escaped("; ".join(parts), 400)]
 
 
 def _targets() -> dict[str, str]:
@@ -195,27 +189,30 @@ def _targets() -> dict[str, str]:
 
 
 def build(host: Host, catalog: Catalog, root: Any) -> ConvertPage:
-    """Make the page within the open gradio context."""
-    page = _Convert(host, catalog)
+    """Build the page within the open gradio context."""
+    handlers = _Convert(host, catalog)
     targets = [target for target in _targets() if target != _LORA or host.lora_base is not None]
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
-            scope = make("Radio", label="What", choices=[_CHOSEN, _ALL], value=_CHOSEN, elem_id="hnl-convert-scope")
+            scope = make("Radio", label="Convert", choices=[_CHOSEN, _ALL], value=_CHOSEN, elem_id="hnl-convert-scope")
             files = make("Dropdown", label="Files", choices=[], value=[], multiselect=True, elem_id="hnl-convert-files")
-            target = make("Radio", label="To", choices=targets, value=default_format().label, elem_id="hnl-convert-to")
-            place = make("Radio", label="Where", choices=[_BESIDE, _ELSEWHERE], value=_BESIDE)
-            existing = make("Radio", label="Where a file is there already", choices=list(_EXISTING), value="leave it")
-            report = make("Checkbox", label="Save a report (CSV) where images are saved", value=False)
-            run, cancel = buttons("Convert", "hnl-convert")
+            target = make(
+                "Radio", label="Format", choices=targets, value=default_format().label, elem_id="hnl-convert-to"
+            )
+            place = make("Radio", label="Save to", choices=[_BESIDE, _ELSEWHERE], value=_BESIDE)
+            existing = make("Radio", label="If the file exists", choices=list(_EXISTING), value=_EXISTING[0])
+            report = make("Checkbox", label="Save a report (CSV) with the images", value=False)
+            run, cancel = run_and_cancel("Convert", "hnl-convert")
         with make("Column", scale=7, min_width=360):
-            status = html(elem_id="hnl-convert-status")
+            status = html(_FIRST_STEPS, elem_id="hnl-convert-status")
             table = html(elem_id="hnl-convert-table")
     token = make("State", None)
-    converted = listen(
-        run.click, page.run, [scope, files, target, place, existing, report], [token, status, table, run, cancel]
-    )
-    listen(cancel.click, stop, [token], [], queue=False)
+    inputs = [scope, files, target, place, existing, report]
+    converted = listen(run.click, handlers.run, inputs, [token, status, run, cancel, table])
+    reveal(run.click, "hnl-convert-status")
+    stop_with(cancel, token)
     listen(scope.change, lambda scope: update(visible=scope == _CHOSEN), [scope], [files])
-    listen(target.change, page.place_for, [target], [place])
+    # A LoRA is not a hypernetwork: keep it out of the library by default.
+    listen(target.change, lambda target: update(value=_ELSEWHERE if target == _LORA else _BESIDE), [target], [place])
     listen(root.load, lambda: choices(catalog), [], [files])
     return ConvertPage(files, converted)

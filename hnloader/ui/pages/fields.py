@@ -1,54 +1,122 @@
-"""Sampler and size of images, as Generate and Compare ask for them."""
+"""Image settings that Generate and Compare share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import HypernetworkError
+from hnloader.errors import SettingsError
 from hnloader.prompt import is_finite
 from hnloader.ui.compat import make
+from hnloader.ui.page_host import EXAMPLE_PROMPT, ImageRequest
 
 if TYPE_CHECKING:
-    from hnloader.ui.page_host import Generator
+    from hnloader.ui.page_host import Generator, Host
 
-_DEFAULT = "the model's own"
-# Whoever sends requests by hand is not held by what the components allow.
+__all__ = ["IMAGE_SIZE", "MOST_PIXELS", "MOST_STEPS", "ImageValues", "SettingFields", "example_prompt", "whole"]
+
+_DEFAULT = "model default"
+# Checked again in the handlers: a hand-made request can hold any value.
 MOST_STEPS = 100
 MOST_PIXELS = 4096  # a side
-# Bytes of a saved image, so far as they have to find room.
+# Bytes to reserve on the disk for a saved image.
 IMAGE_SIZE = 8 << 20
 
 
-def sampler_and_size(generator: Generator) -> tuple[Any, Any, Any]:
-    """The components for sampler, width and height; `asked` reads their values."""
-    sampler = make("Dropdown", label="Sampler", choices=[_DEFAULT, *generator.samplers], value=_DEFAULT)
-    with make("Row"):
-        width, height = (
-            make("Number", label=label, info="0: the model's own", value=0, precision=0, minimum=0, min_width=90)
-            for label in ("Width", "Height")
+@dataclass(frozen=True)
+class ImageValues:
+    """Values of the shared settings, in the order of `SettingFields.inputs`."""
+
+    negative: str | None
+    steps: float | None
+    guidance: float | None
+    sampler: str | None
+    width: float | None
+    height: float | None
+
+    def request(self, prompt: str = "", seed: int = 0) -> ImageRequest:
+        """Return the image that the values describe. Raises SettingsError."""
+        steps = whole(self.steps, "Sampling steps")
+        if not 1 <= steps <= MOST_STEPS:
+            raise SettingsError(f"Sampling steps: expected 1 to {MOST_STEPS}, got {steps:,}. Choose fewer or more.")
+        for name, side in (("Width", self.width), ("Height", self.height)):
+            if not 0 <= (side or 0) <= MOST_PIXELS:
+                raise SettingsError(f"{name}: expected at most {MOST_PIXELS:,} pixels, got {side:,}.")
+        return ImageRequest(
+            prompt,
+            self.negative or "",
+            seed,
+            steps,
+            guidance=self.guidance,
+            width=int(self.width or 0) or None,
+            height=int(self.height or 0) or None,
+            sampler=None if self.sampler == _DEFAULT else self.sampler,
         )
-    return sampler, width, height
 
 
-def steps(elem_id: str) -> Any:
-    """The component for the sampling steps."""
-    return make("Slider", label="Steps", value=20, minimum=1, maximum=MOST_STEPS, step=1, elem_id=elem_id)
+class SettingFields:
+    """Components of the shared settings. Each method adds some to the open layout."""
+
+    def __init__(self, generator: Generator, elem_id: str) -> None:
+        self._generator, self._elem_id = generator, elem_id
+
+    def negative_prompt(self) -> None:
+        """Add the negative prompt."""
+        self.negative = make(
+            "Textbox",
+            label="Negative prompt",
+            placeholder="Describe what to avoid",
+            lines=1,
+            max_lines=3,
+            elem_id=f"{self._elem_id}-negative",
+        )
+
+    def sampling(self) -> None:
+        """Add sampling steps and CFG scale."""
+        guidance = self._generator.default_guidance
+        with make("Row"):
+            self.steps = make(
+                "Slider",
+                label="Sampling steps",
+                value=20,
+                minimum=1,
+                maximum=MOST_STEPS,
+                step=1,
+                elem_id=f"{self._elem_id}-steps",
+            )
+            self.guidance = make(
+                "Slider",
+                label="CFG scale",
+                value=guidance or 7.0,
+                minimum=1,
+                maximum=20,
+                step=0.5,
+                visible=guidance is not None,
+            )
+
+    def sampler_and_size(self) -> None:
+        """Add sampler, width and height."""
+        choices = [_DEFAULT, *self._generator.samplers]
+        self.sampler = make("Dropdown", label="Sampler", choices=choices, value=_DEFAULT)
+        with make("Row"):
+            self.width, self.height = (
+                make("Number", label=label, info="0: model default", value=0, precision=0, minimum=0, min_width=90)
+                for label in ("Width", "Height")
+            )
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The components whose values `ImageValues` takes."""
+        return [self.negative, self.steps, self.guidance, self.sampler, self.width, self.height]
 
 
-def whole(value: float | None, what: str) -> int:
-    """Return the whole number in a field, 0 where it is empty. Raises HypernetworkError for NaN and infinity."""
+def example_prompt(host: Host) -> str:
+    """Return an example that suits the first model."""
+    return EXAMPLE_PROMPT if host.models is None else host.models.defaults(host.models.models()[0]).prompt
+
+
+def whole(value: float | None, name: str) -> int:
+    """Return the whole number in a field, 0 for an empty one. Raises SettingsError for NaN and infinity."""
     if not is_finite(value or 0):
-        raise HypernetworkError(f"{what} is {value}. Write a whole number.")
+        raise SettingsError(f"{name}: expected a whole number, got {value}.")
     return int(value or 0)
-
-
-def asked(sampler: str | None, width: float | None, height: float | None) -> dict[str, Any]:
-    """The fields of `ImageRequest` that the components stand for. Raises HypernetworkError for sizes without end."""
-    for side in (width, height):
-        if not 0 <= (side or 0) <= MOST_PIXELS:
-            raise HypernetworkError(f"A side of an image has at most {MOST_PIXELS:,} pixels, not {side:,}.")
-    return {
-        "sampler": None if sampler == _DEFAULT else sampler,
-        "width": int(width or 0) or None,
-        "height": int(height or 0) or None,
-    }

@@ -1,4 +1,4 @@
-"""What the pages with long work share: errors as notices, and a job watched from a handler."""
+"""Shared by pages with long jobs: errors as notices, Start and Cancel buttons, and a job's updates."""
 
 from __future__ import annotations
 
@@ -8,41 +8,56 @@ from typing import Any
 
 from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.ui import jobs, markup
-from hnloader.ui.compat import make
+from hnloader.ui.compat import listen, make, update
+
+__all__ = ["complaint", "ended", "explained", "run_and_cancel", "stop_with", "updates"]
 
 
 def explained(error: BaseException) -> str:
-    """What to tell the user about an error."""
+    """Explain an error to the user."""
     if isinstance(error, HypernetworkError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "There is not enough memory. Smaller images need less."
+        return "Out of memory. Try smaller images."
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    # What we did not foresee: the page says that it happened, the terminal says where.
+    # Unforeseen: the page reports it, the terminal shows where.
     traceback.print_exception(type(error), error, error.__traceback__)
     return f"This is a bug in hnloader: {type(error).__name__}: {error}. The terminal shows where it happened."
 
 
 def complaint(error: BaseException) -> str:
-    """The error as a notice; a job that the user stopped is none."""
+    """Show an error as a notice, or a cancelled job as information."""
     return markup.notice(explained(error), "info" if isinstance(error, CancelledError) else "bad")
 
 
-def watched(job: jobs.Job[Any], show: Callable[[jobs.Update], tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """What `show` makes of each update of a job, until it ends."""
-    for update in job.updates():
-        yield show(update)
-
-
-def stop(token: str | None) -> None:
-    """Cancel the job of a token."""
-    jobs.cancel(token)
-
-
-def buttons(start: str, elem_id: str) -> tuple[Any, Any]:
-    """The button that starts and the one that cancels."""
+def run_and_cancel(label: str, elem_id: str) -> tuple[Any, Any]:
+    """Make the buttons that start and cancel a job."""
     with make("Row"):
-        run = make("Button", start, variant="primary", elem_id=elem_id, scale=3)
-        cancel = make("Button", "Cancel", variant="stop", elem_id=f"{elem_id}-cancel", scale=1, interactive=False)
+        run = make("Button", label, variant="primary", elem_id=elem_id, scale=3, min_width=140)
+        stop = {"variant": "stop", "elem_id": f"{elem_id}-cancel", "interactive": False}
+        cancel = make("Button", "Cancel", scale=1, min_width=90, **stop)
     return run, cancel
+
+
+def stop_with(cancel: Any, token: Any) -> None:
+    """Let a button cancel the job of a token, without waiting in the queue."""
+    listen(cancel.click, lambda token: jobs.cancel(token) and None, [token], [], queue=False)
+
+
+def updates(
+    job: jobs.Job[Any], waiting: str, show: Callable[[jobs.Update | None], tuple[Any, ...]]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield a running job's outputs: token, progress, both buttons, and what `show` makes of each update.
+
+    `show` gets None before the first update.
+    """
+    busy = update(interactive=False), update(interactive=True)
+    yield job.token, markup.progress(0, 1, waiting), *busy, *show(None)
+    for news in job.updates():
+        yield job.token, markup.progress(news.done, news.total, news.text), *busy, *show(news)
+
+
+def ended(status: str, *outputs: Any) -> tuple[Any, ...]:
+    """Return the outputs of a page without a running job."""
+    return None, status, update(interactive=True), update(interactive=False), *outputs

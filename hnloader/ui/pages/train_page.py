@@ -179,7 +179,7 @@ class _Train:
         except Exception as error:
             return complaint(error)
         self.catalog.refresh()
-        self.host.after_change()
+        self.host.on_change()
         entry = next((each for each in self.catalog.entries() if each.path == path), None)
         tag = "" if embedding or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
         return markup.notice(f"Copied to {path}.{tag}", "good")

@@ -86,7 +86,7 @@ OWN_TEXTS = {
     "json.loads(read_regular(index)).get('_class_name')",
     # Of `map`.
     *("host.folders()", "self._entries", "sorted(set(widths))", "places", "tags", "tag.blocks", "self.blocks"),
-    "cast('Sequence[object]', details.get(kind_of_note, ()))",
+    "cast('Sequence[object]', result.details.get(key, ()))",
 }
 # Names under which modules keep what stands in files: not even `{value}`.
 TREES = {"value", "values", "tree", "metadata", "stated", "about", "header", "obj"}

@@ -121,7 +121,7 @@ def test_json_the_api_and_the_cards_have_an_end(odd: FileInfo, tmp_path: Path) -
 def test_the_page_has_an_end(odd: FileInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hnloader.ui.catalog.inspect", lambda path, folders: odd)
     catalog = Catalog(lambda: [tmp_path], tmp_path / "cache")
-    (entry,) = (catalog.look_into(each) for each in catalog.entries())
+    (entry,) = (catalog.inspect(each) for each in catalog.entries())
     assert len(markup.cards([entry], None)) < 10_000
     assert len(markup.details(entry, [], "0" * 64)) < 300_000
     assert len(catalog.search("ink")) == 0

@@ -128,8 +128,8 @@ def test_every_event_of_the_page_can_be_sent(folder: Path, odd: Path, tmp_path: 
     catalog = Catalog(lambda: [folder])
     (entry,) = (each for each in catalog.entries() if each.path == odd)
     asked = {"query": "", "sort": "name", "only": "all files", "chosen": entry.key, "key": entry.key, "page": 1}
-    convert_it = {"scope": "chosen files", "labels": [well_formed(odd.name)], "target": "safetensors", "report": True}
-    convert_it |= {"place": "beside each file", "existing": "replace it", "notes": "mine"}
+    convert_it = {"scope": "selected files", "labels": [well_formed(odd.name)], "target": "safetensors", "report": True}
+    convert_it |= {"place": "same folder", "existing": "overwrite", "notes": "mine"}
     sent: dict[str, str] = {}
     for name, value in _handlers(page, **asked, **convert_it):
         sent[name] = sent.get(name, "") + as_sent(value)
@@ -153,9 +153,9 @@ def test_components_take_what_can_be_sent() -> None:
 def test_labels_name_the_file_again(folder: Path, odd: Path) -> None:
     catalog = Catalog(lambda: [folder], folder / "cache")
     assert [entry.path for entry in chosen_files(catalog, [well_formed(odd.name)])] == [odd]
-    list(catalog.look_into_all())
+    list(catalog.inspect_all())
     again = Catalog(lambda: [folder], folder / "cache")
-    assert {entry.path: entry.looked_into for entry in again.entries()} == {odd: True, folder / "ink.pt": True}
+    assert {entry.path: entry.inspected for entry in again.entries()} == {odd: True, folder / "ink.pt": True}
     assert next(entry for entry in again.entries() if entry.path == odd).info == hnloader.inspect(odd)
 
 

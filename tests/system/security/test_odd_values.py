@@ -25,7 +25,7 @@ from hnloader.files import held, make_folder, remove_leftovers
 from hnloader.formats import hns
 from hnloader.library import Library
 from hnloader.prompt import Tag, parse_prompt
-from hnloader.ui import comparison_grid, sidecars
+from hnloader.ui import comparison_grid, saving, sidecars
 from hnloader.ui.protection import Protection, host_in, is_of_another_site, length_within
 from tests.support.paths import GOLDENS
 
@@ -118,7 +118,7 @@ def _paths_with_a_nul(folder: Path) -> list[Callable[[], object]]:
         lambda: make_folder(path),
         lambda: Library([path]).find("ink"),
         lambda: Library([folder]).find("a\0b"),
-        lambda: comparison_grid.numbered(path, "x", 1),
+        lambda: saving.next_number(path, "x"),
         lambda: sidecars.save_notes(path, "mine"),
     ]
 

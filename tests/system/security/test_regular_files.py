@@ -126,7 +126,7 @@ def test_what_lies_beside_a_file_holds_nothing_up(folder: Path, name: str) -> No
         assert within(20, lambda: remove_leftovers([folder])) in ([], [folder / name])
         catalog = Catalog(lambda: [folder])
         (entry,) = catalog.entries()
-        assert within(20, functools.partial(catalog.look_into, entry)).info is not None
+        assert within(20, functools.partial(catalog.inspect, entry)).info is not None
         assert not isinstance(within(20, lambda: convert(ink, folder / "out.safetensors")), Exception)
         (folder / "out.safetensors").unlink()
         if not os.path.lexists(folder / name):
