@@ -163,8 +163,8 @@ class Host:
         models: Chooses the generator's model. None where the program does that itself.
         converted: Returns the separate folder for converted files. None takes `converted` below `output`.
         loras: Returns the separate folder for LoRA files. None takes the one for converted files.
-        lora_base: Returns arguments of `hnloader.conversion.lora.base_model.open_base`: `source`, and if needed `config`,
-            `device` or `program`. Without a `program` it requires diffusers. None hides LoRA.
+        lora_base: Returns arguments of `hnloader.conversion.lora.base_model.open_base`: `source`, and if needed
+            `config`, `device` or `program`. Without a `program` it requires diffusers. None hides LoRA.
         training: Where to train. None hides Train.
         pages: Pages to show, in this order: library, convert, compare, train, generate.
         tag_button: Button that sends a file's tag to the host. None sends it to Generate if that page is shown.

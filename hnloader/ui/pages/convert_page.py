@@ -191,14 +191,13 @@ def _targets() -> dict[str, str]:
 def build(host: Host, catalog: Catalog, root: Any) -> ConvertPage:
     """Build the page within the open gradio context."""
     handlers = _Convert(host, catalog)
+    default = default_format().label
     targets = [target for target in _targets() if target != _LORA or host.lora_base is not None]
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
             scope = make("Radio", label="Convert", choices=[_CHOSEN, _ALL], value=_CHOSEN, elem_id="hnl-convert-scope")
             files = make("Dropdown", label="Files", choices=[], value=[], multiselect=True, elem_id="hnl-convert-files")
-            target = make(
-                "Radio", label="Format", choices=targets, value=default_format().label, elem_id="hnl-convert-to"
-            )
+            target = make("Radio", label="Format", choices=targets, value=default, elem_id="hnl-convert-to")
             place = make("Radio", label="Save to", choices=[_BESIDE, _ELSEWHERE], value=_BESIDE)
             existing = make("Radio", label="If the file exists", choices=list(_EXISTING), value=_EXISTING[0])
             report = make("Checkbox", label="Save a report (CSV) with the images", value=False)
