@@ -1,9 +1,9 @@
-# make demo · make test · make lint · make bench     (they share .venv, made at first use)
+# make demo · make test · make lint · make bench     (they share .venv, which the first one creates)
 PYTHON ?= python3
-# LOCKED=1 installs exactly what requirements.lock names, by hash (CPython 3.11 on Linux, x86-64; torch comes without).
+# LOCKED=1 installs the packages of requirements.lock by hash, except torch (CPython 3.11 on Linux, x86-64).
 LOCKED ?=
 MINUTES ?= 1
-# Tests run in so many processes, each with one thread for what it computes; 0 runs all in one.
+# Processes of the tests, each with one thread of torch; 0 runs all tests in the main process.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 4))')
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,22 +11,24 @@ READY := $(VENV)/.ready
 TEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo browser test test-fast lint format docs bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu clean
+.PHONY: help demo browser test test-fast coverage lint format docs bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu clean
 
 help:
 	@echo "make demo       render a labeled grid with the bundled pipeline and hypernetworks"
 	@echo "make test       run all tests"
-	@echo "make test-fast  run all tests but the slow ones"
+	@echo "make test-fast  run all tests except the slow ones"
+	@echo "make coverage   run all tests and print the coverage"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       build the documentation site into build/docs"
 	@echo "make bench      run the benchmarks"
-	@echo "make faults     kill, fail and crowd what writes files and attaches, hundreds of times (docs/dev/faults.md)"
-	@echo "make fuzz MINUTES=10   fuzz each reader of strangers' files for so long (docs/dev/fuzzing.md)"
-	@echo "make dist       build wheel and sdist into dist/, the same bytes each time"
-	@echo "make lock · make audit · make sbom   dependencies: pin by hash, look for known holes, list (docs/dev/supply-chain.md)"
-	@echo "make screenshots   take the images of the page in docs/images anew"
-	@echo "make gpu        what only a graphics card can show (docs/dev/graphics-card.md)"
-	@echo "make webui-gradio  drive the pages, the panel and the tab in the gradio of both webuis"
+	@echo "make faults     test with kills, full disks and many processes (docs/dev/faults.md)"
+	@echo "make fuzz MINUTES=10   fuzz each reader for 10 minutes (docs/dev/fuzzing.md)"
+	@echo "make dist       build a reproducible wheel and sdist into dist/"
+	@echo "make lock · make audit · make sbom   pin, audit and list the dependencies (docs/dev/supply-chain.md)"
+	@echo "make screenshots   update the screenshots in docs/images"
+	@echo "make gpu        run the checks that need a graphics card (docs/dev/graphics-card.md)"
+	@echo "make hosts      test the extension in real webuis (docs/dev/real-hosts.md)"
+	@echo "make webui-gradio  test the pages with the gradio versions of both webuis"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -42,7 +44,7 @@ else
 endif
 	@touch $@
 
-# The tests of the pages want a Chromium; they install nothing themselves. All others go without.
+# The tests of the pages need Chromium, which this installs; without it they are skipped.
 browser: $(READY)
 	-@$(BIN)/python -m tests.support.browsers
 
@@ -54,6 +56,9 @@ test: browser
 
 test-fast: browser
 	$(TEST) -m 'not slow'
+
+coverage: browser
+	$(TEST) --cov --cov-report=term:skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -74,16 +79,16 @@ bench: $(READY)
 faults: $(READY)
 	$(BIN)/python -m lab.faults
 
-# atheris guides by coverage; where there is no wheel of it, hypothesis draws inputs at random.
+# atheris is guided by coverage; without a wheel for the platform, hypothesis draws inputs at random.
 fuzz: $(READY)
 	-@$(BIN)/python -m pip install --quiet --only-binary :all: --constraint constraints.txt atheris
 	$(BIN)/python -m lab.fuzz --minutes $(MINUTES)
 
-# The date of the last commit stands in the archives, not that of the build.
+# The archives contain the date of the last commit instead of the build.
 dist: $(READY)
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) $(BIN)/python -m build --no-isolation
 
-# Tools that are no part of the project's own environment.
+# Tools outside of the project's environment.
 TOOLS := .venv-tools/bin
 $(TOOLS)/.ready:
 	$(PYTHON) -m venv .venv-tools
@@ -107,7 +112,7 @@ sbom: $(READY) $(TOOLS)/.ready
 screenshots: browser
 	HNLOADER_SCREENSHOTS=docs/images $(BIN)/python -m pytest --quiet tests/ui/test_screenshots.py tests/extension/test_in_browser.py
 
-# Each gradio has an environment of its own with what it needs; all else comes from .venv, which stands behind it.
+# Each gradio version has its own environment with its dependencies; .venv provides everything else.
 webui-gradio: browser
 	@set -e; for version in 3.41.2 4.40.0; do \
 		place=.venv-gradio/$$version; \
@@ -126,7 +131,7 @@ webui-gradio: browser
 gpu: $(READY)
 	$(BIN)/python -m lab.gpu
 
-# Either webui alone will do. Its Python is the one of its own environment, unless A1111_PYTHON or FORGE_PYTHON name another.
+# One webui is enough. The default interpreter is the one of its environment; A1111_PYTHON and FORGE_PYTHON override it.
 hosts: browser
 	@test -n "$(A1111)$(FORGE)" -a -n "$(CHECKPOINT)" || \
 		{ echo "Name the webuis' folders and a checkpoint: make hosts A1111=folder FORGE=folder CHECKPOINT=file"; exit 1; }

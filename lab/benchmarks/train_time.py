@@ -336,7 +336,9 @@ def _sd1(*, full: bool) -> Any:
         text_encoder=CLIPTextModel(shape).eval().to(DEVICE),
         tokenizer=CLIPTokenizer.from_pretrained(pipeline_folder(), subfolder="tokenizer", model_max_length=77),
         unet=_models.sd1(64, 1, full=full).model,
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

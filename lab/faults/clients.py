@@ -68,9 +68,7 @@ def random_request(client: int, numbers: random.Random) -> Request:
         Request("GET", f"{PREFIX}/inspect?name=..%2F..%2Fetc%2Fpasswd", (404,)),
         Request("GET", f"{PREFIX}/hypernetworks?limit=0", (422,)),
         Request("GET", f"{PREFIX}/hypernetworks", (401,), login=None),
-        Request(
-            "POST", f"{PREFIX}/convert", (401,), body=own, login="Basic " + base64.b64encode(b"ann:wrong").decode()
-        ),
+        Request("POST", f"{PREFIX}/convert", (401,), body=own, login=WRONG_LOGIN),
         Request("POST", f"{PREFIX}/convert", (403,), body=own, headers={"Origin": "https://evil.example"}),
         Request("POST", f"{PREFIX}/convert", (413,), body=large),
         Request("POST", f"{PREFIX}/convert", (422,), body="{not json"),

@@ -257,6 +257,7 @@ def test_what_follows_the_pickle_is_not_run() -> None:
     assert hnloader.load(buffer).widths == (8,)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_torchscript_archives_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))

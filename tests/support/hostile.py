@@ -11,6 +11,7 @@ import io
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -524,12 +525,9 @@ def _tensors(good: bytes) -> Iterator[HostileFile]:
         content = simple_tree()
         content[8] = tuple({k: t.to(kind) for k, t in side.items()} for side in content[8])  # type: ignore[attr-defined]
         yield HostileFile(f"tensor: {name}", saved(content), ANY)
-    others = {
-        "sparse": torch.eye(8).to_sparse(),
-        "quantised": torch.quantize_per_tensor(torch.eye(8), 0.1, 0, torch.qint8),
-        "meta": torch.empty(8, 8, device="meta"),
-        "sparse in rows": torch.eye(8).to_sparse_csr(),
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates quantized tensors and calls sparse ones a beta
+        others = _other_tensors()
     for name, value in others.items():
         yield HostileFile(f"tensor: {name}", saved({**simple_tree(), "extra": value}), ANY)
     repeated = saved({**simple_tree(), "x": [torch.zeros(5000)] * 1})
@@ -539,6 +537,15 @@ def _tensors(good: bytes) -> Iterator[HostileFile]:
     yield HostileFile("tensor: storage cut short", repeated[: len(repeated) // 2], CORRUPT)
     yield HostileFile("tensor: sizes of zero", saved({8: ({"linear.0.weight": torch.zeros(0, 8)},) * 2}), ANY)
     yield HostileFile("tensor: width of 2^63", saved({**simple_tree(), 1 << 63: simple_tree()[8]}), ANY)
+
+
+def _other_tensors() -> dict[str, torch.Tensor]:
+    return {
+        "sparse": torch.eye(8).to_sparse(),
+        "quantized": torch.quantize_per_tensor(torch.eye(8), 0.1, 0, torch.qint8),
+        "meta": torch.empty(8, 8, device="meta"),
+        "sparse in rows": torch.eye(8).to_sparse_csr(),
+    }
 
 
 def _metadata(good: bytes) -> Iterator[HostileFile]:

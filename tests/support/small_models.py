@@ -230,7 +230,9 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
 
 
 def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:

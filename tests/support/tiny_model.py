@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import hnloader
 from hnloader.network import Architecture, Hypernetwork
+from tests.support.small_models import make_scheduler
 
 TEXT_WIDTH = 24
 SELF_WIDTH = 16
@@ -57,7 +58,7 @@ def save_model(folder: Path) -> Path:
         vae=vae,
         text_encoder=CLIPTextModel(text),
         tokenizer=make_tokenizer(folder.parent / "words"),
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+        scheduler=make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

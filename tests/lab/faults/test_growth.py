@@ -1,10 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from lab.faults._growth import without_growth
+
+
+@pytest.fixture(autouse=True)
+def small_heap() -> Iterator[None]:
+    """Exclude the objects of other tests from garbage collection, which would take seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def nothing(index: int) -> None:
