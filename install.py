@@ -1,7 +1,6 @@
-"""Run by a webui at every launch: sees that what hnloader needs is there. Fast when nothing is missing.
+"""Install missing packages. Webuis run this at every launch.
 
-torch, gradio and everything else that the webui brings are never installed or upgraded: only what is missing is asked
-for, and pip is told to install no dependencies.
+It installs only what is missing, and no dependencies, so it never upgrades torch, gradio or other packages of a webui.
 """
 
 from __future__ import annotations
@@ -10,17 +9,16 @@ import importlib.util
 import subprocess
 import sys
 
-# Module and requirement. PyYAML is for training configurations; both have no dependencies.
+# Module and requirement. Neither has dependencies; PyYAML reads training configurations.
 NEEDED = (("safetensors", "safetensors>=0.4.2"), ("yaml", "pyyaml>=6.0"))
 OLDEST = (3, 10)
 
 
 def main() -> None:
-    """Install what is missing; say in one line what can't be had."""
+    """Install what is missing, or print one line that says what to do."""
     if sys.version_info[:2] < OLDEST:
-        print(
-            f"[hnloader] Needs Python {'.'.join(map(str, OLDEST))} or newer; this webui runs {sys.version.split()[0]}."
-        )
+        wanted, found = ".".join(map(str, OLDEST)), sys.version.split()[0]
+        print(f"[hnloader] Requires Python {wanted} or newer; this webui runs {found}.")
         return
     missing = [requirement for module, requirement in NEEDED if importlib.util.find_spec(module) is None]
     if not missing:

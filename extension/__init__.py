@@ -1,12 +1,12 @@
-"""The webui extension: hypernetworks in AUTOMATIC1111 and Forge.
+"""Webui extension: hypernetworks in AUTOMATIC1111 and Forge.
 
-`scripts/hypernetworks.py` loads this package under the name `hnloader_webui`, because other extensions may have a
-package called `extension` too. Nothing of a webui is imported before `start`.
+`scripts/hypernetworks.py` loads this package as `hnloader_webui`, since other extensions may also ship a package named
+`extension`. Importing it imports nothing from a webui.
 """
 
 from __future__ import annotations
 
-from .panel import script_class
-from .runtime import Extension, start
+from .core import Extension
+from .startup import start
 
-__all__ = ["Extension", "script_class", "start"]
+__all__ = ["Extension", "start"]

@@ -1,11 +1,11 @@
-"""From the tags of a job to hooks on the host's UNet, and off again when the job is over."""
+"""Apply the tags of a job to the webui's UNet, and remove everything when the job ends."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,34 +17,34 @@ import hnloader
 from hnloader.attention import Application, Attachment, attach
 from hnloader.attention.strengths import Strength
 from hnloader.errors import HypernetworkError, PartialMatchWarning, PromptTagError
-from hnloader.infotext import without_hash
-from hnloader.library import LibraryFile
+from hnloader.files import sha256_of
 from hnloader.network import Hypernetwork
 from hnloader.prompt import Tag, parse_items
 from hnloader.texts import as_text, shown
 
-from .host import WebuiHost
-from .infotext import digest_of, record_of
-from .telling import without_folders
+from .host_library import HostLibrary
+from .hosts.protocol import ClosesJobs, HasHypernetworks, WebuiHost, WritesInfotext, comment, option
+from .record import new_record, record_of
+from .redaction import redact
 
-# Attributes on the host's object for a job; its copies keep them.
-_ROWS = "hnloader_rows"
-_OVERRIDE = "hnloader_override"
-_CLOSES = "hnloader_closes"
-_LEFT_OUT = "hnloader_left_out"
-# Files kept in memory after their job, so that the next one does not read them again.
-_KEPT = 4
+# Attributes of a job. Copies of the job share the values, which therefore never change.
+_ROWS, _OVERRIDE, _LEFT_OUT = "hnloader_rows", "hnloader_override", "hnloader_left_out"
+_KEPT = 4  # files that stay in memory after a job
 _LONGEST = 1_000  # characters of a reason
+_DIGITS = 10  # of a file's sha256, as in the webuis
+
+# A name that was not applied, and the reason.
+_Failure = tuple[str, str]
 
 
 class StepClock:
-    """The position in the host's sampling: fractions at which the present step begins and ends."""
+    """The current step as fractions of the sampling, from its begin to its end."""
 
     def __init__(self) -> None:
         self.now = (0.0, 1.0)
 
     def set(self, index: int, steps: int) -> None:
-        """At step `index`, counted from 0, of `steps`."""
+        """Move to a step; `index` starts at 0."""
         steps = max(steps, index + 1, 1)
         self.now = (index / steps, (index + 1) / steps)
 
@@ -54,151 +54,130 @@ class StepClock:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A file in memory: `stamp` is its size and time of change, `digest` the start of its sha256."""
-
-    stamp: tuple[int, int]
+class _Loaded:
+    stamp: tuple[int, int]  # size and time of change
     hypernetwork: Hypernetwork
     digest: str
 
 
 class Applier:
-    """Applies hypernetworks to the job that runs; at most one job runs at a time in a webui."""
+    """Applies hypernetworks to the running job; a webui runs one job at a time."""
 
-    def __init__(
-        self,
-        host: WebuiHost,
-        find: Callable[[str], str],
-        find_hash: Callable[[str, str], LibraryFile | None] = lambda name, digest: None,
-    ) -> None:
-        """`find` gives the path of a name, `find_hash` the file of a name and a hash."""
+    def __init__(self, host: WebuiHost, library: HostLibrary) -> None:
         self.host = host
-        self._find_hash = find_hash
         self.clock = StepClock()
-        self._find = find
-        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
-        self._wanted: list[tuple[Tag, Loaded]] = []
+        self._library = library
+        self._loaded: OrderedDict[Path, _Loaded] = OrderedDict()
+        self._wanted: list[tuple[Tag, _Loaded]] = []
         self._attachments: list[Attachment] = []
-        self._applied: list[tuple[str, str]] = []  # names and digests of what is attached
+        self._applied: list[tuple[str, str]] = []  # name and hash of each attachment
         self._unet: nn.Module | None = None
-        self._processing: Any = None
+        self._job: Any = None
 
-    @property
-    def applied(self) -> tuple[Application, ...]:
-        """What is on the model now, in order."""
-        return tuple(application for attachment in self._attachments for application in attachment.applications)
+    def set_rows(self, job: Any, tags: Sequence[Tag]) -> None:
+        """Apply these tags before those of the job's prompt."""
+        setattr(job, _ROWS, tuple(tags))
 
-    def set_rows(self, processing: Any, tags: Sequence[Tag]) -> None:
-        """Apply these to the job before the tags of its prompt."""
-        setattr(processing, _ROWS, tuple(tags))
+    def override(self, job: Any, **fields: Any) -> None:
+        """Change `name`, `strength`, `start` or `end` of all the job's hypernetworks.
 
-    def override(self, processing: Any, **fields: Any) -> None:
-        """Change every hypernetwork of the job: `name`, `strength`, `start`, `end`.
-
-        A name takes the place of all of them; it is the only one where there was none. An empty name removes them.
+        A name replaces all of them by one, or adds one to a job without any. An empty name removes all.
         """
-        setattr(processing, _OVERRIDE, {**getattr(processing, _OVERRIDE, {}), **fields})
+        setattr(job, _OVERRIDE, {**getattr(job, _OVERRIDE, {}), **fields})
 
-    def activate_items(self, processing: Any, items: list[list[str]]) -> None:
-        """Apply the tags of a prompt, each as the texts between its colons. Called again for each batch and pass.
+    def activate(self, job: Any, items: Sequence[Sequence[str]], first_pass: bool = True) -> None:
+        """Apply the tags of a batch or pass; see `Events`.
 
-        What can't be applied is said under the image, and the image is made without it.
+        A tag that cannot be applied becomes a message under the image.
         """
-        tags = []
-        problems = []
-        for each in items:
-            try:
-                tags.append(parse_items(each))
-            except PromptTagError as error:
-                problems.append((each[0] if each else "", as_text(error, _LONGEST)))
-        self.activate(processing, tags, problems)
-
-    def activate(self, processing: Any, tags: Sequence[Tag], problems: Sequence[tuple[str, str]] = ()) -> None:
-        """Apply tags; `problems` are names that could not be read, with the reason."""
         self.deactivate()
-        self.host.clear_built_in()
-        record_of(processing, anew=not getattr(processing, "is_hr_pass", False))
-        left = list(problems)
-        try:
-            wanted = [*getattr(processing, _ROWS, ()), *tags, *self._quick_setting(processing, tags)]
-            wanted = _overridden(wanted, getattr(processing, _OVERRIDE, {}))
-        except PromptTagError as error:  # an axis of a plot can ask for start=1
-            left.append(("", as_text(error, _LONGEST)))
-            wanted = []
-        for tag in wanted:
+        if isinstance(self.host, HasHypernetworks):
+            self.host.clear_built_in()
+        if first_pass:
+            new_record(job)
+        tags, failures = self._tags(job, items)
+        for tag in tags:
             try:
                 self._wanted.append((tag, self._load(tag.name)))
             except HypernetworkError as error:
-                left.append((tag.name, as_text(error, _LONGEST)))
+                failures.append((tag.name, as_text(error, _LONGEST)))
         if self._wanted:
-            self._processing = processing
-            _at_close(processing, self.deactivate)
-            left += self._attach()
-        self._report(processing, left)
+            self._job = job
+            if isinstance(self.host, ClosesJobs):
+                self.host.at_close(job, self.deactivate)
+            failures += self._attach()
+        self._report(job, failures)
 
     def deactivate(self) -> None:
-        """Leave nothing on the model."""
+        """Restore the model."""
         self._detach()
         self._wanted = []
-        self._processing = None
+        self._job = None
         while len(self._loaded) > _KEPT:
             self._loaded.popitem(last=False)
 
     def model_changed(self) -> None:
-        """Another checkpoint was loaded: the old one is left clean; the next step takes the new one."""
+        """Restore the model that was replaced; the next step attaches to the new one."""
         self._detach()
 
     def step(self, index: int, steps: int) -> None:
-        """Called before each sampling step: tells the time, and follows a model that was replaced (refiner)."""
+        """Set the clock, and follow a model that was replaced during the job, for example by a refiner."""
         if not self._wanted:
             return
         self.clock.set(index, steps)
-        if self.host.unet(self._processing) is not self._unet:
-            self._report(self._processing, self._attach())
+        if self.host.unet(self._job) is not self._unet:
+            self._report(self._job, self._attach())
 
-    def _quick_setting(self, processing: Any, tags: Sequence[Tag]) -> list[Tag]:
-        """The host's setting 'Add hypernetwork to prompt'; it is written into the prompts, as the built-in does."""
+    def _tags(self, job: Any, items: Sequence[Sequence[str]]) -> tuple[list[Tag], list[_Failure]]:
+        """Collect the tags of rows, prompt and quick setting, with the changes of a plot."""
+        tags: list[Tag] = []
+        failures: list[_Failure] = []
+        for each in items:
+            try:
+                tags.append(parse_items(each))
+            except PromptTagError as error:
+                failures.append((each[0] if each else "", as_text(error, _LONGEST)))
+        try:
+            wanted = [*getattr(job, _ROWS, ()), *tags, *self._quick_setting(job, tags)]
+            return _overridden(wanted, getattr(job, _OVERRIDE, {})), failures
+        except PromptTagError as error:  # an axis of a plot can ask for start=1
+            return [], [*failures, ("", as_text(error, _LONGEST))]
+
+    def _quick_setting(self, job: Any, tags: Sequence[Tag]) -> list[Tag]:
+        """Return the tag of 'Add hypernetwork to prompt', and record it in the prompts."""
+        if not isinstance(self.host, HasHypernetworks):
+            return []
         name = self.host.quick_setting()
         if name is None or any(tag.name == name for tag in tags):
             return []
         tag = Tag(name, default_strength(self.host))
-        prompts = getattr(processing, "all_prompts", None)
-        if isinstance(prompts, list):
-            text = str(tag)
-            processing.all_prompts = [each if text in each else each + text for each in prompts]
+        self.host.add_to_prompts(job, str(tag))
         return [tag]
 
-    def _load(self, name: str) -> Loaded:
+    def _load(self, name: str) -> _Loaded:
+        path = self._library.find_tagged(name).path
         try:
-            path = self._find(name)
-        except HypernetworkError:
-            plain, digest = without_hash(name)
-            if plain == name:
-                raise
-            found = self._find_hash(plain, digest)
-            path = self._find(plain) if found is None else str(found.path)
-        try:
-            status = Path(path).stat()
+            status = path.stat()
         except OSError as error:
-            raise HypernetworkError(f"{shown(name)} can't be read: {error.strerror}") from error
+            raise HypernetworkError(f"{shown(name)} cannot be read: {error.strerror}.") from error
         stamp = (status.st_size, status.st_mtime_ns)
         loaded = self._loaded.get(path)
         if loaded is None or loaded.stamp != stamp:
             # Forge samples in inference mode; tensors made there could never be changed or counted.
             with torch.inference_mode(False), torch.no_grad():
-                loaded = Loaded(stamp, hnloader.load(path), digest_of(path))
+                loaded = _Loaded(stamp, hnloader.load(path), sha256_of(path)[:_DIGITS])
             self._loaded[path] = loaded
         self._loaded.move_to_end(path)
         return loaded
 
-    def _attach(self) -> list[tuple[str, str]]:
-        """Put all that is wanted on the present UNet; returns what does not fit it, with the reason."""
+    def _attach(self) -> list[_Failure]:
+        """Attach all that is wanted to the current UNet; return what does not fit it."""
         self._detach()
-        self._unet = self.host.unet(self._processing)
+        self._unet = self.host.unet(self._job)
         if self._unet is None:
-            return [(tag.name, "no Stable Diffusion 1, 2 or XL model is loaded") for tag, _ in self._wanted]
-        left = []
-        exact = bool(self.host.option("hnloader_exact", False))
+            return [(tag.name, "No Stable Diffusion 1, 2 or XL model is loaded.") for tag, _ in self._wanted]
+        failures = []
+        exact = bool(option(self.host, "hnloader_exact", False))
         with torch.inference_mode(False), warnings.catch_warnings():
             warnings.simplefilter("ignore", PartialMatchWarning)
             for tag, loaded in self._wanted:
@@ -206,11 +185,11 @@ class Applier:
                 try:
                     attachment = attach(self._unet, application, fold=False, exact=exact, clock=self.clock)
                 except HypernetworkError as error:
-                    left.append((tag.name, as_text(error, _LONGEST)))
+                    failures.append((tag.name, as_text(error, _LONGEST)))
                 else:
                     self._attachments.append(attachment)
                     self._applied.append((tag.name, loaded.digest))
-        return left
+        return failures
 
     def _detach(self) -> None:
         while self._attachments:
@@ -218,33 +197,31 @@ class Applier:
         self._applied = []
         self._unet = None
 
-    def _report(self, processing: Any, left: Sequence[tuple[str, str]]) -> None:
-        """Tell the user what was left out, and the image's infotext what was applied."""
-        texts = [
-            f"Hypernetwork {shown(name)} was not applied: {without_folders(self.host, reason)}" for name, reason in left
-        ]
+    def _report(self, job: Any, failures: Sequence[_Failure]) -> None:
+        """Show what failed under the image, and write what was applied into its infotext."""
+        folders = self.host.folders()
+        texts = [f"Hypernetwork {shown(name)} was not applied: {redact(folders, reason)}" for name, reason in failures]
         for text in texts:
-            self.host.comment(processing, text)
-        setattr(processing, _LEFT_OUT, tuple(dict.fromkeys((*left_out(processing), *texts))))
-        record = record_of(processing)
-        record.add(self._applied, (name for name, _ in left))
-        parameters = getattr(processing, "extra_generation_params", None)
-        if isinstance(parameters, dict):
-            record.write(parameters)
+            comment(self.host, job, text)
+        setattr(job, _LEFT_OUT, tuple(dict.fromkeys((*left_out(job), *texts))))
+        record = record_of(job)
+        record.add(self._applied, (name for name, _ in failures))
+        if isinstance(self.host, WritesInfotext):
+            record.write(self.host.parameters(job))
 
 
 def default_strength(host: WebuiHost) -> float:
-    """Return the host's default strength of a tag; 1 where its setting holds something else than a number."""
+    """Return the webui's default strength of a tag; 1 if the setting is not a finite number."""
     try:
-        strength = float(host.option("extra_networks_default_multiplier", 1.0))
+        strength = float(option(host, "extra_networks_default_multiplier", 1.0))
     except (TypeError, ValueError, OverflowError):
         return 1.0
     return strength if math.isfinite(strength) else 1.0
 
 
-def left_out(processing: Any) -> tuple[str, ...]:
-    """What a job was asked to apply and did not, as it was said under the image."""
-    return tuple(getattr(processing, _LEFT_OUT, ()))
+def left_out(job: Any) -> tuple[str, ...]:
+    """Return the messages about tags that a job did not apply."""
+    return tuple(getattr(job, _LEFT_OUT, ()))
 
 
 def _strength(tag: Tag) -> Strength:
@@ -258,19 +235,3 @@ def _overridden(tags: Sequence[Tag], fields: dict[str, Any]) -> list[Tag]:
         first = tags[0] if tags else Tag("any")
         tags = [replace(first, name=str(name))] if name else []
     return [replace(tag, **fields) for tag in tags]
-
-
-def _at_close(processing: Any, deactivate: Callable[[], None]) -> None:
-    """The host closes a job also after an exception in its sampling, where it calls nothing else."""
-    close = getattr(processing, "close", None)
-    if not callable(close) or getattr(processing, _CLOSES, False):
-        return
-
-    def close_and_deactivate() -> None:
-        try:
-            close()
-        finally:
-            deactivate()
-
-    processing.close = close_and_deactivate
-    setattr(processing, _CLOSES, True)

@@ -1,7 +1,6 @@
-"""The webui's own routes of txt2img and img2img refuse rows that can't be read, before a job begins.
+"""Refuse unreadable rows in requests to the webui's own txt2img and img2img routes, with status 422.
 
-In the page, such a row is said under the image, which is made without it. A client of the API sees no comments, so it
-gets the reason as an answer with status 422.
+The page shows a problem with a row under the image. A client of the API sees no such message.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ _NAMED = re.compile(re.escape(TITLE.encode()), re.IGNORECASE)
 
 
 def check_jobs(app: Any) -> None:
-    """Check the script's arguments in requests for these routes of an app, where it has them."""
+    """Check requests to these routes of an app, if it has them."""
     for route in app.routes:
         if getattr(route, "path", None) in PATHS and callable(getattr(route, "app", None)):
             route.app = _Checked(route.app)
 
 
 def problems_in(body: bytes) -> list[str]:
-    """What is wrong with the script's arguments in a request's body; what is no request is the webui's to refuse."""
+    """Return the problems with the script's arguments; an invalid request is left for the webui to refuse."""
     if not _NAMED.search(body):
         return []
     try:
@@ -38,7 +37,7 @@ def problems_in(body: bytes) -> list[str]:
     scripts = request.get("alwayson_scripts") if isinstance(request, dict) else None
     found: list[str] = []
     for name, given in scripts.items() if isinstance(scripts, dict) else ():
-        if name.casefold() == TITLE.casefold():  # as the webuis compare
+        if name.casefold() == TITLE.casefold():  # the webuis ignore case, too
             found += _problems(given)
     return found
 
@@ -47,14 +46,13 @@ def _problems(given: Any) -> list[str]:
     args = given.get("args", []) if isinstance(given, dict) else None
     if not isinstance(args, list) or len(args) > 1:
         found = f"{len(args)} values" if isinstance(args, list) else type(args).__name__
-        return [
-            f'args is {found}. Write one value in a list, rows or a text of tags: {{"args": [[{{"name": "ink"}}]]}}.'
-        ]
+        example = '{"args": [[{"name": "ink"}]]}'
+        return [f"`args` is {found}. Write one value in a list, rows or a text of tags: {example}."]
     return [row.problem for row in read_rows(*args) if row.problem] if args else []
 
 
 class _Checked:
-    """An ASGI application that hands on what it has read."""
+    """An ASGI application that reads the body, then passes it on."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -65,11 +63,11 @@ class _Checked:
             messages.append(await receive())
         problems = problems_in(b"".join(message.get("body", b"") for message in messages))
         if problems:
-            answer = JSONResponse({"detail": f"{TITLE}: {' '.join(problems)}"}, 422)
-            await answer(scope, receive, send)
+            response = JSONResponse({"detail": f"{TITLE}: {' '.join(problems)}"}, 422)
+            await response(scope, receive, send)
             return
 
-        async def again() -> Any:
+        async def replay() -> Any:
             return messages.pop(0) if messages else await receive()
 
-        await self._app(scope, again, send)
+        await self._app(scope, replay, send)

@@ -1,4 +1,4 @@
-"""Images by the webui, for the comparisons of the tab: with its model, samplers and settings, one job for each."""
+"""Images for the tab's Compare: each is a job of the webui, with its model, samplers and settings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hnloader.texts import well_formed
 from hnloader.ui import ImageRequest
 
 from .applying import left_out
-from .host import Rendered
-from .runtime import Extension
+from .host_library import HostLibrary
+from .hosts.protocol import Rendered, RendersImages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 
 class WebuiGenerator:
-    """See `hnloader.ui.Generator`. Make one for each loading of the extension: it listens to the host's steps."""
+    """See `hnloader.ui.Generator`. It listens to the webui's steps, so make one for each start of the extension."""
 
     default_guidance = 7.0
 
-    def __init__(self, extension: Extension) -> None:
-        self._extension = extension
+    def __init__(self, host: RendersImages, library: HostLibrary) -> None:
+        self._host, self._library = host, library
         self._watch: _Watch | None = None
-        extension.host.on_steps(self._step)
+        host.on_step(self._step)
 
     @property
     def samplers(self) -> Sequence[str]:
-        """Those of the webui's menu."""
-        return self._extension.host.samplers()
+        """The webui's samplers."""
+        return self._host.samplers()
 
     def image(self, request: ImageRequest, progress: Progress) -> Image:
-        """Make one image when no other job runs."""
+        """Generate one image while no other job runs."""
         rendered = self.run(replace(request, prompt=self._prompt(request), hypernetworks=()), progress)
-        if problems := left_out(rendered.processing):
+        if problems := left_out(rendered.job):
             raise HypernetworkError("\n".join(problems))
         assert rendered.image is not None
         return rendered.image
@@ -50,11 +50,13 @@ class WebuiGenerator:
         progress: Progress,
         ready: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> Rendered:
-        """A job of the host, when no other one runs, within what `ready` gives then.
+        """Run one job of the webui while no other job runs, within the context of `ready`.
 
-        Raises CancelledError where it was interrupted, and HypernetworkError for an error of the host.
+        Raises:
+            CancelledError: The job was interrupted.
+            HypernetworkError: The webui failed.
         """
-        host = self._extension.host
+        host = self._host
         guidance = self.default_guidance if request.guidance is None else request.guidance
         with host.turn(lambda: progress(0, request.steps)):
             self._watch = watch = _Watch(progress, request.steps, host.interrupt)
@@ -64,10 +66,10 @@ class WebuiGenerator:
             except (HypernetworkError, MemoryError):
                 raise
             except Exception as error:
-                if type(error).__name__ == "OutOfMemoryError":  # torch's, which the page knows
+                if type(error).__name__ == "OutOfMemoryError":  # of torch; the page knows it
                     raise
                 raise HypernetworkError(
-                    f"{host.name} could not make the image: {type(error).__name__}: {error}"
+                    f"{host.name} could not generate the image: {type(error).__name__}: {error}"
                 ) from error
             finally:
                 self._watch = None
@@ -77,17 +79,17 @@ class WebuiGenerator:
         return rendered
 
     def interrupt(self) -> None:
-        """Stop the image that is being made here; other jobs of the webui go on."""
+        """Stop the image of this generator; other jobs of the webui keep running."""
         watch = self._watch
         if watch is not None:
             watch.stop()
 
     def _prompt(self, request: ImageRequest) -> str:
-        """The prompt with a tag for each hypernetwork, so that the image's own text says how it was made."""
+        """Add a tag for each hypernetwork, so that the image's parameters contain it."""
         tags = []
         for path, tag in request.hypernetworks:
-            self._extension.find(path.stem)  # lists the folders anew if it is not known yet
-            tags.append(well_formed(str(replace(tag, name=self._extension.library.name_of(path)))))
+            self._library.find(path.stem)  # lists the folders again if the file is new
+            tags.append(well_formed(str(replace(tag, name=self._library.current.name_of(path)))))
         return " ".join([request.prompt, "".join(tags)]) if tags else request.prompt
 
     def _step(self, index: int, steps: int) -> None:
@@ -97,14 +99,13 @@ class WebuiGenerator:
 
 
 class _Watch:
-    """One image in the making. Exceptions would be swallowed by the host, so they wait here until it has stopped."""
+    """Progress of one image. The webui would swallow exceptions, so they wait here until it has stopped."""
 
     def __init__(self, progress: Progress, steps: int, interrupt: Callable[[], None]) -> None:
         self._progress, self._steps, self._interrupt = progress, steps, interrupt
         self._error: BaseException | None = None
 
     def step(self, index: int) -> None:
-        """Before step `index`, counted from 0."""
         try:
             self.check()
             self._progress(min(index + 1, self._steps), self._steps)
@@ -113,11 +114,11 @@ class _Watch:
             self._interrupt()
 
     def stop(self) -> None:
-        """Called from another thread; the job may be about to begin, which forgets an interruption, so `step` asks."""
+        """Stop from another thread. A job that begins just now forgets the interruption; `step` repeats it."""
         self._error = CancelledError()
         self._interrupt()
 
     def check(self) -> None:
-        """Raise what stopped the image."""
+        """Raise the error that stopped the image."""
         if self._error is not None:
             raise self._error

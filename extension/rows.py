@@ -1,4 +1,4 @@
-"""Hypernetworks as the panel and the API give them, each a row of values, and the tags that they stand for."""
+"""Rows of values, from the panel or the API, and the tags that they stand for."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ FIELDS = ("enabled", "name", "strength", "block", "start", "end", "k", "v")
 NUMBERS = ("strength", "start", "end", "k", "v")
 
 _PIECE = re.compile(r"<[^>]*>|[^<]+|<")
-# More than anybody has, few enough to be read in no time.
 _MOST = 100
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its values by `FIELDS`, and the tag that acts.
+    """A row's values by `FIELDS`, and its tag.
 
-    `tag` is None for a row that is switched off, names no file yet, or can't be read; then `problem` says why.
+    `tag` is None for a disabled row, a row without a name, and an unreadable row, whose `problem` gives the reason.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -33,9 +32,9 @@ class Row:
 
 
 def read_rows(given: Any) -> list[Row]:
-    """Rows from a text of tags, from a list of objects with `FIELDS`, or from such a list as JSON text.
+    """Read rows from a text of tags, a list of objects with `FIELDS`, or such a list as JSON.
 
-    Never raises: what can't be read is a row with a problem, and the others are read.
+    Accepts any value: an unreadable row becomes a row with a problem.
     """
     if given is None:
         return []
@@ -46,29 +45,29 @@ def read_rows(given: Any) -> list[Row]:
         try:
             given = json.loads(text)
         except (ValueError, RecursionError) as error:
-            return [Row(problem=f"The rows are no JSON text: {error}.")]
+            return [Row(problem=f"The rows cannot be read as JSON: {error}.")]
     if not isinstance(given, list):
         found = "one object" if isinstance(given, dict) else type(given).__name__
         return [
             Row(problem=f"The rows are {found}. Write a list of objects within `args`, [[{{...}}]], or a text of tags.")
         ]
     if len(given) > _MOST:
-        return [Row(problem=f"There are {len(given)} rows; {_MOST} are possible.")]
+        return [Row(problem=f"Got {len(given)} rows. Use at most {_MOST}.")]
     return [_row(number, each) for number, each in enumerate(given, 1)]
 
 
 def tags_of(rows: Sequence[Row]) -> list[Tag]:
-    """The tags that act, in order."""
+    """Return the tags of the enabled rows, in order."""
     return [row.tag for row in rows if row.tag is not None]
 
 
 def text_of(tags: Sequence[Tag]) -> str:
-    """The same as text, for a prompt or an infotext."""
+    """Write tags as in a prompt."""
     return "".join(map(str, tags))
 
 
 def values_of(tag: Tag) -> dict[str, Any]:
-    """The values of the row that stands for a tag."""
+    """Return the values of a row that stands for a tag."""
     block = "+".join(map(str, tag.blocks))
     return {"enabled": True, "name": tag.name, "block": block, **{key: getattr(tag, key) for key in NUMBERS}}
 
@@ -91,7 +90,7 @@ def _rows_of_tags(text: str) -> list[Row]:
 
 def _row(number: int, given: Any) -> Row:
     if not isinstance(given, dict):
-        return Row(problem=f"Row {number} is {type(given).__name__}, not an object with {', '.join(FIELDS)}.")
+        return Row(problem=f"Row {number}: expected an object with {', '.join(FIELDS)}, got {type(given).__name__}.")
     try:
         return Row(given, _tag(given))
     except PromptTagError as error:
@@ -99,15 +98,15 @@ def _row(number: int, given: Any) -> Row:
 
 
 def _tag(given: dict[Any, Any]) -> Tag | None:
-    """Raises PromptTagError, also for a name that no tag can hold: every row can be written into an infotext."""
+    """Raise PromptTagError, also for a name that no tag can hold: an infotext must be able to hold every row."""
     unknown = [key for key in given if key not in FIELDS]
     if unknown:
-        raise PromptTagError(f"there is no {shown(unknown[0])}. A row has {', '.join(FIELDS)}.")
+        raise PromptTagError(f"Unknown field {shown(unknown[0])}. Use {', '.join(FIELDS)}.")
     enabled, name, block = given.get("enabled", True), given.get("name"), given.get("block") or ""
     if not isinstance(enabled, bool):
-        raise PromptTagError(f"enabled is {shown(enabled)}, not true or false.")
+        raise PromptTagError(f"`enabled` is {shown(enabled)}. Use true or false.")
     if not isinstance(name, str) or not isinstance(block, str):
-        raise PromptTagError("name and block are texts, and a name is needed.")
+        raise PromptTagError("`name` or `block` is not text. Each row needs a name.")
     if not enabled or not name.strip():
         return None
     numbers = {key: _number(key, given[key]) for key in NUMBERS if given.get(key) is not None}
@@ -122,4 +121,4 @@ def _number(key: str, value: Any) -> float:
             raise ValueError
         return float(value)
     except (ValueError, OverflowError):
-        raise PromptTagError(f"{key} is {shown(value, 40)}, not a number such as 0.8.") from None
+        raise PromptTagError(f"`{key}` is {shown(value, 40)}. Use a number such as 0.8.") from None

@@ -1,92 +1,73 @@
-"""The tab 'Hypernetworks': Library, Convert, Compare and Train, the same pages as `hnloader ui`."""
+"""Tab 'Hypernetworks' with the pages of `hnloader ui`: Library, Convert, Compare and Train."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.ui import Host, TagButton, TrainingPlace, build
+from hnloader.ui import Host, TrainingPlace, build
 from hnloader.ui.index import cache_folder
 
+from .core import Extension
 from .generator import WebuiGenerator
-from .lora import WebuiDenoiser
-from .runtime import Extension
-
-if TYPE_CHECKING:
-    from .host import WebuiHost
+from .hosts.protocol import KeepsModels, ListsFiles, RendersImages, RunsModel, ServesApi, ShowsTab
+from .webui_model import WebuiDenoiser
 
 TITLE = "Hypernetworks"
 
-# The webuis' own function turns to the tab of txt2img.
-_SEND = """(tag) => {
-    const prompt = document.querySelector('#txt2img_prompt textarea');
-    if (!prompt) return;
-    prompt.value = (prompt.value.trimEnd() + ' ' + tag).trimStart();
-    prompt.dispatchEvent(new Event('input', {bubbles: true}));
-    if (window.switch_to_txt2img) window.switch_to_txt2img();
-}"""
-
 
 def register(extension: Extension) -> None:
-    """Have the host show the tab whenever it builds its page."""
-    from modules import script_callbacks
-
-    generator = WebuiGenerator(extension)
-    script_callbacks.on_ui_tabs(lambda: tabs(extension, generator))
-
-
-def tabs(extension: Extension, generator: WebuiGenerator) -> list[tuple[Any, str, str]]:
-    """The page, its title and its id, as the host takes them. Where it can't be built, a line says why."""
-    try:
-        import gradio
-
-        with gradio.Blocks(analytics_enabled=False) as page:
-            build(host_for_pages(extension, generator))
-    except Exception as error:
-        print(f"[hnloader] Without the tab '{TITLE}': {type(error).__name__}: {error}")
-        return []
-    return [(page, TITLE, "hnloader")]
-
-
-def host_for_pages(extension: Extension, generator: WebuiGenerator) -> Host:
-    """What the pages need to know of the webui."""
+    """Show the tab whenever the webui builds its page."""
     host = extension.host
+    if isinstance(host, ShowsTab):
+        generator = WebuiGenerator(host, extension.library) if isinstance(host, RendersImages) else None
+        host.add_tab(TITLE, "hnloader", lambda: build(page_host(extension, host, generator)))
 
-    def lora_base() -> dict[str, Any]:
-        checkpoint = host.checkpoint()
-        if checkpoint is None:
-            raise HypernetworkError("A LoRA is made for a checkpoint, and none is chosen. Choose one at the top.")
-        return {"source": checkpoint, "program": WebuiDenoiser(extension, generator)}
 
-    def converted() -> Path:
-        return host.folders()[0] / "converted"
-
+def page_host(extension: Extension, tab: ShowsTab, generator: WebuiGenerator | None) -> Host:
+    """Describe the webui to the pages."""
+    host = extension.host
+    more: dict[str, Any] = {}
+    if isinstance(host, ListsFiles):
+        more["on_change"] = host.refresh_files
+    if isinstance(host, KeepsModels):
+        more["training"] = _training_place(extension, tab, host)
+        if generator is not None and isinstance(host, RunsModel):
+            more |= {"loras": host.lora_folder, "lora_base": _lora_base(host, lambda: WebuiDenoiser(host, generator))}
     return Host(
         folders=host.folders,
-        output=host.output,
+        output=tab.output,
         generator=generator,
-        converted=converted,
-        loras=host.lora_folder,
-        lora_base=lora_base,
-        training=training_place(host),
-        tag_button=TagButton("Send to txt2img", _SEND),
+        converted=lambda: host.folders()[0] / "converted",
+        tag_button=tab.tag_button,
         cache=cache_folder(),
-        on_change=host.refresh,
+        **more,
     )
 
 
-def training_place(host: WebuiHost) -> TrainingPlace:
-    """Where trainings lie: beside the webui's comparisons, and what comes out in the webui's own folders."""
+def _lora_base(files: KeepsModels, model: Callable[[], WebuiDenoiser]) -> Callable[[], dict[str, Any]]:
+    def base() -> dict[str, Any]:
+        checkpoint = files.checkpoint()
+        if checkpoint is None:
+            raise HypernetworkError("Converting to LoRA requires a checkpoint. Select one at the top.")
+        return {"source": checkpoint, "program": model()}
+
+    return base
+
+
+def _training_place(extension: Extension, tab: ShowsTab, files: KeepsModels) -> TrainingPlace:
+    """Keep trainings beside the webui's grids, and offer the selected checkpoint."""
+    host = extension.host
 
     def models() -> list[str]:
-        checkpoint = host.checkpoint()
+        checkpoint = files.checkpoint()
         return [] if checkpoint is None else [str(checkpoint)]
 
     return TrainingPlace(
-        folder=lambda: host.output() / "trainings",
+        folder=lambda: tab.output() / "trainings",
         library=lambda: host.folders()[0],
         models=models,
-        embeddings=host.embeddings_folder,
-        may_name_python=host.access().local,
+        embeddings=files.embeddings_folder,
+        may_name_python=isinstance(host, ServesApi) and host.access().local,
     )

@@ -1,19 +1,33 @@
-"""The webuis that the extension runs in, one file each."""
+"""The webuis that the extension runs in, one folder each. docs/dev/new-host.md shows how to add one.
+
+A folder's `__init__.py` has `MARKERS`, top-level modules that tell its webui from others, and `make`, which returns the
+`WebuiHost`. It imports nothing of the webui before `make` is called.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import pkgutil
 import sys
 
-from ..host import WebuiHost  # noqa: TID252 - the package has another name in a webui
+from .protocol import WebuiHost
 
 
 def detect() -> WebuiHost:
-    """The host that this process is."""
-    if "modules_forge" in sys.modules or importlib.util.find_spec("modules_forge") is not None:
-        from .forge import Forge
+    """Return the host of this process: of the folders whose markers all exist, the one with the most.
 
-        return Forge()
-    from .a1111 import Automatic1111
+    Raises:
+        RuntimeError: No folder's markers exist.
+    """
+    names = [found.name for found in pkgutil.iter_modules(__path__) if found.ispkg]
+    folders = {name: importlib.import_module(f".{name}", __name__) for name in names}
+    known = [folder for folder in folders.values() if all(map(_exists, folder.MARKERS))]
+    if not known:
+        raise RuntimeError(f"This program is none of the supported webuis ({', '.join(folders)})")
+    host: WebuiHost = max(known, key=lambda folder: len(folder.MARKERS)).make()
+    return host
 
-    return Automatic1111()
+
+def _exists(module: str) -> bool:
+    return module in sys.modules or importlib.util.find_spec(module) is not None

@@ -23,9 +23,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from extension.panel import build
+from extension.host_library import HostLibrary
+from extension.panel import Panel
 from extension.rows import read_rows, tags_of, text_of
-from hnloader.library import Library
 from tests.support.browsers import FLAGS, find_chromium
 
 # No webui has these: what is not shown is not there yet.
@@ -42,16 +42,8 @@ PASTED = "<hypernet:wash:-0.5:block=mid+up@0.5,start=0.1,end=0.9,k=0,v=2><hypern
 
 
 def stand_in(folder: Path) -> Any:
-    """What the panel needs of the extension."""
-
-    def find(name: str) -> str:
-        return str(Library([folder]).find(name))
-
-    def names() -> list[str]:
-        return Library([folder]).names()
-
-    host = SimpleNamespace(option=lambda key, default: default)
-    return SimpleNamespace(host=host, names=names, find=find)
+    """An extension as far as the panel needs it."""
+    return SimpleNamespace(host=SimpleNamespace(), library=HostLibrary(lambda: [folder]))
 
 
 def serve(extension: Any, jobs: list[str]) -> str:
@@ -61,11 +53,12 @@ def serve(extension: Any, jobs: list[str]) -> str:
         jobs.append(rows)
         return f"jobs: {len(jobs)}"
 
+    panel = Panel(extension)
     with gradio.Blocks(analytics_enabled=False) as page:
         boxes = {}
         for tab in ("txt2img", "img2img"):
             with gradio.Tab(tab), gradio.Group():
-                boxes[tab] = build(extension, tab)
+                boxes[tab] = panel.build(tab)
                 done = gradio.Textbox(label="Done", elem_id=f"{tab}_done")
                 gradio.Button("Generate", elem_id=f"{tab}_generate").click(generate, [boxes[tab]], [done])
         gradio.Button("Paste", elem_id="paste").click(lambda: gradio.update(value=PASTED), [], [boxes["txt2img"]])

@@ -65,6 +65,31 @@ class Webui:
         """The folder of the host's hypernetworks."""
         return self.folder / "models" / "hypernetworks"
 
+    @property
+    def hooks(self) -> int:
+        """The number of hooks on the UNet."""
+        return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in self.unet.modules())
+
+    @property
+    def made(self) -> list[Any]:
+        """The jobs that extensions started."""
+        return self.part("processing").made
+
+    def idle(self) -> bool:
+        """Tell if a job has left nothing: the lock is free, no hooks, no interruption."""
+        free = self.part("call_queue").queue_lock.comes_to_rest()
+        return free and self.hooks == 0 and not self.shared.state.interrupted and not self.shared.state.job
+
+    def client(self, base: str = "http://127.0.0.1:7860", **flags: object) -> Any:
+        """A client of an app that the webui serves, started with these flags."""
+        from fastapi import FastAPI
+        from fastapi.testclient import TestClient
+
+        vars(self.shared.cmd_opts).update(flags)
+        app = FastAPI()
+        self.part("script_callbacks").run("app_started", None, app)
+        return TestClient(app, base_url=base)
+
     def install(self, name: str = "hnloader") -> Path:
         """Put this repository's extension among the host's, as a folder of its own."""
         copy = self.folder / "extensions" / name

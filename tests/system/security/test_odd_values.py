@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import hnloader
-from extension import api, applying, rows
+from extension import applying, guard, rows
 from hnloader.attention.strengths import check_strength
 from hnloader.cli.app import app
 from hnloader.conversion import convert
@@ -60,6 +60,8 @@ class _Options:
 
     def option(self, key: str, default: object) -> object:
         return self.value
+
+    def add_options(self, section: str, options: object) -> None: ...
 
 
 @pytest.mark.parametrize(("value", "strength"), [(0.5, 0.5), ("0.7", 0.7), (None, 1.0), ("much", 1.0), ([], 1.0)])
@@ -176,7 +178,7 @@ MALFORMED = ("[::1", "[", "localhost:port", "[v1.x", "localhost:99999999")
 def test_a_malformed_host_is_refused(host: str) -> None:
     assert host_in(f"//{host}") is None
     assert is_of_another_site({"origin": f"http://{host}", "host": "localhost:7870"})
-    assert not api._is_local(host) or host.startswith("localhost:")
+    assert not guard._is_local(host) or host.startswith("localhost:")
 
 
 @pytest.mark.parametrize("host", MALFORMED)

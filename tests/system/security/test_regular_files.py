@@ -35,7 +35,7 @@ ALLOWED = {
     "hnloader/cli/ui_command.py": {"webbrowser.open": "no file"},
     "hnloader/formats/torch_zip.py": {"archive.open": "a member"},
     "extension/panel.py": {"_STYLE.read_text": "of the extension"},
-    "extension/hosts/a1111.py": {"Path(path).read_text": "the file of --gradio-auth-path"},
+    "extension/hosts/a1111/automatic1111.py": {"Path(path).read_text": "the file of --gradio-auth-path"},
 }
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes in the file system")

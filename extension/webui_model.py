@@ -1,4 +1,4 @@
-"""The webui's own model, run for LoRA conversion: no second copy in memory, and no diffusers."""
+"""The webui's own model for conversion to LoRA: no second copy in memory, and no diffusers."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from hnloader.errors import HypernetworkError
 from hnloader.ui import ImageRequest
 
 from .generator import WebuiGenerator
-from .runtime import Extension
+from .hosts.protocol import RunsModel
 
 
 class WebuiDenoiser:
-    """See `hnloader.conversion.lora.model_runner.Denoiser`. Each call is a job of the webui; others go between them."""
+    """See `hnloader.conversion.lora.model_runner.Denoiser`. Each call is one job, and other jobs run in between."""
 
-    def __init__(self, extension: Extension, generator: WebuiGenerator) -> None:
-        self._host, self._generator = extension.host, generator
+    def __init__(self, host: RunsModel, generator: WebuiGenerator) -> None:
+        self._host, self._generator = host, generator
         self._unet: nn.Module | None = None
-        self.name = f"{extension.host.name}'s webui"
+        self.name = f"{host.name}'s webui"
 
     @property
     def unet(self) -> nn.Module:
-        """Of the checkpoint that is chosen at the first call, which is loaded then."""
+        """The UNet of the checkpoint that is selected at the first access."""
         if self._unet is None:
             with self._host.turn(lambda: None):
                 self._host.load()
                 self._unet = self._host.unet()
         if self._unet is None:
-            raise HypernetworkError("No Stable Diffusion 1, 2 or XL model is loaded. Choose one at the top.")
+            raise HypernetworkError("No Stable Diffusion 1, 2 or XL model is loaded. Select a checkpoint.")
         return self._unet
 
     def encode(self, prompt: str) -> Tensor:
         """See the protocol."""
-        unet = self.unet  # which takes a turn of its own
+        unet = self.unet  # takes its own turn
         with self._host.turn(lambda: None), self._with(unet), torch.inference_mode(False):
             return self._host.encode([prompt, ""]).detach().float().clone()
 
@@ -52,7 +52,6 @@ class WebuiDenoiser:
         step_done: Callable[[int], None],
     ) -> None:
         """See the protocol."""
-
         unet = self.unet
 
         @contextmanager
@@ -65,8 +64,8 @@ class WebuiDenoiser:
 
     @contextmanager
     def _with(self, unet: nn.Module) -> Iterator[None]:
-        """Within a turn: what was sampled so far would not fit to the contexts of another model."""
+        """Require the same model within a turn: contexts of two models do not fit together."""
         self._host.load()
         if self._host.unet() is not unet:
-            raise HypernetworkError("Another checkpoint was chosen meanwhile. Convert again.")
+            raise HypernetworkError("Another checkpoint was selected during the conversion. Convert again.")
         yield

@@ -1,4 +1,4 @@
-"""The extension beside others in the stand-ins: a second copy of it, packages of its names, and its own failure."""
+"""scripts/hypernetworks.py beside other extensions: a second copy, packages with the same names, and failures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def alone(webui: Webui) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("how", ["a second clone", "a link to the same folder"])
-def test_two_copies_run_once_and_that_is_said(
+def test_second_copy_is_reported_and_ignored(
     how: str, webui: Webui, alone: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     extensions = webui.folder / "extensions"
@@ -64,13 +64,13 @@ def test_two_copies_run_once_and_that_is_said(
         capsys.readouterr()
         webui.reload()
         (line,) = (line for line in capsys.readouterr().out.splitlines() if "copies" in line)
-        assert f"{extensions / 'a-copy'} is used, {extensions / 'b-copy'} is not: remove one" in line
+        assert f"{extensions / 'a-copy'} is used, {extensions / 'b-copy'} is not" in line
         assert callbacks(webui) == alone
         assert applies(webui)
     assert webui.reports == []
 
 
-def test_when_the_copy_that_ran_is_removed_the_other_one_runs(
+def test_other_copy_runs_after_the_first_is_removed(
     webui: Webui, alone: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     webui.install("b-copy")
@@ -84,22 +84,22 @@ def test_when_the_copy_that_ran_is_removed_the_other_one_runs(
 
 
 @pytest.mark.parametrize("name", ["an-earlier-one", "z-later-one"])
-def test_another_extension_s_package_of_the_same_name_and_ours_leave_each_other_alone(name: str, webui: Webui) -> None:
-    script = "import extension\nfrom modules import shared\nshared.told_by_theirs = extension.WHOSE\n"
+def test_package_extension_of_another_repository(name: str, webui: Webui) -> None:
+    script = "import extension\nfrom modules import shared\nshared.value_of_theirs = extension.WHOSE\n"
     webui.add_script(name, script, extension="WHOSE = 'theirs'")
     webui.install()
     webui.start()
     assert webui.reports == []
-    assert webui.shared.told_by_theirs == "theirs"
+    assert webui.shared.value_of_theirs == "theirs"
     assert applies(webui)
     sys.modules.pop("extension", None)
     webui.reload()
     assert webui.reports == []
-    assert webui.shared.told_by_theirs == "theirs"
+    assert webui.shared.value_of_theirs == "theirs"
     assert applies(webui)
 
 
-def test_an_installed_hnloader_that_nothing_imported_is_not_used(webui: Webui, tmp_path: Path) -> None:
+def test_own_hnloader_wins_over_an_installed_one(webui: Webui, tmp_path: Path) -> None:
     """The webuis put the extension's folder first on the path."""
     (tmp_path / "site" / "hnloader").mkdir(parents=True)
     (tmp_path / "site" / "hnloader" / "__init__.py").write_text("raise ImportError('the installed one')")
@@ -109,19 +109,18 @@ def test_an_installed_hnloader_that_nothing_imported_is_not_used(webui: Webui, t
     assert applies(webui)
 
 
-def test_another_hnloader_that_works_is_used_and_said(webui: Webui, capsys: pytest.CaptureFixture[str]) -> None:
+def test_imported_hnloader_is_used_and_reported(webui: Webui, capsys: pytest.CaptureFixture[str]) -> None:
     other = ModuleType("hnloader")
     vars(other).update(vars(hnloader), __file__="/site-packages/hnloader/__init__.py", __version__="9.9")
     sys.modules["hnloader"] = other
     webui.install()
     webui.start()
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "hnloader" in line)
-    assert "Using hnloader 9.9 from /site-packages/hnloader, not the extension's own" in line
-    assert "uninstall that one" in line
+    assert "hnloader 9.9 from /site-packages/hnloader" in line
     assert applies(webui)
 
 
-def test_another_hnloader_that_is_too_old_turns_ours_off_and_the_webui_goes_on(
+def test_old_imported_hnloader_turns_hypernetworks_off(
     webui: Webui, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("hnloader.")]:
@@ -139,9 +138,7 @@ def test_another_hnloader_that_is_too_old_turns_ours_off_and_the_webui_goes_on(
 
 
 @pytest.mark.parametrize("error", ["ImportError('no such thing')", "RuntimeError('CUDA')", "SyntaxError('bad')"])
-def test_a_failing_import_leaves_the_webui_and_other_extensions(
-    error: str, webui: Webui, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failing_import_leaves_the_webui(error: str, webui: Webui, capsys: pytest.CaptureFixture[str]) -> None:
     copy = webui.install()
     (copy / "scripts").unlink()
     (copy / "extension").unlink()
@@ -152,20 +149,22 @@ def test_a_failing_import_leaves_the_webui_and_other_extensions(
     (copy / "extension" / "__init__.py").write_text(f"raise {error}")
     webui.add_script("z-other", "from modules import shared\nshared.others_run = True\n")
     webui.start()
-    said = [line for line in capsys.readouterr().out.splitlines() if "Hypernetworks are off" in line]
-    assert len(said) == 1
-    assert error.partition("'")[2].partition("'")[0] in said[0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Hypernetworks are off" in line]
+    assert len(lines) == 1
+    assert error.partition("'")[2].partition("'")[0] in lines[0]
     assert webui.reports == []
     assert webui.shared.others_run
     assert webui.generate("a<hypernet:ink>").images
 
 
-def test_a_python_that_is_too_old_is_said(
+def test_old_python_is_reported(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     webui.install()
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     monkeypatch.setattr(sys, "version", "3.9.18 (main)")
     webui.start()
-    assert "Hypernetworks are off: RuntimeError: Python 3.9.18 is too old, 3.10 is needed" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "Hypernetworks are off: RuntimeError" in output
+    assert "3.9.18" in output and "3.10" in output
     assert webui.reports == []

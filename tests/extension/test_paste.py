@@ -1,11 +1,11 @@
-"""What images say of the hypernetworks that made them, and what pasting that brings back."""
+"""Pasted generation parameters."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
+import gradio
 import pytest
 import torch
 
@@ -28,85 +28,15 @@ def running(webui: Webui) -> Webui:
 
 @pytest.fixture
 def notes(running: Webui, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the page is told besides."""
-    import gradio
+    """The messages in the corner of the page."""
 
-    told: list[str] = []
-    monkeypatch.setattr(gradio, "Warning", told.append)
-    return told
-
-
-def fields_of(webui: Webui, text: str) -> dict[str, Any]:
-    fields: dict[str, Any] = webui.part("infotext_utils").parse_generation_parameters(text)
-    return fields
+    shown: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", shown.append)
+    return shown
 
 
 def short(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:10]
-
-
-def test_the_hashes_are_of_what_was_applied_alone(running: Webui) -> None:
-    prompt = '<hypernet:ink><hypernet:"wash, gray: v2":0.5><hypernet:wide><hypernet:gone><hypernet:ink:1:stat=1>'
-    job = running.generate(f"a{prompt}")
-    fields = fields_of(running, job.infotexts[0])
-    folder = running.hypernetworks
-    ink, wash = short(folder / "ink.pt"), short(folder / "wash, gray: v2.pt")
-    assert fields["Hypernet hashes"] == f"ink: {ink}, wash, gray: v2: {wash}"
-    assert fields["Hypernet not applied"] == "gone, ink, wide"  # one of the two tags for ink
-
-
-def test_what_each_pass_applied_is_said(running: Webui) -> None:
-    job = running.generate("a<hypernet:ink>", enable_hr=True, hr_prompt='b<hypernet:"wash, gray: v2">')
-    assert fields_of(running, job.infotexts[0])["Hypernet hashes"].count(": ") == 3
-    job = running.generate("a", enable_hr=True, hr_prompt="b<hypernet:ink><hypernet:gone>")
-    fields = fields_of(running, job.infotexts[0])
-    assert fields["Hypernet hashes"].startswith("ink: ")
-    assert fields["Hypernet not applied"] == "gone"
-
-
-def test_an_image_without_any_says_nothing(running: Webui) -> None:
-    running.generate("a<hypernet:ink>")
-    assert "Hypernet" not in running.generate("a").infotexts[0]
-
-
-def test_pasting_an_image_makes_it_again(running: Webui, notes: list[str]) -> None:
-    first = running.generate("a<hypernet:ink:0.7:start=0.2>")
-    fields = running.part("infotext_utils").paste(first.infotexts[0])
-    assert torch.equal(running.generate(fields["Prompt"]).images[0], first.images[0])
-    assert notes == []
-
-
-def test_another_file_of_the_same_name_is_said(running: Webui, notes: list[str]) -> None:
-    text = running.generate('a<hypernet:ink><hypernet:"wash, gray: v2">').infotexts[0]
-    before = short(running.hypernetworks / "ink.pt")
-    save_hypernetwork(running.hypernetworks / "ink.pt", ALL_WIDTHS, seed=9)
-    running.part("infotext_utils").paste(text)
-    (note,) = notes
-    assert "'ink' is another file here" in note
-    assert before in note
-    assert short(running.hypernetworks / "ink.pt") in note
-    (running.hypernetworks / "ink.pt").unlink()
-    notes.clear()
-    running.part("infotext_utils").paste(text)
-    assert notes == []  # the job says that there is none
-
-
-@pytest.mark.parametrize("name", ["ink", "ink({hash})"])
-def test_an_old_image_s_fields_become_a_tag(name: str, running: Webui, notes: list[str]) -> None:
-    legacy = hnloader.inspect(running.hypernetworks / "ink.pt").legacy_hash
-    old = f"a cat\nSteps: 4, Hypernet: {name.format(hash=legacy)}, Hypernet strength: 0.7"
-    fields = running.part("infotext_utils").paste(old)
-    assert fields["Prompt"] == "a cat<hypernet:ink:0.7>"
-    assert notes == []
-    fields = running.part("infotext_utils").paste("a cat\nSteps: 4, Hypernet: ink")
-    assert fields["Prompt"] == "a cat<hypernet:ink:1>"
-
-
-def test_an_old_image_of_another_file_is_said(running: Webui, notes: list[str]) -> None:
-    running.part("infotext_utils").paste("a cat\nSteps: 4, Hypernet: ink(0123abcd), Hypernet strength: 1")
-    running.part("infotext_utils").paste("a cat\nSteps: 4, Hypernet: ink, Hypernet hash: 0123abcd")
-    assert len(notes) == 2
-    assert all("0123abcd" in note for note in notes)
 
 
 @pytest.fixture
@@ -118,8 +48,48 @@ def renamed(running: Webui) -> str:
     return legacy
 
 
+def test_pasted_parameters_reproduce_the_image(running: Webui, notes: list[str]) -> None:
+    first = running.generate("a<hypernet:ink:0.7:start=0.2>")
+    fields = running.part("infotext_utils").paste(first.infotexts[0])
+    assert torch.equal(running.generate(fields["Prompt"]).images[0], first.images[0])
+    assert notes == []
+
+
+def test_paste_reports_another_file_with_the_same_name(running: Webui, notes: list[str]) -> None:
+    text = running.generate('a<hypernet:ink><hypernet:"wash, gray: v2">').infotexts[0]
+    before = short(running.hypernetworks / "ink.pt")
+    save_hypernetwork(running.hypernetworks / "ink.pt", ALL_WIDTHS, seed=9)
+    running.part("infotext_utils").paste(text)
+    (note,) = notes
+    assert "'ink'" in note
+    assert before in note
+    assert short(running.hypernetworks / "ink.pt") in note
+    (running.hypernetworks / "ink.pt").unlink()
+    notes.clear()
+    running.part("infotext_utils").paste(text)
+    assert notes == []  # the job says that there is none
+
+
+@pytest.mark.parametrize("name", ["ink", "ink({hash})"])
+def test_fields_of_an_old_image_become_a_tag(name: str, running: Webui, notes: list[str]) -> None:
+    legacy = hnloader.inspect(running.hypernetworks / "ink.pt").legacy_hash
+    old = f"a cat\nSteps: 4, Hypernet: {name.format(hash=legacy)}, Hypernet strength: 0.7"
+    fields = running.part("infotext_utils").paste(old)
+    assert fields["Prompt"] == "a cat<hypernet:ink:0.7>"
+    assert notes == []
+    fields = running.part("infotext_utils").paste("a cat\nSteps: 4, Hypernet: ink")
+    assert fields["Prompt"] == "a cat<hypernet:ink:1>"
+
+
+def test_paste_reports_another_file_for_an_old_image(running: Webui, notes: list[str]) -> None:
+    running.part("infotext_utils").paste("a cat\nSteps: 4, Hypernet: ink(0123abcd), Hypernet strength: 1")
+    running.part("infotext_utils").paste("a cat\nSteps: 4, Hypernet: ink, Hypernet hash: 0123abcd")
+    assert len(notes) == 2
+    assert all("0123abcd" in note for note in notes)
+
+
 @pytest.mark.parametrize("old", ["ink, Hypernet hash: {}", "ink({})", "net-60000({})", "gone, Hypernet hash: {}"])
-def test_an_old_image_s_hash_names_the_file(old: str, renamed: str, running: Webui, notes: list[str]) -> None:
+def test_hash_of_an_old_image_finds_the_file(old: str, renamed: str, running: Webui, notes: list[str]) -> None:
     fields = running.part("infotext_utils").paste(
         f"a cat\nSteps: 4, Hypernet: {old.format(renamed)}, Hypernet strength: 0.7"
     )
@@ -127,19 +97,19 @@ def test_an_old_image_s_hash_names_the_file(old: str, renamed: str, running: Web
     assert notes == []
 
 
-def test_a_name_with_a_hash_in_a_tag_finds_that_file(renamed: str, running: Webui) -> None:
+def test_tag_with_a_hash_finds_the_file(renamed: str, running: Webui) -> None:
     tagged = running.generate("a<hypernet:renamed:0.7>").images[0]
     assert torch.equal(running.generate(f"a<hypernet:net-60000({renamed}):0.7>").images[0], tagged)
     assert torch.equal(running.generate(f"a<hypernet:ink({renamed}):0.7:0.5>").images[0], tagged)
 
 
-def test_the_tag_of_an_old_image_through_the_api_finds_its_file(running: Webui) -> None:
+def test_tag_with_an_unknown_hash_finds_the_name(running: Webui) -> None:
     tagged = running.generate("a<hypernet:ink:0.7>").images[0]
     assert torch.equal(running.generate("a<hypernet:ink(0123abcd):0.7>").images[0], tagged)
 
 
 @pytest.mark.parametrize("strength", ["much", "nan", "1.0>"])
-def test_an_old_image_that_makes_no_sense_is_left_as_it_is(strength: str, running: Webui, notes: list[str]) -> None:
+def test_invalid_strength_of_an_old_image_is_kept(strength: str, running: Webui, notes: list[str]) -> None:
     fields = running.part("infotext_utils").paste(
         f"a\nSteps: 4, Hypernet: ink(0123abcd), Hypernet strength: {strength}"
     )

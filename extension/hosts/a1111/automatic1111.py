@@ -1,0 +1,263 @@
+"""AUTOMATIC1111's webui as a host."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modules import extra_networks, script_callbacks, scripts, shared
+from torch import nn
+
+from hnloader.texts import well_formed
+from hnloader.ui import TagButton
+
+from ...host_library import HostLibrary
+from .. import protocol
+from ..protocol import Access, Axis, Events, Option, Panel
+from .rendering import Rendering, follow, quick_setting
+
+_CLOSES = "hnloader_closes"
+# `switch_to_txt2img` is the webuis' own function.
+_SEND = """(tag) => {
+    const prompt = document.querySelector('#txt2img_prompt textarea');
+    if (!prompt) return;
+    prompt.value = (prompt.value.trimEnd() + ' ' + tag).trimStart();
+    prompt.dispatchEvent(new Event('input', {bubbles: true}));
+    if (window.switch_to_txt2img) window.switch_to_txt2img();
+}"""
+
+
+class Automatic1111(
+    Rendering,
+    protocol.ShowsMessages,
+    protocol.HasOptions,
+    protocol.ListsFiles,
+    protocol.HasHypernetworks,
+    protocol.ClosesJobs,
+    protocol.WritesInfotext,
+    protocol.ShowsPanel,
+    protocol.ShowsCards,
+    protocol.PlotsAxes,
+    protocol.ShowsTab,
+    protocol.ServesApi,
+):
+    """See `protocol.WebuiHost`."""
+
+    name = "AUTOMATIC1111"
+    tag_button = TagButton("Send to txt2img", _SEND)
+
+    def folders(self) -> list[Path]:
+        """Return the webui's folder, then those of the setting."""
+        more = str(self.option("hnloader_folders", "")).splitlines()
+        return [Path(shared.cmd_opts.hypernetwork_dir), *(Path(line.strip()) for line in more if line.strip())]
+
+    def unet(self, job: Any = None) -> nn.Module | None:
+        """Return the UNet of the model in use, which a refiner replaces during a job."""
+        found = follow(shared, "sd_model.model.diffusion_model")
+        return found if isinstance(found, nn.Module) else None
+
+    def connect(self, events: Events) -> None:
+        """Register the tag just before the page is built: after the webui's own, since the last one wins."""
+
+        class HypernetTag(extra_networks.ExtraNetwork):  # type: ignore[misc, unused-ignore]
+            def __init__(self) -> None:
+                super().__init__("hypernet")
+
+            def activate(self, p: Any, params_list: list[Any]) -> None:
+                first_pass = not getattr(p, "is_hr_pass", False)
+                events.activate(p, [list(params.items) for params in params_list], first_pass)
+
+            def deactivate(self, p: Any) -> None:
+                events.deactivate()
+
+        script_callbacks.on_before_ui(lambda: extra_networks.register_extra_network(HypernetTag()))
+        script_callbacks.on_model_loaded(lambda model: events.model_changed())
+        script_callbacks.on_script_unloaded(events.unload)
+        self.on_step(events.step)
+
+    # Messages, settings and files.
+
+    def comment(self, job: Any, text: str) -> None:
+        text = well_formed(text)
+        print(f"[hnloader] {text}")
+        comment = getattr(job, "comment", None)
+        if callable(comment):
+            comment(text)
+
+    def notify(self, text: str) -> None:
+        """Show the message also in a corner of the page, if a call from the page is running."""
+        import gradio
+
+        text = well_formed(text)
+        print(f"[hnloader] {text}")
+        gradio.Warning(html.escape(text, quote=False))  # gradio shows it as HTML
+
+    def option(self, key: str, default: Any) -> Any:
+        return getattr(shared.opts, key, default)
+
+    def add_options(self, section: str, options: Sequence[Option]) -> None:
+        def add() -> None:
+            for option in options:
+                shared.opts.add_option(option.key, _option_info(option, ("hnloader", section)))
+
+        script_callbacks.on_ui_settings(add)
+
+    def list_files(self, names: Callable[[], Mapping[str, str]]) -> None:
+        """Replace the function that makes the webui's list."""
+        from modules.hypernetworks import hypernetwork
+
+        original = hypernetwork.list_hypernetworks
+
+        def list_hypernetworks(path: str) -> dict[str, str]:
+            found = {**original(path), **names()}
+            # The page and the API send names and paths as UTF-8, and fail where one of them is not.
+            return {name: path for name, path in found.items() if well_formed(name + path) == name + path}
+
+        def replace() -> None:
+            hypernetwork.list_hypernetworks = list_hypernetworks
+            shared.reload_hypernetworks()
+
+        def restore() -> None:
+            if hypernetwork.list_hypernetworks is list_hypernetworks:
+                hypernetwork.list_hypernetworks = original
+
+        script_callbacks.on_before_ui(replace)
+        script_callbacks.on_script_unloaded(restore)
+
+    def refresh_files(self) -> None:
+        shared.reload_hypernetworks()
+
+    # Jobs.
+
+    def clear_built_in(self) -> None:
+        """Empty the list that the webui's attention applies."""
+        getattr(shared, "loaded_hypernetworks", []).clear()
+
+    def quick_setting(self) -> str | None:
+        return quick_setting()
+
+    def add_to_prompts(self, job: Any, tag: str) -> None:
+        prompts = getattr(job, "all_prompts", None)
+        if isinstance(prompts, list):
+            job.all_prompts = [each if tag in each else each + tag for each in prompts]
+
+    def at_close(self, job: Any, call: Callable[[], None]) -> None:
+        close = getattr(job, "close", None)
+        if not callable(close) or getattr(job, _CLOSES, False):
+            return
+
+        def close_and_call() -> None:
+            try:
+                close()
+            finally:
+                call()
+
+        job.close = close_and_call
+        setattr(job, _CLOSES, True)
+
+    def parameters(self, job: Any) -> dict[str, Any]:
+        parameters = getattr(job, "extra_generation_params", None)
+        return parameters if isinstance(parameters, dict) else {}
+
+    def on_paste(self, pasted: Callable[[dict[str, Any]], None]) -> None:
+        script_callbacks.on_infotext_pasted(lambda text, fields: pasted(fields))
+
+    # Places in the page, and the API.
+
+    def panel_class(self, panel: Panel) -> type:
+        """Return a script that is always visible. The webui makes one object for each tab."""
+
+        class HypernetworksPanel(scripts.Script):  # type: ignore[misc, unused-ignore]
+            def title(self) -> str:
+                return panel.title
+
+            def show(self, is_img2img: bool) -> Any:
+                return scripts.AlwaysVisible
+
+            def ui(self, is_img2img: bool) -> list[Any]:
+                box = panel.build("img2img" if is_img2img else "txt2img")
+                self.infotext_fields = [(box, panel.infotext_key)]
+                self.paste_field_names = [panel.infotext_key]
+                return [box]
+
+            def process(self, p: Any, *args: Any) -> None:
+                panel.apply(p, args[0] if args else None)
+
+        return HypernetworksPanel
+
+    def add_cards(self, library: HostLibrary) -> None:
+        """Add the page before the webui builds its own, when its default pages exist."""
+        from .cards import add_page
+
+        script_callbacks.on_before_ui(lambda: add_page(library))
+
+    def add_axes(self, axes: Sequence[Axis]) -> None:
+        """Add the axes before the page is built, when the plot's script is loaded."""
+        script_callbacks.on_before_ui(lambda: _add_axes(axes))
+
+    def add_tab(self, title: str, elem_id: str, build: Callable[[], None]) -> None:
+        def tabs() -> list[tuple[Any, str, str]]:
+            try:
+                import gradio
+
+                with gradio.Blocks(analytics_enabled=False) as page:
+                    build()
+            except Exception as error:
+                print(f"[hnloader] Could not add the tab '{title}': {type(error).__name__}: {error}")
+                return []
+            return [(page, title, elem_id)]
+
+        script_callbacks.on_ui_tabs(tabs)
+
+    def access(self) -> Access:
+        """Read the command line. The webui's own API ignores the page's login; ours accepts either login."""
+        flags = shared.cmd_opts
+        open_to_others = any(getattr(flags, name, None) for name in ("listen", "server_name", "share", "ngrok"))
+        enabled = bool(getattr(flags, "api", False) or getattr(flags, "nowebui", False))
+        return Access(enabled, _accounts(flags), not open_to_others)
+
+    def on_app(self, serve: Callable[[Any], None]) -> None:
+        script_callbacks.on_app_started(lambda page, app: serve(app))
+
+
+def _option_info(option: Option, section: tuple[str, str]) -> Any:
+    import gradio
+
+    lines = {"component": gradio.Textbox, "component_args": {"lines": 3}} if isinstance(option.default, str) else {}
+    info = shared.OptionInfo(option.default, option.label, section=section, restrict_api=option.restrict_api, **lines)
+    if option.info:
+        info.info(option.info)
+    return info.needs_reload_ui() if option.needs_reload else info
+
+
+def _add_axes(axes: Sequence[Axis]) -> None:
+    """Add the axes to the plot's script, if there is one."""
+    labels = {axis.label for axis in axes}
+    for data in scripts.scripts_data:
+        if Path(data.path).name == "xyz_grid.py" and hasattr(data.module, "axis_options"):
+            others = [option for option in data.module.axis_options if option.label not in labels]
+            data.module.axis_options[:] = [*others, *(_axis_option(data.module, axis) for axis in axes)]
+            return
+
+
+def _axis_option(plot: Any, axis: Axis) -> Any:
+    def confirm(p: Any, values: list[Any]) -> None:
+        for value in values:
+            axis.check(value)
+
+    def apply(p: Any, value: Any, values: Any) -> None:
+        axis.apply(p, value)
+
+    return plot.AxisOption(axis.label, axis.kind, apply, confirm=confirm, cost=axis.cost, choices=axis.choices)
+
+
+def _accounts(flags: Any) -> dict[str, str]:
+    """Read `--api-auth`, `--gradio-auth` and `--gradio-auth-path`: pairs `user:password`, separated by commas."""
+    texts = [str(getattr(flags, name, None) or "") for name in ("api_auth", "gradio_auth")]
+    path = getattr(flags, "gradio_auth_path", None)
+    if path:
+        texts += Path(path).read_text(encoding="utf-8").splitlines()
+    pairs = (part.strip().partition(":") for text in texts for part in text.split(","))
+    return {user: password for user, _, password in pairs if user}

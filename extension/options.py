@@ -1,0 +1,30 @@
+"""Section 'Hypernetworks (hnloader)' of the webui's settings."""
+
+from __future__ import annotations
+
+from .core import Extension
+from .hosts.protocol import HasOptions, Option
+
+SECTION = "Hypernetworks (hnloader)"
+OPTIONS = (
+    Option(
+        "hnloader_folders",
+        "",
+        "Additional hypernetwork folders, one per line",
+        "searched after the webui's own folder, including subfolders",
+        restrict_api=True,
+    ),
+    Option("hnloader_panel", True, "Show the panel 'Hypernetworks' in txt2img and img2img", needs_reload=True),
+    Option(
+        "hnloader_exact",
+        False,
+        "Compute hypernetworks in float32, like the original webui",
+        "slower; in nearly all images the difference is invisible",
+    ),
+)
+
+
+def register(extension: Extension) -> None:
+    """Add the options to the settings."""
+    if isinstance(extension.host, HasOptions):
+        extension.host.add_options(SECTION, OPTIONS)

@@ -1,0 +1,46 @@
+"""Forge, whose layers cast their weights at each call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.standins.reference import wrap
+from tests.support.standins.unets import ALL_WIDTHS
+from tests.support.standins.webui import Webui
+from tests.support.standins.webui import running as running_webui
+from tests.support.tiny_model import save_hypernetwork
+
+TAG = "<hypernet:ink:0.7>"
+
+
+def by_formula(webui: Webui) -> None:
+    """From here on the present model computes the hypernetwork by itself."""
+    wrap(webui.unet, [(webui.hypernetworks / "ink.pt", 0.7)])
+
+
+def images(webui: Webui, prompt: str | list[str], **fields: Any) -> Tensor:
+    return torch.stack(webui.generate(prompt, **fields).images)
+
+
+def close(found: Tensor, expected: Tensor, plain: Tensor, tolerance: float = 1e-4) -> bool:
+    """The same but for float noise, measured by what the hypernetwork changes."""
+    changed = (expected - plain).abs().max()
+    return bool(changed > 0.01) and bool((found - expected).abs().max() < tolerance * changed)
+
+
+@pytest.mark.parametrize("storage", ["float16", "bfloat16", "float8_e4m3fn", "int8"])
+def test_images_match_the_formula_with_any_storage_type(storage: str, tmp_path: Path) -> None:
+    with running_webui(tmp_path / "webui", forge=True, storage=storage) as webui:
+        webui.install()
+        save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
+        webui.start()
+        stored = {name: value.clone() for name, value in webui.unet.state_dict().items()}
+        plain, tagged = images(webui, "a"), images(webui, f"a{TAG}")
+        assert all(torch.equal(value, stored[name]) for name, value in webui.unet.state_dict().items())
+        by_formula(webui)
+        assert close(tagged, images(webui, "a"), plain)
