@@ -28,6 +28,7 @@ ROOT_PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "dev/contributing.md",
     "SECURITY.md": "dev/reporting.md",
+    "lab/README.md": "dev/lab.md",
 }
 _EXAMPLE = re.compile(r"^(\s*)Example:$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
