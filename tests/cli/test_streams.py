@@ -27,6 +27,7 @@ VERBS: dict[str, list[str]] = {
     "inspect": [str(SOUND)],
     "scan": [str(SOUND)],
     "convert": [str(SOUND), "--dry-run"],
+    "export-lora": ["--help"],
     "merge": [str(SOUND), "-o", "made.pt", "--overwrite"],
     "generate": ["--help"],
     "explain": ["--help"],

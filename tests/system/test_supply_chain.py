@@ -100,6 +100,7 @@ def test_the_wheel_and_the_source_archive_are_the_same_bytes_each_time(tmp_path:
         "SECURITY.md",
         "LICENSE",
         "docs/security.md",
+        "lab/fuzz/corpus/zip.zip",
         "extension/api.py",
         "tests/system/test_supply_chain.py",
     } <= sources
