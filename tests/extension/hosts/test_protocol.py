@@ -21,10 +21,19 @@ from tests.support.standins.reference import wrap
 from tests.support.standins.unets import ALL_WIDTHS, TEXT_WIDTH, make_unet
 from tests.support.tiny_model import save_hypernetwork
 
-HOST = """
-import dummy_webui
+INIT = """
+from ..protocol import WebuiHost
 
 MARKERS = ("dummy_webui",)
+
+
+def make() -> WebuiHost:
+    from .dummy_host import Dummy
+
+    return Dummy()
+"""
+HOST = """
+import dummy_webui
 
 
 class Dummy:
@@ -38,10 +47,6 @@ class Dummy:
 
     def connect(self, events):
         dummy_webui.events = events
-
-
-def make():
-    return Dummy()
 """
 COMMENT = """
 def comment(self, job, text):
@@ -92,10 +97,13 @@ def dummy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Du
         webui = DummyWebui(tmp_path / "files")
         monkeypatch.setitem(sys.modules, "dummy_webui", webui)
         webui.folder.mkdir()
-        (tmp_path / "hosts" / "dummy").mkdir(parents=True)
-        (tmp_path / "hosts" / "dummy" / "__init__.py").write_text(source)
-        monkeypatch.setattr(hosts, "__path__", [*hosts.__path__, str(tmp_path / "hosts")])
-        monkeypatch.delitem(sys.modules, "extension.hosts.dummy", raising=False)
+        folder = tmp_path / "hosts" / "dummy"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(INIT)
+        (folder / "dummy_host.py").write_text(source)
+        monkeypatch.setattr(hosts, "__path__", [*hosts.__path__, str(folder.parent)])
+        for name in ("extension.hosts.dummy", "extension.hosts.dummy.dummy_host"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
         for seed, name in enumerate(("ink", "wash")):
             save_hypernetwork(webui.folder / f"{name}.pt", ALL_WIDTHS, seed)
         webui.extension = start()
