@@ -1,47 +1,46 @@
-"""`hnloader merge`: several hypernetworks, or one at a strength, as one file that stands alone."""
+"""`hnloader merge`: several hypernetworks, or one at a strength, as one file."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hnloader.cli.reporting import reports_errors
-from hnloader.cli.shared_options import hypernetwork_library, read_hypernet
+from hnloader.cli.shared_options import HypernetDirOption, hypernetwork_library, read_hypernet
 from hnloader.cli.terminal import clean, fields, stderr, stdout
 
 if TYPE_CHECKING:
     from hnloader.conversion.merging import Merged, Part
+
+__all__ = ["merge"]
 
 
 @reports_errors
 def merge(
     hypernetworks: Annotated[
         list[str],
-        typer.Argument(help="Files or names, each with its strength: ink.pt:0.8, also ink.pt:0.8:k=1,v=0.5."),
+        typer.Argument(help="Files or names with a strength: ink.pt:0.8, or ink.pt:0.8:k=1,v=0.5."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write: .pt, .safetensors, or .hns.", show_default=False)
     ],
     mode: Annotated[
         str,
-        typer.Option(help="chain: one after the other; side-by-side: all on the same input; average: of the weights."),
+        typer.Option(help="chain: one after the other; side-by-side: all on one input; average: mean of the weights."),
     ] = "chain",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
-    folders: Annotated[
-        list[Path] | None,
-        typer.Option("--hypernet-dir", help="Where names are looked up; repeatable.", show_default=False),
-    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    folders: HypernetDirOption = None,
 ) -> None:
-    """Make one file of several hypernetworks, or put a strength into a file.
+    """Merge several hypernetworks into one file, or put a strength into a file.
 
-    Says whether the result gives exactly what its parts give. What one file cannot hold is refused with the
-    reason; a .hns file keeps it as a composition.
+    Shows if the result is exact. Some merges do not fit into one file; a .hns file keeps them as a composition.
     """
     from hnloader.conversion import merging
+    from hnloader.errors import ExistingFileError, HypernetworkError
     from hnloader.files import same_file
     from hnloader.formats.hns import FORMAT as HNS
     from hnloader.formats.reading import files_of
@@ -49,11 +48,11 @@ def merge(
     from hnloader.loading import save
 
     if os.path.lexists(output) and not overwrite:
-        _refuse(f"{output} is there already; --overwrite replaces it")
+        raise ExistingFileError(f"{output} exists. Replace it with --overwrite, or choose another name.")
     tags = [read_hypernet(text) for text in hypernetworks]
     for tag, text in zip(tags, hypernetworks, strict=True):
         if tag.blocks or tag.start != 0 or tag.end != 1:
-            _refuse(f"{text!r}: a file holds no blocks and no part of the sampling; give a strength, k and v")
+            raise HypernetworkError(f"{text!r}: a file cannot hold blocks, start or end. Give a strength, k and v.")
     library = hypernetwork_library(folders)
     parts = [
         merging.Part(one.hypernetwork, one.tag.strength * one.tag.k, one.tag.strength * one.tag.v, one.hash, one.path)
@@ -61,12 +60,12 @@ def merge(
     ]
     files = [file for part in parts if part.path is not None for file in files_of(part.path, library.folders)]
     if any(same_file(file, output) for file in files):
-        _refuse(f"{output} is one of the files to merge; write the result elsewhere")
+        raise HypernetworkError(f"{output}: this is one of the files to merge. Write the result elsewhere.")
     if output.suffix.lower() in HNS.suffixes:
         if merging.checked_mode(mode) != "chain":
-            _refuse(f"{output}: a .hns file keeps a chain, not {mode!r}. Write a .pt or .safetensors file.")
+            raise HypernetworkError(f"{output}: a .hns file keeps a chain. Write a .pt file for {mode!r}.")
         if dtype != "float32":
-            _refuse(f"{output}: a .hns file names files and has no dtype of its own. Leave out --dtype.")
+            raise HypernetworkError(f"{output}: a .hns file names files, without a dtype. Leave out --dtype.")
         _keep(parts, output, files, overwrite=overwrite)
     else:
         made = merging.merge(parts, mode=merging.checked_mode(mode), name=output.stem, dtype=dtype)
@@ -76,14 +75,14 @@ def merge(
 
 
 def _keep(parts: list[Part], output: Path, files: list[Path], *, overwrite: bool) -> None:
-    """Write the chain as a composition."""
-    from hnloader.conversion.merging import composition
+    """Write a chain as a composition."""
+    from hnloader.conversion.composing import composition
     from hnloader.files import replacing
 
     text = composition(parts, output)
     with replacing(output, overwrite=overwrite, sources=files) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    stderr().print("kept as a composition: exact, but not one file that stands alone")
+    stderr().print("written as a composition: exact, but it needs its members")
 
 
 def _show(made: Merged, dtype: str) -> None:
@@ -93,13 +92,7 @@ def _show(made: Merged, dtype: str) -> None:
     rows = [
         ("how", made.how),
         ("exact", exact),
-        ("measured", f"differs from its parts by {made.error:.1e} of the largest output, on random inputs"),
+        ("error", f"{made.error:.1e} of the largest output, on random inputs"),
         ("architecture", str(made.hypernetwork.architecture)),
     ]
     stderr().print(fields(rows))
-
-
-def _refuse(message: str) -> NoReturn:
-    from hnloader.errors import HypernetworkError
-
-    raise HypernetworkError(message)

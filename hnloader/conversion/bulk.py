@@ -147,7 +147,7 @@ def _run(
     Processes measured slower: each imports torch first, which takes longer than converting hundreds of megabytes.
     """
     if jobs < 1:
-        raise ValueError(f"jobs: found {jobs}. Give at least 1.")
+        raise ValueError(f"Expected at least 1 job, got {jobs}.")
     left = threading.Event()  # the consumer has left
 
     def cancelled() -> bool:
@@ -278,7 +278,7 @@ class _Worker:
                 return moved
             if os.path.lexists(target) and self.converter.is_current(job.source, target):
                 return _result(moved, "up to date")
-        raise AssertionError("numbers do not end")
+        raise AssertionError("Numbers do not end.")
 
 
 def _key(target: Path) -> str:

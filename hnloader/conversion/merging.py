@@ -1,56 +1,48 @@
-"""Several hypernetworks, or one at a strength, as one that stands alone.
+"""Merge several hypernetworks, or one at a strength, into one file.
 
-What one file can hold is `x + residual(x)` with one residual network. Exactly as one file go: chains whose members
-are affine (no activation, no norm); one network at a strength, where its last layer can be scaled; and networks side
-by side, whose hidden layers are put beside each other. A chain of networks with activations is no such residual:
-it stays a composition (`.hns`).
+A file holds `x + residual(x)` with one residual network. Three kinds of merge fit exactly: chains of affine members (no
+activation, no norm); one network at a strength, if its last layer can be scaled; and networks side by side, whose
+hidden layers are concatenated. A chain of networks with activations is no such residual; `composing` keeps it.
 """
 
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Literal, TypeAlias
+from pathlib import Path
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from hnloader.affine import AffineMap
 from hnloader.attention.strengths import check_number
-from hnloader.conversion.planning import folded
+from hnloader.conversion.preparing import dtype_name
 from hnloader.errors import (
     HypernetworkError,
-    HypernetworkNotFoundError,
     NotMergeableError,
-    UnsupportedArchitectureError,
 )
-from hnloader.files import same_file, sha256_of
+from hnloader.files import sha256_of
 from hnloader.formats.composition import Composed, Unchanged
 from hnloader.formats.contents import build_side
-from hnloader.formats.hns import chain_text, is_member_name
-from hnloader.formats.reading import MAX_NESTED_COMPOSITIONS, member_library, read_composition
-from hnloader.formats.registry import suffixes
-from hnloader.formats.source import open_source
-from hnloader.library import Library, LibraryFile
 from hnloader.loading import load
 from hnloader.network import SIDES, Architecture, Hypernetwork, SequentialSide, Side, SideName
 from hnloader.texts import shown
 
+__all__ = ["EXACT", "MODES", "Merged", "Mode", "Part", "checked_mode", "merge"]
+
 Mode = Literal["chain", "side-by-side", "average"]
 MODES: tuple[Mode, ...] = ("chain", "side-by-side", "average")
-_DTYPES = ("float32", "float16", "bfloat16")
 
-# f(s x) = s f(x) for s >= 0: a factor can pass through them.
+# f(s x) = s f(x) for s >= 0: a factor passes through them.
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU)
-# They mix the values of a layer, so networks beside each other would see each other's.
+# They mix the values of a layer, so networks side by side would affect each other.
 _MIXING = ("softmax", "softmin", "logsoftmax", "softmax2d", "prelu")
 _ROWS = 16
-# Largest error, relative to the largest output, of what is called exact: float32 rounds at 6e-8.
+# Largest error of an exact merge, relative to the largest output: float32 rounds at 6e-8.
 EXACT = 1e-5
 
 
@@ -59,10 +51,11 @@ class Part:
     """One hypernetwork of a merge.
 
     Attributes:
-        hypernetwork: loaded.
-        k, v: strengths for keys and values; any real numbers.
-        sha256: of its file in hex, empty where it did not come from one.
-        path: its file, None where it did not come from one.
+        hypernetwork: The loaded hypernetwork.
+        k: Strength for keys, any real number. Default: 1.
+        v: Strength for values, any real number. Default: 1.
+        sha256: sha256 of its file in hex. Default: empty.
+        path: Its file. Default: None.
     """
 
     hypernetwork: Hypernetwork
@@ -72,19 +65,25 @@ class Part:
     path: Path | None = None
 
     def strength(self, side: SideName) -> float:
-        """For keys or for values."""
+        """Return the strength for keys or values."""
         return self.k if side == "k" else self.v
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What came out.
+    """The result of `hnloader.merge`.
 
     Attributes:
-        hypernetwork: it stands alone.
-        exact: it gives what its parts give, up to rounding (`EXACT`). False: its weights are an average.
-        how: in a sentence.
-        error: largest difference from the parts on random inputs, relative to the largest output; measured.
+        hypernetwork: The merged hypernetwork.
+        exact: It gives the outputs of its parts, up to rounding (`EXACT`). False for averaged weights.
+        how: A description of the merge.
+        error: Largest difference from the parts on random inputs, relative to the largest output.
+
+    Example:
+        >>> import hnloader.demo
+        >>> outline = hnloader.demo.hypernetwork_paths()["outline"]
+        >>> hnloader.merge([(outline, 0.5)]).how
+        'affine networks make one matrix and bias per side'
     """
 
     hypernetwork: Hypernetwork
@@ -105,27 +104,36 @@ def merge(
     dtype: str = "float32",
     folders: Iterable[str | os.PathLike[str]] = (),
 ) -> Merged:
-    """Make one hypernetwork of several, or of one at a strength.
+    """Merge several hypernetworks, or one at a strength, into one.
 
     Args:
-        items: files or hypernetworks, or pairs of these and their strength (1 without one).
-        mode: "chain": one after the other, as tags in a prompt; a single one gets its strength baked in.
-            "side-by-side": all on the same input, the strengths being weights: `x + sum(s_i residual_i(x))`.
-            "average": the weights of files of one architecture are averaged, the strengths being their shares.
-        name: of the result.
-        dtype: of the result: float32, float16 or bfloat16. It is computed in float64.
-        folders: where the members of `.hns` files are looked for, besides their own folder.
+        items: Files or hypernetworks, or pairs of these and a strength. Default strength: 1.
+        mode: "chain" applies one after the other, as tags in a prompt do. "side-by-side" applies all to the same
+            input: `x + sum(s_i residual_i(x))`. "average" averages the weights of files of one architecture; the
+            strengths are their shares. Default: "chain".
+        name: Name of the result. Default: "merged".
+        dtype: Type of the result, float32, float16 or bfloat16. The merge is computed in float64. Default: "float32".
+        folders: Folders with the members of `.hns` files, besides their own. Default: none.
+
+    Returns:
+        The merged hypernetwork and its error.
 
     Raises:
-        NotMergeableError: one file cannot hold the result.
-        HypernetworkError: a file cannot be loaded, there is nothing to merge, or no such mode or dtype.
+        NotMergeableError: One file cannot hold the result.
+        HypernetworkError: A file cannot be loaded, `items` is empty, or the mode or dtype is unknown.
+
+    Example:
+        >>> import hnloader.demo
+        >>> outline = hnloader.demo.hypernetwork_paths()["outline"]
+        >>> made = hnloader.merge([(outline, 0.8), (outline, 0.3)])
+        >>> made.exact, made.hypernetwork.name
+        (True, 'merged')
     """
     parts = [_part(item, tuple(folders)) for item in items]
     if not parts:
-        raise HypernetworkError("there is nothing to merge: name at least one hypernetwork")
+        raise HypernetworkError("Found nothing to merge. Give at least one hypernetwork.")
     mode = checked_mode(mode)
-    if dtype not in _DTYPES:
-        raise HypernetworkError(f"there is no dtype {dtype!r}; {', '.join(_DTYPES)} were expected")
+    dtype = dtype_name(dtype) or "float32"
     if mode == "average":
         sides, architecture, how, exact = _averaged(parts)
     else:
@@ -134,18 +142,18 @@ def merge(
     made = _built(sides, architecture, name, dtype, parts, mode, exact)
     error = _error(made, parts, mode)
     if exact and dtype == "float32" and not error < EXACT:
-        raise NotMergeableError(f"the result differs from its parts by {error:.1e}; please report this as a bug")
+        raise NotMergeableError(f"The result differs from its parts by {error:.1e}. This is a bug: please report it.")
     return Merged(made, exact, how, error)
 
 
 def checked_mode(mode: str) -> Mode:
-    """`mode` itself; raises HypernetworkError when there is none of this name."""
+    """Return `mode`. Raises HypernetworkError for an unknown mode."""
     for each in MODES:
         if each == mode:
             return each
     near = difflib.get_close_matches(mode, MODES, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise HypernetworkError(f"there is no mode {mode!r}; {', '.join(MODES)} were expected.{hint}")
+    raise HypernetworkError(f"Found the mode {mode!r}. Give one of {', '.join(MODES)}.{hint}")
 
 
 def _part(item: Item, folders: tuple[str | os.PathLike[str], ...]) -> Part:
@@ -160,7 +168,7 @@ def _part(item: Item, folders: tuple[str | os.PathLike[str], ...]) -> Part:
     return Part(loaded, number, number, sha256_of(path), path)
 
 
-# -- what the parts are together: tensors per side, and the architecture that all sides share
+# -- the parts together: tensors per side, and the architecture of all sides
 
 _Tensors: TypeAlias = "dict[tuple[int, SideName], dict[str, Tensor]]"
 
@@ -186,15 +194,14 @@ def _combined(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture
     if any(found is None for found in branches.values()):
         names = ", ".join(part.hypernetwork.name or "one of them" for part in parts)
         raise NotMergeableError(
-            f"{names} one after the other cannot be one file: a network with activations or norms that is fed by "
-            "another is no single residual network. Keep the composition (a .hns file), or put them side by side, "
-            "which gives other images"
+            f"{names}: one file cannot hold a chain of networks with activations or norms. Write a .hns file, or merge "
+            "them side by side, which gives other images."
         )
     return _widened({key: found or [] for key, found in branches.items()})
 
 
 def _affine(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture, str] | None:
-    """All maps composed, or added up, as one matrix per side; None when a part is not affine."""
+    """Compose or add all maps, as one matrix per side; return None if a part is not affine."""
     tensors: _Tensors = {}
     for width, side in _keys(parts):
         identity = AffineMap.identity(width, torch.float64)
@@ -213,7 +220,7 @@ def _affine(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture, 
 
 @dataclass(frozen=True)
 class _Branch:
-    """A network whose output, times `factor`, is added to the context."""
+    """A network whose output times `factor` is added to the context."""
 
     side: SequentialSide
     architecture: Architecture
@@ -221,41 +228,42 @@ class _Branch:
 
 
 def _branches_of(parts: Sequence[Part], width: int, side: SideName, mode: Mode) -> list[_Branch] | None:
-    found: list[_Branch] = []
-    acting = 0
-    for part in parts:
-        strength = part.strength(side)
-        more = _branches(_side_of(part, width, side), part.hypernetwork.architecture, strength)
-        if more is None:
-            return None
-        acting += bool(more)
-        found += more
-    return found if mode == "side-by-side" or acting <= 1 else None
+    found = (
+        _branches(_side_of(part, width, side), part.hypernetwork.architecture, part.strength(side)) for part in parts
+    )
+    return _joined(found, chained=mode != "side-by-side")
 
 
 def _branches(side: Side, architecture: Architecture | None, factor: float) -> list[_Branch] | None:
-    """`x + factor * residual(x)` as a sum of networks on x; None when it is no such sum."""
+    """Return `x + factor * residual(x)` as a sum of networks on x, or None if it is something else."""
     if isinstance(side, Unchanged) or factor == 0:
         return []
     if isinstance(side, SequentialSide):
         return [_Branch(side, architecture or _seen_architecture(side), factor)]
     if not isinstance(side, Composed):
-        return [] if factor == 0 else None
+        return None
     weights = side.weights or (1.0,) * len(side.strengths)
-    found: list[_Branch] = []
+    found = (
+        _branches(cast("Side", member), None, factor * strength * weight)
+        for member, strength, weight in zip(side.members, side.strengths, weights, strict=True)
+    )
+    return _joined(found, chained=side.weights is None)
+
+
+def _joined(members: Iterable[list[_Branch] | None], *, chained: bool) -> list[_Branch] | None:
+    """Join the branches of members; None if a member has none, or if several members of a chain act."""
+    joined: list[_Branch] = []
     acting = 0
-    for member, strength, weight in zip(side.members, side.strengths, weights, strict=True):
-        assert isinstance(member, Side)
-        more = _branches(member, None, factor * strength * weight)
-        if more is None:
+    for branches in members:
+        if branches is None:
             return None
-        acting += bool(more)
-        found += more
-    return found if side.weights is not None or acting <= 1 else None
+        acting += bool(branches)
+        joined += branches
+    return joined if not chained or acting <= 1 else None
 
 
 def _seen_architecture(side: SequentialSide) -> Architecture:
-    """What the modules of a composition's member show of its architecture."""
+    """Return the architecture that the modules of a member show."""
     modules = [module for module in side.linear if not isinstance(module, nn.Dropout)]
     linears = [module for module in modules if isinstance(module, nn.Linear)]
     width = linears[0].in_features
@@ -266,21 +274,21 @@ def _seen_architecture(side: SequentialSide) -> Architecture:
     return Architecture(tuple(ratios), activation, norm, (0,) * len(ratios), len(acts) == len(linears))
 
 
-# -- one network at a strength, or several beside each other
+# -- one network at a strength, or several side by side
 
 
 def _widened(branches: dict[tuple[int, SideName], list[_Branch]]) -> tuple[_Tensors, Architecture, str]:
     most = max(branches.values(), key=len)
     if not most:
-        raise NotMergeableError("every strength is 0: the result would change nothing")
+        raise NotMergeableError("Every strength is 0: the result would change nothing. Give another strength.")
     if len(most) == 1:
         return _baked(branches, most[0].architecture)
     kinds = {_kind(branch.architecture) for branch in most}
     first = most[0].architecture
     if len(kinds) > 1 or first.norm or first.activate_output or (first.activation or "") in _MIXING:
         raise NotMergeableError(
-            "networks go side by side into one file when they have the same activation and number of layers, no "
-            "norm and no activated output; these are: " + "; ".join(dict.fromkeys(str(b.architecture) for b in most))
+            "Networks side by side need the same activation and number of layers, without norm and activated "
+            "output. Found: " + "; ".join(dict.fromkeys(str(b.architecture) for b in most)) + "."
         )
     inner = [sum(ratios) for ratios in zip(*(b.architecture.layer_structure[1:-1] for b in most), strict=True)]
     together = replace(first, layer_structure=(1, *inner, 1), dropout=(0,) * (len(inner) + 2))
@@ -288,10 +296,10 @@ def _widened(branches: dict[tuple[int, SideName], list[_Branch]]) -> tuple[_Tens
     for (width, side), found in branches.items():
         if len(found) != len(most):
             raise NotMergeableError(
-                f"not all of them hold the width {width}, so the {side} sides would differ in architecture"
+                f"Width {width}: a file lacks it, so the {side} sides would differ. Leave that file out."
             )
         tensors[width, side] = _beside(found, together, width)
-    return tensors, together, f"{len(most)} networks beside each other: their hidden layers make one wider layer"
+    return tensors, together, f"{len(most)} networks side by side: their hidden layers make one wider layer"
 
 
 def _kind(architecture: Architecture) -> tuple[object, ...]:
@@ -325,7 +333,7 @@ def _beside(found: list[_Branch], together: Architecture, width: int) -> dict[st
         tensors[f"linear.{index}.weight"], tensors[f"linear.{index}.bias"] = weight, bias
     if any(tensors[f"linear.{names[i]}.weight"].shape[0] != together.sizes(width)[i + 1] for i in range(last)):
         raise NotMergeableError(
-            f"the sizes of the hidden layers of width {width} are no multiples that layer_structure can state"
+            f"Width {width}: layer_structure cannot state the sizes of its hidden layers. Merge other files."
         )
     return tensors
 
@@ -343,7 +351,7 @@ def _baked(
     for (width, side), found in branches.items():
         if found:
             tensors[width, side] = _scaled(found[0])
-        else:  # this side is not changed: a network whose output is zero
+        else:  # an unchanged side: a network whose output is zero
             tensors[width, side] = _scaled(replace(_other_side(branches, width), factor=0.0))
     padded = (*architecture.dropout, *(0,) * (len(architecture.layer_structure) - len(architecture.dropout)))
     return tensors, replace(architecture, dropout=padded), "the strength is in the last layer"
@@ -352,12 +360,12 @@ def _baked(
 def _other_side(branches: dict[tuple[int, SideName], list[_Branch]], width: int) -> _Branch:
     found = [each for side in SIDES for each in branches[width, side]]
     if not found:
-        raise NotMergeableError(f"the width {width} is held, but changed by nothing; leave that file out")
+        raise NotMergeableError(f"Width {width}: no file changes it at these strengths. Leave it out.")
     return found[0]
 
 
 def _scaled(branch: _Branch) -> dict[str, Tensor]:
-    """The tensors with the factor in the last module that has a scale."""
+    """Return the tensors with the factor in the last module that has a scale."""
     tensors = {name: tensor.detach().double() for name, tensor in branch.side.state_dict().items()}
     if branch.factor == 1:
         return tensors
@@ -372,8 +380,8 @@ def _scaled(branch: _Branch) -> dict[str, Tensor]:
         if isinstance(module, nn.Dropout) or (isinstance(module, _HOMOGENEOUS) and branch.factor >= 0):
             continue
         raise NotMergeableError(
-            f"the strength {branch.factor:g} cannot be put into this file: its output passes {type(module).__name__}, "
-            "through which a factor does not go. Apply it at that strength, or keep a composition (.hns) with it"
+            f"Strength {branch.factor:g}: it cannot pass through the {type(module).__name__} at the output. Apply the "
+            "file at that strength, or write a .hns file with it."
         )
     raise AssertionError("a side has a Linear")
 
@@ -387,8 +395,8 @@ def _averaged(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]
         other = part.hypernetwork
         if other.architecture is None or not _alike(other, first):
             raise NotMergeableError(
-                f"weights are averaged over files of one architecture: {first.name} has {first.architecture} and the "
-                f"widths {first.widths}, {other.name} has {other.architecture} and {other.widths}"
+                f"{other.name}: found {other.architecture} and the widths {other.widths}, but {first.name} has "
+                f"{first.architecture} and {first.widths}. Average files of one architecture."
             )
     assert first.architecture is not None
     tensors: _Tensors = {}
@@ -396,21 +404,21 @@ def _averaged(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]
         shares = [part.strength(side) for part in parts]
         total = sum(shares)
         if total == 0:
-            raise NotMergeableError("the strengths add up to 0; give shares such as 1 and 1, or 0.7 and 0.3")
+            raise NotMergeableError("The strengths add up to 0. Give shares such as 1 and 1, or 0.7 and 0.3.")
         states = [part.hypernetwork.side(width, side).state_dict() for part in parts]
         pairs = list(zip(states, shares, strict=True))
         tensors[width, side] = {
             name: sum((s[name].double() * (share / total) for s, share in pairs), torch.zeros((), dtype=torch.float64))
             for name in states[0]
         }
-    # The mean of one-matrix networks is the mean of what they compute; with more layers it is not.
+    # Averaging weights averages outputs only with one matrix per side.
     exact = first.architecture.affine and len(first.architecture.layer_structure) == 2
-    how = "the weights are averaged" + ("" if exact else ", which does not average what they compute")
+    how = "the weights are averaged" + ("" if exact else ", which does not average the outputs")
     return tensors, first.architecture, how, exact
 
 
 def _alike(one: Hypernetwork, two: Hypernetwork) -> bool:
-    """Whether both have the same tensors, used alike; without an activation, none follows the output either."""
+    """Return True for the same architecture and widths. Without an activation, `activate_output` is ignored."""
     built = [
         replace(
             each.architecture, activate_output=each.architecture.activate_output and bool(each.architecture.activation)
@@ -444,7 +452,7 @@ def _built(
         built[width] = (k, v)
     bad = [name for tensors in sides.values() for name, t in tensors.items() if not torch.isfinite(t.to(kind)).all()]
     if bad:
-        raise NotMergeableError(f"{bad[0]} of the result has values that {dtype} cannot hold; take bfloat16 or float32")
+        raise NotMergeableError(f"{bad[0]}: values are too large for {dtype}. Take bfloat16 or float32.")
     origin = [{"name": part.hypernetwork.name, "k": part.k, "v": part.v, "sha256": part.sha256} for part in parts]
     metadata: dict[str, object] = {
         "step": 0,
@@ -465,7 +473,7 @@ def _common(parts: Sequence[Part], key: str) -> object:
 
 
 def _error(made: Hypernetwork, parts: Sequence[Part], mode: Mode) -> float:
-    """Largest difference from what the parts give on random inputs, relative to the largest output."""
+    """Return the largest difference from the parts on random inputs, relative to the largest output."""
     worst = 0.0
     for width, side in _keys(parts):
         generator = torch.Generator().manual_seed(width)
@@ -485,111 +493,3 @@ def _together(parts: Sequence[Part], mode: Mode, side: SideName, x: Tensor) -> T
     shares = [part.strength(side) / (total if mode == "average" else 1) for part in parts]
     changes = [part.hypernetwork.transform(side, x) - x for part in parts]
     return x + sum((change * share for change, share in zip(changes, shares, strict=True)), torch.zeros_like(x))
-
-
-def composition(parts: Sequence[Part], target: str | os.PathLike[str] | None = None) -> str:
-    """Return the text of a `.hns` file that keeps a chain exactly; its members are found by name beside it.
-
-    Args:
-        parts: The chain.
-        target: Where the text is to be written. Default: a new file beside the first part.
-
-    Raises:
-        NotMergeableError: A strength is not between 0 and 1, or keys and values differ, which `.hns` cannot say; or the
-            file, read where it stands, would not find these parts. The message says why.
-    """
-    paths: list[Path] = []
-    for part in parts:
-        if part.path is None:
-            raise NotMergeableError("a composition names files, and one of these hypernetworks is none")
-        if not (part.k == part.v and 0 <= part.k <= 1):
-            raise NotMergeableError(
-                f"a .hns composition has strengths from 0 to 1, the same for keys and values; {part.path.name} has "
-                f"{part.k:g} and {part.v:g}"
-            )
-        paths.append(part.path)
-    file = None if target is None else Path(target)
-    library = Library([file.parent if file is not None else path.parent for path in (paths[:1] or [Path()])])
-    files = _files_beside(paths, file, library)
-    for part, path in zip(parts, paths, strict=True):
-        _check_nested(part.hypernetwork, path, file)
-    members = [(_name_of(path, files[path], library, file), part.k) for part, path in zip(parts, paths, strict=True)]
-    try:
-        return chain_text(members)
-    except UnsupportedArchitectureError as error:
-        raise NotMergeableError(str(error)) from error
-
-
-def _files_beside(paths: Sequence[Path], target: Path | None, library: Library) -> dict[Path, list[LibraryFile]]:
-    """What each part is among the files that a composition finds; raises NotMergeableError where it does not."""
-    (folder,) = library.folders
-    files: dict[Path, list[LibraryFile]] = {}
-    for path in paths:
-        if target is not None and same_file(path, target):
-            raise NotMergeableError(f"{target} is one of the files to merge. Write the result elsewhere.")
-        if path.suffix.lower() not in suffixes():
-            raise NotMergeableError(
-                f"{path}: a composition names files that end in {', '.join(suffixes())}. Rename it to one of these."
-            )
-        same = [file for file in library.files() if same_file(file.path, path)]
-        files[path] = sorted(same, key=lambda file: file.relative.name != path.name)
-    away = list(dict.fromkeys(path.name for path, found in files.items() if not found))
-    if away:
-        raise NotMergeableError(
-            f"{target or folder}: a composition finds its members beside it: put {', '.join(away)} into "
-            f"{folder.resolve()} as well, or write the composition beside them."
-        )
-    return files
-
-
-def _name_of(path: Path, found: Sequence[LibraryFile], library: Library, target: Path | None) -> str:
-    """The name by which a composition at `target` finds this file, and no other."""
-    for name in (name for file in found for name in library.names_of(file)):
-        if is_member_name(name) and not _answers(target, name):
-            return name
-    raise NotMergeableError(f"{path}: no name in a composition means this file and no other. Rename it.")
-
-
-def _answers(target: Path | None, name: str) -> bool:
-    """Whether the composition that is about to be written may answer to `name` itself."""
-    own = () if target is None else (target.stem, target.name)
-    return not name.startswith("./") and folded(PurePosixPath(name).name) in map(folded, own)
-
-
-def _check_nested(given: Hypernetwork, path: Path, target: Path | None) -> None:
-    """Raise NotMergeableError where a part is a composition that would give something else within another one."""
-    if given.architecture is not None:
-        return
-    _check_members(path, target, MAX_NESTED_COMPOSITIONS - 1)
-    alone = load(path)
-    for width, side in itertools.product(given.widths, SIDES):
-        x = torch.randn(1, _ROWS, width, generator=torch.Generator().manual_seed(width))
-        same = alone.widths == given.widths and torch.equal(alone.transform(side, x), given.transform(side, x))
-        if not same:
-            raise NotMergeableError(
-                f"{path}: this composition gives something else without the folders that its members were found in. "
-                "Put its members beside it."
-            )
-
-
-def _check_members(path: Path, target: Path | None, depth: int) -> None:
-    if target is not None and same_file(path, target):
-        raise NotMergeableError(f"{path}: the composition would name itself. Write it elsewhere.")
-    with open_source(path) as source:
-        composition = read_composition(source)
-        if composition is None:
-            return
-        if depth == 0:
-            raise NotMergeableError(f"{path}: compositions would be nested too deeply. Merge some of them first.")
-        library = member_library(source, ())
-        for name in composition.structure.names():
-            if _answers(target, name):
-                raise NotMergeableError(
-                    f"{path}: it names {shown(name)}, and so is the result called. Choose another name."
-                )
-            try:
-                _check_members(library.find(name), target, depth - 1)
-            except HypernetworkNotFoundError as error:
-                raise NotMergeableError(
-                    f"{path}: its member {shown(name)} is not beside it. Put it there. {error}"
-                ) from error

@@ -1,4 +1,4 @@
-"""Old variants in today's form: the same outputs, in the names, keys and order that current webuis know."""
+"""Rewrite old variants in the current form: the same outputs, with the names, keys and order of current webuis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing
 from hnloader.network import Architecture, LayerSpec, SideName
 
-# Keys that every file of today has, with what they mean where an old file lacks them.
+__all__ = ["normalized", "why_not"]
+
+# Keys of every current file, with their values for an old file that lacks them.
 _DEFAULTS: dict[str, object] = {
     "step": 0,
     "weight_initialization": "Normal",
@@ -20,14 +22,14 @@ _DEFAULTS: dict[str, object] = {
 
 
 def normalized(outgoing: Outgoing, contents: Contents) -> Outgoing:
-    """The hypernetwork in the form of A1111's webui from 2022-11 on.
+    """Return the content in the form of A1111's webui from 2022-11 on.
 
-    Tensors keep their values and dtypes, and are renamed where the order of modules was another. Keys that the
-    file has stay; the architecture is stated in full.
+    Tensors keep their values and dtypes, and get new names if the order of modules differs. Existing keys stay; the
+    architecture is stated in full.
 
     Args:
-        outgoing: what `contents` hold.
-        contents: the file, with its architecture.
+        outgoing: The content of the file.
+        contents: The file, with its architecture.
     """
     old = contents.architecture
     new = replace(old, dropout_before_norm=False, dropout=_rates(old))
@@ -42,9 +44,9 @@ def normalized(outgoing: Outgoing, contents: Contents) -> Outgoing:
 
 
 def why_not(architecture: Architecture) -> str | None:
-    """Why a file of this architecture keeps its form; None when it can be normalized."""
+    """Return the reason to keep the form of a file; None if it can be normalized."""
     if architecture.residual is not None:
-        return "the residual variant of the MonkeyPatch extension has no other form; it is kept as it is"
+        return "the residual variant of the MonkeyPatch extension has no other form"
     return None
 
 
@@ -54,14 +56,14 @@ def _rates(architecture: Architecture) -> tuple[float, ...]:
 
 
 def _normally_named(outgoing: Outgoing, contents: Contents) -> dict[tuple[int, SideName], dict[str, Lazy]]:
-    """The tensors by the names that `Contents` gives them (`linear.0`, never `linear1`)."""
+    """Return the tensors by the names of `Contents` (`linear.0`, never `linear1`)."""
     return {
         key: dict(zip(contents.sides[key], tensors.values(), strict=True)) for key, tensors in outgoing.sides.items()
     }
 
 
 def _renamed(tensors: Mapping[str, Lazy], old: Architecture, new: Architecture, width: int) -> dict[str, Lazy]:
-    """Linear stays the n-th Linear, norm the n-th norm, activation the n-th activation; their indices may move."""
+    """Rename tensors so that the n-th Linear stays the n-th Linear, and the n-th norm the n-th norm."""
     places = _places(new.layers(width))
     moved = {index: places[kind] for kind, index in _places(old.layers(width)).items()}
     renamed: dict[str, Lazy] = {}
@@ -72,7 +74,7 @@ def _renamed(tensors: Mapping[str, Lazy], old: Architecture, new: Architecture, 
 
 
 def _places(layers: tuple[LayerSpec, ...]) -> dict[tuple[str, int], int]:
-    """(kind, how many of that kind came before) -> index of the module."""
+    """Return the index of each module by its kind and its number within that kind."""
     counts: dict[str, int] = {}
     places: dict[tuple[str, int], int] = {}
     for index, layer in enumerate(layers):

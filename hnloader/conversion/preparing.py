@@ -131,7 +131,7 @@ def dtype_name(dtype: torch.dtype | str | None) -> str | None:
         return None
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise HypernetworkError(f"dtype: found {name!r}. Give one of {', '.join(DTYPES)}.")
+        raise HypernetworkError(f"Found the dtype {name!r}. Give one of {', '.join(DTYPES)}.")
     return name
 
 

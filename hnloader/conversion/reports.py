@@ -1,4 +1,4 @@
-"""The results of a conversion of many files as JSON or CSV."""
+"""Reports of a conversion of many files, as JSON or CSV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from hnloader.conversion.results import Result
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_free, open_regular, replacing
 
-# What a cell begins with that spreadsheets compute, or skip before they look for that; also in full width.
+__all__ = ["REPORT_SUFFIXES", "as_dict", "check_replaceable", "write_report"]
+
+# First characters of cells that spreadsheets compute, or skip before they look; also in full width.
 _FORMULA = (*"=+-@\t\r\n\0", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 REPORT_SUFFIXES = (".json", ".csv")
 _COLUMNS = ("source", "target", "outcome")
@@ -22,26 +24,26 @@ _START = 64
 
 
 def write_report(results: Iterable[Result], path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
-    """Write one entry per file: an array of objects to a `.json` file, a table with a header to a `.csv` file.
+    """Write one entry per file: an array of objects to a `.json` file, or a table with a header to a `.csv` file.
 
-    Every entry has source, target, outcome, reason, error, size (bytes) and seconds; what the converter tells
-    besides follows. Missing values are null in JSON and empty in CSV. Names that are not UTF-8 are written with
-    Python's escapes: the byte FF is \\udcff.
+    Every entry has source, target, outcome, reason, error, size (bytes) and seconds, then the facts from the converter.
+    Missing values are null in JSON and empty in CSV. Names outside of UTF-8 use Python's escapes: the byte FF is
+    \\udcff.
 
     Args:
-        results: What became of each file.
-        path: The file. An earlier report is replaced in any case.
-        overwrite: Replace another file too; False raises an error instead.
+        results: The outcome of each file.
+        path: The report. It replaces an earlier report in any case.
+        overwrite: Replace another file too; otherwise raise an error. Default: True.
 
     Raises:
-        ExistingFileError: Another file stands there and is to stay.
-        HypernetworkError: Another ending, or the file cannot be written.
+        ExistingFileError: Another file exists, and `overwrite` is False.
+        HypernetworkError: The suffix is unknown, or the file cannot be written.
     """
     target = Path(path)
     entries = [as_dict(result) for result in sorted(results, key=lambda result: str(result.source))]
     suffix = target.suffix.lower()
     if suffix not in REPORT_SUFFIXES:
-        raise HypernetworkError(f"{target} ends in {suffix!r}; a report is a .json or a .csv file")
+        raise HypernetworkError(f"{target}: found the suffix {suffix!r}. Give a .json or .csv file.")
     if not overwrite:
         check_replaceable(target)
     text = _csv(entries) if suffix == ".csv" else json.dumps(entries, indent=2) + "\n"
@@ -50,7 +52,7 @@ def write_report(results: Iterable[Result], path: str | os.PathLike[str], *, ove
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise ExistingFileError where something else than an earlier report stands at `path`."""
+    """Raise ExistingFileError if `path` is something else than an earlier report."""
     if os.path.lexists(path) and not _is_report(path):
         check_free(path)
 
@@ -70,7 +72,7 @@ def _is_report(path: Path) -> bool:
 
 
 def as_dict(result: Result) -> dict[str, object]:
-    """A result as plain values."""
+    """Return a result as plain values."""
     entry: dict[str, object] = {
         "source": str(result.source),
         "target": None if result.target is None else str(result.target),
@@ -86,7 +88,7 @@ def as_dict(result: Result) -> dict[str, object]:
 def _csv(entries: list[dict[str, object]]) -> str:
     columns = list(dict.fromkeys(key for entry in entries for key in entry)) or ["source"]
     text = io.StringIO(newline="")
-    # Quoted, as some spreadsheets split at semicolons or tabs, and what follows one would be a cell of its own.
+    # Quoted: some spreadsheets split at semicolons or tabs, which would begin another cell.
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow([_cell(column) for column in columns])
     writer.writerows([_cell(entry.get(column)) for column in columns] for entry in entries)
@@ -94,7 +96,7 @@ def _csv(entries: list[dict[str, object]]) -> str:
 
 
 def _cell(value: object) -> object:
-    """As the cell of a table. A spreadsheet computes a text that begins like a formula, which names of files can do."""
+    """Return a cell. Names of files can begin like a formula, which a spreadsheet would compute."""
     if isinstance(value, (dict, list, tuple)):
         value = json.dumps(value)
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -1,4 +1,4 @@
-"""What became of each file of a conversion of many."""
+"""The outcome of each file of a conversion."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+__all__ = ["GOOD", "OUTCOMES", "Outcome", "Result", "counts"]
+
 Outcome = Literal["converted", "up to date", "verified", "planned", "skipped", "failed"]
 
-# In the order in which they are told.
+# In the order of tables.
 OUTCOMES: tuple[Outcome, ...] = ("converted", "up to date", "verified", "planned", "skipped", "failed")
-
-# The file is, or would be, what was asked for.
+# The file has, or would have, the requested form.
 GOOD: tuple[Outcome, ...] = ("converted", "up to date", "verified", "planned")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one file.
+    """The outcome of one file.
 
     Attributes:
-        source: the file.
-        label: what output calls it: its path below the folder that was given.
-        outcome: "converted"; "up to date": the target was made from this source before; "verified": the target
-            was compared with its source; "planned": a dry run would convert it; "skipped": nothing to do, see
-            `reason`; "failed": see `reason`.
-        target: the file that was or would be written; None where none was decided on.
-        reason: why it was skipped or failed, or what is worth knowing about one that was converted.
-        error: the kind of error of a failed one, e.g. "UnsafeFileError".
-        size: bytes of the source.
-        seconds: how long it took.
-        details: what the converter tells of a converted or verified file, as plain values.
+        source: The file.
+        label: Name of the source in output: its path below the given folder.
+        outcome: "converted"; "up to date": the target was made from this source before; "verified": the target equals
+            its source; "planned": a dry run would convert it; "skipped" and "failed": see `reason`.
+        target: The file that was or would be written, or None.
+        reason: Reason to skip the file or to fail, or a remark.
+        error: Class of the error of a failed file, such as "UnsafeFileError".
+        size: Size of the source in bytes.
+        seconds: Time that it took.
+        details: Facts from the converter about a converted or verified file, as plain values.
     """
 
     source: Path
@@ -54,6 +54,6 @@ class Result:
 
 
 def counts(results: Iterable[Result]) -> dict[Outcome, int]:
-    """How many of each outcome there are; those that there are none of are left out."""
+    """Return the number of results by outcome, without zeros."""
     found = [result.outcome for result in results]
     return {outcome: found.count(outcome) for outcome in OUTCOMES if outcome in found}

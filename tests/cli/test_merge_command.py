@@ -27,7 +27,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, " ".join(result.stderr.split())
 
 
-def test_a_chain_becomes_one_file(files: Path) -> None:
+def test_chains_become_one_file(files: Path) -> None:
     code, out, err = run(f"{files}/a.pt:0.8", f"{files}/b.pt:0.3:k=1,v=0.5", "-o", files / "both.pt")
     assert code == 0, err
     assert out.strip() == str(files / "both.pt")
@@ -45,7 +45,7 @@ def test_names_are_looked_up_in_the_folders(files: Path, tmp_path: Path) -> None
     assert hnloader.load(tmp_path / "half.safetensors").name == "half"
 
 
-def test_what_one_file_cannot_hold_is_kept_as_a_composition(files: Path) -> None:
+def test_compositions_keep_chains_that_one_file_cannot_hold(files: Path) -> None:
     given = (f"{files}/curved.pt:0.8", f"{files}/bent.pt:0.5")
     code, _, err = run(*given, "-o", files / "both.pt")
     assert code == 1
@@ -53,13 +53,13 @@ def test_what_one_file_cannot_hold_is_kept_as_a_composition(files: Path) -> None
     assert not (files / "both.pt").exists()
     code, _, err = run(*given, "-o", files / "both.hns")
     assert code == 0, err
-    assert "kept as a composition" in err
+    assert "composition" in err
     x = torch.randn(3, 12)
     one, two, both = (hnloader.load(files / name) for name in ("curved.pt", "bent.pt", "both.hns"))
     torch.testing.assert_close(both.transform("k", x), two.transform("k", one.transform("k", x, 0.8), 0.5))
     (files / "else").mkdir()
     code, _, err = run(*given, "-o", files / "else" / "both.hns")
-    assert "put curved.pt, bent.pt into" in err
+    assert "curved.pt, bent.pt" in err
 
 
 @pytest.mark.parametrize("mode", ["side-by-side", "average"])
@@ -73,18 +73,18 @@ def test_other_modes(mode: str, files: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("A", "-o", "there.pt"), "is there already; --overwrite"),
-        (("A", "-o", "A", "--overwrite"), "is one of the files to merge"),
+        (("A", "-o", "there.pt"), "--overwrite"),
+        (("A", "-o", "A", "--overwrite"), "a.pt"),
         (("none.pt", "-o", "new.pt"), "none.pt"),
         (("A", "-o", "new.ckpt"), ".safetensors"),
-        (("A:1:block=up", "-o", "new.pt"), "a file holds no blocks"),
-        (("A:1:start=0.5", "-o", "new.pt"), "no part of the sampling"),
-        (("A", "--mode", "averge", "-o", "new.pt"), "Did you mean average"),
-        (("A", "--dtype", "float8", "-o", "new.pt"), "no dtype 'float8'"),
-        (("A:1.5", "-o", "new.hns"), "strengths from 0 to 1"),
+        (("A:1:block=up", "-o", "new.pt"), "block=up"),
+        (("A:1:start=0.5", "-o", "new.pt"), "start=0.5"),
+        (("A", "--mode", "averge", "-o", "new.pt"), "averge"),
+        (("A", "--dtype", "float8", "-o", "new.pt"), "float8"),
+        (("A:1.5", "-o", "new.hns"), "1.5"),
     ],
 )
-def test_mistakes_get_a_line_and_change_nothing(arguments: tuple[str, ...], words: str, files: Path) -> None:
+def test_mistakes_print_one_line_and_change_nothing(arguments: tuple[str, ...], words: str, files: Path) -> None:
     (files / "there.pt").write_text("older")
     before = {path: path.read_bytes() for path in files.iterdir()}
     names = {"new.pt", "there.pt", "new.ckpt", "new.hns"}

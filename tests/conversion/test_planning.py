@@ -1,4 +1,4 @@
-"""Which files a conversion of many takes, and where each result goes."""
+"""Sources and targets of a conversion of many files."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_flat_tells_files_of_one_name_apart_by_their_folders(tmp_path: Path) -> 
     assert targets(made, tmp_path).items() <= targets(again, tmp_path).items()  # names stay when files are added
 
 
-def test_names_that_still_meet_are_numbered(tmp_path: Path) -> None:
+def test_equal_names_are_numbered(tmp_path: Path) -> None:
     old = files(tmp_path / "old", "a-b/ink.pt", "a/b-ink.pt", "ink.pt", "a-b-ink.pt")
     made = plan([old], suffix=".safetensors", out=tmp_path / "new", flat=True)
     names = [job.target.name for job in made.jobs]
@@ -140,9 +140,7 @@ NAMES = st.sampled_from(["a", "A", "a-2", "a-3", "b-a", "a-b", "\u00e9", "e\u030
     st.booleans(),
     st.randoms(),
 )
-def test_no_two_targets_meet_whatever_the_names(
-    paths: list[tuple[list[str], str, str]], flat: bool, shuffler: random.Random
-) -> None:
+def test_no_two_targets_are_equal(paths: list[tuple[list[str], str, str]], flat: bool, shuffler: random.Random) -> None:
     with tempfile.TemporaryDirectory() as place:
         old, new = Path(place, "old"), Path(place, "new")
         files(old, *("/".join([*folders, name + suffix]) for folders, name, suffix in paths))
@@ -160,18 +158,18 @@ def test_no_two_targets_meet_whatever_the_names(
         assert len({job.target for job in again.jobs}) == len(made.jobs)
 
 
-def test_files_in_the_wanted_format_are_left_alone(old: Path) -> None:
+def test_files_in_the_target_format_are_skipped(old: Path) -> None:
     files(old, "ink.safetensors", "other.safetensors")
     made = plan([old], suffix=".safetensors")
     assert "ink.safetensors" not in targets(made, old)
-    # The first is the result of ink.pt, about which nothing needs to be said.
+    # ink.safetensors is the result of ink.pt, and needs no remark.
     assert set(settled(made)) == {"other.safetensors"}
     assert settled(made)["other.safetensors"][0] == "skipped"
     named = plan([old / "ink.safetensors"], suffix=".safetensors")
-    assert "is a .safetensors file already" in settled(named)["ink.safetensors"][1]
+    assert ".safetensors" in settled(named)["ink.safetensors"][1]
 
 
-def test_with_a_folder_for_results_files_in_the_wanted_format_come_along(old: Path, tmp_path: Path) -> None:
+def test_files_in_the_target_format_are_copied_to_another_folder(old: Path, tmp_path: Path) -> None:
     files(old, "ink.safetensors", "other.safetensors")
     made = plan([old], suffix=".safetensors", out=tmp_path / "new")
     assert targets(made, tmp_path)["old/other.safetensors"] == "new/other.safetensors"
@@ -180,13 +178,13 @@ def test_with_a_folder_for_results_files_in_the_wanted_format_come_along(old: Pa
     assert twin.target.name == "ink-2.safetensors"
 
 
-def test_the_folder_for_results_is_not_looked_through(old: Path) -> None:
+def test_the_output_folder_is_skipped(old: Path) -> None:
     files(old, "new/ink.safetensors", "new/deep/chalk.safetensors")
     made = plan([old], suffix=".safetensors", out=old / "new")
     assert [job.source.name for job in made.jobs] == ["chalk.pt", "oil.PT", "ink.pt"]
 
 
-def test_patterns_are_expanded_and_files_named_twice_are_taken_once(old: Path) -> None:
+def test_patterns_and_repeated_paths(old: Path) -> None:
     made = plan([old / "**" / "*.pt", old / "ink.pt", old], suffix=".safetensors")
     assert sorted(job.source.name for job in made.jobs) == ["chalk.pt", "ink.pt", "oil.PT"]
     brackets = files(old, "[a].pt") / "[a].pt"
@@ -203,20 +201,20 @@ def test_exclusions_are_names_or_paths(old: Path) -> None:
     assert left("down/", "ink.pt") == ["deep/chalk.pt"]
 
 
-def test_what_is_no_file_is_told(old: Path, tmp_path: Path) -> None:
+def test_other_entries_than_files_get_results(old: Path, tmp_path: Path) -> None:
     (old / "folder.pt").mkdir()
     files(old, "folder.pt/inside.pt", "._ink.pt")
     (old / "gone.pt").symlink_to(tmp_path / "nowhere.pt")
     (old / "circle.pt").symlink_to(old / "circle.pt")
     os.mkfifo(old / "pipe.pt")
     made = plan([old, tmp_path / "missing.pt", tmp_path / "no*.pt", tmp_path / ("x" * 300)], suffix=".safetensors")
-    told = settled(made)
-    assert told["folder.pt"][0] == told["pipe.pt"][0] == told["._ink.pt"][0] == "skipped"
-    assert told["gone.pt"][0] == told["circle.pt"][0] == "failed"
-    assert "leads nowhere" in told["gone.pt"][1]
-    assert "does not exist" in told["missing.pt"][1]
-    assert "no file matches" in told["no*.pt"][1]
-    assert "File name too long" in told["x" * 300][1]
+    results = settled(made)
+    assert results["folder.pt"][0] == results["pipe.pt"][0] == results["._ink.pt"][0] == "skipped"
+    assert results["gone.pt"][0] == results["circle.pt"][0] == "failed"
+    for name in ("missing.pt", "no*.pt"):
+        assert results[name][0] == "failed"
+        assert name in results[name][1]
+    assert "File name too long" in results["x" * 300][1]
     assert "inside.pt" in {job.source.name for job in made.jobs}
 
 
@@ -248,7 +246,7 @@ def test_patterns_match_as_glob_does(old: Path, pattern: str) -> None:
     assert wanted <= taken <= wanted | in_folders
 
 
-def test_a_folder_that_cannot_be_read_is_told(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folders_fail(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.scandir
 
     def refusing(place: Path):
@@ -263,7 +261,7 @@ def test_a_folder_that_cannot_be_read_is_told(old: Path, monkeypatch: pytest.Mon
     assert sorted(targets(made, old)) == ["deep/chalk.pt", "ink.pt"]
 
 
-def test_results_cannot_go_to_or_below_a_file(old: Path) -> None:
+def test_output_into_a_file_is_refused(old: Path) -> None:
     with pytest.raises(HypernetworkError, match=r"notes\.txt"):
         plan([old], suffix=".safetensors", out=old / "notes.txt")
     with pytest.raises(HypernetworkError, match=r"notes\.txt"):

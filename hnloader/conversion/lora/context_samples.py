@@ -58,14 +58,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if len(set(self.prompts)) < len(ROLES):
-            raise HypernetworkError(
-                f"prompts: found {len(set(self.prompts))} different ones. Give at least {len(ROLES)}: the error is "
-                "measured on prompts that the fit never sees."
-            )
+            raise HypernetworkError(f"Found {len(set(self.prompts))} different prompts. Give at least {len(ROLES)}.")
         if self.images < len(ROLES) or self.steps < 1:
             raise HypernetworkError(
-                f"images: found {self.images} of {self.steps} steps. Give at least {len(ROLES)} images of 1 step to "
-                "sample contexts."
+                f"Found {self.images} images of {self.steps} steps. Give at least {len(ROLES)} images of 1 step."
             )
 
 
@@ -161,7 +157,7 @@ def sample(base: BaseModel, chain: Chain, sampling: Sampling, progress: Progress
     denoiser = base.denoiser()
     unet = base.runnable()[1] if denoiser is None else denoiser.unet
     if attachments(unet):
-        raise HypernetworkError("model: hypernetworks are attached to it. Detach them before the export.")
+        raise HypernetworkError("Hypernetworks are attached to the model. Detach them before the export.")
     observed = _Observed(unet, base, chain, sampling.seed)
     if denoiser is None:
         _run_unet(unet, observed, sampling, progress)

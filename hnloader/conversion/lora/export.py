@@ -204,7 +204,7 @@ def _loaded(
             source, own = item if isinstance(item, tuple) else (item, strength)
             given = Application(source, own)
         if given.windowed:
-            raise HypernetworkError("start, end: a LoRA acts during the whole sampling. Leave them out.")
+            raise HypernetworkError("A LoRA acts during the whole sampling. Leave out start and end.")
         about: dict[str, object] = {"strength": given.strength}
         found = given.hypernetwork
         if not isinstance(found, Hypernetwork):
@@ -217,7 +217,7 @@ def _loaded(
         applications.append(replace(given, hypernetwork=found))
         sources.append({"name": found.name, **about})
     if not applications:
-        raise HypernetworkError("hypernetworks: found none. Give at least one.")
+        raise HypernetworkError("Found no hypernetwork. Give at least one.")
     return applications, sources, files
 
 
@@ -314,7 +314,7 @@ class _Job:
             changes += made
             progress(index + 1, len(sides), "Fitting layers")
         if not any(change.delta().any() for change in changes):
-            raise HypernetworkError("strength: the hypernetworks change nothing at this strength. Give a larger one.")
+            raise HypernetworkError("The hypernetworks change nothing at this strength. Give a larger one.")
         return changes, errors
 
     def _low_rank(
@@ -354,7 +354,7 @@ class _Job:
         width = min(self.base.weight(site, _PROJECTIONS[side]).shape)
         if rank > width:
             raise HypernetworkError(
-                f"rank: {rank} is over the width of {site.name}, {width}. Give {width} or less, 'auto', or 'full' for "
+                f"Rank {rank} is over the width of {site.name}, {width}. Give {width} or less, 'auto', or 'full' for "
                 "the width of each layer."
             )
 

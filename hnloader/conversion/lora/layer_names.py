@@ -32,7 +32,7 @@ def original_name(name: str, layers: int) -> str:
     """
     match = _DIFFUSERS.fullmatch(name)
     if match is None:
-        raise ValueError(f"expected a layer of a UNet's attention, got {name!r}")
+        raise ValueError(f"Expected a layer of a UNet's attention, got {name!r}.")
     section, block, position, rest = match.groups()
     if section is None:
         return f"middle_block.1.{rest}"

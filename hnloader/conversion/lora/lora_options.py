@@ -71,9 +71,9 @@ class LoraOptions:
 
     def __post_init__(self) -> None:
         if self.rank not in ("auto", "full") and not (isinstance(self.rank, int) and self.rank >= 1):
-            raise HypernetworkError(f"rank: found {self.rank!r}. Give a whole number from 1, 'auto' or 'full'.")
+            raise HypernetworkError(f"Found the rank {self.rank!r}. Give a whole number from 1, 'auto' or 'full'.")
         if not 0 < self.fidelity < 1:
-            raise HypernetworkError(f"fidelity: found {self.fidelity!r}. Give a number between 0 and 1, such as 0.95.")
+            raise HypernetworkError(f"Found the fidelity {self.fidelity!r}. Give a number between 0 and 1.")
 
     @property
     def dtype_name(self) -> str:
