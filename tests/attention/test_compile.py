@@ -82,6 +82,7 @@ def expect(*applied):
     return run(reference(make_small_unet(), applied))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", SOME_SLOW)
 def test_attaching_changing_and_detaching_after_compilation(way):
     unet, graphs = make_small_unet(), Graphs()
@@ -150,6 +151,7 @@ def test_several_attachments_on_a_compiled_model():
     assert_same(run(compiled), expect())
 
 
+@pytest.mark.slow
 def test_windows_in_a_compiled_model():
     unet, graphs = make_small_unet(), Graphs()
     compiled = torch.compile(unet, backend=graphs, fullgraph=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import peft
+import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from hypothesis import HealthCheck, settings
@@ -161,4 +162,4 @@ Operations.TestCase.settings = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-TestRandomOperations = Operations.TestCase
+TestRandomOperations = pytest.mark.slow(Operations.TestCase)

@@ -223,6 +223,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_the_command(two: Path) -> None:
     code, err = run(two, "./[x].pt", "./b.pt:0.123456789", "-o", "m.hns")
     assert code == 0, err
@@ -241,6 +242,7 @@ def test_the_command(two: Path) -> None:
     assert not (two / "n.hns").exists()
 
 
+@pytest.mark.slow
 def test_members_of_a_composition_are_sources_too(tmp_path: Path) -> None:
     for seed, name in enumerate(("a", "b")):
         torch.manual_seed(seed)

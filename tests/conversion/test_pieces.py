@@ -132,6 +132,7 @@ def test_without_verification_nothing_is_waited_for_nor_compared(
         verify(path, tmp_path / "damaged.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verify", "most"), [(False, 20), (True, 60)])  # MiB; each of the four weights has 36
 @pytest.mark.parametrize("there", [True, False])
 def test_memory_does_not_grow_with_the_file(there: bool, verify: bool, most: int, tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def test_the_plan_does_not_depend_on_the_order_of_the_paths(tmp_path: Path) -> N
 NAMES = st.sampled_from(["a", "A", "a-2", "a-3", "b-a", "a-b", "\u00e9", "e\u0301", "A-2", "ss", "\u00df"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(

@@ -156,6 +156,7 @@ def test_lora_that_changes_weights_during_a_job_counts(running: Webui) -> None:
     assert close(tagged, job("a"), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["a new model", "into the same modules", "kept in memory"])
 def test_checkpoint_switch_and_back(how: str, running: Webui) -> None:
     running.sd_models.settings.into_same_modules = how == "into the same modules"
@@ -174,6 +175,7 @@ def test_checkpoint_switch_and_back(how: str, running: Webui) -> None:
     assert close(tagged, images(running, "a"), second)
 
 
+@pytest.mark.slow
 def test_checkpoint_switch_between_passes(running: Webui) -> None:
     fields = {"enable_hr": True, "hr_checkpoint": "second"}
     plain, tagged = images(running, "a", **fields), images(running, f"a{TAG}", **fields)

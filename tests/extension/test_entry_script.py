@@ -99,6 +99,7 @@ def test_package_extension_of_another_repository(name: str, webui: Webui) -> Non
     assert applies(webui)
 
 
+@pytest.mark.slow
 def test_own_hnloader_wins_over_an_installed_one(webui: Webui, tmp_path: Path) -> None:
     """The webuis put the extension's folder first on the path."""
     (tmp_path / "site" / "hnloader").mkdir(parents=True)

@@ -62,6 +62,7 @@ def opened() -> Iterator[list[str]]:
     _opened.paths = None
 
 
+@pytest.mark.slow
 def test_start_with_2000_files_opens_none(webui: Webui, opened: list[str]) -> None:
     webui.install()
     good = save_hypernetwork(webui.hypernetworks / "good.pt", ALL_WIDTHS, seed=1).read_bytes()

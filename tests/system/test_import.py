@@ -38,6 +38,7 @@ def test_importing_loading_and_saving_imports_nothing_else(tmp_path: Path) -> No
     assert not added & set(OTHERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocked", ["numpy", "diffusers"])
 def test_it_works_without(blocked: str, tmp_path: Path) -> None:
     program = (
@@ -51,6 +52,7 @@ def test_it_works_without(blocked: str, tmp_path: Path) -> None:
     assert run(program, GOLDEN, tmp_path / "saved.safetensors", blocked).splitlines()[-1] == "32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocked", ["yaml", "diffusers", "numpy"])
 def test_training_says_which_package_is_missing(blocked: str, tmp_path: Path) -> None:
     """Naming `hnloader.train` needs nothing more; calling it does, and says so."""
@@ -72,6 +74,7 @@ def test_training_says_which_package_is_missing(blocked: str, tmp_path: Path) ->
     assert "hnloader[train]" in said or blocked == "diffusers"
 
 
+@pytest.mark.slow
 def test_naming_train_imports_no_more_than_the_rest() -> None:
     program = "import sys, hnloader\nhnloader.train\nprint(*{name.partition('.')[0] for name in sys.modules})\n"
     assert not set(run(program).split()) & set(OTHERS)

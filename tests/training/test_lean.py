@@ -39,6 +39,7 @@ def gradients(hypernetwork: nn.Module, loss: Tensor) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in hypernetwork.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
 def test_gradients_are_the_same_and_less_is_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unet, hypernetwork, loss = trained(kind)

@@ -224,6 +224,7 @@ def test_leaves_out_a_long_record(shelf: Path, cache: Path) -> None:
     assert start(shelf, cache) == expected
 
 
+@pytest.mark.slow
 def test_two_programs_leave_one_sound_index(shelf: Path, cache: Path, reads: list[str]) -> None:
     program = (
         "import sys; from pathlib import Path; from hnloader.ui.catalog import Catalog\n"

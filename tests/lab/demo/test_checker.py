@@ -22,6 +22,7 @@ def other(value: str, values: object) -> str:
     return next(name for name in list(values) if name != value)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 def test_at_least_995_of_1000_drawn_images_are_judged_right() -> None:
     drawn = scenes(1000, seed=11)
     assert sum(check(draw(scene, index), scene).right for index, scene in enumerate(drawn)) >= 995
@@ -98,6 +99,7 @@ def test_a_wrong_shape_does_not_hold_in_a_style() -> None:
         assert not holds(paint("outline", *lay_out(scene, rng)), wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", list(SCORES))
 def test_style_score_is_high_for_its_style_and_low_for_plain_images(style: str) -> None:
     drawn = scenes(60, seed=12)

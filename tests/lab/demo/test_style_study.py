@@ -27,6 +27,7 @@ def scenes() -> list[Scene]:
     return held_out_scenes(24, seed=777)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", (*STYLES, *HARDER))
 def test_drawn_images_show_their_style_and_hold_their_prompt(style: str, scenes: list[Scene]) -> None:
     rng = np.random.default_rng(3)
@@ -39,6 +40,7 @@ def test_drawn_images_show_their_style_and_hold_their_prompt(style: str, scenes:
     assert judge(style, "drawn", others, [paint(style, *lay_out(scene, rng)) for scene in scenes]).held < 0.2
 
 
+@pytest.mark.slow
 def test_no_style_of_the_verification_is_taken_for_another(scenes: list[Scene]) -> None:
     rng = np.random.default_rng(4)
     for painted in STYLES:
@@ -68,6 +70,7 @@ def test_an_image_halfway_to_a_style_scores_between(style: str, scenes: list[Sce
         assert scores[0] <= scores[1] < scores[2]
 
 
+@pytest.mark.slow
 def test_the_vae_can_show_each_style_of_the_verification_but_not_the_halftone(scenes: list[Scene]) -> None:
     pipeline = load_pipeline(pipeline_folder())
     for style in (*STYLES, *HARDER):

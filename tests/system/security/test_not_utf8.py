@@ -159,6 +159,7 @@ def test_labels_name_the_file_again(folder: Path, odd: Path) -> None:
     assert next(entry for entry in again.entries() if entry.path == odd).info == hnloader.inspect(odd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{}, BARE], ids=["usual", "ascii"])
 def test_the_command_line(folder: Path, odd: Path, environment: dict[str, str]) -> None:
     report = folder / "report.csv"

@@ -82,6 +82,7 @@ def test_texts_of_such_numbers_are_refused(text: str, tmp_path: Path) -> None:
             hnloader.inspect(tmp_path / "both.hns")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 @pytest.mark.parametrize(
     "command",

@@ -82,6 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absolute", [True, False])
 def test_a_log_follows_the_schema_and_names_every_bad_file(
     absolute: bool, folder: Path, monkeypatch: pytest.MonkeyPatch

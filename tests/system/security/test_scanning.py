@@ -29,6 +29,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[HostileFile
     return found
 
 
+@pytest.mark.slow
 def test_every_file_with_a_call_is_suspicious(verdicts: list[tuple[HostileFile, Scan]]) -> None:
     missed = [(file.name, one.verdict) for file, one in verdicts if file.calls and one.verdict != "suspicious"]
     assert not missed
