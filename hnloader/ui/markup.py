@@ -89,7 +89,7 @@ def status(text: str) -> str:
     return f'<div class="hnl-status" role="status">{escaped(text)}</div>' if text else ""
 
 
-def empty(title: str, lines: Sequence[str]) -> str:
+def empty(title: str, *lines: str) -> str:
     """Return a hint for a place without contents: what to do first."""
     body = "".join(f"<p>{escaped(line)}</p>" for line in lines)
     return f'<div class="hnl-empty"><h3>{escaped(title)}</h3>{body}</div>'

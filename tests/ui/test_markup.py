@@ -52,7 +52,7 @@ def test_no_text_becomes_a_tag_an_attribute_or_a_template(value: str) -> None:
         lambda one: markup.details(one, [one], "0" * 64),
         lambda one: markup.notice(one.problem or "x"),
         lambda one: markup.progress(1, 2, one.problem or "x"),
-        lambda one: markup.empty(one.file.name, [one.file.name]),
+        lambda one: markup.empty(one.file.name, one.file.name),
     ):
         found = make(given_text)
         assert Tags(found).found == Tags(make(harmless)).found

@@ -12,7 +12,7 @@ from hnloader.ui import jobs, markup
 from hnloader.ui.comparison_grid import Comparison, read_prompts, read_strengths
 from hnloader.ui.compat import html, image_output, listen, make, reveal, update
 from hnloader.ui.pages.choices import choices, chosen_files
-from hnloader.ui.pages.fields import IMAGE_SIZE, ImageValues, SettingFields, example_prompt, whole
+from hnloader.ui.pages.fields import IMAGE_SIZE, ImageValues, SettingFields, example_prompt, textbox, whole
 from hnloader.ui.pages.progress import complaint, ended, run_and_cancel, stop_with, updates
 from hnloader.ui.saving import save_numbered
 
@@ -26,10 +26,8 @@ __all__ = ["build"]
 
 _FIRST_STEPS = markup.empty(
     "Nothing to compare yet",
-    [
-        "Select one or more hypernetworks and press Compare.",
-        "If the list has no hypernetworks, Library shows where to put the files.",
-    ],
+    "Select one or more hypernetworks and press Compare.",
+    "If the list has no hypernetworks, Library shows where to put the files.",
 )
 
 
@@ -124,18 +122,13 @@ def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Any:
     settings = SettingFields(generator, "hnl-compare")
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
-            prompts = make(
-                "Textbox",
-                label="Prompts",
-                info="One per line",
-                placeholder="Describe the image",
-                value=example_prompt(host),
-                lines=3,
-                max_lines=10,
-                elem_id="hnl-compare-prompts",
-            )
+            hints = {"info": "One per line", "placeholder": "Describe the image", "value": example_prompt(host)}
+            prompts = textbox("Prompts", "hnl-compare-prompts", lines=3, max_lines=10, **hints)
             settings.negative_prompt()
-            files, strengths = _hypernetwork_fields()
+            several = {"value": [], "multiselect": True, "elem_id": "hnl-compare-files"}
+            files = make("Dropdown", label="Hypernetworks", choices=[], **several)
+            hint = "0: without hypernetworks"
+            strengths = textbox("Strengths", "hnl-compare-strengths", info=hint, value="0, 0.5, 1")
             with make("Row"):
                 seed = make("Number", label="Seed", value=0, precision=0, minimum=0, min_width=90)
                 seeds = make("Number", label="Seeds per prompt", value=1, precision=0, minimum=1, min_width=90)
@@ -157,16 +150,3 @@ def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Any:
     stop_with(cancel, token)
     listen(root.load, lambda: choices(catalog), [], [files])
     return files
-
-
-def _hypernetwork_fields() -> tuple[Any, Any]:
-    files = make("Dropdown", label="Hypernetworks", choices=[], value=[], multiselect=True, elem_id="hnl-compare-files")
-    strengths = make(
-        "Textbox",
-        label="Strengths",
-        info="0: without hypernetworks",
-        value="0, 0.5, 1",
-        max_lines=1,
-        elem_id="hnl-compare-strengths",
-    )
-    return files, strengths

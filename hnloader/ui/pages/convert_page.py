@@ -35,10 +35,8 @@ _EXISTING = ("skip", "rename", "overwrite")
 _MOST_ROWS = 300
 _FIRST_STEPS = markup.empty(
     "Nothing converted yet",
-    [
-        "Select files and press Convert. The originals stay.",
-        "If the list has no files, Library shows where to put them.",
-    ],
+    "Select files and press Convert. The originals stay.",
+    "If the list has no files, Library shows where to put them.",
 )
 
 

@@ -13,12 +13,12 @@ from hnloader.ui.page_host import EXAMPLE_PROMPT, ImageRequest
 if TYPE_CHECKING:
     from hnloader.ui.page_host import Generator, Host
 
-__all__ = ["IMAGE_SIZE", "MOST_PIXELS", "MOST_STEPS", "ImageValues", "SettingFields", "example_prompt", "whole"]
+__all__ = ["IMAGE_SIZE", "MOST_STEPS", "ImageValues", "SettingFields", "example_prompt", "slider", "textbox", "whole"]
 
 _DEFAULT = "model default"
 # Checked again in the handlers: a hand-made request can hold any value.
 MOST_STEPS = 100
-MOST_PIXELS = 4096  # a side
+_MOST_PIXELS = 4096  # a side
 # Bytes to reserve on the disk for a saved image.
 IMAGE_SIZE = 8 << 20
 
@@ -40,8 +40,8 @@ class ImageValues:
         if not 1 <= steps <= MOST_STEPS:
             raise SettingsError(f"Sampling steps: expected 1 to {MOST_STEPS}, got {steps:,}. Choose fewer or more.")
         for name, side in (("Width", self.width), ("Height", self.height)):
-            if not 0 <= (side or 0) <= MOST_PIXELS:
-                raise SettingsError(f"{name}: expected at most {MOST_PIXELS:,} pixels, got {side:,}.")
+            if not 0 <= (side or 0) <= _MOST_PIXELS:
+                raise SettingsError(f"{name}: expected at most {_MOST_PIXELS:,} pixels, got {side:,}.")
         return ImageRequest(
             prompt,
             self.negative or "",
@@ -62,37 +62,16 @@ class SettingFields:
 
     def negative_prompt(self) -> None:
         """Add the negative prompt."""
-        self.negative = make(
-            "Textbox",
-            label="Negative prompt",
-            placeholder="Describe what to avoid",
-            lines=1,
-            max_lines=3,
-            elem_id=f"{self._elem_id}-negative",
-        )
+        hint = "Describe what to avoid"
+        self.negative = textbox("Negative prompt", f"{self._elem_id}-negative", max_lines=3, placeholder=hint)
 
     def sampling(self) -> None:
         """Add sampling steps and CFG scale."""
         guidance = self._generator.default_guidance
         with make("Row"):
-            self.steps = make(
-                "Slider",
-                label="Sampling steps",
-                value=20,
-                minimum=1,
-                maximum=MOST_STEPS,
-                step=1,
-                elem_id=f"{self._elem_id}-steps",
-            )
-            self.guidance = make(
-                "Slider",
-                label="CFG scale",
-                value=guidance or 7.0,
-                minimum=1,
-                maximum=20,
-                step=0.5,
-                visible=guidance is not None,
-            )
+            self.steps = slider("Sampling steps", f"{self._elem_id}-steps", 20, (1, MOST_STEPS, 1))
+            span, shown = (1, 20, 0.5), guidance is not None
+            self.guidance = slider("CFG scale", f"{self._elem_id}-cfg", guidance or 7.0, span, visible=shown)
 
     def sampler_and_size(self) -> None:
         """Add sampler, width and height."""
@@ -108,6 +87,17 @@ class SettingFields:
     def inputs(self) -> list[Any]:
         """The components whose values `ImageValues` takes."""
         return [self.negative, self.steps, self.guidance, self.sampler, self.width, self.height]
+
+
+def textbox(label: str, elem_id: str, max_lines: int = 1, **options: Any) -> Any:
+    """Make a text field that grows up to `max_lines`."""
+    return make("Textbox", label=label, elem_id=elem_id, max_lines=max_lines, **{"lines": 1, **options})
+
+
+def slider(label: str, elem_id: str, value: float, span: tuple[float, float, float], **options: Any) -> Any:
+    """Make a slider; `span` is minimum, maximum and step."""
+    low, high, step = span
+    return make("Slider", label=label, elem_id=elem_id, value=value, minimum=low, maximum=high, step=step, **options)
 
 
 def example_prompt(host: Host) -> str:

@@ -15,7 +15,7 @@ from hnloader.ui import jobs, markup
 from hnloader.ui.compat import gallery, html, listen, make, reveal, update
 from hnloader.ui.page_host import ImageRequest
 from hnloader.ui.pages.choices import choices, chosen_files
-from hnloader.ui.pages.fields import IMAGE_SIZE, ImageValues, SettingFields, example_prompt, whole
+from hnloader.ui.pages.fields import IMAGE_SIZE, ImageValues, SettingFields, example_prompt, slider, textbox, whole
 from hnloader.ui.pages.library_page import tag_name
 from hnloader.ui.pages.progress import complaint, ended, run_and_cancel, stop_with, updates
 from hnloader.ui.saving import save_numbered
@@ -31,10 +31,8 @@ __all__ = ["MOST_IMAGES", "GeneratePage", "build", "with_tag"]
 MOST_IMAGES = 16  # at once
 _FIRST_STEPS = markup.empty(
     "No images yet",
-    [
-        "Press Generate to make one from the example prompt.",
-        "Then select a hypernetwork, press Add to prompt, and generate again to see what it changes.",
-    ],
+    "Press Generate to make one from the example prompt.",
+    "Then select a hypernetwork, press Add to prompt, and generate again to see what it changes.",
 )
 
 
@@ -144,48 +142,31 @@ def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Gene
     """Build the page within the open gradio context."""
     handlers = _Generate(host, catalog, generator)
     settings = SettingFields(generator, "hnl")
+    names = list(host.models.models()) if host.models is not None else []
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
             # One line that grows, so that Enter generates.
-            prompt = make(
-                "Textbox",
-                label="Prompt",
-                placeholder="Describe the image",
-                value=example_prompt(host),
-                lines=1,
-                max_lines=6,
-                elem_id="hnl-prompt",
-            )
+            hint = "Describe the image"
+            prompt = textbox("Prompt", "hnl-prompt", max_lines=6, placeholder=hint, value=example_prompt(host))
             settings.negative_prompt()
             run, cancel = run_and_cancel("Generate", "hnl-generate")
-            file, strength, add = _hypernetwork_fields()
+            with make("Row"):
+                file = make("Dropdown", label="Hypernetwork", choices=[], scale=3, min_width=160, elem_id="hnl-file")
+                strength = slider("Strength", "hnl-strength", 1.0, (-2, 2, 0.05), scale=3)
+            add = make("Button", "Add to prompt", size="sm", elem_id="hnl-add")
             settings.sampling()
             with make("Row"):
-                count = make(
-                    "Slider",
-                    label="Images",
-                    value=1,
-                    minimum=1,
-                    maximum=MOST_IMAGES,
-                    step=1,
-                    elem_id="hnl-count",
-                )
+                count = slider("Images", "hnl-count", 1, (1, MOST_IMAGES, 1))
                 seed = make("Number", label="Seed", info="-1: random", value=-1, precision=0, elem_id="hnl-seed")
-            names = list(host.models.models()) if host.models is not None else []
             with make("Accordion", "Model, sampler, size", open=len(names) > 1):
-                model = _model_field(names)
+                shown = {"value": names[0] if names else None, "visible": bool(names)}
+                model = make("Dropdown", label="Model", choices=names, elem_id="hnl-model", **shown)
                 settings.sampler_and_size()
         with make("Column", scale=7, min_width=360):
             status = html(_FIRST_STEPS, elem_id="hnl-generate-status")
             images = gallery(label="Images", columns=2, elem_id="hnl-images", visible=False)
-            text = make(
-                "Textbox",
-                label="Generation parameters",
-                lines=3,
-                max_lines=12,
-                interactive=False,
-                visible=False,
-                elem_id="hnl-parameters",
+            text = textbox(
+                "Generation parameters", "hnl-parameters", lines=3, max_lines=12, visible=False, interactive=False
             )
     token = make("State", None)
     for event in (run.click, prompt.submit, settings.negative.submit):
@@ -198,15 +179,3 @@ def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Gene
         listen(model.change, handlers.choose_model, [model, prompt], [settings.guidance, prompt, status])
     listen(root.load, lambda: choices(catalog), [], [file])
     return GeneratePage(prompt, file)
-
-
-def _hypernetwork_fields() -> tuple[Any, Any, Any]:
-    with make("Row"):
-        file = make("Dropdown", label="Hypernetwork", choices=[], scale=3, min_width=160, elem_id="hnl-file")
-        strength = make("Slider", label="Strength", value=1.0, minimum=-2, maximum=2, step=0.05, scale=3)
-    return file, strength, make("Button", "Add to prompt", size="sm", elem_id="hnl-add")
-
-
-def _model_field(names: list[str]) -> Any:
-    first = names[0] if names else None
-    return make("Dropdown", label="Model", choices=names, value=first, visible=bool(names), elem_id="hnl-model")

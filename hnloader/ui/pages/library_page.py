@@ -16,6 +16,7 @@ from hnloader.ui import markup
 from hnloader.ui.catalog import ALL, DUPLICATES, SORTS, Catalog, filters
 from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.compat import html, image_input, listen, make, reveal, update
+from hnloader.ui.pages.fields import textbox
 from hnloader.ui.sidecars import notes_path, read_notes, read_values, save_preview, strength_in
 
 if TYPE_CHECKING:
@@ -158,10 +159,10 @@ class _Library:
 
     def _empty(self) -> str:
         if self.catalog.entries():
-            return markup.empty("Nothing found", ["Try fewer words, or show all files."])
+            return markup.empty("Nothing found", "Try fewer words, or show all files.")
         folders = [str(folder) for folder in self.catalog.folders()]
         hint = "Put hypernetworks (.pt, .safetensors, .hns) into one of these folders, then press Refresh:"
-        return markup.empty("No hypernetworks yet", [hint, *folders])
+        return markup.empty("No hypernetworks yet", hint, *folders)
 
 
 def build(host: Host, catalog: Catalog, root: Any) -> LibraryPage:
@@ -212,16 +213,8 @@ def build(host: Host, catalog: Catalog, root: Any) -> LibraryPage:
 
 def _search_fields() -> tuple[Any, Any, Any, Any]:
     with make("Row"):
-        search = make(
-            "Textbox",
-            label="Search",
-            placeholder="name, folder, model, checkpoint, notes",
-            elem_id="hnl-search",
-            scale=4,
-            min_width=280,
-            lines=1,
-            max_lines=1,
-        )
+        hint = "name, folder, model, checkpoint, notes"
+        search = textbox("Search", "hnl-search", placeholder=hint, scale=4, min_width=280)
         sort = make("Dropdown", label="Sort by", choices=list(SORTS), value=SORTS[0], scale=1, min_width=140)
         only = make("Dropdown", label="Show", choices=list(filters()), value=ALL, scale=1, min_width=140)
         refresh = make("Button", "Refresh", scale=0, min_width=110, elem_id="hnl-refresh")
@@ -237,7 +230,7 @@ class _FileFields:
         label = "Use in Generate" if host.tag_button is None else host.tag_button.label
         self.use = make("Button", label, variant="primary", visible=False, elem_id="hnl-use")
         self.details = html()
-        self.notes = make("Textbox", label="Notes", lines=3, max_lines=12, elem_id="hnl-notes")
+        self.notes = textbox("Notes", "hnl-notes", lines=3, max_lines=12)
         self.save = make("Button", "Save notes", size="sm")
         with make("Accordion", "Change the preview image", open=False):
             self.image = image_input(label="Image", height=220)

@@ -206,7 +206,7 @@ class _Train:
     def _nothing(self) -> tuple[Any, ...]:
         lacking = self._trainings().missing()
         said = f"{lacking} {self._advice(self._trainings().python)}" if lacking else ""
-        empty = markup.empty("No training yet", ["Name a folder with 5 to 50 images, and press Start."])
+        empty = markup.empty("No training yet", "Name a folder with 5 to 50 images, and press Start.")
         idle = update(interactive=True), update(interactive=False), update(interactive=False)
         return update(choices=[], value=None), markup.notice(said, "bad"), empty, *idle
 
