@@ -75,18 +75,15 @@ def read_index(path: Path) -> dict[str, Any]:
     return records if isinstance(records, dict) else {}
 
 
-def write_index(path: Path, entries: Iterable[Entry]) -> bool:
-    """Replace an index. Returns False if the folder is not writable."""
+def write_index(path: Path, entries: Iterable[Entry]) -> None:
+    """Replace an index, if its folder is writable."""
     records = {entry.key: record for entry in entries if (record := _record(entry)) is not None}
     body = json.dumps(records, separators=(",", ":")).encode("ascii")
-    try:
+    with contextlib.suppress(HypernetworkError, OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_leftovers([path.parent])
         with replacing(path) as temporary:
             temporary.write_bytes(json.dumps(_head(body)).encode("ascii") + b"\n" + body)
-    except (HypernetworkError, OSError):
-        return False
-    return True
 
 
 def read_entry(record: Any, entry: Entry) -> Entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,13 @@ _FIRST_STEPS = markup.empty(
 )
 
 
+@dataclass
 class _Compare:
-    """Event handlers. Their inputs are those of `comparison`."""
+    """Event handlers. Their inputs are the parameters of `comparison`."""
 
-    def __init__(self, host: Host, catalog: Catalog, generator: Generator) -> None:
-        self.host = host
-        self.catalog = catalog
-        self.generator = generator
+    host: Host
+    catalog: Catalog
+    generator: Generator
 
     def comparison(
         self,

@@ -48,12 +48,12 @@ class ConvertPage:
     converted: Any
 
 
+@dataclass
 class _Convert:
     """Event handlers."""
 
-    def __init__(self, host: Host, catalog: Catalog) -> None:
-        self.host = host
-        self.catalog = catalog
+    host: Host
+    catalog: Catalog
 
     def run(
         self, scope: str, labels: list[str] | None, target: str, place: str, existing: str, report: bool

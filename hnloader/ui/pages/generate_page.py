@@ -44,13 +44,13 @@ class GeneratePage:
     file: Any
 
 
+@dataclass
 class _Generate:
     """Event handlers."""
 
-    def __init__(self, host: Host, catalog: Catalog, generator: Generator) -> None:
-        self.host = host
-        self.catalog = catalog
-        self.generator = generator
+    host: Host
+    catalog: Catalog
+    generator: Generator
 
     def add(self, prompt: str, label: str | None, strength: float) -> tuple[str, Any]:
         """Add the selected hypernetwork's tag to the prompt."""
@@ -159,15 +159,14 @@ def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Gene
                 count = slider("Images", "hnl-count", 1, (1, MOST_IMAGES, 1))
                 seed = make("Number", label="Seed", info="-1: random", value=-1, precision=0, elem_id="hnl-seed")
             with make("Accordion", "Model, sampler, size", open=len(names) > 1):
-                shown = {"value": names[0] if names else None, "visible": bool(names)}
-                model = make("Dropdown", label="Model", choices=names, elem_id="hnl-model", **shown)
+                first = {"value": names[0] if names else None, "visible": bool(names)}
+                model = make("Dropdown", label="Model", choices=names, elem_id="hnl-model", **first)
                 settings.sampler_and_size()
         with make("Column", scale=7, min_width=360):
             status = html(_FIRST_STEPS, elem_id="hnl-generate-status")
             images = gallery(label="Images", columns=2, elem_id="hnl-images", visible=False)
-            text = textbox(
-                "Generation parameters", "hnl-parameters", lines=3, max_lines=12, visible=False, interactive=False
-            )
+            hidden = {"interactive": False, "visible": False}
+            text = textbox("Generation parameters", "hnl-parameters", lines=3, max_lines=12, **hidden)
     token = make("State", None)
     for event in (run.click, prompt.submit, settings.negative.submit):
         outputs = [token, status, run, cancel, images, text]

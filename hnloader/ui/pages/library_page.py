@@ -47,12 +47,12 @@ class LibraryPage:
     refresh_after: Callable[[Any], Any]
 
 
+@dataclass
 class _Library:
     """Event handlers. The list's outputs are status, cards, page number, its label, and Previous and Next."""
 
-    def __init__(self, host: Host, catalog: Catalog) -> None:
-        self.host = host
-        self.catalog = catalog
+    host: Host
+    catalog: Catalog
 
     def load(self) -> Iterator[tuple[Any, ...]]:
         """Show the first page at once, then the state of the files while inspecting the others."""
