@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hnloader.texts import shown
+
 __all__ = ["Family", "all_families", "embedding_family", "families_of", "family_named", "family_of_model", "register"]
 
 # Layer names of diffusers' UNets. Temporal attention (`motion_modules`, `temp_attentions`) and the gated layers of
@@ -151,7 +153,7 @@ def register(family: Family) -> None:
     """
     if any(family.name == each.name or family.text_width == each.text_width for each in _families):
         raise ValueError(
-            f"Family {family.name!r}: the name or the text width {family.text_width} is taken. Choose others."
+            f"Family {shown(family.name)}: the name or the text width {family.text_width} is taken. Choose others."
         )
     _families.append(family)
 

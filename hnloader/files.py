@@ -1,4 +1,4 @@
-"""Writing files so that a half-written one is never seen under its final name, and what is asked of any file."""
+"""Open regular files only, and write files that appear under their name when they are complete."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# Files with this ending are ours, and no program reads them as anything.
+# Suffix of temporary files, which no program reads.
 TEMPORARY_SUFFIX = ".hnloader-part"
-# Bytes that the page and the API leave free on a disk.
+# Bytes that the page and the API keep free on a disk.
 RESERVE = 512 << 20
-# Where the bytes of the webuis' first short hash begin.
+# Start of the bytes in the webuis' first short hash.
 LEGACY_OFFSET = 1 << 20
-# Bytes of a text that people or programs keep beside files; a larger one is something else.
+# Largest text beside files, in bytes.
 LARGEST_TEXT = 16 << 20
-# What `open_regular` says of anything but a file.
 NOT_REGULAR = "it is a pipe, a socket or a device"
-# Where locks do not work, a temporary file that was not written to for this long belongs to no running program.
+# Without locks, a temporary file without changes for this long belongs to a program that was killed.
 _ABANDONED_AFTER = 600.0  # seconds
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raise HypernetworkError unless `needed` bytes find room in a folder and `RESERVE` bytes stay free after them.
+    """Raise HypernetworkError unless a folder's disk has room for `needed` bytes and `RESERVE` more.
 
-    For work that others may ask for again and again. The folder need not be there yet; where the system does not tell
-    how much is free, nothing is refused.
+    It limits work that others may request again and again. The folder may be missing. If the system does not report the
+    free space, it is enough.
     """
     place = next((each for each in (folder, *folder.absolute().parents) if each.is_dir()), folder)
     try:
@@ -50,29 +49,23 @@ def check_room(folder: Path, needed: int) -> None:
         return
     if free < needed + RESERVE:
         raise HypernetworkError(
-            f"the disk of {folder} has {free >> 20:,} MiB free; about {needed >> 20:,} MiB are needed, and "
-            f"{RESERVE >> 20} MiB are to stay free. Make room, or use the command line, which takes all there is."
+            f"{folder}: the disk has {free >> 20:,} MiB free, but the job needs about {needed >> 20:,} MiB and keeps "
+            f"{RESERVE >> 20} MiB free. Make room, or use the command line, which fills the disk."
         )
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user names, with `~` as the home folder.
-
-    Raises:
-        HypernetworkError: It names a user without a home folder, or holds a NUL.
-    """
+    """Return the path that a user gives, with `~` as the home folder; raise HypernetworkError if that is impossible."""
     if "\0" in os.fspath(path):
-        raise HypernetworkError(f"{shown(os.fspath(path))} cannot be opened: it holds a NUL character. Take it out.")
+        raise HypernetworkError(f"{shown(os.fspath(path))}: found a NUL character. Remove it from the path.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise HypernetworkError(f"{path} names a user who has no home folder here") from error
+        raise HypernetworkError(f"{path}: this user has no home folder. Write the whole path.") from error
 
 
 def open_regular(path: str | os.PathLike[str], *, buffering: int = -1) -> BinaryIO:
-    """Open a regular file for reading, and nothing else: a pipe waits for its writer, and a device may have no end.
-
-    All that lies beside a user's file or in a folder is opened by this.
+    """Open a regular file for reading. A pipe would wait for its writer, and a device may be endless.
 
     Raises:
         OSError: The path cannot be opened, holds a NUL, or leads to a folder, a pipe, a socket or a device.
@@ -81,7 +74,7 @@ def open_regular(path: str | os.PathLike[str], *, buffering: int = -1) -> Binary
 
 
 def read_regular(path: str | os.PathLike[str], largest: int = LARGEST_TEXT) -> bytes:
-    """Return all of a regular file that has at most `largest` bytes; raise OSError for any other."""
+    """Return the content of a regular file of at most `largest` bytes; raise OSError for another."""
     with open_regular(path) as file:
         data = file.read(largest + 1)
     if len(data) > largest:
@@ -90,13 +83,13 @@ def read_regular(path: str | os.PathLike[str], largest: int = LARGEST_TEXT) -> b
 
 
 def lock_file(path: Path) -> BinaryIO:
-    """Open a lock file for appending, which makes it where it is missing; raise OSError as `open_regular` does."""
+    """Open or make a lock file; raise OSError as `open_regular` does."""
     return _open(path, "ab", -1)
 
 
 def _open(path: str | os.PathLike[str], mode: str, buffering: int) -> BinaryIO:
     try:
-        # A device, and who writes into a pipe, would notice the opening; that of a missing file takes longer.
+        # Check first: a device and the writer of a pipe notice the opening. `lexists` keeps a missing file fast.
         if mode == "rb" or os.path.lexists(path):
             _check_regular(Path(path).stat(), os.fspath(path))
         return cast(BinaryIO, open(path, mode, buffering, opener=_opened_regular))
@@ -105,7 +98,7 @@ def _open(path: str | os.PathLike[str], mode: str, buffering: int) -> BinaryIO:
 
 
 def _opened_regular(path: str, flags: int) -> int:
-    """An opener for `open`. What it opened is looked at, as the path may lead elsewhere by then."""
+    """Open for `open`, and check the open file, because the path may lead elsewhere by then."""
     handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0), 0o666)
     try:
         _check_regular(os.fstat(handle), path)
@@ -123,9 +116,9 @@ def _check_regular(status: os.stat_result, path: str) -> None:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """sha256 of a whole file in hex, read in pieces. Raises OSError where it cannot be read."""
+    """Return the sha256 of a file in hex, or raise OSError."""
     digest = hashlib.sha256()
-    # One buffer for all pieces: to get new memory from the system takes longer than to read into it.
+    # One buffer for all pieces: new memory takes longer than reading into it.
     buffer = memoryview(bytearray(1 << 20))
     with open_regular(path, buffering=0) as file:
         while read := file.readinto(buffer):  # type: ignore[attr-defined]
@@ -134,24 +127,25 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def legacy_hash_of(file: BinaryIO) -> str:
-    """The 8 hex digits that the webuis of 2022 showed: of the sha256 of 64 KiB at 1 MiB, or of nothing."""
+    """Return the short hash of the webuis of 2022: 8 hex digits of the sha256 of 64 KiB at 1 MiB, or of nothing."""
     file.seek(LEGACY_OFFSET)
     return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where it is missing. Raises HypernetworkError where it cannot be made."""
+    """Make a folder and its parents if they are missing, or raise HypernetworkError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a NUL
-        raise HypernetworkError(f"cannot write into {folder}: {getattr(error, 'strerror', None) or error}") from error
+        raise HypernetworkError(
+            f"{folder}: cannot write into the folder ({_reason(error)}). Choose another."
+        ) from error
 
 
 def open_new(path: Path) -> BinaryIO:
-    """Open for writing what is new or, as a temporary file of `replacing`, empty; raises OSError.
+    """Open a new file, or an empty temporary file of `replacing`, for writing; raises OSError.
 
-    It is not cut off to no length, as "wb" would do: ext4 takes that as a sign that an old file is being replaced, and
-    lets `close` wait until all data are on their way to the disk.
+    Unlike "wb" it does not truncate. On ext4 that looks like replacing an old file, and `close` waits for the disk.
     """
     return open(path, "wb", opener=lambda name, flags: os.open(name, flags & ~os.O_TRUNC, 0o666))
 
@@ -164,26 +158,24 @@ def replacing(
     overwrite: bool = True,
     sources: Iterable[str | os.PathLike[str]] = (),
 ) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, it takes the name `path`.
+    """Yield a temporary path beside `path`, and rename the file to `path` after the block.
 
-    The temporary file is in the same folder, so that the rename is atomic. When the block fails, is
-    interrupted, or the disk is full, the temporary file is removed and whatever stood at `path` is untouched.
-    What is left after a program was killed, `remove_leftovers` removes.
+    If the block fails, is interrupted, or the disk is full, the temporary file is removed and the old file stays.
+    `remove_leftovers` removes the temporary files of killed programs.
 
-    A file that replaces another keeps its permissions; those of a new one follow the umask. Those who cannot read one
-    of the `sources` cannot read the file either, nor the temporary one.
+    A file that replaces another keeps its permissions, and a new one follows the umask. Users who cannot read one of
+    the `sources` can read neither the file nor the temporary file.
 
     Args:
-        path: Where the file is to stand.
-        flush: Wait until the disk has all of it before it takes its name, so that a loss of power leaves no file cut
-            off under that name. Without, it is as safe as what `cp` writes.
-        overwrite: Replace what stands at `path`; False raises an error instead, also where it appears meanwhile.
-        sources: The files whose contents go into this one.
+        path: Path of the file.
+        flush: Wait for the disk before the rename, so that a loss of power leaves no truncated file. Default: True.
+        overwrite: Replace an existing file. Default: True. False raises an error, even if the file appears later.
+        sources: The files whose content goes into this one. Default: none.
 
     Raises:
-        ExistingFileError: `path` exists and is to stay.
-        HypernetworkError: The folder is missing or not writable, the disk is full, or a pipe, a socket or a device
-            stands at `path`.
+        ExistingFileError: `path` exists and `overwrite` is False.
+        HypernetworkError: The folder is missing or not writable, the disk is full, or `path` is a pipe, a socket or a
+            device.
     """
     with replacing_together({Path(path): sources}, flush=flush, overwrite=overwrite) as (temporary,):
         yield temporary
@@ -193,13 +185,12 @@ def replacing(
 def replacing_together(
     sources: Mapping[Path, Iterable[str | os.PathLike[str]]], *, flush: bool = True, overwrite: bool = True
 ) -> Iterator[tuple[Path, ...]]:
-    """Do what `replacing` does for files that belong together: all of them take their names, or none does.
+    """Replace several files as `replacing` does: all of them, or none.
 
-    They take them one right after the other, in the order given. Where one cannot, those before get back what stood
-    there.
+    The renames follow each other in the given order. If one fails, the earlier files are restored.
 
     Args:
-        sources: The files to write, with the sources of each.
+        sources: Paths of the files, with the sources of each.
         flush: See `replacing`.
         overwrite: See `replacing`.
     """
@@ -211,12 +202,12 @@ def replacing_together(
                 part.finish(flush)
             _take_names(parts, overwrite)
         except OSError as error:
-            raise HypernetworkError(f"cannot write {parts[0].target}: {error.strerror or error}") from error
+            raise _not_written(parts[0].target, error) from error
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A file of `replacing_together`: the path of its temporary file, and what stood at its target before."""
+    """A file of `replacing_together`: its path, its temporary file, and the status of the old file."""
 
     target: Path
     temporary: Path
@@ -224,12 +215,12 @@ class _Part:
     mode: int
 
     def finish(self, flush: bool) -> None:
-        """Give the temporary file the owner and the permissions of the old one, and wait for the disk."""
+        """Wait for the disk, and give the temporary file the owner and the permissions of the old file."""
         if flush:
             _flush(self.temporary)
         if self.old is not None:
             if hasattr(os, "chown"):
-                with contextlib.suppress(OSError):  # only a system's administrator may give files away
+                with contextlib.suppress(OSError):  # only administrators can change the owner
                     os.chown(self.temporary, self.old.st_uid, self.old.st_gid)
             self.temporary.chmod(self.mode)
 
@@ -241,43 +232,47 @@ def _part(target: Path, withheld: int, overwrite: bool) -> Iterator[_Part]:
             check_free(target)
         old = _old(target)
         mode = (0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777) & ~withheld
-        # The owner can always write to the temporary file; the umask narrows it for the others.
+        # The owner can always write to the temporary file; the umask limits the others.
         temporary, handle = _create(target, (mode | 0o600) & 0o666)
     except (OSError, ValueError) as error:
-        raise HypernetworkError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
+        raise _not_written(target, error) from error
     try:
         with _kept_open(handle):
             yield _Part(target, temporary, old, mode)
     finally:
-        # Gone under its final name; or the disk refuses even this, and what went wrong before is to be told.
+        # It was renamed; or removing it fails too, and the first error matters.
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def check_free(path: Path) -> None:
-    """Raise ExistingFileError where something stands at `path`, a link that leads nowhere included."""
+    """Raise ExistingFileError if `path` exists, even as a broken link."""
     if os.path.lexists(path):
         raise _existing(path)
 
 
 def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
-    """Return whether two paths lead to one file, by links or by another spelling; False where one is missing."""
+    """Return True if two paths lead to one file, by links or another spelling; False if one is missing."""
     try:
         return Path(one).samefile(other)
     except (OSError, ValueError):
         return False
 
 
+def _not_written(target: Path, error: Exception) -> HypernetworkError:
+    return HypernetworkError(f"{target}: cannot write the file ({_reason(error)}). Check the folder and the disk.")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
 def _existing(target: Path) -> ExistingFileError:
-    return ExistingFileError(f"{target} exists. Overwrite it or choose another name.")
+    return ExistingFileError(f"{target}: the file exists. Overwrite it or choose another name.")
 
 
 def _old(target: Path) -> os.stat_result | None:
-    """Return what the system says of the file at `target`; None where there is none.
-
-    Raises:
-        OSError: A pipe, a socket or a device stands there: `/dev/stdout` would become a file.
-    """
+    """Return the status of the file at `target`, None if missing; raise OSError for a device such as `/dev/stdout`."""
     try:
         status = target.stat()
     except OSError:
@@ -289,7 +284,7 @@ def _old(target: Path) -> os.stat_result | None:
 
 
 def _withheld(sources: Iterable[str | os.PathLike[str]]) -> int:
-    """All permission bits of the group, and of the others, where they cannot read one of the sources."""
+    """Return the permission bits of the group and of others, if they cannot read one of the sources."""
     bits = 0
     for source in sources:
         with contextlib.suppress(OSError):
@@ -320,7 +315,7 @@ def _take_names(parts: Sequence[_Part], overwrite: bool) -> None:
 def _take_name(part: _Part, overwrite: bool) -> None:
     if not overwrite:
         try:
-            # Unlike a rename, this fails where the name was given to another file meanwhile.
+            # Unlike a rename, this fails if another file got the name.
             os.link(part.temporary, part.target)
         except FileExistsError as error:
             raise _existing(part.target) from error
@@ -333,7 +328,7 @@ def _take_name(part: _Part, overwrite: bool) -> None:
 
 
 def _kept(target: Path) -> Path | None:
-    """The file at `target` under a second, temporary name; None where there is none or no name can be given."""
+    """Return a second, temporary name of the file at `target`, None if it is missing."""
     kept = target.with_name(f".{target.name[:50]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     if not os.path.lexists(target):
         return None
@@ -346,17 +341,16 @@ def _kept(target: Path) -> Path | None:
 
 @contextlib.contextmanager
 def held(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs, so that one program at a time does what it stands for.
+    """Hold the lock file `path` while the block runs, so that one program at a time does the job.
 
-    The file stays; the lock ends with the block or with the program, however that ends. Where the file cannot be
-    made or the file system has no locks, nothing is held.
+    The file stays; the lock ends with the block or the program. Without file locks, nothing is held.
 
     Args:
-        path: the lock file; its folder is made where it is missing.
-        refusal: what the error says when another program holds it.
+        path: The lock file. Its folder is made if it is missing.
+        refusal: Message if another program holds the lock.
 
     Raises:
-        HypernetworkError: another program holds it.
+        HypernetworkError: Another program holds the lock.
     """
     with contextlib.ExitStack() as stack:
         if fcntl is not None:
@@ -366,19 +360,15 @@ def held(path: Path, refusal: str) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise HypernetworkError(refusal) from error
-            except (OSError, ValueError):  # a folder that cannot be written, a NUL, a file system without locks
+            except (OSError, ValueError):  # a read-only folder, a NUL, a file system without locks
                 pass
         yield
 
 
 def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
-    """Remove the temporary files of `replacing` that killed programs left in these folders (not below them).
+    """Remove the temporary files that killed programs left in these folders, and return their paths.
 
-    Files that a running program writes at this moment stay. Folders that are missing or not readable are
-    passed over, as are files that cannot be removed.
-
-    Returns:
-        What was removed.
+    Files of running programs stay. Missing and unreadable folders, and files that cannot be removed, are skipped.
     """
     removed = []
     for folder in dict.fromkeys(folders):
@@ -392,16 +382,16 @@ def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
 
 
 def _create(target: Path, mode: int) -> tuple[Path, int]:
-    """A new temporary file beside `target`, open and locked: the system drops the lock however the program ends."""
+    """Make a temporary file beside `target`, open and locked; the system drops the lock if the program is killed."""
     while True:
         temporary = target.with_name(f".{target.name[:50]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
-        # The system applies the umask: asking for it means setting it, for all threads of the program.
+        # The system applies the umask; reading it means setting it, for all threads.
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         if fcntl is None:
             return temporary, handle
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        # Before the lock was there, another program may have taken it for a leftover and removed it.
+        # Before the lock, another program may have removed the file as a leftover.
         if temporary.exists():
             return temporary, handle
         os.close(handle)
@@ -409,9 +399,9 @@ def _create(target: Path, mode: int) -> tuple[Path, int]:
 
 @contextlib.contextmanager
 def _kept_open(handle: int) -> Iterator[None]:
-    """Keep the file, and with it the lock, until the end."""
+    """Keep the file and its lock until the block ends."""
     if fcntl is None:
-        os.close(handle)  # Windows renames no open file
+        os.close(handle)  # Windows does not rename open files
         yield
         return
     try:
@@ -430,7 +420,7 @@ def _removed_unless_in_use(path: Path) -> bool:
             except OSError:  # a file system without locks
                 pass
             else:
-                path.unlink()  # with the lock held, so that nobody begins to write to it in between
+                path.unlink()  # with the lock held, so that no program can take it meanwhile
                 return True
     if time.time() - path.stat().st_mtime < _ABANDONED_AFTER:
         return False
@@ -439,5 +429,5 @@ def _removed_unless_in_use(path: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    with path.open("r+b") as file:  # Windows flushes only what is open for writing
+    with path.open("r+b") as file:  # Windows flushes only files that are open for writing
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Walking through folders: symbolic links followed, loops entered once, nothing that fails stops the walk."""
+"""Walk through folders: follow links, enter loops once, and survive errors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Kind = Literal["file", "folder", "special", "broken link", "unreadable folder"]
 
 @dataclass(frozen=True)
 class Entry:
-    """Something below the folder that is walked through.
+    """An entry below the folder of a walk.
 
     Attributes:
-        path: where it is.
-        relative: the same, below the folder.
-        kind: "file" and "folder" also for links that lead to one; "special" is a pipe, socket or device.
-        reason: what the file system says of a link or folder that leads nowhere.
+        path: Path of the entry.
+        relative: Path below the folder.
+        kind: Kind of the entry or of the target of a link. "special" is a pipe, socket or device.
+        reason: Error of the file system for a broken link or an unreadable folder.
     """
 
     path: Path
@@ -30,11 +30,10 @@ class Entry:
 
 
 def walk(folder: Path, leave_out: Callable[[PurePath], bool] = lambda relative: False) -> Iterator[Entry]:
-    """Everything below `folder`, but for what `leave_out` says True of, and what lies below that.
+    """Yield everything below `folder`, except entries that `leave_out` returns True for and everything below them.
 
-    Symbolic links are followed, each folder being entered once however often links lead to it. Breadth first
-    and real folders before links, so that an entry has the shortest name that leads to it; by name within a
-    folder. A folder that cannot be read is yielded as an "unreadable folder" after it was yielded as a "folder".
+    Follows links, but enters each folder once. Order: breadth first, real folders before links, so that an entry has
+    its shortest name; then by name. An unreadable folder follows as a second entry after its "folder".
     """
     entered = set()
     pending = deque([(folder, PurePath())])
@@ -42,13 +41,13 @@ def walk(folder: Path, leave_out: Callable[[PurePath], bool] = lambda relative: 
         place, relative = pending.popleft()
         try:
             status = place.stat()
-            # Some Windows file systems have no inode numbers; there the resolved path tells folders apart.
+            # Some Windows file systems have no inode numbers; there the resolved path identifies a folder.
             identity = (status.st_dev, status.st_ino) if status.st_ino else place.resolve()
             if identity in entered:
                 continue
             entered.add(identity)
             found = sorted(os.scandir(place), key=lambda entry: (entry.is_symlink(), entry.name))
-        except (OSError, RuntimeError, ValueError) as error:  # gone, not readable, a loop of links, a NUL
+        except (OSError, RuntimeError, ValueError) as error:  # deleted, not readable, a loop of links, a NUL
             yield Entry(place, relative, "unreadable folder", _reason(error))
             continue
         for entry in found:
@@ -68,7 +67,7 @@ def _kind(entry: os.DirEntry[str]) -> tuple[Kind, str]:
         if entry.is_file():
             return "file", ""
         entry.stat()
-    except OSError as error:  # a link that leads nowhere, or in a circle
+    except OSError as error:  # a link to nothing, or a circle of links
         return "broken link", _reason(error)
     return "special", ""
 

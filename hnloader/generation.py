@@ -1,12 +1,12 @@
-"""Making images with a diffusers model and hypernetworks.
+"""Generate images with a diffusers model and hypernetworks.
 
     model = load_model("path/or/hub-name")
     settings = Settings(prompt="a red circle <hypernet:ink:0.8>", seed=1, count=4)
     for image in generate(model, settings, Library(["hypernetworks"])):
         image.image.save(f"{image.seed}.png")
 
-Every image of a run has its own seed (seed, seed + 1, ...) and is made alone: any of them can be made again
-by its own seed, to the same pixels on the same machine.
+The images of a run have the seeds seed, seed + 1, ... and each is generated separately. So each can be generated again
+by its own seed, with the same pixels on the same machine.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hnloader._version import __version__
 from hnloader.errors import HypernetworkNotFoundError, ModelError, SettingsError
 from hnloader.files import expanded
 from hnloader.hashes import find_named
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from hnloader.attention import Application
     from hnloader.network import Hypernetwork
 
+__all__ = ["GeneratedImage", "Settings", "Step", "generate", "sweep"]
+
 LARGEST_SEED = 2**32 - 1
 MOST_STEPS = 10_000
 
@@ -43,20 +46,27 @@ Progress = Callable[["Step"], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to make.
+    """Settings of the images to generate.
 
-    Attributes:
-        prompt: may hold `<hypernet:...>` tags (see `hnloader.prompt`).
-        hypernetworks: applied after those in the prompt, in this order. A name here may be the path of a
-            file; in the prompt it is only ever looked up in the library.
-        seed: of the first image, 0 to 2**32 - 1; None draws one.
-        count: number of images.
-        steps: sampling steps.
-        guidance: classifier-free guidance (CFG) scale; 1 turns it off.
-        width, height: pixels; None is the model's own size.
-        sampler: a key of `hnloader.pipelines.SAMPLERS`; None is the model's own scheduler.
-        init_image: starts from this image (img2img), scaled and cropped to the size.
-        denoise: how much of `init_image` is made anew, above 0 and up to 1.
+    Args:
+        prompt: The prompt. It may hold `<hypernet:...>` tags; see `hnloader.prompt`.
+        negative_prompt: The negative prompt. Default: empty.
+        hypernetworks: Hypernetworks to apply after those in the prompt, in this order. Their names may be paths of
+            files; names in the prompt are looked up in the library only. Default: none.
+        seed: Seed of the first image, 0 to 2**32 - 1. Default: a random seed.
+        count: Number of images. Default: 1.
+        steps: Number of sampling steps. Default: 20.
+        guidance: Scale of classifier-free guidance (CFG); 1 turns it off. Default: 7.
+        width: Width in pixels. Default: the model's own.
+        height: Height in pixels. Default: the model's own.
+        sampler: Key of `hnloader.pipelines.SAMPLERS`, such as `euler_a`. Default: the model's own scheduler.
+        init_image: Image to start from (img2img), scaled and cropped to the size. Default: noise.
+        denoise: Share of `init_image` that changes, above 0 and up to 1. Default: 0.75.
+
+    Example:
+        >>> from hnloader.generation import Settings
+        >>> Settings("a castle <hypernet:outline:0.8>", seed=1).steps
+        20
     """
 
     prompt: str
@@ -75,7 +85,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """How far a run is: `image` of `images` (from 1), `step` of `steps` of that image (from 1)."""
+    """The progress of a run.
+
+    Args:
+        image: Number of the image, from 1.
+        images: Number of all images.
+        step: Number of the sampling step, from 1.
+        steps: Number of all steps of the image.
+
+    Example:
+        >>> from hnloader.generation import Step
+        >>> Step(image=1, images=4, step=20, steps=20).step
+        20
+    """
 
     image: int
     images: int
@@ -85,7 +107,23 @@ class Step:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """A finished image, its seed and parameters. `censored`: the model's safety checker blacked it out."""
+    """A finished image.
+
+    Args:
+        image: The image.
+        seed: Its seed.
+        infotext: Its prompt and settings, as the webuis write them into images.
+        censored: True if the model's safety checker made it black. Default: False.
+
+    Example:
+        >>> from hnloader.demo import pipeline_folder
+        >>> from hnloader.generation import Settings, generate
+        >>> from hnloader.pipelines import load_model
+        >>> model = load_model(pipeline_folder(), device="cpu")
+        >>> made = next(generate(model, Settings("a red circle", seed=7, steps=1)))
+        >>> made.seed, made.infotext.settings["Steps"]
+        (7, '1')
+    """
 
     image: Image
     seed: int
@@ -95,7 +133,7 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class Applied:
-    """A hypernetwork as it is applied: what was asked for and the file, with its sha256's first 10 digits."""
+    """A hypernetwork in a run: its tag, its file, and the first 10 digits of the file's sha256."""
 
     tag: Tag
     path: Path
@@ -104,11 +142,11 @@ class Applied:
 
     @property
     def name(self) -> str:
-        """The file's stem, as a tag can write it."""
+        """The file's stem, without the `>` that a tag cannot hold."""
         return self.path.stem.replace(">", "_")
 
     def application(self) -> Application:
-        """What `hnloader.attach` takes."""
+        """Return the argument for `hnloader.attach`."""
         from hnloader.attention import Application
 
         tag = self.tag
@@ -119,13 +157,34 @@ class Applied:
 def generate(
     model: Model, settings: Settings, library: Library | None = None, *, progress: Progress | None = None
 ) -> Iterator[GeneratedImage]:
-    """Make `settings.count` images, one after the other.
+    """Generate `settings.count` images, one after the other.
 
-    `progress` is called after every sampling step. To stop between images, close the iterator; to stop
-    within one, raise from `progress`. Between images and after either, the model is as it was before.
+    Between images the model is unchanged. To stop between images, close the iterator. To stop within an image, raise an
+    exception from `progress`.
 
-    Raises HypernetworkError and its subclasses: a hypernetwork is not found, damaged, or fits no layer of the
-    model; a setting is out of range.
+    Args:
+        model: The model.
+        settings: The settings.
+        library: The library that finds the hypernetworks in the prompt. Default: an empty library.
+        progress: Function to call after every sampling step. Default: none.
+
+    Returns:
+        An iterator of the images.
+
+    Raises:
+        HypernetworkError: A hypernetwork is unknown, damaged, or matches no layer of the model.
+        SettingsError: A setting is out of range.
+
+    Example:
+        >>> from hnloader.demo import hypernetwork_paths, pipeline_folder
+        >>> from hnloader.generation import Settings, generate
+        >>> from hnloader.library import Library
+        >>> from hnloader.pipelines import load_model
+        >>> model = load_model(pipeline_folder(), device="cpu")
+        >>> library = Library([hypernetwork_paths()["outline"].parent])
+        >>> settings = Settings("a large red circle <hypernet:outline:0.8>", seed=1, count=2, steps=1)
+        >>> [(made.seed, made.image.size) for made in generate(model, settings, library)]
+        [(1, (64, 64)), (2, (64, 64))]
     """
     run = _Run.prepare(model, settings, library or Library([]))
     for index in range(settings.count):
@@ -140,13 +199,36 @@ def sweep(
     *,
     progress: Progress | None = None,
 ) -> Iterator[tuple[float, GeneratedImage]]:
-    """The images of `generate` at several strengths: for each seed, each factor times every strength.
+    """Generate the images of `generate` at several strengths: each factor times every strength.
 
-    Yields (factor, image) seed by seed, in the order of `factors`. Raises what `generate` raises.
+    Args:
+        model: The model.
+        settings: The settings, with at least one hypernetwork.
+        factors: Factors on the strengths.
+        library: The library that finds the hypernetworks in the prompt. Default: an empty library.
+        progress: Function to call after every sampling step. Default: none.
+
+    Returns:
+        An iterator of (factor, image), seed by seed, in the order of `factors`.
+
+    Raises:
+        HypernetworkError: A hypernetwork is unknown, damaged, or matches no layer of the model.
+        SettingsError: A setting is out of range, or the settings name no hypernetwork.
+
+    Example:
+        >>> from hnloader.demo import hypernetwork_paths, pipeline_folder
+        >>> from hnloader.generation import Settings, sweep
+        >>> from hnloader.library import Library
+        >>> from hnloader.pipelines import load_model
+        >>> model = load_model(pipeline_folder(), device="cpu")
+        >>> library = Library([hypernetwork_paths()["outline"].parent])
+        >>> settings = Settings("a large red circle <hypernet:outline>", seed=1, steps=1)
+        >>> [factor for factor, made in sweep(model, settings, [0.5, 1], library)]
+        [0.5, 1]
     """
     run = _Run.prepare(model, settings, library or Library([]))
     if not run.applied:
-        raise SettingsError("A sweep over strengths needs a hypernetwork.")
+        raise SettingsError("Sweep over strengths: the settings name no hypernetwork. Add one.")
     for index in range(settings.count):
         for factor in factors:
             applied = [replace(one, tag=replace(one.tag, strength=one.tag.strength * factor)) for one in run.applied]
@@ -154,10 +236,7 @@ def sweep(
 
 
 def load_hypernetworks(tags: Sequence[Tag], library: Library, *, paths: bool = False) -> list[Applied]:
-    """Find and load what tags name, each file once. With `paths`, a name may also be the path of a file.
-
-    Raises HypernetworkError.
-    """
+    """Find and load the hypernetworks of tags, each file once. With `paths`, a name may be the path of a file."""
     from hnloader.inspection import inspect
     from hnloader.loading import load
 
@@ -173,20 +252,20 @@ def load_hypernetworks(tags: Sequence[Tag], library: Library, *, paths: bool = F
 
 
 def find_file(name: str, library: Library) -> Path:
-    """The file of a hypernetwork named by path or by name. Raises HypernetworkNotFoundError."""
+    """Return the file of a hypernetwork by its path or name, or raise HypernetworkNotFoundError."""
     path = expanded(name)
     if path.is_file():
         return path
     if path.is_dir():
-        raise HypernetworkNotFoundError(f"{name} is a folder, not a hypernetwork file.")
+        raise HypernetworkNotFoundError(f"{name}: found a folder. Give a hypernetwork file.")
     if path.is_absolute() or path.parts[:1] == ("..",) or name.startswith(("./", ".\\", "~")):
-        raise HypernetworkNotFoundError(f"There is no file {name}.")
+        raise HypernetworkNotFoundError(f"{name}: found no such file. Check the path.")
     return find_named(library, name)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run's settings with everything in them decided."""
+    """The settings of a run, with all defaults filled in."""
 
     model: Model
     pipeline: Any  # text to image or image to image
@@ -215,7 +294,7 @@ class _Run:
         return _Run(model, pipeline, settings, parsed.prompt, applied, seed, width, height, scheduler)
 
     def image(self, index: int, applied: Sequence[Applied], progress: Progress | None) -> GeneratedImage:
-        """Make one image, and leave the model as it was."""
+        """Generate one image, and restore the model."""
         seed = self.seed + index
         with _scheduled(self.pipeline, self.scheduler), _attached(self.pipeline, applied):
             result = self.pipeline(**self._inputs(seed), callback_on_step_end=self._callback(index, progress))
@@ -229,7 +308,7 @@ class _Run:
             "negative_prompt": settings.negative_prompt,
             "num_inference_steps": settings.steps,
             "guidance_scale": settings.guidance,
-            # On the CPU wherever the model is, so that a seed gives the same noise on every device.
+            # On the CPU, so that a seed gives the same noise on every device.
             "generator": torch.Generator("cpu").manual_seed(seed),
             "callback_on_step_end_tensor_inputs": [],
         }
@@ -261,8 +340,8 @@ class _Run:
             values["Denoising strength"] = format_number(settings.denoise)
         if applied:
             values["Hypernet hashes"] = ", ".join(dict.fromkeys(f"{one.name}: {one.hash}" for one in applied))
-        values["Version"] = f"hnloader {_version()}"
-        # At the end and in their order: a webui that reads this applies the same ones to the same words.
+        values["Version"] = f"hnloader {__version__}"
+        # At the end and in order: a webui that reads this applies the same hypernetworks to the same words.
         words = [self.prompt.strip(), *(str(replace(one.tag, name=one.name)) for one in applied)]
         return Infotext(" ".join(filter(None, words)), settings.negative_prompt, values)
 
@@ -270,34 +349,35 @@ class _Run:
 def _check(settings: Settings) -> None:
     seed = settings.seed or 0
     problems = {
-        "count is at least 1": settings.count < 1,
-        "steps is at least 1": settings.steps < 1,
-        f"steps is at most {MOST_STEPS:,}": settings.steps > MOST_STEPS,
-        "denoise is above 0 and at most 1": not 0 < settings.denoise <= 1,
-        f"seeds are 0 to {LARGEST_SEED}": seed < 0 or seed + settings.count - 1 > LARGEST_SEED,
-        "guidance is a finite number": not is_finite(settings.guidance),
+        f"count: found {settings.count}. Use at least 1.": settings.count < 1,
+        f"steps: found {settings.steps}. Use 1 to {MOST_STEPS:,}.": not 1 <= settings.steps <= MOST_STEPS,
+        f"denoise: found {settings.denoise}. Use a number above 0 and at most 1.": not 0 < settings.denoise <= 1,
+        f"seed: found {seed} for {settings.count} images. Use seeds from 0 to {LARGEST_SEED}.": (
+            seed < 0 or seed + settings.count - 1 > LARGEST_SEED
+        ),
+        f"guidance: found {settings.guidance}. Use a finite number.": not is_finite(settings.guidance),
     }
-    for rule, broken in problems.items():
-        if broken:
-            raise SettingsError(f"This run is impossible: {rule}.")
+    for problem, found in problems.items():
+        if found:
+            raise SettingsError(f"Setting {problem}")
     if settings.init_image is not None and int(settings.steps * settings.denoise) < 1:
         raise SettingsError(
-            f"With denoise {format_number(settings.denoise)}, {settings.steps} steps leave none to do. "
-            f"Take {math.ceil(1 / settings.denoise)} steps or more."
+            f"Setting steps: {settings.steps} steps with denoise {format_number(settings.denoise)} leave no step. "
+            f"Use at least {math.ceil(1 / settings.denoise)} steps."
         )
 
 
 def _size(pipeline: Any, settings: Settings) -> tuple[int, int]:
-    """Width and height in pixels. Raises SettingsError where the model cannot make that size."""
+    """Return width and height in pixels, or raise SettingsError if the model cannot make that size."""
     grain = pipeline.vae_scale_factor
     native = pipeline.unet.config.sample_size
     high, wide = (native, native) if isinstance(native, int) else native
     width, height = settings.width or wide * grain, settings.height or high * grain
     for what, pixels in (("width", width), ("height", height)):
-        # Diffusers' pipelines ask for multiples of 8 whatever the factor of their VAE is.
+        # The pipelines of diffusers require multiples of 8, whatever the factor of their VAE.
         multiple = max(8, grain)
         if pixels < multiple or pixels % multiple:
-            raise SettingsError(f"The {what} is {pixels}; this model makes multiples of {multiple}.")
+            raise SettingsError(f"Setting {what}: found {pixels}. Use a multiple of {multiple}.")
     return width, height
 
 
@@ -308,7 +388,9 @@ def _image_to_image(pipeline: Any) -> Any:
         with quiet():
             changed = AutoPipelineForImage2Image.from_pipe(pipeline)
     except ValueError as error:
-        raise ModelError(f"A {type(pipeline).__name__} cannot start from an image.") from error
+        raise ModelError(
+            f"A {type(pipeline).__name__} cannot start from an image. Leave out the image, or use another model."
+        ) from error
     changed.set_progress_bar_config(disable=True)
     return changed
 
@@ -337,9 +419,3 @@ def _attached(pipeline: Any, applied: Sequence[Applied]) -> contextlib.AbstractC
     from hnloader.attention import attach
 
     return attach(pipeline, [one.application() for one in applied])
-
-
-def _version() -> str:
-    from hnloader._version import __version__
-
-    return __version__

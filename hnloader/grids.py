@@ -1,4 +1,4 @@
-"""A labeled grid of images, as the sweep and the demo show them. Needs Pillow."""
+"""Draw images in a labeled grid, for sweeps and the demo. Requires Pillow."""
 
 from __future__ import annotations
 
@@ -28,31 +28,33 @@ def labeled_grid(
     groups: Sequence[tuple[str, int]] = (),
     cell: int | None = None,
 ) -> Image.Image:
-    """Lay images out in rows and columns with their labels.
+    """Draw images in rows and columns with their labels.
 
     Args:
-        images: the images, row by row; every row has one for each column, or None for a place that stays empty.
-        columns: what stands above each column.
-        rows: what stands left of each row; broken into lines where it is long.
-        title: a headline above everything.
-        caption: a smaller line below the title.
-        groups: names above runs of columns, as (name, number of columns).
-        cell: side in pixels that each image is shown at, keeping its shape; default: small images (below 192)
-            are enlarged to 192, others stay as they are.
+        images: Rows of images, one for each column. None leaves a place empty.
+        columns: Labels above the columns.
+        rows: Labels left of the rows. Long labels are wrapped.
+        title: Headline. Default: none.
+        caption: Smaller line below the title. Default: none.
+        groups: Names above runs of columns, as (name, number of columns). Default: none.
+        cell: Longest side of each image in pixels. Default: 192 for smaller images, else unchanged.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: there is no image, or labels and images differ in number.
+        ValueError: All places are empty, or labels and images differ in number.
     """
     if not any(image is not None for row in images for image in row):
-        raise ValueError("a grid needs at least one image")
+        raise ValueError("Grid: all places are empty. Give at least one image.")
     if len(rows) != len(images) or any(len(row) != len(columns) for row in images):
         shape = f"{len(images)} rows of {', '.join(str(len(row)) for row in images)} images"
-        raise ValueError(f"{len(rows)} row labels and {len(columns)} column labels do not fit {shape}")
+        raise ValueError(
+            f"Grid: found {len(rows)} row labels and {len(columns)} column labels for {shape}. Label each."
+        )
     if groups and sum(count for _, count in groups) != len(columns):
-        raise ValueError(f"the groups cover {sum(count for _, count in groups)} of {len(columns)} columns")
+        covered = sum(count for _, count in groups)
+        raise ValueError(f"Grid: the groups cover {covered} of {len(columns)} columns. Cover each once.")
     shown = [[image and _resized(image, cell) for image in row] for row in images]
     return _Layout(shown, list(columns), list(rows), title, caption, list(groups)).render()
 
@@ -69,19 +71,19 @@ def _resized(image: Image.Image, cell: int | None) -> Image.Image:
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1, as in AUTOMATIC1111's webui, has no scalable font of its own
+    except TypeError:  # Pillow before 10.1, as in AUTOMATIC1111's webui, has no scalable font
         return _installed_font(size)
 
 
 def _installed_font(size: int) -> ImageFont.FreeTypeFont:
-    """A font of the system's, or the one that matplotlib brings (which every gradio 3 needs)."""
+    """Return a font of the system or of matplotlib, which every gradio 3 needs."""
     matplotlib = importlib.util.find_spec("matplotlib")
     folders = list(matplotlib.submodule_search_locations or ()) if matplotlib is not None else []
     places = [Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf" for folder in folders]
     for name in (*_FONTS, *map(str, places)):
         with contextlib.suppress(OSError):
             return ImageFont.truetype(name, size)
-    raise HypernetworkError("Labels need a font: install Pillow 10.1 or newer, or DejaVuSans.ttf.")
+    raise HypernetworkError("Labels: found no font. Install Pillow 10.1 or newer, or DejaVuSans.ttf.")
 
 
 def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:
@@ -131,7 +133,7 @@ class _Layout:
         self.header += self.line * max(text.count("\n") + 1 for text in self.columns) + self.gap // 2
 
     def _column(self, index: int) -> int:
-        """Left edge of a column; groups stand a little apart."""
+        """Return the left edge of a column; gaps between groups are wider."""
         x = self.left + index * (self.width + self.gap)
         start = 0
         for _, count in self.groups[:-1]:

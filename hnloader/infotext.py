@@ -1,4 +1,4 @@
-"""The generation parameters that the webuis write into images, as text and in PNG files.
+"""Read and write the generation parameters that the webuis store in images.
 
 The text is the prompt, the negative prompt, and one line of settings:
 
@@ -6,7 +6,7 @@ The text is the prompt, the negative prompt, and one line of settings:
     Negative prompt: blurry
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Version: hnloader 0.1.0
 
-In a PNG file it stands in the text chunk `parameters`, in JPEG and WebP files in EXIF's user comment.
+PNG files hold it in the text chunk `parameters`, JPEG and WebP files in EXIF's user comment.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHUNK = "parameters"
-# Our list of what was applied, and what was asked for in vain.
+# The hypernetworks that hnloader applied, and those that it could not apply.
 HASHES, NOT_APPLIED = "Hypernet hashes", "Hypernet not applied"
-# Images of 2022 name one hypernetwork, without a tag; some name it with a hash: `ink(3fa2c1d0)`.
+# Images of 2022 name one hypernetwork without a tag, some with a hash: `ink(3fa2c1d0)`.
 OLD_NAME, OLD_STRENGTH, OLD_HASH = "Hypernet", "Hypernet strength", "Hypernet hash"
 # The webuis' list of textual-inversion embeddings.
 EMBEDDING_HASHES = "TI hashes"
@@ -44,9 +44,8 @@ _KEY_CHARACTERS = re.compile(r"[\w \-/]+")
 _KEY_START = re.compile(r"\w")
 _VALUE = re.compile(r'\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _KEY = re.compile(r"\w[\w \-/]+")
-# Fewer settings than this in the last line, and the webuis take it for a part of the prompt.
+# The webuis read a last line with fewer settings as a part of the prompt.
 _FEWEST_SETTINGS = 3
-
 
 _NAME_WITH_HASH = re.compile(r"(.+?)\(([0-9a-f]{8,10})\)", re.DOTALL)
 _ENDS_IN_HASH = re.compile(r": ([0-9a-f]{8,64})$")
@@ -54,17 +53,23 @@ _ENDS_IN_HASH = re.compile(r": ([0-9a-f]{8,64})$")
 
 @dataclass(frozen=True)
 class Infotext:
-    """An image's prompt, negative prompt and settings (in their order; keys and values are text)."""
+    """The prompt, negative prompt and settings of an image. `str` writes them as the webuis do.
+
+    Args:
+        prompt: The prompt.
+        negative_prompt: The negative prompt.
+        settings: The settings in order. Keys and values are text.
+    """
 
     prompt: str = ""
     negative_prompt: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The text for the `parameters` chunk. Raises ValueError for a key that the webuis could not read.
+        """Return the text for the `parameters` chunk, or raise ValueError for a key that the webuis could not read.
 
-        Two things cannot be expressed, as in the webuis: spaces at the ends of the prompts' lines, and a line
-        of a prompt that starts with `Negative prompt:`. With fewer than three settings nothing reads them.
+        As in the webuis, spaces at the ends of lines and a line that starts with `Negative prompt:` are lost. Programs
+        ignore fewer than three settings.
         """
         lines = [self.prompt]
         if self.negative_prompt:
@@ -74,7 +79,7 @@ class Infotext:
 
 
 def parse(text: str) -> Infotext:
-    """Read an image's parameters. Any text is accepted: what is no setting is prompt."""
+    """Read the parameters of an image from any text; everything except settings belongs to the prompt."""
     *lines, last = text.strip().split("\n")
     found = _settings(last)
     if len(found) < _FEWEST_SETTINGS:
@@ -94,9 +99,9 @@ def parse(text: str) -> Infotext:
 
 
 def _settings(line: str) -> list[tuple[str, str]]:
-    """Keys and values in a line.
+    """Return the keys and values in a line.
 
-    Every character is looked at once: images of strangers hold lines of a megabyte that are made to take hours.
+    It reads every character once, because hostile images hold lines of a megabyte that would take hours otherwise.
     """
     found = []
     at = 0
@@ -115,20 +120,21 @@ def _settings(line: str) -> list[tuple[str, str]]:
 def save_png(image: Image, path: str | os.PathLike[str], infotext: Infotext, *, overwrite: bool = True) -> None:
     """Write a PNG file with its parameters. It appears under its name when it is complete.
 
-    Raises HypernetworkError where the folder is missing or not writable, or the disk is full; ExistingFileError where
-    the file exists and `overwrite` is False.
+    Raises:
+        HypernetworkError: The folder is missing or not writable, or the disk is full.
+        ExistingFileError: The file exists and `overwrite` is False.
     """
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
-    # NUL ends a text chunk; everything else survives (as iTXt where Latin-1 does not have it).
+    # NUL ends a text chunk; Pillow writes everything else, as iTXt if it is not Latin-1.
     chunks.add_text(CHUNK, well_formed(str(infotext)).replace("\x00", ""))
     with replacing(path, overwrite=overwrite) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
 
 
 def read_png(path: str | os.PathLike[str]) -> Infotext | None:
-    """Return the parameters in a PNG, JPEG or WebP image, or None where it has none.
+    """Return the parameters in a PNG, JPEG or WebP image, or None without parameters.
 
     Raises:
         HypernetworkError: The file cannot be opened, is of another format, or is damaged.
@@ -139,13 +145,13 @@ def read_png(path: str | os.PathLike[str]) -> Infotext | None:
 
 @dataclass(frozen=True)
 class Used:
-    """A hypernetwork or embedding that an image was made with, as far as its text says.
+    """A hypernetwork or embedding that an image was made with, according to its text.
 
     Attributes:
-        kind: What it is.
-        name: What the image calls it.
-        strength: None where the image does not say.
-        hash: Hex digits, "" where the image has none: 8 as in 2022, or the first 10 or more of the file's sha256.
+        kind: `hypernetwork` or `embedding`.
+        name: Name in the image.
+        strength: Strength, None if unknown.
+        hash: Hex digits: 8 as in 2022, or the first 10 or more of the file's sha256. Empty if unknown.
     """
 
     kind: Literal["hypernetwork", "embedding"]
@@ -155,9 +161,9 @@ class Used:
 
 
 def made_with(about: Infotext) -> list[Used]:
-    """Return what an image was made with: its tags, its lists of hashes, and the settings of images of 2022.
+    """Return the hypernetworks and embeddings in an image's tags, lists of hashes, and settings of 2022.
 
-    At most `MOST_USED` of each kind: an image that names more is made to keep its reader busy.
+    The result holds at most `MOST_USED` of each kind, because hostile images name many.
     """
     settings = about.settings
     hashes = dict(listed_hashes(settings.get(HASHES, "")))
@@ -183,7 +189,7 @@ def made_with(about: Infotext) -> list[Used]:
 
 
 def without_hash(name: str) -> tuple[str, str]:
-    """Return a name in an old image without its hash, and the hash, "" where it has none."""
+    """Split a name in an old image into the name and its hash, "" without a hash."""
     match = _NAME_WITH_HASH.fullmatch(name)
     return (match[1], match[2]) if match else (name, "")
 
@@ -208,7 +214,7 @@ def _number(text: str) -> float | None:
 
 def _checked(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{shown(key)} cannot be a key: two or more letters, digits, spaces, '-' or '/'")
+        raise ValueError(f"Key {shown(key)}: use two or more letters, digits, spaces, '-' or '/'.")
     return key
 
 

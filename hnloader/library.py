@@ -1,11 +1,9 @@
-"""Finding hypernetwork files by name in folders, as the webuis do.
+"""Find hypernetwork files by name in folders, as the webuis do.
 
-A name is a file's stem (`ink`), its file name (`ink.pt`), or either with the subfolders that it lies in
-(`sketches/ink`). `./ink.pt` is the file of that path below a folder and no other.
-Where several files answer to a name, `Library.find` takes the first by this order:
+A name is a file's stem (`ink`), its file name (`ink.pt`), or either with its subfolders (`sketches/ink`). `./ink.pt` is
+the path below a folder and matches only that file. If several files match a name, `Library.find` prefers:
 
-1. written exactly as asked, before one that differs in how its characters are composed or in slashes, and that
-   before one that differs in upper and lower case
+1. the exact spelling, then other forms of Unicode and slashes, then other upper and lower case
 2. the folder that was given first
 3. the fewest subfolders
 4. `.safetensors`, then `.pt`, then `.hns` (the rank of the format)
@@ -27,37 +25,60 @@ from hnloader.folders import walk
 from hnloader.formats.registry import suffixes as known_suffixes
 from hnloader.texts import shown, well_formed
 
-# What begins a name that is a whole path below a folder.
+__all__ = ["Library", "LibraryFile"]
+
+# Start of a name that is a whole path below a folder.
 _WHOLE = "./"
-_LONGEST_NAME = 255  # of a file, in any file system
+_LONGEST_NAME = 255  # longest file name of any file system
 
 
 @dataclass(frozen=True)
 class LibraryFile:
-    """One hypernetwork file: the folder that was searched and the file's path below it."""
+    """A hypernetwork file in a library.
+
+    Args:
+        folder: Folder of the library.
+        relative: Path of the file below the folder.
+
+    Example:
+        >>> from pathlib import Path, PurePath
+        >>> from hnloader.library import LibraryFile
+        >>> LibraryFile(Path("styles"), PurePath("sketches/ink.pt")).name
+        'ink'
+    """
 
     folder: Path
     relative: PurePath
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """Path of the file."""
         return self.folder / self.relative
 
     @property
     def name(self) -> str:
-        """What a prompt calls it where that is unambiguous: the stem, e.g. `ink` for `sketches/ink.pt`."""
+        """The stem, such as `ink` for `sketches/ink.pt`."""
         return self.relative.stem
 
 
 class Library:
-    """The hypernetwork files below some folders, listed once, at the first question; `refresh` lists anew.
+    """The hypernetwork files below some folders.
 
-    `suffixes` are endings of other files to list, those that win first.
+    The first question lists the folders and `refresh` forgets the list. Links are followed, and each folder is entered
+    once. Missing and unreadable folders count as empty. No file is opened. All methods are safe in several threads.
 
-    Symbolic links are followed, each folder being entered once however often links lead to it. Folders that
-    are missing or not readable count as empty. File contents are never read. Every method may be called from
-    several threads.
+    Args:
+        folders: The folders, the preferred one first.
+        suffixes: Suffixes of the files, the preferred one first. Default: those of hypernetworks.
+
+    Example:
+        >>> from hnloader.demo import hypernetwork_paths
+        >>> from hnloader.library import Library
+        >>> library = Library([hypernetwork_paths()["outline"].parent])
+        >>> library.names()
+        ['halftone', 'outline']
+        >>> library.find("outline").name
+        'outline.pt'
     """
 
     def __init__(self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = ()) -> None:
@@ -66,27 +87,39 @@ class Library:
         self._listing: _Listing | None = None
 
     def refresh(self) -> None:
-        """Forget what was listed; the next question looks at the folders again."""
+        """Forget the list; the next question lists the folders again."""
         self._listing = None
 
     def files(self) -> list[LibraryFile]:
-        """All files, in the order in which they win (the order above, without its first rule)."""
+        """Return all files.
+
+        Returns:
+            The files, the preferred one first.
+        """
         return list(self._listed().files)
 
     def _listed(self) -> _Listing:
-        listing = self._listing  # looked at once: another thread may list anew meanwhile
+        listing = self._listing  # read once, because another thread may refresh
         if listing is None:
             listing = self._listing = _list(self.folders, self._suffixes)
         return listing
 
     def names(self) -> list[str]:
-        """The names that `find` knows files by, each once, alphabetical and without regard to case."""
+        """Return the stems of all files.
+
+        Returns:
+            Each stem once, in alphabetical order without regard to case.
+        """
         return sorted({file.name for file in self.files()}, key=lambda name: (name.casefold(), name))
 
     def matches(self, name: str) -> list[LibraryFile]:
-        """Every file that answers to `name`, the one that `find` takes first.
+        """Return all files that match a name.
 
-        Spaces around a name matter only where files differ in them.
+        Args:
+            name: The name. Spaces around it matter only if files differ in them.
+
+        Returns:
+            The files, the preferred one first.
         """
         given = name.removeprefix(_WHOLE) if (is_path := name.startswith(_WHOLE)) else name
         found = self._listed().by_key.get(_folded(given).strip(), [])
@@ -103,46 +136,93 @@ class Library:
                 wanted.strip() not in names,
             )
 
-        return sorted(found, key=rank)  # stable: the order within stays
+        return sorted(found, key=rank)  # stable
 
     def find(self, name: str) -> Path:
-        """The file that `name` stands for. Only files below the folders are found: `..` matches nothing.
+        """Return the path of the preferred file with a name.
 
-        Raises HypernetworkNotFoundError, with the folders searched and the nearest names there are.
+        Args:
+            name: The name. Only files below the folders match: `..` matches nothing.
+
+        Returns:
+            Path of the file.
+
+        Raises:
+            HypernetworkNotFoundError: The name is unknown. The message lists the folders and similar names.
         """
         return self.first(name).path
 
     def first(self, name: str) -> LibraryFile:
-        """The same as one of `files`."""
+        """Return the preferred file with a name.
+
+        Args:
+            name: The name, as for `find`.
+
+        Returns:
+            The file.
+
+        Raises:
+            HypernetworkNotFoundError: The name is unknown.
+        """
         found = self.matches(name)
         if not found:
             raise HypernetworkNotFoundError(self._not_found(name))
         return found[0]
 
     def name_of(self, path: str | os.PathLike[str]) -> str:
-        """The shortest name by which `find` finds this file: `ink`, `sketches/ink` or `sketches/ink.pt`.
+        """Return the shortest name by which `find` returns a file.
 
-        Raises HypernetworkNotFoundError for a file that is not in the folders.
+        Args:
+            path: Path of the file.
+
+        Returns:
+            A name such as `ink`, `sketches/ink` or `sketches/ink.pt`.
+
+        Raises:
+            HypernetworkNotFoundError: The file is outside the folders.
         """
         wanted = Path(path)
         file = next((file for file in self.files() if file.path == wanted), None)
         if file is None:
-            raise HypernetworkNotFoundError(f"{wanted} is not in {self._searched()}.")
+            raise HypernetworkNotFoundError(
+                f"{wanted}: the file is outside the library. Move it into one of {self._searched()}."
+            )
         return self.shortest_name(file)
 
     def shortest_name(self, file: LibraryFile) -> str:
-        """The same for one of `files`."""
+        """Return the shortest name by which `find` returns a file.
+
+        Args:
+            file: A file of the library.
+
+        Returns:
+            The name, as from `name_of`.
+        """
         names = self.names_of(file)
         return next(names, file.relative.as_posix())
 
     def names_of(self, file: LibraryFile) -> Iterator[str]:
-        """Return the names by which `find` finds one of `files`, the shortest first."""
+        """Return the names by which `find` returns a file.
+
+        Args:
+            file: A file of the library.
+
+        Returns:
+            An iterator of the names, the shortest first.
+        """
         whole = file.relative.as_posix()
         names = (file.name, whole[: -len(file.relative.suffix)], whole, _WHOLE + whole)
         return (name for name in names if self.matches(name)[:1] == [file])
 
     def suggestions(self, name: str) -> list[str]:
-        """Up to three names near to `name`, the nearest first."""
+        """Return similar names.
+
+        Args:
+            name: A name.
+
+        Returns:
+            Up to three names of files, the most similar first.
+        """
         wanted = _folded(name).rpartition("/")[2]
         if len(wanted) > _LONGEST_NAME:  # comparing takes quadratic time
             return []
@@ -154,28 +234,26 @@ class Library:
     def _not_found(self, name: str) -> str:
         parts = PurePath(name.replace("\\", "/")).parts
         if ".." in parts or PurePath(name).is_absolute() or ":" in name[1:3]:
-            return f"{shown(name)} is a path; hypernetworks are found by name, and only below {self._searched()}."
-        message = f"No hypernetwork is called {shown(name)}."
-        near = self.suggestions(name)
-        if near:
-            message += f" Did you mean {' or '.join(map(shown, near))}?"
-        return f"{message} Searched {self._searched()}."
+            return f"{shown(name)}: found a path. Use the name of a file below {self._searched()}."
+        near = " or ".join(map(shown, self.suggestions(name)))
+        hint = f"Did you mean {near}?" if near else "Check the name."
+        return f"Hypernetwork {shown(name)}: found no such file in {self._searched()}. {hint}"
 
     def _searched(self) -> str:
         if not self.folders:
-            return "no folder (none was given)"
+            return "an empty list of folders"
         counts: dict[Path, int] = dict.fromkeys(self.folders, 0)
         for file in self.files():
             counts[file.folder] += 1
         return ", ".join(
-            f"{folder} ({_counted(counts[folder])})" if folder.is_dir() else f"{folder} (no such folder)"
+            f"{folder} ({_counted(counts[folder])})" if folder.is_dir() else f"{folder} (missing folder)"
             for folder in self.folders
         )
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """What was found: `files` in the order in which they win, and by each of their names, folded."""
+    """The files in their order, and by each of their normalized names."""
 
     files: list[LibraryFile]
     by_key: dict[str, list[LibraryFile]]
@@ -203,14 +281,14 @@ def _sorted(folder: Path, suffixes: Sequence[str]) -> list[LibraryFile]:
 
 
 def _scan(folder: Path, suffixes: Sequence[str]) -> Iterator[PurePath]:
-    """The files of these kinds below a folder, relative to it, in no order."""
+    """Yield the files with these suffixes below a folder, relative to it."""
     for entry in walk(folder):
         if entry.kind == "file" and entry.relative.suffix.lower() in suffixes:
             yield entry.relative
 
 
 def _written(file: LibraryFile) -> list[str]:
-    """`a/b/ink.pt` answers to ink, ink.pt, b/ink, b/ink.pt, a/b/ink and a/b/ink.pt."""
+    """Return the names of a file: ink, ink.pt, b/ink, b/ink.pt, a/b/ink and a/b/ink.pt for `a/b/ink.pt`."""
     full, stem = file.relative.parts, (*file.relative.parts[:-1], file.name)
     return ["/".join(parts[start:]) for parts in (full, stem) for start in range(len(parts))]
 
@@ -220,10 +298,7 @@ def _names(file: LibraryFile) -> list[str]:
 
 
 def _normal(name: str) -> str:
-    """One spelling for what looks the same: composed Unicode (macOS decomposes it), slashes forward.
-
-    What is not UTF-8 in a name is its escape, as pages and the API show it.
-    """
+    """Return one spelling: composed Unicode (macOS decomposes it), forward slashes, escapes for non-UTF-8."""
     return unicodedata.normalize("NFC", well_formed(name).replace("\\", "/"))
 
 

@@ -1,6 +1,6 @@
-"""Loading the model that makes the images: a diffusers folder, a hub name, or a single-file checkpoint.
+"""Load the model that generates images: a diffusers folder, a name on the Hugging Face hub, or a checkpoint file.
 
-diffusers is imported when a model is loaded, not before.
+diffusers is imported when a model is loaded.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import torch
 from hnloader.errors import HypernetworkError, MissingExtraError, ModelError
 from hnloader.families import Family, all_families
 from hnloader.files import expanded, open_regular, read_regular, sha256_of
+from hnloader.texts import shown
+
+__all__ = ["Model", "load_model"]
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -30,10 +33,18 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded diffusers pipeline (text to image), and what images say about it.
+    """A loaded diffusers pipeline (text to image), and how the metadata of images name it.
 
-    `name` is the folder's or file's name; `hash` the first 10 hex digits of a single file's sha256, as the
-    webuis show it, None for folders and hub names.
+    Args:
+        pipeline: The pipeline.
+        name: Name of the folder, of the file without its suffix, or of the model on the hub.
+        hash: First 10 hex digits of a checkpoint's sha256, as the webuis show it. None for folders and hub names.
+
+    Example:
+        >>> from hnloader.demo import pipeline_folder
+        >>> from hnloader.pipelines import load_model
+        >>> load_model(pipeline_folder(), device="cpu").name
+        'pipeline'
     """
 
     pipeline: Any
@@ -43,7 +54,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Sampler:
-    """One of diffusers' schedulers under the name that the webuis give it."""
+    """A scheduler of diffusers under its name in the webuis."""
 
     label: str
     scheduler: str
@@ -71,20 +82,20 @@ SAMPLERS = {
 
 
 def find_sampler(name: str) -> Sampler:
-    """The sampler of a name such as `dpm++2m_karras`, `DPM++ 2M Karras` or `euler a`. Raises ModelError."""
+    """Return the sampler with a name such as `dpm++2m_karras`, `DPM++ 2M Karras` or `euler a`, or raise ModelError."""
     for key, sampler in SAMPLERS.items():
         if _letters(key) == _letters(name):
             return sampler
-    raise ModelError(f"There is no sampler {name!r}. Samplers: {', '.join(SAMPLERS)}.")
+    raise ModelError(f"Sampler {name!r} is unknown. Use one of: {', '.join(SAMPLERS)}.")
 
 
 def make_scheduler(sampler: Sampler, config: Any) -> Any:
-    """The diffusers scheduler of a sampler, with the noise schedule of a pipeline's `scheduler.config`."""
+    """Return the diffusers scheduler of a sampler, with the noise schedule of a pipeline's `scheduler.config`."""
     return getattr(_diffusers(), sampler.scheduler).from_config(config, **dict(sampler.options))
 
 
 def sampler_label(scheduler: Any) -> str:
-    """What the webuis call a diffusers scheduler; where they have no name, its class without 'Scheduler'."""
+    """Return the webuis' name of a diffusers scheduler, or its class without 'Scheduler'."""
     kind, config = type(scheduler).__name__, scheduler.config
     fitting = [
         sampler
@@ -96,7 +107,7 @@ def sampler_label(scheduler: Any) -> str:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto`: an NVIDIA or AMD GPU, else Apple's, else the CPU. Raises ModelError for one not here."""
+    """Return the device of this name, or raise ModelError; `auto` prefers NVIDIA or AMD, then Apple, then the CPU."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -105,16 +116,16 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"The device {name!r} cannot be used here: {_first_line(error)}") from error
+        raise ModelError(f"Device {name!r} failed: {_first_line(error)}. Choose another device.") from error
     return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: float16 on a GPU, float32 on the CPU. Raises ModelError for an unknown name."""
+    """Return the dtype of this name, or raise ModelError; `auto` is float16 on a GPU and float32 on the CPU."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.float16
     if name not in DTYPES:
-        raise ModelError(f"There is no dtype {name!r}. Choose auto, {', '.join(DTYPES)}.")
+        raise ModelError(f"Dtype {name!r} is unknown. Use auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
 
 
@@ -128,16 +139,26 @@ def load_model(
     """Load a model for `hnloader.generation`.
 
     Args:
-        source: a folder saved by diffusers, a `.safetensors` or `.ckpt` checkpoint of SD 1, SD 2 or SDXL, or
-            a name on the Hugging Face hub (`owner/model`, downloaded once by diffusers).
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: `auto`, `float16`, `bfloat16`, `float32`.
-        config: for a single file without network access: a diffusers folder of a model of the same kind,
-            whose configuration and tokenizer are taken. By default diffusers downloads these (a few MB) once.
+        source: A folder saved by diffusers; a `.safetensors` or `.ckpt` checkpoint of SD 1, SD 2 or SDXL; or a name
+            on the Hugging Face hub (`owner/model`), which diffusers downloads once.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`. Default: `auto`, a GPU if one works.
+        dtype: `auto`, `float16`, `bfloat16`, `float32`. Default: `auto`, float16 on a GPU and float32 on the CPU.
+        config: Diffusers folder of a model of the same kind, for a checkpoint without network access. Default:
+            diffusers downloads the configuration and the tokenizer (a few MB) once.
+
+    Returns:
+        The model on its device.
 
     Raises:
-        ModelError: `source` is missing, damaged, or no Stable Diffusion model; no such device or dtype.
+        ModelError: The source is missing, damaged, or another kind of model; or the device or dtype is unknown.
         MissingExtraError: diffusers or transformers is not installed.
+
+    Example:
+        >>> from hnloader.demo import pipeline_folder
+        >>> from hnloader.pipelines import load_model
+        >>> model = load_model(pipeline_folder(), device="cpu", dtype="float32")
+        >>> type(model.pipeline).__name__
+        'StableDiffusionPipeline'
     """
     target = choose_device(device)
     precision = choose_dtype(dtype, target)
@@ -158,52 +179,53 @@ def load_model(
 
 
 def check_source(source: str | os.PathLike[str]) -> None:
-    """Raise ModelError for what is neither there nor a name on the hub; nothing is loaded or downloaded."""
+    """Raise ModelError for a path that does not exist and cannot be a name on the hub; load nothing."""
     name = os.fspath(source)
     if expanded(name).exists():
         return
     if not _HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES) or name.startswith("."):
         raise ModelError(
-            f"There is no folder or file {name}. A model is a diffusers folder, a .safetensors or .ckpt "
-            "checkpoint, or a name on the Hugging Face hub (owner/model)."
+            f"{name}: found no such folder or file. Give a diffusers folder, a .safetensors or .ckpt checkpoint, or a "
+            "name on the Hugging Face hub (owner/model)."
         )
 
 
 def _from_folder(diffusers: Any, path: Path, dtype: torch.dtype) -> Any:
     if not (path / "model_index.json").is_file():
         files = [name for suffix in CHECKPOINT_SUFFIXES for name in sorted(path.glob(f"*{suffix}"))]
-        hint = f" It holds {files[0].name}: name that file." if files else ""
-        raise ModelError(f"{path} is no diffusers model: it has no model_index.json.{hint}")
-    with _told(path), quiet():
+        hint = f"Give the file {files[0].name} in it" if files else "Give a folder saved by diffusers"
+        raise ModelError(f"{path}: the folder has no model_index.json. {hint}.")
+    with _model_errors(path), quiet():
         return diffusers.DiffusionPipeline.from_pretrained(path, **_dtype(diffusers, dtype), local_files_only=True)
 
 
 def _from_hub(diffusers: Any, name: str, dtype: torch.dtype) -> Any:
     check_source(name)
-    with _told(f"{name} (no such folder; looked for on the Hugging Face hub)"), quiet():
+    with _model_errors(f"{name} (on the Hugging Face hub, because the folder does not exist)"), quiet():
         return diffusers.DiffusionPipeline.from_pretrained(name, **_dtype(diffusers, dtype))
 
 
 def _from_file(diffusers: Any, path: Path, dtype: torch.dtype, config: str | os.PathLike[str] | None) -> Any:
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
-        raise ModelError(f"{path} is no model file: models end in {' or '.join(CHECKPOINT_SUFFIXES)}.")
+        raise ModelError(
+            f"{path}: found the suffix {shown(path.suffix)}. Give a {' or '.join(CHECKPOINT_SUFFIXES)} file."
+        )
     kind = getattr(diffusers, _family_of_file(path, config).pipeline)
     options = {} if config is None else {"config": os.fspath(config), "local_files_only": True}
     try:
-        with _told(path), quiet():
+        with _model_errors(path), quiet():
             return kind.from_single_file(os.fspath(path), **_dtype(diffusers, dtype), **options)
     except ModelError as error:
         if config is None and _is_connection_error(error.__cause__):
             raise ModelError(
-                f"{path} is a checkpoint alone: diffusers takes its configuration and tokenizer from the "
-                "Hugging Face hub, which cannot be reached. Give a diffusers folder of the same kind of "
-                "model as config."
+                f"{path}: the checkpoint has no configuration and tokenizer, and the Hugging Face hub, which has them, "
+                "cannot be reached. Give a diffusers folder of the same kind of model as config."
             ) from error.__cause__
         raise
 
 
 def _dtype(diffusers: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The argument's name: diffusers 0.x knows `torch_dtype` (the later ones warn), 1.0 knows `dtype` alone."""
+    """Return the dtype as an argument: `torch_dtype` in diffusers 0.x (later ones warn), `dtype` in 1.0."""
     return {"torch_dtype" if diffusers.__version__.startswith("0.") else "dtype": dtype}
 
 
@@ -213,7 +235,7 @@ def _family_of_file(path: Path, config: str | os.PathLike[str] | None) -> Family
     if config is not None:
         index = Path(config) / "model_index.json"
         if not index.is_file():
-            raise ModelError(f"{config} is no diffusers model: it has no model_index.json.")
+            raise ModelError(f"{config}: the folder has no model_index.json. Give a folder saved by diffusers.")
         name = str(json.loads(read_regular(index)).get("_class_name"))
         fitting = [family for family in all_families() if name.startswith(family.pipeline.removesuffix("Pipeline"))]
         return max(fitting, key=lambda family: len(family.pipeline), default=first)
@@ -230,32 +252,33 @@ def _check_kind(pipeline: Any, source: object) -> None:
     unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
     if unet is None or vae is None:
         raise ModelError(
-            f"{source} is a {type(pipeline).__name__}, which has no UNet. "
-            "Hypernetworks are for Stable Diffusion 1, 2 and XL."
+            f"{source}: a {type(pipeline).__name__} has no UNet. Use a model of Stable Diffusion 1, 2 or XL."
         )
     if unet.config.in_channels != vae.config.latent_channels:
         raise ModelError(
-            f"{source} takes {unet.config.in_channels} channels, so it is made for inpainting or editing; "
-            "use a model that makes images from text."
+            f"{source}: its UNet takes {unet.config.in_channels} channels, as models for inpainting and editing do. "
+            "Use a model that makes images from text."
         )
 
 
 @contextlib.contextmanager
-def _told(source: object) -> Iterator[None]:
-    """Turn whatever diffusers raises about a model into a ModelError."""
+def _model_errors(source: object) -> Iterator[None]:
+    """Turn any error of diffusers about a model into a ModelError."""
     try:
         yield
     except (HypernetworkError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except ImportError as error:
-        raise MissingExtraError(f"{source} needs another package: {_first_line(error)}") from error
+        raise MissingExtraError(f"{source}: a package is missing: {_first_line(error)}. Install it.") from error
     except Exception as error:  # safetensors, pickle, json, the hub and diffusers each raise their own
-        raise ModelError(f"{source} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(
+            f"{source}: the model cannot be loaded ({_first_line(error)}). Check or replace it."
+        ) from error
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars and warnings that diffusers and transformers write while loading."""
+    """Silence the progress bars and warnings of diffusers and transformers."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -275,31 +298,31 @@ def quiet() -> Iterator[None]:
 
 
 def _diffusers() -> Any:
-    """The diffusers package. Raises MissingExtraError."""
+    """Return the diffusers package, or raise MissingExtraError."""
     try:
         import diffusers
-        import transformers  # noqa: F401  (diffusers imports without it, and its pipelines then fail one by one)
+        import transformers  # noqa: F401  (diffusers imports without it, but its pipelines then fail)
     except ImportError as error:
         raise MissingExtraError(
-            f"Making images needs {error.name or 'diffusers'}: pip install 'hnloader[diffusers]'"
+            f"Generating images requires {error.name or 'diffusers'}. Run: pip install 'hnloader[diffusers]'."
         ) from error
     return diffusers
 
 
 def _is_connection_error(error: BaseException | None) -> bool:
-    """Whether anything in the chain of causes is about the network or the hub."""
+    """Return True if an error in the chain of causes comes from the network or the hub."""
     while error is not None:
         module = type(error).__module__.partition(".")[0]
-        if module in ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3"):
-            return True
-        if isinstance(error, ConnectionError):
+        if module in ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3") or isinstance(
+            error, ConnectionError
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0].strip()
+    text = str(error).strip().split("\n")[0].strip().rstrip(".")
     return text or type(error).__name__
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 import hnloader
-from hnloader import HypernetworkError, UnknownFormatError, UnsupportedArchitectureError, files
+from hnloader import ExistingFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError, files
 from hnloader.files import TEMPORARY_SUFFIX, check_room, held, remove_leftovers, replacing
 from tests.support.builders import simple_tree, write
 
@@ -40,9 +40,9 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     with (
-        pytest.raises(HypernetworkError, match=r"cannot write .*style\.pt: No space left"),
+        pytest.raises(HypernetworkError, match=r"style\.pt.*No space left"),
         replacing(tmp_path / "style.pt"),
     ):
         raise OSError(28, "No space left on device")
@@ -58,7 +58,7 @@ def test_the_usual_permissions(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
-def test_what_a_killed_program_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path: Path) -> None:
+def test_files_of_killed_programs_are_removed_and_those_of_running_programs_stay(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom hnloader.files import replacing\n"
         "with replacing(sys.argv[1]) as temporary:\n"
@@ -82,16 +82,16 @@ def test_what_a_killed_program_left_is_removed_and_what_a_running_one_writes_is_
     assert [path.name for path in tmp_path.iterdir()] == ["notes.part"]
 
 
-def test_where_nothing_can_be_saved(tmp_path: Path) -> None:
+def test_saving_where_it_is_impossible_is_refused(tmp_path: Path) -> None:
     hypernetwork = hnloader.load(write(tmp_path / "style.pt", simple_tree()))
-    with pytest.raises(HypernetworkError, match="cannot write"):
+    with pytest.raises(HypernetworkError, match=r"missing.style\.pt"):
         hnloader.save(hypernetwork, tmp_path / "missing" / "style.pt")
     (tmp_path / "folder.pt").mkdir()
-    with pytest.raises(HypernetworkError, match="is a folder"):
+    with pytest.raises(HypernetworkError, match=r"folder\.pt"):
         hnloader.save(hypernetwork, tmp_path / "folder.pt")
-    with pytest.raises(UnknownFormatError, match=r"Did you mean \.safetensors\?"):
+    with pytest.raises(UnknownFormatError, match=r"\.safetensors"):
         hnloader.save(hypernetwork, tmp_path / "style.safetensor")
-    with pytest.raises(UnknownFormatError, match="ends in ''"):
+    with pytest.raises(UnknownFormatError, match="''"):
         hnloader.save(hypernetwork, tmp_path / "style")
 
 
@@ -99,12 +99,12 @@ def test_where_nothing_can_be_saved(tmp_path: Path) -> None:
 def test_a_composition_cannot_be_saved(suffix: str, tmp_path: Path) -> None:
     write(tmp_path / "a.pt", simple_tree())
     (tmp_path / "both.hns").write_text("['a', ('a', 0.5)]")
-    with pytest.raises(UnsupportedArchitectureError, match="Save its members"):
+    with pytest.raises(UnsupportedArchitectureError, match="both"):
         hnloader.save(hnloader.load(tmp_path / "both.hns"), tmp_path / f"saved{suffix}")
     assert not (tmp_path / f"saved{suffix}").exists()
 
 
-def test_what_went_wrong_is_told_even_where_the_temporary_file_cannot_be_removed(
+def test_the_first_error_is_reported_if_the_temporary_file_cannot_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -256,7 +256,7 @@ def test_nothing_is_replaced_where_nothing_is_to_be(kind: str, meanwhile: bool, 
     if not meanwhile:
         appear()
     with (
-        pytest.raises(HypernetworkError, match="exists"),
+        pytest.raises(ExistingFileError),
         replacing(target, overwrite=False) as temporary,
     ):
         temporary.write_bytes(b"new")
@@ -278,7 +278,7 @@ def test_a_new_file_is_written_where_the_system_has_no_hard_links(
         temporary.write_bytes(b"new")
     assert target.read_bytes() == b"new"
     with (
-        pytest.raises(HypernetworkError, match="exists"),
+        pytest.raises(ExistingFileError),
         replacing(tmp_path / "more.pt", overwrite=False),
     ):
         (tmp_path / "more.pt").write_bytes(b"old")
@@ -298,7 +298,7 @@ def test_files_that_belong_together_take_their_names_all_or_none(
         state.write_bytes(b"old state")
     weights.mkdir()  # a file cannot take the name of a folder
     with (
-        pytest.raises(HypernetworkError, match="cannot write"),
+        pytest.raises(HypernetworkError, match=r"style\.pt"),
         files.replacing_together({state: (), weights: ()}) as temporaries,
     ):
         for temporary in temporaries:

@@ -132,7 +132,7 @@ def test_every_sampler_runs_and_is_named_in_the_infotext(model: Model, name: str
     assert find_sampler(SAMPLERS[name].label) is SAMPLERS[name]
 
 
-def test_samplers_differ_and_an_unknown_one_lists_them(model: Model) -> None:
+def test_samplers_differ_and_an_unknown_sampler_lists_them(model: Model) -> None:
     euler, heun = (only(model, replace(CAT, sampler=name)) for name in ("euler", "heun"))
     assert difference(euler, heun) > 0
     assert sampler_label(make_scheduler(find_sampler("DPM++ 2M karras"), model.pipeline.scheduler.config)) == (
@@ -202,39 +202,40 @@ def test_a_sweep_goes_through_the_strengths_for_each_seed(model: Model, library:
     half = only(model, replace(CAT, prompt="a cat <hypernet:ink:0.4>"), library)
     assert difference(pixels(cells[1][1].image), half) == 0
     assert cells[1][1].infotext.prompt == "a cat <hypernet:ink:0.4>"
-    with pytest.raises(SettingsError, match="needs a hypernetwork"):
+    with pytest.raises(SettingsError, match="no hypernetwork"):
         next(sweep(model, CAT, [0, 1]))
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "words"),
+    ("changes", "error", "facts"),
     [
-        ({"steps": 0}, SettingsError, "steps is at least 1"),
-        ({"count": 0}, SettingsError, "count is at least 1"),
-        ({"seed": -1}, SettingsError, "seeds are 0 to 4294967295"),
-        ({"seed": 2**32 - 1, "count": 2}, SettingsError, "seeds are 0 to 4294967295"),
-        ({"guidance": float("nan")}, SettingsError, "guidance is a finite number"),
-        ({"denoise": 0.0}, SettingsError, "denoise is above 0"),
-        ({"width": 30}, SettingsError, "width is 30; this model makes multiples of 8"),
-        ({"denoise": 0.1, "init_image": Image.new("RGB", (8, 8))}, SettingsError, "Take 10 steps or more"),
-        ({"prompt": "a cat <hypernet:inc:1>"}, HypernetworkNotFoundError, "Did you mean 'ink'"),
-        ({"prompt": "a cat <hypernet:ink:x>"}, PromptTagError, "not a number"),
+        ({"steps": 0}, SettingsError, "steps: found 0"),
+        ({"steps": 10_001}, SettingsError, "10,000"),
+        ({"count": 0}, SettingsError, "count: found 0"),
+        ({"seed": -1}, SettingsError, "4294967295"),
+        ({"seed": 2**32 - 1, "count": 2}, SettingsError, "4294967295"),
+        ({"guidance": float("nan")}, SettingsError, "guidance: found nan"),
+        ({"denoise": 0.0}, SettingsError, "denoise: found 0.0"),
+        ({"width": 30}, SettingsError, "width: found 30.*multiple of 8"),
+        ({"denoise": 0.1, "init_image": Image.new("RGB", (8, 8))}, SettingsError, "10 steps"),
+        ({"prompt": "a cat <hypernet:inc:1>"}, HypernetworkNotFoundError, "'ink'"),
+        ({"prompt": "a cat <hypernet:ink:x>"}, PromptTagError, "strength is 'x'"),
         ({"prompt": "a cat <hypernet:sd1:1>"}, NoMatchingSitesError, "768"),
         ({"prompt": "a cat <hypernet:ink:1:block=upp>"}, NoMatchingSitesError, "upp"),
-        ({"hypernetworks": (Tag("/nowhere/ink.pt"),)}, HypernetworkNotFoundError, "no file /nowhere/ink.pt"),
+        ({"hypernetworks": (Tag("/nowhere/ink.pt"),)}, HypernetworkNotFoundError, "/nowhere/ink.pt"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_sampling(
-    model: Model, library: Library, changes: dict[str, object], error: type[HypernetworkError], words: str
+def test_impossible_settings_are_refused_before_sampling(
+    model: Model, library: Library, changes: dict[str, object], error: type[HypernetworkError], facts: str
 ) -> None:
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=facts):
         next(generate(model, replace(CAT, **changes), library))
     assert hnloader.attachments(model.pipeline) == []
 
 
 def test_a_tag_never_names_a_path_but_a_setting_may(model: Model, styles: Path) -> None:
     path = styles / "ink.pt"
-    with pytest.raises(HypernetworkNotFoundError, match="is a path"):
+    with pytest.raises(HypernetworkNotFoundError, match=r"ink\.pt"):
         next(generate(model, replace(CAT, prompt=f"a cat <hypernet:{path}:1>"), Library([])))
     assert only(model, replace(CAT, hypernetworks=(Tag(str(path)),))).shape == (32, 32, 3)
 
@@ -253,27 +254,29 @@ def test_a_single_file_makes_the_same_image_as_its_folder(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "facts"),
     [
         ("empty", None, "no model_index.json"),
-        ("notes.txt", b"text", "models end in .safetensors or .ckpt"),
-        ("broken.safetensors", b"\x00" * 100, "cannot be loaded"),
-        ("broken.ckpt", b"not a checkpoint", "cannot be loaded"),
-        ("gone.safetensors", ..., "There is no folder or file"),
-        ("./gone", ..., "There is no folder or file"),
+        ("notes.txt", b"text", r"notes\.txt.*\.safetensors or \.ckpt"),
+        ("broken.safetensors", b"\x00" * 100, r"broken\.safetensors"),
+        ("broken.ckpt", b"not a checkpoint", r"broken\.ckpt"),
+        ("gone.safetensors", ..., r"gone\.safetensors"),
+        ("./gone", ..., "gone"),
     ],
 )
-def test_what_is_no_model_is_refused(tmp_path: Path, tiny_model: Path, name: str, content: object, words: str) -> None:
+def test_other_files_are_refused_as_models(
+    tmp_path: Path, tiny_model: Path, name: str, content: object, facts: str
+) -> None:
     path = tmp_path / name
     if content is None:
         path.mkdir()
     elif isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=facts):
         load_model(path if content is not ... else name, config=tiny_model)
 
 
-def test_a_checkpoint_without_network_says_what_to_give(
+def test_a_checkpoint_without_network_asks_for_a_configuration(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub.constants
@@ -281,7 +284,7 @@ def test_a_checkpoint_without_network_says_what_to_give(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     path = save_checkpoint(tiny_model, tmp_path / "one.safetensors")
-    with pytest.raises(ModelError, match="Give a diffusers folder"):
+    with pytest.raises(ModelError, match=r"one\.safetensors.*diffusers folder"):
         load_model(path)
     with pytest.raises(ModelError, match=r"someone/something .*Hugging Face hub"):
         load_model("someone/something")
@@ -289,16 +292,16 @@ def test_a_checkpoint_without_network_says_what_to_give(
 
 def test_a_folder_with_a_checkpoint_in_it_names_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").touch()
-    with pytest.raises(ModelError, match=r"It holds model\.ckpt: name that file"):
+    with pytest.raises(ModelError, match=r"model\.ckpt"):
         load_model(tmp_path)
 
 
 def test_device_and_dtype(tiny_model: Path) -> None:
     assert load_model(tiny_model, device="cpu").pipeline.unet.dtype == torch.float32
     assert load_model(tiny_model, device="cpu", dtype="bfloat16").pipeline.unet.dtype == torch.bfloat16
-    with pytest.raises(ModelError, match="no dtype 'int8'"):
+    with pytest.raises(ModelError, match=r"'int8'.*float16"):
         load_model(tiny_model, dtype="int8")
-    with pytest.raises(ModelError, match="'tpu' cannot be used"):
+    with pytest.raises(ModelError, match="'tpu'"):
         load_model(tiny_model, device="tpu")
 
 

@@ -108,19 +108,19 @@ def test_postscript_with_another_name_starts_nothing(tmp_path: Path, monkeypatch
             with pytest.raises(UnknownFormatError):
                 read(path)
     assert thumbnail(folder / "ink.pt") is None
-    with pytest.raises(DatasetError, match="no image of a known kind"):
+    with pytest.raises(DatasetError, match="library"):
         read_folder(folder, DataConfig())
     assert not called.exists()
 
 
 @pytest.mark.parametrize("kind", ["ICO", "PPM", "TGA", "JPEG2000", "ICNS", "PCX", "DDS"])
-def test_formats_that_no_place_needs_are_refused(kind: str, tmp_path: Path) -> None:
+def test_other_formats_are_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "ink.png"
     try:
         path.write_bytes(encoded(colors((16, 16), "RGBA" if kind == "ICNS" else "RGB"), kind))
     except (OSError, KeyError):
         pytest.skip(f"Pillow has no {kind} here")
-    with pytest.raises(UnknownFormatError, match="Use an image of these kinds: PNG"):
+    with pytest.raises(UnknownFormatError, match="PNG"):
         read_image(path, PHOTOS)
 
 
@@ -421,5 +421,5 @@ def test_messages_name_the_file_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError) as caught:
         read_image(path)
     assert str(caught.value) == (f"{path}: 2147483647 x 2147483647 pixels. Use an image of at most 40,000,000 pixels.")
-    with pytest.raises(HypernetworkError, match="does not exist"):
+    with pytest.raises(HypernetworkError, match=r"gone\.png"):
         read_image(tmp_path / "gone.png")

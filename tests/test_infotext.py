@@ -43,7 +43,7 @@ def test_a_last_line_of_words_is_prompt() -> None:
 
 
 def test_a_key_that_nobody_could_read_is_refused() -> None:
-    with pytest.raises(ValueError, match="cannot be a key"):
+    with pytest.raises(ValueError, match="Key"):
         str(Infotext("a", "", {"x:y": "1"}))
 
 
@@ -87,7 +87,7 @@ def test_an_image_without_parameters_has_none(tmp_path: Path) -> None:
 
 
 def test_a_png_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(HypernetworkError, match="cannot write"):
+    with pytest.raises(HypernetworkError, match=r"\.png"):
         save_png(Image.new("RGB", (8, 8)), tmp_path / "gone" / "image.png", Infotext("a"))
 
     class Unwritable:

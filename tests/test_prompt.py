@@ -81,36 +81,36 @@ def test_a_host_that_splits_at_colons_gets_the_same_tag(body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "facts"),
     [
-        ("ink:strong", ["'ink'", "strength", "'strong'", "not a number"]),
-        ("ink:", ["strength", "''", "not a number"]),
+        ("ink:strong", ["'ink'", "strength", "'strong'"]),
+        ("ink:", ["strength", "''"]),
         ("ink:nan", ["strength", "finite"]),
         ("ink:0,8", ["'8'", "decimals with a point"]),
-        ("ink:block=up:0.5", ["'0.5'", "not an option"]),
+        ("ink:block=up:0.5", ["'0.5'"]),
         ("ink:0.8:k=1,5", ["'5'", "decimals with a point"]),
         ("ink:0.8:stop=0.5", ["'stop'", "block, start, end, k, v"]),
         ("ink:1:start=0.8,end=0.2", ["start=0.8", "end=0.2", "0 <= start < end <= 1"]),
         ("ink:1:end=30", ["end=30", "fractions"]),
         ("ink:1:k=much", ["k=", "'much'"]),
-        ("ink:1:k=1:k=2", ["k= is given twice"]),
+        ("ink:1:k=1:k=2", ["k="]),
         ("ink:1:block=", ["block=up"]),
         ("ink:1:block=up+up@0.5", ["block=up+up", "twice"]),
         ("ink:1:block=up@high", ["block up", "'high'"]),
-        (":0.8", ["no hypernetwork", "<hypernet:name:strength>"]),
+        (":0.8", ["<hypernet:name:strength>"]),
         ('"ink:0.8', ["double quote"]),
     ],
 )
-def test_an_unreadable_tag_says_what_is_wrong(body: str, words: list[str]) -> None:
+def test_a_malformed_tag_is_refused_with_the_facts(body: str, facts: list[str]) -> None:
     with pytest.raises(PromptTagError) as error:
         parse_prompt(f"a cat <hypernet:{body}>")
     assert isinstance(error.value, HypernetworkError)
-    for word in words:
-        assert word in str(error.value)
+    for fact in facts:
+        assert fact in str(error.value)
 
 
 def test_a_name_with_the_closing_bracket_cannot_be_written() -> None:
-    with pytest.raises(PromptTagError, match="Rename the file"):
+    with pytest.raises(PromptTagError, match="a>b"):
         str(Tag("a>b"))
 
 

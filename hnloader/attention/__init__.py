@@ -1,4 +1,4 @@
-"""Hypernetworks on the attention layers of a model: find the layers, hook them, take the hooks off again."""
+"""Hypernetworks on the attention layers of a model: find the layers, hook them, remove the hooks."""
 
 from __future__ import annotations
 

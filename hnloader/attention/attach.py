@@ -21,6 +21,7 @@ from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.attention.strengths import Strength, check_number, check_strength, site_strengths
 from hnloader.errors import HypernetworkError, NoMatchingSitesError, PartialMatchWarning
 from hnloader.network import Hypernetwork, SideName
+from hnloader.texts import shown
 
 Source: TypeAlias = "Hypernetwork | str | os.PathLike[str]"
 
@@ -29,17 +30,23 @@ Source: TypeAlias = "Hypernetwork | str | os.PathLike[str]"
 class Application:
     """A hypernetwork and how it is applied.
 
-    Attributes:
+    Args:
         hypernetwork: The hypernetwork, or the path of its file.
-        strength: A number (1 is what was trained, 0 changes nothing), or numbers by block: see `attach`.
-        start: Fraction of the sampling, 0 to 1, from which it acts.
-        end: Fraction of the sampling up to which it acts; more than `start`.
-        k: Factor on the strength for the keys.
-        v: Factor on the strength for the values.
+        strength: A number, or numbers by block as in `attach`. 1 is the trained strength, 0 changes nothing.
+            Default: 1.
+        start: Fraction of the sampling at which it begins to act, 0 to 1. Default: 0.
+        end: Fraction of the sampling at which it stops, more than `start`. Default: 1.
+        k: Factor on the strength for the keys. Default: 1.
+        v: Factor on the strength for the values. Default: 1.
 
     Raises:
         TypeError: A value is not a number.
         ValueError: A value is not finite, or not `0 <= start < end <= 1`.
+
+    Example:
+        >>> import hnloader
+        >>> hnloader.Application("style.pt", 0.8, start=0.2, v=0.5).windowed
+        True
     """
 
     hypernetwork: Source
@@ -55,18 +62,31 @@ class Application:
             object.__setattr__(self, name, check_number(getattr(self, name), name))
         if not 0 <= self.start < self.end <= 1:
             raise ValueError(
-                f"start and end are fractions of the sampling with 0 <= start < end <= 1, "
-                f"not {self.start} and {self.end}"
+                f"Start and end: found {self.start} and {self.end}. "
+                "Use fractions of the sampling with 0 <= start < end <= 1."
             )
 
     @property
     def windowed(self) -> bool:
-        """Whether it acts in a part of the sampling only."""
+        """True if it acts in a part of the sampling only."""
         return self.start > 0 or self.end < 1
 
 
 class Attachment:
-    """Hypernetworks on a model, as `attach` returns them. As a context manager it detaches at the end."""
+    """Hypernetworks on a model. `attach` returns one; as a context manager it detaches at the end.
+
+    Example:
+        >>> import hnloader
+        >>> from hnloader.demo import hypernetwork_paths, pipeline_folder
+        >>> from hnloader.pipelines import load_model
+        >>> pipe = load_model(pipeline_folder(), device="cpu").pipeline
+        >>> with hnloader.attach(pipe, hypernetwork_paths()["outline"], 0.8) as attachment:
+        ...     attachment.set_strength(0.4)
+        ...     print(attachment)
+        <Attachment outline at 0.4: 20 of 20 attention layers>
+        >>> attachment.attached
+        False
+    """
 
     def __init__(
         self,
@@ -101,52 +121,46 @@ class Attachment:
 
     @property
     def sites(self) -> tuple[AttentionSite, ...]:
-        """The attention layers that it changes, those of a width that one of the hypernetworks holds."""
+        """The attention layers that change: those whose width one of the hypernetworks holds."""
         return tuple(site for site in self._sites if site.width in self.widths)
 
     @property
     def widths(self) -> frozenset[int]:
-        """The widths of all its hypernetworks."""
+        """The widths of all hypernetworks."""
         return frozenset(width for entry in self._entries for width in entry.hypernetwork.widths)
 
     def set_strength(self, strength: Strength, which: int | str | None = None) -> None:
-        """Change strengths; the next call of the model uses them.
+        """Change strengths from the next call of the model on.
 
         Args:
             strength: A number, or numbers by block as in `attach`.
-            which: Index or name of one of the hypernetworks (all of that name); None for all of them.
+            which: Index or name of a hypernetwork; a name stands for all hypernetworks with it. Default: all.
 
         Raises:
-            HypernetworkError: It is detached.
-            IndexError: There is no hypernetwork of this index.
-            KeyError: There is none of this name.
-            NoMatchingSitesError: A pattern matches no attention layer of the model; nothing is changed then.
+            HypernetworkError: The attachment is detached.
+            IndexError: The index is out of range.
+            KeyError: The name is unknown.
+            NoMatchingSitesError: A pattern matches no attention layer of the model. Nothing changes then.
         """
         with lock:
             injector = self._joined()
             positions = self._find(which)
-            changed = [
-                _Entry(
-                    replace(entry.application, strength=strength),
-                    entry.hypernetwork,
-                    self._sites,
-                    entry.active,
-                )
-                if position in positions
-                else entry
-                for position, entry in enumerate(self._entries)
-            ]
+            changed = list(self._entries)
+            for position in positions:
+                entry = changed[position]
+                application = replace(entry.application, strength=strength)
+                changed[position] = _Entry(application, entry.hypernetwork, self._sites, entry.active)
             self._entries = changed
             injector.stale = True
 
     def refresh(self) -> None:
-        """Compute all that is kept from the present values at the next call of the model.
+        """Compute everything that is kept again at the next call of the model.
 
-        Changes in place are noticed by themselves, but for some that torch does not count, through `.data` or a numpy
-        view: docs/attach.md says which. Call this after one of those.
+        hnloader notices most changes of parameters in place. It cannot notice all changes through `.data` or a numpy
+        view, because torch does not count them. Call this after such a change; docs/attach.md has the details.
 
         Raises:
-            HypernetworkError: It is detached.
+            HypernetworkError: The attachment is detached.
         """
         with lock:
             self._joined().forget()
@@ -154,8 +168,8 @@ class Attachment:
     def detach(self) -> None:
         """Take the hypernetworks off the model.
 
-        The model is then bit for bit what it was, unless others are still attached. Any order is right, and a
-        second call does nothing.
+        The model is then bit for bit what it was, unless others are still attached. Attachments may be detached in any
+        order. A second call does nothing.
         """
         with lock:
             injector, self._injector = self._injector, None
@@ -172,7 +186,11 @@ class Attachment:
         self.detach()
 
     def summary(self) -> str:
-        """One line per hypernetwork: strength, window, and the layers that it changes and leaves."""
+        """Return one line per hypernetwork: its strength, its window, and the layers that it changes and leaves.
+
+        Returns:
+            The lines as one text.
+        """
         if not self.attached:
             return repr(self)
         lines = []
@@ -191,46 +209,50 @@ class Attachment:
     def explain(
         self, *, batch: int | None = None, size: int | tuple[int, int] | None = None, tokens: int | None = None
     ) -> Explanation:
-        """How each layer computes what is attached to the model, why so, and what it costs: `print` it.
+        """Explain how each layer computes its hypernetworks, why, and at what cost.
 
-        All that is attached to the model is counted, since the layers compute it together.
+        It covers everything that is attached to the model, since the layers compute it together.
 
         Args:
-            batch: Images in one call of the model; by default as in the last call, or 2 before the first.
-            size: Height and width of the latents; by default as in the last call, or the model's own before.
-            tokens: Length of the text; by default as in the last call, or 77 before.
+            batch: Images in one call of the model. Default: as in the last call, or 2.
+            size: Height and width of the latents. Default: as in the last call, or the model's own.
+            tokens: Length of the text. Default: as in the last call, or 77.
+
+        Returns:
+            The explanation; `print` it.
 
         Raises:
-            HypernetworkError: It is detached.
+            HypernetworkError: The attachment is detached.
         """
         with lock:
             return explain(self._joined(), batch, size, tokens)
 
     def _joined(self) -> Injector:
         if self._injector is None:
-            raise HypernetworkError("this attachment was detached from its model: attach the hypernetworks again")
+            raise HypernetworkError("This attachment was detached from its model. Attach the hypernetworks again.")
         return self._injector
 
     def __repr__(self) -> str:
         state = f"{len(self.sites)} of {len(self._sites)} attention layers" if self.attached else "detached"
         return f"<Attachment {', '.join(map(str, self._entries))}: {state}>"
 
-    def _find(self, which: int | str | None) -> set[int]:
+    def _find(self, which: int | str | None) -> list[int]:
         count = len(self._entries)
         if which is None:
-            return set(range(count))
+            return list(range(count))
         if isinstance(which, int):
             if not -count <= which < count:
-                raise IndexError(f"there is no hypernetwork {which} in this attachment: it has {count}")
-            return {which % count}
+                raise IndexError(f"Hypernetwork {which}: the attachment holds {count}. Count from 0.")
+            return [which % count]
         names = [entry.hypernetwork.name for entry in self._entries]
-        if which not in names:
+        found = [position for position, name in enumerate(names) if name == which]
+        if not found:
             close = difflib.get_close_matches(which, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise KeyError(f"no hypernetwork {which!r} in this attachment, only {', '.join(names)}{hint}")
-        return {position for position, name in enumerate(names) if name == which}
+            hint = f"Did you mean {close[0]!r}?" if close else "Use one of these names."
+            raise KeyError(f"Hypernetwork {which!r}: the attachment holds {', '.join(names)}. {hint}")
+        return found
 
-    # What `attach` and the injector ask for.
+    # For `attach` and the injector.
 
     def join(self, injector: Injector) -> None:
         """Become one of the injector's attachments."""
@@ -239,11 +261,11 @@ class Attachment:
 
     @property
     def windowed(self) -> bool:
-        """Whether one of its hypernetworks acts in a part of the sampling only."""
+        """True if a hypernetwork acts in a part of the sampling only."""
         return any(entry.application.windowed for entry in self._entries)
 
     def seek(self, timestep: float) -> bool:
-        """Open and close the windows for this timestep; True when that changed anything."""
+        """Open and close the windows for a timestep; return True if that changed anything."""
         step = self._clock.step(timestep)
         changed = False
         for entry in self._entries:
@@ -253,7 +275,7 @@ class Attachment:
         return changed
 
     def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, dict[SideName, float]]]:
-        """The hypernetworks that act at a site now, in order, with their strengths for k and v."""
+        """Yield the hypernetworks that act at a site now, in order, with their strengths for k and v."""
         for entry in self._entries:
             if entry.active and site.width in entry.hypernetwork.widths:
                 strength = entry.strengths[site.index]
@@ -277,8 +299,8 @@ class _Entry:
 
     def __str__(self) -> str:
         strength = self.application.strength
-        shown = f"{strength:g}" if isinstance(strength, float) else str(strength)
-        text = f"{self.hypernetwork.name or 'hypernetwork'} at {shown}"
+        number = f"{strength:g}" if isinstance(strength, float) else str(strength)
+        text = f"{self.hypernetwork.name or 'hypernetwork'} at {number}"
         if self.application.windowed:
             text += f" from {self.application.start:g} to {self.application.end:g}"
         return text
@@ -300,46 +322,56 @@ def attach(
 ) -> Attachment:
     """Attach hypernetworks to the attention layers of a model.
 
-    In every self- and cross-attention layer of the UNet whose context has a width that a hypernetwork holds,
-    the keys become `to_k(h_k(context))` and the values `to_v(h_v(context))`. Several are chained in order, k
-    by k and v by v, each fed with the output of the one before, and those attached earlier come first. Text
-    encoders, VAEs, ControlNets and the image projections of IP-Adapters are never touched. No parameter of the
-    model is changed. Each layer computes it in the cheapest way that gives the same; `Attachment.explain` tells
-    which, and docs/plans.md why.
+    In each attention layer whose width a hypernetwork holds, the keys become `to_k(h_k(context))` and the values
+    `to_v(h_v(context))`. Several hypernetworks are chained in order, k by k and v by v. Those attached earlier come
+    first. Only the UNet changes: text encoders, VAEs, ControlNets and the image projections of IP-Adapters stay
+    untouched. No parameter changes, and if `attach` raises an error the model is untouched.
+
+    Each layer computes the result in the cheapest exact way; docs/plans.md describes them and `Attachment.explain`
+    shows them.
 
     Args:
-        model: A diffusers pipeline, or anything else with a `unet`; or the UNet itself, compiled or not. A
-            ControlNet can be given as a model of its own.
-        hypernetworks: A hypernetwork or the path of its file; a pair of that and its strength; an
-            `Application`; or a sequence of these.
-        strength: For the hypernetworks that come without their own: a number, 1 being what was trained and 0
-            no change at all; or a mapping of numbers by block, as in `{"up": 1, "mid": 0.5}` or `{"cross": 1,
-            "up.1.cross": 0.3}`. Patterns, from the least to the most specific: `*`; `self`, `cross`; `down`,
-            `mid`, `up`; `up.cross`; `up.1`; `up.1.cross`; a glob on the layer's name; its index. The most
-            specific that matches a layer wins, the later of two globs. Layers that no pattern matches get 0.
-        start: For the hypernetworks that come without their own: fraction of the sampling, 0 to 1, from which
-            it acts. A step counts as inside when all of it lies between `start` and `end`, as with diffusers'
-            `control_guidance_start`. The pipeline's scheduler tells the step; without a pipeline the fraction
-            is `1 - timestep / 1000`. The timestep is read back from the device in each step only if a window
-            is set.
-        end: Fraction of the sampling up to which it acts.
-        fold: Hypernetworks without activation and norm may be folded into a second copy of the weights of
-            self-attention. False where the weights belong to a host, as in the webuis.
-        exact: Compute as the original programs do: in float32, module by module, in every step. The default
-            agrees with it within 1e-5 of the largest value in float32.
-        clock: Tells the position in the sampling instead of the pipeline's scheduler: for programs that have a
-            sampling loop of their own.
+        model: A diffusers pipeline, another object with a `unet`, or the UNet itself, compiled or not. A ControlNet
+            may be given as a model.
+        hypernetworks: A hypernetwork or the path of its file; a pair of one and its strength; an `Application`; or a
+            sequence of these.
+        strength: Strength of the hypernetworks that are given without one. 1 is the trained strength, 0 changes
+            nothing. A mapping gives numbers by block, such as `{"up": 1, "mid": 0.5}`. Patterns, from the least to the
+            most specific: `*`; `self`, `cross`; `down`, `mid`, `up`; `up.cross`; `up.1`; `up.1.cross`; a glob on the
+            layer's name; its index. The most specific match wins, and the later of two globs. Other layers get 0.
+            Default: 1.
+        start: Fraction of the sampling, 0 to 1, at which those hypernetworks begin to act. A step counts if all of it
+            is between `start` and `end`, as with diffusers' `control_guidance_start`. The pipeline's scheduler gives
+            the position; without a pipeline it is `1 - timestep / 1000`. Default: 0.
+        end: Fraction of the sampling at which they stop. Default: 1.
+        fold: Fold hypernetworks without activation and norm into copies of the weights of self-attention. Use False
+            if another program manages the weights, such as a webui. Default: True.
+        exact: Compute as the original programs do: in float32, module by module, in every step. Otherwise results
+            agree with it within 1e-5 of the largest value in float32. Default: False.
+        clock: Source of the position in the sampling, for programs with their own sampling loop. Default: the
+            pipeline's scheduler.
 
     Returns:
-        The attachment: `set_strength`, `explain`, `detach`, and a context manager that detaches.
+        The attachment, which changes strengths and detaches.
 
     Raises:
-        NoMatchingSitesError: The model has no UNet, or no attention layer of a width that a hypernetwork
-            holds, or none that a pattern matches.
-        HypernetworkError: The model was compiled by a torch older than 2.5; or a file cannot be loaded: see
-        `load`. TypeError, ValueError: An argument is no hypernetwork, path, finite number or valid window.
+        NoMatchingSitesError: The model has no UNet, or its attention layers match no width or no pattern.
+        HypernetworkError: A torch before 2.5 compiled the model, or a file cannot be loaded; see `load`.
+        TypeError: An argument is not a hypernetwork, path or number.
+        ValueError: A number is not finite, a window is empty, or no hypernetwork is given.
 
-    Whatever is raised, the model is as it was.
+    Warns:
+        PartialMatchWarning: The model lacks some widths of a hypernetwork.
+
+    Example:
+        >>> import hnloader
+        >>> from hnloader.demo import hypernetwork_paths, pipeline_folder
+        >>> from hnloader.pipelines import load_model
+        >>> pipe = load_model(pipeline_folder(), device="cpu").pipeline
+        >>> with hnloader.attach(pipe, hypernetwork_paths()["outline"], strength={"up": 1.0, "cross": 0.5}):
+        ...     image = pipe("a large red circle", num_inference_steps=1).images[0]
+        >>> image.size
+        (64, 64)
     """
     unet = _unet(model)
     _check_compiled(model, unet)
@@ -359,21 +391,36 @@ def attach(
 
 
 def attachments(model: Any) -> list[Attachment]:
-    """What is attached to a model now, in the order in which it is chained.
+    """Return the attachments of a model.
 
     Args:
-        model: What `attach` takes. Pipelines that share a UNet share its attachments.
+        model: A model as for `attach`. Pipelines that share a UNet share its attachments.
+
+    Returns:
+        The attachments in the order in which they are chained.
+
+    Raises:
+        NoMatchingSitesError: The model has no UNet.
+
+    Example:
+        >>> import hnloader
+        >>> from hnloader.demo import hypernetwork_paths, pipeline_folder
+        >>> from hnloader.pipelines import load_model
+        >>> pipe = load_model(pipeline_folder(), device="cpu").pipeline
+        >>> with hnloader.attach(pipe, hypernetwork_paths()["outline"], 0.8):
+        ...     hnloader.attachments(pipe)
+        [<Attachment outline at 0.8: 20 of 20 attention layers>]
     """
     injector = injector_of(_unet(model))
-    return [] if injector is None else [each for each in injector.attachments if isinstance(each, Attachment)]
+    found = [] if injector is None else injector.attachments
+    return [each for each in found if isinstance(each, Attachment)]
 
 
 def _unet(model: Any) -> nn.Module:
     unet = unet_of(model)
     if unet is None:
         raise NoMatchingSitesError(
-            f"{type(model).__name__} has no UNet: hypernetworks are made for the UNet of Stable Diffusion 1, "
-            f"2 and XL. Give a pipeline that has one, or the UNet"
+            f"{type(model).__name__}: found no UNet. Give the UNet of Stable Diffusion 1, 2 or XL, or its pipeline."
         )
     return unet
 
@@ -383,8 +430,8 @@ def _sites(unet: nn.Module) -> tuple[AttentionSite, ...]:
     sites = find_sites(unet) if injector is None else injector.sites
     if not sites:
         raise NoMatchingSitesError(
-            f"{type(unet).__name__} has no attention layers that hypernetworks act on: they are made for the "
-            f"UNet of Stable Diffusion 1, 2 and XL"
+            f"{type(unet).__name__}: found no attention layers that hypernetworks act on. "
+            "Give the UNet of Stable Diffusion 1, 2 or XL."
         )
     return sites
 
@@ -396,8 +443,8 @@ def _check_compiled(model: Any, unet: nn.Module) -> None:
     )
     if compiled and version < (2, 5):
         raise HypernetworkError(
-            f"this model is compiled, and torch {torch.__version__} does not notice a hypernetwork on a "
-            f"compiled model. Use torch 2.5 or newer, or the model without torch.compile"
+            f"{type(unet).__name__}: the model is compiled, and code that torch {torch.__version__} compiles ignores "
+            "hypernetworks. Use torch 2.5 or newer, or the model without torch.compile."
         )
 
 
@@ -405,9 +452,12 @@ def _applications(items: Item | Sequence[Item], strength: Strength, start: float
     if _is_item(items):
         items = [items]  # type: ignore[list-item]
     elif isinstance(items, (Mapping, nn.Module)) or not isinstance(items, Sequence):
-        raise TypeError(f"expected hypernetworks, paths, (hypernetwork, strength) pairs or Applications, not {items!r}")
+        raise TypeError(
+            f"Hypernetworks: found {shown(items)}. "
+            "Give hypernetworks, paths, (hypernetwork, strength) pairs or Applications."
+        )
     if not items:
-        raise ValueError("no hypernetwork was given")
+        raise ValueError("Hypernetworks: found an empty sequence. Give at least one hypernetwork.")
     applications = []
     for item in items:
         if isinstance(item, Application):
@@ -420,7 +470,7 @@ def _applications(items: Item | Sequence[Item], strength: Strength, start: float
 
 
 def _is_item(value: object) -> bool:
-    """One hypernetwork in any of its forms, as opposed to a sequence of them."""
+    """Return True for one hypernetwork in any form, False for a sequence of them."""
     if isinstance(value, tuple) and len(value) == 2:
         return _is_item(value[0]) and not _is_item(value[1]) and not isinstance(value[0], Application)
     return isinstance(value, (Hypernetwork, Application, str, os.PathLike))
@@ -428,9 +478,9 @@ def _is_item(value: object) -> bool:
 
 def _loaded(source: Source) -> Hypernetwork:
     if isinstance(source, (str, os.PathLike)):
-        from hnloader.loading import load  # the formats are of no use to who brings hypernetworks
+        from hnloader.loading import load  # only for callers that give paths
 
         return load(source)
     if not isinstance(source, Hypernetwork):
-        raise TypeError(f"expected a hypernetwork or the path of its file, not {type(source).__name__}")
+        raise TypeError(f"Hypernetworks: found {type(source).__name__}. Give a hypernetwork or the path of its file.")
     return source

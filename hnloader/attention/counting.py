@@ -1,7 +1,6 @@
-"""What one call of a UNet takes, counted from its modules without running it.
+"""Count the multiply-adds of one call of a diffusers UNet from its modules, without running it.
 
-Multiply-adds of convolutions, Linear layers and attention; norms and activations are not counted. Only the layout of
-diffusers is known: of other models nothing is said.
+Convolutions, Linear layers and attention count; norms and activations do not.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ class Step:
     """One call of the model.
 
     Attributes:
-        batch: Images in it; 2 for one image with guidance.
+        batch: Number of images; 2 for one image with guidance.
         size: Height and width of the latents.
-        text_tokens: Tokens of the text.
-        multiply_adds: Of the model without hypernetworks.
+        text_tokens: Number of tokens in the text.
+        multiply_adds: Multiply-adds of the model without hypernetworks.
     """
 
     batch: int
@@ -39,7 +38,7 @@ class Step:
 
 
 def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens: int = TEXT_TOKENS) -> Step | None:
-    """Count one call of a diffusers UNet; None for a model of another layout."""
+    """Count one call of a diffusers UNet; return None for another layout."""
     levels = _levels(model)
     if levels is None:
         return None
@@ -58,7 +57,7 @@ def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens:
 
 
 def contexts_at(model: nn.Module, site: AttentionSite, step: Step) -> int | None:
-    """How many contexts a site receives in a call; None where that is not known."""
+    """Return the number of contexts that a site receives in a call, None if unknown."""
     if site.kind == "cross":
         return step.batch * step.text_tokens
     levels = _levels(model)
@@ -66,7 +65,7 @@ def contexts_at(model: nn.Module, site: AttentionSite, step: Step) -> int | None
 
 
 def _attention(module: Any, positions: int, text_tokens: int) -> int:
-    """The projections, and the products of queries with keys and of weights with values."""
+    """Count the projections, and the products of queries with keys and of weights with values."""
     inner, queries = int(module.to_q.out_features), int(module.to_q.in_features)
     keys = text_tokens if getattr(module, "is_cross_attention", False) else positions
     projections = queries * inner * positions * 2 + input_width(module.to_k) * inner * keys * 2
@@ -78,7 +77,7 @@ def _is_linear(module: Any) -> bool:
 
 
 def _levels(model: Any) -> dict[str, int] | None:
-    """How often the latents have been halved where a block begins, by the block's name."""
+    """Return how often the latents are halved before each block, by the block's name."""
     downs, ups = getattr(model, "down_blocks", None), getattr(model, "up_blocks", ())
     if not isinstance(downs, nn.ModuleList):
         return None
@@ -98,7 +97,7 @@ def _resamples(block: Any, name: str) -> bool:
 
 
 def _level(name: str, levels: dict[str, int], *, after: bool = False) -> int:
-    """Of a module by its name; with `after`, of what comes out of it."""
+    """Return the level of a module's input, or with `after` of its output, by its name."""
     match = _BLOCK.match(name)
     if match is None:
         return 0

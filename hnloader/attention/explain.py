@@ -1,4 +1,4 @@
-"""What an attachment costs and why, site by site: `Attachment.explain`."""
+"""Explain the cost of attachments, layer by layer: `Attachment.explain`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hnloader.attention.counting import TEXT_TOKENS, Step, contexts_at, count_step
+from hnloader.attention.folding import Projection
 from hnloader.attention.injector import Injector
 from hnloader.attention.layer_hooks import SiteHooks
 from hnloader.attention.plans import PlanName, SidePlan, multiply_adds
@@ -20,25 +21,25 @@ from hnloader.network import SIDES, Side, SideName
 
 @dataclass(frozen=True)
 class Row:
-    """One side of one attention layer. Counts are per call of the model.
+    """The cost of one side of one attention layer. Counts are per call of the model.
 
     Attributes:
         site: Name of the layer.
         block: `down.0`, ..., `mid`, `up.0`, ...
         kind: `self` or `cross`.
-        width: Of the contexts.
+        width: Width of the contexts.
         side: `k` or `v`.
-        plan: `fold`, `collapse`, `cache`, `live`, `exact` or `none`; docs/plans.md says what each is.
-        why: Why this plan and no cheaper one.
-        contexts: How many contexts the layer receives, None when that is not known; the counts are then for one.
-        multiply_adds_before: What plain hooks would add to the call.
-        multiply_adds: What this adds to the call.
-        multiply_adds_once: What it takes once: for each fold, or each new text (named at the first layer that uses it).
-        bytes_before: Weights and contexts that plain hooks read and write, every pass over them counted.
-        bytes: Those that this reads and writes.
-        kept_bytes: Memory beyond the model and the file (named at the first layer that uses it).
-        share_before: `multiply_adds_before` by those of the model without hypernetworks; None when not known.
-        share: The same for `multiply_adds`.
+        plan: `fold`, `collapse`, `cache`, `live`, `exact` or `none`; docs/plans.md describes them.
+        why: Reason for this plan.
+        contexts: Number of contexts that the layer receives. None if unknown; the counts are then for one.
+        multiply_adds_before: Multiply-adds that plain hooks would add.
+        multiply_adds: Multiply-adds that this plan adds.
+        multiply_adds_once: Multiply-adds once per fold or new text, counted at the first layer that shares them.
+        bytes_before: Bytes of weights and contexts that plain hooks would read and write.
+        bytes: Bytes that this plan reads and writes.
+        kept_bytes: Memory beyond the model and the file, counted at the first layer that shares it.
+        share_before: `multiply_adds_before` relative to the model without hypernetworks. None if unknown.
+        share: `multiply_adds` relative to the model without hypernetworks. None if unknown.
     """
 
     site: str
@@ -64,22 +65,43 @@ COUNTS = ("multiply_adds_before", "multiply_adds", "multiply_adds_once", "bytes_
 
 @dataclass(frozen=True)
 class Explanation:
-    """The plans of everything that is attached to a model; `print` it, or see `rows`.
+    """The plans of all attachments of a model, and their cost. `print` shows a table.
 
     Attributes:
-        rows: One for each side of each layer that something attached has the width of.
-        step: The call of the model that is counted; None for a model whose layout is not known.
+        rows: One row for each side of each layer that an attachment changes.
+        step: The call of the model that is counted. None if the layout of the model is unknown.
+
+    Example:
+        >>> import hnloader
+        >>> from hnloader.demo import hypernetwork_paths, pipeline_folder
+        >>> from hnloader.pipelines import load_model
+        >>> pipe = load_model(pipeline_folder(), device="cpu").pipeline
+        >>> with hnloader.attach(pipe, hypernetwork_paths()["outline"]) as attachment:
+        ...     explanation = attachment.explain(batch=2)
+        >>> explanation.to_dict()["totals"]["plans"]
+        {'fold': 20, 'cache': 20}
     """
 
     rows: tuple[Row, ...]
     step: Step | None
 
     def total(self, count: str) -> int:
-        """The sum of a count over all rows; `count` is one of `COUNTS`."""
+        """Return the sum of a count over all rows.
+
+        Args:
+            count: Name of a count, such as `multiply_adds`.
+
+        Returns:
+            The sum.
+        """
         return sum(getattr(row, count) for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: `step`, `totals` and `rows`."""
+        """Return plain values, as JSON can hold them.
+
+        Returns:
+            `step`, `totals` and `rows`.
+        """
         totals: dict[str, Any] = {count: self.total(count) for count in COUNTS}
         totals["plans"] = dict(Counter(row.plan for row in self.rows))
         if self.step is not None:
@@ -92,7 +114,7 @@ class Explanation:
         }
 
     def grouped(self) -> Iterator[tuple[list[Row], list[str]]]:
-        """Rows that are alike but for the layer and side, with what a line of a table says of them: see `HEADER`."""
+        """Yield groups of rows that differ in layer and side only, and their cells in a table with `HEADER`."""
         groups: dict[tuple[object, ...], list[Row]] = {}
         for row in self.rows:
             groups.setdefault((row.block, row.kind, row.width, row.plan, row.why), []).append(row)
@@ -117,12 +139,12 @@ class Explanation:
         ]
 
     def summary(self) -> str:
-        """What it all amounts to, in a line or two."""
+        """Return the totals in two lines."""
         added = _arrow(_count(self.total("multiply_adds_before")), _count(self.total("multiply_adds")))
         lines = [f"multiply-adds per call: {added}; once: {_count(self.total('multiply_adds_once'))}"]
         lines[0] += f"; kept in memory: {_size(self.total('kept_bytes'))}"
         if self.step is None:
-            lines.append("counted for one context, since the layout of this model is not known")
+            lines.append("counted for one context, since the layout of this model is unknown")
         else:
             shares = [self.total(name) / self.step.multiply_adds for name in ("multiply_adds_before", "multiply_adds")]
             height, width = self.step.size
@@ -144,12 +166,12 @@ def _arrow(before: str, after: str) -> str:
 
 
 def _count(number: float) -> str:
-    """As 0, 640, 1.2 M, 34 G."""
+    """Write a number as 0, 640, 1.2 M, 34 G."""
     return _scaled(number, ("", " k", " M", " G", " T"))
 
 
 def _size(number: float) -> str:
-    """Of bytes, as 0 B, 640 B, 1.2 MB."""
+    """Write a number of bytes as 0 B, 640 B, 1.2 MB."""
     return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
 
 
@@ -166,7 +188,7 @@ HEADER = ("block", "layers", "width", "plan", "multiply-adds", "bytes moved", "k
 def explain(
     injector: Injector, batch: int | None, size: int | tuple[int, int] | None, tokens: int | None
 ) -> Explanation:
-    """Describe the plans that an injector makes for the next call; see `Attachment.explain`."""
+    """Describe the plans for the next call; see `Attachment.explain`."""
     injector.update()
     model = injector.model
     shape = injector.sample_shape
@@ -192,7 +214,7 @@ def _own_size(model: Any) -> int:
 
 
 def _text_tokens(injector: Injector, shape: tuple[int, ...] | None) -> int:
-    """As many as came in the last call."""
+    """Return the number of tokens in the last call."""
     layers = [injector.layer(site) for site in injector.sites if site.kind == "cross"]
     counts = [layer.k.contexts for layer in layers if layer is not None and layer.k.contexts is not None]
     return counts[0] // shape[0] if counts and shape else TEXT_TOKENS
@@ -204,13 +226,13 @@ def _row(
     hook = layer.k if side == "k" else layer.v
     plan, projection = hook.plan, layer.projection(side)
     folded = projection is not None and projection.fold is not None and bool(plan.foldable)
-    name, why = _named(plan, folded, "" if projection is None else projection.why_not or _hooks_of_others(projection))
+    name, why = _named(plan, folded, _why_not(projection))
     contexts = contexts_at(model, site, step) if step is not None else hook.contexts
     rows = contexts or 1
     before = [_plain_cost(link.hypernetwork.side(site.width, side), site.width) for link in plan.chain]
     after = [_stage_cost(stage) for stage in (plan.stages if folded else (*plan.stages, *plan.tail))]
     once, kept = 0, 0
-    if plan not in seen:  # what all layers of a plan share
+    if plan not in seen:  # all layers of a plan share it
         seen.add(plan)
         once = sum(each.multiply_adds for each in before) * rows if name == "cache" else _matrix(plan)
         kept = plan.kept_bytes
@@ -246,25 +268,27 @@ def _row(
     )
 
 
+def _why_not(projection: Projection | None) -> str:
+    if projection is None or projection.owned:
+        return "" if projection is None else projection.why_not
+    return projection.why_not or "another program has hooks on the projection"
+
+
 def _matrix(plan: SidePlan) -> int:
-    """Multiply-adds to make one matrix of a plan's affine stretches."""
+    """Count the multiply-adds that make one matrix of each affine stretch of a plan."""
     stages = [stage for stage in (*plan.stages, *plan.tail) if isinstance(stage, AffineStage)]
     stretches = [stage.links for stage in stages] or ([plan.foldable] if plan.foldable else [])
     total = 0
     for links in stretches:
-        for link in links:  # its layers but the first, each by the matrix so far
+        for link in links:  # all its layers except the first, each times the matrix so far
             linears = [m for m in link.hypernetwork.side(plan.width, plan.side).modules() if isinstance(m, nn.Linear)]
             total += plan.width * sum(linear.weight.numel() for linear in linears[1:])
         total += (len(links) - 1) * plan.width**3
     return total
 
 
-def _hooks_of_others(projection: Any) -> str:
-    return "" if projection.owned else "somebody else has hooks on the projection"
-
-
 def _named(plan: SidePlan, folded: bool, why_not: str) -> tuple[PlanName, str]:
-    """The plan as the projection allows it, and why."""
+    """Return the plan that the projection allows, and the reason."""
     if folded or not plan.foldable:
         return plan.name, plan.why
     if not plan.stages and any(isinstance(stage, AffineStage) for stage in plan.tail):
@@ -274,7 +298,7 @@ def _named(plan: SidePlan, folded: bool, why_not: str) -> tuple[PlanName, str]:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What runs on contexts: multiply-adds per context, values of its weights, values read and written per context."""
+    """The cost of a stage: multiply-adds per context, values of its weights, values read and written per context."""
 
     multiply_adds: int
     weights: int
@@ -285,7 +309,7 @@ class _Cost:
 
 
 def _plain_cost(side: Side, width: int) -> _Cost:
-    """Module by module, each reading what the one before wrote; then times the strength, and the sum."""
+    """Return the cost module by module, then of the product with the strength and the sum."""
     moved, values = 2 * width + 3 * width, width
     for module in side.modules():
         if isinstance(module, nn.Linear):
@@ -297,13 +321,13 @@ def _plain_cost(side: Side, width: int) -> _Cost:
 
 
 def _stage_cost(stage: Stage) -> _Cost:
-    """What a stage takes for every context; nothing where the result is kept."""
+    """Return the cost of a stage for every context; zero for a kept result."""
     if isinstance(stage, AffineStage):
         square = stage.width * stage.width
         return _Cost(square, square + stage.width, 2 * stage.width)
     if isinstance(stage, ExactStage):
         plain = _plain_cost(stage.hypernetwork.side(stage.width, stage.side), stage.width)
-        if isinstance(stage, LiveStage):  # hidden values stay in the processor's cache
+        if isinstance(stage, LiveStage):  # the hidden values stay in the CPU's cache
             return _Cost(plain.multiply_adds, plain.weights, 5 * stage.width)
         return plain
     return _Cost(0, 0, 0)

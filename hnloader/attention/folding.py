@@ -1,8 +1,8 @@
-"""Projections that are our own to compute, with the affine end of a chain folded into their matrix.
+"""Projections with the affine end of a chain folded into their matrix.
 
-A fold is a second matrix beside the module's own: K = (Wk (I + s A)) c + (bk + s Wk a). The module's parameters are
-never edited, so there is nothing to restore, `state_dict` shows the originals, and training or saving sees nothing
-of it. What it costs is one copy of each projection that has a fold.
+A fold is a second matrix beside that of the module: K = (Wk (I + s A)) c + (bk + s Wk a). The module's parameters never
+change, so nothing has to be restored, and `state_dict`, training and saving see the originals. The cost is one copy of
+each projection with a fold.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from hnloader.attention.stages import HALF, stretch_map
 from hnloader.network import Hypernetwork
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# How many values of a weight are compared at each call, to see changes that torch does not count: `weight.data += x`.
+# Values of a weight that are compared at each call, to notice changes that torch does not count: `weight.data += x`.
 SAMPLES = 256
 # The same for each parameter of a hypernetwork in the processor's memory.
 OWN_SAMPLES = 32
-# A weight that has changed so often while attached is being trained or merged: folding it again would not pay.
+# A weight that changes more often while attached is being trained or merged; folding it again would not pay.
 MOST_CHANGES = 8
-# How much the rounding of a fold may grow when folds at new strengths are made from those at old ones.
+# The rounding of a fold may grow by this factor when new strengths are worked into it.
 MOST_GROWTH = 32.0
-# Contexts that a fold is tried on.
+# Contexts that check a fold.
 PROBES = 8
 
 
-# By the plan and the weight's dtype and device; made once for all sites of the plan.
+# By the plan and the weight's dtype and device; all sites of a plan share a stretch.
 Maps: TypeAlias = "dict[tuple[SidePlan, torch.dtype, torch.device], _Stretch]"
 # The module's parameters; the hypernetworks that are folded, by part; their strengths.
 Key: TypeAlias = "tuple[object, object, tuple[tuple[float, ...], ...]]"
@@ -44,15 +44,15 @@ Key: TypeAlias = "tuple[object, object, tuple[tuple[float, ...], ...]]"
 
 @dataclass(frozen=True)
 class Fold:
-    """A projection with something folded into it.
+    """A matrix with a chain folded into it.
 
     Attributes:
-        plans: The plan of each part, None for a part that stays (the queries).
+        plans: Plan of each part, None for a part that stays (the queries).
         weight: [outputs, inputs], of the module's dtype.
-        bias: [outputs]
-        key: What it was made from; another key asks for another fold.
+        bias: [outputs], of the module's dtype.
+        key: Identity of the values that it was made from.
         samples: Values of the module's weight and bias.
-        growth: How much larger its rounding is than that of a fold made anew.
+        growth: Rounding relative to a new fold.
     """
 
     plans: tuple[SidePlan | None, ...]
@@ -64,22 +64,22 @@ class Fold:
 
     @property
     def bytes(self) -> int:
-        """What it takes."""
+        """The memory that it takes."""
         return (self.weight.numel() + self.bias.numel()) * self.weight.element_size()
 
     def changed(self) -> bool:
-        """Whether the module has other values now, as far as the samples show."""
+        """Return True if the samples of the module's values differ now."""
         return any(sample.changed() for sample in self.samples)
 
 
 class Projection:
-    """The forward of a `to_k`, `to_v`, `to_qkv` or `to_kv` that is a plain Linear, called as nobody else changes it.
+    """The forward of a `to_k`, `to_v`, `to_qkv` or `to_kv` that is a plain Linear.
 
     Attributes:
         module: The projection.
-        owned: Whether it applies the hypernetworks. When not, it is the module's own forward and hooks apply them.
-        fold: What is folded in now.
-        why_not: Why nothing may be folded into it; empty when it may.
+        owned: True if this forward applies the hypernetworks, False if the hooks do.
+        fold: The present fold.
+        why_not: Reason against a fold, empty if it may have one.
     """
 
     def __init__(self, module: nn.Module, parts: Sequence[SideHook | None]) -> None:
@@ -91,8 +91,8 @@ class Projection:
         self._asleep: Fold | None = None  # kept while a window is closed
         self._changes = 0
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's forward calls it so
-        """What `nn.Linear.forward` is for the module, with the hypernetworks applied if `owned`."""
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in nn.Linear.forward
+        """Compute `nn.Linear.forward` of the module, with the hypernetworks if `owned`."""
         module = self.module
         if not self.owned:
             unchanged: Tensor = type(module).forward(module, input)
@@ -115,12 +115,12 @@ class Projection:
         return torch.cat([functional.linear(context, w, b) for context, w, b in parts], dim=-1)
 
     def check(self, model_moves: str) -> None:
-        """Find out whether something may be folded in; `model_moves` says what moves the model's weights, if any."""
+        """Set `why_not`; `model_moves` is the reason why the model's weights move between devices, if any."""
         unsteady = "its weight keeps changing" if self._changes > MOST_CHANGES else ""
         self.why_not = model_moves or _why_not(self.module) or unsteady
 
     def refresh(self, maps: Maps) -> None:
-        """Fold in what the plans ask for now, or nothing."""
+        """Fold according to the present plans, or drop the fold."""
         plans = tuple(None if part is None else part.plan for part in self.parts)
         if not self.owned or self.why_not:
             self.fold = self._asleep = None
@@ -138,52 +138,52 @@ class Projection:
                 self.fold = _rescaled(old, key, plans, self.module)
                 if self.fold is not None:
                     return
-            self.fold = None  # freed before another is made
+            self.fold = None  # free its memory before making another
             del old
             try:
                 fold = _make(self.module, plans, key, maps)
                 self.why_not = _too_rough(fold, self.module, maps)
             except (MemoryError, torch.cuda.OutOfMemoryError):
-                self.why_not = "there is no memory for a copy of its weight"
+                self.why_not = "the memory does not hold a copy of its weight"
             self.fold = None if self.why_not else fold
 
     def count_replacement(self) -> None:
-        """Note it when the module's parameters are not those that were folded."""
+        """Count a change if the module has other parameters than the fold was made from."""
         if self.fold is not None and self.fold.key[0] != versions(self.module._parameters.values()):
             self._changes += 1
 
     def count_change(self) -> None:
-        """Note it when the weight's values have changed where torch does not count it."""
+        """Count a change if the weight's values changed in a way that torch does not count."""
         if self.fold is not None and self.fold.changed():
             self._changes += 1
 
     def forget(self) -> None:
-        """Drop what is folded; `refresh` folds again."""
+        """Drop the fold; `refresh` makes it again."""
         self.fold = self._asleep = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Copy nothing of what is attached: a module's forward, wrapped by somebody, may hold this."""
+        """Copy no fold: another program's wrapper of the module's forward may hold this."""
         return {**self.__dict__, "owned": False, "fold": None, "_asleep": None}
 
 
 class Sample:
-    """Some values of a weight, to see changes that torch does not count, such as `weight.data += delta`.
+    """Some values of a weight, to notice changes that torch does not count, such as `weight.data += delta`.
 
-    LoRA merged by peft changes a weight in this way. It changes nearly all of its values, so some are enough.
+    peft merges a LoRA in this way. That changes nearly all values of a weight, so some are enough.
     """
 
     def __init__(self, weight: Tensor, count: int = SAMPLES) -> None:
-        step = weight.numel() // count | 1  # odd, so that it does not stay within some columns
+        step = weight.numel() // count | 1  # odd, so that it passes through all columns
         self.view = weight.detach().view(-1)[::step]
         self.values = self.view.clone()
 
     def changed(self) -> bool:
-        """Whether the weight has other values now."""
+        """Return True if the weight has other values now."""
         return not torch.equal(self.view, self.values)
 
 
 class Watch:
-    """Samples of many tensors, compared in one go for each device and dtype."""
+    """Samples of many tensors, compared at once for each device and dtype."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         groups: dict[tuple[torch.device, torch.dtype], list[Sample]] = {}
@@ -195,20 +195,17 @@ class Watch:
         ]
 
     def changed(self) -> bool:
-        """Whether one of the tensors has other values than when it was sampled."""
+        """Return True if a tensor has other values now."""
         return any(not torch.equal(torch.cat(views), values) for views, values in self._groups)
 
 
 def watch_folds(projections: Iterable[Projection]) -> Watch:
-    """Watch the weights that something is folded into."""
+    """Watch the weights of all folds."""
     return Watch(sample for each in projections if each.fold is not None for sample in each.fold.samples)
 
 
 def watch_hypernetworks(hypernetworks: Iterable[Hypernetwork]) -> Watch:
-    """Watch what copies, folds and kept results are made of, where that does not wait for a device.
-
-    Nothing is made of parameters that are trained.
-    """
+    """Watch the parameters on the CPU, where comparing is fast, except those in training, of which nothing is kept."""
     parameters = [parameter for each in hypernetworks for parameter in each.parameters()]
     return Watch(
         Sample(parameter, OWN_SAMPLES)
@@ -218,17 +215,14 @@ def watch_hypernetworks(hypernetworks: Iterable[Hypernetwork]) -> Watch:
 
 
 def _fits(fold: Fold, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
-    """Whether the fold can stand for the weight: no gradients through either, and all in one place."""
+    """Return True if the fold can replace the weight: no gradients are recorded, and all is on one device."""
     if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
         return False
     return input.device == fold.weight.device
 
 
 def moves_weights(modules: Iterable[dict[str, Any]]) -> str:
-    """What moves weights between devices, by the attributes of the modules around them; empty for nothing.
-
-    accelerate and diffusers leave these on what they offload.
-    """
+    """Return a reason if accelerate or diffusers left an offloading hook among these attributes, else an empty text."""
     for attributes in modules:
         if "_hf_hook" in attributes or "_diffusers_hook" in attributes:
             return "the model is offloaded"
@@ -236,9 +230,9 @@ def moves_weights(modules: Iterable[dict[str, Any]]) -> str:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a projection is a Linear and nothing more.
+    """Return True if a projection is exactly a Linear.
 
-    AUTOMATIC1111's webui puts its LoRA into `nn.Linear.forward` itself, for all modules; that one is not plain.
+    AUTOMATIC1111's webui puts its LoRA into `nn.Linear.forward` for all modules; then none is plain.
     """
     return (
         type(module) is nn.Linear
@@ -250,23 +244,23 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def _why_not(module: nn.Module) -> str:
-    """Why nothing may be folded into a projection."""
+    """Return the reason against a fold, empty if the projection may have one."""
     if not is_plain(module):
         own = module._parameters.get("weight")
         what = "" if own is None else f", {str(own.dtype).removeprefix('torch.')}"
-        return f"the projection is no plain Linear ({type(module).__name__}{what})"
+        return f"the projection differs from a plain Linear ({type(module).__name__}{what})"
     weight, bias = _tensors(module)
     if weight.layout != torch.strided or not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
         return "its weight is not contiguous"
     if weight.device.type == "meta":
         return "its weight is not in memory"
     if weight.is_inference():
-        return "its weight is of inference mode, whose changes cannot be seen"
+        return "its weight was made in inference mode, which hides changes"
     return ""
 
 
 def foreign_hooks(module: nn.Module, own: Sequence[object]) -> bool:
-    """Whether somebody else has hooks on a module, which may look at or change what goes in and comes out."""
+    """Return True if another program has hooks on a module, which may read or change its input and output."""
     if module._backward_hooks or module._backward_pre_hooks:
         return True
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
@@ -274,7 +268,7 @@ def foreign_hooks(module: nn.Module, own: Sequence[object]) -> bool:
 
 
 def versions(parameters: Iterable[nn.Parameter | None]) -> list[object]:
-    """Other numbers when parameters are replaced, moved, converted, or changed in place in a way that torch counts."""
+    """Return values that differ after a parameter is replaced, moved or converted, or changes as torch counts it."""
     state: list[object] = []
     for parameter in parameters:
         if parameter is None or parameter.is_inference():
@@ -294,7 +288,7 @@ def _key(module: nn.Module, plans: Sequence[SidePlan | None]) -> Key:
 
 def _tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     weight, bias = module._parameters["weight"], module._parameters.get("bias")
-    assert weight is not None, "a projection that is plain has a weight"
+    assert weight is not None, "a plain projection has a weight"
     return weight.detach(), None if bias is None else bias.detach()
 
 
@@ -303,7 +297,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _make(module: nn.Module, plans: tuple[SidePlan | None, ...], key: Key, maps: Maps) -> Fold:
-    """Fold anew: in float32 (float64 for a float64 module), rounded once to the module's dtype."""
+    """Make a fold in float32 (float64 for a float64 module), rounded once to the module's dtype."""
     weight, bias = _tensors(module)
     whole_bias = weight.new_zeros(len(weight)) if bias is None else bias
     result, result_bias = torch.empty_like(weight), torch.empty_like(whole_bias)
@@ -323,16 +317,14 @@ def _make(module: nn.Module, plans: tuple[SidePlan | None, ...], key: Key, maps:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """What is folded, and what the exact path makes of contexts that folds are tried on.
+    """The affine map of a fold, and the exact result for the contexts that check it.
 
     Attributes:
         map: In float32, or float64 for a float64 model.
-        contexts: [PROBES, width], of the model's dtype.
-        changed: They in the dtype of `map`, after the hypernetworks.
+        changed: [PROBES, width], the contexts after the hypernetworks, in the dtype of `map`.
     """
 
     map: AffineMap
-    contexts: Tensor
     changed: Tensor
 
 
@@ -341,12 +333,11 @@ def _stretch(plan: SidePlan, weight: Tensor, maps: Maps) -> _Stretch:
     if key not in maps:
         dtype = _wide(weight.dtype)
         inner = stretch_map(plan.foldable, plan.side, plan.width, dtype, weight.device)
-        contexts = _probes(plan.width, weight)
-        changed = contexts.to(dtype)
+        changed = _probes(plan.width, weight).to(dtype)
         for link in plan.foldable:
             stored = link.hypernetwork.side(plan.width, plan.side)
             changed = copy.deepcopy(stored).to(weight.device, dtype)(changed, link.strength)
-        maps[key] = _Stretch(inner, contexts, changed)
+        maps[key] = _Stretch(inner, changed)
     return maps[key]
 
 
@@ -355,10 +346,10 @@ def _probes(width: int, like: Tensor) -> Tensor:
 
 
 def _rescaled(old: Fold, key: Key, plans: tuple[SidePlan | None, ...], module: nn.Module) -> Fold | None:
-    """The fold at another strength of one hypernetwork, from the fold at the old one: W + r (W' - W).
+    """Work a new strength into the fold of one hypernetwork: W + r (W' - W).
 
-    Exact but for rounding, which grows with the ratio r of the strengths: None where it grows too large, where
-    more than a strength has changed, and in half precision, where the old fold is too much rounded for it.
+    Its rounding grows with the ratio r of the strengths. Return None if it grows too much, if more than a strength
+    changed, or in half precision.
     """
     strengths = [pair for pair in zip(old.key[2], key[2], strict=True) if any(pair)]
     if old.key[:2] != key[:2] or old.weight.dtype in HALF or any(len(new) != 1 for _, new in strengths):
@@ -375,10 +366,10 @@ def _rescaled(old: Fold, key: Key, plans: tuple[SidePlan | None, ...], module: n
 
 
 def _too_rough(fold: Fold, module: nn.Module, maps: Maps) -> str:
-    """Why a fold is not as good as the exact path, tried on contexts of unit variance; empty when it is.
+    """Return a reason if a fold is worse than the exact result on contexts of unit variance, else an empty text.
 
-    In float32 and float64 both must agree within a fifth of the 1e-5 that all plans are held to. In half
-    precision the root mean square error against float32 may be twice that of the exact path's own rounding.
+    In float32 and float64 both must agree within a fifth of 1e-5, the bound of all plans. In half precision the root
+    mean square error against float32 may be twice the rounding error of the exact result.
     """
     weight, bias = _tensors(module)
     count = len(fold.plans)

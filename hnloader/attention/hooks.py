@@ -13,13 +13,13 @@ from hnloader.network import SideName
 
 
 class SideHook:
-    """Forward pre-hook on `to_k` or `to_v`: the context goes through a chain of hypernetworks first.
+    """Forward pre-hook on `to_k` or `to_v` that sends the context through a chain of hypernetworks.
 
     Attributes:
-        side: Which side of the hypernetworks.
-        plan: How the chain is computed. That of an empty chain lets the context pass unchanged.
-        idle: The projection's own forward does it.
-        contexts: How many contexts came last, None before the first.
+        side: Side of the hypernetworks.
+        plan: Way in which the chain is computed. The plan of an empty chain returns the context.
+        idle: True if the projection's forward applies the chain instead.
+        contexts: Number of contexts in the last call, None before the first.
     """
 
     def __init__(self, side: SideName) -> None:
@@ -29,18 +29,18 @@ class SideHook:
         self.contexts: int | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Copy nothing of what is attached; the injector of a copied model hooks its layers itself."""
+        """Copy no plan; the injector of a copied model hooks its layers itself."""
         return {**self.__dict__, "plan": NO_PLAN}
 
     @property
     def chain(self) -> Chain:
-        """Hypernetworks with their strengths, in order."""
+        """The hypernetworks with their strengths, in order."""
         return self.plan.chain
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Called by torch before the module's forward, with what the module was called with."""
+        """Change the context before the module's forward; torch passes the arguments of the call."""
         if self.idle or not self.plan.chain:
             return None
         if args:
@@ -49,26 +49,25 @@ class SideHook:
         return args, {**kwargs, name: self.apply(kwargs[name])}
 
     def apply(self, context: Tensor) -> Tensor:
-        """The context [..., width] that the projection is to receive; same shape, dtype and device."""
+        """Return the context [..., width] for the projection; same shape, dtype and device."""
         if not compiling():
             self.contexts = context.numel() // context.shape[-1]
         return self.plan(context)
 
 
 class FusedHook:
-    """Forward hook on `to_qkv` or `to_kv`: keys and values are computed anew from the changed contexts.
+    """Forward hook on `to_qkv` or `to_kv` that computes keys and values again from the changed contexts.
 
-    A fused projection takes one context for both, and a hypernetwork gives two. The projection's own forward
-    is called for each, so that whatever happens in it (LoRA, offloading, quantised weights) happens there
-    too.
+    A fused projection takes one context for both, but a hypernetwork gives two. So the hook calls the projection's
+    forward for each. LoRA, offloading and quantized weights in that forward then work for both.
 
     Args:
-        parts: Into how many equal parts the processor splits the output: 3 for `to_qkv`, 2 for `to_kv`.
-        k: The hook of `to_k`, whose plan is used.
-        v: The hook of `to_v`.
+        parts: Number of equal parts in the output: 3 for `to_qkv`, 2 for `to_kv`.
+        k: Hook of `to_k`, with the plan for the keys.
+        v: Hook of `to_v`, with the plan for the values.
 
     Attributes:
-        idle: The projection's own forward does it.
+        idle: True if the projection's forward applies the chains instead.
     """
 
     def __init__(self, parts: int, k: SideHook, v: SideHook) -> None:
@@ -80,7 +79,7 @@ class FusedHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor | None:
-        """Called by torch after the forward; `output` is [..., parts * inner width]."""
+        """Replace keys and values in the output [..., parts * inner width] of the module's forward."""
         if self.idle or not (self.k.plan.chain or self.v.plan.chain):
             return None
         context = args[0] if args else next(iter(kwargs.values()))

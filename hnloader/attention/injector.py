@@ -1,4 +1,4 @@
-"""The one object that a model with hypernetworks carries: it keeps the hooks on its layers right."""
+"""The injector: the object on a model with hypernetworks that keeps the hooks of its layers up to date."""
 
 from __future__ import annotations
 
@@ -25,59 +25,47 @@ from hnloader.attention.sites import AttentionSite, Kind
 from hnloader.attention.stages import Chain, Link
 from hnloader.network import SIDES, Hypernetwork, SideName
 
-# One lock for all models: changes are rare and short, and a lock in the injector could not be copied with its
-# model.
+# One lock for all models: changes are rare and short, and a model with a lock in its injector could not be copied.
 lock = threading.RLock()
 
 
 class Attached(Protocol):
-    """An attachment, as far as the injector needs it."""
+    """The part of `hnloader.Attachment` that the injector uses."""
+
+    fold: bool
+    exact: bool
 
     @property
     def widths(self) -> frozenset[int]:
-        """The widths of its hypernetworks."""
-        ...
+        """See `Attachment.widths`."""
 
     @property
     def windowed(self) -> bool:
-        """True if a hypernetwork acts in a part of the sampling only."""
-        ...
-
-    @property
-    def fold(self) -> bool:
-        """True if affine hypernetworks may be folded."""
-        ...
-
-    @property
-    def exact(self) -> bool:
-        """True if everything is computed as the original programs do."""
-        ...
+        """See `Attachment.windowed`."""
 
     def seek(self, timestep: float) -> bool:
-        """Open and close the windows for a timestep; return True if that changed anything."""
-        ...
+        """See `Attachment.seek`."""
 
     def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, dict[SideName, float]]]:
-        """Yield the hypernetworks that act at a site now, in order, with their strengths for k and v."""
-        ...
+        """See `Attachment.at`."""
 
 
 class Injector:
-    """Forward pre-hook on a model, there as long as anything is attached to it.
+    """Forward pre-hook on a model that has attachments.
 
-    It is found among the model's forward pre-hooks and nowhere else, so it is copied, pickled and dropped
-    with the model. The hooks on layers are not copied: a copy puts its own on the copied layers at its first
-    call, and a layer that is copied alone has none. Before each call of the model it moves the hooks of layers
-    whose modules have changed, opens and closes the windows of sampling, and puts new strengths in force, so
-    that one call sees one set of strengths. Where weights of the model or parameters of a hypernetwork are no
-    longer what was folded or kept, it makes that again.
+    The model's hooks hold the only reference to it, so it is copied, pickled and deleted with the model. Hooks on
+    layers are not copied: a copied model hooks its layers at its first call, and a layer that is copied alone has none.
+
+    Before each call of the model it moves the hooks of layers whose modules changed. It opens and closes windows and
+    applies new strengths, so that one call sees one set of strengths. It drops folds and kept results if the weights or
+    parameters that they come from have changed.
 
     Attributes:
-        attachments: What is attached, in order.
+        attachments: The attachments, in order.
         model: The model.
-        sites: Every attention layer of the model.
-        stale: The strengths have changed since the last call of the model.
-        sample_shape: Of the latents of the last call, None before the first.
+        sites: All attention layers of the model.
+        stale: True if strengths changed since the last call of the model.
+        sample_shape: Shape of the latents in the last call, None before the first.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[AttentionSite]) -> None:
@@ -99,7 +87,7 @@ class Injector:
         self._handle = model.register_forward_pre_hook(self, with_kwargs=True)
 
     def add(self, attachment: Attached) -> None:
-        """Append an attachment and apply it; when that fails the model is left as it was."""
+        """Append an attachment and apply it; on an error, leave the model unchanged."""
         self.attachments.append(attachment)
         try:
             self.refresh()
@@ -108,7 +96,7 @@ class Injector:
             raise
 
     def remove(self, attachment: Attached) -> None:
-        """Take an attachment off; with the last one everything goes. Harmless when it is not there."""
+        """Remove an attachment if it is here; with the last one, remove all hooks."""
         self.attachments = [each for each in self.attachments if each is not attachment]
         if self.attachments:
             self.refresh()
@@ -119,7 +107,7 @@ class Injector:
         self._layers.clear()
 
     def refresh(self) -> None:
-        """Hook the layers that some attachment changes, unhook the others, and give each its chains."""
+        """Hook the layers that an attachment changes, unhook the others, and set the plans of each."""
         self.stale = False
         widths = {width for attachment in self.attachments for width in attachment.widths}
         moves = self._moves()
@@ -151,7 +139,7 @@ class Injector:
         return moves_weights(self._movable)
 
     def _plan(self, site: AttentionSite, side: SideName) -> SidePlan:
-        """One plan for all the sites of a chain, kept from refresh to refresh with what it has computed."""
+        """Return the plan that all sites of a chain share; it survives a refresh with its kept results."""
         chain = self._chain(site, side)
         key = (chain, side, site.width, site.kind)
         if key not in self._plans:
@@ -167,13 +155,13 @@ class Injector:
         )
 
     def layer(self, site: AttentionSite) -> SiteHooks | None:
-        """The hooks of a site, None where nothing is attached."""
+        """Return the hooks of a site, None without attachments."""
         return self._layers.get(site.index)
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Called by torch before the model's forward, with what the model was called with."""
+        """Update everything before the model's forward; torch passes the arguments of the call."""
         with lock:
-            self._see_changes()
+            self._notice_changes()
             windowed = [attachment for attachment in self.attachments if attachment.windowed]
             if windowed:
                 timestep = timestep_of(args, kwargs)
@@ -186,13 +174,13 @@ class Injector:
             self._prepare(args[0] if args else kwargs.get("sample"))
 
     def update(self) -> None:
-        """Put in force now what would be at the next call, but for windows."""
-        self._see_changes()
+        """Apply changes now instead of at the next call; windows stay."""
+        self._notice_changes()
         if self.stale:
             self.refresh()
 
-    def _see_changes(self) -> None:
-        """Notice what has happened to the model and to the hypernetworks since the last call."""
+    def _notice_changes(self) -> None:
+        """Notice changes of the model and the hypernetworks since the last call."""
         if self._signature.changed() or self._own_watch.changed():
             self.forget()
         if self._watch.changed():
@@ -206,7 +194,7 @@ class Injector:
             self.stale = True
 
     def forget(self) -> None:
-        """Drop all that was made of the values of hypernetworks, weights and texts."""
+        """Drop everything that was computed from the values of hypernetworks, weights and texts."""
         for hypernetwork in self._acting:
             hypernetwork.release()
         for projection in self._projections():
@@ -215,11 +203,11 @@ class Injector:
         self.stale = True
 
     def _state(self) -> list[object]:
-        """All that decides how a layer is hooked and what may be folded; compared before each call of the model."""
+        """Return everything that decides on hooks and folds, to compare before each call of the model."""
         return [self._moves(), nn.Linear.forward, *(layer.state() for layer in self._layers.values())]
 
     def _prepare(self, sample: object) -> None:
-        """Make now what compiled code cannot make, unless it is there since the last call."""
+        """Compute in advance what compiled code cannot compute, unless the last call did."""
         if not isinstance(sample, torch.Tensor):
             return
         self.sample_shape = tuple(sample.shape)
@@ -233,11 +221,11 @@ class Injector:
         self._prepared = self._place(sample)
 
     def _place(self, sample: torch.Tensor) -> tuple[object, ...]:
-        """Where and in what the model computes, and whether copies for that have been released."""
+        """Return the device and dtype of the model, and the state of the hypernetworks' copies."""
         return (sample.device, sample.dtype, *(hypernetwork.kept_copies for hypernetwork in self._acting))
 
     def __getstate__(self) -> dict[str, object]:
-        """Copy what is attached, and nothing of how it is applied: that is made at the first call."""
+        """Copy the attachments only; the first call of the copy makes the rest."""
         return {
             **self.__dict__,
             "stale": True,
@@ -254,7 +242,7 @@ class Injector:
 
 
 def _around(model: nn.Module, sites: Sequence[AttentionSite]) -> list[dict[str, Any]]:
-    """The attributes of the model and of all the modules that its sites lie in, their own included."""
+    """Return the attributes of the model, of its sites and of all modules around them."""
     names = {site.name[:end] for site in sites for end in range(len(site.name) + 1) if end in _ends(site.name)}
     return [module.__dict__ for name, module in model.named_modules() if name in names or not name]
 
@@ -264,16 +252,15 @@ def _ends(name: str) -> list[int]:
 
 
 def injector_of(model: nn.Module) -> Injector | None:
-    """The injector that the model carries, None when nothing is attached."""
+    """Return the injector of a model, None without attachments."""
     return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, Injector)), None)
 
 
 def _keep_out_of_graphs() -> None:
-    """Have torch.compile run the injector's call as it is.
+    """Make torch.compile run the injector's call uncompiled, because it changes hooks and may read the timestep.
 
-    It changes hooks and may read back the timestep, which is nothing to compile. The compiled code that
-    follows it checks the chains that it sets. The compiler is not imported for this, since that alone takes a
-    second: where nothing has imported it, nothing is compiled.
+    Compiled code checks the chains that the injector sets. This does not import the compiler, which takes a second: if
+    nothing imported it, nothing is compiled.
     """
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None and not hasattr(Injector.__call__, "_torchdynamo_disable"):

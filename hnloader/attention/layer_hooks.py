@@ -1,4 +1,4 @@
-"""The hooks of one attention layer: on its modules, and off again."""
+"""Put the hooks on the modules of one attention layer, and remove them."""
 
 from __future__ import annotations
 
@@ -12,46 +12,45 @@ from hnloader.attention.hooks import FusedHook, SideHook
 from hnloader.attention.sites import AttentionSite
 from hnloader.network import SideName
 
-# The parts of an attention layer that receive the context. diffusers keeps to_k and to_v when it adds fused
-# ones and keeps the fused ones when it goes back, so each that exists is hooked; the layer's processor calls
-# one or the other.
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+# The parts of an attention layer that receive the context. diffusers keeps to_k and to_v when it adds the fused
+# projections, and keeps those when it goes back. So each that exists is hooked; the processor calls one or the other.
 SLOTS = ("to_k", "to_v", "to_qkv", "to_kv")
 
 
 class ClassForward:
     """The forward of a module's class, looked up at each call.
 
-    AUTOMATIC1111's webui replaces `nn.Linear.forward` while it samples, where it casts weights for each call.
+    AUTOMATIC1111's webui replaces `nn.Linear.forward` while it samples, to cast weights for each call.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module would do without a forward of its own."""
+        """Call the forward of the module's class."""
         return type(self.module).forward(self.module, *args, **kwargs)
 
 
 class BareState:
-    """What `copy`, `deepcopy` and `pickle` take of a hooked module: all but what is ours.
+    """The state of a hooked module without hooks, for `copy`, `deepcopy` and `pickle`.
 
-    They ask a module's instance for its `__getstate__`, so one attribute there serves all three.
+    All three ask a module's instance for `__getstate__`.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def state(self) -> Any:
-        """What the module's class would say without hypernetworks."""
+        """Return the state of the module without hypernetworks."""
         own = getattr(type(self.module), "__getstate__", None)
-        if own is None or own is getattr(object, "__getstate__", None):  # which Python 3.10 does not have
+        if own is None or own is getattr(object, "__getstate__", None):  # Python 3.10 has none
             state = self.module.__dict__
         else:
             state = own(self.module)
         if not isinstance(state, dict):
             return state
-        # A forward of ours that somebody else has wrapped stays, since theirs calls it; its copies apply nothing.
+        # If another program wrapped our forward, its wrapper stays and calls ours, which applies nothing in a copy.
         methods = [name for name in ("forward", "__getstate__") if _is_ours(state.get(name))]
         bare = {name: value for name, value in state.items() if name not in methods}
         for name in ("_forward_pre_hooks", "_forward_hooks"):
@@ -64,16 +63,13 @@ class BareState:
 
 
 def _is_ours(value: object) -> bool:
-    """Return True for a hook, or for a method that is put on modules."""
+    """Return True for a hook of hnloader, or for a method that it puts on modules."""
     owner = getattr(value, "__self__", value)
     return isinstance(owner, (SideHook, FusedHook, Projection, ClassForward, BareState))
 
 
 class Hooked:
-    """A hook on a module and, on a plain one, a forward of our own, until `remove`.
-
-    Copies of the module have neither.
-    """
+    """A hook and a forward on a module, until `remove`. Copies of the module have neither."""
 
     def __init__(self, module: nn.Module, hook: SideHook | FusedHook, projection: Projection) -> None:
         if isinstance(hook, SideHook):
@@ -83,8 +79,8 @@ class Hooked:
         self.module = module
         self.hook = hook
         self.projection = projection
-        # Code that torch.compile made before does not look for hooks that came later, but it does check that
-        # a module's forward was not replaced. So the forward is replaced, and compiled code sees a change.
+        # Compiled code does not look for new hooks, but it checks that a module's forward was not replaced. Replacing
+        # the forward makes it notice the change.
         self._forward: Callable[..., Any] | None = None
         if "forward" not in module.__dict__:
             forward = projection.forward if is_plain(module) else ClassForward(module).forward
@@ -94,7 +90,7 @@ class Hooked:
             self._getstate = module.__dict__["__getstate__"] = BareState(module).state
 
     def sync(self, model_moves: str) -> None:
-        """Have the projection's forward apply the hypernetworks where nobody else changes the module, else the hook."""
+        """Let the projection apply the hypernetworks if no other program changes the module, else the hook."""
         owned = (
             is_plain(self.module)
             and self.module.__dict__.get("forward") is self._forward
@@ -105,9 +101,9 @@ class Hooked:
         self.projection.owned = self.hook.idle = owned
 
     def remove(self) -> None:
-        """Leave the module as it was found."""
+        """Restore the module."""
         self._handle.remove()
-        self.projection.owned = False  # what somebody has made of the module's forward may still hold ours
+        self.projection.owned = False  # another program may have wrapped our forward
         self.projection.fold = None
         for name, ours in (("forward", self._forward), ("__getstate__", self._getstate)):
             if ours is not None and self.module.__dict__.get(name) is ours:
@@ -115,12 +111,12 @@ class Hooked:
 
 
 class SiteHooks:
-    """The hooks of one attention layer, on the modules that it has at the moment.
+    """The hooks of one attention layer, on its present modules.
 
     Attributes:
         site: The attention layer.
-        k: The hook of `to_k`.
-        v: The hook of `to_v`.
+        k: Hook of `to_k`.
+        v: Hook of `to_v`.
     """
 
     def __init__(self, site: AttentionSite) -> None:
@@ -142,10 +138,10 @@ class SiteHooks:
         self._hooked: dict[str, Hooked] = {}
 
     def sync(self, model_moves: str = "") -> None:
-        """Hook the modules that the layer has now: peft may have wrapped one, fusing added one.
+        """Hook the present modules of the layer: peft may have wrapped one, fusing may have added one.
 
         Args:
-            model_moves: What moves the model's weights about, so that none can be folded; empty for nothing.
+            model_moves: Reason why the model's weights move between devices, empty if they stay.
         """
         modules = self.site.module._modules
         for slot in SLOTS:
@@ -161,7 +157,7 @@ class SiteHooks:
                 hooked.sync(model_moves if slot in self._in_use else "the layer does not use it now")
 
     def state(self) -> list[object]:
-        """What `sync` and the fold of each projection depend on; cheap enough for every call of the model."""
+        """Return everything that `sync` and the folds depend on; cheap enough for every call of the model."""
         attributes = self.site.module.__dict__
         modules = attributes["_modules"]
         state: list[object] = [attributes.get("fused_projections")]
@@ -184,11 +180,11 @@ class SiteHooks:
         return ("to_qkv", "to_kv") if fused else ("to_k", "to_v")
 
     def projections(self) -> list[Projection]:
-        """Those that the layer has now."""
+        """Return the present projections of the layer."""
         return [hooked.projection for hooked in self._hooked.values()]
 
     def projection(self, side: SideName) -> Projection | None:
-        """The one in use that computes a side."""
+        """Return the projection in use that computes a side."""
         hook = self.k if side == "k" else self.v
         for slot in self._in_use:
             if slot in self._hooked and hook in self._parts[slot]:
@@ -196,6 +192,6 @@ class SiteHooks:
         return None
 
     def remove(self) -> None:
-        """Take all the hooks off."""
+        """Remove all hooks."""
         for slot in list(self._hooked):
             self._hooked.pop(slot).remove()

@@ -1,4 +1,4 @@
-"""What a hypernetwork and a model have in common, and what is said when it is little."""
+"""Compare the widths of a hypernetwork with those of a model, and describe differences."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from hnloader.network import Hypernetwork
 def check_match(hypernetwork: Hypernetwork, sites: Sequence[AttentionSite]) -> str | None:
     """Compare the widths of a hypernetwork with those of a model's attention layers.
 
-    A file that holds some of a model's widths is nothing to remark: many hold the text width alone. Widths of
-    the file that the model does not have say that it was made for another one.
-
-    Args:
-        hypernetwork: The hypernetwork.
-        sites: The model's attention layers.
+    Many files hold some of a model's widths only, often the text width alone. But a width that the model lacks means
+    that the file was made for another model.
 
     Returns:
-        None when the model has every width of the file, else what matches, with counts.
+        None if the model has every width of the file, else a description with counts.
 
     Raises:
         NoMatchingSitesError: The model has none of the widths.
@@ -36,20 +32,17 @@ def check_match(hypernetwork: Hypernetwork, sites: Sequence[AttentionSite]) -> s
     matched = [site for site in sites if site.width in file_widths]
     return (
         f"{hypernetwork.name}: {len(matched)} of {len(sites)} attention layers of this model have a width of "
-        f"the file ({_listed(site.width for site in matched)}); {_listed(unmatched)} in the file "
-        f"{'matches' if len(unmatched) == 1 else 'match'} none. The file is made for "
-        f"{_file_family(file_widths)}; this model is {_model_family(sites)}, "
-        f"with widths {_listed(model_widths)}"
+        f"the file ({_listed(site.width for site in matched)}), but the file also holds {_listed(unmatched)}. It is "
+        f"made for {_file_family(file_widths)}; this model is {_model_family(sites)}, with the widths "
+        f"{_listed(model_widths)}."
     )
 
 
 def _no_match(hypernetwork: Hypernetwork, file_widths: list[int], sites: Sequence[AttentionSite]) -> str:
-    model = _model_family(sites)
     return (
-        f"{hypernetwork.name} is made for {_file_family(file_widths)}; this model is {model}. None of the "
-        f"file's widths ({_listed(file_widths)}) is among those of the model's attention layers "
-        f"({_listed(site.width for site in sites)}). Use a hypernetwork that was trained on this kind of "
-        f"model, or the kind of model that it was trained on"
+        f"{hypernetwork.name}: the file is made for {_file_family(file_widths)}; this model is {_model_family(sites)}. "
+        f"The file holds the widths {_listed(file_widths)}, the model's attention layers have "
+        f"{_listed(site.width for site in sites)}. Use a hypernetwork and a model of the same family."
     )
 
 

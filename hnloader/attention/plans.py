@@ -1,14 +1,13 @@
-"""Which way a chain of hypernetworks is computed at a site: the cheapest one that gives the same.
+"""Choose how a chain of hypernetworks is computed at a site: in the cheapest way that gives the same result.
 
 `fold`: the end of the chain is affine (no activation, no norm) and becomes part of the projection's matrix.
-`collapse`: the chain is affine but the projection is not ours to change: one matrix before it.
-`cache`: the context is the text, which stays the same from step to step: computed once per text.
+`collapse`: the chain is affine but the projection belongs to another program: one matrix before the projection.
+`cache`: the context is the text, which stays the same between steps: one computation per text.
 `live`: computed in each step, in as few passes as possible.
-`exact`: computed in each step as the original programs do: asked for, or its parameters are trained.
-`none`: nothing acts here now.
+`exact`: computed in each step as the original programs do, on request or because its parameters are trained.
+`none`: no hypernetwork acts here now.
 
-All of them agree with `exact` within 1e-5 of the largest value in float32; docs/plans.md has the bounds for the
-other dtypes.
+All agree with `exact` within 1e-5 of the largest value in float32; docs/plans.md has the bounds for other dtypes.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ PlanName = Literal["fold", "collapse", "cache", "live", "exact", "none"]
 
 @dataclass(frozen=True, eq=False)
 class SidePlan:
-    """How the k or the v side of a chain is computed at the sites of a width and kind.
+    """The plan for the k or the v side of a chain at the sites of a width and kind.
 
     Attributes:
-        chain: What is computed.
-        name: The plan. `fold` says that the chain allows it; whether the projection does is found at each site.
-        why: One line for the user.
-        stages: What runs on the context, in order, whatever the projection is.
-        tail: What runs after them where `foldable` is not folded into the projection.
-        foldable: The affine end of the chain that may be folded; empty without one.
-        side: Which side.
-        width: Of the context.
+        chain: The chain.
+        name: Name of the plan. `fold` if the chain allows it; each projection decides whether it has a fold.
+        why: Reason for the user, one line.
+        stages: Stages that run on the context at every projection.
+        tail: Stages that run after them at projections without a fold.
+        foldable: The affine end of the chain that may be folded, or an empty chain.
+        side: Side of the hypernetworks.
+        width: Width of the context.
     """
 
     chain: Chain
@@ -53,31 +52,31 @@ class SidePlan:
     width: int = 0
 
     def __call__(self, context: Tensor) -> Tensor:
-        """The context [..., width] that a projection is to receive that has nothing folded into it."""
+        """Return the context [..., width] for a projection without a fold."""
         for stage in (*self.stages, *self.tail):
             context = stage(context)
         return context
 
     def before_fold(self, context: Tensor) -> Tensor:
-        """The context [..., width] that a projection is to receive that has `foldable` folded into it."""
+        """Return the context [..., width] for a projection with `foldable` folded into it."""
         for stage in self.stages:
             context = stage(context)
         return context
 
     def prepare(self, device: torch.device, dtype: torch.dtype, *, folded: bool) -> None:
-        """Make what contexts of this dtype on this device need."""
+        """Compute in advance what contexts of this dtype on this device need."""
         for stage in self.stages if folded else (*self.stages, *self.tail):
             stage.prepare(device, dtype)
 
     def compare_again(self) -> None:
-        """Have each kept result compared with its context when it is used next."""
+        """Compare each kept result with its context at its next use."""
         for stage in self.stages:
             if isinstance(stage, CachedStages):
                 stage.compare_again()
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes kept beyond the hypernetworks' own parameters and copies, and beyond what is folded."""
+        """Bytes of kept results, beyond the hypernetworks' parameters and copies and beyond folds."""
         return sum(stage.kept_bytes for stage in (*self.stages, *self.tail))
 
 
@@ -85,7 +84,7 @@ NO_PLAN = SidePlan((), "none", "nothing acts here now")
 
 
 def make_plan(chain: Chain, side: SideName, width: int, kind: Kind) -> SidePlan:
-    """The plan of a chain at the sites of a width and kind; what it allows, not yet what a projection allows."""
+    """Return the plan that a chain allows at the sites of a width and kind."""
     if not chain:
         return NO_PLAN
     if any(_must_be_exact(link, side, width) for link in chain):
@@ -111,7 +110,7 @@ def make_plan(chain: Chain, side: SideName, width: int, kind: Kind) -> SidePlan:
 
 
 def _single(link: Link, side: SideName, width: int) -> Stage:
-    """One hypernetwork by itself."""
+    """Return the stage of one hypernetwork."""
     if _must_be_exact(link, side, width) or not by_rows(link.hypernetwork.side(width, side)):
         return ExactStage(link, side, width)
     return LiveStage(link, side, width)
@@ -122,7 +121,7 @@ def _singles(links: Chain, side: SideName, width: int) -> tuple[Stage, ...]:
 
 
 def _stretch(links: Chain, side: SideName, width: int) -> tuple[Stage, ...]:
-    """Affine hypernetworks as one matrix, where that takes fewer multiply-adds than one after the other."""
+    """Return affine hypernetworks as one matrix if that takes fewer multiply-adds than one after the other."""
     apart = sum(multiply_adds(link.hypernetwork.side(width, side)) for link in links)
     if width * width < apart:
         return (AffineStage(links, side, width),)
@@ -130,7 +129,7 @@ def _stretch(links: Chain, side: SideName, width: int) -> tuple[Stage, ...]:
 
 
 def multiply_adds(side: Side) -> int:
-    """Multiply-adds of a side per context, module by module."""
+    """Count the multiply-adds of a side per context, module by module."""
     return sum(module.weight.numel() for module in side.modules() if isinstance(module, nn.Linear))
 
 
@@ -139,7 +138,7 @@ def _is_affine(link: Link, side: SideName, width: int) -> bool:
 
 
 def is_affine(side: Side) -> bool:
-    """Whether a side is one affine map, found on the meta device, where it costs nothing."""
+    """Return True if a side is one affine map; the meta device makes the check free."""
     return side.affine_map(torch.float32, "meta") is not None
 
 
@@ -152,7 +151,7 @@ def _why_exact(chain: Chain) -> str:
 
 
 def _why_live(chain: Chain, side: SideName, width: int) -> str:
-    """What stands against one matrix, of the first hypernetwork that is not affine."""
+    """Name what keeps the first hypernetwork that is not affine from being one matrix."""
     for link in chain:
         if not is_affine(link.hypernetwork.side(width, side)):
             found = link.hypernetwork.architecture
@@ -163,10 +162,7 @@ def _why_live(chain: Chain, side: SideName, width: int) -> str:
 
 
 class Signature:
-    """Tells when parameters of hypernetworks are replaced, converted, changed in place, or trained from now on.
-
-    Modules that are put in the place of others count too.
-    """
+    """Detects that hypernetworks changed: parameters or modules replaced, converted, edited in place, or trained."""
 
     def __init__(self, hypernetworks: Iterable[Hypernetwork]) -> None:
         modules = [module for hypernetwork in hypernetworks for module in hypernetwork.modules()]
@@ -175,7 +171,7 @@ class Signature:
         self.value = self._now()
 
     def changed(self) -> bool:
-        """Whether something happened since this was made."""
+        """Return True after a change."""
         return self._now() != self.value
 
     def _now(self) -> list[object]:

@@ -1,4 +1,4 @@
-"""Where in the sampling a model call is, for hypernetworks that act in a part of it only."""
+"""Find the position of a model call in the sampling, for hypernetworks that act in a part of it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,12 @@ _TRAIN_TIMESTEPS = 1000
 
 
 def is_active(step: tuple[float, float], start: float, end: float) -> bool:
-    """Whether a step lies in a window.
-
-    The rule of diffusers' `control_guidance_start` and `control_guidance_end`: the whole step must lie
-    inside.
-
-    Args:
-        step: Fractions of the sampling at which the step begins and ends.
-        start: Fraction at which the window opens.
-        end: Fraction at which it closes.
-    """
+    """Return True if a whole step is in a window, as for diffusers' `control_guidance_start`; all are fractions."""
     return start <= step[0] and step[1] <= end
 
 
 def timestep_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
-    """The timestep that a UNet was called with; the largest one of a batch.
-
-    A tensor on an accelerator is read back, which waits for the device.
-    """
+    """Return the timestep of a UNet's call, the largest of a batch. Reading it waits for an accelerator."""
     timestep = args[1] if len(args) > 1 else kwargs.get("timestep", kwargs.get("timesteps"))
     if isinstance(timestep, torch.Tensor):
         return float(timestep.max())
@@ -37,22 +25,20 @@ def timestep_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
 
 
 class Clock(Protocol):
-    """Tells where in the sampling a call of the model is."""
+    """Source of the position in the sampling."""
 
     def step(self, timestep: float) -> tuple[float, float]:
-        """Fractions of the sampling, 0 to 1, at which the step with this timestep begins and ends."""
+        """Return the fractions of the sampling, 0 to 1, at which the step with this timestep begins and ends."""
         ...
 
 
 class SamplingClock:
     """Turns a timestep into a position in the sampling.
 
-    With a pipeline its scheduler tells: the position among `scheduler.timesteps`, counted from the first step
-    of this run, so that img2img, which leaves out the first ones, goes from 0 to 1 as well. Without a
-    pipeline, or for a timestep that is not among them, the fraction is `1 - timestep / num_train_timesteps`.
+    The position among the timesteps of the pipeline's scheduler counts from the first step of the run, because img2img
+    skips some. Without a pipeline, or for an unknown timestep, the fraction is `1 - timestep / num_train_timesteps`.
 
-    The pipeline is held by a weak reference and the scheduler looked up at every step, because it may be
-    replaced.
+    The pipeline is a weak reference, and the scheduler is looked up at every step because users replace it.
     """
 
     def __init__(self, pipeline: object | None = None) -> None:
@@ -62,10 +48,7 @@ class SamplingClock:
         self._first = 0
 
     def step(self, timestep: float) -> tuple[float, float]:
-        """Fractions of the sampling, 0 to 1, at which the step with this timestep begins and ends.
-
-        Both are the same where only the fraction of the noise is known and not the steps.
-        """
+        """Return the fractions at which the step begins and ends, the same for both if the steps are unknown."""
         scheduler = getattr(self._pipeline(), "scheduler", None)
         position = self._position(scheduler, timestep)
         if position is not None:
@@ -86,24 +69,24 @@ class SamplingClock:
             return None
         index = self._values.index(timestep)
         if new_run:
-            # Some schedulers are told where img2img begins; with the others it is where the first call is.
+            # Some schedulers know where img2img begins; for the others it is the first call.
             self._first = (scheduler.begin_index or 0) if hasattr(scheduler, "begin_index") else index
         first = min(self._first, index)
         count = len(self._values) - first
         return (index - first) / count, (index - first + 1) / count
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SamplingClock:
-        """A copied pipeline's model follows the copy; a model copied alone still follows its pipeline."""
+        """Follow the copy of the pipeline if it is copied too, else the pipeline."""
         pipeline = self._pipeline()
         return SamplingClock(memo.get(id(pipeline), pipeline))
 
     def __reduce__(self) -> tuple[type[SamplingClock], tuple[()]]:
-        """A pickled model has no pipeline."""
+        """Pickle without the pipeline."""
         return SamplingClock, ()
 
 
 def _reference(value: object) -> Callable[[], object]:
-    """A weak reference, or a strong one to what cannot have a weak one."""
+    """Return a weak reference, or a strong one if the class has no weak references."""
     try:
         return weakref.ref(value)
     except TypeError:

@@ -1,7 +1,7 @@
-"""Where the attention layers of a model are.
+"""Find the attention layers of a model.
 
-This is the only part of the attachment mechanism that knows how a kind of model is laid out: another kind of
-model is another pattern here, and everything else works on `AttentionSite`.
+Only this module knows the layouts of models: the patterns of the families and the layout of the original code.
+Everything else works on `AttentionSite`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,24 @@ _ORDER = {"down": 0, "mid": 1, "up": 2}
 
 @dataclass(frozen=True, eq=False)
 class AttentionSite:
-    """One attention layer of a model.
+    """One attention layer of a model. `find_sites` returns them.
 
     Attributes:
         index: Position among the model's sites in the order in which they run: down, mid, up.
-        name: Dotted name of the layer's module, for example
-            `down_blocks.1.attentions.0.transformer_blocks.0.attn2`, or in a webui
-            `input_blocks.4.1.transformer_blocks.0.attn2`.
+        name: Dotted name of the layer's module, such as `down_blocks.1.attentions.0.transformer_blocks.0.attn2`, or in
+            a webui `input_blocks.4.1.transformer_blocks.0.attn2`.
         block: `down.0`, `down.1`, ..., `mid`, `up.0`, ..., numbered as in diffusers in both layouts.
-        kind: `self` where the context is the layer's own normalized input, `cross` where it is the text.
-        width: Last dimension of the context, which is what `to_k` and `to_v` receive.
-        module: The attention layer; it has `to_k` and `to_v`, and `to_qkv` or `to_kv` once they are fused.
+        kind: `self` if the context is the layer's own normalized input, `cross` if it is the text.
+        width: Last dimension of the context that `to_k` and `to_v` receive.
+        module: The attention layer, with `to_k` and `to_v`, and `to_qkv` or `to_kv` after fusing.
+
+    Example:
+        >>> from hnloader.attention import find_sites
+        >>> from hnloader.demo import pipeline_folder
+        >>> from hnloader.pipelines import load_model
+        >>> site = find_sites(load_model(pipeline_folder(), device="cpu").pipeline.unet)[0]
+        >>> site.block, site.section, site.kind, site.width
+        ('down.0', 'down', 'self', 64)
     """
 
     index: int
@@ -55,14 +62,7 @@ class AttentionSite:
 
 
 def unet_of(model: Any) -> nn.Module | None:
-    """The UNet of a pipeline, or the model itself, without the wrapper that `torch.compile` puts around it.
-
-    Args:
-        model: Anything with an attribute `unet`, or a module.
-
-    Returns:
-        The module, or None when `model` is neither.
-    """
+    """Return the UNet of a pipeline, or the model itself, without the wrapper of `torch.compile`; None if neither."""
     found = model if isinstance(model, nn.Module) else getattr(model, "unet", None)
     while isinstance(found, nn.Module) and "_orig_mod" in found._modules:
         found = found._modules["_orig_mod"]
@@ -72,14 +72,19 @@ def unet_of(model: Any) -> nn.Module | None:
 def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
     """Find the self- and cross-attention layers in the transformer blocks of a UNet.
 
-    VAEs, text encoders and transformer models have none, so nothing is ever found in them.
-
     Args:
-        model: A diffusers UNet (a ControlNet has the same layout), or a UNet in the layout of the original
-            Stable Diffusion code as the webuis have it.
+        model: A diffusers UNet or ControlNet, or a UNet in the layout of the original code, as in the webuis.
 
     Returns:
-        The sites in the order in which they run; empty for a model of another kind.
+        The sites in the order in which they run. Empty for other models: VAEs, text encoders, transformers.
+
+    Example:
+        >>> from hnloader.attention import find_sites
+        >>> from hnloader.demo import pipeline_folder
+        >>> from hnloader.pipelines import load_model
+        >>> unet = load_model(pipeline_folder(), device="cpu").pipeline.unet
+        >>> len(find_sites(unet)), sorted({site.width for site in find_sites(unet)})
+        (20, [64, 96, 112, 128])
     """
     found: list[tuple[str, str, nn.Module]] = []
     levels = _levels(model)
@@ -118,7 +123,7 @@ def _block(name: str, levels: Mapping[str, str]) -> str | None:
 
 
 def _levels(model: nn.Module) -> dict[str, str]:
-    """`down.0`, ... and `up.0`, ... for the members of the original layout's lists, by their names.
+    """Return `down.0`, ... and `up.0`, ... for the members of the original layout's lists, by their names.
 
     A level ends with the module that halves or doubles the resolution.
     """
@@ -135,22 +140,19 @@ def _levels(model: nn.Module) -> dict[str, str]:
 
 
 def _kind(model: nn.Module, name: str, module: nn.Module) -> Kind:
-    """What the layer says of itself: in some models `attn1` is cross- or `attn2` self-attention."""
+    """Return the kind that the layer itself states: in some models `attn1` is cross- or `attn2` self-attention."""
     if name.endswith("attn1") and getattr(model.get_submodule(name.rpartition(".")[0]), "disable_self_attn", False):
         return "cross"
     return "cross" if getattr(module, "is_cross_attention", name.endswith("attn2")) else "self"
 
 
 def input_width(projection: Any) -> int:
-    """Number of input features of a projection, also when it is wrapped (by peft's LoRA layers) or quantised.
-
-    0 where it does not tell: nothing fits then.
-    """
+    """Return the number of input features of a projection, plain, wrapped by peft or quantized; 0 if unknown."""
     while hasattr(projection, "base_layer"):
         projection = projection.base_layer
     if hasattr(projection, "in_features"):
         return int(projection.in_features)
-    # Packed weights have another shape than the matrix that they stand for.
+    # Packed weights have another shape than their matrix.
     weight = getattr(projection, "weight", None)
     for holder in (getattr(weight, "quant_state", None), weight):
         for shape in (getattr(holder, "real_shape", None), getattr(holder, "shape", None)):

@@ -1,9 +1,9 @@
-"""What runs on a context before a projection: hypernetworks one after the other, each as cheaply as is exact.
+"""Stages that run hypernetworks on a context before its projection.
 
-A stage takes a context [..., width] of any floating dtype and device and returns one of the same. `exact` stages
-compute as the original programs do, module by module in float32; the others give the same within the bound that
-`hnloader.attention.plans` states. Where gradients are recorded, under autocast, and in what torch.compile traces,
-every stage computes as the exact one: autograd keeps what it needs, and the compiler fuses by itself.
+A stage takes a context [..., width] of any floating dtype and device and returns one of the same kind. Exact stages
+compute as the original programs do, module by module in float32. The others agree within the bound that
+`hnloader.attention.plans` states. With gradients, under autocast and under torch.compile, every stage computes as an
+exact one: autograd keeps what it needs, and the compiler fuses by itself.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from hnloader.activations import ACTIVATIONS, MIXING
 from hnloader.affine import AffineMap
 from hnloader.network import Hypernetwork, SequentialSide, Side, SideName
 
-# Contexts that the processor computes at a time, so that what lies between two layers stays in its cache: 1024
-# rows of 1280 hidden values are 5 MB. Measured on SD 1's widths; 256 rows are slower by up to 5 %.
+# Contexts that the CPU computes at a time, so that hidden values stay in its cache: 1024 rows of 1280 values are 5 MB.
+# Measured on SD 1's widths; 256 rows are slower by up to 5 %.
 BLOCK_ROWS = 1024
 
 HALF = (torch.float16, torch.bfloat16)
-# What half precision may do to a context, to what rounding the exact one to it does; root mean squares. Files with
-# norms come to between two and three, and a UNet's result is then no further from that in float32 than with `exact`.
+# Largest error of half precision relative to rounding the exact result; root mean squares. Files with norms reach two
+# to three, and a UNet's result is then as close to float32 as with `exact`.
 MOST_ERROR = 3
 
 
 class Link(NamedTuple):
-    """A hypernetwork in a chain, with its strength there and what was allowed when it was attached."""
+    """A hypernetwork in a chain, with its strength and the options of its attachment."""
 
     hypernetwork: Hypernetwork
     strength: float
@@ -44,64 +44,64 @@ class Link(NamedTuple):
 Chain = tuple[Link, ...]
 
 
-# torch 2.0 has no such question.
+# torch 2.0 lacks it.
 _is_compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 
 
 def compiling() -> bool:
-    """Whether torch.compile is tracing."""
+    """Return True while torch.compile traces."""
     return _is_compiling()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """What the original programs would compute in; float64 stays."""
+    """Return the dtype of the original programs, float32; float64 stays."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def records_gradients(context: Tensor) -> bool:
-    """Whether what is computed from a context is to be differentiated."""
+    """Return True if autograd records the context."""
     return torch.is_grad_enabled() and context.requires_grad
 
 
 def needs_modules(context: Tensor) -> bool:
-    """Whether gradients are recorded or autocast decides the dtypes: then the modules themselves must run."""
+    """Return True if the modules themselves must run, for autograd or because autocast decides the dtypes."""
     return records_gradients(context) or autocast_dtype(context.device.type) is not None
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """What autocast computes in on a kind of device, None where it is off."""
+    """Return the dtype of autocast on a kind of device, None if it is off."""
     try:
         return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    except RuntimeError:  # a device that has no autocast
+    except RuntimeError:  # a device without autocast
         return None
-    except (TypeError, AttributeError):  # torch 2.0 to 2.3 ask for each kind of device in another way
+    except (TypeError, AttributeError):  # torch 2.0 to 2.3 have other functions
         if device_type == "cpu":
             return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
 
 
 def _nothing() -> None:
-    """In the place of a reference to something that is gone."""
+    """Stand for a weak reference without an object."""
 
 
 class Stage:
     """One step from a context to the next: `stage(context)`."""
 
     def __call__(self, context: Tensor) -> Tensor:
-        """The changed context, of the shape, dtype and device of `context` [..., width]."""
+        """Return the changed context, of the shape, dtype and device of `context` [..., width]."""
         raise NotImplementedError
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Make what contexts of this dtype on this device need, which code that is being compiled cannot make."""
+        """Compute in advance what contexts of this dtype on this device need, since compiled code cannot."""
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes kept beyond the hypernetworks' own parameters and copies."""
+        """Bytes kept beyond the hypernetworks' parameters and copies."""
         return 0
 
 
 class ExactStage(Stage):
-    """A hypernetwork as it is written, in float32."""
+    """A hypernetwork module by module, in float32."""
 
     def __init__(self, link: Link, side: SideName, width: int) -> None:
         self.hypernetwork = link.hypernetwork
@@ -120,12 +120,12 @@ class ExactStage(Stage):
 
 
 class LiveStage(ExactStage):
-    """The same, with the layers run over blocks of contexts, in few passes over memory and no copies between."""
+    """A hypernetwork over blocks of contexts, in few passes over memory and without copies between layers."""
 
     def __init__(self, link: Link, side: SideName, width: int) -> None:
         super().__init__(link, side, width)
         self._dtypes: dict[tuple[torch.device, torch.dtype], torch.dtype] = {}
-        # The program of the last place. It goes when the hypernetwork is released, so it is not held here.
+        # The program of the last place; a weak reference, because releasing the hypernetwork frees it.
         self._last: tuple[object, Callable[[], Program | None]] = (None, _nothing)
 
     def __call__(self, context: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class LiveStage(ExactStage):
         return self.hypernetwork.derived(key, lambda: self._measure(device, dtype))
 
     def _measure(self, device: torch.device, dtype: torch.dtype) -> Rounding:
-        """Tried with copies that are not kept, since it may turn out that one of them is not needed."""
+        """Measure with temporary copies, since one of them is often not needed later."""
         with torch.inference_mode(False), torch.no_grad():
             stored = self.hypernetwork.side(self.width, self.side)
             exact, low = (copy.deepcopy(stored).to(device=device, dtype=each) for each in (torch.float32, dtype))
@@ -196,8 +196,7 @@ class LiveStage(ExactStage):
 class AffineStage(Stage):
     """A stretch of hypernetworks without activations and norms: one matrix, `x -> x M^T + m`.
 
-    In float32 or float64; contexts in half precision are computed in float32, so that what M adds to the identity
-    is not rounded away.
+    It computes in float32 or float64, because half precision would round away what M adds to the identity.
     """
 
     def __init__(self, links: Chain, side: SideName, width: int) -> None:
@@ -226,7 +225,7 @@ class AffineStage(Stage):
 
     @property
     def kept_bytes(self) -> int:
-        """What the matrices take."""
+        """Memory of the matrices."""
         return sum(_bytes(each.matrix, each.bias) for each in self._maps.values())
 
     def __getstate__(self) -> dict[str, object]:
@@ -234,33 +233,32 @@ class AffineStage(Stage):
 
 
 def stretch_map(links: Chain, side: SideName, width: int, dtype: torch.dtype, device: torch.device | str) -> AffineMap:
-    """Affine hypernetworks one after the other, at their strengths, as one map; the identity is part of it."""
+    """Return affine hypernetworks at their strengths as one map, the identity included."""
     with torch.inference_mode(False), torch.no_grad():
         result: AffineMap | None = None
         for link in links:
             residual = link.hypernetwork.side(width, side).affine_map(dtype, device)
-            assert residual is not None, "only affine sides have a map"
+            assert residual is not None, "an affine side has a map"
             step = residual.scaled(link.strength)
             step.matrix.diagonal().add_(1)
             result = step if result is None else result.then(step)
-        assert result is not None, "a stretch has at least one hypernetwork"
+        assert result is not None, "a stretch has a hypernetwork"
         return result
 
 
-# -- results that are kept as long as the context is the same
+# -- kept results
 
 
 class CachedStages(Stage):
-    """Stages whose result is kept for as long as the same, unchanged context comes in.
+    """Stages whose result is kept while the same, unchanged context comes in.
 
-    The same means the same tensor object at the same version, which in-place changes raise but for those through
-    `.data` or a numpy view; a tensor that took the place of a freed one is another object. On the CPU the values are
-    compared with a kept copy as well, once for each call of the model. A tensor of inference mode has no version: on
-    the CPU its values are compared at each layer, elsewhere nothing is kept for it, since comparing would wait for the
-    device. One object serves all layers of a chain, so that a context is computed once for all of them.
+    A context is the same if it is the same tensor object at the same version; changes in place raise the version,
+    except through `.data` or a numpy view. On the CPU its values are also compared with a copy, once for each call of
+    the model. A tensor of inference mode has no version: on the CPU its values are compared at each layer, and on other
+    devices, where comparing waits, its result is not kept. All layers of a chain share one object.
     """
 
-    # Contexts for which a result is kept: two pipelines at once, each with the two halves of its guidance apart.
+    # Contexts with a kept result: two pipelines at once, each with the two halves of its guidance apart.
     LIMIT = 4
 
     def __init__(self, stages: tuple[Stage, ...]) -> None:
@@ -275,7 +273,7 @@ class CachedStages(Stage):
         kept = self._results.get(key)
         if kept is None or not kept.serves(context):
             kept = _Kept(context, self._compute(context), self._results)
-        elif next(reversed(self._results), None) == key:  # as in all layers but the first
+        elif next(reversed(self._results), None) == key:  # as in all layers except the first
             return kept.result
         self._results.pop(key, None)
         self._results[key] = kept
@@ -284,7 +282,7 @@ class CachedStages(Stage):
         return kept.result
 
     def compare_again(self) -> None:
-        """Have each kept result compared with its context when it is used next: a call of the model begins."""
+        """Compare each kept result with its context at its next use, because a call of the model begins."""
         for kept in list(self._results.values()):
             kept.compared = False
 
@@ -300,7 +298,7 @@ class CachedStages(Stage):
 
     @property
     def kept_bytes(self) -> int:
-        """What the kept results and the stages take."""
+        """Memory of the kept results and the stages."""
         return sum(kept.bytes for kept in list(self._results.values())) + sum(s.kept_bytes for s in self.stages)
 
     def __getstate__(self) -> dict[str, object]:
@@ -312,11 +310,11 @@ def _keepable(context: Tensor) -> bool:
 
 
 class _Kept:
-    """A result, and what says whether it is still that of a context."""
+    """A result, and the state of the context that it belongs to."""
 
     def __init__(self, context: Tensor, result: Tensor, home: dict[int, _Kept]) -> None:
         key = id(context)
-        # The results go with the context, and nothing here keeps it alive.
+        # The result is dropped with the context.
         self._context = weakref.ref(context, lambda _: home.pop(key, None))
         self._state = _state(context)
         self._values = context.detach().clone() if context.device.type == "cpu" else None
@@ -326,7 +324,7 @@ class _Kept:
         self.result = result
 
     def serves(self, context: Tensor) -> bool:
-        """Whether the result is what this context would give now."""
+        """Return True if the result belongs to the present values of this context."""
         if self._context() is not context or self._state != _state(context):
             return False
         if self._mode != _mode(context) or self._result_state != _state(self.result):
@@ -338,7 +336,7 @@ class _Kept:
 
     @property
     def bytes(self) -> int:
-        """What is kept for it."""
+        """Memory of the result and the copy of the context."""
         return _bytes(self.result) + (0 if self._values is None else _bytes(self._values))
 
 
@@ -347,7 +345,7 @@ def _state(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _mode(context: Tensor) -> tuple[object, ...]:
-    """What else the result depends on, or who may use it."""
+    """Return the modes that the result depends on."""
     return torch.is_inference_mode_enabled(), autocast_dtype(context.device.type)
 
 
@@ -355,7 +353,7 @@ def _mode(context: Tensor) -> tuple[object, ...]:
 
 
 class _Layer:
-    """A Linear and the modules that follow it; its tensors at hand, since a lookup in a module takes a while."""
+    """A Linear and the modules after it; attributes are faster than lookups in a module."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self.weight, self.transposed, self.bias = linear.weight, linear.weight.t(), linear.bias
@@ -367,17 +365,17 @@ class _Layer:
         return x
 
 
-# Modules that compute each value by itself.
+# Modules that compute each value separately.
 _ELEMENTWISE = frozenset(ACTIVATIONS.values()) - frozenset(MIXING)
 
 
 def by_rows(side: Side) -> bool:
-    """Return True if a side computes each context by itself, with modules that a `Program` knows.
+    """Return True if a side computes each context separately, with modules that a `Program` knows.
 
-    Softmax and its relatives choose a dimension from the shape of their input, and a PReLU of several slopes has one
-    for each token: what such a side computes depends on the contexts beside each one and on their shape.
+    Softmax and its variants choose a dimension from the shape of their input, and a PReLU with several slopes has one
+    for each token. Such a side depends on the neighbors of a context.
     """
-    if type(side) is not SequentialSide:  # a subclass may compute anything, of modules as well
+    if type(side) is not SequentialSide:  # a subclass may compute anything
         return False
     modules = list(side.linear)
     return bool(modules) and isinstance(modules[0], nn.Linear) and all(_by_rows(module) for module in modules)
@@ -397,14 +395,13 @@ def _by_rows(module: nn.Module) -> bool:
 class Program:
     """`x + strength * residual(x)` of a sequential side, without gradients.
 
-    Activations act in place where torch can; strength, last bias and the sum are part of the last matrix product,
-    which adds to its output. On the processor, where there are more contexts than one block, each layer writes into a
-    buffer that the next block uses again. Else there are as few calls as can be: a graphics card often waits for them.
+    Activations act in place if torch can. Strength, last bias and the sum are part of the last matrix product, which
+    adds to its output. On the CPU, with more than one block of contexts, all blocks share the buffers of the layers.
+    Otherwise it makes as few calls as possible, because a GPU often waits for them.
 
     Args:
-        side: The side, with its parameters in `dtype` on the device of the contexts. They are used as they are,
-            not copied; it is of no use any more when one is replaced.
-        dtype: What is computed in.
+        side: The side, with its parameters in `dtype` on the device of the contexts. They are not copied.
+        dtype: Dtype of the computation.
     """
 
     def __init__(self, side: SequentialSide, dtype: torch.dtype) -> None:
@@ -413,7 +410,7 @@ class Program:
             *self.layers, self.last = _layers(side.linear)
 
     def __call__(self, context: Tensor, strength: float) -> Tensor:
-        """`context` [..., width] of any dtype; the result has its dtype. To be called where gradients are off."""
+        """Return the changed `context` [..., width], in its dtype. Call it with gradients off."""
         rows = context.reshape(-1, context.shape[-1])
         if context.dtype != self.dtype:
             rows = rows.to(self.dtype)
@@ -440,7 +437,7 @@ class Program:
         return result
 
     def _sum(self, rows: Tensor, hidden: Tensor, strength: float, out: Tensor | None = None) -> Tensor:
-        """The last layer, times the strength, and the contexts."""
+        """Add the last layer, times the strength, to the contexts."""
         last = self.last
         if last.after:
             residual = last.finish(functional.linear(hidden, last.weight, last.bias))
@@ -455,13 +452,13 @@ def _layers(modules: nn.Sequential) -> list[_Layer]:
         if isinstance(module, nn.Linear):
             layers.append(_Layer(module))
         elif not isinstance(module, nn.Dropout):
-            # Not by `module(x)`: nobody has hooks on what is ours.
+            # `forward` skips the hooks, which these copies do not have.
             layers[-1].after.append(_in_place(module).forward)
     return layers
 
 
 def _in_place(module: nn.Module) -> nn.Module:
-    """The module, acting in place if it can; parameters are shared."""
+    """Return a module that acts in place if it can, with the same parameters."""
     if not hasattr(module, "inplace"):
         return module
     twin = copy.copy(module)
@@ -471,13 +468,13 @@ def _in_place(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What half precision does to a side; means of squares over contexts of unit variance.
+    """The error of a side in half precision; means of squares over contexts of unit variance.
 
     Attributes:
-        excess: Error of the residual at strength 1, beyond that of rounding the result.
-        relative: Error of rounding the result, by the square of the result.
-        residual: The residual's own square.
-        finite: Contexts 16 times as large overflow nowhere.
+        excess: Error of the residual at strength 1, beyond the error of rounding the result.
+        relative: Error of rounding the result, relative to the square of the result.
+        residual: Square of the residual.
+        finite: True if contexts 16 times as large do not overflow.
     """
 
     excess: float
@@ -486,7 +483,7 @@ class Rounding:
     finite: bool
 
     def allows(self, strength: float) -> bool:
-        """Whether the error is at most `MOST_ERROR` times that which the exact result has when it is rounded."""
+        """Return True if the error is at most `MOST_ERROR` times the error of rounding the exact result."""
         rounding = self.relative * (1 + strength**2 * self.residual)
         return self.finite and strength**2 * self.excess <= (MOST_ERROR**2 - 1) * rounding
 
@@ -494,7 +491,7 @@ class Rounding:
 def measure_rounding(
     exact: SequentialSide, low: Program, width: int, device: torch.device, dtype: torch.dtype
 ) -> Rounding:
-    """Compute 32 contexts both ways; `exact` in float32 and `low` in `dtype`, both on `device`."""
+    """Compute 32 contexts in both ways: `exact` in float32 and `low` in `dtype`, both on `device`."""
     x = torch.randn(32, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     residual = exact.residual(x.float())
     result = x.float() + residual

@@ -1,4 +1,4 @@
-"""Strengths by block: what a pattern matches, and which pattern wins."""
+"""Strengths by block: match patterns to attention layers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def check_strength(strength: Strength) -> Strength:
 
     Raises:
         TypeError: It is neither a number nor a mapping of numbers.
-        ValueError: A number is infinite or not a number, or the mapping is empty.
+        ValueError: A number is not finite, or the mapping is empty.
     """
     if not isinstance(strength, Mapping):
         return check_number(strength, "strength")
     if not strength:
-        raise ValueError("strength is an empty mapping: name at least one block, or give a number")
+        raise ValueError("Strength: found an empty mapping. Name at least one block, or give a number.")
     return {str(pattern): check_number(value, f"strength of {pattern!r}") for pattern, value in strength.items()}
 
 
@@ -36,24 +36,25 @@ def check_number(value: object, what: str) -> float:
 
     Raises:
         TypeError: It is not a number.
-        ValueError: It is infinite or not a number.
+        ValueError: It is not finite.
     """
+    what = what[:1].upper() + what[1:]
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise TypeError(f"{what} must be a number, not {shown(value)}") from None
+        raise TypeError(f"{what}: found {shown(value)}. Give a number.") from None
     except OverflowError:  # an integer beyond the range of floats
-        raise ValueError(f"{what} must be finite, not {shown(value)}") from None
+        raise ValueError(f"{what}: found {shown(value)}. Give a finite number.") from None
     if not math.isfinite(number):
-        raise ValueError(f"{what} must be finite, not {number}")
+        raise ValueError(f"{what}: found {number}. Give a finite number.")
     return number
 
 
 def site_strengths(strength: Strength, sites: Sequence[AttentionSite]) -> tuple[float, ...]:
-    """Strength at each site.
+    """Return the strength at each site.
 
-    A number holds everywhere. In a mapping, the most specific pattern that matches a site wins, whatever the
-    order; from the least to the most specific:
+    A number holds everywhere. In a mapping, the most specific pattern that matches a site wins. From the least to the
+    most specific:
 
     0. `*`: everywhere
     1. `self`, `cross`: the kind of attention
@@ -64,15 +65,15 @@ def site_strengths(strength: Strength, sites: Sequence[AttentionSite]) -> tuple[
     6. a name or a glob on the site's name, such as `*.attentions.0.*.attn2`
     7. `12`: a site's index
 
-    Between two globs the later in the mapping wins. A site that no pattern matches gets 0: `{"up": 1}` means
-    the up blocks and nothing else; add `*` for the rest.
+    Of two globs the later in the mapping wins. A site that matches no pattern gets 0: `{"up": 1}` means the up blocks
+    only; add `*` for the rest.
 
     Args:
         strength: A number, or numbers by pattern.
         sites: The sites of the model.
 
     Returns:
-        One number per site, in the order of `sites`.
+        One number for each site, in the order of `sites`.
 
     Raises:
         NoMatchingSitesError: A pattern matches no site of the model.
@@ -92,7 +93,7 @@ def site_strengths(strength: Strength, sites: Sequence[AttentionSite]) -> tuple[
 
 
 def _labels(site: AttentionSite) -> dict[str, int]:
-    """Every word that means this site, with its rank."""
+    """Return every word for this site, with its rank."""
     return {
         "*": 0,
         site.kind: 1,
@@ -106,7 +107,7 @@ def _labels(site: AttentionSite) -> dict[str, int]:
 
 
 def _ranks(pattern: str, sites: Sequence[AttentionSite], labels: Sequence[dict[str, int]]) -> list[int | None]:
-    """Rank of the pattern at each site, None where it does not match."""
+    """Return the rank of the pattern at each site, None where it does not match."""
     ranks = [words.get(pattern) for words in labels]
     if any(rank is not None for rank in ranks):
         return ranks
@@ -119,7 +120,7 @@ def _unknown_pattern(pattern: str, sites: Sequence[AttentionSite], labels: Seque
     close = difflib.get_close_matches(pattern, words, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return (
-        f"no attention layer of this model matches {pattern!r}.{hint} Known: {', '.join(blocks)}, the "
-        f"sections down, mid and up, self and cross (also up.cross, up.1.cross), * for all, an index from "
-        f"0 to {len(sites) - 1}, or a glob on a layer's name such as {sites[0].name}"
+        f"Strength: the pattern {shown(pattern)} matches no attention layer of this model.{hint} Use a block "
+        f"({', '.join(blocks)}), a section (down, mid, up), a kind (self, cross), both (up.cross, up.1.cross), "
+        f"* for all, an index from 0 to {len(sites) - 1}, or a glob on a layer's name such as {sites[0].name}."
     )

@@ -190,7 +190,7 @@ def test_a_wrong_strength_leaves_the_old_one(unet):
                 attachment.set_strength(wrong)
         with pytest.raises(IndexError, match="2"):
             attachment.set_strength(1, 2)
-        with pytest.raises(KeyError, match="did you mean 'one'"):
+        with pytest.raises(KeyError, match="'one'"):
             attachment.set_strength(1, "onee")
         assert torch.equal(run(unet), expected)
 
@@ -380,30 +380,29 @@ def meta_hypernetwork(widths: tuple[int, ...]) -> object:
         return Hypernetwork.new(widths, Architecture(), name="style.pt")
 
 
-def test_no_common_width_is_an_error_that_names_both_families():
+def test_no_common_width_is_an_error_with_both_families():
     with pytest.raises(NoMatchingSitesError) as caught:
         attach(with_real_widths("sdxl"), meta_hypernetwork((768, 320)))
     message = str(caught.value)
-    assert "style.pt is made for SD 1 (768); this model is SDXL (2048)" in message
-    assert "(320, 768)" in message
-    assert "(640, 1280, 2048)" in message
+    for fact in ("style.pt", "SD 1 (768)", "SDXL (2048)", "320, 768", "640, 1280, 2048"):
+        assert fact in message
 
 
-def test_unknown_widths_are_given_as_they_are(unet):
+def test_unknown_widths_are_listed(unet):
     with pytest.raises(NoMatchingSitesError) as caught:
         attach(unet, make_hypernetwork((12, 24)))
     assert "an unknown model (12, 24)" in str(caught.value)
     assert "20, 40, 48, 80" in str(caught.value)
 
 
-def test_a_partial_match_is_stated_once_with_counts():
+def test_a_partial_match_warns_once_with_counts():
     unet = with_real_widths("sdxl")
     with pytest.warns(PartialMatchWarning) as caught:
         attachment = attach(unet, meta_hypernetwork((320, 640, 768, 1280)))
     assert len(caught) == 1
     message = str(caught[0].message)
     assert "11 of 22 attention layers" in message
-    assert "320, 768 in the file match none" in message
+    assert "320, 768" in message
     assert "SD 1 (768)" in message
     assert "SDXL (2048)" in message
     assert caught[0].filename == __file__
@@ -411,13 +410,13 @@ def test_a_partial_match_is_stated_once_with_counts():
 
 
 @pytest.mark.parametrize("widths", [(768,), (320, 640, 768, 1280), (320,)])
-def test_a_file_whose_widths_all_match_is_nothing_to_remark(widths):
+def test_a_file_whose_widths_all_match_gives_no_warning(widths):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attach(with_real_widths("sd1"), meta_hypernetwork(widths)).detach()
 
 
-def test_what_is_covered_is_reported(unet):
+def test_a_summary_reports_the_covered_layers(unet):
     attachment = attach(unet, [(make_hypernetwork((48, 20), 1, "ink"), 0.8), make_hypernetwork(ALL, 2, "dots")])
     lines = attachment.summary().splitlines()
     assert lines[0] == (
@@ -436,13 +435,13 @@ def test_a_model_of_another_kind_is_refused():
             attach(model, make_hypernetwork(ALL))
 
 
-def test_something_without_a_unet_is_refused():
+def test_an_object_without_a_unet_is_refused():
     class FluxPipeline:
         transformer = nn.Linear(2, 2)
 
-    with pytest.raises(NoMatchingSitesError, match="FluxPipeline has no UNet"):
+    with pytest.raises(NoMatchingSitesError, match="FluxPipeline"):
         attach(FluxPipeline(), make_hypernetwork(ALL))
-    with pytest.raises(NoMatchingSitesError, match="FluxPipeline has no UNet"):
+    with pytest.raises(NoMatchingSitesError, match="FluxPipeline"):
         attachments(FluxPipeline())
 
 

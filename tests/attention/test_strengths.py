@@ -105,7 +105,7 @@ def test_a_strength_must_be_a_number(value):
 
 
 def test_an_empty_mapping_is_an_error():
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="Strength"):
         check_strength({})
 
 

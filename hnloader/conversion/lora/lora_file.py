@@ -57,7 +57,7 @@ def describe(
         "ss_network_dim": rank,
         "ss_network_alpha": f"{ALPHA:g}",
         "ss_network_args": json.dumps({} if kind == "lora" else {"algo": "full"}),
-        "ss_v2": str(version.startswith("sd_v2")),
+        "ss_v2": "True" if version.startswith("sd_v2") else "False",
         "ss_base_model_version": version,
         "ss_sd_model_name": base,
         "ss_output_name": title,
