@@ -144,7 +144,7 @@ def test_members_that_are_missing_are_named(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(HypernetworkError, match=r"mixed\.hns.*'ink styel'.*Did you mean 'ink style'"):
         hnloader.load(path, folders=[folder])
     path.write_text("['../A']")
-    with pytest.raises(HypernetworkError, match="is a path"):
+    with pytest.raises(HypernetworkError, match=r"'../A'"):
         hnloader.load(path, folders=[folder])
 
 

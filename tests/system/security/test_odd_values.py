@@ -44,9 +44,9 @@ def test_numbers_that_no_float_can_be_are_refused(value: Any) -> None:
             Tag("ink", **{field: value})
         (row,) = rows.read_rows([{"name": "ink", field: value}])
         assert row.tag is None and len(row.problem) < 200
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(ValueError, match="finite"):
         check_strength(value)
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(ValueError, match="finite"):
         check_strength({"up": value})
     assert sidecars.strength_in({sidecars.STRENGTH: value}) is None
     assert applying.default_strength(_Options(value)) == 1.0
