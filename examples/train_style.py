@@ -26,11 +26,11 @@ result = hnloader.train(
         "batch_size": 4,
         "learning_rate": 2e-3,
         "hypernetwork.activation": "linear",
-        "data.flip": False,
+        "data.random_flip": False,
     },
     restart=True,  # replace the result of an earlier run
 )
-print(f"{result.output}: {result.step} steps, {result.why}")
+print(f"{result.output}: {result.step} steps, {result.reason}")
 
 pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder(), dtype=torch.float32)
 with hnloader.attach(pipe, result.output):

@@ -23,7 +23,7 @@ from hnloader.images import PHOTOS, STILL, read_image, read_text
 from hnloader.infotext import read_png
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import read_folder
-from hnloader.training.pixels import prepare
+from hnloader.training.pixels import load_sample
 from hnloader.ui.sidecars import thumbnail
 from tests.support.paths import ROOT
 
@@ -211,7 +211,7 @@ def test_large_photos_are_trained_on(size: tuple[int, int], kind: str, tmp_path:
     image.save(tmp_path / "photo.png", kind, **({"compress_level": 1} if kind == "PNG" else {}))
     found = read_folder(tmp_path, DataConfig())
     assert [(image.size, image.alpha) for image in found.images] == [(size, False)]
-    sample = prepare(found.images[0], DataConfig(), 512, 64)
+    sample = load_sample(found.images[0], DataConfig(), 512, 64)
     assert sample.original == size
     assert tuple(sample.pixels.shape[1:]) == (384, 640)
     assert sample.pixels[:, 0].mean() < -0.8
@@ -351,12 +351,12 @@ from hnloader.embeddings import load_embedding
 from hnloader.infotext import read_png
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import read_folder
-from hnloader.training.pixels import prepare
+from hnloader.training.pixels import load_sample
 from hnloader.ui.sidecars import thumbnail
 PIL.Image.init()
 
 def trained(path):
-    prepare(read_folder(path.parent, DataConfig()).images[0], DataConfig(), 512, 64)
+    load_sample(read_folder(path.parent, DataConfig()).images[0], DataConfig(), 512, 64)
 
 def memory(which):
     lines = Path("/proc/self/status").read_text().splitlines()

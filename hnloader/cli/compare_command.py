@@ -1,8 +1,7 @@
-"""`hnloader compare`: embedding and hypernetwork side by side, from the same images and the same budget."""
+"""`hnloader compare`: compare an embedding and a hypernetwork from the same images and the same budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,81 +10,70 @@ from rich.table import Table
 from rich.text import Text
 
 from hnloader.cli.reporting import reports_errors
+from hnloader.cli.shared_options import DeviceOption
 from hnloader.cli.terminal import clean, note, progress_bar, stderr, stdout
-from hnloader.cli.train_command import settings_of
+from hnloader.cli.train_command import ConfigArgument, PresetOption, SetOption, parse_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hnloader.training.comparison import Comparison
-    from hnloader.training.judges import Judge
-    from hnloader.training.loop import Event
+    from hnloader.training import Event
+    from hnloader.training.method_comparison import MakeMetrics, MethodComparison
+    from hnloader.training.metrics import Metric
+
+__all__ = ["compare"]
 
 
 @reports_errors
 def compare(
-    config: Annotated[Path | None, typer.Argument(help="The YAML file with the settings.", show_default=False)] = None,
+    config: ConfigArgument = None,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="A prompt to draw; repeatable.", show_default=False)
+        list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeatable.", show_default=False)
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="A file with one prompt per line.", show_default=False)
+        Path | None, typer.Option("--prompts", help="File with one prompt per line.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="The folder of the report.")] = Path("comparison"),
+    out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("comparison"),
     seeds: Annotated[int, typer.Option(min=1, max=64, help="Images per prompt.")] = 2,
     seconds: Annotated[
-        float | None,
-        typer.Option(min=1, help="Train each this long instead of for `steps`.", show_default=False),
+        float | None, typer.Option(min=1, help="Train each method for this time, not for `steps`.", show_default=False)
     ] = None,
-    hypernetwork: Annotated[
-        Path | None, typer.Option(help="A finished hypernetwork, which is not trained.", show_default=False)
-    ] = None,
-    embedding: Annotated[
-        Path | None, typer.Option(help="A finished embedding, which is not trained.", show_default=False)
-    ] = None,
+    hypernetwork: Annotated[Path | None, typer.Option(help="Use a finished hypernetwork.", show_default=False)] = None,
+    embedding: Annotated[Path | None, typer.Option(help="Use a finished embedding.", show_default=False)] = None,
     clip: Annotated[
-        str | None, typer.Option(help="A CLIP model (folder or hub name) as a further judge.", show_default=False)
+        str | None, typer.Option(help="Add a CLIP model (folder or hub name) as a metric.", show_default=False)
     ] = None,
-    lpips: Annotated[
-        bool, typer.Option("--lpips", help="LPIPS as a further judge of drift: needs the package lpips.")
-    ] = False,
-    preset: Annotated[str, typer.Option(help="Defaults for a `style` or a `subject`.")] = "style",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting, as in `hnloader train`.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    lpips: Annotated[bool, typer.Option("--lpips", help="Add LPIPS as a metric (requires lpips).")] = False,
+    preset: PresetOption = "style",
+    set_: SetOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Train an embedding and a hypernetwork on the same images, and say which does what better.
+    """Train an embedding and a hypernetwork on the same images and compare them.
 
-    What was trained before is not trained again; an interrupted comparison goes on.
+    Finished trainings are kept; an interrupted comparison resumes.
     """
-    from hnloader.training import comparison, read_config
+    from hnloader.training import read_config
+    from hnloader.training.method_comparison import Plan, compare_methods, write_comparison
 
-    chosen = read_config(config, settings_of(set_ or []), preset)
-    asked = [*(prompt or []), *_lines(prompts)]
-    comparison.check_prompts(asked)
-    judges = _judges(clip, lpips)
-    finished: dict[Any, Path] = {}
-    finished |= {"hypernetwork": hypernetwork} if hypernetwork else {}
-    finished |= {"embedding": embedding} if embedding else {}
+    finished: dict[Any, Path | None] = {"hypernetwork": hypernetwork, "embedding": embedding}
+    plan = Plan(
+        read_config(config, parse_settings(set_ or []), preset),
+        [*(prompt or []), *_lines(prompts)],
+        seeds=range(1, seeds + 1),
+        seconds=seconds,
+        finished={method: path for method, path in finished.items() if path is not None},
+        device=device,
+    )
+    metrics = _make_metrics(clip, lpips)
     with progress_bar("Training") as show:
 
-        def report(method: str, event: Event) -> None:
+        def callback(method: str, event: Event) -> None:
             if event.message:
                 note(event.message)
             show(event.step, event.steps, f"Training the {method}")
 
-        found = comparison.compare(
-            chosen,
-            asked,
-            seeds=range(1, seeds + 1),
-            budget=comparison.Budget(seconds),
-            finished=finished,
-            judges=judges,
-            device=device,
-            report=report,
-        )
-    paths = comparison.write(found, out, chosen.name)
+        found = compare_methods(plan, metrics, callback)
+    paths = write_comparison(found, out, plan.config.name)
     stdout().print(_table(found))
     for line in found.conclusion:
         stderr().print(Text(line), soft_wrap=True)
@@ -102,27 +90,27 @@ def _lines(path: Path | None) -> list[str]:
     try:
         text = read_regular(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"{path} cannot be read: {reason}") from error
+        reason = getattr(error, "strerror", None) or "the text is not UTF-8"
+        raise ConfigError(f"{path} cannot be read: {reason}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _judges(clip: str | None, lpips: bool) -> Callable[[list[Image]], list[Judge]]:
-    from hnloader.training.judges import ClipJudge, LpipsJudge
+def _make_metrics(clip: str | None, lpips: bool) -> MakeMetrics:
+    from hnloader.training.metrics import ClipMetric, LpipsMetric
 
-    # Now: what is wrong with them is said before anything is trained.
-    first: list[Judge] = [LpipsJudge()] if lpips else []
+    # Now, so that a missing package is reported before the training.
+    first: list[Metric] = [LpipsMetric()] if lpips else []
 
-    def make(trained_on: list[Image]) -> list[Judge]:
-        return [*first, *([ClipJudge(clip, trained_on)] if clip else [])]
+    def make(training_images: list[Image]) -> list[Metric]:
+        return [*first, *([ClipMetric(clip, training_images)] if clip else [])]
 
     return make
 
 
-def _table(found: Comparison) -> Table:
-    from hnloader.training.comparison import rows_of
+def _table(found: MethodComparison) -> Table:
+    from hnloader.training.method_comparison import comparison_table
 
-    header, rows = rows_of(found)
+    header, rows = comparison_table(found)
     table = Table(header[0], box=None, header_style="bold", pad_edge=False)
     for name in header[1:]:
         table.add_column(name, justify="right")

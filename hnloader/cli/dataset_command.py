@@ -1,8 +1,7 @@
-"""`hnloader dataset check`: what a training would see of a folder, and what is wrong with it."""
+"""`hnloader dataset check`: check the images of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,101 +13,99 @@ from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, progress_bar, stderr, stdout
 
 if TYPE_CHECKING:
-    from hnloader.training.config import Config
+    from hnloader.training import Config
+    from hnloader.training.captions import Count
     from hnloader.training.dataset import Dataset
 
-app = typer.Typer(help="Images to train on.", no_args_is_help=True)
+__all__ = ["app"]
+
+app = typer.Typer(help="Check training images.", no_args_is_help=True)
 
 
 @app.callback()
 def dataset() -> None:
-    """Images to train on."""
+    """Check training images."""
 
 
 @app.command("check")
 @reports_errors
 def check(
-    folder: Annotated[Path, typer.Argument(help="The folder with the images.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder with the images.", show_default=False)],
     config: Annotated[
-        Path | None, typer.Option("--config", help="The training's YAML file, for its `data` settings.")
+        Path | None, typer.Option("--config", help="YAML file of the training, for its `data` settings.")
     ] = None,
-    resolution: Annotated[int, typer.Option(min=64, help="Pixels, where the configuration says none.")] = 512,
+    resolution: Annotated[int, typer.Option(min=64, help="Pixels, if the configuration has none.")] = 512,
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG): each image as it is trained.")
+        Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG) of the images as trained.")
     ] = None,
 ) -> None:
-    """List the images with the size and caption that they are trained at and with, and what is wrong.
+    """List the images with training size, caption and problems.
 
-    Exit code 1 when a file would be left out.
+    Exit code 1 if a file is excluded.
     """
     from hnloader.training import read_config
-    from hnloader.training.dataset import count_with_word, note_long_captions, read_folder, trained_caption
+    from hnloader.training.captions import check_caption_lengths, count_with_placeholder, training_caption
+    from hnloader.training.dataset import read_folder
 
-    chosen = read_config(config)
+    settings = read_config(config)
     with progress_bar("Reading the images") as show:
-        found = read_folder(folder, chosen.data, lambda done, total: show(done, total, "Reading the images"))
-    count, room = _counter(chosen)
-    counted = count_with_word(chosen, count, chosen.embedding.vectors)
-    note_long_captions(found, lambda image, index: trained_caption(image, chosen, index), counted, room)
-    side = chosen.data.resolution or resolution
-    stdout().print(_table(found, chosen, side))
+        found = read_folder(folder, settings.data, lambda done, total: show(done, total, "Reading the images"))
+    count, max_tokens = _token_counter(settings)
+    count = count_with_placeholder(settings, count, settings.embedding.num_vectors)
+    check_caption_lengths(found, lambda image, index: training_caption(image, settings, index), count, max_tokens)
+    side = settings.data.resolution or resolution
+    stdout().print(_table(found, settings, side))
     for problem in found.problems:
-        kind = Text("left out: ", "bold red") if problem.fatal else Text("note: ", "bold yellow")
-        stderr().print(kind + Text(clean(f"{problem.path} {problem.what}")), soft_wrap=True)
-    left_out = sum(problem.fatal for problem in found.problems)
-    stderr().print(Text(f"{len(found.images)} images to train on, {left_out} files left out"))
+        kind = Text("excluded: ", "bold red") if problem.excluded else Text("note: ", "bold yellow")
+        stderr().print(kind + Text(clean(f"{problem.path}: {problem.message}")), soft_wrap=True)
+    excluded = sum(problem.excluded for problem in found.problems)
+    stderr().print(Text(f"{len(found.images)} images to train on, {excluded} files excluded"))
     if sheet is not None:
-        stdout().print(Text(clean(_write_sheet(found, chosen, side, sheet).resolve())), soft_wrap=True)
-    if left_out:
+        _write_sheet(found, settings, side, sheet)
+        stdout().print(Text(clean(sheet.resolve())), soft_wrap=True)
+    if excluded:
         raise typer.Exit(1)
 
 
-def _counter(config: Config) -> tuple[Callable[[str], int], int]:
-    """How captions are counted, and how many tokens are read: by the model's own tokenizer where its folder is named.
-
-    Without one a caption counts as what it takes at least.
-    """
-    from hnloader.training.dataset import TOKENS, count_tokens
+def _token_counter(config: Config) -> tuple[Count, int]:
+    """Return the counter of the model's tokenizer if `model` is a folder, else one without a vocabulary."""
+    from hnloader.training.captions import MAX_TOKENS, count_tokens, token_counter
 
     folder = Path(config.model).expanduser() / "tokenizer"
     if not config.model or not folder.is_dir():
-        return count_tokens, TOKENS
+        return count_tokens, MAX_TOKENS
     from transformers import CLIPTokenizer
-
-    from hnloader.training.denoiser import token_counter
 
     try:
         return token_counter(CLIPTokenizer.from_pretrained(folder))
     except (OSError, ValueError, TypeError, KeyError):
-        return count_tokens, TOKENS
+        return count_tokens, MAX_TOKENS
 
 
 def _table(found: Dataset, config: Config, side: int) -> Table:
-    from hnloader.training.dataset import caption_of
-    from hnloader.training.pixels import bucket
-    from hnloader.training.sheet import GRAIN
+    from hnloader.training.captions import caption_of
+    from hnloader.training.contact_sheet import SIZE_MULTIPLE
+    from hnloader.training.pixels import training_size
 
-    table = Table("image", "size", "trained at", "caption", box=None, header_style="bold", pad_edge=False)
+    table = Table("image", "size", "training size", "caption", box=None, header_style="bold", pad_edge=False)
     for index, image in enumerate(found.images):
-        wide, high = bucket(image.size, side, GRAIN) if config.data.buckets else (side, side)
+        width, height = training_size(image.size, config.data, side, SIZE_MULTIPLE)
         table.add_row(
             Text(clean(image.path.relative_to(found.folder))),
             f"{image.size[0]} x {image.size[1]}",
-            f"{wide} x {high}",
+            f"{width} x {height}",
             Text(clean(caption_of(image, config.data, config.name or "{name}", index))),
         )
     return table
 
 
-def _write_sheet(found: Dataset, config: Config, side: int, path: Path) -> Path:
+def _write_sheet(found: Dataset, config: Config, side: int, path: Path) -> None:
     from hnloader.errors import HypernetworkError
     from hnloader.files import replacing, same_file
-    from hnloader.training.sheet import contact_sheet
+    from hnloader.training.contact_sheet import contact_sheet
 
     if any(same_file(image.path, path) for image in found.images):
-        raise HypernetworkError(f"{path} is one of the images of the dataset. Write the sheet elsewhere.")
-
+        raise HypernetworkError(f"{path} is an image of the dataset. Write the sheet to another file.")
     sheet = contact_sheet(found, config.data, side)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
-    return path

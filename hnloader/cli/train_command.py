@@ -1,10 +1,11 @@
-"""`hnloader train`: a hypernetwork or an embedding from a folder of images."""
+"""`hnloader train`: train a hypernetwork or an embedding on a folder of images."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,44 +17,51 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from hnloader.cli.reporting import reports_errors
+from hnloader.cli.shared_options import DeviceOption, refuse
 from hnloader.cli.terminal import clean, fields, note, size_text, stderr, stdout
 
 if TYPE_CHECKING:
-    from hnloader.training.config import Config
-    from hnloader.training.loop import Event, Result
-    from hnloader.training.status import Keeper
+    from hnloader.training import Config, Event, Result
+    from hnloader.training.status import StatusWriter
+    from hnloader.training.trainer import Trainer
 
-EXIT_INTERRUPTED = 130
-# Without a terminal a line is printed now and then instead of a bar.
-_LINE_EVERY = 30.0
+__all__ = ["ConfigArgument", "PresetOption", "SetOption", "parse_settings", "train"]
+
+ConfigArgument = Annotated[Path | None, typer.Argument(help="YAML file with the settings.", show_default=False)]
+PresetOption = Annotated[str, typer.Option("--preset", help="Defaults for a `style` or a `subject`.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Any setting: --set data.random_flip=false --set learning_rate=5e-5.", show_default=False
+    ),
+]
+
+_EXIT_INTERRUPTED = 130
+# Seconds between two lines of progress without a terminal.
+_LINE_INTERVAL = 30.0
 
 
 @reports_errors
 def train(
-    config: Annotated[Path | None, typer.Argument(help="The YAML file with the settings.", show_default=False)] = None,
+    config: ConfigArgument = None,
     init: Annotated[
-        bool, typer.Option("--init", help="Print a commented configuration with every setting, and stop.")
+        bool, typer.Option("--init", help="Print a commented configuration with every setting, and exit.")
     ] = False,
-    preset: Annotated[str, typer.Option(help="Defaults for a `style` or a `subject`.")] = "style",
+    preset: PresetOption = "style",
     model: Annotated[str | None, typer.Option(help="Setting `model`.", show_default=False)] = None,
     images: Annotated[str | None, typer.Option(help="Setting `images`.", show_default=False)] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Setting `output`.", show_default=False)] = None,
     method: Annotated[str | None, typer.Option(help="hypernetwork or embedding.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Setting `steps`.", show_default=False)] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any setting: --set data.flip=false --set learning_rate=5e-5.", show_default=False),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest saved state.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew although there is a saved state.")] = False,
-    status: Annotated[
-        bool, typer.Option("--status", help="Say how far the training of this output is, and stop.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    set_: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest saved state.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Replace an earlier training of this output.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Print the progress of this output, and exit.")] = False,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Train a hypernetwork or a textual-inversion embedding on one's own images.
+    """Train a hypernetwork or a textual-inversion embedding on your own images.
 
-    Ctrl-C saves everything; --resume goes on exactly where it stopped.
+    Ctrl-C saves everything; --resume continues exactly from there.
     """
     from hnloader.training import prepare, read_config
     from hnloader.training.config import template
@@ -62,23 +70,22 @@ def train(
         stdout().print(Text(template(preset).rstrip()), soft_wrap=True)
         return
     given = {"model": model, "images": images, "output": output, "method": method, "steps": steps}
-    overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    overrides |= settings_of(set_ or [])
-    chosen = read_config(config, overrides, preset)
+    overrides = {key: value for key, value in given.items() if value is not None} | parse_settings(set_ or [])
+    settings = read_config(config, overrides, preset)
     if status:
-        _show_status(chosen)
+        _print_status(settings)
         return
-    with _terminable(), _keeper(chosen) as keeper:
+    with _sigterm_interrupts(), _status_file(settings) as writer:
         with stderr().status("Reading the images and loading the model"):
-            training = prepare(chosen, resume=resume, restart=restart, device=device)
-        result = _run(training, keeper)
-    _show(result)
-    if result.why == "interrupted":
-        raise typer.Exit(EXIT_INTERRUPTED)
+            trainer = prepare(settings, resume=resume, restart=restart, device=device)
+        result = _run(trainer, writer)
+    _print_result(result)
+    if result.reason == "interrupted":
+        raise typer.Exit(_EXIT_INTERRUPTED)
 
 
-def settings_of(given: list[str]) -> dict[str, Any]:
-    """The settings of `--set key=value`; values are read as YAML."""
+def parse_settings(given: list[str]) -> dict[str, Any]:
+    """Return the settings of `--set key=value`; values are YAML."""
     from hnloader.errors import ConfigError
     from hnloader.training.schema import read_yaml
 
@@ -86,17 +93,17 @@ def settings_of(given: list[str]) -> dict[str, Any]:
     for each in given:
         key, equals, value = each.partition("=")
         if not equals:
-            raise typer.BadParameter(f"{each!r}: key=value was expected", param_hint="--set")
+            refuse("--set", f"Expected key=value, got {each!r}.")
         try:
             settings[key.strip()] = read_yaml(value)
         except ConfigError as error:
-            raise typer.BadParameter(f"{each!r}: the value is no YAML", param_hint="--set") from error
+            refuse("--set", f"{each!r}: {error}")
     return settings
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Before the first step, too, SIGTERM ends it as Ctrl-C does: with a word and an exit code."""
+def _sigterm_interrupts() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C before the first step, too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -107,17 +114,17 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _keeper(config: Config) -> contextlib.AbstractContextManager[Keeper | None]:
-    """Keeps the file that says how far the training is; of several processes, the first one does."""
-    from hnloader.training.status import kept
+def _status_file(config: Config) -> contextlib.AbstractContextManager[StatusWriter | None]:
+    """Keep the status file; of several processes, only the first does."""
+    from hnloader.training.status import status_file
 
     config.check()
     if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
-    return kept(Path(config.output), config.steps)
+    return status_file(Path(config.output), config.steps)
 
 
-def _run(training: Any, keeper: Keeper | None) -> Result:
+def _run(trainer: Trainer, writer: StatusWriter | None) -> Result:
     console = stderr()
     columns = (
         TextColumn("Training"),
@@ -129,70 +136,67 @@ def _run(training: Any, keeper: Keeper | None) -> Result:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=training.config.steps, completed=training.state.step, about="")
-        lines = _lines()
+        task = bar.add_task("", total=trainer.config.steps, completed=trainer.state.step, about="")
+        print_line = _line_printer()
 
-        def report(event: Event) -> None:
+        def show(event: Event) -> None:
             if event.message:
                 note(event.message)
-            if keeper is not None:
-                keeper.tell(training, event)
-            bar.update(task, completed=event.step, about=_about(event))
+            if writer is not None:
+                writer.update(trainer.state, event)
+            bar.update(task, completed=event.step, about=_summary(event))
             if not console.is_terminal:
-                lines(event)
+                print_line(event)
 
-        result: Result = training.run(report)
-    if keeper is not None:
-        keeper.end(result.why)
+        result = trainer.run(show)
+    if writer is not None:
+        writer.end(result.reason)
     return result
 
 
-def _show_status(config: Config) -> None:
+def _print_status(config: Config) -> None:
     from hnloader.errors import ConfigError
-    from hnloader.training.loop import folder_of
+    from hnloader.training.run_folder import run_folder
     from hnloader.training.status import read_status
 
-    found = read_status(folder_of(Path(config.output))) if config.output else None
-    if found is None:
-        raise ConfigError(
-            f"there is no training of {config.output or 'no output'}: none was begun, or its folder is gone"
-        )
-    rows: list[tuple[str, str | Text]] = [("training", f"{found.phase}, step {found.step:,} of {found.steps:,}")]
-    if found.loss is not None:
-        rows.append(("loss", f"{found.loss:.4f}"))
-    if found.best is not None:
-        rows.append(("best", f"held-out loss {found.best[0]:.4f} at step {found.best[1]:,}"))
-    if found.left is not None:
-        rows.append(("left", f"about {found.left:,.0f} s"))
-    if found.message:
-        rows.append(("said", clean(found.message)))
+    status = read_status(run_folder(Path(config.output))) if config.output else None
+    if status is None:
+        raise ConfigError(f"Training of {config.output!r} not found. Name the output of a training with --output.")
+    rows: list[tuple[str, str | Text]] = [("training", f"{status.phase}, step {status.step:,} of {status.steps:,}")]
+    if status.loss is not None:
+        rows.append(("loss", f"{status.loss:.4f}"))
+    if status.best is not None:
+        rows.append(("best", f"validation loss {status.best[0]:.4f} at step {status.best[1]:,}"))
+    if status.seconds_left is not None:
+        rows.append(("left", f"about {status.seconds_left:,.0f} s"))
+    if status.message:
+        rows.append(("message", clean(status.message)))
     stdout().print(fields(rows))
 
 
-def _about(event: Event) -> str:
+def _summary(event: Event) -> str:
     parts = [f"loss {event.loss:.4f}"]
-    if event.held_out is not None:
-        parts.append(f"held out {event.held_out:.4f}")
-    return ", ".join([*parts, f"rate {event.rate:.2g}", memory_text()])
+    if event.validation_loss is not None:
+        parts.append(f"validation {event.validation_loss:.4f}")
+    return ", ".join([*parts, f"learning rate {event.learning_rate:.2g}", _memory_text()])
 
 
-def _lines() -> Callable[[Event], None]:
-    """Prints a line at the first step, every half minute, and at the last."""
-    last = [0.0]
+def _line_printer() -> Callable[[Event], None]:
+    """Return a function that prints a line at the first step, every half minute, and at the last step."""
+    last = 0.0
 
     def show(event: Event) -> None:
+        nonlocal last
         now = time.monotonic()
-        if event.step and (last[0] == 0.0 or now - last[0] >= _LINE_EVERY or event.step == event.steps):
-            last[0] = now
-            stderr().print(Text(f"step {event.step:,} of {event.steps:,}: {_about(event)}"))
+        if event.step and (last == 0.0 or now - last >= _LINE_INTERVAL or event.step == event.steps):
+            last = now
+            stderr().print(Text(f"step {event.step:,} of {event.steps:,}: {_summary(event)}"))
 
     return show
 
 
-def memory_text() -> str:
-    """Peak memory of the process: of the graphics card where one is used, else resident."""
-    import sys
-
+def _memory_text() -> str:
+    """Return the peak memory, of the graphics card if it is used."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -205,13 +209,13 @@ def memory_text() -> str:
     return size_text(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _show(result: Result) -> None:
-    rows: list[tuple[str, str | Text]] = [("ended", f"{result.why}, after {result.step:,} steps")]
+def _print_result(result: Result) -> None:
+    rows: list[tuple[str, str | Text]] = [("status", f"{result.reason}, after {result.step:,} steps")]
     if result.best is not None:
         loss, step, path = result.best
-        before = "" if result.first is None else f" (before the first {result.first:.4f})"
-        rows.append(("best", f"held-out loss {loss:.4f} at step {step:,}{before}: {clean(path)}"))
-    if result.why == "interrupted":
-        rows.append(("go on", "the same command with --resume"))
+        first = "" if result.initial_loss is None else f" ({result.initial_loss:.4f} before the first step)"
+        rows.append(("best", f"validation loss {loss:.4f} at step {step:,}{first}: {clean(path)}"))
+    if result.reason == "interrupted":
+        rows.append(("resume", "the same command with --resume"))
     stderr().print(fields(rows))
     stdout().print(Text(clean(result.output.resolve())), soft_wrap=True)

@@ -1,27 +1,23 @@
-"""Training hypernetworks and textual-inversion embeddings on one's own images.
+"""Train hypernetworks and textual-inversion embeddings on your own images.
 
-    result = hnloader.train("config.yaml")
-    result = hnloader.train({"model": "sd15/", "images": "images/", "output": "style.pt"})
-
-docs/training.md is the guide; `hnloader train --init` writes a commented configuration.
+It requires the extra `train`: pip install 'hnloader[train]'. docs/training.md is the guide.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import ConfigError, HypernetworkError
-from hnloader.files import expanded
+from hnloader.errors import MissingExtraError
 from hnloader.training.config import Config, read_config
+from hnloader.training.events import BestWeights, Event, Result
 
 if TYPE_CHECKING:
-    from hnloader.training.loop import Event, Result, Training
+    from hnloader.training.trainer import Trainer
 
-__all__ = ["Config", "ConfigError", "prepare", "read_config", "train"]
+__all__ = ["BestWeights", "Config", "Event", "Result", "prepare", "read_config", "train"]
 
 
 def train(
@@ -30,163 +26,88 @@ def train(
     resume: bool = False,
     restart: bool = False,
     device: str = "auto",
-    report: Callable[[Event], None] | None = None,
+    callback: Callable[[Event], None] | None = None,
 ) -> Result:
-    """Train a hypernetwork or an embedding on a folder of images, to the end, and write the file `output`.
-
-    It needs the extra `train`: `pip install 'hnloader[train]'`.
+    """Train a hypernetwork or an embedding on a folder of images and write it to `output`.
 
     Args:
-        config: what to train, on what and how: the path of a YAML file as `hnloader train --init` writes it, a
-            mapping of settings (keys may be dotted: `{"data.flip": False}`), or a `hnloader.training.Config`. Settings
-            that are not given have the defaults of the preset `style`.
-        resume: go on from the newest saved state beside the output.
-        restart: begin from the start although the output or saved states exist: they are replaced.
-        device: `auto`, `cpu`, `cuda`, ...
-        report: called with a `hnloader.training.loop.Event` after each step: step, loss, held-out loss, ...
+        config: The path of a YAML file, as `hnloader train --init` prints it; a mapping of settings, whose keys may
+            be dotted ({"data.random_flip": False}); or a `Config`. Other settings have their defaults.
+        resume: Continue from the newest saved state.
+        restart: Replace the output and the saved states of an earlier training.
+        device: "auto", "cpu", "cuda", ... Default: a graphics card, if any.
+        callback: Called with an `Event` after each step.
 
     Returns:
-        The file, how many steps were done, why it ended, the lowest held-out loss with its file, and the history of
-        the measurements.
+        The file, the number of steps, why the training ended, and its losses.
 
     Raises:
-        ConfigError: a setting is missing or impossible, or the output or saved states exist and neither `resume` nor
-            `restart` says what to do.
-        DatasetError, ModelError: the images or the model cannot be used.
-        DivergedError: the loss became NaN or infinite; the saved states stand.
-        HypernetworkError: the output cannot be written, another training of it is running, a saved state cannot be
-            resumed from, or no gradient arrives at what is trained.
-        MissingExtraError: a package of the extra `train`, or one that the settings ask for, is not installed.
+        ConfigError: A setting is missing or wrong, or the output exists and needs `resume` or `restart`.
+        DatasetError: The folder has no usable image.
+        ModelError: The model cannot be loaded.
+        DivergedError: The loss became NaN or infinite. The saved states are kept.
+        HypernetworkError: The output cannot be written, another training of it is running, the saved states do not
+            fit, or no gradient reaches the weights.
+        MissingExtraError: A package is missing.
+
+    Example:
+        >>> import tempfile
+        >>> import hnloader
+        >>> from hnloader.demo import pipeline_folder
+        >>> from hnloader.demo.drawing import draw_images
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> images = draw_images("blueprint", f"{folder.name}/images", count=4)
+        >>> result = hnloader.train(
+        ...     {
+        ...         "model": str(pipeline_folder()),
+        ...         "images": str(images),
+        ...         "output": f"{folder.name}/blueprint.pt",
+        ...         "steps": 2,
+        ...         "previews.every_n_steps": 0,
+        ...     }
+        ... )
+        >>> result.step, result.reason, result.output.name
+        (2, 'done', 'blueprint.pt')
+        >>> hnloader.load(result.output).widths
+        (64, 96, 112, 128)
+        >>> folder.cleanup()
     """
-    return prepare(_settings(config), resume=resume, restart=restart, device=device).run(report)
-
-
-def _settings(given: Config | str | os.PathLike[str] | Mapping[str, Any]) -> Config:
-    if isinstance(given, Config):
-        return given
-    if isinstance(given, Mapping):
-        return read_config(None, dict(given))
-    return read_config(Path(given))
+    if isinstance(config, Mapping):
+        config = read_config(None, dict(config))
+    elif not isinstance(config, Config):
+        config = read_config(Path(config))
+    return prepare(config, resume=resume, restart=restart, device=device).run(callback)
 
 
 def prepare(
-    config: Config, *, resume: bool = False, restart: bool = False, judged: bool = False, device: str = "auto"
-) -> Training:
-    """Everything before the first step; see `train` for the rest.
+    config: Config, *, resume: bool = False, restart: bool = False, dry_run: bool = False, device: str = "auto"
+) -> Trainer:
+    """Check the settings, read the images and load the model, without a step.
 
-    With `judged` it is not to be run but only to be looked at: saved states are neither read nor removed.
+    Args:
+        config: The settings.
+        resume: Continue from the newest saved state.
+        restart: Replace the output and the saved states of an earlier training.
+        dry_run: Only look at the training: neither read nor remove saved states, and accept an existing output.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        The trainer. `run` trains, `stop` ends after the current step.
+
+    Raises:
+        HypernetworkError: As `train`, except for errors of the steps.
+
+    Example:
+        >>> from hnloader.errors import ConfigError
+        >>> from hnloader.training import Config, prepare
+        >>> try:
+        ...     prepare(Config(model="sd15/", images="images/"))
+        ... except ConfigError as error:
+        ...     print(error)
+        Setting 'output' is missing. Name the file to write, such as style.pt.
     """
-    from hnloader.errors import MissingExtraError
-    from hnloader.pipelines import load_model
-
     try:
-        from hnloader.training.dataset import read_folder
-        from hnloader.training.denoiser import Denoiser
-        from hnloader.training.loop import Training, alone, folder_of
-        from hnloader.training.optimizers import KINDS
-        from hnloader.training.reproducible import ask_cublas
-        from hnloader.training.state import states
-        from hnloader.training.trackers import check_trackers
+        from hnloader.training import preparation
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"Training needs {error.name}: pip install 'hnloader[train]'") from error
-
-    config.check()
-    KINDS[config.optimizer].load()
-    check_trackers(config.trackers)
-    found = states(folder_of(Path(config.output)))
-    if found and not (resume or restart or judged):
-        raise ConfigError(
-            f"{found[-1]} is a saved state of an earlier training of {config.output}: go on from it with --resume, "
-            "or begin anew with --restart"
-        )
-    if not judged:
-        if not (found or restart) and os.path.lexists(config.output):
-            raise ConfigError(
-                f"{config.output} exists, and no saved state of its training is beside it. Choose another output, or "
-                "replace it with --restart."
-            )
-        _check_writable(Path(config.output))
-    dataset = read_folder(expanded(config.images), config.data)
-    processes = _processes()
-    place = device if processes is None else str(processes.device)
-    check_precision(config, place)
-    if config.reproducible:
-        ask_cublas()
-    model = load_model(
-        config.model,
-        device=place,
-        dtype=config.precision,
-        config=Path(config.model_config) if config.model_config else None,
-    )
-    denoiser = Denoiser(model.pipeline, _aside(config, model.pipeline.unet.device.type))
-    if config.checkpointing:
-        _checkpoint(model.pipeline.unet)
-    training = Training(config, denoiser, dataset, model, processes)
-    if restart and (processes is None or processes.is_main_process):
-        with alone(Path(config.output)):
-            _remove(found)
-    elif resume and not restart:
-        training.resume()
-    return training
-
-
-def _remove(saved: list[Path]) -> None:
-    """Remove saved states. Raises HypernetworkError where one cannot be."""
-    for path in saved:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise HypernetworkError(
-                f"{path} cannot be removed: {error.strerror or error}. Remove it yourself"
-            ) from error
-
-
-def _check_writable(output: Path) -> None:
-    """Raise HypernetworkError where the output could not be written: now, and not after the last step."""
-    folder = output.absolute().parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise HypernetworkError(f"cannot write {output}: {folder}: {error.strerror or error}") from error
-
-
-def check_precision(config: Config, device: str) -> None:
-    """Raise ConfigError where the device does not compute in the precision that is asked for."""
-    from hnloader.pipelines import choose_device
-
-    kind = choose_device(device).type
-    if config.precision == "float16" and kind not in ("cuda", "xpu"):
-        raise ConfigError(
-            f"precision is 'float16', and the training would run on {kind}: float16 needs a graphics card. Take "
-            "bfloat16, which needs as little memory, or float32"
-        )
-
-
-def _aside(config: Config, kind: str) -> tuple[str, ...]:
-    """The parts that need not be on a graphics card all the time; an embedding is trained through the encoders."""
-    if kind not in ("cuda", "xpu"):
-        return ()
-    return ("vae",) if config.method == "embedding" else ("vae", "text_encoder", "text_encoder_2")
-
-
-def _checkpoint(unet: Any) -> None:
-    """Have the UNet keep less for the gradients and compute it again."""
-    unet.enable_gradient_checkpointing()
-    # Before 0.33, diffusers does so only in modules that are being trained. Their own flag says so; what lies in
-    # them, dropout above all, stays as it is.
-    for module in unet.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True
-
-
-def _processes() -> Any:
-    """The accelerator of a training started by `accelerate launch` on several devices, else None."""
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    from accelerate import Accelerator
-
-    return Accelerator()
+        raise MissingExtraError(f"Training requires {error.name}. Run: pip install 'hnloader[train]'") from error
+    return preparation.prepare(config, resume=resume, restart=restart, dry_run=dry_run, device=device)

@@ -1,4 +1,4 @@
-"""What a training is told: the schema of `hnloader train config.yaml`, its defaults and its presets."""
+"""The settings of a training, their defaults and the presets."""
 
 from __future__ import annotations
 
@@ -13,115 +13,125 @@ from hnloader.files import expanded
 from hnloader.formats.registry import writable_formats
 from hnloader.network import Architecture
 from hnloader.training import schema
-from hnloader.training.optimizers import auto_rate
-from hnloader.training.rates import parse_rate
+from hnloader.training.learning_rate import parse_learning_rate
+from hnloader.training.optimizers import auto_learning_rate
 from hnloader.training.schema import setting
+
+__all__ = ["Config", "read_config"]
 
 Method = Literal["hypernetwork", "embedding"]
 Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"]
 # Pixels, of images and of `data.resolution`.
-SMALLEST = 32
+MIN_SIZE = 32
+_REQUIRED = {
+    "model": "Name a diffusers folder, a checkpoint file or a model on the hub.",
+    "images": "Name the folder with the training images.",
+    "output": "Name the file to write, such as style.pt.",
+}
 
 
 @dataclass(frozen=True)
 class HypernetworkConfig:
-    """How the hypernetwork is built."""
+    """The architecture of a new hypernetwork."""
 
     layer_structure: tuple[float, ...] = setting(
-        (1, 2, 1), "Sizes of the layers as multiples of the width; first and last 1.", least=0, above=True
+        (1, 2, 1), "Sizes of the layers as multiples of the width; the first and the last are 1.", least=0, above=True
     )
     activation: str = setting(
         "relu", "Activation between the layers: linear, relu, leakyrelu, elu, swish, tanh, mish, gelu, ..."
     )
-    activate_output: bool = setting(False, "Activate the last layer as well.")
-    norm: bool = setting(False, "A LayerNorm after each layer.")
+    activate_output: bool = setting(False, "Apply the activation after the last layer, too.")
+    norm: bool = setting(False, "Add a LayerNorm after each layer.")
     dropout: float = setting(
-        0.0, "Dropout after the inner layers: helps against learning few images by heart.", least=0, most=0.9
+        0.0, "Dropout after the inner layers. It reduces overfitting to few images.", least=0, most=0.9
     )
     initialization: Initialization = setting(
-        "Normal", "How the weights begin: Normal, XavierUniform, XavierNormal, KaimingUniform, KaimingNormal."
+        "Normal", "Initial weights: Normal, XavierUniform, XavierNormal, KaimingUniform or KaimingNormal."
     )
     widths: tuple[int, ...] = setting(
         (),
-        "Context widths to train; empty for all that the model has. 768 alone (SD 1) leaves self-attention out.",
+        "Context widths to train; empty for all widths of the model. 768 alone (SD 1) trains only cross-attention.",
         least=1,
     )
 
     def architecture(self) -> Architecture:
-        """The architecture.
-
-        Raises:
-            ConfigError: an impossible one.
-        """
+        """Return the architecture, or raise ConfigError for an impossible one."""
         structure = self.layer_structure
         if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1:
             raise ConfigError(
-                f"hypernetwork.layer_structure is {list(structure)}; a list that begins and ends with 1 was expected"
+                f"Setting 'hypernetwork.layer_structure': expected a list that begins and ends with 1, "
+                f"got {list(structure)}."
             )
         try:
             activation = canonical_activation(self.activation)
         except UnsupportedArchitectureError as error:
-            raise ConfigError(f"hypernetwork.activation: {error}. Known: linear, {', '.join(ACTIVATIONS)}") from error
-        inner = len(structure) - 2
-        rates = (0.0, *([self.dropout] * inner), 0.0)
+            raise ConfigError(
+                f"Setting 'hypernetwork.activation': expected linear, {', '.join(ACTIVATIONS)}, "
+                f"got {self.activation[:80]!r}."
+            ) from error
         return Architecture(
             tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in structure),
             activation,
             self.norm,
-            rates,
+            (0.0, *([self.dropout] * (len(structure) - 2)), 0.0),
             self.activate_output and activation is not None,
         )
 
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """How the textual-inversion embedding begins."""
+    """The start of a new textual-inversion embedding."""
 
-    vectors: int = setting(4, "How many vectors: how many tokens of the prompt it takes.", least=1, most=75)
-    initial_text: str = setting("*", "Words whose vectors it begins with; repeated where there are fewer than vectors.")
-    token: str = setting("", "The word that stands for it in captions and prompts; empty for <name of the output>.")
+    num_vectors: int = setting(4, "Number of vectors, which is the number of tokens it takes.", least=1, most=75)
+    initialization_text: str = setting("*", "Words whose vectors are the start; repeated up to num_vectors.")
+    placeholder_token: str = setting(
+        "", "The word for the embedding in captions and prompts; empty for <name of the output>."
+    )
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images and their captions."""
+    """The training images and their captions."""
 
     captions: Literal["auto", "sidecar", "metadata", "filename", "template"] = setting(
         "auto",
-        "Where captions come from: sidecar (a .txt beside the image), metadata (metadata.jsonl, metadata.csv or\n"
-        "captions.json in the folder), filename, or template (the same sentences for all). auto takes the first of\n"
-        "sidecar and metadata that an image has, else template.",
+        "Source of the captions: sidecar (a .txt next to the image), metadata (metadata.jsonl, metadata.csv or\n"
+        "captions.json in the folder), filename, or template (the same sentences for all images). auto takes the\n"
+        "first that exists of sidecar and metadata, else template.",
     )
     templates: tuple[str, ...] = setting(
         ("a picture in the style of {name}", "{name}, detailed", "a rendering, {name} style"),
-        "Sentences for images without captions; {name} is the name of the output, {filename} the file's words.",
+        "Captions for images without one. {name} is the name of the output, {filename} the words of the file name.",
     )
-    prefix: str = setting("", "Put before every caption.")
+    prefix: str = setting("", "Text before every caption.")
     resolution: int = setting(
-        0, "Pixels of the side of a square; others have about as many. 0 takes the model's own.", least=0, most=4096
+        0,
+        "Side of a square image in pixels; other shapes have about the same area. 0: the model's resolution.",
+        least=0,
+        most=4096,
     )
     buckets: bool = setting(
-        True, "Keep each image's shape, in sizes of about `resolution` x `resolution`; false cuts a square out."
+        True, "Keep the aspect ratio, in sizes of about `resolution` squared. false crops a square."
     )
-    flip: bool = setting(True, "Show mirrored images half of the time. Not for text or asymmetric subjects.")
-    shift: int = setting(
+    random_flip: bool = setting(True, "Mirror half of the images. Not for text or asymmetric subjects.")
+    random_shift: int = setting(
         0,
-        "Move images at random by up to so many pixels in each direction, edges repeated: few images are then\n"
-        "learned by heart later. Every place is encoded once, which takes long where models and images are large.",
+        "Shift images at random by up to this many pixels in each direction. It delays overfitting to few images.\n"
+        "Each shift is encoded once, which takes long for large models and images.",
         least=0,
         most=64,
     )
-    background: Literal["white", "black", "gray"] = setting("white", "What shows through transparent parts.")
+    background: Literal["white", "black", "gray"] = setting("white", "Color behind transparent parts.")
     masks: bool = setting(
-        False, "Weight the loss by a mask: the image's transparency, or NAME.mask.png beside it (white counts)."
+        False, "Weight the loss by a mask: NAME.mask.png next to the image, or its transparency. White counts."
     )
-    repeats: int = setting(1, "How often each image comes in a round.", least=1, most=1000)
+    repeats: int = setting(1, "Repeats of each image per epoch.", least=1, most=1000)
     caption_dropout: float = setting(
-        0.1, "How often an image is shown without caption, so that guidance works as before.", least=0, most=1
+        0.1, "Share of the steps that train without a caption, so that guidance keeps working.", least=0, most=1
     )
-    held_out: float = setting(
+    validation_split: float = setting(
         0.1,
-        "Share of the images, at least one of five or more, kept for measuring; never trained on.",
+        "Share of the images for the validation loss, at least one of five or more. They are never trained on.",
         least=0,
         most=0.5,
     )
@@ -129,154 +139,159 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Prior preservation: what the model already knows is held in place."""
+    """Prior preservation, which keeps what the model knows."""
 
-    weight: float = setting(
-        0.0, "Weight of a second loss that keeps images of other prompts as they are; 0 turns it off.", least=0
-    )
+    weight: float = setting(0.0, "Weight of a second loss that preserves the images of other prompts. 0: off.", least=0)
     prompts: tuple[str, ...] = setting(
-        ("a photograph", "a painting", "a person", "a landscape", "an animal"),
-        "Prompts whose images are to stay as the model makes them.",
+        ("a photograph", "a painting", "a person", "a landscape", "an animal"), "Prompts to preserve."
     )
 
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """Images made during the training, always with the same seeds."""
+    """Images generated during the training, always with the same seeds."""
 
     prompts: tuple[str, ...] = setting((), "Prompts of the previews; empty for the first captions.")
-    every: int = setting(250, "Steps between previews; 0 makes none.", least=0)
-    count: int = setting(3, "How many captions are taken where no prompts are given.", least=1, most=16)
-    steps: int = setting(20, "Sampling steps.", least=1, most=200)
-    guidance: float = setting(7.0, "Classifier-free guidance (CFG) scale.", least=1, most=30)
-    seed: int = setting(1, "Seed of the first; the others count on.", least=0)
+    every_n_steps: int = setting(250, "Steps between previews. 0: none.", least=0)
+    count: int = setting(3, "Number of captions to take when `prompts` is empty.", least=1, most=16)
+    num_inference_steps: int = setting(20, "Sampling steps.", least=1, most=200)
+    guidance_scale: float = setting(7.0, "Classifier-free guidance (CFG) scale.", least=1, most=30)
+    seed: int = setting(1, "Seed of the first prompt; each next prompt adds 1.", least=0)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a training is told."""
+    """All settings of a training.
+
+    `hnloader train --init` prints each setting with its meaning and default. `read_config` makes a checked instance
+    from a file, a mapping or both.
+
+    Example:
+        >>> from hnloader.training import Config
+        >>> config = Config(model="sd15/", images="images/", output="style.pt", learning_rate=5e-5)
+        >>> config.name, config.steps, config.data.random_flip
+        ('style', 1500, True)
+    """
 
     model: str = setting("", "The model: a diffusers folder, a single .safetensors file, or a name on the hub.")
     model_config: str = setting(
         "",
-        "For a single file without network access: a diffusers folder of the same kind of model. Else diffusers takes\n"
-        "its configuration from the hub, a few MB, once.",
+        "For a single file without network access: a diffusers folder of the same kind of model. Otherwise diffusers\n"
+        "downloads the configuration from the hub once (a few MB).",
     )
-    images: str = setting("", "The folder with the images.")
+    images: str = setting("", "The folder with the training images.")
     output: str = setting("", "The file to write: .pt, which every webui loads, or .safetensors.")
     method: Method = setting("hypernetwork", "hypernetwork, or embedding (textual inversion).")
     start_from: str = setting(
         "",
-        "A hypernetwork or embedding to train on, for example a webui's .pt (with its .pt.optim beside it). Its steps\n"
-        "are added to those of this training in the file, and count for a learning_rate with steps.",
+        "A hypernetwork or embedding to train further, such as a webui's .pt (with its .pt.optim next to it). Its\n"
+        "steps are added to the steps of this training in the output, and count for a learning_rate with steps.",
     )
 
-    steps: int = setting(1500, "How many steps to train.", least=1, most=10_000_000)
-    batch_size: int = setting(1, "Images in a step.", least=1, most=1024)
-    accumulation: int = setting(1, "Steps whose gradients are added up before the weights move.", least=1, most=1024)
+    steps: int = setting(1500, "Number of training steps.", least=1, most=10_000_000)
+    batch_size: int = setting(1, "Images per batch.", least=1, most=1024)
+    gradient_accumulation_steps: int = setting(1, "Batches per training step.", least=1, most=1024)
     learning_rate: str | float = setting(
         "auto",
         "A number; or the webui's '5e-5:100, 1e-5:1000, 1e-6' (a rate up to a step, then the next); or auto: with\n"
         "adamw, adamw8bit and adafactor 1e-4 for a hypernetwork and 5e-3 for an embedding, with lion a tenth of\n"
         "that, with prodigy 1, with sgd a thousand times that.",
     )
-    schedule: Literal["constant", "cosine", "linear"] = setting(
-        "cosine", "How a single learning rate falls: constant, linear or cosine, down to a hundredth."
+    lr_scheduler: Literal["constant", "cosine", "linear"] = setting(
+        "cosine", "Decay of a single learning rate to a hundredth: constant (none), linear or cosine."
     )
-    warmup: int = setting(20, "Steps over which the learning rate rises from nothing.", least=0)
+    lr_warmup_steps: int = setting(20, "Steps over which the learning rate rises from 0.", least=0)
     optimizer: Literal["adamw", "adamw8bit", "prodigy", "lion", "adafactor", "sgd"] = setting(
         "adamw",
-        "adamw, sgd, adafactor; or of packages of their own: adamw8bit (bitsandbytes), prodigy (prodigyopt),\n"
+        "adamw, sgd, adafactor; or from other packages: adamw8bit (bitsandbytes), prodigy (prodigyopt),\n"
         "lion (lion-pytorch).",
     )
     weight_decay: float = setting(0.0, "Weight decay of the optimizer.", least=0, most=1)
-    clip: float = setting(1.0, "Longest gradient that is taken as it is; longer ones are shortened. 0: never.", least=0)
-    ema: float = setting(
+    max_grad_norm: float = setting(1.0, "Clip the gradients to this norm. 0: off.", least=0)
+    ema_decay: float = setting(
         0.0,
-        "Average of the weights over time, e.g. 0.99: what is saved and shown is the average. 0: none.",
+        "Decay of the moving average of the weights (EMA), such as 0.99. The average is saved and shown. 0: off.",
         least=0,
         most=0.99999,
     )
-    min_snr: float = setting(
-        5.0, "Weights the loss by min-SNR with this gamma, so that no noise level dominates; 0 turns it off.", least=0
-    )
-    noise_offset: float = setting(0.0, "Noise per channel added to the noise: darker darks, 0.05 is usual.", least=0)
+    snr_gamma: float = setting(5.0, "Gamma of the min-SNR loss weights, which balance the timesteps. 0: off.", least=0)
+    noise_offset: float = setting(0.0, "Noise offset per channel, for darker darks; 0.05 is usual.", least=0)
     precision: Literal["float32", "bfloat16", "float16"] = setting(
         "float32",
-        "In which the model lies in memory and computes; what is trained stays float32. float16 needs a graphics\n"
-        "card; its losses are scaled so that small gradients are not lost. bfloat16 works everywhere.",
+        "Data type of the frozen model; the trained weights stay float32. float16 requires a graphics card and scales\n"
+        "the loss so that small gradients are kept. bfloat16 works everywhere.",
     )
-    checkpointing: bool = setting(False, "Less memory, about a third slower: the UNet's values are computed twice.")
-    reproducible: bool = setting(
+    gradient_checkpointing: bool = setting(
+        False, "Recompute activations in the backward pass: less memory, about a third slower."
+    )
+    deterministic: bool = setting(
         False,
-        "On a graphics card: the same bits each time, from a resumed training too, at two to three times the time. A\n"
-        "processor gives the same bits anyway.",
+        "On a graphics card: the same bits each time, also after --resume, at two to three times the time. A CPU\n"
+        "always gives the same bits.",
     )
-    seed: int = setting(1, "Of everything random: the same seed, images and settings give the same file.", least=0)
+    seed: int = setting(1, "Seed of everything random. The same seed, images and settings give the same file.", least=0)
 
-    save_every: int = setting(250, "Steps between saved states, from which --resume goes on.", least=1)
-    keep: int = setting(2, "How many saved states are kept.", least=1)
-    measure_every: int = setting(50, "Steps between measurements of the held-out loss; 0 makes none.", least=0)
+    save_every_n_steps: int = setting(250, "Steps between saved states, from which --resume continues.", least=1)
+    save_total_limit: int = setting(2, "Number of saved states to keep.", least=1)
+    validate_every_n_steps: int = setting(50, "Steps between validations. 0: none.", least=0)
+    early_stopping_patience: int = setting(
+        0, "Stop after this many validations in a row without a lower validation loss. 0: off.", least=0
+    )
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = setting(
-        (), "Losses and previews to these as well, where their packages are installed: tensorboard, wandb."
-    )
-    patience: int = setting(
-        0, "Stop when the held-out loss was not better for this many measurements; 0: never.", least=0
+        (), "Send losses and previews to installed trackers: tensorboard, wandb."
     )
 
-    hypernetwork: HypernetworkConfig = setting(HypernetworkConfig, "How the hypernetwork is built.")
-    embedding: EmbeddingConfig = setting(EmbeddingConfig, "How the embedding begins.")
+    hypernetwork: HypernetworkConfig = setting(HypernetworkConfig, "The architecture of the hypernetwork.")
+    embedding: EmbeddingConfig = setting(EmbeddingConfig, "The start of the embedding.")
     data: DataConfig = setting(DataConfig, "The images and their captions.")
-    prior: PriorConfig = setting(PriorConfig, "Prior preservation, against a style that skews everything.")
-    previews: PreviewConfig = setting(PreviewConfig, "Images made during the training.")
+    prior: PriorConfig = setting(PriorConfig, "Prior preservation, for a style that skews everything.")
+    previews: PreviewConfig = setting(PreviewConfig, "Images generated during the training.")
 
     def check(self) -> None:
-        """Raise ConfigError where something is missing or contradicts itself."""
-        for key, what in (
-            ("model", "a diffusers folder, a checkpoint file or a name on the hub"),
-            ("images", "a folder with images"),
-            ("output", "a file to write, such as style.pt"),
-        ):
+        """Raise ConfigError for a missing setting or a contradiction."""
+        for key, advice in _REQUIRED.items():
             if not getattr(self, key):
-                raise ConfigError(f"{key} is missing: {what}")
+                raise ConfigError(f"Setting {key!r} is missing. {advice}")
         for key in ("model", "images", "output", "model_config", "start_from"):
-            expanded(getattr(self, key))  # a NUL, or a user without a home folder
-        endings = [ending for one in writable_formats() for ending in one.suffixes]
-        if Path(self.output).suffix.lower() not in endings:
-            raise ConfigError(f"output is {self.output!r}; a name ending in {' or '.join(endings)} was expected")
-        if 0 < self.data.resolution < SMALLEST:
-            raise ConfigError(f"data.resolution is {self.data.resolution}; 0, or {SMALLEST} and more were expected")
+            expanded(getattr(self, key))  # raises for a NUL, or a user without a home folder
+        suffixes = [suffix for each in writable_formats() for suffix in each.suffixes]
+        if Path(self.output).suffix.lower() not in suffixes:
+            raise ConfigError(f"Setting 'output': expected the suffix {' or '.join(suffixes)}, got {self.output!r}.")
+        if 0 < self.data.resolution < MIN_SIZE:
+            raise ConfigError(
+                f"Setting 'data.resolution': expected 0 or at least {MIN_SIZE}, got {self.data.resolution}."
+            )
         if self.data.captions == "template" and not self.data.templates:
-            raise ConfigError("data.captions is 'template', but data.templates is empty")
+            raise ConfigError("Setting 'data.templates' is empty, and data.captions is 'template'. Add a template.")
         if self.prior.weight and not self.prior.prompts:
-            raise ConfigError("prior.weight is set, but prior.prompts is empty")
+            raise ConfigError("Setting 'prior.prompts' is empty, and prior.weight is set. Add a prompt.")
         self.hypernetwork.architecture()
-        parse_rate(self.rate_text, self.steps)
+        parse_learning_rate(self.learning_rate_text, self.steps)
 
     @property
     def name(self) -> str:
-        """The name of what is trained: the stem of the output."""
+        """The stem of the output."""
         return Path(self.output).stem
 
     @property
-    def token(self) -> str:
-        """The word that stands for the embedding in captions and prompts."""
-        return self.embedding.token or f"<{self.name}>"
+    def placeholder_token(self) -> str:
+        """The word for the embedding in captions and prompts."""
+        return self.embedding.placeholder_token or f"<{self.name}>"
 
     @property
-    def rate_text(self) -> str:
-        """The learning rate as text, with auto decided."""
+    def learning_rate_text(self) -> str:
+        """The learning rate as text; "auto" becomes the number for the optimizer and the method."""
         if self.learning_rate == "auto":
-            return f"{auto_rate(self.optimizer, self.method):g}"
+            return f"{auto_learning_rate(self.optimizer, self.method):g}"
         return str(self.learning_rate)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # A style is in textures and colors everywhere in the image: shown mirrored, with many kinds of captions.
+    # A style shows everywhere in the image: mirrored images and many kinds of captions help.
     "style": {},
-    # A subject may be asymmetric, and is named in each caption.
+    # A subject may be asymmetric, and each caption names it.
     "subject": {
-        "data": {"flip": False, "templates": ["a photo of {name}", "{name}", "an image of {name}"]},
+        "data": {"random_flip": False, "templates": ["a photo of {name}", "{name}", "an image of {name}"]},
         "hypernetwork": {"dropout": 0.1},
         "prior": {"weight": 0.5},
     },
@@ -284,13 +299,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def read_config(path: Path | None = None, overrides: dict[str, Any] | None = None, preset: str = "style") -> Config:
-    """A configuration: the preset, then the file, then `overrides` (keys may be dotted: "data.flip").
+    """Read the settings of a training: the preset, then the file, then the overrides.
+
+    Args:
+        path: A YAML file, as `hnloader train --init` prints it. Default: no file.
+        overrides: Settings by key; a dotted key such as "data.random_flip" names a nested one.
+        preset: "style" or "subject".
+
+    Returns:
+        The settings. `Config.check` says whether they are complete.
 
     Raises:
-        ConfigError: the file cannot be read, or a key or value is impossible.
+        ConfigError: The file is unreadable, or a key or value is wrong.
+        MissingExtraError: PyYAML, which reads the file, is missing.
+
+    Example:
+        >>> from hnloader.training import read_config
+        >>> config = read_config(overrides={"output": "cat.pt", "data.resolution": 768}, preset="subject")
+        >>> config.data.resolution, config.data.random_flip
+        (768, False)
     """
     if preset not in PRESETS:
-        raise ConfigError(f"there is no preset {preset!r}; {' or '.join(PRESETS)} was expected")
+        raise ConfigError(f"Preset: expected {' or '.join(map(repr, PRESETS))}, got {preset!r}.")
     merged = _merged(schema.plain(Config()), PRESETS[preset])
     if path is not None:
         merged = _merged(merged, schema.read_file(Config, path))
@@ -303,8 +333,13 @@ def read_config(path: Path | None = None, overrides: dict[str, Any] | None = Non
 
 
 def template(preset: str = "style") -> str:
-    """A commented YAML file with every setting at its default."""
+    """Return a commented YAML file with every setting at its default."""
     return schema.write(read_config(preset=preset))
+
+
+def replaced(config: Config, **changes: object) -> Config:
+    """Return the configuration with some top-level settings changed."""
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -313,8 +348,3 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         inner = result.get(key)
         result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return result
-
-
-def replaced(config: Config, **changes: object) -> Config:
-    """The configuration with some of its top-level settings changed."""
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]

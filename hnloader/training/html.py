@@ -1,4 +1,4 @@
-"""Small self-contained web pages: curves as SVG, images inside the page, nothing loaded from elsewhere."""
+"""Self-contained HTML reports: tables, images inside the page and curves as SVG."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ details summary { cursor: pointer; color: var(--faint); }
 _COLORS = ("#3b6fd4", "#d9822b", "#2e9e6b", "#b04a8f")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 240, 56, 28
 
+text = html.escape
+
 
 def page(title: str, lead: str, body: Iterable[str]) -> str:
-    """A whole page. `body` is HTML; `title` and `lead` are text."""
+    """Return a whole page; `body` is HTML, the rest is text."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -43,35 +45,28 @@ def page(title: str, lead: str, body: Iterable[str]) -> str:
     )
 
 
-def text(value: object) -> str:
-    """Text as HTML: whatever it holds, it is shown and does nothing."""
-    return html.escape(str(value))
-
-
 def section(title: str, *body: str) -> str:
-    """A headline and HTML below it."""
+    """Return HTML below a heading."""
     return f"<section><h2>{text(title)}</h2>{''.join(body)}</section>"
 
 
-def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
-    """A table of text; numbers stand right."""
+def table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:
+    """Return a table of text; numbers are right-aligned."""
     head = "".join(f"<th>{text(name)}</th>" for name in header)
     lines = [f"<tr>{head}</tr>"] if header else []
-    for row in rows:
-        cells = "".join(f"<td{_number_class(cell)}>{text(_shown(cell))}</td>" for cell in row)
-        lines.append(f"<tr>{cells}</tr>")
+    lines += [f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows]
     return f"<table>{''.join(lines)}</table>"
 
 
 def image_tag(image: Image, alt: str) -> str:
-    """An image inside the page."""
+    """Return an image inside the page."""
     data = io.BytesIO()
     image.save(data, format="PNG")
     return f'<img alt="{text(alt)}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
 
 
 def figures(entries: Iterable[tuple[Image, str]]) -> str:
-    """Images with their captions, in rows."""
+    """Return images with captions, in rows."""
     shown = (
         f"<figure>{image_tag(image, label)}<figcaption>{text(label)}</figcaption></figure>" for image, label in entries
     )
@@ -79,57 +74,49 @@ def figures(entries: Iterable[tuple[Image, str]]) -> str:
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str) -> str:
-    """Lines over the same axes, y on a logarithmic scale where all are positive and differ by more than ten times.
+    """Return lines over common axes; y is logarithmic for positive values that differ by more than ten times.
 
     Args:
-        lines: name -> (x, y) points, x rising; points that are not finite are left out.
+        lines: Name -> (x, y) points, x ascending. Points that are not finite are skipped.
+        x_label: The name of x.
     """
-    kept = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
-    kept = {name: points for name, points in kept.items() if points}
-    if not kept:
-        return "<p>Nothing was measured.</p>"
-    xs = [x for points in kept.values() for x, _ in points]
-    ys = [y for points in kept.values() for _, y in points]
+    finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
+    finite = {name: points for name, points in finite.items() if points}
+    if not finite:
+        return "<p>No data.</p>"
+    xs = [x for points in finite.values() for x, _ in points]
+    ys = [y for points in finite.values() for _, y in points]
     logarithmic = min(ys) > 0 and max(ys) > 10 * min(ys)
     scale = math.log10 if logarithmic else float
     low, high = scale(min(ys)), scale(max(ys))
     high = high if high > low else low + 1
     left, right = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def place(x: float, scaled: float) -> tuple[float, float]:
         across = _LEFT + (x - left) / (right - left) * (_WIDTH - _LEFT - 10)
-        return across, 10 + (high - scale(y)) / (high - low) * (_HEIGHT - _BOTTOM - 20)
+        return across, 10 + (high - scaled) / (high - low) * (_HEIGHT - _BOTTOM - 20)
 
-    drawn = [_axes(left, right, x_label)]
-    for step in range(5):
-        level = low + (high - low) * step / 4
-        value = 10**level if logarithmic else level
-        _, y = place(left, value)
+    base = _HEIGHT - 8
+    drawn = [
+        f'<text x="{_LEFT}" y="{base}">{left:,.0f}</text>',
+        f'<text x="{_WIDTH}" y="{base}" text-anchor="end">{right:,.0f} {text(x_label)}</text>',
+    ]
+    for tick in range(5):
+        level = low + (high - low) * tick / 4
+        _, y = place(left, level)
         drawn.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        value = 10**level if logarithmic else level
         drawn.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for index, (name, points) in enumerate(kept.items()):
+    for index, (name, points) in enumerate(finite.items()):
         color = _COLORS[index % len(_COLORS)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(x, scale(y)) for x, y in points))
         drawn.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{path}"/>')
         drawn.append(f'<text x="{_LEFT + 8 + 130 * index}" y="12" style="fill:{color}">{text(name)}</text>')
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(", ".join(kept))}">{"".join(drawn)}</svg>'
-    )
+    label = text(", ".join(finite))
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
 
 
-def _axes(left: float, right: float, label: str) -> str:
-    base = _HEIGHT - 8
-    return (
-        f'<text x="{_LEFT}" y="{base}">{left:,.0f}</text>'
-        f'<text x="{_WIDTH}" y="{base}" text-anchor="end">{right:,.0f} {text(label)}</text>'
-    )
-
-
-def _number_class(value: object) -> str:
-    return ' class="number"' if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def _cell(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"<td>{text(str(value))}</td>"
+    return f'<td class="number">{f"{value:.4g}" if isinstance(value, float) else f"{value:,}"}</td>'

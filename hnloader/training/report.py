@@ -1,12 +1,12 @@
-"""The report of a training: one HTML file that shows everything and needs nothing beside it."""
+"""The HTML report of a training: one self-contained file."""
 
 from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,28 +22,34 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _THUMBNAIL = 128
-_MOST_THUMBNAILS = 60
+_MAX_THUMBNAILS = 60
 
 
 def write_report(
-    path: Path, config: Config, state: State, dataset: Dataset, kept: list[TrainingImage], about: dict[str, Any]
+    path: Path,
+    config: Config,
+    state: State,
+    dataset: Dataset,
+    validation: Sequence[TrainingImage],
+    rows: Mapping[str, object],
 ) -> None:
-    """Write the report.
+    """Write the report, or raise HypernetworkError.
 
     Args:
-        kept: the held-out images.
-        about: rows for the summary, such as why the training ended.
-
-    Raises:
-        HypernetworkError: it cannot be written.
+        path: The HTML file.
+        config: The settings.
+        state: The progress.
+        dataset: All images.
+        validation: The validation images.
+        rows: More rows of the summary.
     """
     body = [
-        html.section("Summary", html.table(_summary(config, state, about))),
+        html.section("Summary", html.table([*_summary(config, state), *rows.items()])),
         html.section("Loss", _curves(state)),
         *_previews(path.parent / "previews"),
-        html.section("Images", html.figures(_thumbnails(dataset, kept)), _problems(dataset)),
+        html.section("Images", html.figures(_thumbnails(dataset, validation)), _problems(dataset)),
         html.section("Settings", f"<pre>{html.text(schema.write(config, comments=False))}</pre>"),
-        html.section("Environment", html.table(list(environment().items()))),
+        html.section("Environment", html.table(environment().items())),
     ]
     lead = f"{config.method}, {state.step:,} of {config.steps:,} steps on {len(dataset.images)} images"
     with replacing(path) as temporary:
@@ -51,7 +57,7 @@ def write_report(
 
 
 def environment() -> dict[str, str]:
-    """The versions and the hardware that the figures come from."""
+    """Return the versions and the hardware."""
     import diffusers
     import transformers
 
@@ -69,53 +75,56 @@ def environment() -> dict[str, str]:
     }
 
 
-def _summary(config: Config, state: State, about: dict[str, Any]) -> list[tuple[str, object]]:
-    rows: list[tuple[str, object]] = [
-        ("output", Path(config.output).name),
-        ("steps", f"{state.step:,}"),
-        ("time", f"{state.seconds:,.0f} s"),
-    ]
+def _summary(config: Config, state: State) -> Iterator[tuple[str, object]]:
+    yield "output", Path(config.output).name
+    yield "steps", f"{state.step:,}"
+    yield "time", f"{state.seconds:,.0f} s"
     if state.loss is not None:
-        rows.append(("training loss", f"{state.loss:.4g}"))
-    if state.first is not None:
-        rows.append(("loss at fixed noise before the first step", f"{state.first:.4g}"))
+        yield "training loss", f"{state.loss:.4g}"
+    if state.initial_loss is not None:
+        yield "loss before the first step", f"{state.initial_loss:.4g}"
     if state.best is not None:
-        rows.append(("lowest held-out loss", f"{state.best[0]:.4g} at step {state.best[1]:,}"))
-    return [*rows, *about.items()]
+        yield "lowest validation loss", f"{state.best[0]:.4g} at step {state.best[1]:,}"
+
+
+def loss_curves(history: Sequence[Mapping[str, float]]) -> str:
+    """Return the curves of the training loss and the validation loss."""
+    keys = {"training": "loss", "validation": "validation_loss"}
+    return html.curves({name: _points(history, key) for name, key in keys.items()}, "steps")
+
+
+def _points(history: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    return [(entry["step"], entry[key]) for entry in history if key in entry]
 
 
 def _curves(state: State) -> str:
-    def line(key: str) -> list[tuple[float, float]]:
-        return [(entry["step"], entry[key]) for entry in state.history if key in entry]
-
-    losses = html.curves({"training": line("loss"), "held out": line("held_out")}, "steps")
-    rates = html.curves({"learning rate": line("rate")}, "steps")
-    return f"{losses}<details><summary>Learning rate</summary>{rates}</details>"
+    rates = html.curves({"learning rate": _points(state.history, "learning_rate")}, "steps")
+    return f"{loss_curves(state.history)}<details><summary>Learning rate</summary>{rates}</details>"
 
 
 def _previews(folder: Path) -> Iterator[str]:
     tiled = folder / "previews.png"
-    if not tiled.is_file():
-        return
-    with contextlib.suppress(HypernetworkError):
-        yield html.section("Previews", html.image_tag(read_image(tiled, OWN_PREVIEWS).image, "previews over the steps"))
+    if tiled.is_file():
+        with contextlib.suppress(HypernetworkError):
+            image = read_image(tiled, OWN_PREVIEWS).image
+            yield html.section("Previews", html.image_tag(image, "previews over the steps"))
 
 
-def _thumbnails(dataset: Dataset, kept: list[TrainingImage]) -> Iterator[tuple[Image, str]]:
-    held_out = {image.digest for image in kept}
-    for found in dataset.images[:_MOST_THUMBNAILS]:
-        label = found.path.name + (" (held out)" if found.digest in held_out else "")
+def _thumbnails(dataset: Dataset, validation: Sequence[TrainingImage]) -> Iterator[tuple[Image, str]]:
+    digests = {image.digest for image in validation}
+    for found in dataset.images[:_MAX_THUMBNAILS]:
+        label = found.path.name + (" (validation)" if found.digest in digests else "")
         label += f": {found.caption}" if found.caption else ""
         try:
             small = open_image(found.path, shortest=_THUMBNAIL).image
         except HypernetworkError:
-            continue  # removed since the training began
+            continue  # removed during the training
         small.thumbnail((_THUMBNAIL, _THUMBNAIL))
         yield small.convert("RGB"), label
 
 
 def _problems(dataset: Dataset) -> str:
-    more = len(dataset.images) - _MOST_THUMBNAILS
-    note = f"<p>and {more} more</p>" if more > 0 else ""
-    rows = [("left out" if problem.fatal else "note", problem.path.name, problem.what) for problem in dataset.problems]
+    more = len(dataset.images) - _MAX_THUMBNAILS
+    note = f"<p>{more} more images</p>" if more > 0 else ""
+    rows = [("excluded" if each.excluded else "note", each.path.name, each.message) for each in dataset.problems]
     return note + (html.table(rows) if rows else "")

@@ -1,6 +1,6 @@
-"""Configurations as dataclasses: read from YAML with every mistake named, written as commented YAML.
+"""Read and write dataclasses as YAML, with an error that names each mistake.
 
-A field of a configuration is declared by `setting(default, "what it is", ...)`; its type is the field's annotation.
+`setting(default, "meaning", ...)` declares a field; the annotation of the field is its type.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,77 +22,78 @@ from hnloader.files import read_regular
 
 T = TypeVar("T")
 
-# Of a configuration file, in characters. The commented one with every setting has some 8,000.
-_LARGEST = 1 << 20
-_LARGEST_INT = 2**63 - 1
+# Characters of a configuration file; the template has about 8,000.
+_MAX_LENGTH = 1 << 20
+_MAX_INT = 2**63 - 1
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxlong, _BRIEF.maxother = 3, 80, 80, 80
+_TYPE_NAMES = {
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list",
+    type(None): "nothing",
+}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a setting means and which numbers it may be."""
+    """The meaning of a setting and its range."""
 
     meaning: str
     least: float = -math.inf
     most: float = math.inf
-    above: bool = False  # `least` itself is excluded
+    above: bool = False  # the range excludes `least`
 
 
 def setting(
     default: Any, meaning: str, *, least: float = -math.inf, most: float = math.inf, above: bool = False
 ) -> Any:
-    """A documented field of a configuration; a mutable default may be given as it is."""
+    """Declare a documented field; a class as default makes a section."""
     rule = {"rule": Rule(meaning, least, most, above)}
-    if dataclasses.is_dataclass(default) or isinstance(default, type):
-        return field(default_factory=default, metadata=rule)  # type: ignore[arg-type]
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=rule)
     return field(default=default, metadata=rule)
 
 
 def read(kind: type[T], given: object, where: str = "") -> T:
-    """Make a `kind` from what YAML gave.
+    """Make a dataclass from plain values.
 
     Args:
-        kind: a dataclass whose fields are declared by `setting`.
-        given: a mapping.
-        where: the key at which it stands, for messages.
+        kind: A dataclass of `setting` fields.
+        given: A mapping, as YAML gives it.
+        where: The key of the mapping, for messages.
 
     Raises:
-        ConfigError: an unknown key (with the nearest known one), a wrong type, or a number out of range.
+        ConfigError: A key is unknown, a value has a wrong type, or a number is out of range.
     """
     if not isinstance(given, Mapping):
-        raise ConfigError(f"{where or 'the configuration'} is {_shown(given)}; keys with values were expected")
+        raise ConfigError(f"{_place(where)}: expected keys with values, got {_BRIEF.repr(given)[:80]}.")
     hints = _hints(kind)
     fields = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, object] = {}
     for key, value in given.items():
         at = f"{where}.{key}" if where else str(key)
         if key not in fields:
-            meant = _meant(str(key), fields) or "; `hnloader train --init` lists those of this version"
-            raise ConfigError(f"there is no setting {at!r}{meant}")
+            advice = _suggestion(str(key), fields) or " `hnloader train --init` prints the settings of this version."
+            raise ConfigError(f"Unknown setting {at[:200]!r}.{advice}")
         values[str(key)] = _value(hints[str(key)], value, at, fields[str(key)].metadata["rule"])
     return kind(**values)
 
 
 def read_file(kind: type, path: Path) -> dict[str, Any]:
-    """The values in a YAML file, as far as it has any, held against what `kind` allows.
-
-    Raises:
-        ConfigError: it cannot be opened, is no YAML, or says something impossible; the message names the file.
-    """
+    """Return the values in a YAML file, checked against `kind`, or raise ConfigError with the name of the file."""
     try:
         text = read_regular(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"{path} cannot be read: {reason}") from error
-    if len(text) > _LARGEST:
-        raise ConfigError(f"{path} has more than {_LARGEST:,} characters: it is no configuration")
+        reason = getattr(error, "strerror", None) or "the text is not UTF-8"
+        raise ConfigError(f"{path} cannot be read: {reason}.") from error
+    if len(text) > _MAX_LENGTH:
+        raise ConfigError(f"{path}: expected a configuration of at most {_MAX_LENGTH:,} characters, got {len(text):,}.")
     try:
         given = read_yaml(text)
-    except ConfigError as error:
-        raise ConfigError(f"{path} {error}") from error
-    given = {} if given is None else given
-    try:
+        given = {} if given is None else given
         read(kind, given)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -101,41 +102,38 @@ def read_file(kind: type, path: Path) -> dict[str, Any]:
 
 
 def read_yaml(text: str) -> object:
-    """YAML as plain values; nothing that it names is made.
+    """Return the plain values in YAML; no object that it names is made.
 
     Raises:
-        ConfigError: it is no YAML, or has a value that its own tag does not allow.
-        MissingExtraError: PyYAML is not installed.
+        ConfigError: The text is not YAML, or a value does not fit its tag.
+        MissingExtraError: PyYAML is missing.
     """
     yaml = _yaml()
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is no YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise ConfigError("is no YAML for a configuration: it nests too deeply") from error
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        # The YAML package lets these through: `2001-99-99`, `!!float x`, `!!timestamp x`, ...
-        raise ConfigError(f"is no YAML for a configuration: {error}") from error
+        raise ConfigError("Invalid YAML: it nests too deeply.") from error
+    # PyYAML raises all of these: for `2001-99-99`, `!!float x`, `!!timestamp x`, ...
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ConfigError(f"Invalid YAML: {' '.join(str(error).split())}.") from error
 
 
 def _yaml() -> Any:
-    """The YAML package, at first use: `import hnloader` and its settings as mappings do without. MissingExtraError."""
+    """Import PyYAML at first use: `import hnloader` and settings in a mapping do not need it."""
     try:
         import yaml
     except ImportError as error:
-        raise MissingExtraError("Configurations in YAML need pyyaml: pip install 'hnloader[train]'") from error
+        raise MissingExtraError("YAML configurations require PyYAML. Run: pip install 'hnloader[train]'") from error
     return yaml
 
 
 def write(config: object, *, comments: bool = True) -> str:
-    """The configuration as YAML, each setting after what it means."""
-    return "\n".join(_lines(config, 0, comments)).strip() + "\n"
+    """Return the configuration as YAML, each setting below its meaning."""
+    return "\n".join(_lines(config, "", comments)).strip() + "\n"
 
 
-def plain(config: object) -> dict[str, object]:
-    """The configuration as nested dicts, lists, text and numbers: what `read` takes."""
-    assert dataclasses.is_dataclass(config)
+def plain(config: Any) -> dict[str, object]:
+    """Return the configuration as nested dicts, lists, text and numbers, which `read` takes."""
     result: dict[str, object] = {}
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
@@ -148,8 +146,11 @@ def plain(config: object) -> dict[str, object]:
 
 # -- reading
 
-
 _hints: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
+
+
+def _place(where: str) -> str:
+    return f"Setting {where!r}" if where else "Configuration"
 
 
 def _value(hint: Any, value: object, at: str, rule: Rule) -> object:
@@ -161,9 +162,10 @@ def _value(hint: Any, value: object, at: str, rule: Rule) -> object:
         if fits:
             _check_range(made, at, rule)
             return made
-    choices = [choice for kind in kinds for choice in _choices(kind)]
-    meant = _meant(str(value), choices) if choices and isinstance(value, str) else ""
-    raise ConfigError(f"{at} is {_shown(value)}; {' or '.join(map(_kind_name, kinds))} was expected{meant}")
+    choices = [str(choice) for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
+    advice = _suggestion(value, choices) if isinstance(value, str) else ""
+    wanted = " or ".join(map(_type_name, kinds))
+    raise ConfigError(f"{_place(at)}: expected {wanted}, got {_BRIEF.repr(value)[:80]}.{advice}")
 
 
 def _fits(kind: Any, value: object, at: str, rule: Rule) -> tuple[bool, object]:
@@ -178,13 +180,11 @@ def _fits(kind: Any, value: object, at: str, rule: Rule) -> tuple[bool, object]:
     if kind is float:
         number = _number(value)
         return number is not None, number
-    if kind is int:
-        return type(value) is int, value
-    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool)), value
+    return type(value) is kind, value
 
 
 def _number(value: object) -> float | None:
-    """YAML 1.1 takes 1e-4 for text; everybody means the number."""
+    """Return a number; YAML 1.1 reads 1e-4 as text."""
     if type(value) in (int, float) or isinstance(value, str):
         try:
             return float(value)  # type: ignore[arg-type]
@@ -197,53 +197,39 @@ def _check_range(value: object, at: str, rule: Rule) -> None:
     if type(value) not in (int, float):
         return
     assert isinstance(value, (int, float))
-    if isinstance(value, int) and abs(value) > _LARGEST_INT:
-        raise ConfigError(f"{at} is a number of {len(bin(value)) - 2:,} bits; at most 63 were expected")
+    if isinstance(value, int) and abs(value) > _MAX_INT:
+        raise ConfigError(f"{_place(at)}: expected a number of at most 63 bits, got {len(bin(value)) - 2:,} bits.")
     low = value <= rule.least if rule.above else value < rule.least
     if not math.isfinite(value) or low or value > rule.most:
         lower = f"{'above' if rule.above else 'at least'} {rule.least:g}" if rule.least > -math.inf else ""
         upper = f"at most {rule.most:g}" if rule.most < math.inf else ""
         wanted = " and ".join(filter(None, (lower, upper))) or "a finite number"
-        raise ConfigError(f"{at} is {value:g}; {wanted} was expected")
+        raise ConfigError(f"{_place(at)}: expected {wanted}, got {value:g}.")
 
 
-def _choices(kind: Any) -> tuple[str, ...]:
-    return tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is Literal else ()
-
-
-def _kind_name(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return "a list"
-    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "nothing"}
-    return names.get(kind, str(kind))
+    return _TYPE_NAMES[typing.get_origin(kind) or kind]
 
 
-def _meant(given: str, known: Any) -> str:
+def _suggestion(given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _shown(value: object) -> str:
-    # YAML's aliases make lists of lists that would take all memory if they were written out.
-    return _BRIEF.repr(value)[:80]
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 # -- writing
 
 
-def _lines(config: Any, depth: int, comments: bool) -> list[str]:
-    pad = "  " * depth
+def _lines(config: Any, pad: str, comments: bool) -> list[str]:
     lines: list[str] = []
     for each in dataclasses.fields(config):
-        rule, value = each.metadata["rule"], getattr(config, each.name)
-        section = dataclasses.is_dataclass(value)
+        value = getattr(config, each.name)
         if comments:
-            lines += ["", *(f"{pad}# {line}" for line in rule.meaning.splitlines())]
-        if section:
+            lines += ["", *(f"{pad}# {line}" for line in each.metadata["rule"].meaning.splitlines())]
+        if dataclasses.is_dataclass(value):
             lines.append(f"{pad}{each.name}:")
-            lines += [line for line in _lines(value, depth + 1, comments) if line or comments]
+            lines += [line for line in _lines(value, f"{pad}  ", comments) if line or comments]
         else:
             shown = list(value) if isinstance(value, tuple) else value
             text = _yaml().safe_dump(shown, default_flow_style=True, width=1_000, allow_unicode=True)

@@ -1,13 +1,13 @@
-"""The state of a training on disk: everything from which it goes on, in one safetensors file written atomically.
+"""The saved state of a training: one safetensors file with everything that a resumed training needs.
 
-Tensors are named `weights.<n>`, `average.<n>` and `optimizer.<n>.<key>`, where the key of a mapping within a mapping
-is `<outer>.<inner>`; the rest is JSON in the header. Nothing random is in it: what a step sees follows from the seed
-and the step (see `sampling`).
+The tensors are `weights.<n>`, `ema.<n>` and `optimizer.<n>.<key>`; the key of a nested mapping is `<outer>.<inner>`.
+The rest is JSON in the header. No random state is saved: the data of a step follow from the seed (see `sampler`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,59 +22,62 @@ from torch import Tensor, nn, optim
 
 from hnloader.errors import CorruptFileError, HypernetworkError
 from hnloader.files import replacing
+from hnloader.training.json_checks import is_count, is_history, is_number
 from hnloader.training.optimizers import check_state
 
 _NAME = re.compile(r"state-(\d{8})\.safetensors")
 _KEY = "hnloader.training"
+_ADVICE = "Use the same settings, or start again with --restart."
 
 
 @dataclass
 class State:
-    """Where a training stands.
+    """The progress of a training.
 
     Attributes:
-        step: steps done.
-        config: the configuration, as `schema.plain` gives it.
-        best: the lowest held-out loss so far, and the step of it.
-        bad: measurements since then.
-        loss: running mean of the training loss, None before the first step.
-        seconds: how long was trained, over all interruptions.
-        history: one entry per measurement.
-        scaler: of the losses, where the model computes in float16.
-        model, images: hashes of the model's UNet and of the images; empty in states of older versions.
-        before: steps that the file to start from had; 0 in states of older versions.
-        first: the loss at fixed noise before the first step; None where it was not measured.
+        step: Finished steps.
+        config: The settings, as `schema.plain` gives them.
+        best: The lowest validation loss and its step.
+        validations_since_best: Validations since then.
+        loss: Running mean of the training loss; None before the first step.
+        seconds: Training time over all runs.
+        history: One entry per validation.
+        scaler: The state of the loss scaler, for float16.
+        model: A hash of the UNet.
+        images: A hash of the images and captions.
+        previous_steps: The steps of the file that the training started from.
+        initial_loss: The loss at fixed noise before the first step; None without validation.
     """
 
     step: int = 0
     config: dict[str, object] = field(default_factory=dict)
     best: tuple[float, int] | None = None
-    bad: int = 0
+    validations_since_best: int = 0
     loss: float | None = None
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     model: str = ""
     images: str = ""
-    before: int = 0
-    first: float | None = None
+    previous_steps: int = 0
+    initial_loss: float | None = None
 
 
 def save_state(
     folder: Path,
     state: State,
     parameters: list[nn.Parameter],
-    average: list[Tensor] | None,
+    ema: list[Tensor] | None,
     optimizer: optim.Optimizer,
-    keep: int,
+    limit: int,
 ) -> Path:
-    """Write the state of this step and remove all but the newest `keep`.
+    """Write the state of this step and remove all but the newest `limit`.
 
     Raises:
-        HypernetworkError: the disk is full or the folder not writable; older states stand untouched.
+        HypernetworkError: The file cannot be written. Older states are unchanged.
     """
     tensors = {f"weights.{index}": parameter.detach() for index, parameter in enumerate(parameters)}
-    tensors |= {f"average.{index}": tensor for index, tensor in enumerate(average or [])}
+    tensors |= {f"ema.{index}": tensor for index, tensor in enumerate(ema or [])}
     described = optimizer.state_dict()
     scalars: dict[str, dict[str, Any]] = {}
     for index, values in described["state"].items():
@@ -83,94 +86,73 @@ def save_state(
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 scalars.setdefault(str(index), {})[key] = value
-    about = {
-        "step": state.step,
-        "config": state.config,
-        "best": state.best,
-        "bad": state.bad,
-        "loss": state.loss,
-        "seconds": state.seconds,
-        "history": state.history,
-        "scaler": state.scaler,
-        "model": state.model,
-        "images": state.images,
-        "before": state.before,
-        "first": state.first,
-        "optimizer": {"kind": type(optimizer).__name__, "scalars": scalars, "groups": described["param_groups"]},
-    }
+    about = dataclasses.asdict(state)
+    about["optimizer"] = {"kind": type(optimizer).__name__, "scalars": scalars, "groups": described["param_groups"]}
     path = folder / f"state-{state.step:08d}.safetensors"
-    with _readable(folder), replacing(path) as temporary:
+    with _writing(folder), replacing(path) as temporary:
         save_file(
             {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()},
             temporary,
             metadata={_KEY: json.dumps(about, default=_plain)},
         )
-    # One that cannot be removed now is removed with the next: the state that was asked for is there.
-    with contextlib.suppress(OSError, HypernetworkError):
-        for old in states(folder)[:-keep]:
+    with contextlib.suppress(OSError, HypernetworkError):  # the next call tries again
+        for old in states(folder)[:-limit]:
             old.unlink(missing_ok=True)
     return path
 
 
 def states(folder: Path) -> list[Path]:
-    """The saved states, oldest first.
-
-    Raises:
-        HypernetworkError: the folder is there and cannot be read.
-    """
+    """Return the saved states, oldest first, or raise HypernetworkError for an unreadable folder."""
     try:
         return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise HypernetworkError(f"{folder} cannot be read: {error.strerror or error}") from error
+        raise HypernetworkError(f"{folder} cannot be read: {error.strerror or error}.") from error
 
 
 def load_state(
-    path: Path, parameters: list[nn.Parameter], average: list[Tensor] | None, optimizer: optim.Optimizer
+    path: Path, parameters: list[nn.Parameter], ema: list[Tensor] | None, optimizer: optim.Optimizer
 ) -> State:
-    """Set the weights, their average and the optimizer as they were saved.
+    """Set the weights, their average and the optimizer; an error changes none of them.
 
     Raises:
-        CorruptFileError: the file is damaged.
-        HypernetworkError: it was made with other settings.
+        CorruptFileError: The file is damaged.
+        HypernetworkError: The file was made with other settings.
     """
     tensors, about = _read(path)
-    if about["optimizer"]["kind"] != type(optimizer).__name__:
+    described = about.pop("optimizer")
+    if described["kind"] != type(optimizer).__name__:
         raise HypernetworkError(
-            f"{path} was made with the optimizer {about['optimizer']['kind']}, not {type(optimizer).__name__}; start "
-            "anew, or set it as it was"
+            f"{path}: saved with the optimizer {described['kind']}, and now it is {type(optimizer).__name__}. {_ADVICE}"
         )
-    weights = _fitting(path, tensors, "weights", parameters)
-    averages = None if average is None else _fitting(path, tensors, "average", average)
-    described: dict[str, Any] = {"state": {}, "param_groups": about["optimizer"]["groups"]}
+    weights = _matching(path, tensors, "weights", parameters)
+    averages = [] if ema is None else _matching(path, tensors, "ema", ema)
+    state_dict: dict[str, Any] = {"state": {}, "param_groups": described["groups"]}
     try:
-        for index, scalars in about["optimizer"]["scalars"].items():
+        for index, scalars in described["scalars"].items():
             for key, value in scalars.items():
-                _put(described["state"].setdefault(int(index), {}), key, value)
+                _put(state_dict["state"].setdefault(int(index), {}), key, value)
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             if kind == "optimizer":
                 index, _, key = rest.partition(".")
-                _put(described["state"].setdefault(int(index), {}), key, tensor)
-        check_state(optimizer, [new.to(old) for new, old in zip(weights, parameters, strict=True)], described)
-        optimizer.load_state_dict(described)
+                _put(state_dict["state"].setdefault(int(index), {}), key, tensor)
+        check_state(optimizer, [new.to(old) for new, old in zip(weights, parameters, strict=True)], state_dict)
+        optimizer.load_state_dict(state_dict)
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise HypernetworkError(f"{path}: its optimizer's state does not fit ({error}); start anew") from error
+        raise HypernetworkError(f"{path}: the state of its optimizer does not fit: {error} {_ADVICE}") from error
     with torch.no_grad():
-        for new, old in zip([*weights, *(averages or [])], [*parameters, *(average or [])], strict=True):
+        for new, old in zip([*weights, *averages], [*parameters, *(ema or [])], strict=True):
             old.copy_(new)
-    best = about["best"]
-    best = tuple(best) if best else None
-    plain = {key: about[key] for key in ("step", "config", "bad", "loss", "seconds", "history")}
-    newer = {key: about[key] for key in _NEWER if about.get(key) is not None}
-    return State(**plain, best=best, **newer)
+    about["best"] = tuple(about["best"]) if about["best"] else None
+    return State(**{key: about[key] for key in _VALID if key != "optimizer"})
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The configuration in a saved state."""
-    config: dict[str, Any] = _read(path)[1]["config"]
-    return config
+def saved_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a saved state."""
+    settings: dict[str, Any] = _read(path)[1]["config"]
+    return settings
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -179,46 +161,41 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about = json.loads((file.metadata() or {})[_KEY])
         tensors = load_file(path)
     except OSError as error:
-        raise HypernetworkError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise HypernetworkError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path} is no saved state of a training, or damaged ({error})") from error
-    wrong = _wrong(about)
-    if wrong:
-        raise CorruptFileError(f"{path} is damaged: its {wrong}. Resume from another state, or start again")
+        raise CorruptFileError(f"{path}: expected the saved state of a training; it is damaged ({error}).") from error
+    problem = _problem(about)
+    if problem:
+        raise CorruptFileError(f"{path} is damaged: {problem}. Resume from another state, or use --restart.")
     return tensors, about
 
 
-def _wrong(about: Any) -> str:
-    """Return what of a state's description is not of its type; empty where all is well."""
+def _problem(about: Any) -> str:
+    """Return the first invalid value of a state's description, "" if all are valid."""
     if not isinstance(about, dict):
-        return f"description is a {type(about).__name__}"
-    for key, fits in _FIELDS.items():
-        if key not in about and key not in _NEWER:
-            return f"{key} is missing"
-        if not fits(about.get(key)):
-            return f"{key} is {json.dumps(about[key])[:80]}"
+        return f"its description is a {type(about).__name__}"
+    for key, is_valid in _VALID.items():
+        if key not in about:
+            return f"{key!r} is missing"
+        if not is_valid(about[key]):
+            return f"{key!r} is {json.dumps(about[key])[:80]}"
     return ""
-
-
-def is_count(value: object) -> bool:
-    """Return True for a whole number from 0 to what a 64-bit number holds."""
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def is_number(value: object) -> bool:
-    """Return True for a float, or for a whole number that becomes one."""
-    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
-
-
-def is_history(value: object) -> bool:
-    """Return True for a list of measurements, each with its step."""
-    return isinstance(value, list) and all(
-        isinstance(entry, dict) and "step" in entry and all(map(is_number, entry.values())) for entry in value
-    )
 
 
 def _is_best(value: object) -> bool:
     return value is None or (isinstance(value, list) and len(value) == 2 and all(map(is_number, value)))
+
+
+def _is_optional_number(value: object) -> bool:
+    return value is None or is_number(value)
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_optimizer(value: object) -> bool:
@@ -227,77 +204,70 @@ def _is_optimizer(value: object) -> bool:
     scalars, groups = value.get("scalars"), value.get("groups")
     return (
         isinstance(scalars, dict)
-        and all(isinstance(each, dict) for each in scalars.values())
+        and all(map(_is_mapping, scalars.values()))
         and isinstance(groups, list)
-        and all(isinstance(each, dict) for each in groups)
+        and all(map(_is_mapping, groups))
     )
 
 
-_FIELDS: dict[str, Callable[[Any], bool]] = {
+_VALID: dict[str, Callable[[Any], bool]] = {
     "step": is_count,
-    "config": lambda value: isinstance(value, dict),
+    "config": _is_mapping,
     "best": _is_best,
-    "bad": is_count,
-    "loss": lambda value: value is None or is_number(value),
+    "validations_since_best": is_count,
+    "loss": _is_optional_number,
     "seconds": is_number,
     "history": is_history,
+    "scaler": _is_mapping,
+    "model": _is_text,
+    "images": _is_text,
+    "previous_steps": is_count,
+    "initial_loss": _is_optional_number,
     "optimizer": _is_optimizer,
-    "scaler": lambda value: value is None or isinstance(value, dict),
-    "model": lambda value: value is None or isinstance(value, str),
-    "images": lambda value: value is None or isinstance(value, str),
-    "before": lambda value: value is None or is_count(value),
-    "first": lambda value: value is None or is_number(value),
 }
 
 
-# What states of older versions lack.
-_NEWER = ("scaler", "model", "images", "before", "first")
-
-
-def _fitting(path: Path, tensors: dict[str, Tensor], kind: str, targets: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors of a kind, which have the shapes and types of those that they are to be copied into."""
+def _matching(path: Path, tensors: dict[str, Tensor], kind: str, targets: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors of a kind, with the shapes and types of their targets."""
     found = [tensors[name] for index in range(len(targets)) if (name := f"{kind}.{index}") in tensors]
     fits = len(found) == len(targets) and all(
         new.shape == old.shape and new.dtype == old.dtype for new, old in zip(found, targets, strict=True)
     )
     if not fits or f"{kind}.{len(targets)}" in tensors:
-        raise HypernetworkError(
-            f"{path} holds {kind} of another architecture; start anew, or set the settings as they were"
-        )
+        raise HypernetworkError(f"{path}: its {kind} are for another architecture. {_ADVICE}")
     return found
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with its key; bitsandbytes has what is quantised in a mapping of its own within a parameter's."""
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Return every value with its key; bitsandbytes nests a mapping in the state of a parameter."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{before}{key}", value
+            yield f"{prefix}{key}", value
 
 
 def _put(values: dict[str, Any], key: str, value: object) -> None:
-    """The other way round."""
+    """Set the value of a key of `_flat`."""
     *outer, last = key.split(".")
     for each in outer:
         values = values.setdefault(each, {})
         if not isinstance(values, dict):
-            raise ValueError(f"{each} is a value and a mapping")
+            raise ValueError(f"{each!r} is a value and a mapping.")
     values[last] = value
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Tensor):
         return value.tolist()
-    raise TypeError(f"a {type(value).__name__} in the optimizer's settings")
+    raise TypeError(f"The settings of the optimizer contain a {type(value).__name__}.")
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Any:
+def _writing(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
-    except safetensors.SafetensorError as error:
-        raise HypernetworkError(f"cannot write the training's state into {folder}: {error}") from error
-    except OSError as error:
-        raise HypernetworkError(f"cannot write into {folder}: {error.strerror or error}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HypernetworkError(f"{folder}: the state of the training cannot be written: {reason}.") from error

@@ -1,40 +1,38 @@
-"""Losses and previews to TensorBoard and wandb, through accelerate's trackers."""
+"""Send losses and previews to TensorBoard and wandb, through accelerate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import MissingExtraError
 from hnloader.training import schema
+from hnloader.training.config import Config
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hnloader.training.config import Config
-
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise MissingExtraError where the package of one of them is not installed."""
+    """Raise MissingExtraError if the package of a tracker is not installed."""
     if not names:
         return
     from accelerate.tracking import get_available_trackers
 
-    here = {str(each.value) for each in get_available_trackers()}
+    available = {str(each.value) for each in get_available_trackers()}
     for name in names:
-        if name not in here:
-            raise MissingExtraError(f"trackers: {name} is not installed: pip install {name}, or leave it out")
+        if name not in available:
+            raise MissingExtraError(f"Setting 'trackers': {name} is not installed. Run: pip install {name}")
 
 
 class Trackers:
-    """Those that the configuration names, for as long as a training runs.
+    """The trackers of a training.
 
-    What goes wrong in one of them (no network, a full disk) is returned once as a message and stops nothing; nothing
-    more is sent then.
+    A failure (no network, a full disk) is returned once as a message. It stops the trackers, but not the training.
 
     Args:
-        config: its `trackers` may be names, or accelerate's own tracker objects.
+        config: Its `trackers` may be names, or accelerate's tracker objects.
         folder: TensorBoard's files go to `logs` in it.
     """
 
@@ -43,28 +41,26 @@ class Trackers:
         self._accelerator: Any = None
 
     def start(self) -> str:
-        """Begin; "" or what went wrong."""
+        """Start; return a failure or ""."""
         if not self._config.trackers:
             return ""
         from accelerate import Accelerator
 
-        flat = dict(_flat(schema.plain(self._config)))
-
         def begin() -> None:
             self._accelerator = Accelerator(log_with=list(self._config.trackers), project_dir=str(self._folder))
-            self._accelerator.init_trackers("logs", config=flat)
+            self._accelerator.init_trackers("logs", config=dict(_flat(schema.plain(self._config))))
 
         return self._guarded(begin)
 
     def log(self, values: Mapping[str, float | None], step: int) -> str:
-        """Send figures; those that are None are left out."""
+        """Send the numbers that are not None; return a failure or ""."""
         if self._accelerator is None:
             return ""
         known = {key: value for key, value in values.items() if value is not None}
         return self._guarded(lambda: self._accelerator.log(known, step=step))
 
-    def show(self, images: Sequence[Image], step: int) -> str:
-        """Send previews."""
+    def log_images(self, images: Sequence[Image], step: int) -> str:
+        """Send previews; return a failure or ""."""
         if self._accelerator is None:
             return ""
         import numpy as np
@@ -74,9 +70,8 @@ class Trackers:
         def send() -> None:
             for tracker in self._accelerator.trackers:
                 if hasattr(tracker, "log_images"):
-                    form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                    sent = np.stack(arrays) if form else arrays
-                    tracker.log_images({"previews": sent}, step=step, **form)
+                    options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                    tracker.log_images({"previews": np.stack(arrays) if options else arrays}, step=step, **options)
 
         return self._guarded(send)
 
@@ -86,24 +81,20 @@ class Trackers:
             self._guarded(self._accelerator.end_training)
             self._accelerator = None
 
-    def _guarded(self, call: Any) -> str:
+    def _guarded(self, call: Callable[[], object]) -> str:
         try:
             call()
-        except Exception as error:  # of packages that we do not know
+        except Exception as error:  # other packages raise anything
             self._accelerator = None
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            return (
-                f"the trackers ({', '.join(map(str, self._config.trackers))}) stopped: {reason}. The training goes on."
-            )
+            names = ", ".join(map(str, self._config.trackers))
+            return f"Trackers ({names}) stopped: {' '.join(str(error).split())[:200] or type(error).__name__}"
         return ""
 
 
-def _flat(values: Mapping[str, object], before: str = "") -> list[tuple[str, object]]:
-    """Dotted keys with plain values, as accelerate's trackers take them."""
-    found: list[tuple[str, object]] = []
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Return dotted keys with plain values, which accelerate's trackers take."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found += _flat(value, f"{before}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            found.append((before + key, value if isinstance(value, (bool, int, float, str)) else str(value)))
-    return found
+            yield prefix + key, value if isinstance(value, (bool, int, float, str)) else str(value)

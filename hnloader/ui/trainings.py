@@ -1,13 +1,13 @@
-"""Trainings that the page starts: each a process of its own, `hnloader train`, which goes on when the page is closed.
+"""Trainings that the page starts: processes of `hnloader train`, which continue when the page is closed.
 
-Each has a folder below one that all share:
+Each has a folder in a common one:
 
-    NAME/config.yaml      what it is told
-    NAME/NAME.pt          what comes out, NAME.training beside it with states, previews and status.json
-    NAME/log.txt          what it printed
-    lock, job.json        held by the one that runs, and which that is
+    NAME/config.yaml      its settings
+    NAME/NAME.pt          its output, with NAME.training for states, previews and status.json
+    NAME/log.txt          its messages
+    lock, job.json        locked by the running training, and its name
 
-The process inherits the open lock, so that it is held for as long as the process lives, whoever started it.
+The process inherits the locked file, so that the lock lasts as long as the process, whichever page started it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+__all__ = ["TrainingFiles", "Trainings"]
+
 _NAME = re.compile(r"[\w][\w .()+-]{0,63}")
-_NEEDED = ("diffusers", "transformers", "accelerate", "safetensors", "torch", "numpy", "yaml", "PIL", "typer", "rich")
+_REQUIRED = ("diffusers", "transformers", "accelerate", "safetensors", "torch", "numpy", "yaml", "PIL", "typer", "rich")
 _PACKAGES = {"yaml": "pyyaml", "PIL": "pillow"}
 _ERROR = "Error: "
-_LOG_END = 64_000
-# Of asking another Python what it has: it imports nothing.
-_PATIENCE = 60
-# Bytes of a training's states for Stable Diffusion 1: two with weights and moments, the best and the last file.
-_ROOM = 1 << 30
+_LOG_TAIL = 64_000
+# Seconds for another Python to list its packages; it imports none.
+_TIMEOUT = 60
+# Bytes for Stable Diffusion 1: two states with weights and moments, the best weights and the output.
+_SPACE = 1 << 30
 _TRIES = 4
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -55,7 +57,12 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """Where a training's files lie, by its name."""
+    """The files of a training.
+
+    Attributes:
+        folder: Its folder.
+        name: Its name.
+    """
 
     folder: Path
     name: str
@@ -67,60 +74,59 @@ class TrainingFiles:
 
     @property
     def output(self) -> Path:
-        """What comes out."""
+        """The trained file."""
         return self.folder / f"{self.name}.pt"
 
     @property
-    def states(self) -> Path:
+    def run_folder(self) -> Path:
         """States, previews, status and report."""
         return self.folder / f"{self.name}.training"
 
     @property
     def log(self) -> Path:
-        """What the process printed."""
+        """The messages of the process."""
         return self.folder / "log.txt"
 
     @property
     def best(self) -> Path:
-        """The weights of the lowest held-out loss."""
-        return self.states / "best.pt"
+        """The weights with the lowest validation loss."""
+        return self.run_folder / "best.pt"
 
     @property
     def previews(self) -> Path:
         """The tiled previews."""
-        return self.states / "previews" / "previews.png"
+        return self.run_folder / "previews" / "previews.png"
 
     def problem(self) -> str:
-        """The last error in the log, or the end of a traceback; "" where there is neither."""
+        """Return the last error in the log, or the last line of a traceback; "" if there is none."""
         try:
             with open_regular(self.log) as file:
-                file.seek(max(0, self.log.stat().st_size - _LOG_END))
+                file.seek(max(0, self.log.stat().st_size - _LOG_TAIL))
                 lines = file.read().decode("utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        said = (line[len(_ERROR) :] for line in reversed(lines) if line.startswith(_ERROR))
-        # A Python whose packages do not fit each other may fail before it can say so in our words.
-        fallen = any(line.startswith("Traceback (") for line in lines)
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return next(said, last if fallen else "")
+        errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+        if errors:
+            return errors[-1]
+        # A Python with incompatible packages fails before it reports an error.
+        crashed = any(line.startswith("Traceback (") for line in lines)
+        return next((line.strip() for line in reversed(lines) if line.strip()), "") if crashed else ""
 
 
 class Trainings:
-    """The trainings in a folder, of which one runs at a time.
+    """The trainings in a folder; one runs at a time.
 
     Args:
-        folder: made when the first one starts.
-        python: the program that runs `hnloader train`; this one by default.
+        folder: Created by the first training.
+        python: The Python interpreter that runs `hnloader train`. Default: this one.
     """
 
     def __init__(self, folder: Path, python: str = "") -> None:
         self.folder = folder
         self.python = python or sys.executable
 
-    # -- looking
-
     def names(self) -> list[str]:
-        """Every training, the newest first."""
+        """Return the names of all trainings, newest first."""
         try:
             found = [path for path in self.folder.iterdir() if (path / "config.yaml").is_file()]
         except OSError:
@@ -128,44 +134,39 @@ class Trainings:
         return [path.name for path in sorted(found, key=lambda path: -(path / "config.yaml").stat().st_mtime)]
 
     def files(self, name: str) -> TrainingFiles:
-        """The files of a training. Raises HypernetworkError for what is no name."""
+        """Return the files of a training, or raise HypernetworkError for an invalid name."""
         if not _NAME.fullmatch(name) or name != name.strip() or name.endswith("."):
             raise HypernetworkError(
-                f"{shown(name)} cannot be a name: letters, digits, spaces and . _ - + ( ) were expected, at most 64 of "
-                "them"
+                f"Output name: expected at most 64 letters, digits, spaces and . _ - + ( ), got {shown(name)}."
             )
         return TrainingFiles(self.folder / name, name)
 
     def running(self) -> str | None:
-        """The name of the one that runs."""
+        """Return the name of the running training."""
         job = self._job()
-        if job is None or not self._is_held(job):
-            return None
-        return str(job["name"])
+        return str(job["name"]) if job is not None and self._is_locked(job) else None
 
     def settings(self, name: str) -> dict[str, Any]:
-        """What a training was told."""
+        """Return the settings of a training, or raise HypernetworkError if it does not exist."""
         from hnloader.training.schema import read_yaml
 
         try:
             found = read_yaml(read_regular(self.files(name).config).decode("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise HypernetworkError(f"there is no training {name!r} in {self.folder}") from error
+            raise HypernetworkError(f"Training {name!r} not found in {self.folder}.") from error
         return found if isinstance(found, dict) else {}
 
-    # -- acting
-
     def start(self, name: str, settings: Mapping[str, Any], preset: str = "style") -> TrainingFiles:
-        """Begin a training, or begin one that is there anew with other settings.
+        """Start a training.
 
         Args:
-            name: of the training and of what it makes.
-            settings: dotted keys of `hnloader.training.Config`, without `output`.
-            preset: defaults of the others.
+            name: The name of the training and of its output.
+            settings: Dotted keys of `hnloader.training.Config`, without `output`.
+            preset: The defaults of the other settings.
 
         Raises:
-            HypernetworkError: a setting is missing or impossible, another training runs, one of this name has
-                saved states, or the process cannot be started.
+            HypernetworkError: A setting is missing or wrong, another training runs, this one has saved states, or the
+                process cannot be started.
         """
         from hnloader.training import read_config, schema
 
@@ -177,15 +178,13 @@ class Trainings:
                 given[key] = str(path.absolute())
         config = read_config(None, given, preset)
         config.check()
-        if any(files.states.glob("state-*.safetensors")):
-            raise HypernetworkError(
-                f"There is a training {name!r} already. Choose another name, or go on with that one."
-            )
+        if any(files.run_folder.glob("state-*.safetensors")):
+            raise HypernetworkError(f"Training {name!r} exists. Choose another output name, or resume it.")
         self._spawn(files, schema.write(config))
         return files
 
     def resume(self, name: str, steps: int | None = None) -> TrainingFiles:
-        """Go on from the newest saved state; to more `steps` than it was told at first, if given."""
+        """Resume from the newest saved state; up to `steps`, if given."""
         from hnloader.training import read_config, schema
 
         files = self.files(name)
@@ -194,7 +193,7 @@ class Trainings:
         return files
 
     def stop(self) -> str | None:
-        """Ask the one that runs to end after its present step, with everything saved; its name."""
+        """Ask the running training to stop after its current step, with everything saved; return its name."""
         name, job = self.running(), self._job()
         if name is None or job is None:
             return None
@@ -206,15 +205,15 @@ class Trainings:
         return name
 
     def use(self, name: str, folder: Path, *, best: bool = False) -> Path:
-        """Copy what came out (or the best by held-out loss) into a library; the copy, under a name that is free.
+        """Copy the output, or the weights with the lowest validation loss, into a library under a free name.
 
         Raises:
-            HypernetworkError: there is nothing yet, or the folder cannot be written to.
+            HypernetworkError: The file does not exist yet, or the folder cannot be written.
         """
         files = self.files(name)
         source = files.best if best else files.output
         if not source.is_file():
-            raise HypernetworkError(f"{name!r} has not made {'a measured file' if best else 'its file'} yet.")
+            raise HypernetworkError(f"Training {name!r} has no {'validated weights' if best else 'output'} yet.")
         make_folder(folder)
         wanted = folder / f"{name}.pt"
         target = next(path for path in itertools.chain([wanted], numbered(wanted)) if not os.path.lexists(path))
@@ -223,44 +222,42 @@ class Trainings:
         return target
 
     def missing(self) -> str:
-        """What the Python that would train lacks, in words; "" where it lacks nothing."""
+        """Return a message about the packages that the Python interpreter lacks; "" if it has all."""
         if self.python == sys.executable:
-            return self._lacking([name for name in _NEEDED if importlib.util.find_spec(name) is None])
-        code = f"import importlib.util as u; print([n for n in {_NEEDED!r} if u.find_spec(n) is None])"
+            return self._missing_text([name for name in _REQUIRED if importlib.util.find_spec(name) is None])
+        code = f"import importlib.util as u; print([n for n in {_REQUIRED!r} if u.find_spec(n) is None])"
         code += "; import sys; print(sys.version_info[:2])"
         try:
             done = subprocess.run(
-                [self.python, "-c", code], env=self._environment(), capture_output=True, text=True, timeout=_PATIENCE
+                [self.python, "-c", code], env=self._environment(), capture_output=True, text=True, timeout=_TIMEOUT
             )
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            return f"{self.python} cannot be run: {getattr(error, 'strerror', None) or 'it does not answer'}."
-        lacking: list[str] = re.findall(r"'(\w+)'", done.stdout)
+            return f"{self.python} cannot be run: {getattr(error, 'strerror', None) or 'no answer'}."
+        missing: list[str] = re.findall(r"'(\w+)'", done.stdout)
         if done.returncode != 0 or "(" not in done.stdout:
-            return f"{self.python} is no Python that works."
-        return self._lacking(lacking)
+            return f"{self.python} is not a working Python interpreter."
+        return self._missing_text(missing)
 
-    def _lacking(self, names: Sequence[str]) -> str:
-        shown = ", ".join(_PACKAGES.get(each, each) for each in names)
-        return f"{self.python} lacks {shown}." if names else ""
-
-    # -- the process
+    def _missing_text(self, names: Sequence[str]) -> str:
+        packages = ", ".join(_PACKAGES.get(each, each) for each in names)
+        return f"{self.python} lacks {packages}." if names else ""
 
     def _spawn(self, files: TrainingFiles, config: str, *options: str) -> None:
-        """Start it with the lock in its hands; while another holds that, nothing is changed of what was told to it."""
-        check_room(self.folder, _ROOM)  # before anything is written
+        """Start the process with the lock; change no file while another training has it."""
+        check_room(self.folder, _SPACE)  # before anything is written
         make_folder(self.folder)
         command = [self.python, "-m", "hnloader", "train", str(files.config.absolute()), *options]
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(lock_file(self._lock_path))
-            self._take(lock)
+            self._acquire(lock)
             make_folder(files.folder)
             with replacing(files.config) as temporary:
                 temporary.write_text(config, encoding="utf-8")
             log = stack.enter_context(lock_file(files.log))
             log.truncate(0)
-            own: dict[str, Any] = {"start_new_session": True, "pass_fds": (lock.fileno(),)}
+            detached: dict[str, Any] = {"start_new_session": True, "pass_fds": (lock.fileno(),)}
             if sys.platform == "win32":
-                own = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+                detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
             try:
                 child = subprocess.Popen(
                     command,
@@ -269,31 +266,31 @@ class Trainings:
                     stderr=subprocess.STDOUT,
                     cwd=files.folder,
                     env=self._environment(),
-                    **own,
+                    **detached,
                 )
             except OSError as error:
-                raise HypernetworkError(f"{self.python} cannot be run: {error.strerror or error}") from error
+                raise HypernetworkError(f"{self.python} cannot be run: {error.strerror or error}.") from error
             with replacing(self._job_path) as temporary:
                 temporary.write_text(json.dumps({"name": files.name, "pid": child.pid}), encoding="utf-8")
         _children[child.pid] = child
-        # Waited for by a thread: a process that nobody waits for stays in the system's table.
+        # Without a wait, the finished process would stay in the system's table.
         threading.Thread(target=child.wait, name="hnloader-training", daemon=True).start()
 
-    def _take(self, lock: Any) -> None:
+    def _acquire(self, lock: Any) -> None:
         for _ in range(_TRIES if fcntl is not None else 0):
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            time.sleep(0.05)  # somebody may just be looking whether it is held
+            time.sleep(0.05)  # `_is_locked` locks the file for a moment
         running = self.running()
         if fcntl is not None or running is not None:
             raise HypernetworkError(
-                f"The training {running or 'of another page'} is running. One runs at a time: wait for it, or stop it."
+                f"Training {shown(running or 'of another page')} is running. One runs at a time: wait for it, or stop it."
             )
 
-    def _is_held(self, job: Mapping[str, Any]) -> bool:
+    def _is_locked(self, job: Mapping[str, Any]) -> bool:
         if fcntl is None:
-            # Without such locks a page knows the processes that it started itself.
+            # Without such locks, a page knows only its own processes.
             return job["pid"] in _children and _children[job["pid"]].poll() is None
         try:
             with open_regular(self._lock_path) as lock:
@@ -312,12 +309,12 @@ class Trainings:
             return None
 
     def _environment(self) -> dict[str, str]:
-        """With this package where the other Python finds it, unless it lies among packages of another Python."""
+        """Return an environment in which another Python finds this package, but not the packages of this Python."""
         root = Path(__file__).resolve().parents[2]
-        known = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "NO_COLOR": "1"}
         if root.name not in ("site-packages", "dist-packages"):
-            known["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-        return known
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+        return environment
 
     @property
     def _lock_path(self) -> Path:

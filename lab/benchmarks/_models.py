@@ -171,14 +171,6 @@ class TransformerBlocks(nn.Module):
         return (sample,)
 
 
-@dataclass(frozen=True)
-class Nameless:
-    """The name and hash of a model without a file."""
-
-    name: str = "random"
-    hash: str | None = None
-
-
 def filled(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
     """Return the module with random weights; torch's own initialization takes minutes."""
     with torch.device("meta"):

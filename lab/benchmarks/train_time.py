@@ -26,11 +26,12 @@ from torch import nn
 
 from hnloader.demo import pipeline_folder
 from hnloader.demo.drawing import draw_images
+from hnloader.pipelines import Model
 from hnloader.training import read_config
 from hnloader.training.cache import Latents
 from hnloader.training.dataset import read_folder
-from hnloader.training.denoiser import Batch, Denoiser, Text
-from hnloader.training.loop import Training
+from hnloader.training.denoiser import Batch, Denoiser, EncodedText
+from hnloader.training.trainer import Trainer
 from lab.benchmarks import _models, _options, _report
 from lab.benchmarks._measure import Memory, Rounds, Spread, memory_of, take_turns, timed
 from lab.benchmarks._models import DEVICE, Subject
@@ -49,7 +50,7 @@ class Bench:
     Attributes:
         title: Name in tables.
         make: Returns the pipeline; most have random weights.
-        settings: Training settings other than model, images and output.
+        settings: Trainer settings other than model, images and output.
         seconds: Approximate time for all ways.
         compared: Steps over which the losses are compared.
         has_targets: True if the targets apply.
@@ -125,20 +126,20 @@ class Result:
 class NoCache:
     """Replaces `hnloader.training.cache.Cache` and caches nothing."""
 
-    def __init__(self, training: Training) -> None:
-        self._cache = training.cache
+    def __init__(self, training: Trainer) -> None:
+        self._cache = training.batches.cache
 
     def latents(self, image: Any, *, flipped: bool, shift: tuple[int, int]) -> Latents:
-        return self._cache._made_latents("", image, flipped, shift)
+        return self._cache._make_latents("", image, flipped, shift)
 
-    def text(self, caption: str) -> Text:
-        return self._cache._made_text("", caption)
+    def text(self, caption: str) -> EncodedText:
+        return self._cache._make_text("", caption)
 
 
 class PlainLoop:
     """A plain training loop; only random numbers come from `training`."""
 
-    def __init__(self, training: Training, *, caches: bool) -> None:
+    def __init__(self, training: Trainer, *, caches: bool) -> None:
         self._training = training
         self._unet: nn.Module = training.denoiser.unet
         adapter: Any = training.adapter
@@ -146,28 +147,30 @@ class PlainLoop:
         self.parameters: list[nn.Parameter] = adapter.parameters
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=training.config.weight_decay)
         if not caches:
-            training.cache._store = lambda *_: None  # type: ignore[method-assign]
-            training.cache = NoCache(training)  # type: ignore[assignment]
+            training.batches.cache._store = lambda *_: None  # type: ignore[method-assign]
+            training.batches.cache = NoCache(training)  # type: ignore[assignment]
         hook_projections(self._unet, lambda width, side: _hook(self.hypernetwork.side(width, side)))
 
     def step(self, number: int) -> float:
         training, config = self._training, self._training.config
-        batch: Batch = training._batch(training._order[number - 1])
-        alphas = training.denoiser.alphas.to(batch.latents.device)[batch.timesteps].view(-1, 1, 1, 1)
+        batch: Batch = training.batches.training(training.sampler[number - 1], training.images)
+        alphas = training.denoiser.alphas_cumprod.to(batch.latents.device)[batch.timesteps].view(-1, 1, 1, 1)
         noisy = alphas.sqrt() * batch.latents + (1 - alphas).sqrt() * batch.noise
         dtype = training.denoiser.dtype
         said = self._unet(noisy.to(dtype), batch.timesteps, batch.states.to(dtype)).sample.float()
         wanted = batch.noise
         ratio = (alphas / (1 - alphas)).view(-1)
-        weight = ratio.clamp(max=config.min_snr) / ratio
-        if training.denoiser.predicts == "v_prediction":
+        weight = ratio.clamp(max=config.snr_gamma) / ratio
+        if training.denoiser.prediction_type == "v_prediction":
             wanted = alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * batch.latents
-            weight = ratio.clamp(max=config.min_snr) / (ratio + 1)
+            weight = ratio.clamp(max=config.snr_gamma) / (ratio + 1)
         loss = ((said - wanted).square().mean(dim=(1, 2, 3)) * weight).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = training.rate.at(number, schedule=config.schedule, warmup=config.warmup)
+            group["lr"] = training.learning_rate.at(
+                number, scheduler=config.lr_scheduler, warmup_steps=config.lr_warmup_steps
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss.detach())
@@ -188,13 +191,13 @@ def measure(bench: Bench, folder: Path) -> Result:
     trainings = {way: _training(bench, pipeline, images, folder / way) for way in WAYS}
     once = timed(lambda: _fill(trainings[OURS])).wall
     steps: dict[str, Callable[[int], float]] = {
-        OURS: trainings[OURS]._step,
+        OURS: trainings[OURS].train_step,
         PLAIN: PlainLoop(trainings[PLAIN], caches=False).step,
         CACHED: PlainLoop(trainings[CACHED], caches=True).step,
     }
     # Both cache the same values.
     shutil.copytree(trainings[OURS].folder / "cache", trainings[CACHED].folder / "cache", dirs_exist_ok=True)
-    with trainings[OURS].adapter.ready():
+    with trainings[OURS].adapter.attached():
         return replace(_measured(bench, trainings, steps, once), alone=alone)
 
 
@@ -209,15 +212,15 @@ def _alone(bench: Bench, way: str, images: Path, folder: Path) -> int:
     aside = ("vae", "text_encoder") if way == OURS else ()
     training = _training(bench, bench.make(), images, folder, aside)
     torch.cuda.reset_peak_memory_stats()
-    step = training._step if way == OURS else PlainLoop(training, caches=way == CACHED).step
-    with training.adapter.ready():
+    step = training.train_step if way == OURS else PlainLoop(training, caches=way == CACHED).step
+    with training.adapter.attached():
         for number in range(1, 4):
             step(number)
     return torch.cuda.max_memory_allocated() - before
 
 
 def _measured(
-    bench: Bench, trainings: dict[str, Training], steps: dict[str, Callable[[int], float]], once: float
+    bench: Bench, trainings: dict[str, Trainer], steps: dict[str, Callable[[int], float]], once: float
 ) -> Result:
     losses: dict[str, list[float]] = {way: [] for way in WAYS}
 
@@ -236,32 +239,32 @@ def _measured(
     return Result(bench.title, rounds, memory, held, aside, once, compared, bench.has_targets)
 
 
-def _training(bench: Bench, pipeline: Any, images: Path, folder: Path, aside: Sequence[str] = ()) -> Training:
+def _training(bench: Bench, pipeline: Any, images: Path, folder: Path, aside: Sequence[str] = ()) -> Trainer:
     """Make a training whose UNet shares everything except the projections, which have hooks."""
     given = {"model": "random", "images": str(images), "output": str(folder / "style.pt"), **bench.settings}
     config = read_config(None, given)
     config.check()
     twin = copy.copy(pipeline)
     twin.unet = Subject("", pipeline.unet, {}).copy()
-    return Training(config, Denoiser(twin, aside), read_folder(images, config.data), _models.Nameless())
+    return Trainer(config, Denoiser(twin, aside), read_folder(images, config.data), Model(twin, "random"))
 
 
-def _fill(training: Training) -> None:
+def _fill(training: Trainer) -> None:
     """Encode all images and captions of a training."""
-    for image in training._images:
-        training.cache.text(training._caption(image, 0))
+    for image in training.images:
+        training.batches.cache.text(training.captioner(image, 0))
         for flipped in (False, True):
-            training.cache.latents(image, flipped=flipped)
-    training.cache.text("")
+            training.batches.cache.latents(image, flipped=flipped)
+    training.batches.cache.text("")
 
 
 def _bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _held(training: Training) -> int:
+def _held(training: Trainer) -> int:
     """Return the bytes of the tensors that persist between steps."""
-    denoiser, cache = training.denoiser, training.cache
+    denoiser, cache = training.denoiser, training.batches.cache
     pipeline = denoiser.pipeline
     total = sum(_bytes(module) for module in (denoiser.unet, pipeline.vae, pipeline.text_encoder))
     tensors = [*training.adapter.parameters]

@@ -1,4 +1,4 @@
-"""A metric for `hnloader.training.comparison` that knows the bundled pipeline's scenes and styles."""
+"""A metric for `hnloader.training.method_comparison` that knows the bundled pipeline's scenes and styles."""
 
 from __future__ import annotations
 

@@ -77,16 +77,16 @@ SETTINGS: dict[str, object] = {
     # One network serves all attention layers of its width, and this model is narrow: [1, 2, 1] does not fit a style.
     "hypernetwork.layer_structure": [1, 8, 1],
     "hypernetwork.activation": "mish",
-    "embedding.vectors": 8,
-    "data.flip": False,  # the captions name positions
-    "data.shift": 2,  # pixels; as far as the bundled pipeline's own images wander
+    "embedding.num_vectors": 8,
+    "data.random_flip": False,  # the captions name positions
+    "data.random_shift": 2,  # pixels; as far as the bundled pipeline's own images wander
     # Of so few images none is spared for measuring: the rate falls to nothing, and the average of the end is judged.
-    "data.held_out": 0,
-    "measure_every": 0,
-    "previews.every": 0,
-    "save_every": 100,
-    "min_snr": 0,
-    "ema": 0.99,
+    "data.validation_split": 0,
+    "validate_every_n_steps": 0,
+    "previews.every_n_steps": 0,
+    "save_every_n_steps": 100,
+    "snr_gamma": 0,
+    "ema_decay": 0.99,
 }
 RATES = {"hypernetwork": "1e-3", "embedding": "2e-2"}
 # A step of the embedding takes as long; its few numbers need fewer of them.
@@ -142,14 +142,19 @@ def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent
         if now.steps >= count and output.is_file():
             continue
         given = {"model": str(pipeline_folder()), "images": str(images), "output": str(output)}
-        more = {"method": method, "learning_rate": RATES[method], "steps": count, "embedding.token": f"<{style}>"}
+        more = {
+            "method": method,
+            "learning_rate": RATES[method],
+            "steps": count,
+            "embedding.placeholder_token": f"<{style}>",
+        }
         began = time.monotonic(), time.process_time()
         result = train(read_config(None, {**SETTINGS, **given, **more}), resume=True)
         now.seconds += time.monotonic() - began[0]
         now.processor += time.process_time() - began[1]
         now.steps = result.step
         kept.write_text(json.dumps(dataclasses.asdict(now)))
-        if result.why == "interrupted":
+        if result.reason == "interrupted":
             raise KeyboardInterrupt
     return spent
 

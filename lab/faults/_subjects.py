@@ -306,15 +306,21 @@ class Training:
     def work(self, folder: Path) -> None:
         """Start the training, or resume an interrupted one."""
         from hnloader.training import prepare, read_config
-        from hnloader.training.loop import folder_of
+        from hnloader.training.run_folder import run_folder
         from hnloader.training.state import states
 
         output = folder / "style.pt"
         given = {"model": str(self.model), "images": str(self.images), "output": str(output), "steps": self.steps}
-        often: dict[str, object] = {"save_every": 1, "measure_every": 5, "keep": 2, "warmup": 1, "seed": 3}
-        previews = {"previews.every": 5, "previews.steps": 1, "previews.count": 1}
+        often: dict[str, object] = {
+            "save_every_n_steps": 1,
+            "validate_every_n_steps": 5,
+            "save_total_limit": 2,
+            "lr_warmup_steps": 1,
+            "seed": 3,
+        }
+        previews = {"previews.every_n_steps": 5, "previews.num_inference_steps": 1, "previews.count": 1}
         config = read_config(None, {**given, **often, **previews, "learning_rate": "1e-3"})
-        begun = bool(states(folder_of(output)))
+        begun = bool(states(run_folder(output)))
         prepare(config, resume=begun, restart=not begun).run()
 
     def prepare(self, folder: Path) -> None:
@@ -323,11 +329,11 @@ class Training:
 
     def check(self, folder: Path) -> None:
         """Check that every state is readable and no saved step is lost."""
-        from hnloader.training.state import read_config, states
+        from hnloader.training.state import saved_settings, states
 
         found = states(folder / "style.training")
         for path in found:
-            read_config(path)
+            saved_settings(path)
         reached = int(found[-1].stem.removeprefix("state-")) if found else 0
         before = self.reached.get(folder, 0)
         assert reached >= before, f"step {before} was saved, but the newest is now {reached}"

@@ -14,7 +14,7 @@ import sys
 import torch
 from diffusers.utils import logging
 
-from hnloader.training.reproducible import ask_cublas
+from hnloader.training.deterministic import configure_cublas
 from tests.support.checking import outcome
 
 from . import attaching, programs
@@ -32,7 +32,7 @@ def main() -> int:
         return 1
     if device.type == "cuda":
         device = torch.device("cuda", device.index or torch.cuda.current_device())
-    ask_cublas()  # before the first check uses it
+    configure_cublas()  # before the first check uses it
     # By default, float32 convolutions use TF32, which has 11 bits of precision.
     torch.backends.cudnn.allow_tf32 = False
     logging.set_verbosity_error()

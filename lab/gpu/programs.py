@@ -92,9 +92,9 @@ def trainings(device: torch.device) -> str:
 
 
 def resumed(device: torch.device) -> str:
-    """Check that a stopped and resumed training gives the same bits in each precision, with `reproducible`."""
+    """Check that a stopped and resumed training gives the same bits in each precision, with `deterministic`."""
     for precision in _precisions(device):
-        with _Trainings(device, precision=precision, reproducible=True) as made:
+        with _Trainings(device, precision=precision, deterministic=True) as made:
             expected = made.new("whole").run().output
             assert (far := _far(made.new("twice").run().output, expected)) == 0, f"{precision}: twice, {far:.0e} apart"
             cut = made.new("cut")
@@ -153,9 +153,9 @@ class _Trainings:
             "images": str(self._place / "images"),
             "output": str(self._place / name / "style.safetensors"),
             "steps": STEPS,
-            "save_every": STEPS // 4,
-            "measure_every": STEPS // 2,
-            "previews.every": 0,
+            "save_every_n_steps": STEPS // 4,
+            "validate_every_n_steps": STEPS // 2,
+            "previews.every_n_steps": 0,
             "learning_rate": "1e-3",
             **self._settings,
         }

@@ -129,7 +129,7 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     write(page, "hnl-train-name", "blue")
     write(page, "hnl-train-steps", "2000")
     page.get_by_text("More settings", exact=True).click()
-    write(page, "hnl-train-more", "previews.every: 0\nmeasure_every: 2")
+    write(page, "hnl-train-more", "previews.every_n_steps: 0\nvalidate_every_n_steps: 2")
     write(page, "hnl-train-python", PYTHON)
     page.locator("#hnl-train").click()
     status = page.locator("#hnl-train-status").first

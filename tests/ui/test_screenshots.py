@@ -28,10 +28,10 @@ PROMPTS = [
 
 
 SETTINGS = (
-    "data.flip: false",
+    "data.random_flip: false",
     "learning_rate: 2e-3",
-    "measure_every: 10",
-    "previews.every: 30",
+    "validate_every_n_steps: 10",
+    "previews.every_n_steps: 30",
     "hypernetwork.activation: linear",
 )
 

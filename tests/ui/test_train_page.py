@@ -1,4 +1,4 @@
-"""The page Train in a real browser, with real trainings of the tiny model."""
+"""The Train page in a browser, with trainings of the tiny model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from tests.support.tiny_model import save_images
 
 pytestmark = pytest.mark.slow
 
-# Until a process has loaded torch and a model, on a machine that does much else.
+# Milliseconds until a process has loaded torch and a model on a busy machine.
 SLOW = 300_000
-QUICK = "previews.every: 20\npreviews:\n  steps: 1\n  count: 2\nmeasure_every: 10\nlearning_rate: 1e-3"
+QUICK = """previews.every_n_steps: 20
+previews: {num_inference_steps: 1, count: 2}
+validate_every_n_steps: 10
+learning_rate: 1e-3"""
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def ask(page: Page, images: Path, name: str, steps: int) -> None:
     fill(page, "hnl-train-more", QUICK)
 
 
-def test_a_training_is_started_watched_left_stopped_gone_on_with_and_used(
+def test_start_watch_stop_resume_and_use_a_training(
     url: str, open_page, images: Path, folder: Path, tmp_path: Path
 ) -> None:
     page = open_page(url)
@@ -71,7 +74,7 @@ def test_a_training_is_started_watched_left_stopped_gone_on_with_and_used(
         re.compile(r"mine: step [\d,]+ of 5,000, .* left"), timeout=SLOW
     )
     expect(page.locator("#hnl-train")).to_be_disabled()
-    page.close()  # and the training goes on
+    page.close()  # the training continues
 
     page = open_page(url)
     turn_to_train(page)
@@ -79,7 +82,7 @@ def test_a_training_is_started_watched_left_stopped_gone_on_with_and_used(
     expect(status.get_by_role("progressbar")).to_contain_text("of 5,000")
     expect(details.locator("img.hnl-previews")).to_be_visible()
     expect(details.locator("svg polyline")).to_have_count(2)
-    expect(details).to_contain_text("Held-out loss")
+    expect(details).to_contain_text("Validation loss")
     page.locator("#hnl-train-stop").click()
     expect(status).to_contain_text("mine: Stopped; everything is saved.")
     expect(page.locator("#hnl-train-stop")).to_be_disabled()
@@ -100,7 +103,7 @@ def test_a_training_is_started_watched_left_stopped_gone_on_with_and_used(
     expect(page.locator(".hnl-card .hnl-name").filter(has_text="mine")).to_be_visible()
 
 
-def test_an_embedding_is_finished_and_trained_on(url: str, open_page, images: Path, tmp_path: Path) -> None:
+def test_train_a_finished_embedding_further(url: str, open_page, images: Path, tmp_path: Path) -> None:
     page = open_page(url)
     turn_to_train(page)
     ask(page, images, "word", 8)
@@ -111,7 +114,7 @@ def test_an_embedding_is_finished_and_trained_on(url: str, open_page, images: Pa
     made = tmp_path / "images" / "trainings" / "word" / "word.pt"
     assert load_embedding(made).step == 8
     page.locator("#hnl-train-resume").click()
-    expect(status.get_by_role("alert")).to_contain_text("word is finished at step 8. To train it on, set Steps to more")
+    expect(status.get_by_role("alert")).to_contain_text("word: finished at step 8.")
     fill(page, "hnl-train-steps", "12")
     page.locator("#hnl-train-resume").click()
     expect(page.locator("#hnl-train-details")).to_contain_text("12 of 12", timeout=SLOW)
@@ -119,15 +122,15 @@ def test_an_embedding_is_finished_and_trained_on(url: str, open_page, images: Pa
     assert load_embedding(made).step == 12
 
 
-def test_what_is_wrong_is_told_and_the_images_are_shown(url: str, open_page, images: Path, tmp_path: Path) -> None:
+def test_mistakes_and_images_are_shown(url: str, open_page, images: Path, tmp_path: Path) -> None:
     page = open_page(url)
     turn_to_train(page)
     status, said = page.locator("#hnl-train-status"), page.locator("#hnl-train-said")
     page.locator("#hnl-train").click()
-    expect(status.get_by_role("alert")).to_contain_text("cannot be a name")
+    expect(status.get_by_role("alert")).to_contain_text("Output name")
     fill(page, "hnl-train-name", "mine")
     page.locator("#hnl-train").click()
-    expect(status.get_by_role("alert")).to_contain_text("images is missing")
+    expect(status.get_by_role("alert")).to_contain_text("'images' is missing")
     fill(page, "hnl-train-images", str(tmp_path / "none"))
     page.locator("#hnl-train-look").click()
     expect(said.get_by_role("alert")).to_contain_text("none does not exist")
@@ -136,27 +139,25 @@ def test_what_is_wrong_is_told_and_the_images_are_shown(url: str, open_page, ima
 
     fill(page, "hnl-train-images", str(images))
     page.locator("#hnl-train-look").click()
-    expect(said).to_contain_text("6 images to train on, 1 with captions of their own.")
+    expect(said).to_contain_text("6 images to train on, 1 with a caption.")
     expect(said.locator("tbody tr")).to_contain_text("broken <b>.png")
     expect(page.locator("#hnl-train-sheet img")).to_be_visible()
 
     page.get_by_text("More settings", exact=True).click()
     fill(page, "hnl-train-more", "stepps: 3")
     page.locator("#hnl-train").click()
-    expect(status.get_by_role("alert")).to_contain_text("there is no setting 'stepps'; did you mean 'steps'?")
+    expect(status.get_by_role("alert")).to_contain_text("Did you mean 'steps'?")
     fill(page, "hnl-train-more", "nothing")
     page.locator("#hnl-train").click()
-    expect(status.get_by_role("alert")).to_contain_text("lines such as `batch_size: 2` were expected")
+    expect(status.get_by_role("alert")).to_contain_text("`batch_size: 2`")
     fill(page, "hnl-train-more", "")
     fill(page, "hnl-train-python", str(tmp_path / "nowhere"))
     page.locator("#hnl-train").click()
     expect(status.get_by_role("alert")).to_contain_text("nowhere cannot be run: No such file or directory.")
-    expect(status.get_by_role("alert")).to_contain_text("name another Python, which has them, under 'Program'")
+    expect(status.get_by_role("alert")).to_contain_text("'Python interpreter'")
 
 
-def test_a_page_that_others_reach_runs_no_program_that_they_name(
-    host_of, server_for, open_page, folder: Path, tmp_path: Path
-) -> None:
+def test_a_public_page_runs_no_other_python(host_of, server_for, open_page, folder: Path, tmp_path: Path) -> None:
     import dataclasses
 
     host = host_of(folder)

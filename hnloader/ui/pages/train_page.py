@@ -1,4 +1,4 @@
-"""Train: a folder of images becomes a hypernetwork or an embedding, in a process that outlives the page."""
+"""The Train page: train on a folder of images, in a process that outlives the page."""
 
 from __future__ import annotations
 
@@ -19,140 +19,151 @@ from hnloader.ui.compat import html, image_output, listen, make, update
 from hnloader.ui.pages.fields import whole
 from hnloader.ui.pages.library_page import tag_name
 from hnloader.ui.pages.progress import complaint
-from hnloader.ui.trainings import Trainings
+from hnloader.ui.trainings import TrainingFiles, Trainings
 
 if TYPE_CHECKING:
     from hnloader.training.status import Status
     from hnloader.ui.catalog import Catalog
     from hnloader.ui.page_host import Host, TrainingPlace
-    from hnloader.ui.trainings import TrainingFiles
+
+__all__ = ["TrainPage", "build"]
 
 _METHODS = ("hypernetwork", "embedding")
 _PRESETS = ("style", "subject")
-_LAST, _BEST = "the last step", "the lowest held-out loss"
-_LOOK_SIDE = 512
-_WIDEST_PREVIEW = 1400
-_EVERY = 0.5  # seconds between two looks at the training that is watched
-# A page that was closed is noticed when something is sent to it.
-_QUIET = 10  # looks without news
+_LAST, _BEST = "last step", "lowest validation loss"
+_SHEET_RESOLUTION = 512
+_MAX_PREVIEW_WIDTH = 1400
+_INTERVAL = 0.5  # seconds between two reads of the status
+# A closed page is noticed only when something is sent to it.
+_MAX_QUIET = 10  # reads without news
 _ENDED = {
     "done": ("Finished.", "good"),
-    "no longer better": ("Finished: the held-out loss was no longer better.", "good"),
-    "interrupted": ("Stopped; everything is saved. Go on continues it.", "info"),
+    "early_stopped": ("Finished early: the validation loss stopped improving.", "good"),
+    "interrupted": ("Stopped; everything is saved. Press Resume to continue.", "info"),
 }
 
 
 @dataclass(frozen=True)
 class TrainPage:
-    """What the other pages use: the event after which the library has a new file."""
+    """The event after which the library has a new file, for the other pages."""
 
     used: Any
 
 
+@dataclass(frozen=True)
+class _Form:
+    """The values of the form."""
+
+    name: str
+    images: str
+    model: str
+    method: str
+    preset: str
+    steps: float | None
+    learning_rate: str
+    more: str
+    python: str
+
+
 class _Train:
-    """What the page's events do."""
+    """The events of the page."""
 
     def __init__(self, host: Host, catalog: Catalog, place: TrainingPlace) -> None:
         self.host, self.catalog, self.place = host, catalog, place
 
     def look(self, images: str) -> tuple[str, Any]:
-        """What a training would see of the folder: a line, what is wrong, and a contact sheet."""
+        """Return a summary of the images with their problems, and a contact sheet."""
         try:
+            from hnloader.training.captions import MAX_TOKENS, check_caption_lengths, count_tokens
             from hnloader.training.config import DataConfig
-            from hnloader.training.dataset import TOKENS, count_tokens, note_long_captions, read_folder
-            from hnloader.training.sheet import contact_sheet
+            from hnloader.training.contact_sheet import contact_sheet
+            from hnloader.training.dataset import read_folder
 
             found = read_folder(expanded((images or "").strip()).absolute(), DataConfig())
-            note_long_captions(found, lambda image, index: image.caption or "", count_tokens, TOKENS)
-            sheet = contact_sheet(found, DataConfig(), _LOOK_SIDE)
+            check_caption_lengths(found, lambda image, index: image.caption or "", count_tokens, MAX_TOKENS)
+            sheet = contact_sheet(found, DataConfig(), _SHEET_RESOLUTION)
         except ImportError as error:
-            return markup.notice(f"Looking at images needs {error.name}.", "bad"), None
+            return markup.notice(f"Checking images requires {error.name}.", "bad"), None
         except Exception as error:
             return complaint(error), None
         captions = sum(image.caption is not None for image in found.images)
-        said = f"{len(found.images)} images to train on, {captions} with captions of their own."
+        text = f"{len(found.images)} images to train on, {captions} with a caption."
         rows = [
-            [markup.escaped(problem.path.name), markup.escaped(problem.what, 300)] for problem in found.problems[:50]
+            [markup.escaped(problem.path.name), markup.escaped(problem.message, 300)] for problem in found.problems[:50]
         ]
-        kind = "info" if any(problem.fatal for problem in found.problems) else "good"
-        return markup.notice(said, kind) + (markup.grid(["File", "What was found"], rows) if rows else ""), sheet
+        kind = "info" if any(problem.excluded for problem in found.problems) else "good"
+        return markup.notice(text, kind) + (markup.grid(["File", "Problem"], rows) if rows else ""), sheet
 
-    def start(
-        self,
-        name: str,
-        images: str,
-        model: str,
-        method: str,
-        preset: str,
-        steps: float | None,
-        rate: str,
-        more: str,
-        python: str,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Begin a training, and watch it."""
+    def start(self, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Start a training and watch it; the values are the fields of `_Form`."""
+        form = _Form(*values)
+        name = (form.name or "").strip()
         try:
             settings: dict[str, Any] = {
-                "images": (images or "").strip(),
-                "model": (model or "").strip(),
-                "method": method,
+                "images": (form.images or "").strip(),
+                "model": (form.model or "").strip(),
+                "method": form.method,
+                "steps": whole(form.steps, "Steps"),
+                "learning_rate": (form.learning_rate or "auto").strip(),
             }
-            settings |= {"steps": whole(steps, "Steps"), "learning_rate": (rate or "auto").strip()}
-            trainings = self._trainings(python)
+            trainings = self._trainings(form.python)
             self._check(trainings)
-            trainings.start((name or "").strip(), settings | _settings(more), preset)
-        except Exception as error:
-            yield self._refused(error)
-            return
-        yield from self.watch((name or "").strip())
-
-    def resume(self, name: str | None, steps: float | None, python: str) -> Iterator[tuple[Any, ...]]:
-        """Go on with the training that is chosen, and watch it."""
-        try:
-            trainings = self._trainings(python)
-            if not name:
-                raise HypernetworkError("Choose a training to go on with.")
-            self._check(trainings)
-            trainings.resume(name, self._more_steps(trainings.files(name), whole(steps, "Steps")))
+            trainings.start(name, settings | _settings(form.more), form.preset)
         except Exception as error:
             yield self._refused(error)
             return
         yield from self.watch(name)
 
-    def _more_steps(self, files: TrainingFiles, steps: int) -> int | None:
-        """None where it goes on to the steps that it was told; of a finished one, the new end."""
+    def resume(self, name: str | None, steps: float | None, python: str) -> Iterator[tuple[Any, ...]]:
+        """Resume the selected training and watch it."""
+        try:
+            trainings = self._trainings(python)
+            if not name:
+                raise HypernetworkError("Select a training to resume.")
+            self._check(trainings)
+            trainings.resume(name, self._new_steps(trainings.files(name), whole(steps, "Steps")))
+        except Exception as error:
+            yield self._refused(error)
+            return
+        yield from self.watch(name)
+
+    def _new_steps(self, files: TrainingFiles, steps: int) -> int | None:
+        """Return the new number of steps of a finished training; None for an unfinished one."""
         from hnloader.training.status import read_status
 
-        status = read_status(files.states)
-        if status is None or status.phase not in ("done", "no longer better"):
+        status = read_status(files.run_folder)
+        if status is None or status.phase not in ("done", "early_stopped"):
             return None
         if steps <= status.step:
             raise HypernetworkError(
-                f"{files.name} is finished at step {status.step:,}. To train it on, set Steps to more than that."
+                f"{files.name}: finished at step {status.step:,}. Set Steps to a higher number to train it further."
             )
         return steps
 
     def stop(self) -> str:
-        """Ask the one that runs to end."""
+        """Stop the running training."""
         name = self._trainings().stop()
-        text = f"{name} ends after its present step, with everything saved." if name else "No training is running."
-        return markup.notice(text)
+        return markup.notice(
+            f"{name} stops after its current step, with everything saved." if name else "Nothing to stop."
+        )
 
     def watch(self, name: str | None = None) -> Iterator[tuple[Any, ...]]:
-        """Show a training (if none is chosen, the one that runs, else the newest) until it ends.
+        """Show a training (default: the running one, else the newest) until it ends.
 
-        Yields the list of trainings, status, details, and the buttons Start, Go on and Stop.
+        Yields:
+            The list of trainings, status, details, and the buttons Train, Resume and Stop.
         """
         trainings = self._trainings()
         name = name or trainings.running() or next(iter(trainings.names()), None)
         if name is None:
-            yield self._nothing()
+            yield self._empty()
             return
         files, shown, quiet = trainings.files(name), None, 0
         while True:
             active = trainings.running()
             running = active == name
-            newest = (active, _stamp(files.states / "status.json"), _stamp(files.previews))
-            if newest != shown or quiet >= _QUIET:
+            newest = (active, _modified(files.run_folder / "status.json"), _modified(files.previews))
+            if newest != shown or quiet >= _MAX_QUIET:
                 yield (
                     update(choices=trainings.names(), value=name),
                     _status(files, running),
@@ -165,17 +176,17 @@ class _Train:
             shown, quiet = newest, quiet + 1
             if not running:
                 return
-            time.sleep(_EVERY)
+            time.sleep(_INTERVAL)
 
     def use(self, name: str | None, which: str) -> str:
-        """Copy what came out into the library; what to tell."""
+        """Copy the trained file into the library; return a notice."""
         try:
             if not name:
-                raise HypernetworkError("Choose a training first.")
+                raise HypernetworkError("Select a training.")
             trainings = self._trainings()
             embedding = trainings.settings(name).get("method") == "embedding"
-            chosen = self.place.embeddings if embedding and self.place.embeddings is not None else self.place.library
-            path = trainings.use(name, chosen(), best=which == _BEST)
+            folder = self.place.embeddings if embedding and self.place.embeddings is not None else self.place.library
+            path = trainings.use(name, folder(), best=which == _BEST)
         except Exception as error:
             return complaint(error)
         self.catalog.refresh()
@@ -184,35 +195,34 @@ class _Train:
         tag = "" if embedding or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
         return markup.notice(f"Copied to {path}.{tag}", "good")
 
-    # -- small things
-
     def _trainings(self, python: str = "") -> Trainings:
         named = (python or "").strip() if self.place.may_name_python else ""
         return Trainings(self.place.folder(), named)
 
     def _check(self, trainings: Trainings) -> None:
-        if lacking := trainings.missing():
-            raise HypernetworkError(f"{lacking} {self._advice(trainings.python)}")
+        if missing := trainings.missing():
+            raise HypernetworkError(f"{missing} {self._advice(trainings.python)}")
 
     def _advice(self, python: str) -> str:
-        text = f"Training needs them: {python} -m pip install 'hnloader[train]'"
+        command = f"Run: {python} -m pip install 'hnloader[train]'"
         if self.place.may_name_python:
-            return f"{text}; or name another Python, which has them, under 'Program'."
-        return f"{text}."
+            return f"{command}; or set another 'Python interpreter'."
+        return f"{command}."
 
     def _refused(self, error: BaseException) -> tuple[Any, ...]:
         return update(), complaint(error), *[update()] * 4
 
-    def _nothing(self) -> tuple[Any, ...]:
-        lacking = self._trainings().missing()
-        said = f"{lacking} {self._advice(self._trainings().python)}" if lacking else ""
-        empty = markup.empty("No training yet", "Name a folder with 5 to 50 images, and press Start.")
+    def _empty(self) -> tuple[Any, ...]:
+        trainings = self._trainings()
+        missing = trainings.missing()
+        notice = markup.notice(f"{missing} {self._advice(trainings.python)}" if missing else "", "bad")
+        empty = markup.empty("No training yet", "Enter a folder with 5 to 50 images, and press Train.")
         idle = update(interactive=True), update(interactive=False), update(interactive=False)
-        return update(choices=[], value=None), markup.notice(said, "bad"), empty, *idle
+        return update(choices=[], value=None), notice, empty, *idle
 
 
 def _settings(text: str) -> dict[str, Any]:
-    """More settings, as YAML: keys as in a configuration, dotted or nested."""
+    """Return more settings from YAML; keys may be dotted or nested."""
     from hnloader.errors import ConfigError
     from hnloader.training.schema import read_yaml
 
@@ -221,13 +231,13 @@ def _settings(text: str) -> dict[str, Any]:
     try:
         found = read_yaml(text)
     except ConfigError as error:
-        raise HypernetworkError(f"More settings: this {error}") from error
+        raise HypernetworkError(f"More settings: {error}") from error
     if not isinstance(found, dict):
-        raise HypernetworkError("More settings: lines such as `batch_size: 2` were expected.")
+        raise HypernetworkError("More settings: expected lines such as `batch_size: 2`.")
     return {str(key): value for key, value in found.items()}
 
 
-def _stamp(path: Path) -> int:
+def _modified(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -235,38 +245,33 @@ def _stamp(path: Path) -> int:
 
 
 def _status(files: TrainingFiles, running: bool) -> str:
-    """How far it is, or how it ended."""
+    """Return a progress bar, or how the training ended."""
     from hnloader.training.status import ENDED, read_status
 
-    status = read_status(files.states)
+    status = read_status(files.run_folder)
     if running:
         if status is None or status.phase != "running":
             return markup.progress(0, 1, "Reading the images and loading the model ...")
-        left = "" if status.left is None else f", {_duration(status.left)} left"
-        return markup.progress(
-            status.step, status.steps, f"{files.name}: step {status.step:,} of {status.steps:,}{left}"
-        )
-    said = files.problem() or (status.message if status is not None and status.phase == "failed" else "")
-    if said or status is None or status.phase not in ENDED:
-        told = said or "it was ended from outside; Go on continues it from the state that was saved last."
-        return markup.notice(f"{files.name} did not finish: {told}", "bad")
+        left = "" if status.seconds_left is None else f", {_duration(status.seconds_left)} left"
+        text = f"{files.name}: step {status.step:,} of {status.steps:,}{left}"
+        return markup.progress(status.step, status.steps, text)
+    problem = files.problem() or (status.message if status is not None and status.phase == "failed" else "")
+    if problem or status is None or status.phase not in ENDED:
+        problem = problem or "The process was killed. Press Resume to continue from the newest saved state."
+        return markup.notice(f"{files.name} did not finish: {problem}", "bad")
     text, kind = _ENDED[status.phase]
     return markup.notice(f"{files.name}: {text}", kind)
 
 
 def _details(files: TrainingFiles) -> str:
-    """Figures, curves and previews."""
-    from hnloader.training.html import curves
+    """Return numbers, curves and previews."""
+    from hnloader.training.report import loss_curves
     from hnloader.training.status import read_status
 
-    status = read_status(files.states)
+    status = read_status(files.run_folder)
     if status is None:
         return ""
-    lines = {
-        "training": [(each["step"], each["loss"]) for each in status.history if "loss" in each],
-        "held out": [(each["step"], each["held_out"]) for each in status.history if "held_out" in each],
-    }
-    drawn = f'<div class="hnl-curves">{curves(lines, "steps")}</div>' if len(status.history) > 1 else ""
+    drawn = f'<div class="hnl-curves">{loss_curves(status.history)}</div>' if len(status.history) > 1 else ""
     return f'<div class="hnl-details">{markup.table(_rows(files, status))}{drawn}{_previews(files.previews)}</div>'
 
 
@@ -274,24 +279,24 @@ def _rows(files: TrainingFiles, status: Status) -> Iterator[tuple[str, str]]:
     yield "Steps", f"{status.step:,} of {status.steps:,}"
     if status.loss is not None:
         yield "Loss", f"{status.loss:.4f}"
-    if status.held_out is not None and status.best is not None:
-        yield "Held-out loss", f"{status.held_out:.4f}, lowest {status.best[0]:.4f} at step {status.best[1]:,}"
-    if status.rate is not None:
-        yield "Learning rate", f"{status.rate:.3g}"
-    yield "Trained for", _duration(status.seconds)
+    if status.validation_loss is not None and status.best is not None:
+        yield "Validation loss", f"{status.validation_loss:.4f}, lowest {status.best[0]:.4f} at step {status.best[1]:,}"
+    if status.learning_rate is not None:
+        yield "Learning rate", f"{status.learning_rate:.3g}"
+    yield "Training time", _duration(status.seconds)
     if status.message:
-        yield "Note", markup.escaped(status.message, 400)
-    if (files.states / "report.html").is_file():
-        yield "Report", f"<code>{markup.escaped(files.states / 'report.html')}</code>"
+        yield "Message", markup.escaped(status.message, 400)
+    if (files.run_folder / "report.html").is_file():
+        yield "Report", f"<code>{markup.escaped(files.run_folder / 'report.html')}</code>"
 
 
 def _previews(path: Path) -> str:
-    """The tiled previews within the page itself, so that the server need not serve files."""
+    """Return the tiled previews as a data URL, so that the server needs no file access."""
     try:
         image = read_image(path, OWN_PREVIEWS).image
     except HypernetworkError:
         return ""
-    image.thumbnail((_WIDEST_PREVIEW, _WIDEST_PREVIEW))
+    image.thumbnail((_MAX_PREVIEW_WIDTH, _MAX_PREVIEW_WIDTH))
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -305,76 +310,92 @@ def _duration(seconds: float) -> str:
 
 
 def build(host: Host, catalog: Catalog, place: TrainingPlace, root: Any) -> TrainPage:
-    """Make the page within the open gradio context."""
+    """Make the page in the open gradio context."""
     page = _Train(host, catalog, place)
-    models = list(place.models())
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
-            images = make(
-                "Textbox",
-                label="Folder with the images",
-                info="5 to 50 of one style or subject, on the computer that runs this",
-                max_lines=1,
-                elem_id="hnl-train-images",
-            )
-            look = make("Button", "Look at the images", size="sm", elem_id="hnl-train-look")
-            name = make("Textbox", label="Name of what comes out", max_lines=1, elem_id="hnl-train-name")
-            model = make(
-                "Dropdown",
-                label="Model",
-                info="a diffusers folder, a checkpoint, or a name on the hub",
-                choices=models,
-                value=models[0] if models else None,
-                allow_custom_value=True,
-                elem_id="hnl-train-model",
-            )
+            fields, look = _form(place)
             with make("Row"):
-                method = make("Radio", label="What", choices=list(_METHODS), value=_METHODS[0])
-                preset = make("Radio", label="Of a", choices=list(_PRESETS), value=_PRESETS[0])
+                start = make("Button", "Train", variant="primary", elem_id="hnl-train", scale=3)
+                stop = make("Button", "Stop", variant="stop", elem_id="hnl-train-stop", scale=1, interactive=False)
             with make("Row"):
-                steps = make(
-                    "Number", label="Steps", value=1500, precision=0, minimum=1, min_width=90, elem_id="hnl-train-steps"
-                )
-                rate = make("Textbox", label="Learning rate", value="auto", max_lines=1, min_width=90)
-            with make("Accordion", "More settings", open=False):
-                more = make(
-                    "Textbox",
-                    label="Settings",
-                    info="one on each line, as `hnloader train --init` shows them: batch_size: 2",
-                    lines=3,
-                    max_lines=20,
-                    elem_id="hnl-train-more",
-                )
-                python = make(
-                    "Textbox",
-                    label="Program",
-                    info="a Python that has hnloader[train]; empty for the one that runs this page",
-                    max_lines=1,
-                    visible=place.may_name_python,
-                    elem_id="hnl-train-python",
-                )
+                selected = make("Dropdown", label="Trainings", choices=[], elem_id="hnl-train-earlier", scale=3)
+                resume = make("Button", "Resume", elem_id="hnl-train-resume", scale=1, min_width=80, interactive=False)
             with make("Row"):
-                start = make("Button", "Start", variant="primary", elem_id="hnl-train", scale=3)
-                end = make("Button", "Stop", variant="stop", elem_id="hnl-train-stop", scale=1, interactive=False)
-            with make("Row"):
-                earlier = make("Dropdown", label="Trainings", choices=[], elem_id="hnl-train-earlier", scale=3)
-                again = make("Button", "Go on", elem_id="hnl-train-resume", scale=1, min_width=80, interactive=False)
-            with make("Row"):
-                which = make("Radio", label="Weights of", choices=[_LAST, _BEST], value=_LAST, scale=3)
-                use = make("Button", "Copy to the library", elem_id="hnl-train-use", scale=1, min_width=120)
+                which = make("Radio", label="Weights", choices=[_LAST, _BEST], value=_LAST, scale=3)
+                use = make("Button", "Copy to library", elem_id="hnl-train-use", scale=1, min_width=120)
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-train-status")
-            said = html(elem_id="hnl-train-said")
+            notice = html(elem_id="hnl-train-said")
             details = html(elem_id="hnl-train-details")
-            sheet = image_output(label="Images", elem_id="hnl-train-sheet")
-    watched = [earlier, status, details, start, again, end]
-    listen(look.click, page.look, [images], [said, sheet])
-    listen(start.click, page.start, [name, images, model, method, preset, steps, rate, more, python], watched)
-    listen(again.click, page.resume, [earlier, steps, python], watched)
-    listen(end.click, page.stop, [], [said], queue=False)
-    listen(earlier.input, page.watch, [earlier], watched)
+            sheet = image_output(label="Contact sheet", elem_id="hnl-train-sheet")
+    watched = [selected, status, details, start, resume, stop]
+    listen(look.click, page.look, [fields["images"]], [notice, sheet])
+    listen(start.click, page.start, list(fields.values()), watched)
+    listen(resume.click, page.resume, [selected, fields["steps"], fields["python"]], watched)
+    listen(stop.click, page.stop, [], [notice], queue=False)
+    listen(selected.input, page.watch, [selected], watched)
     listen(root.load, page.watch, [], watched)
-    for event in (start.click, again.click):
-        listen(event, lambda: "", [], [said])
-    used = listen(use.click, page.use, [earlier, which], [said])
-    return TrainPage(used)
+    for event in (start.click, resume.click):
+        listen(event, lambda: "", [], [notice])
+    return TrainPage(listen(use.click, page.use, [selected, which], [notice]))
+
+
+def _form(place: TrainingPlace) -> tuple[dict[str, Any], Any]:
+    """Return the fields of `_Form`, in order, and the button that checks the images."""
+    models = list(place.models())
+    images = make(
+        "Textbox",
+        label="Image folder",
+        info="5 to 50 images of one style or subject, on the computer that runs this page",
+        max_lines=1,
+        elem_id="hnl-train-images",
+    )
+    look = make("Button", "Check images", size="sm", elem_id="hnl-train-look")
+    name = make("Textbox", label="Output name", max_lines=1, elem_id="hnl-train-name")
+    model = make(
+        "Dropdown",
+        label="Model",
+        info="Diffusers folder, checkpoint, or name on the hub",
+        choices=models,
+        value=models[0] if models else None,
+        allow_custom_value=True,
+        elem_id="hnl-train-model",
+    )
+    with make("Row"):
+        method = make("Radio", label="Train", choices=list(_METHODS), value=_METHODS[0])
+        preset = make("Radio", label="Preset", choices=list(_PRESETS), value=_PRESETS[0])
+    with make("Row"):
+        steps = make(
+            "Number", label="Steps", value=1500, precision=0, minimum=1, min_width=90, elem_id="hnl-train-steps"
+        )
+        learning_rate = make("Textbox", label="Learning rate", value="auto", max_lines=1, min_width=90)
+    with make("Accordion", "More settings", open=False):
+        more = make(
+            "Textbox",
+            label="Settings",
+            info="One per line, as in `hnloader train --init`: batch_size: 2",
+            lines=3,
+            max_lines=20,
+            elem_id="hnl-train-more",
+        )
+        python = make(
+            "Textbox",
+            label="Python interpreter",
+            info="With hnloader[train] installed. Empty: the one that runs this page",
+            max_lines=1,
+            visible=place.may_name_python,
+            elem_id="hnl-train-python",
+        )
+    fields = {
+        "name": name,
+        "images": images,
+        "model": model,
+        "method": method,
+        "preset": preset,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "more": more,
+        "python": python,
+    }
+    return fields, look

@@ -184,15 +184,17 @@ def _yaml(choices: Choices, depth: int) -> str:
 
 
 CONFIG_KEYS = (
-    "model", "images", "output", "method", "start_from", "steps", "batch_size", "accumulation", "learning_rate",
-    "schedule", "warmup", "optimizer", "weight_decay", "clip", "ema", "min_snr", "noise_offset", "precision",
-    "checkpointing", "seed", "save_every", "keep", "measure_every", "patience", "hypernetwork", "embedding", "data",
+    "model", "images", "output", "method", "start_from", "steps", "batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler", "lr_warmup_steps", "optimizer", "weight_decay", "max_grad_norm", "ema_decay",
+    "snr_gamma", "noise_offset", "precision", "gradient_checkpointing", "seed", "save_every_n_steps",
+    "save_total_limit", "validate_every_n_steps", "early_stopping_patience", "hypernetwork", "embedding", "data",
     "prior", "previews",
 )  # fmt: skip
 INNER_KEYS = (
-    "layer_structure", "activation", "activate_output", "norm", "dropout", "initialization", "widths", "vectors",
-    "initial_text", "token", "captions", "templates", "prefix", "resolution", "buckets", "flip", "background", "masks",
-    "repeats", "caption_dropout", "held_out", "weight", "prompts", "every", "count", "steps", "guidance", "seed",
+    "layer_structure", "activation", "activate_output", "norm", "dropout", "initialization", "widths", "num_vectors",
+    "initialization_text", "placeholder_token", "captions", "templates", "prefix", "resolution", "buckets",
+    "random_flip", "background", "masks", "repeats", "caption_dropout", "validation_split", "weight", "prompts",
+    "every_n_steps", "count", "num_inference_steps", "guidance_scale", "seed",
 )  # fmt: skip
 YAML_VALUES = (
     "1e-4", ".inf", "-.inf", ".nan", "0x7fffffffffffffffffff", "1" * 400, "2001-99-99", "2001-01-01", "1:30:00", "~",

@@ -13,7 +13,7 @@ def test_plain_loops_compute_the_same_losses(tiny_model: Path, tmp_path: Path) -
     bench = Bench(
         "tiny",
         lambda: StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None),
-        {"batch_size": 2, "learning_rate": "1e-3", "warmup": 2},
+        {"batch_size": 2, "learning_rate": "1e-3", "lr_warmup_steps": 2},
         seconds=0,
         compared=5,
         has_targets=True,

@@ -100,8 +100,8 @@ def test_an_interrupted_training_is_not_taken_for_done(tmp_path: Path, monkeypat
     def train(config: Any, resume: bool) -> Any:
         asked.append(config)
         Path(config.output).write_bytes(b"")  # an interrupted training writes what it has
-        why, step = next(ends)
-        return SimpleNamespace(why=why, step=step)
+        reason, step = next(ends)
+        return SimpleNamespace(reason=reason, step=step)
 
     monkeypatch.setattr(style_study, "train", train)
     with pytest.raises(KeyboardInterrupt):

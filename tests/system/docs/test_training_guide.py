@@ -26,8 +26,8 @@ GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 ELSEWHERE = ("pip ", "accelerate ", "python -m lab.demo.style_study")
 # As few steps as there can be, appended: the last word counts.
 SHORT = {
-    "train": ("--steps", "3", "--set", "previews.steps=2", "--set", "measure_every=1"),
-    "compare": ("--set", "steps=2", "--set", "previews.steps=2", "--set", "previews.every=0"),
+    "train": ("--steps", "3", "--set", "previews.num_inference_steps=2", "--set", "validate_every_n_steps=1"),
+    "compare": ("--set", "steps=2", "--set", "previews.num_inference_steps=2", "--set", "previews.every_n_steps=0"),
     "generate": ("--steps", "2"),
 }
 
@@ -137,7 +137,15 @@ def test_what_else_the_guide_promises_is_there(place: Path) -> None:
 
 def test_settings_that_the_guide_names_are_there() -> None:
     known = template()
-    for key in ("learning_rate", "patience", "precision", "trackers", "optimizer", "start_from", "model_config"):
+    for key in (
+        "learning_rate",
+        "early_stopping_patience",
+        "precision",
+        "trackers",
+        "optimizer",
+        "start_from",
+        "model_config",
+    ):
         assert f"\n{key}:" in known
     for name in re.findall(r"--set ([\w.]+)=", GUIDE):
         assert name.split(".")[-1] + ":" in known

@@ -20,7 +20,7 @@ OWN = {
     "hnloader/cli/generate_command.py": {"text"},
     "hnloader/cli/merge_command.py": {"text", "mode"},
     "hnloader/cli/shared_options.py": {"text"},
-    "hnloader/cli/train_command.py": {"each"},
+    "hnloader/cli/train_command.py": {"each", "config.output"},
     "hnloader/conversion/__init__.py": {"__name__", "name"},
     "hnloader/conversion/lora/base_model.py": {"path.suffix"},
     "hnloader/conversion/lora/export.py": {"path.suffix"},
@@ -36,7 +36,7 @@ OWN = {
     "hnloader/pipelines.py": {"name"},
     "hnloader/ui/diffusers_generator.py": {"name"},
     "hnloader/ui/pages/convert_page.py": {"target"},
-    "hnloader/ui/trainings.py": {"_NEEDED", "name"},
+    "hnloader/ui/trainings.py": {"_REQUIRED", "name"},
 }
 # `str` of these is bounded: paths, sizes, our own errors and classes.
 OWN_TEXTS = {

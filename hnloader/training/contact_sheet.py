@@ -1,4 +1,4 @@
-"""The contact sheet of a data set: each image as it is trained."""
+"""The contact sheet of a dataset: each image at its training size."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING
 from hnloader.grids import labeled_grid
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import Dataset
-from hnloader.training.pixels import prepare
+from hnloader.training.pixels import load_sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _CELL = 160
 _COLUMNS = 6
-# Sizes of images are multiples of it in Stable Diffusion 1, 2 and XL.
-GRAIN = 64
+# Image sizes are multiples of this in Stable Diffusion 1, 2 and XL.
+SIZE_MULTIPLE = 64
 
 
-def contact_sheet(found: Dataset, data: DataConfig, side: int) -> Image:
-    """Every image, cut and scaled to about `side` squared, with the files' names."""
+def contact_sheet(dataset: Dataset, config: DataConfig, resolution: int) -> Image:
+    """Return a grid of all images, scaled and cropped for a resolution, with their file names."""
     from PIL import Image
 
     cells: list[Image.Image | None] = []
-    for image in found.images:
-        pixels = prepare(image, data, side, GRAIN).pixels
+    for image in dataset.images:
+        pixels = load_sample(image, config, resolution, SIZE_MULTIPLE).pixels
         cells.append(Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()))
-    labels = [_printable(image.path.name) for image in found.images]
+    labels = [_printable(image.path.name) for image in dataset.images]
     columns = min(_COLUMNS, len(cells))
     cells += [None] * (-len(cells) % columns)
     starts = range(0, len(cells), columns)
@@ -34,8 +34,8 @@ def contact_sheet(found: Dataset, data: DataConfig, side: int) -> Image:
         [cells[start : start + columns] for start in starts],
         columns=[str(index + 1) for index in range(columns)],
         rows=[", ".join(labels[start : start + columns]) for start in starts],
-        title=_printable(found.folder.name),
-        caption=f"{len(found.images)} images as they are trained",
+        title=_printable(dataset.folder.name),
+        caption=f"{len(dataset.images)} training images",
         cell=_CELL,
     )
 

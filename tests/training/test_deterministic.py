@@ -1,4 +1,4 @@
-"""What makes a training on a graphics card come out the same; what it does there, `python -m lab.gpu` shows."""
+"""Deterministic trainings; `python -m lab.gpu` checks them on a graphics card."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 import hnloader
 from hnloader.training import prepare, read_config
-from hnloader.training.loop import Training
-from hnloader.training.reproducible import reproducible, without
+from hnloader.training.deterministic import allow_nondeterministic, deterministic_algorithms
+from hnloader.training.trainer import Trainer
 
 CUDA = torch.device("cuda")
 
@@ -37,51 +37,51 @@ def put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def test_the_switches_are_put_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switches_are_restored_even_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before = switches()
-    with reproducible(CUDA):
+    with deterministic_algorithms(CUDA):
         assert switches() == (True, False, True, False, False)
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert switches() == before
-    with pytest.raises(ZeroDivisionError), reproducible(CUDA):
+    with pytest.raises(ZeroDivisionError), deterministic_algorithms(CUDA):
         raise ZeroDivisionError
     assert switches() == before
 
 
-def test_the_processor_needs_nothing_and_a_users_own_setting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_and_user_settings_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = switches()
-    with reproducible(torch.device("cpu")):
+    with deterministic_algorithms(torch.device("cpu")):
         assert switches() == before
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with reproducible(CUDA):
+    with deterministic_algorithms(CUDA):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
     assert torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def test_other_errors_are_not_taken_for_it() -> None:
+def test_only_a_missing_deterministic_algorithm_turns_it_off() -> None:
     refusal = RuntimeError("histc does not have a deterministic implementation, but you set ...")
-    assert not without(refusal)  # nobody asked for it
-    with reproducible(CUDA):
-        assert not without(RuntimeError("CUDA error: out of memory"))
+    assert not allow_nondeterministic(refusal)  # nobody asked for it
+    with deterministic_algorithms(CUDA):
+        assert not allow_nondeterministic(RuntimeError("CUDA error: out of memory"))
         assert torch.are_deterministic_algorithms_enabled()
-        assert without(refusal)
+        assert allow_nondeterministic(refusal)
         assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.fixture
 def make(tiny_model: Path, images: Path, tmp_path: Path) -> Callable[..., Any]:
-    def made(name: str, **changes: object) -> Training:
+    def made(name: str, **changes: object) -> Trainer:
         given = {"model": str(tiny_model), "images": str(images), "output": str(tmp_path / name / "style.pt")}
-        quick = {"steps": 3, "measure_every": 0, "previews.every": 0, "reproducible": True}
+        quick = {"steps": 3, "validate_every_n_steps": 0, "previews.every_n_steps": 0, "deterministic": True}
         return prepare(read_config(None, {**given, **quick, **changes}))
 
     return made
 
 
-def test_an_operation_that_has_no_such_way_costs_the_order_and_not_the_training(make: Callable[..., Any]) -> None:
-    """The refusal comes in the midst of the backward pass, when some gradients are there already."""
+def test_training_continues_without_a_deterministic_algorithm(make: Callable[..., Any]) -> None:
+    """torch refuses during the backward pass, when some gradients exist."""
     expected = hnloader.load(make("whole").run().output).state_dict()
     training = make("refused")
 
@@ -93,21 +93,23 @@ def test_an_operation_that_has_no_such_way_costs_the_order_and_not_the_training(
     for parameter in training.adapter.parameters[::2]:
         parameter.register_hook(refuse)
     torch.use_deterministic_algorithms(True)
-    told: list[str] = []
-    found = hnloader.load(training.run(lambda event: told.append(event.message)).output).state_dict()
-    assert sum("some_backward_cuda does not" in each for each in told) == 1
+    messages: list[str] = []
+    found = hnloader.load(training.run(lambda event: messages.append(event.message)).output).state_dict()
+    assert sum("some_backward_cuda does not" in each for each in messages) == 1
     assert not torch.are_deterministic_algorithms_enabled()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_it_is_asked_for(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_turns_it_on(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("hnloader.training.loop.reproducible", lambda device: seen.append(device) or nullcontext())
+    monkeypatch.setattr(
+        "hnloader.training.trainer.deterministic_algorithms", lambda device: seen.append(device) or nullcontext()
+    )
     training = make("asked")
     assert "CUBLAS_WORKSPACE_CONFIG" in os.environ
     training.run()
     assert seen == [torch.device("cpu")]
     del os.environ["CUBLAS_WORKSPACE_CONFIG"]
-    make("not asked", reproducible=False).run()
+    make("not asked", deterministic=False).run()
     assert len(seen) == 1
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ

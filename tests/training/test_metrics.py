@@ -1,4 +1,4 @@
-"""The figures of a comparison say what they claim."""
+"""Metrics of images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from hnloader.demo.scenes import held_out_scenes, lay_out, parse_caption
 from hnloader.demo.styles import paint
 from hnloader.errors import HypernetworkError, MissingExtraError
-from hnloader.training.judges import ClipJudge, LpipsJudge, PaletteJudge, drift
+from hnloader.training.metrics import ClipMetric, LpipsMetric, PaletteMetric, pixel_drift
 from tests.support.tiny_model import make_tokenizer
+from tests.support.trainings import raises
 
 
 def drawn(style: str, count: int = 8, seed: int = 0) -> tuple[list[Image.Image], list[str]]:
@@ -25,34 +26,34 @@ def drawn(style: str, count: int = 8, seed: int = 0) -> tuple[list[Image.Image],
     return [Image.fromarray(paint(style, *lay_out(scene, random))) for scene in scenes], [s.caption() for s in scenes]
 
 
-def test_captions_are_read_back() -> None:
+def test_scene_captions_can_be_parsed() -> None:
     for scene in held_out_scenes(60):
         assert parse_caption(scene.caption()) == scene
     for other in ("a cat", "a large red circle", "a large red cat in the center on a white background", ""):
         assert parse_caption(other) is None
 
 
-def test_the_palette_tells_the_style_from_the_models_own_images() -> None:
-    trained_on, without = drawn("duotone", seed=1)[0], drawn("plain", seed=2)[0]
-    judge = PaletteJudge(trained_on, without)
-    assert judge.style(without) == pytest.approx(0)
-    assert judge.style(trained_on) == pytest.approx(1)
-    assert judge.style(drawn("duotone", seed=3)[0]) > 0.9
+def test_the_palette_measures_the_style() -> None:
+    training_images, without = drawn("duotone", seed=1)[0], drawn("plain", seed=2)[0]
+    metric = PaletteMetric(training_images, without)
+    assert metric.style(without) == pytest.approx(0)
+    assert metric.style(training_images) == pytest.approx(1)
+    assert metric.style(drawn("duotone", seed=3)[0]) > 0.9
     halfway = [
         Image.blend(a, b, 0.5) for a, b in zip(drawn("plain", seed=3)[0], drawn("duotone", seed=3)[0], strict=True)
     ]
-    assert 0.1 < judge.style(halfway) < 0.95
-    assert judge.adherence(without, ["a"] * 8) is None
+    assert 0.1 < metric.style(halfway) < 0.95
+    assert metric.adherence(without, ["a"] * 8) is None
 
 
-def test_drift_is_the_difference_of_the_pixels() -> None:
+def test_pixel_drift() -> None:
     black, white = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "white")
-    assert drift([black, white], [black, white]) == 0
-    assert drift([black], [white]) == 1
-    assert drift([black, black], [white, black]) == pytest.approx(0.5**0.5)
+    assert pixel_drift([black, white], [black, white]) == 0
+    assert pixel_drift([black], [white]) == 1
+    assert pixel_drift([black, black], [white, black]) == pytest.approx(0.5**0.5)
 
 
-def test_clip_judges_by_its_embeddings(tmp_path: Path) -> None:
+def test_clip_compares_embeddings(tmp_path: Path) -> None:
     torch.manual_seed(0)
     text = {"vocab_size": 54, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     text |= {"num_attention_heads": 2, "max_position_embeddings": 32, "bos_token_id": 52, "eos_token_id": 53}
@@ -63,18 +64,18 @@ def test_clip_judges_by_its_embeddings(tmp_path: Path) -> None:
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(images, make_tokenizer(tmp_path / "words")).save_pretrained(tmp_path / "clip")
     images, prompts = drawn("plain", 4)
-    judge = ClipJudge(tmp_path / "clip", images[:1])
-    assert judge.style(images[:1]) == pytest.approx(1, abs=1e-5)
-    assert judge.style(images) < 1
-    assert -1 <= judge.adherence(images, prompts) <= 1
-    assert judge.drift(images, images) == pytest.approx(0, abs=1e-5)
-    assert judge.drift(images, images[::-1]) > 1e-4
-    with pytest.raises(HypernetworkError, match="cannot be loaded"):
-        ClipJudge(tmp_path / "none", images)
+    metric = ClipMetric(tmp_path / "clip", images[:1])
+    assert metric.style(images[:1]) == pytest.approx(1, abs=1e-5)
+    assert metric.style(images) < 1
+    assert -1 <= metric.adherence(images, prompts) <= 1
+    assert metric.drift(images, images) == pytest.approx(0, abs=1e-5)
+    assert metric.drift(images, images[::-1]) > 1e-4
+    with raises(HypernetworkError, str(tmp_path / "none")):
+        ClipMetric(tmp_path / "none", images)
 
 
 class Distance:
-    """In the place of the package's: the mean difference, where it is given what LPIPS asks for."""
+    """Stands in for LPIPS: checks the input and returns the mean difference."""
 
     def __init__(self, net: str, verbose: bool) -> None:
         assert net == "alex"
@@ -90,22 +91,22 @@ class Distance:
         return (one - two).abs().mean().view(1, 1, 1, 1) / 2
 
 
-def test_lpips_judges_drift_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_measures_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     package = ModuleType("lpips")
     package.LPIPS = Distance  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lpips", package)
-    judge = LpipsJudge()
+    metric = LpipsMetric()
     black, white = Image.new("RGB", (16, 8)), Image.new("RGB", (16, 8), "white")
-    assert judge.drift([black, white], [black, white]) == 0
-    assert judge.drift([black, white], [white, white]) == pytest.approx(0.5)
-    assert judge.style([black]) is None
+    assert metric.drift([black, white], [black, white]) == 0
+    assert metric.drift([black, white], [white, white]) == pytest.approx(0.5)
+    assert metric.style([black]) is None
 
     def offline(net: str, verbose: bool) -> Distance:
         raise OSError("the server of the weights cannot be reached")
 
     package.LPIPS = offline  # type: ignore[attr-defined]
-    with pytest.raises(HypernetworkError, match="network of LPIPS cannot be loaded: the server"):
-        LpipsJudge()
+    with raises(HypernetworkError, "LPIPS", "the server"):
+        LpipsMetric()
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(MissingExtraError, match="pip install lpips"):
-        LpipsJudge()
+    with raises(MissingExtraError, "pip install lpips"):
+        LpipsMetric()

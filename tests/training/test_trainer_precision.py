@@ -1,4 +1,4 @@
-"""The model in half precision, what is trained in float32."""
+"""Trainings with a model in half precision."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import hnloader
-from hnloader import training as package
 from hnloader.errors import ConfigError, DivergedError
-from hnloader.training import prepare, read_config, train
+from hnloader.training import preparation, prepare, read_config, train
+from tests.support.trainings import raises
 
 Settings = Callable[..., Any]
 
@@ -21,16 +21,22 @@ Settings = Callable[..., Any]
 def settings_of(tiny_model: Path, images: Path, tmp_path: Path) -> Settings:
     def make(name: str, precision: str, **changes: object) -> Any:
         given = {"model": str(tiny_model), "images": str(images), "output": str(tmp_path / name / "style.pt")}
-        quick = {"steps": 10, "save_every": 4, "measure_every": 5, "previews.every": 0, "learning_rate": "1e-3"}
+        quick = {
+            "steps": 10,
+            "save_every_n_steps": 4,
+            "validate_every_n_steps": 5,
+            "previews.every_n_steps": 0,
+            "learning_rate": "1e-3",
+        }
         return read_config(None, {**given, **quick, "precision": precision, **changes})
 
     return make
 
 
 @pytest.fixture
-def on_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float16 is slow on a processor, which is why it is refused there; the tiny model does not mind."""
-    monkeypatch.setattr(package, "check_precision", lambda config, device: None)
+def float16_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow float16, which is refused on a CPU because it is slow."""
+    monkeypatch.setattr(preparation, "check_precision", lambda config, device: None)
 
 
 def weights(path: Path) -> list[torch.Tensor]:
@@ -39,8 +45,8 @@ def weights(path: Path) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["hypernetwork", "embedding"])
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
-def test_the_model_is_in_half_precision_and_what_is_trained_is_not(
-    method: str, precision: str, dtype: torch.dtype, settings_of: Settings, on_this_processor: None
+def test_only_the_model_is_in_half_precision(
+    method: str, precision: str, dtype: torch.dtype, settings_of: Settings, float16_on_cpu: None
 ) -> None:
     training = prepare(settings_of("half", precision, method=method))
     assert {p.dtype for p in training.denoiser.unet.parameters()} == {dtype}
@@ -53,7 +59,7 @@ def test_the_model_is_in_half_precision_and_what_is_trained_is_not(
     assert half.best[0] != full.best[0]
 
 
-def test_float16_scales_its_losses_and_goes_on_bit_for_bit(settings_of: Settings, on_this_processor: None) -> None:
+def test_float16_scales_losses_and_resumes_bit_for_bit(settings_of: Settings, float16_on_cpu: None) -> None:
     assert not prepare(settings_of("none", "bfloat16")).scaler.is_enabled()
     whole = prepare(settings_of("whole", "float16"))
     assert whole.scaler.get_scale() == 65536
@@ -66,28 +72,26 @@ def test_float16_scales_its_losses_and_goes_on_bit_for_bit(settings_of: Settings
     assert all(torch.equal(a, b) for a, b in zip(weights(again.run().output), weights(expected.output), strict=True))
 
 
-def test_gradients_too_large_for_float16_cost_a_step_and_not_the_training(
-    settings_of: Settings, on_this_processor: None
-) -> None:
-    training = prepare(settings_of("large", "float16", measure_every=0))
+def test_gradients_too_large_for_float16_skip_a_step(settings_of: Settings, float16_on_cpu: None) -> None:
+    training = prepare(settings_of("large", "float16", validate_every_n_steps=0))
     parameter = training.adapter.parameters[0]
     burst = parameter.register_hook(lambda gradient: gradient * float("inf"))
     before = parameter.detach().clone()
-    training._step(1)
+    training.train_step(1)
     assert training.scaler.get_scale() == 32768
     assert torch.equal(parameter, before)
     burst.remove()
-    training._step(2)
+    training.train_step(2)
     assert not torch.equal(parameter, before)
     parameter.register_hook(lambda gradient: gradient * float("inf"))
     for step in range(3, 18):
-        training._step(step)
-    with pytest.raises(DivergedError, match="learning_rate"):
-        training._step(18)
+        training.train_step(step)
+    with raises(DivergedError, "learning_rate"):
+        training.train_step(18)
 
 
-def test_float16_on_a_processor_is_refused_with_what_to_take(settings_of: Settings) -> None:
-    with pytest.raises(ConfigError, match=r"'float16'.*run on cpu.*bfloat16"):
+def test_float16_on_a_cpu_is_refused(settings_of: Settings) -> None:
+    with raises(ConfigError, "'float16'", "cpu", "bfloat16"):
         train(settings_of("a", "float16"), device="cpu")
-    with pytest.raises(ConfigError, match=r"'float32' or 'bfloat16' or 'float16'.*did you mean 'float16'"):
+    with raises(ConfigError, "'flaot16'", "Did you mean 'float16'?"):
         settings_of("a", "flaot16")

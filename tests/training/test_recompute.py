@@ -1,4 +1,4 @@
-"""What is not kept for the gradients is made again, and the gradients are the same."""
+"""Recomputed activations give the same gradients with less memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import hnloader
 from hnloader.network import Architecture, Hypernetwork
-from hnloader.training.lean import _Known, lean_graph
+from hnloader.training.recompute import _Recomputable, recompute_activations
 from tests.support.bytes_kept import bytes_kept
 from tests.support.small_models import make_unet, unet_inputs
 
@@ -41,11 +41,11 @@ def gradients(hypernetwork: nn.Module, loss: Tensor) -> list[Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
-def test_gradients_are_the_same_and_less_is_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_match_with_less_saved_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     unet, hypernetwork, loss = trained(kind)
 
     def lean() -> Tensor:
-        with lean_graph(unet):
+        with recompute_activations(unet):
             return loss()
 
     plain = gradients(hypernetwork, loss())
@@ -84,13 +84,13 @@ class Parts(nn.Module):
 
 @pytest.mark.parametrize("change", [False, True])
 @pytest.mark.parametrize("train", ["nothing", "conv", "group", "layer"])
-def test_other_uses_and_trained_parts_get_the_same_gradients(change: bool, train: str) -> None:
+def test_gradients_match_for_other_uses_and_trained_parts(change: bool, train: str) -> None:
     torch.manual_seed(0)
     parts = Parts().requires_grad_(False)
     if train != "nothing":
         getattr(parts, train).requires_grad_(True)
     found = []
-    for context in (contextlib.nullcontext(), lean_graph(parts)):
+    for context in (contextlib.nullcontext(), recompute_activations(parts)):
         x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
         parts.zero_grad()
         with context:
@@ -100,21 +100,21 @@ def test_other_uses_and_trained_parts_get_the_same_gradients(change: bool, train
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
-def test_a_tensor_at_the_place_of_a_freed_one_is_not_taken_for_it() -> None:
-    known, values = _Known(), np.zeros(4)
+def test_reused_memory_is_not_mistaken_for_a_freed_tensor() -> None:
+    known, values = _Recomputable(), np.zeros(4)
     first = torch.from_numpy(values)
-    known.learn(first, lambda: torch.zeros(4))
+    known.add(first, lambda: torch.zeros(4))
     assert known.pack(first) is not first
     del first
     second = torch.from_numpy(values)  # as if the memory had been used again
     assert known.pack(second) is second
 
 
-def test_an_input_that_is_changed_before_it_is_needed_is_told() -> None:
+def test_an_input_changed_in_place_is_an_error() -> None:
     norm = nn.LayerNorm(8).requires_grad_(False)
     weight = torch.randn(8, requires_grad=True)
     x = torch.randn(2, 8, requires_grad=True) * 1
-    with lean_graph(norm):
+    with recompute_activations(norm):
         loss = (norm(x) * weight).sum()
     with torch.no_grad():
         x.mul_(2)
@@ -122,13 +122,13 @@ def test_an_input_that_is_changed_before_it_is_needed_is_told() -> None:
         loss.backward()
 
 
-def test_without_gradients_and_under_autocast_nothing_is_done() -> None:
+def test_no_hooks_without_gradients_or_under_autocast() -> None:
     parts = Parts().requires_grad_(False)
     x = torch.randn(2, 8, 4, 4, requires_grad=True)
-    with torch.no_grad(), lean_graph(parts):
+    with torch.no_grad(), recompute_activations(parts):
         assert not any(module._forward_hooks for module in parts.modules())
-    with torch.autocast("cpu", torch.bfloat16), lean_graph(parts):
+    with torch.autocast("cpu", torch.bfloat16), recompute_activations(parts):
         assert not any(module._forward_hooks for module in parts.modules())
         parts(x).sum().backward()
-    with lean_graph(parts):
+    with recompute_activations(parts):
         assert any(module._forward_hooks for module in parts.modules())

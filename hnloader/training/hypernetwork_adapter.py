@@ -1,0 +1,113 @@
+"""Train a hypernetwork on the UNet; the text encoders are frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hnloader.attention.attach import Attachment, attach
+from hnloader.errors import ConfigError
+from hnloader.loading import load, save
+from hnloader.network import Hypernetwork
+from hnloader.pipelines import Model
+from hnloader.training.adapters import settings_text, step_count
+from hnloader.training.cache import Cache
+from hnloader.training.config import Config
+from hnloader.training.denoiser import Denoiser, EncodedText
+from hnloader.training.initialization import initialize
+
+
+class HypernetworkAdapter:
+    """A hypernetwork; see `Adapter` for the methods."""
+
+    def __init__(self, config: Config, denoiser: Denoiser) -> None:
+        self.config, self.denoiser = config, denoiser
+        make = _loaded if config.start_from else _new
+        self.hypernetwork = make(config, denoiser.widths).to(denoiser.device)
+        self.hypernetwork.requires_grad_(True)
+        self.hypernetwork.eval()
+        self.parameters = list(self.hypernetwork.parameters())
+        self.previous_steps = step_count(self.hypernetwork.metadata.get("step")) if config.start_from else 0
+        self._attachment: Attachment | None = None
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """See `Adapter`."""
+        if self._attachment is not None:
+            yield
+            return
+        try:
+            with attach(self.denoiser.unet, self.hypernetwork, 1.0) as self._attachment:
+                yield
+        finally:
+            self._attachment = None
+
+    @contextlib.contextmanager
+    def enabled(self, *, training: bool) -> Iterator[None]:
+        """See `Adapter`."""
+        before = self.hypernetwork.training
+        self.hypernetwork.train(training)
+        try:
+            with self.attached():
+                yield
+        finally:
+            self.hypernetwork.train(before)
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """See `Adapter`."""
+        assert self._attachment is not None
+        self._attachment.set_strength(0.0)
+        try:
+            yield
+        finally:
+            self._attachment.set_strength(1.0)
+
+    def texts(self, captions: Sequence[str], cache: Cache) -> list[EncodedText]:
+        """See `Adapter`."""
+        return [cache.text(caption) for caption in captions]
+
+    def save(self, path: Path, step: int, model: Model) -> None:
+        """See `Adapter`."""
+        hypernetwork = copy.deepcopy(self.hypernetwork).cpu().requires_grad_(False)
+        hypernetwork.metadata |= {
+            "step": step,
+            "name": self.config.name,
+            "sd_checkpoint": model.hash,
+            "sd_checkpoint_name": model.name,
+            "training_config": settings_text(self.config),
+        }
+        save(hypernetwork, path)
+
+
+def _loaded(config: Config, widths: tuple[int, ...]) -> Hypernetwork:
+    found = load(config.start_from)
+    if found.architecture is None:
+        raise ConfigError(f"Setting 'start_from': {config.start_from} is a composition. Name one of its members.")
+    missing = [width for width in found.widths if width not in widths]
+    if missing:
+        raise ConfigError(
+            f"Setting 'start_from': {config.start_from} holds the width {missing[0]}, and the model has "
+            f"{', '.join(map(str, widths))}. It was trained for a model of another family."
+        )
+    return found.float()
+
+
+def _new(config: Config, widths: tuple[int, ...]) -> Hypernetwork:
+    settings = config.hypernetwork
+    missing = [width for width in settings.widths if width not in widths]
+    if missing:
+        raise ConfigError(
+            f"Setting 'hypernetwork.widths': expected widths of the model ({', '.join(map(str, widths))}), "
+            f"got {missing[0]}."
+        )
+    made = Hypernetwork.new(
+        settings.widths or widths,
+        settings.architecture(),
+        name=config.name,
+        metadata={"weight_initialization": settings.initialization},
+    )
+    initialize(made, settings.initialization, config.seed)
+    return made

@@ -1,0 +1,118 @@
+"""Prepare a training: check the settings, read the images and load the model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hnloader.errors import ConfigError, HypernetworkError
+from hnloader.files import expanded
+from hnloader.pipelines import choose_device, load_model
+from hnloader.training.config import Config
+from hnloader.training.dataset import read_folder
+from hnloader.training.denoiser import Denoiser
+from hnloader.training.deterministic import configure_cublas
+from hnloader.training.optimizers import OPTIMIZERS
+from hnloader.training.run_folder import locked, run_folder
+from hnloader.training.state import states
+from hnloader.training.trackers import check_trackers
+from hnloader.training.trainer import Trainer
+
+
+def prepare(
+    config: Config, *, resume: bool = False, restart: bool = False, dry_run: bool = False, device: str = "auto"
+) -> Trainer:
+    """See `hnloader.training.prepare`."""
+    config.check()
+    OPTIMIZERS[config.optimizer].load()
+    check_trackers(config.trackers)
+    output = Path(config.output)
+    saved = states(run_folder(output))
+    if not dry_run:
+        _check_output(output, saved, resume=resume, restart=restart)
+    dataset = read_folder(expanded(config.images), config.data)
+    accelerator = _accelerator()
+    place = device if accelerator is None else str(accelerator.device)
+    check_precision(config, place)
+    if config.deterministic:
+        configure_cublas()
+    model = load_model(
+        config.model,
+        device=place,
+        dtype=config.precision,
+        config=Path(config.model_config) if config.model_config else None,
+    )
+    unet = model.pipeline.unet
+    denoiser = Denoiser(model.pipeline, _offloaded_parts(config, unet.device.type))
+    if config.gradient_checkpointing:
+        _enable_checkpointing(unet)
+    trainer = Trainer(config, denoiser, dataset, model, accelerator)
+    if restart and (accelerator is None or accelerator.is_main_process):
+        with locked(output):
+            _remove(saved)
+    elif resume and not restart:
+        trainer.resume()
+    return trainer
+
+
+def _check_output(output: Path, saved: list[Path], *, resume: bool, restart: bool) -> None:
+    """Raise an error if the output would replace other work, or cannot be written after the last step."""
+    if saved and not (resume or restart):
+        raise ConfigError(f"{output}: an earlier training has a saved state ({saved[-1]}). Use --resume or --restart.")
+    if not (saved or restart) and os.path.lexists(output):
+        raise ConfigError(
+            f"{output} exists, without a saved state of its training. Choose another output, or replace it with "
+            "--restart."
+        )
+    folder = output.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise HypernetworkError(f"{output} cannot be written: {folder}: {error.strerror or error}.") from error
+
+
+def check_precision(config: Config, device: str) -> None:
+    """Raise ConfigError if the device does not support the precision."""
+    kind = choose_device(device).type
+    if config.precision == "float16" and kind not in ("cuda", "xpu"):
+        raise ConfigError(
+            f"Setting 'precision': 'float16' requires a graphics card, and the device is {kind}. Use bfloat16, which "
+            "needs as little memory, or float32."
+        )
+
+
+def _remove(saved: list[Path]) -> None:
+    for path in saved:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise HypernetworkError(f"{path} cannot be removed: {error.strerror or error}. Remove it.") from error
+
+
+def _offloaded_parts(config: Config, device: str) -> tuple[str, ...]:
+    """Return the parts to offload from a graphics card; an embedding is trained through the encoders."""
+    if device not in ("cuda", "xpu"):
+        return ()
+    return ("vae",) if config.method == "embedding" else ("vae", "text_encoder", "text_encoder_2")
+
+
+def _enable_checkpointing(unet: Any) -> None:
+    unet.enable_gradient_checkpointing()
+    # Before 0.33, diffusers checkpoints only modules in training mode. Set it on these alone: their children, above
+    # all dropout, stay in evaluation mode.
+    for module in unet.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
+def _accelerator() -> Any:
+    """Return the accelerator of a training on several devices (`accelerate launch`), else None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator()

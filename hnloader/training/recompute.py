@@ -1,0 +1,137 @@
+"""Save less for the backward pass of a frozen UNet, at the cost of a few cheap operations in it.
+
+Gradients pass through the UNet, but its weights get none. Autograd saves some tensors in vain. A convolution saves
+its input, which only the gradient of its weight needs. The outputs of norms and gelus are saved although they follow
+from the inputs, which are saved as well. This module saves the former as a shape and recomputes the latter. The
+gradients are equal bit for bit if torch computes an operation the same way twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hnloader.attention.stages import autocast_dtype
+
+Recompute = Callable[[], Tensor]
+
+
+@contextlib.contextmanager
+def recompute_activations(unet: nn.Module) -> Iterator[None]:
+    """Have calls of a UNet save less for the backward pass while this is active.
+
+    It does nothing without gradients and under autocast, and skips modules with trained weights. Gradient
+    checkpointing handles its own blocks.
+
+    Args:
+        unet: Any module; its `nn.Conv2d`, `nn.GroupNorm`, `nn.LayerNorm` and diffusers' `GEGLU` matter.
+    """
+    device = next(unet.parameters()).device
+    if not torch.is_grad_enabled() or autocast_dtype(device.type) is not None:
+        yield
+        return
+    known = _Recomputable()
+    with contextlib.ExitStack() as stack:
+        for module in unet.modules():
+            _watch(module, known, stack)
+        with torch.autograd.graph.saved_tensors_hooks(known.pack, _unpack):
+            yield
+
+
+def _watch(module: nn.Module, known: _Recomputable, stack: contextlib.ExitStack) -> None:
+    """Add the hooks of a module."""
+    # Exact classes: subclasses and wrappers may compute something else.
+    kind = type(module)
+    if kind not in (nn.Conv2d, nn.GroupNorm, nn.LayerNorm) and kind.__name__ != "GEGLU":
+        return
+    if any(parameter is not None and parameter.requires_grad for parameter in module._parameters.values()):
+        return
+    if kind is nn.Conv2d and module.padding_mode == "zeros":
+        stack.callback(module.register_forward_pre_hook(known.before_convolution).remove)
+        stack.callback(module.register_forward_hook(known.after_convolution).remove)
+    elif kind in (nn.GroupNorm, nn.LayerNorm):
+        stack.callback(module.register_forward_hook(known.after_norm).remove)
+    elif kind.__name__ == "GEGLU" and "gelu" not in module.__dict__ and hasattr(module, "gelu"):
+        plain: Any = module.gelu
+        module.__dict__["gelu"] = known.wrapped(plain)
+        stack.callback(module.__dict__.pop, "gelu")
+
+
+class _Recomputable:
+    """Living tensors that can be recomputed, and the hooks of the modules that make them.
+
+    Memory address and layout identify a tensor. It is removed when it is freed, so that a later tensor at the same
+    address is not mistaken for it.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[object, ...], tuple[weakref.ref[Tensor], Recompute]] = {}
+
+    def pack(self, tensor: Tensor) -> Tensor | Recompute:
+        """Return what autograd saves for a tensor."""
+        found = self._tensors.get(_identity(tensor))
+        return tensor if found is None else found[1]
+
+    def add(self, tensor: Tensor, recompute: Recompute) -> None:
+        """Save `recompute` instead of this tensor from now on."""
+        key = _identity(tensor)
+        self._tensors[key] = weakref.ref(tensor, lambda ref: self._remove(key, ref)), recompute
+
+    def _remove(self, key: tuple[object, ...], ref: weakref.ref[Tensor]) -> None:
+        found = self._tensors.get(key)
+        if found is not None and found[0] is ref:
+            del self._tensors[key]
+
+    def before_convolution(self, module: nn.Module, given: tuple[Any, ...]) -> None:
+        """The gradient for the input of a frozen convolution needs only the shape of the input."""
+        (tensor,) = given
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            shape, dtype, device = tensor.shape, tensor.dtype, tensor.device
+            self._tensors.pop(_identity(tensor), None)
+            self.add(tensor, lambda: torch.zeros((), dtype=dtype, device=device).expand(shape))
+
+    def after_convolution(self, module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        """Other operations may need the values of the input."""
+        if isinstance(given[0], Tensor):
+            self._tensors.pop(_identity(given[0]), None)
+
+    def after_norm(self, module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        """The input of a norm is saved in any case."""
+        if len(given) == 1 and isinstance(given[0], Tensor) and output.requires_grad:
+            self.add(output, _recomputing(module.forward, given[0]))
+
+    def wrapped(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return the function, with its result recomputed from its argument, which is saved in any case."""
+
+        def run(tensor: Tensor) -> Tensor:
+            result = function(tensor)
+            if result.requires_grad:
+                self.add(result, _recomputing(function, tensor))
+            return result
+
+        return run
+
+
+def _recomputing(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Recompute:
+    saved, version = tensor.detach(), tensor._version
+
+    def recompute() -> Tensor:
+        if saved._version != version:
+            raise RuntimeError("A tensor that the backward pass needs was changed in place.")
+        with torch.no_grad():
+            return function(saved)
+
+    return recompute
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version
+
+
+def _unpack(saved: Tensor | Recompute) -> Tensor:
+    return saved if isinstance(saved, Tensor) else saved()

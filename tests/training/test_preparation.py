@@ -1,0 +1,53 @@
+"""What `prepare` checks and sets up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hnloader.errors import ConfigError
+from hnloader.training import prepare, train
+from tests.support.bytes_kept import bytes_kept
+from tests.support.trainings import Run, raises
+
+
+def test_saved_states_are_kept_without_restart(settings_of: Run) -> None:
+    config = settings_of(steps=4)
+    train(config)
+    with raises(ConfigError, "--resume"):
+        train(config)
+    assert train(settings_of(steps=6), resume=True).step == 6
+    assert train(config, restart=True).step == 4
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_existing_output_is_kept_without_restart(resume: bool, settings_of: Run) -> None:
+    config = settings_of(steps=2)
+    output = Path(config.output)
+    output.write_bytes(b"old")
+    with raises(ConfigError, str(output), "--restart"):
+        train(config, resume=resume)
+    assert output.read_bytes() == b"old"
+    train(config, restart=True)
+    assert output.read_bytes() != b"old"
+
+
+def test_gradient_checkpointing_saves_memory(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(**changes: object) -> tuple[list[torch.Tensor], int]:
+        """The gradients of a step, and how many bytes were kept for them."""
+        training = prepare(settings_of(hypernetwork__dropout=0, **changes))
+
+        def loss() -> torch.Tensor:
+            return training.denoiser.losses(training.batches.training(training.sampler[0], training.images)).mean()
+
+        with training.adapter.enabled(training=True):
+            loss().backward()
+            found = [parameter.grad for parameter in training.adapter.parameters]
+            return found, bytes_kept(training.denoiser.unet, loss, monkeypatch)
+
+    (plain, all_bytes), (saving, fewer) = kept(), kept(gradient_checkpointing=True)
+    assert fewer < 0.7 * all_bytes
+    for one, two in zip(plain, saving, strict=True):
+        torch.testing.assert_close(one, two)
