@@ -285,7 +285,7 @@ class Trainings:
         running = self.running()
         if fcntl is not None or running is not None:
             raise HypernetworkError(
-                f"Training {shown(running or 'of another page')} is running. One runs at a time: wait for it, or stop it."
+                f"Training {shown(running or 'of another page')} is running. Wait for it, or stop it."
             )
 
     def _is_locked(self, job: Mapping[str, Any]) -> bool:
