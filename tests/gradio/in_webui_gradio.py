@@ -1,9 +1,9 @@
-"""Drive the pages as a webui shows them, in whatever gradio the running Python has.
+"""Drive the pages as a webui shows them, in the gradio of the running Python.
 
     make webui-gradio
 
-runs this with the gradio of AUTOMATIC1111's webui (3.41.2) and of Forge (4.40.0), each in an environment of its own
-below .venv-gradio. The host here is a stand-in: its generator draws the request as an image instead of sampling.
+runs this with the gradio of AUTOMATIC1111's webui (3.41.2) and of Forge (4.40.0), each in its own environment in
+.venv-gradio. The host is a stand-in: its generator draws the request instead of sampling.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from hnloader.ui.page_host import Progress
 from tests.support.browsers import FLAGS, find_chromium
 
 MODEL = pipeline_folder()
-# What the webui's Python may lack; in an environment made by `make webui-gradio`, the one that stands behind it.
+# The Python that trains. The webui's may lack what training requires; `make webui-gradio` names the project's.
 PYTHON = os.environ.get("HNLOADER_TRAIN_PYTHON", sys.executable)
 
 
 class DrawingGenerator:
-    """Images of one color, which the seed and the strength of the last hypernetwork decide."""
+    """Makes images of one color, chosen by the seed and the last hypernetwork's strength."""
 
     samplers = ("Euler a",)
     default_guidance = 7.0
@@ -59,7 +59,7 @@ class DrawingGenerator:
 
 
 def make_library(folder: Path) -> Path:
-    """The bundled hypernetworks and a bad file."""
+    """Copy the bundled hypernetworks and add a file with an error."""
     folder.mkdir()
     for path in hypernetwork_paths().values():
         shutil.copy(path, folder)
@@ -68,7 +68,7 @@ def make_library(folder: Path) -> Path:
 
 
 def serve(folder: Path, output: Path) -> str:
-    """Mount the pages as webuis do: as Blocks of their own, rendered within a tab of the webui's."""
+    """Mount the pages as webuis do: as separate Blocks, rendered in a tab of the webui."""
     with gradio.Blocks(analytics_enabled=False) as ours:
         training = TrainingPlace(lambda: output / "trainings", lambda: folder, lambda: [str(MODEL)], None, True)
         build(Host(lambda: [folder], lambda: output, DrawingGenerator(), training=training))
@@ -84,11 +84,11 @@ def serve(folder: Path, output: Path) -> str:
 
 
 def drive(page: Page, folder: Path, output: Path) -> None:
-    """What a user does, page by page."""
+    """Use the pages as a user does, one after the other."""
     page.get_by_text("Hypernetworks", exact=True).first.click()
     cards = page.locator(".hnl-card")
     expect(cards).to_have_count(3)
-    said("lists 3 files")
+    passed("lists 3 files")
     page.locator("#hnl-search textarea, #hnl-search input").first.fill("outl")
     expect(cards).to_have_count(1)
     cards.first.click()
@@ -98,7 +98,7 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     page.get_by_role("button", name="Save notes").click()
     expect(page.locator("#hnl-library-said").first).to_contain_text("Saved in outline.json")
     assert "for circles" in (folder / "outline.json").read_text()
-    said("searches, shows a file, saves notes")
+    passed("searches, shows a file, saves notes")
 
     tab(page, "Compare")
     page.locator("#hnl-compare-prompts textarea").fill("a cat\na dog")
@@ -112,14 +112,14 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     expect(page.locator("#hnl-compare-status [role=progressbar]").first).to_contain_text("of 150")
     page.locator("#hnl-compare-cancel").click()
     expect(page.locator("#hnl-compare-status").first).to_contain_text("Cancelled")
-    said("compares, cancels")
+    passed("compares, cancels")
 
     tab(page, "Convert")
     page.get_by_text("all files in the library").click()
     page.locator("#hnl-convert").click()
     expect(page.locator("#hnl-convert-status").first).to_contain_text("2 converted")
     assert (folder / "outline.safetensors").is_file()
-    said("converts")
+    passed("converts")
 
     tab(page, "Train")
     expect(page.locator("#hnl-train-details").first).to_contain_text("No training yet")
@@ -143,7 +143,7 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     page.locator("#hnl-train-use").click()
     expect(page.locator("#hnl-train-said").first).to_contain_text("In a prompt: <hypernet:blue:1>")
     assert (folder / "blue.pt").is_file()
-    said("trains in a process of its own, which goes on while the page is loaded anew; stops it, uses what came out")
+    passed("trains in a separate process that survives a reload, stops, copies the result")
 
 
 def tab(page: Page, name: str) -> None:
@@ -162,7 +162,7 @@ def option(page: Page, elem_id: str, name: str) -> None:
     page.keyboard.press("Escape")
 
 
-def said(text: str) -> None:
+def passed(text: str) -> None:
     print(f"gradio {gradio.__version__}: {text}", flush=True)
 
 
@@ -185,7 +185,7 @@ def main() -> None:
         browser.close()
         assert errors == [], errors
     print(f"gradio {gradio.__version__}: all passed", flush=True)
-    os._exit(0)  # gradio's threads would go on
+    os._exit(0)  # gradio's threads would keep running
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A library as in the documentation's images."""
+"""The library in the documentation's screenshots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STYLES = {
 
 
 def make_album(folder: Path) -> Path:
-    """The bundled hypernetworks with previews and notes, some of other models, and a bad file."""
+    """Copy the bundled hypernetworks with previews and notes; add files for other models and one with an error."""
     (folder / "sketches").mkdir(parents=True, exist_ok=True)
     for style, path in hypernetwork_paths().items():
         shutil.copy(path, folder)
@@ -36,7 +36,7 @@ def make_album(folder: Path) -> Path:
 
 
 def _preview(style: str) -> Image.Image:
-    """The cell of the demo's grid that shows the style at strength 1."""
+    """Cut the image of a style at strength 1 from the demo's grid."""
     column = {"halftone": 2, "outline": 5}[style]
     with Image.open(ROOT / "docs" / "images" / "demo.png") as grid:
         right = grid.width - 28

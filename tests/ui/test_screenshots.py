@@ -1,8 +1,8 @@
-"""The images of the page in the documentation.
+"""The documentation's screenshots of the page.
 
     HNLOADER_SCREENSHOTS=docs/images pytest tests/ui/test_screenshots.py
 
-writes them; without the variable they go to the test's own folder, and the test sees that there is something on them.
+writes them. Without the variable they go to a temporary folder, and the test checks that they show something.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def shoot(tmp_path: Path):
     def take(page: Page, name: str) -> None:
         page.mouse.move(0, 0)
         page.evaluate("window.scrollTo(0, 0)")
-        page.wait_for_timeout(400)  # what fades in has done so
+        page.wait_for_timeout(400)  # until nothing is fading
         path = folder / f"ui-{name}.png"
         page.screenshot(path=path)
         with Image.open(path) as image:
@@ -58,13 +58,13 @@ def shoot(tmp_path: Path):
     return take
 
 
-# Without the variable, one scheme and few steps are enough to see that the images can be taken.
+# Without the variable, one scheme and few steps are enough.
 WANTED = "HNLOADER_SCREENSHOTS" in os.environ
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"] if WANTED else ["dark"])
 def test_screenshots(host_of, server_for, open_page, album: Path, shoot, scheme: str, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)  # so that no path of this machine is on the images
+    monkeypatch.chdir(tmp_path)  # keeps paths of this machine off the images
     page = open_page(server_for(host_of(Path("hypernetworks"), output=Path("images"))).url, color_scheme=scheme)
     page.get_by_role("tab", name="Library").click()
     expect(page.locator(".hnl-card")).to_have_count(8)
@@ -76,14 +76,14 @@ def test_screenshots(host_of, server_for, open_page, album: Path, shoot, scheme:
     _compare(page)
     shoot(page, f"compare-{scheme}")
     page.get_by_role("tab", name="Convert").click()
-    page.get_by_label("all files of the library").check()
+    page.get_by_label("all files in the library").check()
     page.locator("#hnl-convert").click()
     expect(page.locator("#hnl-convert-status")).to_contain_text("7 converted")
     shoot(page, f"convert-{scheme}")
 
 
 def test_screenshot_of_a_training(host_of, server_for, open_page, album: Path, shoot, tmp_path, monkeypatch) -> None:
-    """A short training of the bundled pipeline; without the variable, the images alone."""
+    """A short training of the bundled pipeline, or without the variable only its images."""
     monkeypatch.chdir(tmp_path)
     page = open_page(server_for(host_of(Path("hypernetworks"), output=Path("images"))).url, color_scheme="light")
     draw_images("blueprint", Path("blueprints"), count=12)
@@ -107,7 +107,7 @@ def _train(page: Page) -> None:
     status = page.locator("#hnl-train-status")
     expect(status).to_contain_text(re.compile("step 1[0-9][0-9] of 240"), timeout=900_000)
     page.get_by_text("More settings", exact=True).click()
-    page.locator("#hnl-train-model input").first.fill("models/sd15")  # no path of this machine on the image
+    page.locator("#hnl-train-model input").first.fill("models/sd15")  # keeps paths of this machine off the image
     page.locator("#hnl-train-stop").click()
     expect(status).to_contain_text("Stopped", timeout=300_000)
 
