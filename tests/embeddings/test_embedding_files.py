@@ -64,7 +64,7 @@ def test_the_webui_form(legacy: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_first_trainers_form_with_a_parameter_dict(legacy: bool, tmp_path: Path) -> None:
+def test_parameter_dict_of_the_first_trainer(legacy: bool, tmp_path: Path) -> None:
     parameters = torch.nn.ParameterDict({"*": torch.nn.Parameter(VECTORS)})
     content = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": parameters}
     found = load_embedding(write(tmp_path / "style.pt", content, legacy=legacy))
@@ -94,17 +94,17 @@ def test_safetensors_of_each_kind(tmp_path: Path) -> None:
     assert xl.made_for == "SDXL"
 
 
-def test_a_file_of_several_tokens_needs_one_to_be_picked(tmp_path: Path) -> None:
+def test_several_tokens_need_a_choice(tmp_path: Path) -> None:
     path = write(tmp_path / "learned_embeds.bin", {"<a>": VECTORS, "<b>": 2 * VECTORS})
-    with pytest.raises(UnsupportedArchitectureError, match=r"2 embeddings \('<a>', '<b>'\)"):
+    with pytest.raises(UnsupportedArchitectureError, match="'<a>', '<b>'"):
         load_embedding(path)
-    with pytest.raises(UnsupportedArchitectureError, match="none named '<c>'"):
+    with pytest.raises(UnsupportedArchitectureError, match="'<c>'"):
         load_embedding(path, token="<c>")
     assert equal(load_embedding(path, token="<b>"), 2 * VECTORS)
 
 
 @pytest.mark.parametrize("ending", [".pt", ".bin", ".safetensors"])
-def test_the_webuis_call_an_embedding_by_its_file(ending: str, tmp_path: Path) -> None:
+def test_files_name_embeddings(ending: str, tmp_path: Path) -> None:
     """A pair `X` and `X-neg`, copied and renamed, has two names, whatever stands in both."""
     for name in ("bad-artist-anime", "bad-artist-anime-neg", "with.dots"):
         path = tmp_path / f"{name}{ending}"
@@ -128,9 +128,7 @@ def test_the_webuis_call_an_embedding_by_its_file(ending: str, tmp_path: Path) -
         ({"emb_params": VECTORS, "emb_more": torch.ones(3, 8)}, "SD 1"),
     ],
 )
-def test_no_encoders_vectors_are_lost(
-    content: dict[str, torch.Tensor], made_for: str, ending: str, tmp_path: Path
-) -> None:
+def test_all_encoders_are_kept(content: dict[str, torch.Tensor], made_for: str, ending: str, tmp_path: Path) -> None:
     write(tmp_path / "a.pt", content)
     save_file(content, tmp_path / "a.safetensors")
     found = load_embedding(tmp_path / f"a{ending}")
@@ -151,7 +149,7 @@ def test_no_encoders_vectors_are_lost(
 
 
 @pytest.mark.parametrize("ending", [".pt", ".safetensors", ".png"])
-def test_what_the_webui_form_keeps(ending: str, tmp_path: Path) -> None:
+def test_webui_form_keeps_training_facts(ending: str, tmp_path: Path) -> None:
     given = Embedding(VECTORS, name="style", step=1200, sd_checkpoint="7460a6fa", sd_checkpoint_name="v1-4")
     save_embedding(given, tmp_path / f"other{ending}")
     found = load_embedding(tmp_path / f"other{ending}")
@@ -203,7 +201,7 @@ def test_the_webui_form_loads_with_weights_only(tmp_path: Path) -> None:
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     ending=st.sampled_from([".pt", ".bin", ".safetensors"]),
 )
-def test_vectors_come_back_bit_for_bit(
+def test_round_trips_are_bit_for_bit(
     count: int, width: int, dtype: torch.dtype, ending: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("round") / f"file{ending}"
@@ -212,7 +210,7 @@ def test_vectors_come_back_bit_for_bit(
     assert equal(load_embedding(path), vectors)
 
 
-def test_diffusers_loads_what_is_written(tmp_path: Path) -> None:
+def test_diffusers_loads_written_files(tmp_path: Path) -> None:
     pipe = load_model(pipeline_folder()).pipeline
     width = pipe.text_encoder.config.hidden_size
     vectors = torch.randn(2, width)
@@ -252,19 +250,19 @@ def test_the_word_that_diffusers_adds(name: str, form: Any, word: str | None, tm
     assert set(pipe.tokenizer.get_vocab()) - before == {word, f"{word}_1"}
 
 
-# -- what is refused
+# -- refused files
 
 
-def test_other_files_are_named(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     hypernetwork = write(tmp_path / "style.pt", simple_tree(8))
     lora = write(tmp_path / "lora.pt", {"lora_unet_x.lora_up.weight": torch.zeros(2, 2)})
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
     (tmp_path / "page.pt").write_text("<!doctype html><html></html>")
     for path, words in [
-        (hypernetwork, "a hypernetwork, not an embedding"),
-        (lora, "a LoRA, not an embedding"),
-        (tmp_path / "lora.safetensors", "a LoRA, not an embedding"),
-        (tmp_path / "page.pt", "a web page"),
+        (hypernetwork, "hypernetwork"),
+        (lora, "LoRA"),
+        (tmp_path / "lora.safetensors", "LoRA"),
+        (tmp_path / "page.pt", "web page"),
     ]:
         with pytest.raises(UnknownFormatError) as caught:
             load_embedding(path)
@@ -272,7 +270,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
         assert words in str(caught.value)
 
 
-def test_a_small_matrix_of_any_name_is_something_else(tmp_path: Path) -> None:
+def test_small_matrices_are_refused(tmp_path: Path) -> None:
     for content in (
         {"test_key": torch.zeros(10, 10)},
         {"weight": torch.zeros(768, 768)},
@@ -284,7 +282,7 @@ def test_a_small_matrix_of_any_name_is_something_else(tmp_path: Path) -> None:
         for path in (write(tmp_path / "file.pt", content), tmp_path / "file.safetensors"):
             if path.suffix == ".safetensors" and len(tensors) < len(content):
                 continue
-            with pytest.raises(UnknownFormatError, match="not an embedding"):
+            with pytest.raises(UnknownFormatError, match="file"):
                 load_embedding(path)
             with pytest.raises(UnknownFormatError) as caught:
                 hnloader.load(path)
@@ -293,8 +291,8 @@ def test_a_small_matrix_of_any_name_is_something_else(tmp_path: Path) -> None:
     assert load_embedding(write(tmp_path / "word.pt", {"sks": torch.zeros(2, 1024)})).token == "sks"
 
 
-def test_errors_speak_of_embeddings(tmp_path: Path) -> None:
-    """The folder's name may hold the other word."""
+def test_messages_name_embeddings(tmp_path: Path) -> None:
+    """The name of a folder may contain the word."""
     folder = tmp_path / "a hypernetwork"
     folder.mkdir()
 
@@ -340,7 +338,7 @@ def test_code_in_the_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     path = write(tmp_path / "style.pt", {**WEBUI, "name": Trap()})
-    with pytest.raises(UnsafeFileError, match="not safe"):
+    with pytest.raises(UnsafeFileError, match=r"style\.pt"):
         load_embedding(path)
     assert not (tmp_path / "ran").exists()
 
@@ -348,20 +346,20 @@ def test_code_in_the_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "words"),
     [
-        ({"string_to_param": {"*": torch.full((2, 768), torch.nan)}}, CorruptFileError, "NaN or infinite"),
+        ({"string_to_param": {"*": torch.full((2, 768), torch.nan)}}, CorruptFileError, "NaN"),
         ({"string_to_param": {"*": torch.zeros(2, 3, 4)}}, UnsupportedArchitectureError, r"shape \[2, 3, 4\]"),
         ({"string_to_param": {"*": torch.zeros(2, 768, dtype=torch.int64)}}, UnsupportedArchitectureError, "int64"),
         ({"string_to_param": {}}, UnsupportedArchitectureError, "0 embeddings"),
-        ({"string_to_param": VECTORS}, UnsupportedArchitectureError, "found a tensor as string_to_param"),
-        ({"string_to_param": [VECTORS]}, UnsupportedArchitectureError, "found a list as string_to_param"),
-        ({"string_to_param": None, "name": "x"}, UnsupportedArchitectureError, "found a NoneType as string_to_param"),
+        ({"string_to_param": VECTORS}, UnsupportedArchitectureError, "string_to_param.*tensor"),
+        ({"string_to_param": [VECTORS]}, UnsupportedArchitectureError, "string_to_param.*list"),
+        ({"string_to_param": None, "name": "x"}, UnsupportedArchitectureError, "string_to_param.*NoneType"),
         ({"string_to_param": {"*": 1}}, UnsupportedArchitectureError, "0 embeddings"),
-        ({"clip_l": {"a": VECTORS}, "clip_g": VECTORS_G}, UnsupportedArchitectureError, "found dict as clip_l"),
+        ({"clip_l": {"a": VECTORS}, "clip_g": VECTORS_G}, UnsupportedArchitectureError, "clip_l.*dict"),
         ({"clip_l": VECTORS, "t5xxl": torch.zeros(2, 3, 4)}, UnsupportedArchitectureError, "t5xxl"),
         ({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(1, 1280)}, UnsupportedArchitectureError, "2 vectors"),
     ],
 )
-def test_contradictions_are_named(
+def test_contradictions_are_refused(
     content: dict[str, object], error: type[HypernetworkError], words: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "style.pt", content)
@@ -370,17 +368,17 @@ def test_contradictions_are_named(
     assert str(caught.value).startswith(str(path))
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     save_embedding(Embedding(VECTORS), tmp_path / "whole.safetensors")
     whole = (tmp_path / "whole.safetensors").read_bytes()
     for name, data in [("cut.safetensors", whole[:-5]), ("cut.pt", write(tmp_path / "a.pt", WEBUI).read_bytes()[:900])]:
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(CorruptFileError, match="cut"):
+        with pytest.raises(CorruptFileError, match=name):
             load_embedding(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["style.ptt", "style", "style.jpg"])
-def test_an_unknown_ending_is_named(name: str, tmp_path: Path) -> None:
+def test_unknown_suffixes_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownFormatError, match=r"\.pt"):
         save_embedding(Embedding(VECTORS), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
@@ -401,7 +399,7 @@ def test_metadata_of_others_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="limits on the size of files are POSIX")
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", ".png"])
-def test_a_disk_without_room_is_told_and_the_old_file_stands(suffix: str, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_file(suffix: str, tmp_path: Path) -> None:
     import resource
 
     path = tmp_path / f"style{suffix}"
@@ -411,7 +409,7 @@ def test_a_disk_without_room_is_told_and_the_old_file_stands(suffix: str, tmp_pa
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(HypernetworkError, match="cannot write"):
+        with pytest.raises(HypernetworkError, match=f"style{suffix}"):
             save_embedding(Embedding(VECTORS, name="new"), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

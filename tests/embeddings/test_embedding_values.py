@@ -51,7 +51,7 @@ def embedding(metadata: dict[str, object]) -> Embedding:
 @pytest.mark.parametrize("ending", ENDINGS)
 @settings(max_examples=40, suppress_health_check=SLOW, deadline=None)
 @given(metadata=st.dictionaries(TEXT, VALUES, max_size=3))
-def test_metadata_are_read_back_or_refused(ending: str, metadata: dict[str, object], tmp_path: Path) -> None:
+def test_metadata_round_trip_or_are_refused(ending: str, metadata: dict[str, object], tmp_path: Path) -> None:
     target = tmp_path / f"a{ending}"
     target.write_bytes(b"old")
     try:
@@ -71,7 +71,7 @@ def test_metadata_are_read_back_or_refused(ending: str, metadata: dict[str, obje
     [datetime.date(2026, 1, 1), np.float64(1), 1j, Path("a"), [object()], {"a": {1, "b"}}],
     ids=["date", "numpy", "complex", "path", "object", "set"],
 )
-def test_what_cannot_be_kept(value: object, ending: str, tmp_path: Path) -> None:
+def test_unsupported_values_are_refused(value: object, ending: str, tmp_path: Path) -> None:
     try:
         save_embedding(embedding({"odd": value}), tmp_path / f"a{ending}")
     except UnsupportedArchitectureError:
@@ -99,13 +99,13 @@ def test_tensors_in_lists_and_beside_the_vectors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["name", "string_to_param", "emb_params", "hnloader.embedding", 5, None])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_keys_that_stand_for_something_else(key: object, ending: str, tmp_path: Path) -> None:
+def test_reserved_keys_are_refused(key: object, ending: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitectureError, match="key"):
         save_embedding(embedding({key: 1}), tmp_path / f"a{ending}")  # type: ignore[dict-item]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_texts_that_another_program_changed_win(tmp_path: Path) -> None:
+def test_texts_changed_by_other_programs_win(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_embedding(embedding({"notes": "mine"}), path)
     data = path.read_bytes()
@@ -118,20 +118,20 @@ def safetensors(path: Path, header: str, data: bytes) -> Path:
     return path
 
 
-def test_two_tensors_or_texts_of_one_name(tmp_path: Path) -> None:
+def test_duplicate_names_are_refused(tmp_path: Path) -> None:
     entry = '"emb_params": {"dtype": "F32", "shape": [1, 4], "data_offsets": [%d, %d]}'
     data = struct.pack("<8f", *range(8))
     twice = safetensors(tmp_path / "a.safetensors", f"{{{entry % (0, 16)}, {entry % (16, 32)}}}", data)
     meta = '"__metadata__": {"name": "a", "name": "b"}'
     texts = safetensors(tmp_path / "b.safetensors", f"{{{meta}, {entry % (0, 16)}}}", data[:16])
     for path, name in ((twice, "emb_params"), (texts, "name")):
-        with pytest.raises(CorruptFileError, match=f"'{name}' stands twice"):
+        with pytest.raises(CorruptFileError, match=f"'{name}'"):
             load_embedding(path)
 
 
-def test_keys_that_are_the_same_as_text(tmp_path: Path) -> None:
+def test_keys_equal_as_text_are_refused(tmp_path: Path) -> None:
     torch.save({"string_to_param": {1: torch.zeros(1, 4), "1": torch.ones(1, 4)}}, tmp_path / "a.pt")
-    with pytest.raises(HypernetworkError, match="the same as text"):
+    with pytest.raises(HypernetworkError, match=r"a\.pt"):
         load_embedding(tmp_path / "a.pt")
 
 
@@ -145,8 +145,8 @@ def test_a_replaced_embedding_keeps_its_permissions(tmp_path: Path) -> None:
     assert json.dumps(load_embedding(path).metadata) == '{"a": 1}'
 
 
-def test_an_embedding_that_exists_stays_where_nothing_is_to_be_replaced(tmp_path: Path) -> None:
+def test_existing_files_stay_without_overwrite(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"old")
-    with pytest.raises(HypernetworkError, match="exists"):
+    with pytest.raises(HypernetworkError, match=r"a\.pt"):
         save_embedding(embedding({}), tmp_path / "a.pt", overwrite=False)
     assert (tmp_path / "a.pt").read_bytes() == b"old"

@@ -30,7 +30,7 @@ ALLOWED = {
     "hnloader/cli/streams.py": {"open": "the null device", "os.open": "the null device"},
     "hnloader/ui/markup.py": {"files('hnloader.ui').joinpath('style.css').read_text": "of the package"},
     "hnloader/images.py": {"Image.open": "bytes"},
-    "hnloader/embeddings/in_images.py": {"read_text": "of `hnloader.images`"},
+    "hnloader/embeddings/embedding_images.py": {"read_text": "of `hnloader.images`"},
     "hnloader/infotext.py": {"read_text": "of `hnloader.images`"},
     "hnloader/cli/ui_command.py": {"webbrowser.open": "no file"},
     "hnloader/formats/torch_zip.py": {"archive.open": "a member"},

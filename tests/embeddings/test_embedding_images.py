@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hnloader import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
-from hnloader.embeddings import Embedding, in_images, load_embedding, save_embedding
+from hnloader.embeddings import Embedding, embedding_images, load_embedding, save_embedding
 
 VECTORS = torch.randn(2, 768, generator=torch.Generator().manual_seed(0))
 TREE = {
@@ -69,13 +69,13 @@ def test_the_text_chunk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("decoration", [0x10, 0xF0])
 @pytest.mark.parametrize("ending", [".png", ".webp"])
-def test_the_pixels_when_the_text_is_lost(decoration: int, ending: str, tmp_path: Path) -> None:
+def test_pixels_alone(decoration: int, ending: str, tmp_path: Path) -> None:
     image = striped(zlib.compress(json.dumps(TREE).encode()), photo(), decoration)
     image.save(tmp_path / f"style{ending}", lossless=True)
     assert torch.equal(load_embedding(tmp_path / f"style{ending}").vectors, VECTORS)
 
 
-def test_what_is_written_has_both(tmp_path: Path) -> None:
+def test_written_images_have_chunk_and_pixels(tmp_path: Path) -> None:
     save_embedding(Embedding(VECTORS, name="style", step=50), tmp_path / "style.png")
     with Image.open(tmp_path / "style.png") as image:
         assert json.loads(base64.b64decode(image.text["sd-ti-embedding"])) == TREE
@@ -91,7 +91,7 @@ def test_what_is_written_has_both(tmp_path: Path) -> None:
     assert unscrambled[:100] == [byte & 15 for byte in first[:100]]
 
 
-def test_ordinary_images_are_said_to_hold_none(tmp_path: Path) -> None:
+def test_ordinary_images_hold_none(tmp_path: Path) -> None:
     photo().save(tmp_path / "photo.png")
     framed = photo()
     framed.paste((0, 0, 0), (10, 0, 12, 120))
@@ -99,14 +99,14 @@ def test_ordinary_images_are_said_to_hold_none(tmp_path: Path) -> None:
     framed.save(tmp_path / "columns.png")
     Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
     for name in ("photo", "columns", "black"):
-        with pytest.raises(UnknownFormatError, match="without an embedding"):
+        with pytest.raises(UnknownFormatError, match=name):
             load_embedding(tmp_path / f"{name}.png")
 
 
 def test_hostile_images_are_refused(tmp_path: Path) -> None:
     bomb = zlib.compress(b'{"a": "' + b"x" * (80 << 20) + b'"}', 9)
     striped(bomb, photo()).save(tmp_path / "bomb.png")
-    with pytest.raises(CorruptFileError, match="unpacks to more"):
+    with pytest.raises(CorruptFileError, match="8,388,608"):
         load_embedding(tmp_path / "bomb.png")
     for name, text in [
         ("a", "%%%"),
@@ -151,20 +151,20 @@ def test_hostile_texts_end_in_errors_of_ours(text: str, place: str, tmp_path: Pa
         chunks.add_text("sd-ti-embedding", base64.b64encode(text.encode()).decode())
         photo().save(tmp_path / "a.png", pnginfo=chunks)
     else:
-        in_images._with_stripes(photo(), zlib.compress(text.encode())).save(tmp_path / "a.png")
+        embedding_images._with_stripes(photo(), zlib.compress(text.encode())).save(tmp_path / "a.png")
     with pytest.raises(HypernetworkError):
         load_embedding(tmp_path / "a.png")
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match=r"Save it as \.safetensors"):
+def test_too_large_embeddings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=r"\.safetensors"):
         save_embedding(Embedding(torch.randn(1000, 768)), tmp_path / "large.png")
     assert list(tmp_path.iterdir()) == []
     save_embedding(Embedding(torch.randn(200, 768)), tmp_path / "large.png")
     assert load_embedding(tmp_path / "large.png").count == 200
 
 
-def test_one_for_sdxl_has_no_image(tmp_path: Path) -> None:
+def test_sdxl_embeddings_have_no_image(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=r"\.safetensors"):
         save_embedding(Embedding(VECTORS, torch.zeros(2, 1280)), tmp_path / "xl.png")
     assert list(tmp_path.iterdir()) == []

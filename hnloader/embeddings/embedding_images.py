@@ -1,9 +1,9 @@
 """Embeddings in images, as webuis share them: in a PNG text chunk, and in the low bits of stripes at both sides.
 
-The data are the keys of the webui's `.pt` as JSON, a tensor being {"TORCHTENSOR": nested lists}. The text chunk
-`sd-ti-embedding` has them in base64. In the pixels they are compressed by zlib; the lower halves of the bytes
-are the low four bits of a stripe at the left, the upper halves those of one at the right, each xored with a fixed
-random sequence and each set off from the image by a black column. The high four bits are free for decoration.
+The data are the keys of the webui's `.pt` as JSON, with tensors as {"TORCHTENSOR": nested lists}. The text chunk
+`sd-ti-embedding` holds them in base64. In the pixels they are compressed by zlib: the low halves of the bytes are the
+low four bits of a stripe at the left, the high halves those of a stripe at the right. Each stripe is xored with a fixed
+random sequence, and a black column separates it from the image. The high four bits are decoration.
 """
 
 from __future__ import annotations
@@ -32,36 +32,38 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
+__all__ = ["card", "is_image", "keeps", "read", "write"]
+
 CHUNK = "sd-ti-embedding"
-# 300 vectors of 1,024 values; a prompt has 75 tokens. Python takes some 20 bytes for each that it reads as JSON.
+# 300 vectors of 1,024 values; a prompt has 75 tokens. Python takes some 20 bytes per byte of JSON.
 MAX_TEXT = 8 << 20
 MAX_IMAGE_SIZE = 64 << 20
 MAX_PIXELS = 8_000_000
-# Lists and mappings in the text: one list for each vector, and a few more.
+# Lists and mappings in the text: one per vector, and a few more.
 _MOST_PARTS = 8_192
 _CARD_SIZE = (512, 512)
 
 
 def is_image(head: bytes) -> bool:
-    """True for the first bytes of a PNG or WebP image."""
+    """Return True for the first bytes of a PNG or WebP image."""
     return is_png(head) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
 
 
 def is_png(head: bytes) -> bool:
-    """True for the first bytes of a PNG image."""
+    """Return True for the first bytes of a PNG image."""
     return head.startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def read(source: Source) -> dict[object, object]:
-    """The keys that the image holds, tensors as float32.
+    """Return the keys that the image holds, with tensors as float32.
 
     Raises:
-        UnknownFormatError: there is no embedding in it.
-        CorruptFileError: it is damaged, or too large to be an embedding.
-        HypernetworkError: Pillow or numpy is not installed.
+        UnknownFormatError: The image holds no embedding.
+        CorruptFileError: The image is damaged, or too large for an embedding.
+        HypernetworkError: Pillow or numpy is missing.
     """
     if source.size > MAX_IMAGE_SIZE:
-        raise CorruptFileError(f"an image of {source.size:,} bytes; at most {MAX_IMAGE_SIZE:,} are read")
+        raise CorruptFileError(f"Found an image of {source.size:,} bytes. At most {MAX_IMAGE_SIZE:,} are read.")
     data = source.read(0, source.size)
     chunk = read_text(data, CHUNK, longest=2 * MAX_TEXT, label=source.label) if is_png(data) else None
     text = _from_chunk(chunk) if chunk is not None else _from_pixels(_pixels_of(data, source.label))
@@ -73,21 +75,20 @@ def read(source: Source) -> dict[object, object]:
             raise ValueError(f"more than {_MOST_PARTS:,} lists")
         tree = json.loads(text, object_pairs_hook=_tensor, parse_int=_number)
     except (ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
-        raise CorruptFileError(f"the embedding in the image is damaged ({error})") from error
+        raise CorruptFileError(f"The embedding in the image is damaged ({error}). Get the .pt file.") from error
     if not isinstance(tree, dict) or "string_to_param" not in tree:
-        raise UnknownFormatError(f"{source.label} is an image whose embedded data are no embedding")
+        raise UnknownFormatError(f"{source.label} is an image with other data than an embedding")
     return tree
 
 
 def write(tree: dict[str, object], path: Path, image: Image) -> None:
-    """Write `image` as PNG with the keys of `tree` in its text chunk and in stripes at its sides."""
+    """Write `image` as PNG with the keys of `tree` in a text chunk and in stripes at its sides."""
     from PIL.PngImagePlugin import PngInfo
 
     text = json.dumps(tree, default=_listed).encode()
     if len(text) > MAX_TEXT:
         raise UnsupportedArchitectureError(
-            f"as text in an image the embedding has {len(text):,} bytes, and {MAX_TEXT:,} are read. "
-            "Save it as .safetensors."
+            f"Found {len(text):,} bytes for an image. At most {MAX_TEXT:,} can be read: save it as .safetensors."
         )
     chunks = PngInfo()
     chunks.add_text(CHUNK, base64.b64encode(text).decode("ascii"))
@@ -95,7 +96,7 @@ def write(tree: dict[str, object], path: Path, image: Image) -> None:
 
 
 def card(embedding: Embedding) -> Image:
-    """A plain image with the embedding's name, vectors and steps, for `write`."""
+    """Return a plain image with the name, vectors and steps of an embedding, for `write`."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.new("RGB", _CARD_SIZE, (38, 50, 66))
@@ -116,14 +117,14 @@ def _from_chunk(chunk: str) -> bytes:
     try:
         text = base64.b64decode(chunk, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise CorruptFileError(f"the embedding in the image is damaged ({error})") from error
+        raise CorruptFileError(f"The embedding in the image is damaged ({error}). Get the .pt file.") from error
     if len(text) > MAX_TEXT:
-        raise CorruptFileError(f"the embedding in the image has {len(text):,} bytes. At most {MAX_TEXT:,} are read.")
+        raise CorruptFileError(f"The embedding in the image has {len(text):,} bytes. At most {MAX_TEXT:,} are read.")
     return text
 
 
 def keeps(key: str, value: object) -> bool:
-    """Return whether an image's JSON keeps a key and a value with their types; tensors are none of them."""
+    """Return True if the JSON of an image keeps a key and a value with their types."""
     try:
         found = json.loads(json.dumps({key: value}), object_pairs_hook=_tensor, parse_int=_number)
     except (TypeError, ValueError, RecursionError):
@@ -134,19 +135,19 @@ def keeps(key: str, value: object) -> bool:
 def _tensor(pairs: list[tuple[str, Any]]) -> object:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name appears twice")
     if "TORCHTENSOR" not in found:
         return found
     vectors = found["TORCHTENSOR"]
     rows = vectors if isinstance(vectors, list) and vectors and isinstance(vectors[0], list) else [vectors]
     for row in rows:  # torch takes booleans, and lists in lists to any depth
         if not isinstance(row, list) or not {*map(type, row)} <= {int, float}:
-            raise ValueError("found something else than lists of numbers")
+            raise ValueError("expected lists of numbers")
     return torch.tensor(vectors, dtype=torch.float32)
 
 
 def _number(digits: str) -> float:
-    """A whole number of a usual size: older Pythons take minutes for one of a million digits."""
+    """Return a whole number; a float beyond 20 digits, because older Pythons take minutes for a million digits."""
     return int(digits) if len(digits) < 20 else float(digits)
 
 
@@ -164,7 +165,8 @@ def _pixels_of(data: bytes, label: str) -> Pixels:
         import numpy as np
     except ModuleNotFoundError as error:
         raise HypernetworkError(
-            f"embeddings in images need {error.name}: pip install 'hnloader[train]', or use the .pt file"
+            f"Reading an embedding from an image requires {error.name}. Run: pip install 'hnloader[train]', or use the "
+            ".pt file."
         ) from error
 
     image = read_image(data, {"PNG": MAX_PIXELS, "WEBP": MAX_PIXELS}, label=label).image
@@ -172,7 +174,7 @@ def _pixels_of(data: bytes, label: str) -> Pixels:
 
 
 def _from_pixels(pixels: Pixels) -> bytes | None:
-    """The text in the stripes at both sides; None when there are none."""
+    """Return the text in the stripes at both sides, or None."""
     import numpy as np
 
     low: Pixels = np.bitwise_and(_cropped(pixels), np.uint8(0x0F))
@@ -187,14 +189,14 @@ def _from_pixels(pixels: Pixels) -> bytes | None:
     try:
         text = unpacker.decompress(data, MAX_TEXT)
     except zlib.error:
-        return None  # an ordinary image that happens to have black columns
+        return None  # an ordinary image with black columns
     if unpacker.unconsumed_tail:
-        raise CorruptFileError(f"the embedding in the image unpacks to more than {MAX_TEXT:,} bytes")
+        raise CorruptFileError(f"The embedding in the image unpacks to more than {MAX_TEXT:,} bytes. Get the .pt file.")
     return text if unpacker.eof else None
 
 
 def _cropped(pixels: Pixels) -> Pixels:
-    """Without the rows and columns at the edges where every pixel has a channel of zero."""
+    """Crop edge rows and columns in which every pixel has a channel of zero."""
     import numpy as np
 
     lit: NDArray[np.bool_] = np.min(pixels, axis=2) > 0
@@ -209,11 +211,11 @@ def _with_stripes(image: Image, data: bytes) -> Image:
     from PIL import Image
 
     height = image.height
-    # Whole columns of three channels; the end is filled up with the beginning, which zlib does not read.
+    # Whole columns of three channels, filled up with the beginning, which zlib ignores.
     count = -(-len(data) // (3 * height)) * 3 * height
     values = np.resize(np.frombuffer(data, np.uint8), count).reshape(height, -1, 3)
     left, right = _scrambled(values % 16), _scrambled(values // 16)
-    # The high bits mark what belongs to the stripes: readers cut off columns and rows that are black.
+    # The high bits keep readers from cropping black columns and rows of the stripes.
     stripes = [Image.fromarray(stripe | 0x40) for stripe in (left, right)]
     width = stripes[0].width
     result = Image.new("RGB", (2 * width + 2 + image.width, height))
@@ -224,7 +226,7 @@ def _with_stripes(image: Image, data: bytes) -> Image:
 
 
 def _scrambled(block: Pixels) -> Pixels:
-    """`block` xored with the low four bits of the sequence; doing it twice gives the block back."""
+    """Xor `block` with the low four bits of the sequence; twice returns the block."""
     import numpy as np
 
     sequence = _congruential(block.size)
@@ -235,9 +237,9 @@ def _scrambled(block: Pixels) -> Pixels:
 
 
 def _congruential(count: int) -> NDArray[np.uint32]:
-    """The first `count` values of s -> (1664525 s + 1013904223) mod 2^32 from s = 0, which is not among them.
+    """Return the first `count` values of s -> (1664525 s + 1013904223) mod 2^32 after s = 0.
 
-    k steps at once are another such step, so the known part of the sequence is doubled until it is long enough.
+    k steps are one step with other constants, so the known part of the sequence doubles each time.
     """
     import numpy as np
 
