@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ import torch
 from hnloader.conversion.bulk import convert_many
 from hnloader.conversion.planning import plan
 from hnloader.conversion.to_format import ToFormat
+from lab.benchmarks._measure import timed
 from lab.benchmarks._set import make_files, megabytes, multiplied
 
 _PIECE = 1 << 20
@@ -61,7 +61,7 @@ def measure(files: list[Path], number: int, folder: Path, at_once: int, jobs: in
         order = list(compared) if first // at_once % 2 == 0 else list(reversed(compared))
         for name in order:
             os.sync()
-            total[name] = total.get(name, 0.0) + seconds(compared[name])
+            total[name] = total.get(name, 0.0) + timed(compared[name]).wall
             shutil.rmtree(out)
         shutil.rmtree(old)
         shutil.rmtree(new)
@@ -86,13 +86,6 @@ def ways(old: Path, new: Path, out: Path, jobs: int) -> dict[str, Callable[[], o
         "to safetensors, verified": lambda: bulk(old, out, ".safetensors", jobs=jobs, verify=True),
         "to pt, verified": lambda: bulk(new, out, ".pt", jobs=jobs, verify=True),
     }
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return the wall time of a call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def processor_seconds(call: Callable[[], object]) -> float:

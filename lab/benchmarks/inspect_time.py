@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 
 import hnloader
+from lab.benchmarks._measure import timed
 from lab.benchmarks._set import make_files, megabytes, multiplied
 
 ROUNDS = 3
@@ -26,14 +26,7 @@ ROUNDS = 3
 def best(call: Callable[[], object], rounds: int) -> float:
     """Return the seconds of the fastest round after a warm-up."""
     call()
-    return min(seconds(call) for _ in range(rounds))
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return the wall time of a call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    return min(timed(call).wall for _ in range(rounds))
 
 
 def peak_memory(call: Callable[[], object]) -> int:
@@ -62,9 +55,9 @@ def compare_set(files: list[Path]) -> str:
     inspect: list[list[float]] = [[] for _ in files]
     for _ in range(ROUNDS):
         for path, times in zip(files, load, strict=True):
-            times.append(seconds(partial(torch.load, path, weights_only=True)))
+            times.append(timed(partial(torch.load, path, weights_only=True)).wall)
         for path, times in zip(files, inspect, strict=True):
-            times.append(seconds(partial(hnloader.inspect, path)))
+            times.append(timed(partial(hnloader.inspect, path)).wall)
     loaded, inspected = (sum(map(min, times)) for times in (load, inspect))
     whole = [sum(sum(times) for times in each) / ROUNDS for each in (load, inspect)]
     return (
