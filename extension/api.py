@@ -33,7 +33,7 @@ PREFIX = "/hnloader/v1"
 MAX_LISTED = 1000
 MAX_NAME = 300
 MAX_CONVERTED = 4 << 30  # bytes
-# Requests that run at once, in threads of their own, and requests that may wait for one of these.
+# Requests that run at once, in separate threads, and requests that may wait.
 MAX_RUNNING, MAX_WAITING = 4, 200
 
 

@@ -24,7 +24,7 @@ def _start() -> None:
     try:
         if sys.version_info[:2] < _OLDEST:
             wanted = ".".join(map(str, _OLDEST))
-            raise RuntimeError(f"Python {sys.version.split()[0]} is too old; hnloader requires {wanted} or newer")
+            raise RuntimeError(f"Python {sys.version.split()[0]} is older than {wanted}")
         _report_other_library()
         # The webui looks for script classes among the names of this module.
         globals().update(_load().start().exports)

@@ -155,7 +155,7 @@ class Panel(Protocol):
     infotext_key: ClassVar[str]
 
     def build(self, tab: Literal["txt2img", "img2img"]) -> Any:
-        """Build the gradio components and return the one that holds the value."""
+        """Build the gradio components and return the component with the value."""
 
     def apply(self, job: Any, value: Any) -> None:
         """Apply a value, of the component or from the API, to a job."""

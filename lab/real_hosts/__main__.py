@@ -1,8 +1,8 @@
-"""Start a real webui with and without the extension, check what it promises, and print a table.
+"""Start a real webui with and without the extension, run the checks, and print a table.
 
-Needs a checkout of AUTOMATIC1111 or Forge that runs, the Python that it runs with, and any checkpoint of Stable
-Diffusion 1; also one of random weights will do. Nothing in the checkout is changed: models, extensions and settings are
-in a temporary folder. Exit status 1 where a check failed.
+This requires a working checkout of AUTOMATIC1111 or Forge, its Python, and any checkpoint of Stable Diffusion 1, which
+can have random weights. Models, extensions and settings are in a temporary folder; the checkout stays unchanged. The
+exit status is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import checks, files, page, variants
 from .server import Server, make_data
 
 MANY, BROKEN = 2000, 50
-# Seconds of the processor that a start may take more with MANY files.
+# Additional CPU seconds that a start may take with MANY files.
 LATER = 3.0
 
 
@@ -35,13 +35,17 @@ def main() -> int:
     parser.add_argument("checkout", type=Path, help="the webui's folder")
     parser.add_argument("--python", type=Path, help="its Python; default: venv/bin/python in its folder")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of Stable Diffusion 1")
-    parser.add_argument("--sdxl", type=Path, help="a checkpoint of Stable Diffusion XL, to be checked too")
+    parser.add_argument("--sdxl", type=Path, help="also check this checkpoint of Stable Diffusion XL")
     parser.add_argument(
-        "--also", type=Path, action="append", default=[], help="a .pt file to be applied too, of layers and relu alone"
+        "--also",
+        type=Path,
+        action="append",
+        default=[],
+        help="also apply this .pt file, which has only layers and relu",
     )
-    parser.add_argument("--only", default="", help="the checks whose names contain this, or one of these: a,b,c")
-    parser.add_argument("--keep", type=Path, help="work in this new folder, and keep it")
-    parser.add_argument("arguments", nargs="*", help="more arguments for the webui, after --")
+    parser.add_argument("--only", default="", help="run checks whose names contain one of these: a,b,c")
+    parser.add_argument("--keep", type=Path, help="use this new folder, and keep it")
+    parser.add_argument("arguments", nargs="*", help="additional arguments for the webui, after --")
     given = parser.parse_args()
     checkout = given.checkout.resolve()
     python = (given.python or checkout / "venv" / "bin" / "python").absolute()
@@ -65,7 +69,7 @@ def run(
     only: str,
     arguments: list[str],
 ) -> Iterable[bool]:
-    """Each check's outcome."""
+    """Yield the outcome of each check."""
 
     def wanted(name: str) -> bool:
         return any(part in name for part in only.split(","))
@@ -79,14 +83,14 @@ def run(
         name = host.name
         print(f"{name} in {checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
         seen.plain = host.image(checks.PROMPT)
-        assert seen.plain == host.image(checks.PROMPT), "this host does not make the same image twice"
-        if name == "AUTOMATIC1111" and wanted("like the host's own"):
+        assert seen.plain == host.image(checks.PROMPT), "this host generates two different images from the same seed"
+        if name == "AUTOMATIC1111" and wanted("like the built-in"):
             for file in ("ink", *(each.stem for each in also)):
                 seen.built_in[file] = host.image(f"{checks.PROMPT}<hypernet:{file}:0.7>")
             host.image(checks.PROMPT)
         seen.state = host.state()
         if any(map(wanted, page.PAGE)):
-            yield outcome("page as it is", lambda: page.look_at(host, seen))
+            yield outcome("page unchanged", lambda: page.look_at(host, seen))
     if wanted("install.py"):
         yield outcome("install.py", lambda: installs(python, checkout, data))
     running = {**checks.RUNNING, **variants.for_files(also, checkpoints), **checks.AT_THE_END, **variants.LAST}
@@ -108,7 +112,7 @@ def run(
 
 
 def in_browser(host: Server, seen: checks.Seen, wanted: Callable[[str], bool]) -> Iterable[bool]:
-    """The outcomes of what is done on the page, one after the other in one browser."""
+    """Yield the outcomes of the checks of the page, all in one browser."""
     with ExitStack() as stack:
         users: list[page.User] = []
 
@@ -123,7 +127,7 @@ def in_browser(host: Server, seen: checks.Seen, wanted: Callable[[str], bool]) -
 
 
 def fill(models: Path, also: list[Path]) -> None:
-    """The hypernetworks and the LoRA that the checks name, and the user's own."""
+    """Write the hypernetworks and the LoRA that the checks name, and copy the user's own."""
     folder = models / "hypernetworks"
     ink = files.save_hypernetwork(folder / "ink.pt", seed=1)
     files.save_hypernetwork(folder / "wash.pt", seed=2)
@@ -137,7 +141,7 @@ def fill(models: Path, also: list[Path]) -> None:
 
 
 def installs(python: Path, checkout: Path, data: Path) -> str:
-    """As the host runs it at every launch; everything is there already."""
+    """Run it as the host does at every launch, with nothing missing."""
     begun = time.monotonic()
     done = subprocess.run(
         [str(python), str(data / "extensions" / "hnloader" / "install.py")],
@@ -151,16 +155,16 @@ def installs(python: Path, checkout: Path, data: Path) -> str:
 
 
 def started_with(checkout: Path, python: Path, data: Path, arguments: list[str], seen: checks.Seen) -> str:
-    """The tag in a start with other arguments."""
+    """Check the tag after a start with other arguments."""
     with Server(checkout, python, data, arguments) as host:
         return variants.other_start(host, seen)
 
 
 def many(checkout: Path, python: Path, data: Path, arguments: list[str]) -> str:
-    """A large collection does not slow a start, and all of it is listed. Of two starts the quicker one counts."""
+    """Check that a large collection is listed and does not slow the start. The quicker of two starts counts."""
 
     def start() -> tuple[float, float, int]:
-        """Seconds of the processor, which other programs do not change much, and of the clock; and what is listed."""
+        """Return CPU seconds, which depend little on other programs, seconds by the clock, and the listed files."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with Server(checkout, python, data, arguments) as host:
             listed = len(host.get("/sdapi/v1/hypernetworks"))
@@ -170,22 +174,22 @@ def many(checkout: Path, python: Path, data: Path, arguments: list[str]) -> str:
     few, few_clock, _ = min(start(), start())
     files.save_many(data / "models" / "hypernetworks" / "many", MANY, BROKEN)
     more, more_clock, listed = min(start(), start())
-    said = (
-        f"start and list with {MANY} more files: {more:.1f} s of the processor, {few:.1f} s without; "
+    found = (
+        f"start and list with {MANY} more files: {more:.1f} CPU s, {few:.1f} without; "
         f"start by the clock {more_clock:.1f} s, {few_clock:.1f} s without"
     )
     assert listed >= MANY, f"{listed} listed"
-    assert more < few + LATER, said
-    return said
+    assert more < few + LATER, found
+    return found
 
 
 def api_alone(checkout: Path, python: Path, data: Path, arguments: list[str], seen: checks.Seen) -> str:
-    """With --nowebui there is no page."""
+    """Check the API of a start without the page (--nowebui)."""
     with Server(checkout, python, data, ["--nowebui", *arguments]) as host:
         rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
         tagged = host.image(f"{checks.PROMPT}<hypernet:ink:0.7>")
         checks.expect_other(tagged, seen.plain)
-        assert host.image(checks.PROMPT, alwayson_scripts=rows) == tagged, "rows make another image"
+        assert host.image(checks.PROMPT, alwayson_scripts=rows) == tagged, "rows and tag give different images"
         return checks.expect_clean(host, seen)
 
 

@@ -1,4 +1,4 @@
-"""What the extension promises, asked of a real host. Each check raises AssertionError, or returns what was seen."""
+"""Checks of a real host. Each one raises AssertionError, or returns what it measured."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ OTHER = 1.0
 
 @dataclass
 class Seen:
-    """What checks share of the host without the extension: images, its model's state, errors in the browser.
+    """The host without the extension: images, the state of its model, and errors in the browser.
 
-    `built_in`: images of its own hypernetworks, by the file's name.
+    `built_in` has the images with its own hypernetworks, by file name.
     """
 
     folder: Path
@@ -42,14 +42,14 @@ Check = Callable[[Server, Seen], str]
 
 
 def file(seen: Seen, name: str) -> str:
-    """The path of a hypernetwork."""
+    """Return the path of a hypernetwork."""
     return str(seen.folder / "models" / "hypernetworks" / name)
 
 
 def formula(
     host: Server, seen: Seen, *files: tuple[str, float], first: int = 0, prompt: str = PROMPT, **fields: Any
 ) -> Image:
-    """The image that the probe makes of `.pt` files by the formula alone."""
+    """Return the image that the probe generates with `.pt` files by the formula alone."""
     chain = [{"path": file(seen, name), "strength": strength, "first": first} for name, strength in files]
     host.post("/probe/wrap", chain)
     try:
@@ -76,11 +76,11 @@ def expect_state(state: dict[str, Any], seen: Seen) -> None:
 
 
 def expect_clean(host: Server, seen: Seen) -> str:
-    """No hook is left, no weight changed, and the plain image has the same bits as without the extension."""
+    """Check hooks, weights and the plain image, which must have the same bits as without the extension."""
     before = host.state()
-    if before["loaded"]:  # it is not before the first image
+    if before["loaded"]:  # not before the first image
         expect_state(before, seen)
-    assert host.image(PROMPT) == seen.plain, "the plain image is another one"
+    assert host.image(PROMPT) == seen.plain, "the plain image changed"
     expect_state(host.state(), seen)
     return "no hook, weights and plain image bit for bit"
 
@@ -97,14 +97,14 @@ def tag(host: Server, seen: Seen) -> str:
 
 
 def like_the_built_in(host: Server, seen: Seen) -> str:
-    """AUTOMATIC1111 alone: its own hypernetworks make the same image."""
+    """Compare with the hypernetworks of AUTOMATIC1111 itself."""
     if not seen.built_in:
-        return "this host applies none of its own"
-    said = []
+        return "this host applies no hypernetworks itself"
+    found = []
     for name, wanted in seen.built_in.items():
-        assert wanted != seen.plain, f"{name} does nothing"
-        said.append(f"{name} {expect_same(host.image(f'{PROMPT}<hypernet:{name}:0.7>'), wanted)}")
-    return ", ".join(said)
+        assert wanted != seen.plain, f"{name} has no effect"
+        found.append(f"{name} {expect_same(host.image(f'{PROMPT}<hypernet:{name}:0.7>'), wanted)}")
+    return ", ".join(found)
 
 
 def chain(host: Server, seen: Seen) -> str:
@@ -126,7 +126,7 @@ def unknown_name(host: Server, seen: Seen) -> str:
     assert found == seen.plain, "an unknown name changes the image"
     assert "Hypernet not applied: inc" in found.infotext, found.infotext
     line = [line for line in host.console().splitlines() if "'inc' was not applied" in line]
-    assert line, "nothing on the console"
+    assert line, "no message on the console"
     return line[-1][:150]
 
 
@@ -134,7 +134,7 @@ def broken_file(host: Server, seen: Seen) -> str:
     found = host.image(f"{PROMPT}<hypernet:torn>")
     assert found == seen.plain, "a broken file changes the image"
     line = [line for line in host.console().splitlines() if "'torn' was not applied" in line]
-    assert line, "nothing on the console"
+    assert line, "no message on the console"
     return line[-1][:150]
 
 
@@ -164,7 +164,7 @@ def panel(host: Server, seen: Seen) -> str:
     }
     for how, rows in given.items():
         found = host.image(PROMPT, alwayson_scripts={"Hypernetworks": {"args": [rows]}})
-        assert found == wanted, f"rows as {how} make another image than the tag"
+        assert found == wanted, f"rows as {how} and tag give different images"
         assert "Hypernet rows" in found.infotext, found.infotext
     both = host.image(f"{PROMPT}<hypernet:wash:0.5>", alwayson_scripts={"Hypernetworks": {"args": [given["tags"]]}})
     swapped = host.image(f"{PROMPT}<hypernet:ink:0.7:start=0.3><hypernet:wash:0.5>")
@@ -193,30 +193,30 @@ def routes(host: Server, seen: Seen) -> str:
 
 def quick_setting(host: Server, seen: Seen) -> str:
     wanted = host.image(f"{PROMPT}<hypernet:ink:1.0>")
-    # The hosts restore after a job only the settings that were once set.
+    # After a job, the hosts restore only settings that were set before.
     host.post("/sdapi/v1/options", {"sd_hypernetwork": "None", "extra_networks_default_multiplier": 1.0})
     found = host.image(PROMPT, override_settings={"sd_hypernetwork": "ink"})
-    assert found == wanted, "'Add hypernetwork to prompt' makes another image than the tag"
+    assert found == wanted, "'Add hypernetwork to prompt' and tag give different images"
     return "equals the tag"
 
 
 def batch(host: Server, seen: Seen) -> str:
-    """Two batches of two: each image has its own seed and all have the hypernetwork."""
+    """Run two batches of two; each image has its own seed."""
     prompt = f"{PROMPT}<hypernet:ink:0.7>"
     found = [
         each
         for each in host.images(prompt, batch_size=2, n_iter=2)
-        if each.pixels.shape == seen.plain.pixels.shape  # the grid comes along
+        if each.pixels.shape == seen.plain.pixels.shape  # not the grid
     ]
     assert len(found) == 4, f"{len(found)} images"
     for number, image in enumerate(found):
-        said = expect_same(image, host.image(prompt, seed=5 + number))
+        same = expect_same(image, host.image(prompt, seed=5 + number))
         assert f"Seed: {5 + number}," in image.infotext and "Hypernet hashes: " in image.infotext, image.infotext
-    return "four images, the last " + said
+    return "four images, the last " + same
 
 
 def start_from(image: HostImage) -> dict[str, Any]:
-    """The fields of an img2img job."""
+    """Return the fields of an img2img job."""
     return {"verb": "img2img", "init_images": [encoded(image.pixels)], "denoising_strength": 0.8, "steps": 4}
 
 
@@ -228,17 +228,17 @@ def encoded(pixels: numpy.ndarray) -> str:
 
 def image_to_image(host: Server, seen: Seen) -> str:
     fields = start_from(seen.plain)
-    # The hosts encode the image with noise that goes on from the job before: let that be one of these settings.
+    # The hosts encode the image with random noise left over from the previous job, so that job has these settings, too.
     without = host.image(PROMPT, **fields)
     tagged = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
     expect_other(tagged, without)
     rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
-    assert host.image(PROMPT, alwayson_scripts=rows, **fields) == tagged, "rows make another image than the tag"
+    assert host.image(PROMPT, alwayson_scripts=rows, **fields) == tagged, "rows and tag give different images"
     return "rows equal the tag; " + expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
 
 
 def inpaint(host: Server, seen: Seen) -> str:
-    """The right half is painted anew, also where the masked part alone is rendered in its own size."""
+    """Inpaint the right half, in the whole image and only masked."""
     mask = numpy.zeros_like(seen.plain.pixels)
     mask[:, 32:] = 255
     fields = start_from(seen.plain) | {"mask": encoded(mask), "mask_blur": 0, "inpainting_fill": 1}
@@ -246,10 +246,10 @@ def inpaint(host: Server, seen: Seen) -> str:
         fields |= {"inpaint_full_res": only_masked, "inpaint_full_res_padding": 0}
         without = host.image(PROMPT, **fields)
         tagged = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
-        assert numpy.array_equal(tagged.pixels[:, :32], seen.plain.pixels[:, :32]), "what is not masked has changed"
+        assert numpy.array_equal(tagged.pixels[:, :32], seen.plain.pixels[:, :32]), "the unmasked half changed"
         expect_other(tagged, without)
-        said = expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
-    return f"whole image and only masked; {said}"
+        same = expect_same(tagged, formula(host, seen, ("ink.pt", 0.7), **fields))
+    return f"whole image and only masked; {same}"
 
 
 def hires(host: Server, seen: Seen) -> str:
@@ -275,7 +275,7 @@ def other_checkpoint(host: Server, seen: Seen) -> str:
     assert "second" in other.infotext, other.infotext
     back = host.image(f"{PROMPT}<hypernet:ink:0.7>")
     assert "first" in back.infotext, back.infotext
-    assert other == back == wanted, "another image on a checkpoint of the same weights"
+    assert other == back == wanted, "a checkpoint with the same weights gives another image"
     return "there and back: same bits on the same weights"
 
 
@@ -299,7 +299,7 @@ def plot(host: Server, seen: Seen) -> str:
     found = host.images(f"{PROMPT}<hypernet:ink:0.1>", script_name="x/y/z plot", script_args=arguments)
     lone = [each for each in found if each.pixels.shape == seen.plain.pixels.shape]
     assert len(lone) == 2, f"{len(lone)} images"
-    assert lone[0] == seen.plain, "at strength 0 the plot has another image"
+    assert lone[0] == seen.plain, "the plot's image with strength 0 differs from the plain one"
     return expect_same(lone[1], host.image(f"{PROMPT}<hypernet:ink:0.7>"))
 
 
@@ -314,7 +314,7 @@ def interrupt(host: Server, seen: Seen) -> str:
             break
         time.sleep(0.1)
     hooks = host.state()["hooks"]
-    assert hooks > seen.state["hooks"], "no hook in the middle of the job"
+    assert hooks > seen.state["hooks"], "no hook during the job"
     host.post("/sdapi/v1/interrupt")
     job.join()
     assert made, "no image after an interruption"
@@ -326,10 +326,10 @@ def exception(host: Server, seen: Seen) -> str:
     try:
         host.image(f"{PROMPT}<hypernet:ink:0.7>")
     except urllib.error.HTTPError as error:
-        said = f"answer {error.code}; "
+        status = f"status {error.code}; "
     else:
-        raise AssertionError("the probe's exception came to nothing")
-    return said + expect_clean(host, seen)
+        raise AssertionError("The job succeeded in spite of the probe's exception.")
+    return status + expect_clean(host, seen)
 
 
 def reload(host: Server, seen: Seen) -> str:
@@ -338,18 +338,18 @@ def reload(host: Server, seen: Seen) -> str:
     begun = len(host.console())
     host.post("/probe/reload")
     host.wait(begun)
-    assert host.image(f"{PROMPT}<hypernet:ink:0.7>") == wanted, "another image after 'Reload UI'"
+    assert host.image(f"{PROMPT}<hypernet:ink:0.7>") == wanted, "'Reload UI' changed the image"
     after = host.state()
-    for state in (before, after):  # AUTOMATIC1111 1.8 loses axes of its own
+    for state in (before, after):  # AUTOMATIC1111 1.8 loses some axes
         state["axes"] = [label for label in state["axes"]["labels"] if label.startswith("Hypernetwork")]
     assert before["axes"]
     for key in ("callbacks", "axes", "owner"):
         assert after[key] == before[key], f"{key}: {after[key]}, before {before[key]}"
-    return f"{after['callbacks']} callbacks as before; " + expect_clean(host, seen)
+    return f"{after['callbacks']} callbacks, unchanged; " + expect_clean(host, seen)
 
 
 def quiet(host: Server, seen: Seen) -> str:
-    """Errors that the probe raises pass through us, as every request does; none is raised by us."""
+    """Check that no error comes from the extension. Errors of the probe pass through it, as every request does."""
     lines = host.console().splitlines()
     unwanted = [line for line in lines if "[hnloader]" in line and "was not applied" not in line]
     frame = ""
@@ -359,13 +359,13 @@ def quiet(host: Server, seen: Seen) -> str:
         elif re.match(r"\s*[\w.]*(Error|Exception)\b", line) and "extensions/hnloader" in frame:
             unwanted.append(line)
     assert not unwanted, unwanted[0]
-    return "no line of ours but those about files"
+    return "the extension printed only lines about files"
 
 
 RUNNING: dict[str, Check] = {
     "without a tag": plain,
     "tag": tag,
-    "like the host's own": like_the_built_in,
+    "like the built-in": like_the_built_in,
     "chain of two": chain,
     "safetensors": safetensors,
     "strength 0": strength_0,

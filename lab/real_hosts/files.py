@@ -1,4 +1,4 @@
-"""The files that the hosts are given, written without hnloader: what is applied is known from elsewhere."""
+"""Files for the hosts, written without hnloader, so that the checks do not depend on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LORA_SITES = {
 def save_hypernetwork(
     path: Path, seed: int, widths: tuple[int, ...] = WIDTHS, layers: int = 2, activation: str = "relu"
 ) -> Path:
-    """A `.pt` file as AUTOMATIC1111 writes it; with two layers and relu it changes an image a lot."""
+    """Write a `.pt` file as AUTOMATIC1111 does. Two layers with relu change an image a lot."""
     random = torch.Generator().manual_seed(seed)
 
     def side(width: int) -> dict[str, torch.Tensor]:
@@ -39,7 +39,7 @@ def save_hypernetwork(
     tree |= {"sd_checkpoint": None, "sd_checkpoint_name": None}
     content = io.BytesIO()
     torch.save(tree, content)
-    # AUTOMATIC1111's check of pickles refuses the members that newer versions of torch add.
+    # AUTOMATIC1111 refuses the members that newer versions of torch add.
     with zipfile.ZipFile(content) as written, zipfile.ZipFile(path, "w") as kept:
         for name in written.namelist():
             if re.fullmatch(r"[^/]+/(data\.pkl|data/\d+|version)", name):
@@ -48,7 +48,7 @@ def save_hypernetwork(
 
 
 def save_lora(path: Path) -> Path:
-    """A LoRA of two projections that hypernetworks feed."""
+    """Write a LoRA of two projections that hypernetworks change."""
     random = torch.Generator().manual_seed(7)
     tensors = {}
     for name, (inside, outside) in _LORA_SITES.items():
@@ -60,7 +60,7 @@ def save_lora(path: Path) -> Path:
 
 
 def save_many(folder: Path, count: int, broken: int) -> None:
-    """A large collection: links to one file, and `broken` ones of four kinds."""
+    """Write a large collection: links to one file, and `broken` files of four kinds."""
     folder.mkdir()
     whole = save_hypernetwork(folder / "many 0000.pt", seed=9, widths=(320,))
     content = whole.read_bytes()

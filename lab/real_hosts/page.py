@@ -1,4 +1,4 @@
-"""The page of a real host in a browser, used as a user does: the panel, the tab, the quick setting, pasting, a plot."""
+"""Checks of a real host's page in a browser: panel, tab, cards, quick setting and pasting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.browsers import FLAGS, find_chromium
 from .checks import PROMPT, Seen
 from .server import Server
 
-# Milliseconds: an image takes seconds, the first one after a change of the checkpoint more.
+# Milliseconds. An image takes seconds; the first one with another checkpoint takes longer.
 PATIENCE = 240_000
 # 80 steps at 512 x 512 on a CPU.
 LORA_PATIENCE = 3_600_000
@@ -24,12 +24,12 @@ PASTED = "<hypernet:wash:-0.5:block=mid+up@0.5,start=0.1,end=0.9>"
 
 
 class User:
-    """Somebody at the page. Every image has a seed of its own, so that what is shown is known to be of that job."""
+    """A user at the page. Each image has another seed, which tells the jobs apart."""
 
     def __init__(self, page: Page, host: Server, seen: Seen) -> None:
         self.page, self.host, self.seen = page, host, seen
         self.seed = 100
-        self.errors: dict[str, str] = {}  # by their messages, where they come from
+        self.errors: dict[str, str] = {}  # message to source
         page.on("pageerror", lambda error: self.errors.setdefault(error.message, error.stack or ""))
         page.on("console", self._listen)
 
@@ -42,7 +42,7 @@ class User:
         self.page.locator("#txt2img_generate").wait_for()
 
     def files(self) -> list[str]:
-        """The names of the files in the folder of hypernetworks."""
+        """Return the names of the hypernetwork files."""
         folder = self.seen.folder / "models" / "hypernetworks"
         return sorted(each.name for each in folder.iterdir() if each.suffix in (".pt", ".safetensors"))
 
@@ -52,13 +52,13 @@ class User:
         ).first.click()
 
     def fill(self, place: str, value: str) -> None:
-        """A field by its id, or a selector that starts within it."""
+        """Fill the field that a selector finds."""
         field = self.page.locator(place).first
         field.fill(value)
         field.press("Tab")
 
     def settle(self) -> None:
-        """Small images in few steps, as the other checks make them."""
+        """Set small images and few steps, as in the other checks."""
         for name, value in (("steps", "2"), ("width", "64"), ("height", "64"), ("cfg_scale", "4")):
             self.fill(f"#txt2img_{name} input[type=number]", value)
 
@@ -66,7 +66,7 @@ class User:
         self.fill("#txt2img_prompt textarea", text)
 
     def generate(self) -> str:
-        """The infotext below the image."""
+        """Generate an image and return the infotext below it."""
         self.seed += 1
         self.fill("#txt2img_seed input", str(self.seed))
         self.page.locator("#txt2img_generate").click()
@@ -89,12 +89,12 @@ class User:
             field.press("Tab")
 
     def chosen(self, place: str) -> list[str]:
-        """What a dropdown holds, of one choice or of several."""
+        """Return the selection of a dropdown."""
         field = self.page.locator(f"{place} input").first
         return [*self.page.locator(f"{place} .token").all_inner_texts(), field.input_value()]
 
     def choose(self, place: str, name: str) -> None:
-        """Click a choice of a dropdown. Its list comes and goes with what else happens on the page."""
+        """Select an entry of a dropdown, whose list closes when something else on the page changes."""
         before = self.chosen(place)
         options = self.page.locator(f"{place} li, {place} [role=option], body > [role=listbox] li")
         option = options.filter(has_text=re.compile(f"^[✓ ]*{re.escape(name)} *$")).first
@@ -107,13 +107,13 @@ class User:
                 break
             self.page.locator("body").click(position={"x": 1, "y": 1})
         else:
-            raise AssertionError(f"{name} cannot be chosen; there is {before}")
+            raise AssertionError(f"{name} cannot be selected; the selection is {before}")
         self.page.keyboard.press("Escape")
 
 
 @contextmanager
 def browser(host: Server, seen: Seen) -> Iterator[User]:
-    """A browser with the host's page."""
+    """Open the host's page in a browser."""
     with sync_playwright() as playwright:
         program = find_chromium(playwright.chromium.executable_path)
         chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
@@ -129,7 +129,7 @@ def browser(host: Server, seen: Seen) -> Iterator[User]:
 
 
 def look_at(host: Server, seen: Seen) -> str:
-    """The host without the extension: keep what the browser reports when its page is used and loaded again."""
+    """Record the errors that the browser reports without the extension."""
     with browser(host, seen) as user:
         user.settle()
         user.prompt(PROMPT)
@@ -137,36 +137,36 @@ def look_at(host: Server, seen: Seen) -> str:
         user.open()
         user.page.wait_for_timeout(3000)
         user.turn_to("Settings")
-        user.page.keyboard.press("Escape")  # it looks for the button 'Interrupt', which only the tabs of images have
+        user.page.keyboard.press("Escape")  # its handler looks for 'Interrupt', which only the tabs of images have
         user.page.wait_for_timeout(1000)
         seen.browser = set(user.errors)
-    said = [" ".join(error.split())[:80] for error in sorted(seen.browser)]
-    return f"{len(said)} errors in the browser's console: " + " | ".join(said)
+    found = [" ".join(error.split())[:80] for error in sorted(seen.browser)]
+    return f"{len(found)} errors in the browser's console: " + " | ".join(found)
 
 
 def panel(user: User) -> str:
-    """A row acts and outlives a reload of the page; then it is removed."""
+    """Add a row, load the page again, and remove the row."""
     user.settle()
     user.prompt(PROMPT)
     user.rows()
     user.page.locator("#hnl_txt2img_add").click()
     user.set_row(0, name="ink", strength="0.7", start="0.2")
-    said = user.generate()
-    assert "Hypernet rows: <hypernet:ink:0.7:start=0.2>" in said.replace('"', ""), said
-    assert "Hypernet hashes" in said, said
+    text = user.generate()
+    assert "Hypernet rows: <hypernet:ink:0.7:start=0.2>" in text.replace('"', ""), text
+    assert "Hypernet hashes" in text, text
     user.open()
     expect(user.rows()).to_have_count(1)
     expect(user.rows().nth(0).locator("[name=name]")).to_have_value("ink")
     user.settle()
     user.prompt(PROMPT)
-    assert "Hypernet rows" in user.generate(), "the row that was kept does not act"
+    assert "Hypernet rows" in user.generate(), "the remembered row has no effect"
     user.page.locator("#hnl_txt2img_clear").click()
     expect(user.rows()).to_have_count(0)
-    return "a row acts, is kept when the page is loaded again, and is removed"
+    return "a row acts, also after loading the page again, and is removed"
 
 
 def paste(user: User) -> str:
-    """'Read generation parameters' with the text of an image that had a row and a tag, then of one that had none."""
+    """Paste the parameters of an image with a row and a tag, then of one without."""
     settings = "Steps: 2, Sampler: Euler, CFG scale: 4, Seed: 7, Size: 64x64"
     user.prompt(
         f'{PROMPT}<hypernet:ink:0.4>\n{settings}, Hypernet rows: "{PASTED}", Hypernet hashes: "ink: 0, wash: 0"'
@@ -183,12 +183,12 @@ def paste(user: User) -> str:
         "end": "0.9",
     }.items():
         expect(row.locator(f"[name={name}]").first).to_have_value(value)
-    said = user.generate()
-    assert f"Hypernet rows: {PASTED}" in said.replace('"', ""), said
+    text = user.generate()
+    assert f"Hypernet rows: {PASTED}" in text.replace('"', ""), text
     user.prompt(f"{PROMPT}\n{settings}")
     user.page.locator("#tab_txt2img #paste, #txt2img_tools #paste").first.click()
     expect(user.rows()).to_have_count(0)
-    return "rows and tags come back, and an image without rows leaves none"
+    return "rows and tags return; an image without rows removes them"
 
 
 def quick_setting(user: User) -> str:
@@ -196,15 +196,15 @@ def quick_setting(user: User) -> str:
     user.settle()
     user.prompt(PROMPT)
     user.choose(f"#{QUICK}", "ink")
-    said = user.generate()
-    assert "Hypernet hashes: ink" in said.replace('"', ""), said
+    text = user.generate()
+    assert "Hypernet hashes: ink" in text.replace('"', ""), text
     user.choose(f"#{QUICK}", "None")
     assert "Hypernet" not in user.generate()
-    return "at the top of the page: 'ink' acts, 'None' does not"
+    return "'ink' acts, 'None' does not"
 
 
 def cards(user: User) -> str:
-    """In the extra networks: a card's details and description, and the tag that a click adds and takes away."""
+    """Use a card's details and description, and add and remove its tag."""
     page = user.page
     user.turn_to("txt2img")
     user.prompt(PROMPT)
@@ -217,7 +217,7 @@ def cards(user: User) -> str:
     ink.locator(".metadata-button").click()
     popup = page.locator(".global-popup")
     expect(popup).to_contain_text("1280")
-    popup.locator(".global-popup-close").click(position={"x": 9, "y": 9})  # it lies behind the whole popup
+    popup.locator(".global-popup-close").click(position={"x": 9, "y": 9})  # the popup covers its center
     ink.hover()
     ink.locator(".edit-button").click()
     editor = page.locator("#txt2img_hypernetworks_edit_user_metadata")
@@ -234,7 +234,7 @@ def cards(user: User) -> str:
 
 
 def library(user: User) -> str:
-    """The list, the search, what is wrong with a file, and 'Send to txt2img'."""
+    """List, search, show a problem, and press 'Send to txt2img'."""
     page = user.page
     user.turn_to("Hypernetworks")
     cards = page.locator(".hnl-card")
@@ -253,15 +253,15 @@ def library(user: User) -> str:
     user.turn_to("Hypernetworks")
     page.locator("#hnl-use").click()
     expect(page.locator("#txt2img_prompt textarea")).to_have_value(f"{PROMPT} <hypernet:wash:1>")
-    said = user.generate()
-    assert "Hypernet hashes: wash" in said.replace('"', ""), said
+    text = user.generate()
+    assert "Hypernet hashes: wash" in text.replace('"', ""), text
     user.turn_to("Hypernetworks")
     page.locator("#hnl-search textarea, #hnl-search input").first.fill("")
-    return "cards, search, what is wrong with a file, its tag sent to txt2img"
+    return "cards, search, problem of a file, tag sent to txt2img"
 
 
 def convert(user: User) -> str:
-    """To safetensors; and to LoRA, cancelled while the model samples."""
+    """Convert to safetensors; convert to LoRA and cancel while the model samples."""
     page, models = user.page, user.seen.folder / "models"
     user.turn_to("Hypernetworks")
     user.turn_to("Convert", "#hnl-tabs")
@@ -279,26 +279,26 @@ def convert(user: User) -> str:
     page.locator("#hnl-convert-cancel").click()
     expect(status).to_contain_text("Cancelled", timeout=PATIENCE)
     assert not list(models.glob("Lora/*-lora.safetensors"))
-    return "to safetensors; a LoRA is cancelled, and nothing of it is left"
+    return "to safetensors; a canceled LoRA leaves nothing"
 
 
 def to_lora(user: User) -> str:
-    """A file that is one matrix, which takes 80 steps at 512 x 512."""
+    """Convert a file with one layer, which takes 80 steps at 512 x 512."""
     page, models = user.page, user.seen.folder / "models"
     user.turn_to("Hypernetworks")
     user.turn_to("Convert", "#hnl-tabs")
     page.locator("#hnl-convert-to").get_by_text("LoRA").click()
     if "wash.pt" in " ".join(user.chosen("#hnl-convert-files")):
-        user.choose("#hnl-convert-files", "wash.pt")  # no longer
+        user.choose("#hnl-convert-files", "wash.pt")  # remove it
     user.choose("#hnl-convert-files", "flat.pt")
     chosen = user.chosen("#hnl-convert-files")
     assert " ".join(chosen).split() == ["flat.pt"], chosen
     page.locator("#hnl-convert").click()
     table = page.locator("#hnl-convert-table").first
     expect(table).to_contain_text("flat", timeout=LORA_PATIENCE)
-    said = " ".join(table.inner_text().split())
-    assert (models / "Lora" / "flat-lora.safetensors").is_file(), said
-    return said
+    text = " ".join(table.inner_text().split())
+    assert (models / "Lora" / "flat-lora.safetensors").is_file(), text
+    return text
 
 
 def compare(user: User) -> str:
@@ -322,14 +322,14 @@ def compare(user: User) -> str:
 
 
 def errors(user: User) -> str:
-    """Of the whole session: none that the host's page does not report by itself."""
+    """Compare the browser's errors with those without the extension."""
     new = [f"{error} ({place[:500]})" for error, place in user.errors.items() if error not in user.seen.browser]
     assert not new, new[0]
-    return f"none in the browser's console but {len(user.seen.browser)} that are the host's own"
+    return f"only the {len(user.seen.browser)} errors that the host has without the extension"
 
 
 def tried(user: User, check: Callable[[User], str]) -> str:
-    """What a check says; where it fails, `page.png` in the host's folder shows the page."""
+    """Run a check; if it fails, save `page.png` in the host's folder."""
     try:
         return check(user)
     except BaseException:

@@ -1,13 +1,13 @@
-"""Run inside a real webui as an extension of its own: looks at the model, and does what no public route can do.
+"""An extension for real webuis that inspects the model and does what no public route can do.
 
 `server.py` copies it into `extensions/probe/scripts/`. Routes:
 
-- `GET /probe/state`: hooks on the UNet, a checksum of its attention's weights, who owns `<hypernet:...>`, and so on.
+- `GET /probe/state`: hooks on the UNet, a checksum of its attention weights, the owner of `<hypernet:...>`, and more.
 - `POST /probe/wrap`: apply `.pt` files by the formula `to_k(h_k(context))`, `to_v(h_v(context))`, without hnloader.
-- `POST /probe/fail`: the next job's UNet raises in its second call.
-- `POST /probe/reload`: what the button 'Reload UI' does.
-- `GET /probe/optimizations`: the titles of the attention optimisations that AUTOMATIC1111 offers here.
-- `POST /probe/cast`: AUTOMATIC1111 casts weights for each call, as with --no-half on a GPU; posted again, it does not.
+- `POST /probe/fail`: the UNet raises in the second call of the next job.
+- `POST /probe/reload`: press 'Reload UI'.
+- `GET /probe/optimizations`: the titles of AUTOMATIC1111's attention optimizations.
+- `POST /probe/cast`: toggle casting of weights at each call, which AUTOMATIC1111 does with --no-half on a GPU.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def state():
 
 
 def plot_axes():
-    """The labels that the plot of txt2img offers, by their positions, and how many arguments it takes."""
+    """Return the labels of the plot's axes in txt2img, in order, and its arguments."""
     for data in scripts.scripts_data:
         if data.path.endswith("xyz_grid.py"):
             module = data.module
@@ -83,8 +83,8 @@ def residual(side, context):
     return hidden
 
 
-def wrap(files: list = Body(...)):  # noqa: B008 - the FastAPI of the webuis knows no other way
-    """`files`: objects with `path`, `strength` and perhaps `first`, the step from which on it acts; [] unwraps."""
+def wrap(files: list = Body(...)):  # noqa: B008 - the webuis' FastAPI requires it
+    """`files` are objects with `path`, `strength` and optionally `first`, the first step; [] unwraps."""
     for projection in _wrapped:
         del projection.forward
     _wrapped.clear()
@@ -102,7 +102,7 @@ def wrapped(projection, side, chain):
         for tree, strength, first in chain:
             if _step[0] >= first and context.shape[-1] in tree:
                 context = context + strength * residual(tree[context.shape[-1]][side], context)
-        return type(projection).forward(projection, context)  # as it is now: AUTOMATIC1111 changes it for casts
+        return type(projection).forward(projection, context)  # AUTOMATIC1111 replaces it for casts
 
     return forward
 
@@ -115,7 +115,7 @@ def fail():
         calls.append(1)
         if len(calls) == 2:
             handle.remove()
-            raise RuntimeError("raised by the probe")
+            raise RuntimeError("Raised by the probe.")
 
     handle = unet().register_forward_pre_hook(raise_at_second)
     return {}

@@ -1,4 +1,4 @@
-"""A checkout of a webui, started headless on the CPU with folders of its own, and asked through its API."""
+"""Start a checkout of a webui on the CPU with separate folders, and call its API."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 class HostError(Exception):
-    """The host ended, or does not answer."""
+    """The host exited or does not answer."""
 
 
 @dataclass(frozen=True)
 class HostImage:
-    """`pixels` is (height, width, 3), 0 to 255. `infotext` is what the host writes into the file."""
+    """An image and its generation parameters. `pixels` has the shape [height, width, 3] and values from 0 to 255."""
 
     pixels: numpy.ndarray
     infotext: str
@@ -47,13 +47,13 @@ class HostImage:
         return isinstance(other, HostImage) and numpy.array_equal(self.pixels, other.pixels)
 
     def far(self, other: HostImage) -> tuple[int, float]:
-        """Largest and mean difference of two images' values."""
+        """Return the largest and the mean difference of two images."""
         difference = numpy.abs(self.pixels.astype(int) - other.pixels)
         return int(difference.max()), float(difference.mean())
 
 
 class Server:
-    """One start of a host: `with Server(...) as host`. `data` is the host's folder of models and extensions."""
+    """One start of a host: `with Server(...) as host`. `data` is its folder with models and extensions."""
 
     def __init__(self, checkout: Path, python: Path, data: Path, arguments: Sequence[str] = ()) -> None:
         self.checkout, self.python, self.data, self.arguments = checkout, python, data, list(arguments)
@@ -67,7 +67,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [str(self.python), "launch.py", *_COMMON.split(), *_CPU[self.name].split()]
-        # Forge serves its own scripts and styles from its folder of data alone.
+        # Forge serves scripts and styles only from its data folder.
         command += ["--data-dir", str(self.data), "--gradio-allowed-path", str(self.checkout)]
         command += ["--port", str(self.port), *self.arguments]
         offline = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_RESTARTING": "1"}
@@ -96,14 +96,14 @@ class Server:
             self._process.wait()
 
     def wait(self, after: int = 0) -> None:
-        """Until it has started, by what its console says from the character `after` on, and API and probe answer.
+        """Wait until the console reports the start, counted from the character `after`, and API and probe answer.
 
-        AUTOMATIC1111 does not start where it is asked something between serving its page and adding its API.
+        A request before that, between page and API, keeps AUTOMATIC1111 from starting.
         """
         for _ in range(PATIENCE):
             assert self._process is not None
             if self._process.poll() is not None:
-                raise HostError(f"it ended; its last lines are:\n{self.tail()}")
+                raise HostError(f"The host exited. Its last lines are:\n{self.tail()}")
             if "Startup time: " not in self.console()[after:]:
                 time.sleep(1)
                 continue
@@ -114,23 +114,23 @@ class Server:
                 time.sleep(1)
             else:
                 return
-        raise HostError(f"no answer in {PATIENCE} s; its last lines are:\n{self.tail()}")
+        raise HostError(f"The host did not answer within {PATIENCE} s. Its last lines are:\n{self.tail()}")
 
     def tail(self, lines: int = 25) -> str:
-        """The end of what the host wrote on its console."""
+        """Return the last lines of the host's console."""
         return "\n".join(self.console().splitlines()[-lines:])
 
     def console(self) -> str:
-        """All that the host wrote on its console."""
+        """Return the host's console."""
         return self.log.read_text("utf-8", "replace")
 
     def get(self, path: str) -> Any:
-        """The answer's JSON. Raises OSError."""
+        """Return the JSON response. Raises OSError."""
         with _open(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def post(self, path: str, body: Any = None) -> Any:
-        """The answer's JSON. Raises OSError; urllib.error.HTTPError for an answer such as 500."""
+        """Return the JSON response. Raises OSError, and urllib.error.HTTPError for a status such as 500."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", json.dumps(body or {} if body != [] else []).encode()
         )
@@ -139,12 +139,12 @@ class Server:
             return json.load(answer)
 
     def state(self) -> dict[str, Any]:
-        """What the probe sees."""
+        """Return the state that the probe reports."""
         found: dict[str, Any] = self.get("/probe/state")
         return found
 
     def images(self, prompt: str, verb: str = "txt2img", **fields: Any) -> list[HostImage]:
-        """The images of a job of 3 steps at 64 x 64."""
+        """Generate images of 64 x 64 in 3 steps."""
         body = {
             "prompt": prompt,
             "negative_prompt": "gray",
@@ -164,14 +164,14 @@ class Server:
         return [HostImage(numpy.asarray(image), text) for image, text in zip(images, texts, strict=False)]
 
     def image(self, prompt: str, **fields: Any) -> Image:
-        """The first image."""
+        """Generate images and return the first one."""
         return self.images(prompt, **fields)[0]
 
 
 def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool) -> Path:
-    """A host's folder: the checkpoints by name, the probe, and this repository as an extension if wanted.
+    """Make a data folder with the checkpoints by name, the probe, and optionally this repository as an extension.
 
-    A `.yaml` file beside a checkpoint comes along: AUTOMATIC1111 takes the model's configuration from it.
+    A `.yaml` file beside a checkpoint is included; AUTOMATIC1111 reads the model's configuration from it.
     """
     for name in ("Stable-diffusion", "hypernetworks", "Lora", "VAE"):
         (folder / "models" / name).mkdir(parents=True)
@@ -179,7 +179,7 @@ def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool)
         for file in (checkpoint, checkpoint.with_suffix(".yaml")):
             if file.exists():
                 (folder / "models" / "Stable-diffusion" / f"{name}{file.suffix}").symlink_to(file.resolve())
-    # What lies at the top of the page. Forge calls the list by another name, and always shows the checkpoint there.
+    # Settings at the top of the page. Forge uses another name, and always shows the checkpoint.
     quick = {
         "quicksettings_list": ["sd_model_checkpoint", "sd_hypernetwork"],
         "quick_setting_list": ["sd_hypernetwork"],
@@ -194,7 +194,7 @@ def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool)
 
 
 def copy_repository(target: Path) -> None:
-    """What a clone of this repository has and the extension uses."""
+    """Copy the parts of this repository that the extension uses."""
     target.mkdir()
     for name in ("scripts", "extension", "hnloader", "javascript", "install.py", "style.css"):
         source = ROOT / name

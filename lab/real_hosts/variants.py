@@ -1,4 +1,4 @@
-"""The same promises where the host computes in another way: attention optimisations, 8-bit weights, other models."""
+"""Checks with other ways to compute: attention optimizations, 8-bit weights, other models."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LOW_BITS = "forge_unet_storage_dtype"
 
 
 def holds(host: Server, seen: Seen, file: str = "ink") -> str:
-    """Tag and formula make the same image, in one step, and after it the plain one has the same bits as before."""
+    """Compare tag and formula in one step, then the plain image with an earlier one."""
     fields = {"steps": 1}
     plain = host.image(PROMPT, **fields)
     before = host.state()
     tagged = host.image(f"{PROMPT}<hypernet:{file}:0.7>", **fields)
     expect_other(tagged, plain)
     assert f"Hypernet hashes: {file}: " in tagged.infotext.replace('"', ""), tagged.infotext
-    assert host.image(PROMPT, **fields) == plain, "the plain image is another one afterwards"
+    assert host.image(PROMPT, **fields) == plain, "the job changed the plain image"
     after = host.state()
     for key in ("hooks", "weights", "built_in"):
         assert after[key] == before[key], f"{key}: {after[key]}, before {before[key]}"
@@ -28,18 +28,18 @@ def holds(host: Server, seen: Seen, file: str = "ink") -> str:
 
 
 def other_start(host: Server, seen: Seen) -> str:
-    """With other arguments of the command line; the weights are those of the usual start."""
-    said = holds(host, seen)
+    """Check a start with other arguments, which must have the same weights."""
+    found = holds(host, seen)
     state = host.state()
-    assert state["weights"] == seen.state["weights"], "other weights than those of the usual start"
+    assert state["weights"] == seen.state["weights"], "the weights differ from the usual start"
     more = state["hooks"] - seen.state["hooks"]
-    return said + (f"; {more} hooks are the host's own" if more else "")
+    return found + (f"; the host itself has {more} hooks" if more else "")
 
 
 def optimizations(host: Server, seen: Seen) -> str:
-    """Every attention optimisation that AUTOMATIC1111 offers on this computer."""
+    """Check every attention optimization that AUTOMATIC1111 offers on this computer."""
     if host.name != "AUTOMATIC1111":
-        return "this host takes them by the command line, see below"
+        return "this host sets them on the command line, see below"
     titles = host.get("/probe/optimizations")
     assert len(titles) > 3, titles
     for title in titles:
@@ -52,10 +52,10 @@ def optimizations(host: Server, seen: Seen) -> str:
 
 
 def eight_bits(host: Server, seen: Seen) -> str:
-    """Weights kept as float8, which the host casts for each call; with a LoRA as well."""
+    """Check weights in float8, which the host casts at each call, also with a LoRA."""
     if host.name == "AUTOMATIC1111":
         if "fp8_storage" not in host.get("/sdapi/v1/options"):
-            return "this version has no such setting"
+            return "this version lacks the setting"
         settings: list[dict[str, Any]] = [{"fp8_storage": "Enable"}]
         usual: list[dict[str, Any]] = [{"fp8_storage": "Disable"}]
     else:
@@ -64,19 +64,19 @@ def eight_bits(host: Server, seen: Seen) -> str:
     try:
         for each in settings:
             host.post("/sdapi/v1/options", each)
-        said = in_eight_bits(host, seen)
+        found = in_eight_bits(host, seen)
     finally:
         for each in usual:
             host.post("/sdapi/v1/options", each)
-    # AUTOMATIC1111 alone, without any extension, is off by 1 of 255 after 8 bits and back.
+    # AUTOMATIC1111 itself is off by 1 of 255 after 8-bit weights and back.
     back = expect_same(host.image(PROMPT), seen.plain)
     expect_state(host.state(), seen)
-    return f"{said}; with a LoRA too; then no hook, the same weights, the plain image {back}"
+    return f"{found}; with a LoRA too; afterwards no hook, the same weights, the plain image {back}"
 
 
 def in_eight_bits(host: Server, seen: Seen) -> str:
-    """What holds while the weights are float8."""
-    said = holds(host, seen)
+    """Check tag and formula while the weights are float8."""
+    found = holds(host, seen)
     assert host.state()["dtypes"] == ["torch.float8_e4m3fn"], host.state()["dtypes"]
     with_lora = f"{PROMPT}<lora:thread:1>"
     expect_same(
@@ -84,39 +84,39 @@ def in_eight_bits(host: Server, seen: Seen) -> str:
         formula(host, seen, ("ink.pt", 0.7), prompt=with_lora, steps=1),
     )
     if host.name != "AUTOMATIC1111":
-        return said
+        return found
     host.post("/probe/cast")
     try:
-        return f"by autocast {said}, by its own cast {holds(host, seen)}"
+        return f"by autocast {found}, by its own cast {holds(host, seen)}"
     finally:
         host.post("/probe/cast")
 
 
 def other_checkpoint_file(name: str, file: str, dtypes: list[str] | None = None) -> Check:
-    """A check of a model of another kind, which is there if the user named a checkpoint of it."""
+    """Return a check of the user's checkpoint of another family."""
 
     def check(host: Server, seen: Seen) -> str:
         host.post("/sdapi/v1/options", {"sd_model_checkpoint": name})
         try:
-            said = holds(host, seen, file)
+            found = holds(host, seen, file)
             found = host.state()["dtypes"]
             assert dtypes is None or found == dtypes, found
         finally:
             host.post("/sdapi/v1/options", {"sd_model_checkpoint": "first"})
-        return f"{said}; back on the other model, {expect_clean(host, seen)}"
+        return f"{found}; back on the first model: {expect_clean(host, seen)}"
 
     return check
 
 
 def own_file(name: str) -> Check:
-    """A check of a file that the user named: tag and formula make the same image."""
+    """Return a check of the user's file."""
     return lambda host, seen: holds(host, seen, name)
 
 
 def for_files(also: Iterable[Path], checkpoints: Mapping[str, object]) -> dict[str, Check]:
-    """The checks of this module that one start of the host allows.
+    """Return the checks that one start of the host allows.
 
-    `also` are hypernetworks of the user's, `checkpoints` go by the names that the host has for them.
+    `also` are hypernetworks of the user; `checkpoints` are by their names in the host.
     """
     found: dict[str, Check] = {file.name: own_file(file.stem) for file in also}
     found["attention variants"] = optimizations
@@ -125,10 +125,10 @@ def for_files(also: Iterable[Path], checkpoints: Mapping[str, object]) -> dict[s
     return found
 
 
-# After what compares bits.
+# After the checks that compare bits.
 LAST: dict[str, Check] = {"8-bit weights": eight_bits}
 
-# Arguments of more starts, by the name of the host.
+# Arguments of additional starts, by host.
 STARTS: dict[str, dict[str, list[str]]] = {
     "AUTOMATIC1111": {"--medvram": ["--medvram"], "--lowvram": ["--lowvram"]},
     "Forge": {"split attention": ["--attention-split"], "torch's attention": ["--attention-pytorch"]},

@@ -22,7 +22,7 @@ V1 = "/hnloader/v1"
 
 @pytest.fixture
 def running(webui: Webui) -> Webui:
-    """A host with the extension, two sound files and a broken one, started."""
+    """A webui with the extension, two files and a broken one, started."""
     webui.install()
     (webui.hypernetworks / "sketches").mkdir(parents=True)
     save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
@@ -86,7 +86,7 @@ NO_NAMES = (
 
 @pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
 def test_names_reach_only_the_library(name: str, running: Webui) -> None:
-    """Dots, drives, shares, devices, and letters that look like them: whatever is no name of a file is not found."""
+    """Dots, drives, shares, devices, and letters that look like them find nothing."""
     (running.folder / "ink.pt").write_bytes(b"not for clients")
     before = sorted(running.folder.rglob("*"))
     client = running.client()
@@ -95,14 +95,14 @@ def test_names_reach_only_the_library(name: str, running: Webui) -> None:
     if name.isprintable():
         answers.append(client.get(f"{V1}/inspect", params={"name": name}))
     for answer in answers:
-        assert answer.status_code in (404, 422), answer.text  # 422: a text that cannot be one
+        assert answer.status_code in (404, 422), answer.text  # 422: text that cannot be a name
         assert str(running.folder) not in answer.text
-        assert name != "inc" or "ink" in answer.json()["detail"]  # did you mean
+        assert name != "inc" or "ink" in answer.json()["detail"]  # the nearest name
     assert sorted(running.folder.rglob("*")) == before
 
 
 def test_links_of_the_user_are_followed(running: Webui) -> None:
-    """A link in the library is the user's own; what is converted lies beside the link, and its target is untouched."""
+    """A conversion is written beside a link, and the link's target stays untouched."""
     elsewhere = running.folder / "elsewhere"
     elsewhere.mkdir()
     save_hypernetwork(elsewhere / "far.pt", ALL_WIDTHS, seed=3)

@@ -19,7 +19,7 @@ TAG = "<hypernet:ink:0.7>"
 
 @pytest.fixture
 def running(webui: Webui) -> Webui:
-    """A running with the extension and one file, started."""
+    """A webui with the extension and one file, started."""
     webui.install()
     save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
     webui.start()
@@ -27,7 +27,7 @@ def running(webui: Webui) -> Webui:
 
 
 def by_formula(webui: Webui) -> None:
-    """From here on the present model computes the hypernetwork by itself."""
+    """Replace the model's projections by ones that compute the formula."""
     wrap(webui.unet, [(webui.hypernetworks / "ink.pt", 0.7)])
 
 
@@ -36,7 +36,7 @@ def images(webui: Webui, prompt: str | list[str], **fields: Any) -> Tensor:
 
 
 def close(found: Tensor, expected: Tensor, plain: Tensor, tolerance: float = 1e-4) -> bool:
-    """The same but for float noise, measured by what the hypernetwork changes."""
+    """Tell if two images are equal within a fraction of the hypernetwork's effect."""
     changed = (expected - plain).abs().max()
     return bool(changed > 0.01) and bool((found - expected).abs().max() < tolerance * changed)
 

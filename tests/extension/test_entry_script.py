@@ -19,7 +19,7 @@ from tests.support.tiny_model import save_hypernetwork
 
 @pytest.fixture(autouse=True)
 def modules() -> Iterator[None]:
-    """What a test enters among the modules, it leaves there for no other; a webui has not imported `extension` yet."""
+    """Restore `sys.modules` after each test. A webui has not imported `extension` yet."""
     before = dict(sys.modules)
     ours = {name: module for name, module in before.items() if name.partition(".")[0] == "extension"}
     for name in ours:
@@ -45,7 +45,7 @@ def applies(webui: Webui) -> bool:
 
 @pytest.fixture
 def alone(webui: Webui) -> dict[str, int]:
-    """How many callbacks one copy registers."""
+    """Return the number of callbacks that one copy registers."""
     webui.install("a-copy")
     webui.start()
     return callbacks(webui)
@@ -101,7 +101,7 @@ def test_package_extension_of_another_repository(name: str, webui: Webui) -> Non
 
 @pytest.mark.slow
 def test_own_hnloader_wins_over_an_installed_one(webui: Webui, tmp_path: Path) -> None:
-    """The webuis put the extension's folder first on the path."""
+    """The webuis put the extension's folder first on `sys.path`."""
     (tmp_path / "site" / "hnloader").mkdir(parents=True)
     (tmp_path / "site" / "hnloader" / "__init__.py").write_text("raise ImportError('the installed one')")
     sys.path.append(str(tmp_path / "site"))

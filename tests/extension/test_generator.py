@@ -21,7 +21,7 @@ from tests.support.tiny_model import save_hypernetwork
 
 @pytest.fixture
 def running(webui: Webui) -> Webui:
-    """A host with the extension and two files, started."""
+    """A webui with the extension and two files, started."""
     webui.install()
     (webui.hypernetworks / "sketches").mkdir(parents=True)
     save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)

@@ -13,7 +13,7 @@ def test_one_of_several_waiting_threads_lists_for_all(tmp_path: Path) -> None:
     calls = 0
 
     class Lock:
-        """Tells that somebody has asked for it."""
+        """A lock that counts the threads that wait for it."""
 
         lock = threading.Lock()
 
@@ -40,7 +40,7 @@ def test_one_of_several_waiting_threads_lists_for_all(tmp_path: Path) -> None:
     first = threading.Thread(target=library.refresh)
     first.start()
     assert begun.acquire(timeout=60)
-    (tmp_path / "new.pt").touch()  # while the first one is at it
+    (tmp_path / "new.pt").touch()  # during the first listing
     others = [threading.Thread(target=lambda: found.append(len(library.refresh().files()))) for _ in range(5)]
     for thread in others:
         thread.start()
@@ -50,4 +50,4 @@ def test_one_of_several_waiting_threads_lists_for_all(tmp_path: Path) -> None:
     for thread in (first, *others):
         thread.join()
     assert found == [1] * 5
-    assert calls == 3  # at the start, by the first, and once for the others
+    assert calls == 3  # at the start, by the first thread, and once for the others

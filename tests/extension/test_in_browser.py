@@ -1,8 +1,8 @@
-"""Panel and tab in a real browser, each in a process that gradio and the stand-in host have for themselves.
+"""Panel and tab in a real browser, each in a separate process.
 
     HNLOADER_SCREENSHOTS=docs/images pytest tests/extension/test_in_browser.py
 
-writes the images of docs/webui.md; without the variable they go to the test's own folder.
+writes the screenshots of docs/webui.md; otherwise they go to a temporary folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def drive(what: str, *arguments: object) -> None:
-    """Run a driver; where it fails, its output says in which step."""
+    """Run a driver. If it fails, its output names the step."""
     command = [sys.executable, "-m", f"tests.gradio.{what}_in_gradio", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

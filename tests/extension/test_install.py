@@ -1,4 +1,4 @@
-"""install.py, run as a webui runs it: a child process, with a pip that notes what it is asked for and does nothing."""
+"""install.py in a child process, as in a webui, with a pip that only records its arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-# What the webuis bring and what must not change.
+# Packages of the webuis, which must not change.
 HOSTS_OWN = ("torch", "gradio", "pydantic", "transformers", "numpy", "pillow", "fastapi")
 PIP = """
 import json, os, sys
@@ -24,7 +24,7 @@ sys.exit({status})
 
 
 class Host:
-    """A webui's environment: `has` lists the modules of ours that are there."""
+    """A webui's environment, which has the modules in `has`."""
 
     def __init__(self, folder: Path, *, has: tuple[str, ...], pip_fails: bool = False) -> None:
         self.log = folder / "log"
@@ -35,22 +35,22 @@ class Host:
         self.environment = {**os.environ, "PYTHONPATH": str(folder / "path"), "PIP_NO_INDEX": "1"}
 
     def launch(self, *start: str) -> str:
-        """What it prints. `-S`: nothing of this Python's own packages is there."""
+        """Run it and return its output. `-S` hides the packages of this Python."""
         command = [sys.executable, "-S", *(start or (str(ROOT / "install.py"),))]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
         assert done.stderr == ""
         return done.stdout
 
     @property
-    def asked(self) -> list[list[str]]:
-        """The arguments of each call of pip."""
+    def calls(self) -> list[list[str]]:
+        """Return the arguments of each call of pip."""
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
 
 def test_nothing_missing_imports_nothing(tmp_path: Path) -> None:
     host = Host(tmp_path, has=("safetensors", "yaml"))
     assert host.launch() == ""
-    assert host.asked == []
+    assert host.calls == []
     program = f"""
 import runpy, subprocess, sys
 subprocess.run = None
@@ -73,19 +73,19 @@ def test_only_missing_packages_are_installed_without_dependencies(
 ) -> None:
     host = Host(tmp_path, has=has)
     assert host.launch() == ""
-    (asked,) = host.asked
-    assert asked == ["install", "--no-deps", *wanted]
-    assert not any(name in part for part in asked for name in HOSTS_OWN)
+    (call,) = host.calls
+    assert call == ["install", "--no-deps", *wanted]
+    assert not any(name in part for part in call for name in HOSTS_OWN)
 
 
 def test_pinned_old_release_is_kept(tmp_path: Path) -> None:
-    """AUTOMATIC1111 1.7 pins safetensors 0.3.1, which does as well."""
+    """AUTOMATIC1111 1.7 pins safetensors 0.3.1, which is sufficient."""
     host = Host(tmp_path, has=("safetensors", "yaml"))
     information = tmp_path / "path" / "safetensors-0.3.1.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: safetensors\nVersion: 0.3.1\n")
     assert host.launch() == ""
-    assert host.asked == []
+    assert host.calls == []
 
 
 def test_offline_prints_one_line_with_the_command(tmp_path: Path) -> None:
@@ -107,4 +107,4 @@ runpy.run_path({str(ROOT / "install.py")!r}, run_name="__main__")
 """
     (line,) = host.launch("-c", program).splitlines()
     assert "3.10" in line and "3.9.18" in line
-    assert host.asked == []
+    assert host.calls == []

@@ -17,7 +17,7 @@ from tests.support.tiny_model import save_hypernetwork
 
 @pytest.fixture
 def running(webui: Webui) -> Webui:
-    """A host with the extension, two files and one for another model, started."""
+    """A webui with the extension, two files and one for another model, started."""
     webui.install()
     save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
     save_hypernetwork(webui.hypernetworks / "wash, gray: v2.pt", ALL_WIDTHS, seed=2)
@@ -41,7 +41,7 @@ def short(path: Path) -> str:
 
 @pytest.fixture
 def renamed(running: Webui) -> str:
-    """The hash of 2022 of a file that is large enough for one, and has another name than in the images."""
+    """Return the hash of 2022 of a renamed file that is large enough for one."""
     save_hypernetwork(running.hypernetworks / "renamed.pt", (*ALL_WIDTHS, 400), seed=5)
     legacy = hnloader.inspect(running.hypernetworks / "renamed.pt").legacy_hash
     assert legacy != hnloader.inspect(running.hypernetworks / "ink.pt").legacy_hash

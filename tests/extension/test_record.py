@@ -15,7 +15,7 @@ from tests.support.tiny_model import save_hypernetwork
 
 @pytest.fixture
 def running(webui: Webui) -> Webui:
-    """A host with the extension, two files and one for another model, started."""
+    """A webui with the extension, two files and one for another model, started."""
     webui.install()
     save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
     save_hypernetwork(webui.hypernetworks / "wash, gray: v2.pt", ALL_WIDTHS, seed=2)

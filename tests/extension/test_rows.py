@@ -1,4 +1,4 @@
-"""Rows of the panel and of the API, and the tags that they stand for."""
+"""Rows of the panel and the API as tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stand-ins keep the hosts' contract; what the extension's tests say rests on it."""
+"""The stand-ins keep the hosts' contract, on which all tests of the extension depend."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def add_script(webui: Webui, text: str, extension: str = "one") -> Path:
 
 
 def log_of(webui: Webui) -> list[tuple]:
-    """What the script recorded since the last call."""
+    """Return what the script recorded since the last call."""
     log = webui.part("script_callbacks").log
     found = list(log)
     log.clear()
@@ -73,14 +73,14 @@ def recorded(webui: Webui) -> Webui:
     return webui
 
 
-def test_scripts_are_loaded_before_the_model_and_the_built_in_registers_before_the_ui(webui: Webui) -> None:
+def test_order_of_the_start(webui: Webui) -> None:
     root = str(add_script(webui, RECORDER))
     webui.start()
     assert log_of(webui) == [("loaded", root, root), ("model", "first"), ("before_ui", ["hypernet"])]
     assert (root in sys.path) == webui.forge  # only Forge leaves it there
 
 
-def test_reload_unloads_then_loads_with_the_registry_emptied(recorded: Webui) -> None:
+def test_reload_unloads_and_empties_the_registry(recorded: Webui) -> None:
     networks = recorded.part("extra_networks")
     networks.register_extra_network(networks.ExtraNetwork("of_before"))
     recorded.reload()
@@ -91,12 +91,12 @@ def test_reload_unloads_then_loads_with_the_registry_emptied(recorded: Webui) ->
     assert [entry[0] for entry in log_of(recorded)].count("unloaded") == 1  # callbacks were cleared in between
 
 
-def test_activate_is_called_without_a_tag_and_deactivate_is_not(recorded: Webui) -> None:
+def test_without_a_tag_only_activate_is_called(recorded: Webui) -> None:
     recorded.generate("a cat", n_iter=2)
     assert [entry for entry in log_of(recorded) if entry[0].endswith("activate")] == [("activate", [])] * 2
 
 
-def test_tags_of_the_first_prompt_count_and_the_hires_pass_activates_again(recorded: Webui) -> None:
+def test_hires_pass_activates_the_first_prompt_s_tags_again(recorded: Webui) -> None:
     recorded.generate(["a<hypernet:x:0.5:start=0.2>", "b<hypernet:y>"], batch_size=2, enable_hr=True)
     tag = ["x", "0.5", "start=0.2"]
     assert [entry for entry in log_of(recorded) if entry[0] != "process"] == [
@@ -108,7 +108,7 @@ def test_tags_of_the_first_prompt_count_and_the_hires_pass_activates_again(recor
     ]
 
 
-def test_an_error_in_sampling_leaves_without_deactivate(recorded: Webui) -> None:
+def test_error_in_sampling_skips_deactivate(recorded: Webui) -> None:
     def fail(step: int) -> None:
         raise ZeroDivisionError
 
@@ -117,7 +117,7 @@ def test_an_error_in_sampling_leaves_without_deactivate(recorded: Webui) -> None
     assert ("deactivate",) not in log_of(recorded)
 
 
-def test_an_interruption_ends_the_job_with_the_image_as_it_is(recorded: Webui) -> None:
+def test_interruption_keeps_the_image_so_far(recorded: Webui) -> None:
     steps = []
 
     def interrupt(step: int) -> None:
@@ -130,7 +130,7 @@ def test_an_interruption_ends_the_job_with_the_image_as_it_is(recorded: Webui) -
     assert log_of(recorded)[-1] == ("deactivate",)
 
 
-def test_the_refiner_swaps_the_model_without_activating_again(recorded: Webui) -> None:
+def test_refiner_swaps_the_model_without_activate(recorded: Webui) -> None:
     names = []
     recorded.generate("a", refiner="second", at_step=lambda step: names.append(recorded.shared.sd_model.name))
     assert names == ["first", "first", "first", "second"]
@@ -139,7 +139,7 @@ def test_the_refiner_swaps_the_model_without_activating_again(recorded: Webui) -
     assert [entry[0] for entry in found].count("activate") == 1
 
 
-def test_a_checkpoint_kept_in_memory_comes_back_silently(recorded: Webui) -> None:
+def test_checkpoint_in_memory_returns_without_an_event(recorded: Webui) -> None:
     recorded.sd_models.settings.keep = 1
     first = recorded.unet
     recorded.switch("second")
@@ -148,7 +148,7 @@ def test_a_checkpoint_kept_in_memory_comes_back_silently(recorded: Webui) -> Non
     assert log_of(recorded) == [("model", "second")]
 
 
-def test_a_checkpoint_may_be_loaded_into_the_same_modules(recorded: Webui) -> None:
+def test_checkpoint_can_use_the_same_modules(recorded: Webui) -> None:
     recorded.sd_models.settings.into_same_modules = True
     module, weight = recorded.unet, recorded.unet.out.weight.clone()
     recorded.switch("second")
@@ -171,12 +171,12 @@ def test_errors_of_extensions_are_swallowed(webui: Webui) -> None:
     assert len(webui.generate("a").images) == 1
 
 
-def test_api_arguments_reach_the_script(recorded: Webui) -> None:
+def test_arguments_from_the_api_reach_the_script(recorded: Webui) -> None:
     recorded.generate("a", alwayson_scripts={"ALWAYS": ["<hypernet:x>"]})
     assert ("process", ("<hypernet:x>",)) in log_of(recorded)
 
 
-def test_images_depend_on_prompt_seed_and_model_alone(webui: Webui) -> None:
+def test_images_depend_only_on_prompt_seed_and_model(webui: Webui) -> None:
     webui.start()
     image = webui.generate("a").images[0]
     assert torch.equal(image, webui.generate("a").images[0])
@@ -186,7 +186,7 @@ def test_images_depend_on_prompt_seed_and_model_alone(webui: Webui) -> None:
     assert not torch.equal(image, webui.generate("a").images[0])
 
 
-def test_the_built_in_acts_in_a1111_and_does_nothing_in_forge(webui: Webui) -> None:
+def test_built_in_hypernetworks_act_only_in_a1111(webui: Webui) -> None:
     save_hypernetwork(webui.folder / "models" / "hypernetworks" / "ink.pt", ALL_WIDTHS)
     webui.start()
     plain, tagged = webui.generate("a").images[0], webui.generate("a<hypernet:ink:1>").images[0]
@@ -199,7 +199,7 @@ def test_the_built_in_acts_in_a1111_and_does_nothing_in_forge(webui: Webui) -> N
     assert not webui.reports
 
 
-def test_the_built_in_of_a1111_computes_the_formula(tmp_path: Path) -> None:
+def test_built_in_hypernetworks_compute_the_formula(tmp_path: Path) -> None:
     with running(tmp_path / "webui") as webui:
         folder = webui.folder / "models" / "hypernetworks"
         files = [save_hypernetwork(folder / f"{name}.pt", ALL_WIDTHS, seed) for seed, name in enumerate(("ink", "oil"))]
@@ -211,7 +211,7 @@ def test_the_built_in_of_a1111_computes_the_formula(tmp_path: Path) -> None:
     assert (found - expected).norm() < 1e-4 * (expected - plain).norm()
 
 
-def test_infotext_is_quoted_and_read_back(webui: Webui) -> None:
+def test_infotext_round_trip(webui: Webui) -> None:
     webui.start()
     webui.part("script_callbacks").on_infotext_pasted(lambda text, fields: fields.update(seen=True))
     processing = webui.part("processing")
@@ -224,7 +224,7 @@ def test_infotext_is_quoted_and_read_back(webui: Webui) -> None:
     assert old["Prompt"] == "a cat<hypernet:ink:0.7>"
 
 
-def test_nothing_of_a_host_is_left(tmp_path: Path) -> None:
+def test_host_leaves_nothing_in_the_process(tmp_path: Path) -> None:
     path = list(sys.path)
     with running(tmp_path / "webui", forge=True) as webui:
         add_script(webui, "import sys")
@@ -235,7 +235,7 @@ def test_nothing_of_a_host_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "float16", "int8"])
-def test_forge_weights_are_cast_at_each_call(storage: str) -> None:
+def test_forge_casts_weights_at_each_call(storage: str) -> None:
     inputs = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 5, 24)
     stored, plain = make_unet(0, forge=True, storage=storage), make_unet(0)
     found, expected = stored(*inputs[:2], context=inputs[2]), plain(*inputs[:2], context=inputs[2])

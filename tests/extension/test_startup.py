@@ -39,7 +39,7 @@ def test_failing_part_leaves_the_others(
 
 
 class Opened:
-    """The files that Python opens while `paths` is a list; such a hook stays until the process ends."""
+    """Records the files that Python opens while `paths` is a list. An audit hook cannot be removed."""
 
     paths: list[str] | None = None
 
@@ -53,7 +53,7 @@ _opened = Opened()
 
 @pytest.fixture
 def opened() -> Iterator[list[str]]:
-    """The paths of the files that are opened from here on."""
+    """Return the paths of all files that are opened during the test."""
     if not hasattr(_opened, "added"):
         sys.addaudithook(_opened)
         _opened.added = True
@@ -72,7 +72,7 @@ def test_start_with_2000_files_opens_none(webui: Webui, opened: list[str]) -> No
     opened.clear()
     webui.start()
     webui.tabs()
-    (page,) = (page for page in webui.part("ui_extra_networks").extra_pages if page.title == "Hypernetworks")
+    page = webui.cards_page
     page.create_html("txt2img")
     webui.reload()
     assert len(webui.shared.hypernetworks) == len(page.items) == 2001

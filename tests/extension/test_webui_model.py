@@ -41,7 +41,7 @@ def save_affine(path: Path) -> Path:
 
 @pytest.fixture
 def running(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[Webui]:
-    """A host without diffusers, whose checkpoint is a file, with the extension and two hypernetworks."""
+    """A webui without diffusers, with a checkpoint file, the extension and two hypernetworks."""
     webui.install()
     save_affine(webui.hypernetworks / "ink.pt")
     save_hypernetwork(webui.hypernetworks / "relu.pt", ALL_WIDTHS, seed=1)
@@ -61,13 +61,13 @@ def running(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[Webui]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fewest images that contexts can be sampled from."""
+    """Sample contexts from as few images as possible."""
     options = LoraOptions(images=5, steps=2)
     monkeypatch.setattr("hnloader.conversion.lora.bulk_export.LoraExporter", partial(LoraExporter, options=options))
 
 
 def convert(pages: Host, *labels: str, during: Any = lambda: None) -> tuple[str, str]:
-    """What the page says and its table at the end of a conversion to LoRA."""
+    """Convert to LoRA; return the page's status and table."""
     catalog = Catalog(pages.folders)
     catalog.refresh()
     page = convert_page._Convert(pages, catalog)
@@ -79,7 +79,7 @@ def convert(pages: Host, *labels: str, during: Any = lambda: None) -> tuple[str,
 
 
 def apply_lora(webui: Webui, path: Path) -> None:
-    """Into the weights of the present model, as programs do that know no hypernetworks."""
+    """Add a LoRA to the weights of the current model."""
     tensors = load_file(path)
     for name, module in webui.unet.named_modules():
         if isinstance(module, CrossAttention):

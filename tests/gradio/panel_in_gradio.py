@@ -28,10 +28,10 @@ from extension.panel import Panel
 from extension.rows import read_rows, tags_of, text_of
 from tests.support.browsers import FLAGS, find_chromium
 
-# No webui has these: what is not shown is not there yet.
+# Newer than all webuis: hidden components do not exist yet.
 LAZY = int(gradio.__version__.partition(".")[0]) >= 5
 
-# Python has read a text whose copy in the field has a space more: the answer to that one was lost, as 3.41 loses some.
+# The field has one more space than the text that Python read: as if the answer to it was lost, which happens in 3.41.
 LOST_ANSWER = """([source, rows]) => {
     const state = document.querySelector('#hnl_txt2img_state .hnl-panel-state');
     Object.assign(state.dataset, {source, rows});
@@ -47,7 +47,7 @@ def stand_in(folder: Path) -> Any:
 
 
 def serve(extension: Any, jobs: list[str]) -> str:
-    """A page with a panel in each of two tabs; 'Generate' appends to `jobs` what a job gets as its value."""
+    """Serve a page with a panel in two tabs; 'Generate' appends the panel's value to `jobs`."""
 
     def generate(rows: str) -> str:
         jobs.append(rows)
@@ -91,7 +91,7 @@ class Driver:
         add.wait_for()
 
     def reload(self) -> None:
-        """Until the rows that the browser kept have reached the page's script, in a webui with the panel closed."""
+        """Load the page again, and wait until the remembered rows have reached the script."""
         self.page.reload()
         if LAZY:
             self.open_panel("txt2img")
@@ -106,7 +106,7 @@ class Driver:
         field.press("Tab")
 
     def tags(self, tab: str = "txt2img") -> str:
-        """What a job gets."""
+        """Return the tags that a job gets."""
         count = len(self.jobs)
         self.page.locator(f"#{tab}_generate").click()
         expect(self.page.locator(f"#{tab}_done textarea, #{tab}_done input").first).to_have_value(f"jobs: {count + 1}")
@@ -114,7 +114,7 @@ class Driver:
 
 
 def drive(user: Driver) -> None:
-    """Everything that a user does with the panel."""
+    """Use the panel as a user does."""
     page = user.page
     assert user.tags() == ""
     page.locator("#hnl_txt2img_add").click()
@@ -128,7 +128,7 @@ def drive(user: Driver) -> None:
     assert user.tags() == both
     expect(page.locator("#hnl_txt2img_state code")).to_have_text(both)
     expect(page.locator("#hnl_txt2img_panel")).to_contain_text("Hypernetworks (2)")
-    said("adds rows, and a job gets their tags")
+    report("adds rows, and a job gets their tags")
 
     user.rows().nth(1).locator("[name=up]").click()
     expect(user.rows().nth(0).locator("[name=name]")).to_have_value("wash")
@@ -136,7 +136,7 @@ def drive(user: Driver) -> None:
     user.rows().nth(0).locator("[name=enabled]").uncheck()
     assert user.tags() == "<hypernet:ink:0.8>"
     expect(page.locator("#hnl_txt2img_panel")).to_contain_text("Hypernetworks (1)")
-    said("moves a row, switches one off")
+    report("moves a row, switches one off")
 
     user.reload()
     expect(user.rows()).to_have_count(2)
@@ -144,7 +144,7 @@ def drive(user: Driver) -> None:
     expect(user.rows().nth(0).locator("[name=enabled]")).not_to_be_checked()
     expect(user.rows().nth(1).locator("[name=strength]").first).to_have_value("0.8")
     assert user.tags() == "<hypernet:ink:0.8>"
-    said("keeps the rows when the page is loaded again")
+    report("keeps the rows when the page is loaded again")
 
     user.set(1, "name", "inky")
     expect(page.locator("#hnl_txt2img_state .hnl-panel-problem")).to_contain_text("'ink'")
@@ -155,7 +155,7 @@ def drive(user: Driver) -> None:
     user.set(1, "end", "")
     expect(user.rows().nth(1).locator("[name=end]")).to_have_value("1")
     assert user.tags() == "<hypernet:ink:0.8>"
-    said("says what is wrong")
+    report("reports problems")
 
     page.locator("#paste").click()
     expect(user.rows().nth(0).locator("[name=name]")).to_have_value("wash")
@@ -166,11 +166,11 @@ def drive(user: Driver) -> None:
     user.rows().nth(1).locator("[name=remove]").click()
     expect(user.rows()).to_have_count(1)
     assert user.tags() == PASTED.split("<hypernet:nothing")[0]
-    said("shows pasted rows, removes one")
+    report("shows pasted rows, removes one")
 
     page.evaluate(LOST_ANSWER, ["<hypernet:ink:0.3>", '[{"name": "ink", "strength": 0.3}]'])
     expect(user.rows().nth(0).locator("[name=strength]").first).to_have_value("0.3")
-    said("shows what was read, also where an answer was lost")
+    report("shows what was read, also where an answer was lost")
 
     page.locator("#paste").click()
     expect(user.rows()).to_have_count(2)
@@ -182,7 +182,7 @@ def drive(user: Driver) -> None:
     assert user.tags("img2img") == PASTED.split("<hypernet:nothing")[0]
     user.set(0, "k", "1", "img2img")
     assert "k=0" not in user.tags("img2img")
-    said("takes the rows to img2img")
+    report("takes the rows to img2img")
 
     user.reload()
     expect(user.rows("txt2img")).to_have_count(1)
@@ -209,10 +209,10 @@ def drive(user: Driver) -> None:
     expect(user.rows()).to_have_count(0)
     assert user.tags() == ""
     assert page.evaluate("window.pwned") is None
-    said("lists new files, removes all")
+    report("lists new files, removes all")
 
 
-def said(text: str) -> None:
+def report(text: str) -> None:
     print(f"gradio {gradio.__version__}: {text}", flush=True)
 
 
@@ -241,7 +241,7 @@ def main() -> None:
         browser.close()
         assert errors == [], errors
     print(f"gradio {gradio.__version__}: the panel passed in {time.monotonic() - start:.0f} s", flush=True)
-    os._exit(0)  # gradio's threads would go on
+    os._exit(0)  # gradio's threads would keep running
 
 
 if __name__ == "__main__":

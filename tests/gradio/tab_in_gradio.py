@@ -3,9 +3,8 @@
     python -m tests.gradio.tab_in_gradio [FOLDER]
 
 `make test` runs this with the installed gradio, `make webui-gradio` with those of AUTOMATIC1111's webui (3.41.2) and of
-Forge (4.40.0). The webui is a stand-in (`standins`) that has loaded the extension as a webui does; its page holds what
-the extension adds, as theirs do, and its images are noise that the hypernetworks change. With a folder, the images
-of docs/webui.md are taken there.
+Forge (4.40.0). The webui is a stand-in (`tests.support.standins`) with the extension, and its images are noise that the
+hypernetworks change. With a folder, it writes the screenshots of docs/webui.md there.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from tests.support.standins.unets import ALL_WIDTHS
 from tests.support.standins.webui import Webui, running
 
 MAJOR = int(gradio.__version__.partition(".")[0])
-# The functions of the webuis' own scripts that the extension's call.
+# Functions of the webuis that the extension's scripts call.
 WEBUI_SCRIPT = """
 window.gradioApp = () => document;
 window.switch_to_txt2img = () =>
@@ -41,7 +40,7 @@ window.switch_to_txt2img = () =>
 
 
 def start(webui: Webui) -> None:
-    """Install the extension and three hypernetworks; one of them fits no model."""
+    """Install the extension and three hypernetworks, one of which fits no model."""
     webui.install()
     recipe = Recipe(structure=(1, 2, 1), activation="relu")
     for name, widths in {"ink": ALL_WIDTHS, "wash": ALL_WIDTHS, "narrow": (12,)}.items():
@@ -54,7 +53,7 @@ def start(webui: Webui) -> None:
 
 
 def serve(webui: Webui) -> str:
-    """A webui's page: txt2img with the scripts of extensions, then the tabs of extensions."""
+    """Serve a webui's page: txt2img with the scripts of extensions, then their tabs."""
     scripts = webui.part("scripts").ScriptRunner().alwayson_scripts
     extra = webui.tabs()
 
@@ -82,7 +81,7 @@ def serve(webui: Webui) -> str:
 
 
 def drive(page: Page, webui: Webui) -> None:
-    """What a user does with the tab."""
+    """Use the tab as a user does."""
     turn_to(page, "Hypernetworks")
     cards = page.locator(".hnl-card")
     expect(cards).to_have_count(4)
@@ -91,7 +90,7 @@ def drive(page: Page, webui: Webui) -> None:
     expect(cards).to_have_count(1)
     cards.first.click()
     expect(page.locator("#hnl-detail").first).to_contain_text("SHA-256")
-    said("lists, searches, shows a file")
+    report("lists, searches, shows a file")
 
     turn_to(page, "txt2img")
     prompt = page.locator("#txt2img_prompt textarea")
@@ -103,7 +102,7 @@ def drive(page: Page, webui: Webui) -> None:
     page.locator("#txt2img_generate").click()
     infotext = page.locator("#txt2img_infotext textarea, #txt2img_infotext input").first
     expect(infotext).to_have_value(re.compile('Hypernet hashes: "wash'))
-    said("sends a file to the prompt, and a job applies it")
+    report("sends a file to the prompt, and a job applies it")
 
     turn_to(page, "Hypernetworks")
     compare(page, webui)
@@ -113,7 +112,7 @@ def drive(page: Page, webui: Webui) -> None:
     expect(page.locator("#hnl-convert-status").first).to_contain_text("3 converted")
     assert (webui.hypernetworks / "ink.safetensors").is_file()
     assert webui.shared.hypernetworks["wash"].endswith("wash.safetensors")
-    said("converts")
+    report("converts")
     assert webui.reports == [], webui.reports
 
 
@@ -137,7 +136,7 @@ def compare(page: Page, webui: Webui) -> None:
     settings = {(job.seed, job.steps, job.width, job.height) for job in made}
     assert settings == {(0, 20, 64, 64)}, settings
     assert len(list((webui.folder / "output").glob("compare-*.png"))) == 1
-    said("compares by jobs of the webui")
+    report("compares by jobs of the webui")
 
     page.locator("#hnl-compare-prompts textarea").fill("\n".join(["a cat"] * 100))
     page.locator("#hnl-compare").click()
@@ -152,17 +151,17 @@ def compare(page: Page, webui: Webui) -> None:
         page.locator("#hnl-compare-cancel").click()
         expect(status).to_contain_text("Cancelled")
     assert lock.comes_to_rest()
-    said("cancels, also while it waits for another job")
+    report("cancels, also while it waits for another job")
 
     page.locator("#hnl-compare-prompts textarea").fill("a cat")
     choose(page, "narrow.pt")
     page.locator("#hnl-compare").click()
     expect(status).to_contain_text("'narrow' was not applied")
-    said("says what does not fit the model")
+    report("reports a file that does not fit the model")
 
 
 def take_images(browser: Browser, url: str, webui: Webui, folder: Path) -> None:
-    """The images of docs/webui.md."""
+    """Write the screenshots of docs/webui.md."""
     for path in webui.hypernetworks.iterdir():
         path.unlink()
     make_album(webui.hypernetworks)
@@ -187,7 +186,7 @@ def take_images(browser: Browser, url: str, webui: Webui, folder: Path) -> None:
     page.locator(".hnl-card").filter(has_text="outline").first.click()
     expect(page.locator("#hnl-detail").first).to_contain_text("SHA-256")
     page.mouse.move(0, 0)
-    page.wait_for_timeout(500)  # what fades in has done so
+    page.wait_for_timeout(500)  # let animations finish
     page.screenshot(path=folder / "webui-tab.png")
 
 
@@ -203,7 +202,7 @@ def choose(page: Page, name: str) -> None:
     page.keyboard.press("Escape")
 
 
-def said(text: str) -> None:
+def report(text: str) -> None:
     print(f"gradio {gradio.__version__}: {text}", flush=True)
 
 
@@ -237,7 +236,7 @@ def main() -> None:
             take_images(browser, url, webui, images)
         browser.close()
     print(f"gradio {gradio.__version__}: the tab passed in {time.monotonic() - started:.0f} s", flush=True)
-    os._exit(0)  # gradio's threads would go on
+    os._exit(0)  # gradio's threads would keep running
 
 
 if __name__ == "__main__":

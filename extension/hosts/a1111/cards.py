@@ -159,7 +159,7 @@ def _exists(page: Any) -> Callable[[Path], bool]:
 
 
 class _Details:
-    """Stands in for the webui's dictionary of metadata by card, and reads a file only on request."""
+    """Replaces the webui's dictionary of metadata by card, and reads a file only on request."""
 
     def __init__(self, library: HostLibrary) -> None:
         self._library = library

@@ -1,4 +1,4 @@
-"""What a hypernetwork does to a UNet, by the formula alone: `to_k(h_k(context))` and `to_v(h_v(context))`."""
+"""Hypernetworks on a UNet by the formula alone: `to_k(h_k(context))` and `to_v(h_v(context))`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Wrapped(nn.Module):
 
 
 def wrap(unet: nn.Module, files: Sequence[tuple[Path, float]]) -> None:
-    """Replace all `to_k` and `to_v` of a stand-in's UNet by ones that apply `.pt` files at strengths, in order."""
+    """Wrap all `to_k` and `to_v` of a stand-in's UNet in a chain of `.pt` files with strengths."""
     trees = [(torch.load(path, weights_only=True), strength) for path, strength in files]
     for module in list(unet.modules()):
         if isinstance(module, CrossAttention):

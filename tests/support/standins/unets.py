@@ -17,7 +17,7 @@ MakeLinear = Callable[..., nn.Module]
 
 
 class ForgeLinear(nn.Module):
-    """Keeps its weight in a type of its own, or quantised with a scale per row, and casts it at each call."""
+    """Stores its weight in another dtype, or quantized with a scale per row, and casts it at each call."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, storage: str = "bfloat16") -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ForgeLinear(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention as both hosts lay it out. In A1111 it also applies what the host's own hypernetworks list holds."""
+    """Attention in the layout of both hosts. In A1111 it also applies the built-in hypernetworks."""
 
     def __init__(self, width: int, context_width: int, linear: MakeLinear, built_in: Sequence | None) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Upsample(nn.Module):
 
 
 class Block(nn.Sequential):
-    """Modules one after the other, each given what it takes."""
+    """A sequence of modules, each called with its own arguments."""
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         for module in self:
@@ -165,7 +165,7 @@ class UNetModel(nn.Module):
 def make_unet(
     seed: int, *, forge: bool = False, storage: str = "bfloat16", built_in: Sequence | None = None
 ) -> UNetModel:
-    """A random UNet; the caller's random state stays as it was."""
+    """Return a random UNet; the caller's random state stays unchanged."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
 
@@ -177,7 +177,7 @@ def make_unet(
 
 
 def make_sd_model(name: str, unet: nn.Module, *, forge: bool = False) -> SimpleNamespace:
-    """What `p.sd_model` is, as far as its UNet goes."""
+    """Return an object like `p.sd_model`, as far as its UNet is concerned."""
     inner = SimpleNamespace(diffusion_model=unet)
     model = SimpleNamespace(name=name, sd_model_hash=f"{abs(hash(name)):010x}"[:10], is_sdxl=False)
     if forge:

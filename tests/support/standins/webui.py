@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Webui:
-    """A running host. `modules` parts are attributes of it: `webui.shared`, `webui.script_callbacks` and so on."""
+    """A running host; `part` returns its modules."""
 
     def __init__(self, folder: Path, *, forge: bool, storage: str = "bfloat16") -> None:
         self.folder, self.forge, self.storage = folder, forge, storage
@@ -71,6 +71,12 @@ class Webui:
         return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in self.unet.modules())
 
     @property
+    def cards_page(self) -> Any:
+        """The page of cards for hypernetworks."""
+        (page,) = (page for page in self.part("ui_extra_networks").extra_pages if page.title == "Hypernetworks")
+        return page
+
+    @property
     def made(self) -> list[Any]:
         """The jobs that extensions started."""
         return self.part("processing").made
@@ -91,7 +97,7 @@ class Webui:
         return TestClient(app, base_url=base)
 
     def install(self, name: str = "hnloader") -> Path:
-        """Put this repository's extension among the host's, as a folder of its own."""
+        """Install this repository's extension in a folder."""
         copy = self.folder / "extensions" / name
         copy.mkdir()
         for part in ("scripts", "extension", "hnloader"):
@@ -99,7 +105,7 @@ class Webui:
         return copy
 
     def add_script(self, name: str, text: str, **modules: str) -> None:
-        """Another extension with one script, and packages by their names and texts."""
+        """Install another extension with one script, and packages by name and text."""
         folder = self.folder / "extensions" / name
         (folder / "scripts").mkdir(parents=True)
         (folder / "scripts" / "main.py").write_text(text)
@@ -108,13 +114,13 @@ class Webui:
             (folder / module / "__init__.py").write_text(content)
 
     def start(self) -> None:
-        """From loading the scripts to the page that is served."""
+        """Load the scripts and the model, and serve the page."""
         self._load()
         self.sd_models.reload_model_weights()
         self._show()
 
     def reload(self) -> None:
-        """'Reload UI': the model stays, scripts are run anew."""
+        """'Reload UI': keep the model and run the scripts again."""
         callbacks = self.part("script_callbacks")
         callbacks.run("before_reload")
         callbacks.run("script_unloaded")
@@ -137,16 +143,16 @@ class Webui:
         callbacks.run("ui_settings")
 
     def tabs(self) -> list[tuple[Any, str, str]]:
-        """The pages that extensions add to the host's; it asks for them whenever it builds its own."""
+        """Return the tabs of extensions, which the host collects whenever it builds its page."""
         return self.part("script_callbacks").run("ui_tabs")
 
     def switch(self, checkpoint: str) -> None:
-        """Choose another checkpoint in the UI."""
+        """Select another checkpoint in the UI."""
         self.sd_models.settings.chosen = checkpoint
         self.sd_models.reload_model_weights()
 
     def generate(self, prompt: str | list[str], **fields: Any) -> Any:
-        """A job from the page or the API; see `modules.processing.StableDiffusionProcessing` for its fields."""
+        """Run a job; `modules.processing.StableDiffusionProcessing` has the fields."""
         processing = self.part("processing")
         self.shared.state.__init__()
         with closing(processing.StableDiffusionProcessing(prompt, **fields)) as p:
@@ -155,7 +161,7 @@ class Webui:
 
 @contextmanager
 def running(folder: Path, *, forge: bool = False, storage: str = "bfloat16") -> Iterator[Webui]:
-    """A host in an empty folder, not started yet; afterwards nothing of it is left in this process."""
+    """Yield a host in an empty folder, not started yet, and remove it from this process afterwards."""
     path, modules = list(sys.path), dict(sys.modules)
     sys.path.insert(0, str(Path(__file__).parent))
     if forge:

@@ -1,4 +1,4 @@
-"""The lock that jobs of the stand-in host take, one after the other in the order in which they came."""
+"""The lock that jobs take, first come, first served."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 
 
 class Line:
-    """As the hosts' own: `acquire` with or without waiting, no timeout, and whoever came first is next."""
+    """Like the hosts' lock: fair, with or without waiting, without a timeout."""
 
     def __init__(self) -> None:
         self._change = threading.Condition()
         self._waiting: collections.deque[object] = collections.deque()
 
     def acquire(self, blocking: bool = True) -> bool:
-        """Stand in line and wait, or come back with False where someone is in it."""
+        """Wait in line; if not `blocking`, return False when the line is not empty."""
         place = object()
         with self._change:
             if self._waiting and not blocking:
@@ -25,13 +25,13 @@ class Line:
             return True
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Pass the lock on."""
         with self._change:
             self._waiting.popleft()
             self._change.notify_all()
 
     def comes_to_rest(self, jobs: int = 0, seconds: float = 60) -> bool:
-        """Whether so many are soon in line, the one that runs among them; for tests."""
+        """Tell if the line soon has this number of jobs, including the running one; for tests."""
         with self._change:
             return self._change.wait_for(lambda: len(self._waiting) == jobs, seconds)
 

@@ -1,4 +1,4 @@
-"""Where the stand-in host computes."""
+"""Devices and dtypes of the stand-in host."""
 
 from __future__ import annotations
 

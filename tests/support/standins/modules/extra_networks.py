@@ -98,6 +98,6 @@ def deactivate(p, data: dict) -> None:
 
 
 def get_user_metadata(filename: str) -> Any:
-    """What the JSON file beside a network holds, whatever that is."""
+    """Return the content of the JSON file beside a network, of any type."""
     path = Path(filename).with_suffix(".json")
     return json.loads(path.read_text()) if path.is_file() else {}

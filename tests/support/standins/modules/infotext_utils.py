@@ -1,4 +1,4 @@
-"""The text in images: written, read, and pasted into the UI."""
+"""Generation parameters: written, read and pasted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parse_generation_parameters(text: str) -> dict[str, Any]:
 
 
 def paste(text: str) -> dict[str, Any]:
-    """What the UI does with a pasted text; callbacks may change the fields."""
+    """Paste a text; callbacks may change the fields."""
     fields = parse_generation_parameters(text)
     run("infotext_pasted", text, fields)
     return fields

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class InterruptedException(BaseException):
-    """What an interruption raises inside sampling; no `Exception`, as in the hosts."""
+    """An interruption within sampling; a `BaseException`, as in the hosts."""
 
 
 @dataclass
@@ -31,8 +31,8 @@ class StableDiffusionProcessing:
     refiner_switch_at: float = 0.5
     disable_extra_networks: bool = False
     is_img2img: bool = False
-    init: Tensor | None = None  # of img2img: the latent [4, 8, 8] that it starts from
-    mask: Tensor | None = None  # of inpainting: 1 where it is made anew
+    init: Tensor | None = None  # of img2img: the initial latent [4, 8, 8]
+    mask: Tensor | None = None  # of inpainting: 1 where it is repainted
     alwayson_scripts: dict[str, list[Any]] = field(default_factory=dict)
     latent_side: int = 8
     at_step: Callable[[int], None] = lambda step: None  # for tests: called before each step
@@ -65,7 +65,7 @@ class StableDiffusionProcessing:
 
 @dataclass
 class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
-    """A job as the hosts' txt2img makes it, with PIL images; whoever makes it gives it scripts, or it has none."""
+    """A job of txt2img with PIL images. It has only the scripts that its creator sets."""
 
     sampler_name: str | None = None
     cfg_scale: float = 7.0
@@ -96,7 +96,7 @@ class Processed:
 
 
 def process_images(p: StableDiffusionProcessing) -> Processed:
-    """Make the images of a job; its own settings hold until it is over."""
+    """Generate the images of a job, with its settings until it ends."""
     own = getattr(p, "override_settings", {})
     before = {key: getattr(shared.opts, key) for key in own}
     try:
@@ -109,7 +109,7 @@ def process_images(p: StableDiffusionProcessing) -> Processed:
 
 
 def _process(p: StableDiffusionProcessing) -> Processed:
-    """As in the hosts, an error leaves without deactivating anything."""
+    """As in the hosts, an error skips `deactivate`."""
     _call(p, "before_process")
     sd_models.reload_model_weights()
     prompts = p.prompt if isinstance(p.prompt, list) else [p.prompt] * p.batch_size * p.n_iter
@@ -138,7 +138,7 @@ def _call(p: StableDiffusionProcessing, what: str, **kwargs: Any) -> None:
 
 
 def _draw(p: StableDiffusionProcessing, latent: Tensor, infotext: str) -> Any:
-    """The latent itself, or a PIL image of three of its channels."""
+    """Return the latent, or a PIL image of three of its channels."""
     if not isinstance(p, StableDiffusionProcessingTxt2Img):
         return latent
     from PIL import Image
@@ -203,7 +203,7 @@ def _sample(p: StableDiffusionProcessing, x: Tensor) -> Tensor:
             if p.mask is not None:
                 x = p.mask * x + (1 - p.mask) * p.init
     except InterruptedException:
-        pass  # the image as far as it is
+        pass  # keep the image so far
     return x
 
 
@@ -211,7 +211,7 @@ def _denoise(p: StableDiffusionProcessing, x: Tensor, step: int) -> Tensor:
     if shared.state.interrupted or shared.state.skipped:
         raise InterruptedException
     if p.refiner and step / p.steps >= p.refiner_switch_at and shared.sd_model.name != p.refiner:
-        sd_models.reload_model_weights(p.refiner)  # no network is activated anew
+        sd_models.reload_model_weights(p.refiner)  # `activate` is not called again
         p.setup_conds()
     c, uc = p.conditioning
     sigma = torch.full((len(x),), 1000.0 * (1 - step / p.steps))

@@ -1,4 +1,4 @@
-"""Prompts as the stand-in host's model takes them."""
+"""Prompts as conditions of the stand-in host's model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SdConditioning(list):
 
 
 class ScheduledPromptConditioning(NamedTuple):
-    """What holds until a step."""
+    """A condition that holds until a step."""
 
     end_at_step: int
     cond: Any
@@ -23,7 +23,7 @@ class ScheduledPromptConditioning(NamedTuple):
 def get_learned_conditioning(
     model, prompts, steps, hires_steps=None, use_old_scheduling=False
 ) -> list[list[ScheduledPromptConditioning]]:
-    """One schedule for each prompt; SDXL has a dictionary with more than the contexts."""
+    """Return one schedule for each prompt; for SDXL, a dictionary that contains the context."""
     from modules import sd_models
 
     found = sd_models.conditioning(list(prompts))

@@ -1,4 +1,4 @@
-"""Scripts of extensions: loading, and running those that are always on."""
+"""Scripts of extensions: load them, and run those that are always visible."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALLS = (
 
 
 class ScriptClassData(NamedTuple):
-    """One class of a script and the module that it stands in."""
+    """A script class and its module."""
 
     script_class: type[Script]
     path: str

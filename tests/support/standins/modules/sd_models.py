@@ -1,4 +1,4 @@
-"""Which checkpoint is loaded in the stand-in host; `Webui` says what there is."""
+"""Checkpoints of the stand-in host; `Webui` adds them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ settings = SimpleNamespace(chosen="", filename="", keep=0, into_same_modules=Fal
 
 
 def select_checkpoint() -> Any:
-    """What is known of the checkpoint that is chosen; it need not be loaded."""
+    """Return information about the selected checkpoint, loaded or not."""
     return SimpleNamespace(filename=settings.filename or f"{settings.chosen}.safetensors")
 
 
 def forge_model_reload() -> tuple[Any, bool]:
-    """Forge: load what is chosen, if it is not yet."""
+    """Forge: load the selected checkpoint if needed."""
     before = shared.sd_model
     reload_model_weights()
     return shared.sd_model, shared.sd_model is not before
@@ -30,7 +30,7 @@ def unet_of(model: Any) -> Any:
 
 
 def reload_model_weights(name: str | None = None) -> None:
-    """Make the named checkpoint the present one; None means the one chosen in the UI."""
+    """Load the named checkpoint, or the one selected in the UI."""
     name = name or settings.chosen
     present = shared.sd_model
     if present is not None and present.name == name:

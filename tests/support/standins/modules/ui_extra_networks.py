@@ -32,14 +32,14 @@ def register_default_pages(*, forge: bool) -> None:
 
 
 def get_metadata(page: str, item: str) -> dict[str, str]:
-    """What the route of this name answers to the button of a card."""
+    """Return what the route of this name answers to the button of a card."""
     found = next((each for each in extra_pages if each.name == page), None)
     metadata = None if found is None else found.metadata.get(item)
     return {} if metadata is None else {"metadata": json.dumps({key: metadata[key] for key in metadata}, indent=4)}
 
 
 def get_single_card(page: str, tabname: str, name: str) -> str:
-    """What the route of this name answers after a card was edited."""
+    """Return what the route of this name answers after an edit."""
     found = next(each for each in extra_pages if each.name == page)
     item = found.create_item(name, enable_filter=False)
     found.items[name] = item
@@ -48,7 +48,7 @@ def get_single_card(page: str, tabname: str, name: str) -> str:
 
 
 class Lister:
-    """Lists each folder once, until it is reset; a folder that is not there is an error."""
+    """Lists each folder once, until a reset. A missing folder is an error."""
 
     def __init__(self) -> None:
         self.folders: dict[str, dict[str, os.stat_result]] = {}
@@ -72,7 +72,7 @@ class Lister:
 
 
 class _Page:
-    """What the pages of both ages share."""
+    """The common part of both versions of pages."""
 
     old = False
 
@@ -155,13 +155,13 @@ class ExtraNetworksPage(_Page):
         return f'<div class="card" data-name="{name}" onclick="{clicked}" {copy}>{preview}{button}{terms}{text}</div>'
 
     def _tree(self) -> str:
-        """Names go into the tree as they are."""
+        """Names are HTML in the tree."""
         rows = (f'<li data-hash="{item["shorthash"]}">{item["name"]}</li>' for item in self.items.values())
         return f"<ul>{''.join(rows)}</ul>"
 
 
 class OldExtraNetworksPage(_Page):
-    """As in 1.7: descriptions go into the page as they are, nothing is kept of folders."""
+    """As in 1.7: descriptions are HTML, and folders are listed again each time."""
 
     old = True
 

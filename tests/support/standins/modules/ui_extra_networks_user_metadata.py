@@ -1,4 +1,4 @@
-"""The dialogue for one card in the stand-in host."""
+"""The dialog of a card in the stand-in host."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class UserMetadataEditor:
         return f'<img src="{html.escape(preview)}">' if preview else ""
 
     def put_values_into_components(self, name: str) -> tuple[Any, ...]:
-        """Values of the table go into the page as they are."""
+        """Values of the table are HTML."""
         metadata = self.get_user_metadata(name)
         rows = "".join(f"<tr><th>{label}</th><td>{text}</td></tr>" for label, text in self.get_metadata_table(name))
         table = f"<table>{rows}</table>"
