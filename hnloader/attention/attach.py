@@ -252,10 +252,7 @@ class Attachment:
             raise KeyError(f"Hypernetwork {which!r}: the attachment holds {', '.join(names)}. {hint}")
         return found
 
-    # For `attach` and the injector.
-
-    def join(self, injector: Injector) -> None:
-        """Become one of the injector's attachments."""
+    def _join(self, injector: Injector) -> None:
         injector.add(self)
         self._injector = injector
 
@@ -265,7 +262,14 @@ class Attachment:
         return any(entry.application.windowed for entry in self._entries)
 
     def seek(self, timestep: float) -> bool:
-        """Open and close the windows for a timestep; return True if that changed anything."""
+        """Open and close the windows for a timestep; the model's injector calls this.
+
+        Args:
+            timestep: Timestep of the next step.
+
+        Returns:
+            True if that changed a window.
+        """
         step = self._clock.step(timestep)
         changed = False
         for entry in self._entries:
@@ -275,7 +279,14 @@ class Attachment:
         return changed
 
     def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, dict[SideName, float]]]:
-        """Yield the hypernetworks that act at a site now, in order, with their strengths for k and v."""
+        """Yield the hypernetworks that act at an attention layer now; the model's injector calls this.
+
+        Args:
+            site: The attention layer.
+
+        Returns:
+            An iterator of the hypernetworks in order, each with its strengths for k and v.
+        """
         for entry in self._entries:
             if entry.active and site.width in entry.hypernetwork.widths:
                 strength = entry.strengths[site.index]
@@ -386,7 +397,7 @@ def attach(
     clock = clock or SamplingClock(None if isinstance(model, nn.Module) else model)
     attachment = Attachment(sites, applications, clock, fold=fold, exact=exact)
     with lock:
-        attachment.join(injector_of(unet) or Injector(unet, sites))
+        attachment._join(injector_of(unet) or Injector(unet, sites))
     return attachment
 
 

@@ -114,7 +114,11 @@ class Explanation:
         }
 
     def grouped(self) -> Iterator[tuple[list[Row], list[str]]]:
-        """Yield groups of rows that differ in layer and side only, and their cells in a table with `HEADER`."""
+        """Group the rows that differ in layer and side only.
+
+        Returns:
+            An iterator of groups, each with its cells in a table with the columns `HEADER`.
+        """
         groups: dict[tuple[object, ...], list[Row]] = {}
         for row in self.rows:
             groups.setdefault((row.block, row.kind, row.width, row.plan, row.why), []).append(row)
@@ -139,7 +143,11 @@ class Explanation:
         ]
 
     def summary(self) -> str:
-        """Return the totals in two lines."""
+        """Return the totals.
+
+        Returns:
+            Text of two lines.
+        """
         added = _arrow(_count(self.total("multiply_adds_before")), _count(self.total("multiply_adds")))
         lines = [f"multiply-adds per call: {added}; once: {_count(self.total('multiply_adds_once'))}"]
         lines[0] += f"; kept in memory: {_size(self.total('kept_bytes'))}"

@@ -9,14 +9,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+__all__ = ["hypernetwork_paths", "pipeline_folder"]
+
 _HERE = Path(__file__).parent
 
 
 def pipeline_folder() -> Path:
-    """The folder that `StableDiffusionPipeline.from_pretrained` loads."""
+    """Return the folder of the bundled pipeline, which `StableDiffusionPipeline.from_pretrained` loads.
+
+    Returns:
+        Path of the folder.
+
+    Example:
+        >>> from hnloader.demo import pipeline_folder
+        >>> (pipeline_folder() / "model_index.json").is_file()
+        True
+    """
     return _HERE / "pipeline"
 
 
 def hypernetwork_paths() -> dict[str, Path]:
-    """The bundled hypernetworks by the name of their style, in the webui's `.pt` format."""
+    """Return the bundled hypernetworks.
+
+    Returns:
+        Paths of the `.pt` files, by the names of their styles.
+
+    Example:
+        >>> from hnloader.demo import hypernetwork_paths
+        >>> sorted(hypernetwork_paths())
+        ['halftone', 'outline']
+    """
     return {path.stem: path for path in sorted((_HERE / "hypernetworks").glob("*.pt"))}
