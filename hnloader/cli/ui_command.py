@@ -10,10 +10,13 @@ import typer
 from rich.text import Text
 
 from hnloader.cli.reporting import reports_errors
+from hnloader.cli.shared_options import ConfigOption, DeviceOption, DtypeOption, refuse
 from hnloader.cli.terminal import clean, note, stderr, stdout
 
 if TYPE_CHECKING:
     from hnloader.ui.page_host import Host
+
+__all__ = ["ui"]
 
 _DEFAULT_FOLDER = Path("hypernetworks")
 
@@ -35,8 +38,8 @@ def ui(
         typer.Option(
             "--model",
             "-m",
-            help="A diffusers folder, a hub name (owner/model), a .safetensors or .ckpt checkpoint, or a folder of "
-            "these; repeatable. The page offers all of them. Default: the small bundled one.",
+            help="Diffusers folder, Hugging Face Hub name (owner/model), .safetensors or .ckpt checkpoint, or a folder "
+            "of these; repeatable. The page offers all of them. Default: the bundled model.",
             show_default=False,
         ),
     ] = None,
@@ -55,20 +58,12 @@ def ui(
             envvar="HNLOADER_UI_AUTH",
             help="User name and password that the browser asks for.",
             show_default=False,
-            show_envvar=True,
         ),
     ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Diffusers folder of the same kind of model, for loading checkpoints offline.",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16, float32.")] = "auto",
+    config: ConfigOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Open a page in the browser to generate, browse, compare, convert and train.
 
@@ -138,7 +133,7 @@ def _host(
 def _folders(given: list[Path] | None) -> list[Path]:
     for folder in given or ():
         if not folder.is_dir():
-            raise typer.BadParameter(f"{folder} is not a folder.", param_hint="--folder")
+            refuse("--folder", f"{folder}: Expected a folder.")
     return given or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), _bundled_folder()]
 
 
@@ -169,5 +164,5 @@ def _credentials(text: str | None) -> tuple[str, str] | None:
         return None
     name, colon, password = text.partition(":")
     if not (name and colon and password):
-        raise typer.BadParameter("Expected NAME:PASSWORD, neither of them empty.", param_hint="--auth")
+        refuse("--auth", "Expected NAME:PASSWORD, neither of them empty.")
     return name, password

@@ -1,0 +1,47 @@
+"""Images from diffusers pipelines. Their quality is tested with `hnloader.generation`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hnloader.errors import CancelledError, HypernetworkError
+from hnloader.infotext import parse
+from hnloader.library import Library
+from hnloader.ui.diffusers_generator import BUNDLED, DiffusersGenerator
+from hnloader.ui.page_host import ImageRequest, ModelDefaults
+
+
+@pytest.fixture
+def generator(tiny_model: Path) -> DiffusersGenerator:
+    return DiffusersGenerator([str(tiny_model)], lambda: Library([]), device="cpu")
+
+
+def test_offers_the_given_models_and_the_bundled_one(generator: DiffusersGenerator, tiny_model: Path) -> None:
+    assert generator.models() == (str(tiny_model), BUNDLED)
+    assert generator.source() == str(tiny_model)
+    assert generator.defaults(str(tiny_model)) == ModelDefaults()
+    assert generator.default_guidance == 7.0
+    generator.choose(BUNDLED)
+    assert generator.default_guidance == 3.0
+
+
+def test_refuses_an_unknown_model(generator: DiffusersGenerator) -> None:
+    with pytest.raises(HypernetworkError, match="'other'"):
+        generator.choose("other")
+
+
+def test_an_image_holds_its_parameters(generator: DiffusersGenerator) -> None:
+    steps: list[tuple[int, int]] = []
+    image = generator.image(ImageRequest("a cat", seed=7, steps=2), lambda *progress: steps.append(progress))
+    assert steps == [(1, 2), (2, 2)]
+    infotext = parse(image.info["parameters"])
+    assert (infotext.prompt, infotext.settings["Seed"]) == ("a cat", "7")
+
+
+def test_an_interruption_cancels_the_current_image_only(generator: DiffusersGenerator) -> None:
+    generator.interrupt()
+    generator.image(ImageRequest("a cat", steps=1), lambda *_: None)
+    with pytest.raises(CancelledError):
+        generator.image(ImageRequest("a cat", steps=3), lambda *_: generator.interrupt())
