@@ -3,7 +3,7 @@
     python -m lab.benchmarks.train_time [--quick] [--only MODEL ...] [--threads N] [--results FOLDER]
 
 The plain loop is the simplest one: hooks on `to_k` and `to_v` run the hypernetwork, each image and caption is encoded
-in every step, and autograd caches everything. Its UNet is frozen too. The second plain loop caches latents and text
+in every step, and autograd keeps everything. Its UNet is frozen too. The second plain loop caches latents and text
 states as hnloader does, so that only the step itself differs. All see the same images, noise and timesteps, and start
 with the same weights. Prints Markdown.
 """
@@ -73,7 +73,7 @@ class Result:
         rounds: Times of a step.
         memory: Memory of a step by way, without `held`.
         held: Bytes of weights, optimizer and caches by way.
-        aside: Bytes of `held` that hnloader caches off a graphics card.
+        aside: Bytes of `held` that hnloader keeps off a graphics card.
         once: Seconds that hnloader and the second plain loop need once to encode the images and captions.
         losses: Losses of the first steps by way.
         has_targets: True if the targets apply.
@@ -157,14 +157,14 @@ class PlainLoop:
         alphas = training.denoiser.alphas_cumprod.to(batch.latents.device)[batch.timesteps].view(-1, 1, 1, 1)
         noisy = alphas.sqrt() * batch.latents + (1 - alphas).sqrt() * batch.noise
         dtype = training.denoiser.dtype
-        said = self._unet(noisy.to(dtype), batch.timesteps, batch.states.to(dtype)).sample.float()
-        wanted = batch.noise
+        prediction = self._unet(noisy.to(dtype), batch.timesteps, batch.states.to(dtype)).sample.float()
+        target = batch.noise
         ratio = (alphas / (1 - alphas)).view(-1)
         weight = ratio.clamp(max=config.snr_gamma) / ratio
         if training.denoiser.prediction_type == "v_prediction":
-            wanted = alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * batch.latents
+            target = alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * batch.latents
             weight = ratio.clamp(max=config.snr_gamma) / (ratio + 1)
-        loss = ((said - wanted).square().mean(dim=(1, 2, 3)) * weight).mean()
+        loss = ((prediction - target).square().mean(dim=(1, 2, 3)) * weight).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         for group in self.optimizer.param_groups:

@@ -231,8 +231,8 @@ def _index(files: int = 8) -> Subject:
         assert read_index(path), "the index is incomplete"
         found = catalog(folder)
         list(found.inspect_all())
-        sound = {f"style {number}.pt": (number, None) for number in range(files)}
-        assert described(found.entries()) == sound, "the index contradicts the files"
+        valid = {f"style {number}.pt": (number, None) for number in range(files)}
+        assert described(found.entries()) == valid, "the index contradicts the files"
 
     def done(folder: Path) -> None:
         check(folder)

@@ -52,14 +52,14 @@ class Request:
 
 def random_request(client: int, numbers: random.Random) -> Request:
     """Return a random request; two of three are valid."""
-    sound = numbers.randrange(1, FILES)
-    sound += sound % 100 == 0
+    valid = numbers.randrange(1, FILES)
+    valid += valid % 100 == 0
     own = json.dumps({"name": f"own {client}.pt", "on_existing": "skip"})
     good = (
-        Request("GET", f"{PREFIX}/hypernetworks?search=style%20{sound}.pt", check=lambda a: a["total"] == 1),
+        Request("GET", f"{PREFIX}/hypernetworks?search=style%20{valid}.pt", check=lambda a: a["total"] == 1),
         Request("GET", f"{PREFIX}/hypernetworks?limit=50&offset=100", check=lambda a: len(a["files"]) == 50),  # type: ignore
-        Request("GET", f"{PREFIX}/inspect?name=style%20{sound}", check=lambda a: _is(a, sound)),
-        Request("GET", f"{PREFIX}/inspect?name=style%20{sound - sound % 100}.pt", check=lambda a: bool(a["problem"])),
+        Request("GET", f"{PREFIX}/inspect?name=style%20{valid}", check=lambda a: _is(a, valid)),
+        Request("GET", f"{PREFIX}/inspect?name=style%20{valid - valid % 100}.pt", check=lambda a: bool(a["problem"])),
         Request("POST", f"{PREFIX}/convert", (200, 409), lambda a: a["file"] == f"own {client}.safetensors", own),
     )
     large = json.dumps({"name": "x" * 100_000})
@@ -145,11 +145,11 @@ def _fill(folder: Path) -> None:
     folder.mkdir(parents=True)
     for number in range(10):
         hnloader.save(hypernetwork(number, 8), folder / f"style {number}.pt")
-    sound = [(folder / f"style {number}.pt").read_bytes() for number in range(10)]
+    valid = [(folder / f"style {number}.pt").read_bytes() for number in range(10)]
     for number in range(FILES):
-        (folder / f"style {number}.pt").write_bytes(sound[number % 10] if number % 100 else sound[0][:200])
+        (folder / f"style {number}.pt").write_bytes(valid[number % 10] if number % 100 else valid[0][:200])
     for client in range(CLIENTS):
-        (folder / f"own {client}.pt").write_bytes(sound[client % 10])
+        (folder / f"own {client}.pt").write_bytes(valid[client % 10])
 
 
 def _together(clients: int, seconds: float, port: int, seed: int, each_second: Callable[[], None]) -> Results:

@@ -41,7 +41,7 @@ def library(place: Path, rounds: int, seed: int) -> Count:
         found = names.files()
     _expect(count, len(found) == files, f"listed {len(found):,} files, expected {files:,}")
     _expect(count, listing.opened == 0, f"listing opened {listing.opened:,} files")
-    _expect(count, listing.held < MOST_PER_NAME * files, f"{listing.held / files:,.0f} bytes are held for each file")
+    _expect(count, listing.held < MOST_PER_NAME * files, f"{listing.held / files:,.0f} bytes held for each file")
     with _measured(count, "finding 1,000 of them by name") as finding:
         for index in range(0, files, max(files // 1000, 1)):
             path = names.find(f"style {index}")
@@ -58,7 +58,7 @@ def library(place: Path, rounds: int, seed: int) -> Count:
             pass
     counts = catalog.counts()
     _expect(count, (counts.inspected, counts.bad) == (files, files // 100), f"{counts} after reading all")
-    _expect(count, looking.held < MOST_PER_ENTRY * files, f"{looking.held / files:,.0f} bytes are held for each file")
+    _expect(count, looking.held < MOST_PER_ENTRY * files, f"{looking.held / files:,.0f} bytes held for each file")
     with _measured(count, "searching ten times, in all orders"):
         for query in ("style 77", "relu", "missing", "übung", "2", "", "sd 1", "style", "linear", "notes"):
             for sort in ("name", "newest", "largest", "most steps", "model family"):

@@ -111,7 +111,7 @@ def compare(data: bytes) -> None:
 
 
 def compare_fast_path(data: bytes) -> None:
-    """Call `compare_ways` with the pickle of a sound archive."""
+    """Call `compare_ways` with the pickle of a valid archive."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         compare_ways(archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl"))))
 

@@ -39,8 +39,8 @@ def main() -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     print(f"on {name}, torch {torch.__version__}", flush=True)
     checks = {**attaching.CHECKS, **programs.CHECKS}
-    wanted = [each for each in checks if any(part in each for part in given.only.split(","))]
-    results = [outcome(each, lambda check=checks[each]: check(device)) for each in wanted]
+    chosen = [each for each in checks if any(part in each for part in given.only.split(","))]
+    results = [outcome(each, lambda check=checks[each]: check(device)) for each in chosen]
     failed = results.count(False)
     print(f"{len(results)} checks, {failed} failed")
     return 1 if failed else 0

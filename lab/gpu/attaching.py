@@ -149,7 +149,7 @@ def offloads(device: torch.device) -> str:
     }
     pipe = pipeline_on(device)
     with hnloader.attach(pipe, style, 0.8):
-        wanted = image(pipe)
+        expected = image(pipe)
     for name, way in ways.items():
         for late in (True, False):
             pipe = pipeline_on(torch.device("cpu"))
@@ -158,7 +158,7 @@ def offloads(device: torch.device) -> str:
             with hnloader.attach(pipe, style, 0.8):
                 if not late:
                     way(pipe)
-                error = (image(pipe) - wanted).abs().max()
+                error = (image(pipe) - expected).abs().max()
             assert error < 0.02, f"{name}, attached {'after' if late else 'before'}: {error:.3f} of 1"
     return f"{', '.join(ways)}: the same image"
 

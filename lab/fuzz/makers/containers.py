@@ -24,10 +24,10 @@ def storage_data(choices: Choices, kind: str, count: int) -> bytes:
 
 
 def plain_zip(choices: Choices) -> bytes:
-    """Make a sound archive around a pickle that may have any fault."""
+    """Make a valid archive around a pickle that may have any fault."""
     maker = PickleMaker(choices)
     pickle = maker.whole()
-    return archive(choices, _members(choices, maker, pickle), sound=True)
+    return archive(choices, _members(choices, maker, pickle), valid=True)
 
 
 def changed_zip(choices: Choices) -> bytes:
@@ -37,7 +37,7 @@ def changed_zip(choices: Choices) -> bytes:
     for _ in range(choices.below(6)):
         at = choices.below(len(data))
         data[at] = choices.pick(_USUAL_OPCODES) if choices.rarely(3) else choices.below(256)
-    return archive(choices, [Member(pickle.name, bytes(data)), *others], sound=True)
+    return archive(choices, [Member(pickle.name, bytes(data)), *others], valid=True)
 
 
 _USUAL_OPCODES = b"hqr(tQRKMJX0}).\x85\x86\x87\x89"
@@ -58,7 +58,7 @@ def _saved() -> tuple[Member, ...]:
 
 
 def broken_zip(choices: Choices) -> bytes:
-    """Make an archive with faults around a sound hypernetwork."""
+    """Make an archive with faults around a valid hypernetwork."""
     maker = PickleMaker(Choices(b""))
     pickle = maker.whole()
     members = _members(choices, maker, pickle)
@@ -66,7 +66,7 @@ def broken_zip(choices: Choices) -> bytes:
         where = choices.below(len(members) + 1)
         name = choices.pick(ODD_NAMES) if choices.rarely(2) else choices.text()
         members.insert(where, Member(name.encode("utf-8", "replace"), choices.raw(8)))
-    return archive(choices, members, sound=False)
+    return archive(choices, members, valid=False)
 
 
 def legacy(choices: Choices) -> bytes:
@@ -135,14 +135,14 @@ def _members(choices: Choices, maker: PickleMaker, pickle: bytes) -> list[Member
     return members
 
 
-def archive(choices: Choices, members: list[Member], *, sound: bool) -> bytes:
-    """Return the bytes of an archive; with `sound`, all its headers are true."""
-    if not sound:
+def archive(choices: Choices, members: list[Member], *, valid: bool) -> bytes:
+    """Return the bytes of an archive; with `valid`, all its headers are true."""
+    if not valid:
         for member in members:
             _mutate(choices, member)
         if choices.rarely(12):
             members.append(members[choices.below(len(members))])
-    data = choices.raw(choices.below(8)) if not sound and choices.rarely(12) else b""
+    data = choices.raw(choices.below(8)) if not valid and choices.rarely(12) else b""
     central = b""
     for member in members:
         offset = len(data)
@@ -163,7 +163,7 @@ def archive(choices: Choices, members: list[Member], *, sound: bool) -> bytes:
         data += _local({**truth, **member.local}, name) + member.extra + packed
         central += _central({**truth, **member.central}, member.name) + member.extra
     end = {"disk": 0, "start": 0, "here": len(members), "all": len(members), "size": len(central), "at": len(data)}
-    if not sound and choices.rarely(6):
+    if not valid and choices.rarely(6):
         end[choices.pick(tuple(end))] = choices.number()
     packed_end = struct.pack(
         "<4s4H2LH",
@@ -173,7 +173,7 @@ def archive(choices: Choices, members: list[Member], *, sound: bool) -> bytes:
         0,
     )
     whole = data + central + packed_end
-    return whole if sound else _cut(choices, whole)
+    return whole if valid else _cut(choices, whole)
 
 
 def _mutate(choices: Choices, member: Member) -> None:

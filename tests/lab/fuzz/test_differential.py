@@ -14,7 +14,7 @@ from lab.fuzz.makers.pickles import PickleMaker
 def test_member_name_that_torch_cannot_decode_is_refused_by_both() -> None:
     maker = PickleMaker(Choices(b""))
     members = containers._members(Choices(b""), maker, maker.whole())
-    data = containers.archive(Choices(b""), [*members, containers.Member(b"\xac", b"abc")], sound=True)
+    data = containers.archive(Choices(b""), [*members, containers.Member(b"\xac", b"abc")], valid=True)
     with pytest.raises(UnicodeDecodeError):
         torch.load(io.BytesIO(data), weights_only=True)
     before = differential.counts["both refuse"]

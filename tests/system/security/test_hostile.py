@@ -58,6 +58,7 @@ def test_there_are_enough_kinds_and_each_has_a_name(corpus: list[HostileFile]) -
     assert max(len(file.data) for file in corpus) <= 16 << 20
 
 
+@pytest.mark.slow
 def test_every_reader_refuses_every_file_with_the_right_error(corpus: list[HostileFile], results: Results) -> None:
     wrong = []
     for index, file in enumerate(corpus):
@@ -68,6 +69,7 @@ def test_every_reader_refuses_every_file_with_the_right_error(corpus: list[Hosti
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_the_api_refuses_what_the_package_refuses(corpus: list[HostileFile], results: Results) -> None:
     for index, file in enumerate(corpus):
         found = {reader: one["said"] for reader, one in results[file_name(index, file)].items()}
@@ -76,6 +78,7 @@ def test_the_api_refuses_what_the_package_refuses(corpus: list[HostileFile], res
             assert found[reader] == expected, (file.name, reader, found)
 
 
+@pytest.mark.slow
 def test_no_reader_raises_another_exception_where_it_need_not_refuse(
     corpus: list[HostileFile], results: Results
 ) -> None:
@@ -85,6 +88,7 @@ def test_no_reader_raises_another_exception_where_it_need_not_refuse(
             assert said in ("accepted", "refused") or "HypernetworkError" in said, (file.name, reader, said)
 
 
+@pytest.mark.slow
 def test_no_file_costs_more_memory_or_time_than_is_promised(corpus: list[HostileFile], results: Results) -> None:
     for index, file in enumerate(corpus):
         for reader, one in results[file_name(index, file)].items():
@@ -106,10 +110,12 @@ def test_memory_and_time_are_really_measured() -> None:
     assert held > MOST_BYTES and again < 10 << 20 and seconds > 0.01
 
 
+@pytest.mark.slow
 def test_nothing_was_executed(results: Results, canary: Path) -> None:
     assert results and not canary.exists()
 
 
+@pytest.mark.slow
 def test_the_process_is_usable_afterwards(results: Results) -> None:
     assert results["SOUND"]["load"]["said"] == "accepted"
 
