@@ -24,10 +24,10 @@ from hnloader.folders import walk
 from hnloader.formats import zip_archive
 from hnloader.formats.ambiguity import (
     Place,
+    has_unknown_method,
     has_zip_end,
     is_tar,
     local_headers,
-    packs_otherwise,
     tar_members,
     trace_place,
 )
@@ -199,7 +199,7 @@ def _look_at_members(source: Source, result: Scan, budget: Budget) -> None:
     except HypernetworkError:
         for member in local_headers(source):
             _look(source, Place(member.start, member.start + member.size, member), result, budget, member.name)
-        if packs_otherwise(source):
+        if has_unknown_method(source):
             result.unknown = result.unknown or "one of its zip members is packed in a way that hnloader does not unpack"
         return
     for name, member in archive.members.items():

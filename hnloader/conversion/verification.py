@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hnloader.conversion.preparing import dtype_name, hash_of, opened, origin_of, prepared
 from hnloader.errors import HypernetworkError, VerificationError
-from hnloader.formats.architecture import normalise_name
+from hnloader.formats.architecture import normalize_name
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing, from_contents, tensor_bytes
 from hnloader.formats.registry import format_named
@@ -144,8 +144,8 @@ def verify_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, 
     read_back = from_contents(found, "")
     for key, tensors in expected.sides.items():
         where = f"the {key[1]} side of width {key[0]}"
-        wanted = {normalise_name(name): tensor for name, tensor in tensors.items()}
-        given = {normalise_name(name): tensor for name, tensor in read_back.sides[key].items()}
+        wanted = {normalize_name(name): tensor for name, tensor in tensors.items()}
+        given = {normalize_name(name): tensor for name, tensor in read_back.sides[key].items()}
         if wanted.keys() != given.keys():
             odd = ", ".join(sorted(wanted.keys() ^ given.keys()))
             raise VerificationError(f"{path}: the tensors of {where} differ from the source: {as_text(odd, 200)}.")

@@ -1,8 +1,8 @@
-"""Look at a file as other programs would that read other formats than the one it seems to be of.
+"""Refuse files that another program would read as another format.
 
-The same bytes can be a sound file of one format and a program for the reader of another one: a legacy stream that is a
-tar archive too, a safetensors file that is a pickle too, an archive behind something else. No program that writes
-hypernetworks writes such a file, so hnloader refuses it.
+The same bytes can be a sound file of one format and a program for the reader of another: a legacy stream that is also a
+tar archive, a safetensors file that is also a pickle, an archive after something else. Programs that write
+hypernetworks never write such files.
 """
 
 from __future__ import annotations
@@ -17,16 +17,28 @@ from hnloader.formats.source import Source
 from hnloader.formats.tracing import Budget, Trace, trace_at, trace_inflated
 from hnloader.formats.zip_archive import DEFLATED, STORED, Member
 
+__all__ = [
+    "Place",
+    "check_one_reading",
+    "check_pickle",
+    "has_unknown_method",
+    "has_zip_end",
+    "is_tar",
+    "local_headers",
+    "tar_members",
+    "trace_place",
+]
+
 _TAR_BLOCK = 512
 _MAX_TAR_HEADERS = 10_000
-# Headers of extended formats, which may move or resize the member behind them.
+# Headers of extended formats, which may move or resize the next member.
 _TAR_EXTENDED = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_SPARSE})
 _ZIP_TAIL = 22 + 0xFFFF
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a pickle stands: from `start` to `end` of the file, in a zip member where there is one."""
+    """The place of a pickle: bytes `start` to `end` of the file, and the zip member that they belong to."""
 
     start: int
     end: int
@@ -34,14 +46,14 @@ class Place:
 
 
 def trace_place(source: Source, place: Place, budget: Budget) -> Trace:
-    """Follow the pickle at a place of a file; raises CorruptFileError where it is deflated and damaged."""
+    """Follow the pickle at a place of a file. Raises CorruptFileError if it is deflated and damaged."""
     if place.member is not None and place.member.method == DEFLATED:
         return trace_inflated(source, place.start, place.end - place.start, budget)
     return trace_at(source, place.start, budget, place.end)
 
 
 def check_pickle(source: Source, place: Place) -> Trace:
-    """Follow the pickle at a place; raise UnsafeFileError where it imports or calls what no sound file does."""
+    """Follow the pickle at a place. Raises UnsafeFileError if it imports or calls what no sound file does."""
     trace = trace_place(source, place, Budget())
     if trace.found:
         what = ", ".join(dict.fromkeys(f"{one.what} at byte {one.offset:,}" for one in trace.found[:3]))
@@ -53,15 +65,14 @@ def check_pickle(source: Source, place: Place) -> Trace:
 
 
 def check_one_reading(source: Source, *, is_stream: bool = False) -> None:
-    """Refuse a file that is of a second format as well.
+    """Refuse a file that also has a second format.
 
     Args:
         source: The file.
-        is_stream: It is a legacy stream, whose pickles are read, not only followed.
+        is_stream: It is a legacy stream, whose pickles are checked when they are read.
 
     Raises:
-        UnsafeFileError: It is a tar archive, a zip archive behind something else, or a pickle that imports something
-            although it begins as a zip archive or a safetensors file.
+        UnsafeFileError: It is also a tar archive, a zip archive after something else, or a pickle with imports.
     """
     second = None
     if is_tar(source):
@@ -70,8 +81,8 @@ def check_one_reading(source: Source, *, is_stream: bool = False) -> None:
         second = "a zip archive"
     if second is not None:
         raise UnsafeFileError(
-            f"{source.label} is {second} as well as what it begins as: programs would read different contents from it. "
-            "Do not open the file with other programs; get it from another source."
+            f"{source.label} is {second} and also a file of another format: programs would read different contents "
+            "from it. Do not open the file with other programs; get it from another source."
         )
     if not is_stream:
         check_pickle(source, Place(0, source.size))
@@ -93,11 +104,7 @@ def _tar_header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def tar_members(source: Source) -> Iterator[Place]:
-    """Yield where a tar archive's members stand, with every place where one may stand.
-
-    Raises:
-        CorruptFileError: It has too many to look at.
-    """
+    """Yield the places where some program may find a member. Raises CorruptFileError for too many."""
     at, exhaustive = 0, False
     for _ in range(_MAX_TAR_HEADERS):
         if at + _TAR_BLOCK > source.size:
@@ -112,14 +119,14 @@ def tar_members(source: Source) -> Iterator[Place]:
         exhaustive = exhaustive or header.type in _TAR_EXTENDED or header.size < 0
         if not exhaustive and header.isreg():
             at += -(-header.size // _TAR_BLOCK) * _TAR_BLOCK
-    raise CorruptFileError(f"{source.label}: a tar archive with more members than hnloader looks at")
+    raise CorruptFileError(f"{source.label}: the tar archive has more than {_MAX_TAR_HEADERS:,} members. Unpack it.")
 
 
 # -- zip
 
 
 def has_zip_end(source: Source) -> bool:
-    """Return whether a program that looks for a zip archive's end record finds a directory in front of it."""
+    """Return whether a program that looks for a zip archive's end record finds a directory before it."""
     size = min(source.size, _ZIP_TAIL)
     tail = source.read(source.size - size, size)
     at = tail.rfind(b"PK\x05\x06")
@@ -136,33 +143,35 @@ def has_zip_end(source: Source) -> bool:
     return False
 
 
-def packs_otherwise(source: Source) -> bool:
-    """Return whether a directory may name a member of a method by which nothing is unpacked here."""
-    for at in _found(source, zip_archive.ENTRY_MAGIC):
+def has_unknown_method(source: Source) -> bool:
+    """Return whether a directory may name a member of a compression method that hnloader does not unpack."""
+    for at in _find_all(source, zip_archive.ENTRY_MAGIC):
         if at + 12 <= source.size and int.from_bytes(source.read(at + 10, 2), "little") in zip_archive.OTHER_METHODS:
             return True
     return False
 
 
 def local_headers(source: Source) -> Iterator[Member]:
-    """Yield each member that any directory could name, found by the local headers themselves.
+    """Yield each member that a directory could name, found by its local header.
 
-    Each is given as stored and as deflated, because programs go by the directory's method.
+    Each is given as stored and as deflated, because programs use the method in the directory.
 
     Raises:
-        CorruptFileError: It has too many to look at.
+        CorruptFileError: There are too many.
     """
-    for count, at in enumerate(_found(source, zip_archive.MAGIC)):
+    for count, at in enumerate(_find_all(source, zip_archive.MAGIC)):
         if count >= zip_archive.MAX_MEMBERS:
-            raise CorruptFileError(f"{source.label}: a zip archive with more members than hnloader looks at")
+            raise CorruptFileError(
+                f"{source.label}: the zip archive has more than {zip_archive.MAX_MEMBERS:,} members. Unpack it."
+            )
         found = zip_archive.local_member(source, at)
         if found is not None:
             yield replace(found, method=STORED)
             yield replace(found, method=DEFLATED)
 
 
-def _found(source: Source, magic: bytes) -> Iterator[int]:
-    """Yield where the magic of a record stands."""
+def _find_all(source: Source, magic: bytes) -> Iterator[int]:
+    """Yield the offsets of a record's magic."""
     for start in range(0, source.size, 1 << 20):
         piece = source.read(start, min((1 << 20) + len(magic) - 1, source.size - start))
         at = piece.find(magic)

@@ -1,4 +1,4 @@
-"""What every weight format gives: a hypernetwork as found in a file, before any tensor data is read."""
+"""The result of reading any weight format: a hypernetwork as a file describes it, before any tensor is read."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
-from hnloader.formats.architecture import OLD_NAMES, SideShapes, normalise_name, verify
+from hnloader.formats.architecture import SideShapes, normalize_name, verify
 from hnloader.formats.trees import has_at_most, mapped
 from hnloader.network import Architecture, Hypernetwork, Side, SideName, make_side
 from hnloader.texts import as_text, shown
 
-MAX_METADATA = 30_000  # values; programs write some twenty
+__all__ = [
+    "Contents",
+    "SideTensors",
+    "TensorInfo",
+    "all_named_tensors",
+    "build_side",
+    "check_finite",
+    "is_tensor_info",
+]
+
+MAX_METADATA = 30_000  # values; programs write about twenty
 FLOATING = ("float32", "float16", "bfloat16", "float64")
 
 
 class TensorInfo(Protocol):
-    """A tensor in a file: what is known of it without reading its data."""
+    """A tensor in a file, without its data."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its size in each dimension."""
+        """Size in each dimension."""
 
     @property
     def dtype(self) -> str:
@@ -40,23 +50,24 @@ SideTensors = dict[str, TensorInfo]
 
 @dataclass
 class Contents:
-    """A hypernetwork file, its architecture verified, its tensors not read yet.
+    """A hypernetwork file with verified architecture, whose tensors are not read yet.
 
     Attributes:
-        label: what messages call the file.
-        format: "pt" or "safetensors".
-        container: how the bytes are wrapped: "zip", "legacy", "safetensors".
-        program: which program wrote it, as far as the file tells.
-        variant: which kind of file of that program.
-        metadata: its keys besides the widths; tensors in it are `TensorInfo`.
+        label: Name of the file in messages.
+        format: Name of the format, such as "pt".
+        container: Form of the bytes, such as "zip", "legacy" or "safetensors".
+        program: The program that wrote the file, as far as the file shows.
+        variant: The kind of file of that program.
+        metadata: All keys besides the widths; tensors in it are `TensorInfo`.
         sides: (width, side) -> tensors by normalized name.
-        old_names: the file says linear1 and linear2.
-        read: gives the tensor that a `TensorInfo` describes.
-        forget: drops what `read` keeps for tensors that share memory; called by who needs each tensor once.
-        stream: gives the bytes of the tensor in pieces; None for one that must be read whole.
-        notes: further text in the file's header, by key.
-        ordered: The state dicts are OrderedDicts; None where some are and others are not.
+        old_names: The file uses the names linear1 and linear2.
+        read: Returns the tensor that a `TensorInfo` describes.
+        forget: Drops what `read` keeps for tensors that share memory; for callers that need each tensor once.
+        stream: Returns the bytes of a tensor in pieces; None for a tensor that must be read whole.
+        notes: Further text in the file's header, by key.
+        ordered: The state dicts are OrderedDicts; None if only some are.
         stated_origin: Program and variant of the file that a converted one was made from.
+        architecture: How the sides are built, verified from the tensors.
     """
 
     label: str
@@ -83,7 +94,7 @@ class Contents:
             UnsupportedArchitectureError: Metadata and tensors contradict each other.
         """
         if not has_at_most(self.metadata, MAX_METADATA):
-            raise CorruptFileError(f"{self.label}: its metadata hold more than {MAX_METADATA:,} values. Remove some.")
+            raise CorruptFileError(f"{self.label}: the metadata hold more than {MAX_METADATA:,} values. Remove some.")
         shapes = [
             SideShapes(width, side, {name: info.shape for name, info in tensors.items()})
             for (width, side), tensors in self.sides.items()
@@ -97,7 +108,7 @@ class Contents:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The context widths, in the order of the file."""
+        """Context widths in the order of the file."""
         return tuple(dict.fromkeys(width for width, _ in self.sides))
 
     @property
@@ -105,47 +116,49 @@ class Contents:
         """Program and variant in one line; for a converted file, those of its source."""
         return f"{self.program}, {self.variant}" if self.stated_origin is None else self.stated_origin
 
+    def name(self, stem: str) -> str:
+        """Return the name in the file; `stem` if it holds none."""
+        name = self.metadata.get("name")
+        return name if isinstance(name, str) and name else stem
+
     def hypernetwork(self, stem: str) -> Hypernetwork:
-        """Read the tensors and build the hypernetwork; `stem` is its name where the file holds none.
+        """Read the tensors and build the hypernetwork; `stem` is its name if the file holds none.
 
         Raises:
-            CorruptFileError: damaged data, or values that are not finite.
+            CorruptFileError: The data are damaged, or values are not finite.
         """
-        sides = {width: (self.side(width, "k"), self.side(width, "v")) for width in self.widths}
-        name = self.metadata.get("name")
         return Hypernetwork(
-            sides,
-            name=name if isinstance(name, str) and name else stem,
+            {width: (self._side(width, "k"), self._side(width, "v")) for width in self.widths},
+            name=self.name(stem),
             architecture=self.architecture,
-            metadata={key: self._with_tensors(value) for key, value in self.metadata.items()},
+            metadata={
+                key: mapped(value, lambda part: self.read(part) if is_tensor_info(part) else part)
+                for key, value in self.metadata.items()
+            },
             variant=self.origin,
             old_names=self.old_names,
         )
 
-    def side(self, width: int, side: SideName) -> Side:
-        """Read one side; raises CorruptFileError for damaged data, or values that are not finite."""
+    def _side(self, width: int, side: SideName) -> Side:
         tensors = {}
         for name, info in self.sides[width, side].items():
             tensors[name] = self.read(info)
             check_finite(tensors[name], f"{self.label}: {name} of the {side} side of width {width}")
         return build_side(self.architecture, width, tensors)
 
-    def _with_tensors(self, value: object) -> object:
-        """`value` with each `TensorInfo` in it replaced by its tensor."""
-        return mapped(value, lambda part: self.read(part) if is_tensor_info(part) else part)
-
 
 def build_side(architecture: Architecture, width: int, tensors: Mapping[str, Tensor]) -> Side:
-    """A side in eval mode whose parameters are these tensors, not copies of them."""
+    """Build a side in eval mode whose parameters are these tensors, not copies of them."""
     with torch.device("meta"):
         made = make_side(architecture, width)
     for name, tensor in tensors.items():
-        _set_parameter(made, name, tensor)
+        path, _, leaf = name.rpartition(".")
+        made.get_submodule(path).register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
     return made.eval()
 
 
 def is_tensor_info(value: object) -> bool:
-    """True for a tensor that was not read yet, among what a file's pickle or header can hold."""
+    """Return whether a value of a pickle or header describes a tensor."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
@@ -155,8 +168,8 @@ def all_named_tensors(
     """Return the tensors of each side by normalized name, and whether the file uses the old names.
 
     Raises:
-        UnsupportedArchitectureError: A side holds something else than named tensors, one name twice, or the file uses
-            old and new names.
+        UnsupportedArchitectureError: A side holds other things than named tensors, a name occurs twice, or the file
+            mixes old and new names.
     """
     sides: dict[tuple[int, SideName], SideTensors] = {}
     first: dict[bool, str] = {}  # old name or new one -> the first of them
@@ -166,55 +179,38 @@ def all_named_tensors(
         for name, info in named.items():
             if not isinstance(name, str) or not is_tensor_info(info):
                 raise UnsupportedArchitectureError(
-                    f"{where} holds {shown(as_text(name))}, which is no tensor with a name"
+                    f"Found {shown(as_text(name))} in {where}. Expected tensors with names of text."
                 )
-            normal = normalise_name(name)
+            normal = normalize_name(name)
             if normal in tensors:
                 raise UnsupportedArchitectureError(
-                    f"{where} holds {shown(normal)} twice, under its old and its new name"
+                    f"Found {shown(normal)} twice in {where}, under its old and its new name. Remove one."
                 )
             first.setdefault(normal != name, f"{shown(name)} on {where}")
             tensors[normal] = info  # type: ignore[assignment]
         sides[width, side] = tensors
     if len(first) > 1:
         raise UnsupportedArchitectureError(
-            f"its tensors have old names ({first[True]}) and new ones ({first[False]}). Rename them alike."
+            f"The tensors have old names ({first[True]}) and new names ({first[False]}). Use one kind of names."
         )
     return sides, True in first
-
-
-def state_dict(hypernetwork: Hypernetwork, width: int, side: SideName) -> dict[str, Tensor]:
-    """The tensors of one side by the names of the file that it came from, on the CPU and contiguous."""
-    old_names = {new: old for old, new in OLD_NAMES.items()} if hypernetwork.old_names else {}
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in hypernetwork.side(width, side).state_dict().items():
-        module, _, leaf = name.rpartition(".")
-        tensors[old_names.get(f"{module}.", f"{module}.") + leaf] = tensor.detach().cpu().contiguous()
-    return tensors
 
 
 def _check_dtypes(tensors: SideTensors, where: str) -> None:
     for name, info in tensors.items():
         if info.dtype not in FLOATING:
-            raise UnsupportedArchitectureError(
-                f"{name} of {where} is {info.dtype}; one of {', '.join(FLOATING)} was expected"
-            )
+            raise UnsupportedArchitectureError(f"{name} of {where} is {info.dtype}. Use one of {', '.join(FLOATING)}.")
 
 
 def check_finite(tensor: Tensor, where: str) -> None:
-    """Raise CorruptFileError where a value is NaN or infinite; `where` names the tensor."""
-    # One NaN or infinity makes the sum one too, and a sum is far quicker than a look at each value. A sum of
-    # finite values may overflow; the count below then finds nothing.
+    """Raise CorruptFileError if a value is NaN or infinite; `where` names the tensor."""
+    # The sum is far quicker than a look at each value, and NaN or infinite if one is. A sum of finite values may
+    # overflow; the count below then finds nothing.
     if torch.isfinite(tensor.sum()):
         return
     bad = int(tensor.numel() - torch.isfinite(tensor).sum())
     if bad:
         raise CorruptFileError(
-            f"{where} has {bad:,} of {tensor.numel():,} values that are NaN or infinite. Its training diverged or the "
-            "file is damaged: it can only give black or noisy images. Use an earlier step of it."
+            f"{where} has {bad:,} of {tensor.numel():,} values that are NaN or infinite: its training diverged or the "
+            "file is damaged, and images would be black or noisy. Use an earlier step of the training."
         )
-
-
-def _set_parameter(side: Side, name: str, tensor: Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    side.get_submodule(path).register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))

@@ -1,4 +1,4 @@
-"""Names what is not a hypernetwork, so that its owner knows what it is and what to do with it."""
+"""Say what a file is that is not a hypernetwork, and what to do with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from hnloader.formats.pickles import TensorRef
 from hnloader.formats.registry import suffixes
 from hnloader.texts import as_text, shown
 
-# -- files that are no model, by their first bytes
+__all__ = ["are_vectors", "kind_of_bytes", "kind_of_names", "kind_of_tree"]
+
+# -- other files than models, by their first bytes
 
 _MAGICS: tuple[tuple[bytes, str], ...] = (
     (
@@ -35,19 +37,19 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
 
 
 def kind_of_bytes(head: bytes) -> str:
-    """What a file of no known format is, with what to do, from its first bytes."""
+    """Return what a file of an unknown format is and what to do with it, by its first bytes."""
     for magic, kind in _MAGICS:
         if head.startswith(magic):
             return kind
     text = head[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<script")) or b"<html" in text:
-        return "a web page (HTML): the download gave a page instead of the file. Log in on the site and download again"
+        return "a web page (HTML) instead of the file: log in on the site and download again"
     if text.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file itself: run 'git lfs pull' in its repository"
     if text.startswith((b"{", b"[")):
         return "a JSON or other text file, not a model"
     if not head.strip(b"\0"):
-        return "a file of zeros: the download or copy failed. Get it again"
+        return "a file of zeros, from a failed download or copy: download it again"
     if all(byte >= 32 or byte in (9, 10, 12, 13, 27) for byte in head[:1024]):
         return "a text file, not a model"
     return f"of an unknown format; a hypernetwork is a file that ends in {', '.join(suffixes())}"
@@ -66,15 +68,15 @@ _CHECKPOINT = (
 )
 _VAE = "a VAE, not a hypernetwork: choose it as the VAE of a webui, or call AutoencoderKL.from_single_file"
 _CONTROLNET = "a ControlNet, not a hypernetwork: load it with a ControlNet program or ControlNetModel"
-_UNET = "a UNet in the diffusers layout, not a hypernetwork: it belongs into the unet folder of a pipeline"
-_TEXT_ENCODER = "a text encoder, not a hypernetwork: it belongs into the text_encoder folder of a pipeline"
-_UPSCALER = "an upscaler (ESRGAN or alike), not a hypernetwork: put it in the ESRGAN folder of a webui"
+_UNET = "a UNet in the diffusers layout, not a hypernetwork: it belongs in the unet folder of a pipeline"
+_TEXT_ENCODER = "a text encoder, not a hypernetwork: it belongs in the text_encoder folder of a pipeline"
+_UPSCALER = "an upscaler (such as ESRGAN), not a hypernetwork: put it in the ESRGAN folder of a webui"
 _IP_ADAPTER = "an IP-Adapter, not a hypernetwork: load it with pipe.load_ip_adapter"
 _OPTIMIZER = (
-    "the optimizer state of a hypernetwork's training (.pt.optim), not the hypernetwork: load the .pt file beside it"
+    "the optimizer state of a hypernetwork's training (.pt.optim), not the hypernetwork: load the .pt file of that name"
 )
 
-# What a part of a tensor's name tells; the first that any name contains decides.
+# Parts of tensors' names; the first one that any name contains decides.
 _NAME_PARTS: tuple[tuple[str, str], ...] = (
     ("lora_up.", _LORA),
     ("lora_down.", _LORA),
@@ -109,10 +111,10 @@ _MOST_VECTORS = 256
 
 
 def kind_of_tree(tree: object) -> str | None:
-    """What the object in a `.pt` file is, with what to do; None when it is a hypernetwork."""
+    """Return what the object in a `.pt` file is and what to do with it; None for a hypernetwork."""
     if isinstance(tree, TensorRef):
         return (
-            f"a single tensor of shape {shown(list(tree.shape))}, not a hypernetwork (an aesthetic embedding, perhaps)"
+            f"a single tensor of shape {shown(list(tree.shape))}, not a hypernetwork (perhaps an aesthetic embedding)"
         )
     if not isinstance(tree, dict):
         return f"a saved {type(tree).__name__}, not a hypernetwork: that is a dict with one key per width"
@@ -135,11 +137,11 @@ def kind_of_tree(tree: object) -> str | None:
     if 1 <= len(tree) <= 4 and all(isinstance(each, TensorRef) and are_vectors(each.shape) for each in tree.values()):
         return _EMBEDDING
     keys = ", ".join(_short(key) for key in islice(tree, 4)) or "none"
-    return f"a dict without a key per width (its keys: {keys}), not a hypernetwork of a kind that is known here"
+    return f"a dict without a key per width (its keys: {keys}), not a hypernetwork of a known kind"
 
 
 def kind_of_names(names: Iterable[object]) -> str | None:
-    """What a model with tensors of these names is, with what to do; None when the names tell nothing."""
+    """Return what a model with tensors of these names is and what to do with it; None for unknown names."""
     texts = [name for name in names if isinstance(name, str)]
     if texts and (set(texts) <= _EMBEDDING_NAMES or all(re.fullmatch("<.+>", name) for name in texts)):
         return _EMBEDDING
@@ -150,7 +152,7 @@ def kind_of_names(names: Iterable[object]) -> str | None:
 
 
 def are_vectors(shape: Sequence[int]) -> bool:
-    """True for a tensor of any name that is as large as an embedding: a small matrix is something else."""
+    """Return whether a tensor has the shape of an embedding; a small matrix is something else."""
     return (
         len(shape) in (1, 2) and shape[-1] in EMBEDDING_WIDTHS and (len(shape) == 1 or 1 <= shape[0] <= _MOST_VECTORS)
     )

@@ -1,13 +1,15 @@
-"""Which globals a sound file may name, by exact pairs of module and attribute, and what may be done with each.
+"""The globals that a sound file may name, by exact pairs of module and attribute, and those that it may call.
 
-A pickle that names nothing else cannot run anything of its author's choice. The list has two parts: what a
-hypernetwork is made of, which `pickles` reads, and what other sound checkpoints hold, which it leaves aside.
-Nothing is listed by a pattern: an attribute of a package may be another package.
+A pickle that names only these cannot run anything of its author's choice. Some are parts of a hypernetwork, which
+`pickles` reads; others occur in sound checkpoints of other kinds. Patterns are never used, because an attribute of a
+package may be another package.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+__all__ = ["CALLED", "KNOWN", "Global", "joined", "may_be_called"]
 
 Global = tuple[str, str]  # module, attribute
 
@@ -34,7 +36,7 @@ _QSCHEMES = """per_tensor_affine per_tensor_symmetric per_channel_affine per_cha
     per_channel_affine_float_qparams"""
 _LIGHTNING = "pytorch_lightning lightning.pytorch lightning"
 
-# What may only be named: nothing happens to it, or torch takes it as a description.
+# Globals that may only be named: torch takes them as descriptions, or ignores them.
 NAMED: frozenset[Global] = (
     _pairs("torch", f"{_DTYPES} {_QSCHEMES} {_STORAGES}")
     | _pairs("torch.storage", f"{_STORAGES} _UntypedStorage _TypedStorage")
@@ -50,7 +52,7 @@ NAMED: frozenset[Global] = (
     | _pairs(" ".join(f"{package}.callbacks.early_stopping" for package in _LIGHTNING.split()), "EarlyStopping")
 )
 
-# What may be called as well: it makes plain data, tensors or containers of its arguments, whatever these are.
+# Globals that may also be called: they make plain data, tensors or containers of any arguments.
 CALLED: frozenset[Global] = (
     _pairs(_BUILTINS, "set frozenset bytes bytearray complex slice list dict tuple int float str bool")
     | _pairs("builtins", "range")
@@ -89,17 +91,17 @@ CALLED: frozenset[Global] = (
         "AttributeDict",
     )
 )
-# Calls its first argument with the third one, a tuple; the second one is the class of what it gives.
+# Calls its first argument with the third one, a tuple; the second one is the class of the result.
 CALLS_ITS_ARGUMENT: Global = ("torch._tensor", "_rebuild_from_type_v2")
 KNOWN = NAMED | CALLED | {CALLS_ITS_ARGUMENT}
 
 
 def may_be_called(name: Global, argument_names: Iterable[Global | None] = ()) -> bool:
-    """Return whether a call of a global runs nothing of the file's choice.
+    """Return whether a call of a global cannot run anything of the file's choice.
 
     Args:
         name: The global.
-        argument_names: Its arguments, for each the global that it is, None for anything else.
+        argument_names: The globals among its arguments; None for each other argument.
     """
     if name == CALLS_ITS_ARGUMENT:
         first = next(iter(argument_names), None)

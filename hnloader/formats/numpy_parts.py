@@ -1,7 +1,7 @@
-"""The parts of numpy's arrays and scalars as they are pickled, described without numpy.
+"""Describe numpy's pickled arrays and scalars without numpy.
 
 An array is pickled as an empty one, `_reconstruct(ndarray, (0,), b"b")`, that BUILD fills with (version, shape, dtype,
-is Fortran's order, bytes); a dtype as `dtype("f4", False, True)` with a BUILD that tells the byte order
+Fortran order, bytes); a dtype as `dtype("f4", False, True)` with a BUILD that states the byte order
 (numpy/_core/src/multiarray/methods.c, `array_reduce`; descriptor.c, `arraydescr_reduce`).
 """
 
@@ -27,17 +27,19 @@ _TYPES = {
     "u8": ("uint64", "Q"),
     "b1": ("bool", "?"),
 }
+__all__ = ["NUMPY_TYPE", "NumpyArray", "NumpyType", "is_plain_type", "scalar"]
+
 _MAX_DIMENSIONS = 16
 NUMPY_TYPE = ("numpy", "dtype")
-# The size, alignment and flags in the state of a dtype, which numpy takes over unchecked.
+# The size, alignment and flags in the state of a dtype, which numpy does not check.
 _NUMBERS, _OBJECTS = (-1, -1, 0), (-1, -1, 63)
 
 
 def is_plain_type(code: str, state: object) -> bool:
-    """Return whether BUILD of a dtype leaves it what its code says, as numpy writes it.
+    """Return whether the state of a dtype agrees with its code, as numpy writes it.
 
-    With other flags numpy takes bytes of the file for the addresses of objects, with another size it reads beyond them.
-    Fields and subarrays bring further dtypes, and are not checked.
+    With other flags numpy takes bytes of the file for addresses of objects; with another size it reads beyond them.
+    Fields and subarrays have further dtypes, and are refused.
 
     Args:
         code: The dtype's code, such as "f4".
@@ -63,7 +65,7 @@ class NumpyType:
     is_plain: bool = True
 
     def build(self, state: object) -> None:
-        """Set what BUILD tells: the byte order. Fields and subarrays are not read."""
+        """Set the byte order from the state of BUILD. Fields and subarrays are not read."""
         self.is_plain = (
             is_plain_type(self.code, state) and isinstance(state, tuple) and state[1] in ("<", ">", "|", "=")
         )
@@ -71,7 +73,7 @@ class NumpyType:
 
     @property
     def torch_name(self) -> str | None:
-        """Name of torch's dtype; None for one that is not of plain little-endian numbers."""
+        """Name of torch's dtype; None unless its values are plain little-endian numbers."""
         known = _TYPES.get(self.code)
         return known[0] if known is not None and self.is_plain and self.order == "<" else None
 
@@ -81,10 +83,10 @@ class NumpyArray:
     """An array.
 
     Attributes:
-        dtype: Name of torch's dtype; None before BUILD, and for what is not read.
-        shape: Its size in each dimension.
-        stride: Its steps, in values.
-        data: Its numbers: bytes, or what stands for bytes that were left in the file.
+        dtype: Name of torch's dtype; None before BUILD, and for arrays that are not read.
+        shape: Size in each dimension.
+        stride: Steps, in values.
+        data: The numbers: bytes, or a reference to bytes in the file.
     """
 
     dtype: str | None = None
@@ -93,18 +95,13 @@ class NumpyArray:
     data: object = None
 
     def build(self, state: object, left_in_file: type) -> None:
-        """Set what BUILD tells: shape, dtype, order and numbers.
-
-        Args:
-            state: The state.
-            left_in_file: The class of what stands for bytes that were left in the file.
-        """
+        """Set shape, dtype, order and numbers from the state of BUILD; `left_in_file` is the class of `data` there."""
         if isinstance(state, tuple) and len(state) == 5:
             _, shape, dtype, is_fortran, data = state
             self.fill(shape, dtype, is_fortran, data, left_in_file)
 
     def fill(self, shape: object, dtype: object, is_fortran: object, data: object, left_in_file: type) -> None:
-        """Set all attributes; where something is not of plain numbers, none, and `dtype` stays None."""
+        """Set all attributes, or for anything but plain numbers none: `dtype` stays None."""
         if not isinstance(shape, tuple) or len(shape) > _MAX_DIMENSIONS:
             return
         if not all(type(size) is int and size >= 0 for size in shape):
@@ -123,7 +120,7 @@ class NumpyArray:
 
 
 def scalar(dtype: NumpyType, data: object) -> int | float | bool | None:
-    """Return the number that `numpy.core.multiarray.scalar(dtype, data)` holds; None for what is not a number."""
+    """Return the number in `numpy.core.multiarray.scalar(dtype, data)`; None for other data."""
     known = _TYPES.get(dtype.code)
     if known is None or not dtype.is_plain or not isinstance(data, bytes):
         return None

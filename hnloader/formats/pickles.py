@@ -1,10 +1,9 @@
-"""Reads a pickle as plain data. Nothing in it is ever called, imported or built.
+"""Read a pickle as plain data. Nothing in it is ever called, imported or built.
 
-A `.pt` file is a pickle: a program for a small stack machine that may import any module and call anything in
-it. This reader runs that program symbolically. Numbers, strings and containers become themselves; a reference
-to a global becomes a name on an allow-list or an `Opaque`; a call is honoured only where its meaning is known
-here (an OrderedDict, a tensor's description) and noted in `Pickle.refused` otherwise. The caller decides what
-to say about a file with refusals; no tensor is read before that.
+A `.pt` file is a pickle: a program for a small stack machine that may import any module and call anything in it. This
+reader runs that program symbolically. Numbers, strings and containers become themselves. A reference to a global
+becomes a `Symbol` if its meaning is known here, otherwise an `Opaque`. A call of a symbol gives its result, made here
+from plain data; any other call is noted in `Pickle.refused`, and the caller decides what to do with the file.
 
 The opcodes are those of Python's pickle protocols 0 to 5 (Lib/pickletools.py documents each).
 """
@@ -27,24 +26,39 @@ from hnloader.formats.known_globals import CALLED, KNOWN, Global, joined, may_be
 from hnloader.formats.numpy_parts import NumpyArray, NumpyType, scalar
 from hnloader.texts import shown
 
-# Limits. The pickle of a hypernetwork has some 2,000 opcodes in 10 kB; that of a full SDXL checkpoint, which
-# is read only to say what it is, some 100,000 in 500 kB. The least that an opcode of one byte can make is 216
-# bytes (an empty set), so these bound the memory as well as the time.
+__all__ = [
+    "PLAIN",
+    "Blob",
+    "MalformedPickleError",
+    "Opaque",
+    "Parameters",
+    "Pickle",
+    "Refusal",
+    "StorageRef",
+    "Symbol",
+    "TensorRef",
+    "has_chosen_hash",
+    "item_size",
+    "read_pickle",
+]
+
+# Limits. The pickle of a hypernetwork has about 2,000 opcodes in 10 kB; a full SDXL checkpoint, which is read only to
+# identify it, about 100,000 in 500 kB. An opcode of one byte makes up to 216 bytes (an empty set), so these limits
+# bound the memory as well as the time.
 MAX_PICKLE_SIZE = 16 << 20
 MAX_OPCODES = 500_000
 MAX_DEPTH = 64
 MAX_VALUES = 500_000
 MAX_INT_BYTES = 32
-# Characters and bytes of all texts, each counted as often as it is mentioned, as JSON or a page would hold it.
+# Characters and bytes of all texts, each counted at every mention, as JSON or a page would hold it.
 MAX_TEXT = 4 << 20
 MAX_NAME = 500  # of a module, and of an attribute
-MAX_NAMES = 1_000
-# Python gives tuples and large integers hashes that whoever writes a file can make equal, and a dict of equal
-# hashes takes quadratic time. Text and bytes have random hashes; 64-bit integers too few that are equal.
+# The author of a file can give many tuples or large integers equal hashes, and a dict of equal hashes takes quadratic
+# time. Text and bytes have random hashes; too few 64-bit integers are equal.
 MAX_KEY_BITS = 64
 
 _TENSOR: Global = ("torch._utils", "_rebuild_tensor_v2")
-_TYPED_TENSOR: Global = ("torch._utils", "_rebuild_tensor_v3")  # whose storage is bytes, and whose dtype is named
+_TYPED_TENSOR: Global = ("torch._utils", "_rebuild_tensor_v3")  # has a storage of bytes, and names its dtype
 _PARAMETER: Global = ("torch._utils", "_rebuild_parameter")
 _ORDERED: Global = ("collections", "OrderedDict")
 _SIZE: Global = ("torch", "Size")
@@ -56,9 +70,9 @@ _CONTAINERS: dict[Global, Callable[..., object]] = {
     for module in ("builtins", "__builtin__")
 }
 _SIZED = (list, tuple, set, bytes, str, dict)
-# The first textual-inversion embeddings keep their tensors in one; what counts are its parameters.
+# The first textual-inversion embeddings keep their tensors in one.
 _PARAMETERS: Global = ("torch.nn.modules.container", "ParameterDict")
-# What torch 1.12 and 1.13 wrote for tensors of Apple's GPU: an array of numpy with its numbers.
+# torch 1.12 and 1.13 wrote tensors of Apple's GPU as arrays of numpy, with the numbers in the pickle.
 _FROM_NUMPY: Global = ("torch._utils", "_rebuild_device_tensor_from_numpy")
 _ARRAY, _NUMPY_TYPE = ("numpy", "ndarray"), ("numpy", "dtype")
 _MULTIARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -102,36 +116,28 @@ _READ = (
 assert _READ <= KNOWN
 
 
-# Values that hold no others; most are one of these, which is quicker to see than what they are not.
+# Types of values without parts, for a quick check.
 PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 class MalformedPickleError(Exception):
-    """The bytes are not a well-formed pickle within the limits; the message says what and where.
-
-    Attributes:
-        refused: what the pickle named or called before that; see `Pickle.refused`.
-        names: every global that it named before that; see `Pickle.names`.
-    """
-
-    refused: Sequence[Refusal] = ()
-    names: Sequence[Global] = ()
+    """The bytes are not a well-formed pickle within the limits. The message is a sentence about what and where."""
 
 
 @dataclass(frozen=True, eq=False)
 class Symbol:
-    """A reference to a global whose meaning is known here."""
+    """A reference to a global with a meaning known here."""
 
     name: Global
 
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """Stands for anything else: a global, or what a call of it would have given.
+    """Represents anything else: a global, or the result of a call of it.
 
     Attributes:
         name: The global; None for something else.
-        is_global: It is the global itself, not what a call gave.
+        is_global: It is the global itself, not the result of a call.
     """
 
     name: Global | None
@@ -140,13 +146,13 @@ class Opaque:
 
 @dataclass(frozen=True, eq=False)
 class Blob:
-    """A long text or byte string that was left in the file; see `read_pickle`.
+    """A long text or byte string that stays in the file; see `big_arguments`.
 
     Attributes:
-        offset: Where it begins in the file, in bytes.
-        size: Bytes that it takes there.
+        offset: Offset in the file, in bytes.
+        size: Size in the file, in bytes.
         is_text: It is UTF-8; False for bytes.
-        encoding: For a text that was encoded: "latin-1", or "utf-8". None for one that was not.
+        encoding: "latin-1" or "utf-8" for a text that was encoded to bytes; None for others.
     """
 
     offset: int
@@ -155,13 +161,13 @@ class Blob:
     encoding: str | None = None
 
 
-# These two are made by the dozen for each file; a frozen one takes three times as long to make.
+# These two are not frozen, because that takes three times as long and each file has dozens.
 @dataclass(slots=True, eq=False)
 class StorageRef:
-    """A storage that the file holds elsewhere: its key, dtype name, and number of values of that dtype.
+    """A storage: its key, the name of its dtype, and the number of values of that dtype.
 
-    The numbers of a numpy array stand in the pickle itself: `data`, None for others. The file counts the values of an
-    untyped one in bytes.
+    `data` are the numbers of a numpy array in the pickle; None for a storage elsewhere in the file. The file counts the
+    values of an untyped storage in bytes.
     """
 
     key: str
@@ -173,7 +179,7 @@ class StorageRef:
 
 @dataclass(slots=True, eq=False)
 class TensorRef:
-    """A tensor as the pickle describes it: a view of a storage, in values, not bytes."""
+    """A tensor as the pickle describes it: a view of a storage, counted in values."""
 
     storage: StorageRef
     offset: int
@@ -188,36 +194,31 @@ class TensorRef:
     @property
     def count(self) -> int:
         """Number of values."""
-        total = 1
-        for size in self.shape:
-            total *= size
-        return total
+        return math.prod(self.shape)
 
 
 class Parameters(OrderedDict[object, object]):
-    """What an `nn.ParameterDict` holds; no other state of that module is kept."""
+    """The parameters of an `nn.ParameterDict`."""
 
 
-# Classes of which an object may be made, without arguments.
+# Classes that may be instantiated, without arguments.
 _DICTS: dict[Global, type[OrderedDict[object, object]]] = {_ORDERED: OrderedDict, _PARAMETERS: Parameters}
 
 
 @dataclass
 class Pickle:
-    """What one pickle says.
+    """The contents of one pickle.
 
     Attributes:
-        value: the top-level object.
-        end: offset of the first byte after it.
-        refused: what it names or calls that is not on the allow-list, in order, with offsets; empty for a safe one.
-        names: every global that it names, allowed or not, once, in order.
-        has_frames: It is divided by FRAME; whether these fit its opcodes is for `tracing` to say.
+        value: The top-level object.
+        end: Offset of the first byte after it.
+        refused: What it names or calls that is not on the allow-list, in order; empty for a safe pickle.
+        has_frames: It is divided by FRAME; `tracing` checks that these fit its opcodes.
     """
 
     value: object
     end: int
     refused: list[Refusal]
-    names: tuple[Global, ...] = ()
     has_frames: bool = False
 
 
@@ -226,10 +227,10 @@ class Refusal:
     """Something that is not on the allow-list.
 
     Attributes:
-        what: What it is, in words.
-        name: The global that is concerned, None for something else.
-        offset: Where, in bytes from the beginning of the data.
-        is_harmless: Sound files of other kinds hold it, and it runs nothing of the file's choice.
+        what: Description in words.
+        name: The global in question; None for something else.
+        offset: Offset from the beginning of the data, in bytes.
+        is_harmless: Sound files of other kinds hold it, and it cannot run code of the file's choice.
     """
 
     what: str
@@ -246,44 +247,31 @@ def read_pickle(data: bytes, start: int = 0, blobs: Sequence[Blob] = ()) -> Pick
 
     Args:
         data: The bytes.
-        start: Where the pickle begins.
-        blobs: What `big_arguments.shortened` left in the file, in the order of its placeholders in `data`.
+        start: Offset of the pickle.
+        blobs: What `big_arguments.shortened` replaced by placeholders in `data`, in order.
 
     Raises:
-        MalformedPickleError: It is damaged or goes over a limit of this module.
+        MalformedPickleError: It is damaged or exceeds a limit of this module.
     """
     machine = _Machine(data[: start + MAX_PICKLE_SIZE], start, blobs=list(blobs))
     try:
         value = machine.run()
         if machine.unknown_text is not None:
-            raise MalformedPickleError(f"the text before byte {machine.unknown_text} is not UTF-8")
+            raise MalformedPickleError(f"The text before byte {machine.unknown_text} is not UTF-8.")
         _check_tree(value, machine)
-    except MalformedPickleError as error:
-        error.refused, error.names = machine.refused, tuple(machine.names)
-        raise
-    except (
-        IndexError,
-        KeyError,
-        TypeError,
-        ValueError,
-        struct.error,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except (IndexError, KeyError, TypeError, ValueError, struct.error, OverflowError, RecursionError) as error:
         detail = f"{type(error).__name__}: {error}"[:120]
-        malformed = MalformedPickleError(f"it makes no sense at byte {machine.at} ({detail})")
-        malformed.refused, malformed.names = machine.refused, tuple(machine.names)
-        raise malformed from error
-    return Pickle(value, machine.at, machine.refused, tuple(machine.names), machine.has_frames)
+        raise MalformedPickleError(f"The opcode before byte {machine.at} is invalid ({detail}).") from error
+    return Pickle(value, machine.at, machine.refused, machine.has_frames)
 
 
 def _check_tree(value: object, machine: _Machine) -> None:
-    """Refuse what nests too deeply, contains itself, unfolds into too much, or is not data."""
-    level: list[object] = [value]  # what stands equally deep
+    """Refuse a tree that nests too deeply, contains itself, unfolds into too much, or holds other things than data."""
+    level: list[object] = [value]  # all values of one depth
     depth, seen, text = 0, 1, 0
     while level:
         if depth > MAX_DEPTH:
-            raise MalformedPickleError(f"it nests containers more than {MAX_DEPTH} deep, or one contains itself")
+            raise MalformedPickleError(f"Containers nest more than {MAX_DEPTH} deep, or one contains itself.")
         deeper: list[object] = []
         for item in level:
             kind = type(item)
@@ -295,8 +283,8 @@ def _check_tree(value: object, machine: _Machine) -> None:
             if kind is bytearray:
                 text += len(item)  # type: ignore[arg-type]
             if isinstance(item, (StorageRef, Blob)):
-                what = "a storage" if isinstance(item, StorageRef) else "a text or byte string above the limit"
-                raise MalformedPickleError(f"{what} stands in it as a value")
+                what = "storage" if isinstance(item, StorageRef) else "text or byte string above the limit"
+                raise MalformedPickleError(f"A {what} is used as a value.")
             if isinstance(item, (Symbol, NumpyArray, NumpyType)):
                 machine.refuse_value(item)
             if isinstance(item, dict):
@@ -305,17 +293,17 @@ def _check_tree(value: object, machine: _Machine) -> None:
             elif isinstance(item, (list, tuple, set, frozenset)):
                 deeper += item
             if seen + len(deeper) > MAX_VALUES:
-                raise MalformedPickleError(f"it unfolds into more than {MAX_VALUES:,} values")
+                raise MalformedPickleError(f"It unfolds into more than {MAX_VALUES:,} values.")
         if text > MAX_TEXT:
-            raise MalformedPickleError(f"its texts unfold into more than {MAX_TEXT:,} characters")
+            raise MalformedPickleError(f"The texts unfold into more than {MAX_TEXT:,} characters.")
         seen += len(deeper)
         level, depth = deeper, depth + 1
 
 
 _MARK = object()
 
-# The 28 opcodes by which torch.save describes each tensor but the first, from the function's name to the result: only
-# numbers differ. Read at once they take a third of the time, and they are four fifths of a hypernetwork's pickle.
+# torch.save describes each tensor except the first with these 28 opcodes, in which only numbers differ. They are four
+# fifths of a hypernetwork's pickle, and take a third of the time if they are read at once.
 _NUMBER, _PUT = rb"(K.|M..|J...[\x00-\x7f])", rb"(q.|r.[^\0]\0\0)"
 _SIZES = rb"(?:%(n)s\x85|%(n)s%(n)s\x86)%(put)s" % {b"n": _NUMBER, b"put": _PUT}
 _USUAL_TENSOR = re.compile(
@@ -325,7 +313,7 @@ _USUAL_TENSOR = re.compile(
     % {b"n": _NUMBER, b"put": _PUT, b"sizes": _SIZES},
     re.DOTALL,
 )
-# So many in one pickle; each counts as one opcode of `MAX_OPCODES`.
+# In one pickle; each counts as one opcode of `MAX_OPCODES`.
 _MAX_USUAL_TENSORS = 5_000
 
 
@@ -338,7 +326,6 @@ class _Machine:
     stack: list[object] = field(default_factory=list)
     memo: dict[int, object] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
-    names: dict[Global, None] = field(default_factory=dict)
     blobs: list[Blob] = field(default_factory=list)
     copied: int = 0
     encoded_characters: int = 0
@@ -346,18 +333,18 @@ class _Machine:
     arrays: int = 0
     blobs_used: int = 0
     usual_tensors: int = 0
-    unknown_text: int | None = None  # offset after the first text of Python 2 whose encoding is not known
+    unknown_text: int | None = None  # offset after the first text of Python 2 that is not UTF-8
     push: Callable[[object], None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.push = self.stack.append  # the list's own, because most opcodes push something
+        self.push = self.stack.append  # most opcodes push something
 
     def run(self) -> object:
         data, stack, memo, opcodes = self.data, self.stack, self.memo, _OPCODES
-        last = len(data) - 3  # up to here an opcode and two bytes of argument are there
+        last = len(data) - 3  # the last offset with an opcode and two bytes of argument
         for _ in range(MAX_OPCODES):
             at = self.at
-            # Six opcodes of ten are one of these, and done here because the calls would take most of the time.
+            # Six opcodes of ten are among these, which run here because calls would take most of the time.
             if at <= last:
                 code = data[at]
                 if code == 0x71:  # BINPUT
@@ -381,47 +368,47 @@ class _Machine:
             elif at < len(data):
                 code = data[at]
             else:
-                raise MalformedPickleError("it is cut off before its end")
+                raise MalformedPickleError("It is cut off.")
             self.at = at + 1
             if code == 0x2E:  # STOP
                 if len(stack) != 1:
-                    raise MalformedPickleError(f"it ends at byte {self.at} with {len(stack)} values, not one")
+                    raise MalformedPickleError(f"It ends at byte {self.at} with {len(stack)} values instead of one.")
                 return stack.pop()
             action = opcodes[code]
             if action is None:
-                raise MalformedPickleError(f"byte {at} is {code:#04x}, which is not a pickle opcode")
+                raise MalformedPickleError(f"Byte {at} is {code:#04x}, which is not a pickle opcode.")
             action(self)
-        raise MalformedPickleError(f"it has more than {MAX_OPCODES:,} opcodes")
+        raise MalformedPickleError(f"It has more than {MAX_OPCODES:,} opcodes.")
 
     # -- reading arguments
 
     def frame(self) -> None:
         self.has_frames = True
         if self.number(8) > len(self.data) - self.at and not self.blobs:
-            raise MalformedPickleError(f"it is cut off: the frame before byte {self.at} is longer")
+            raise MalformedPickleError(f"It is cut off: the frame before byte {self.at} is longer.")
 
     def protocol(self) -> None:
         if (number := self.number(1)) > 5:
-            raise MalformedPickleError(f"it is of protocol {number}, and 5 is the newest")
+            raise MalformedPickleError(f"It has protocol {number}, and 5 is the newest.")
 
     def take(self, size: int) -> bytes:
         piece = self.data[self.at : self.at + size]
         if size < 0 or len(piece) != size:
-            raise MalformedPickleError(f"it is cut off: {size:,} bytes were declared at byte {self.at}")
+            raise MalformedPickleError(f"It is cut off: it declares {size:,} bytes at byte {self.at}.")
         self.at += size
         return piece
 
     def number(self, size: int, signed: bool = False) -> int:
         at, end = self.at, self.at + size
         if end > len(self.data):
-            raise MalformedPickleError(f"it is cut off: {size:,} bytes were declared at byte {at}")
+            raise MalformedPickleError(f"It is cut off: it declares {size:,} bytes at byte {at}.")
         self.at = end
         return int.from_bytes(self.data[at:end], "little", signed=signed)
 
     def line(self) -> str:
         end = self.data.find(b"\n", self.at)
         if end < 0:
-            raise MalformedPickleError("it is cut off inside a line of text")
+            raise MalformedPickleError("It is cut off inside a line of text.")
         text = self.data[self.at : end]
         self.at = end + 1
         return text.decode("utf-8", "surrogateescape")
@@ -431,7 +418,7 @@ class _Machine:
     def pop(self) -> object:
         value = self.stack.pop()
         if value is _MARK:
-            raise MalformedPickleError(f"a value is missing at byte {self.at}")
+            raise MalformedPickleError(f"A value is missing at byte {self.at}.")
         return value
 
     def pop_mark(self) -> list[object]:
@@ -442,17 +429,17 @@ class _Machine:
                 items = self.stack[index + 1 :]
                 del self.stack[index:]
                 return items
-        raise MalformedPickleError(f"a mark is missing at byte {self.at}")
+        raise MalformedPickleError(f"A mark is missing at byte {self.at}.")
 
     def refuse(self, what: str, name: Global | None, is_harmless: bool = False) -> Opaque:
         if len(self.refused) < 100:
             self.refused.append(Refusal(what, name, self.at - 1, is_harmless))
-        elif not is_harmless and self.refused[-1].is_harmless:  # a harmful one is never the one left out
+        elif not is_harmless and self.refused[-1].is_harmless:  # never leave out a harmful one
             self.refused[-1] = Refusal(what, name, self.at - 1)
         return Opaque(name)
 
     def refuse_value(self, value: Symbol | NumpyArray | NumpyType) -> None:
-        """Note a value that is not data, but that sound files of other kinds hold."""
+        """Note a value other than data that sound files of other kinds hold."""
         if isinstance(value, Symbol):
             self.refuse(f"the global {shown(joined(value.name), 200)}", value.name, is_harmless=True)
         else:
@@ -460,10 +447,10 @@ class _Machine:
             self.refuse(f"a numpy {kind}", _ARRAY, is_harmless=True)
 
     def count_copied(self, *values: object) -> None:
-        """Note containers that are copied; raise MalformedPickleError where all copies together hold too much."""
+        """Count copied containers. Raises MalformedPickleError if all copies together hold too much."""
         self.copied += sum(len(value) for value in values if isinstance(value, _SIZED))
         if self.copied > MAX_VALUES:
-            raise MalformedPickleError(f"it copies more than {MAX_VALUES:,} values")
+            raise MalformedPickleError(f"It copies more than {MAX_VALUES:,} values.")
 
     # -- numbers and text
 
@@ -474,25 +461,25 @@ class _Machine:
             return
         number = _c_integer(text)
         if len(text) == 2 and number in (0, 1):  # C's unpickler makes a bool of it, Python's a number
-            raise MalformedPickleError(f"a bool in an odd form before byte {self.at}")
+            raise MalformedPickleError(f"A bool before byte {self.at} has an odd form.")
         self.push(number)
 
     def long_bytes(self, size: int) -> None:
         if size > MAX_INT_BYTES:
-            raise MalformedPickleError(f"an integer of {size:,} bytes at byte {self.at}")
+            raise MalformedPickleError(f"An integer at byte {self.at} has {size:,} bytes.")
         self.push(int.from_bytes(self.take(size), "little", signed=True))
 
     def quoted(self) -> None:
         text = self.line()
         if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
-            raise MalformedPickleError(f"a string without quotes before byte {self.at}")
+            raise MalformedPickleError(f"A string before byte {self.at} lacks its quotes.")
         data, _ = codecs.escape_decode(text[1:-1].encode("utf-8", "surrogateescape"))
         self.old_text(bytes(data))
 
     def old_text(self, data: bytes) -> None:
-        """Text of Python 2, which did not say how it is encoded: UTF-8 for torch.load and so for the webuis.
+        """Push text of Python 2, whose encoding is not stated: UTF-8 for torch.load and so for the webuis.
 
-        Anything else is refused, but only at the end: what the pickle names or calls after it is to be known.
+        Other text is refused at the end, after everything that the pickle names or calls is known.
         """
         try:
             self.push(data.decode("utf-8"))
@@ -504,20 +491,20 @@ class _Machine:
         self.push(self.take(size).decode("utf-8", "surrogatepass"))
 
     def text_of_four(self) -> None:
-        """As `text` with its size in four bytes, which is how torch.save writes all names."""
+        """Push text with its size in four bytes, as torch.save writes all names."""
         at = self.at + 4
         end = at + int.from_bytes(self.data[self.at : at], "little")
         if end > len(self.data):
-            raise MalformedPickleError(f"it is cut off: {end - at:,} bytes were declared at byte {self.at}")
+            raise MalformedPickleError(f"It is cut off: it declares {end - at:,} bytes at byte {self.at}.")
         self.at = end
         self.push(self.data[at:end].decode("utf-8", "surrogatepass"))
 
     # -- containers
 
     def blob(self) -> None:
-        """The placeholder of what was left in the file."""
+        """Push the next text or byte string that stays in the file."""
         if self.blobs_used >= len(self.blobs):
-            raise MalformedPickleError(f"byte {self.at - 1} is 0xff, which is not a pickle opcode")
+            raise MalformedPickleError(f"Byte {self.at - 1} is 0xff, which is not a pickle opcode.")
         self.push(self.blobs[self.blobs_used])
         self.blobs_used += 1
 
@@ -526,7 +513,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Opaque):
-            raise MalformedPickleError(f"appends to a {type(target).__name__} at byte {self.at}")
+            raise MalformedPickleError(f"It appends to a {type(target).__name__} at byte {self.at}.")
 
     def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
@@ -534,14 +521,14 @@ class _Machine:
         if isinstance(target, dict):
             target.update(pairs)
         elif not isinstance(target, Opaque):
-            raise MalformedPickleError(f"sets items of a {type(target).__name__} at byte {self.at}")
+            raise MalformedPickleError(f"It sets items of a {type(target).__name__} at byte {self.at}.")
 
     def add_items(self) -> None:
         items, target = self.pop_mark(), self.stack[-1]
         if isinstance(target, set):
             target.update(_keys(items))
         elif not isinstance(target, Opaque):
-            raise MalformedPickleError(f"adds to a {type(target).__name__} at byte {self.at}")
+            raise MalformedPickleError(f"It adds to a {type(target).__name__} at byte {self.at}.")
 
     def dictionary(self) -> None:
         items = self.pop_mark()
@@ -550,7 +537,7 @@ class _Machine:
     def tuple_of(self, size: int) -> None:
         items = tuple(self.stack[-size:])
         if len(items) < size or _MARK in items:
-            raise MalformedPickleError(f"a value is missing at byte {self.at}")
+            raise MalformedPickleError(f"A value is missing at byte {self.at}.")
         self.stack[-size:] = [items]
 
     # -- globals and calls: named, never resolved
@@ -565,10 +552,8 @@ class _Machine:
 
     def imported(self, module: str, attribute: str) -> Global:
         if max(len(module), len(attribute)) > MAX_NAME:
-            # It may be one: what reads the file otherwise decides by `tracing`.
-            raise MalformedPickleError(f"a global with a name of more than {MAX_NAME} characters before byte {self.at}")
-        if len(self.names) < MAX_NAMES:
-            self.names[module, attribute] = None
+            # `tracing` decides what other readers would do with it.
+            raise MalformedPickleError(f"The name of a global before byte {self.at} has over {MAX_NAME} characters.")
         return module, attribute
 
     def global_lines(self) -> None:
@@ -578,7 +563,7 @@ class _Machine:
     def global_stack(self) -> None:
         attribute, module = self.pop(), self.pop()
         if not isinstance(attribute, str) or not isinstance(module, str):
-            raise MalformedPickleError(f"a global whose name is not text at byte {self.at}")
+            raise MalformedPickleError(f"The name of a global at byte {self.at} is not text.")
         self.named(module, attribute)
 
     def call(self) -> None:
@@ -591,19 +576,19 @@ class _Machine:
             self.push(self.refuse(f"a call of a {type(function).__name__}", None))
 
     def opaque_call(self, function: Opaque, arguments: object) -> Opaque:
-        """A global may only be named, unless it is known to be harmless when called too."""
+        """Note a call of a global, unless calls of it are known to be harmless."""
         given = arguments if isinstance(arguments, tuple) else ()
         names = [value.name if isinstance(value, (Symbol, Opaque)) else None for value in given]
         if function.is_global and function.name is not None and may_be_called(function.name, names):
             return Opaque(function.name)
         if function.name is not None and function.name not in KNOWN:
             return Opaque(function.name)  # the global itself was refused
-        what = "what a call gave" if function.name is None else shown(joined(function.name), 200)
+        what = "the result of a call" if function.name is None else shown(joined(function.name), 200)
         return self.refuse(f"a call of {what}", function.name)
 
     def result_of(self, name: Global, arguments: tuple[Any, ...]) -> object:
-        """Return what calling the allowed global `name` would give, made here from plain data."""
-        # The two calls that every tensor has come first; they copy nothing, or a few sizes.
+        """Return the result of calling the allowed global `name`, made here from plain data."""
+        # The two calls of every tensor come first; they copy a few sizes at most.
         if name in _TENSOR_BUILDERS:
             return self.tensor(name, arguments)
         if name == _ORDERED and not arguments:
@@ -618,7 +603,7 @@ class _Machine:
         if name == _SIZE:
             sizes = arguments or ((),)
             if len(sizes) > 1 or not _is_sizes(sizes[0]):
-                raise MalformedPickleError(f"a torch.Size whose sizes are not numbers before byte {self.at}")
+                raise MalformedPickleError(f"A torch.Size before byte {self.at} holds other things than numbers.")
             return torch.Size(sizes[0])
         if name in _CONTAINERS and len(arguments) <= 1 and all(isinstance(a, (list, tuple, bytes)) for a in arguments):
             given = [_keys(argument) for argument in arguments] if name[1].endswith("set") else arguments
@@ -630,11 +615,11 @@ class _Machine:
         return self.odd_call(name)
 
     def odd_call(self, name: Global) -> Opaque:
-        """A call with arguments that no known program writes; harmless where any call of it is."""
+        """Note a call with arguments that no known program writes; it is harmless if any call of the global is."""
         return self.refuse(f"a call of {shown(joined(name), 200)} with unexpected arguments", name, name in CALLED)
 
     def encoded(self, arguments: tuple[Any, ...]) -> object:
-        """Bytes as protocol 2 writes them: `_codecs.encode` of a text, by default to UTF-8."""
+        """Return bytes as protocol 2 writes them: `_codecs.encode` of a text, by default to UTF-8."""
         text, codec = (*arguments, "utf-8")[:2] if arguments else (None, None)
         codec = _CODECS.get(codec) if isinstance(codec, str) else None
         if len(arguments) > 2 or codec is None:
@@ -645,11 +630,11 @@ class _Machine:
             return self.odd_call(_ENCODE)
         self.encoded_characters += len(text)
         if self.encoded_characters > MAX_PICKLE_SIZE:
-            raise MalformedPickleError(f"it encodes more than {MAX_PICKLE_SIZE:,} characters")
+            raise MalformedPickleError(f"It encodes more than {MAX_PICKLE_SIZE:,} characters.")
         return text.encode(codec)
 
     def numpy_call(self, name: Global, arguments: tuple[Any, ...]) -> object:
-        """Arrays and scalars of numpy as they are pickled: an empty one to be filled by BUILD, or a number."""
+        """Return numpy's pickled arrays and scalars: an empty array for BUILD to fill, or a number."""
         if name == _NUMPY_TYPE and 1 <= len(arguments) <= 3 and isinstance(arguments[0], str):
             return NumpyType(arguments[0][:20])
         if name in _EMPTY_ARRAYS and len(arguments) == 3 and _is(arguments[0], _ARRAY):
@@ -681,42 +666,41 @@ class _Machine:
                 return self.odd_call(name)
             return arguments[0]
         if len(arguments) < 4:
-            raise MalformedPickleError(f"a tensor described by {len(arguments)} values before byte {self.at}")
-        if any(arguments[7 if name == _TYPED_TENSOR else 6 :]):  # its values are not those of the storage
-            raise MalformedPickleError(f"a tensor that is marked as negated or conjugated before byte {self.at}")
+            raise MalformedPickleError(f"A tensor before byte {self.at} is described by {len(arguments)} values.")
+        if any(arguments[7 if name == _TYPED_TENSOR else 6 :]):  # its values differ from those of the storage
+            raise MalformedPickleError(f"A tensor before byte {self.at} is marked as negated or conjugated.")
         if name == _TYPED_TENSOR:
             return self.typed_tensor(arguments)
         storage, offset, shape, stride = arguments[:4]
         if not isinstance(storage, StorageRef):
             return self.refuse("a tensor of an unknown kind of storage", name, isinstance(storage, Opaque))
         if not isinstance(offset, int) or not _is_sizes(shape) or not _is_sizes(stride):
-            raise MalformedPickleError(f"a tensor whose sizes are not numbers before byte {self.at}")
+            raise self.odd_sizes()
         return TensorRef(storage, offset, tuple(shape), tuple(stride))  # type: ignore[arg-type]
 
     def typed_tensor(self, arguments: tuple[object, ...]) -> object:
-        """A tensor whose storage is untyped, with its dtype behind the gradient and hooks."""
+        """Return a tensor with an untyped storage, whose dtype follows the gradient and hooks."""
         storage, offset, shape, stride = arguments[:4]
         dtype = arguments[6] if len(arguments) in (7, 8) else None
-        known = isinstance(dtype, Symbol) and dtype.name[0] == "torch" and dtype.name[1] in _TORCH_TYPES
-        if (
-            not known
-            or not isinstance(storage, StorageRef)
-            or storage.dtype != "uint8"
-            or not isinstance(dtype, Symbol)
-        ):
+        if not isinstance(dtype, Symbol) or dtype.name[0] != "torch" or dtype.name[1] not in _TORCH_TYPES:
+            return self.odd_call(_TYPED_TENSOR)
+        if not isinstance(storage, StorageRef) or storage.dtype != "uint8":
             return self.odd_call(_TYPED_TENSOR)
         if not isinstance(offset, int) or not _is_sizes(shape) or not _is_sizes(stride):
-            raise MalformedPickleError(f"a tensor whose sizes are not numbers before byte {self.at}")
+            raise self.odd_sizes()
         size = item_size(dtype.name[1])
         if storage.count % size:
             raise MalformedPickleError(
-                f"a storage of {storage.count} bytes with values of {size} before byte {self.at}"
+                f"A storage before byte {self.at} has {storage.count} bytes for values of {size} bytes."
             )
         typed = StorageRef(storage.key, dtype.name[1], storage.count // size, is_untyped=True)
         return TensorRef(typed, offset, tuple(shape), tuple(stride))  # type: ignore[arg-type]
 
+    def odd_sizes(self) -> MalformedPickleError:
+        return MalformedPickleError(f"The sizes of a tensor before byte {self.at} are not numbers.")
+
     def usual_tensor(self) -> bool:
-        """Do the opcodes of `_USUAL_TENSOR` where they stand here; False leaves them to be done one by one."""
+        """Run the opcodes of `_USUAL_TENSOR` if they are here; False leaves them to run one by one."""
         match = _USUAL_TENSOR.match(self.data, self.at) if self.usual_tensors < _MAX_USUAL_TENSORS else None
         if match is None:
             return False
@@ -732,13 +716,13 @@ class _Machine:
         if not (known and dtype and word == "storage" and type(place) is str):
             return False
         replaced = key_put == b"q" + location or b"q" + hooks in (key_put, id_put, shape_put, stride_put)
-        if replaced or len(key) != key_size[0]:  # it uses what it has replaced, or its key ends elsewhere
+        if replaced or len(key) != key_size[0]:  # it uses a value that it has replaced, or its key ends elsewhere
             return False
         ref, start = StorageRef(key.decode(), dtype, _number(count)), _number(offset)
         shape = (_number(length),) if length else (_number(rows), _number(columns))
         stride = (_number(step),) if step else (_number(row_step), _number(column_step))
         tensor, none = TensorRef(ref, start, shape, stride), OrderedDict[object, object]()
-        # Later opcodes may ask for any of it.
+        # Later opcodes may refer to any of these.
         memo[_number(key_put)] = ref.key
         memo[_number(id_put)] = (word, named, ref.key, place, ref.count)
         memo[_number(shape_put)] = shape
@@ -752,9 +736,9 @@ class _Machine:
         return True
 
     def persistent(self) -> None:
-        """A storage: ("storage", type, key, location, number of values[, view]).
+        """Push a storage: ("storage", type, key, location, number of values[, view]).
 
-        The legacy stream also names the class of a module so: ("module", class, file, source text).
+        The legacy stream also names the class of a module: ("module", class, file, source text).
         """
         given = self.pop()
         if isinstance(given, tuple) and len(given) == 4 and given[0] == "module" and isinstance(given[1], Symbol):
@@ -768,14 +752,14 @@ class _Machine:
         if dtype is None:
             self.push(Opaque(getattr(kind, "name", None)))
         elif not isinstance(key, (str, int)) or not isinstance(count, int) or count < 0 or any(view):
-            raise MalformedPickleError(f"a storage with an odd key, size or view before byte {self.at}")
+            raise MalformedPickleError(f"A storage before byte {self.at} has an odd key, size or view.")
         else:
             self.push(StorageRef(str(key), dtype, count))
 
     def build(self) -> None:
-        """Sets attributes: torch gives an OrderedDict its `_metadata` so, which is dropped."""
+        """Set attributes. The `_metadata` that torch gives an OrderedDict are dropped."""
         state, target = self.pop(), self.stack[-1]
-        # Another attribute, `items` for one, may change what programs see of the dict.
+        # Other attributes, such as `items`, may change what programs see of the dict.
         plain = isinstance(target, OrderedDict) and isinstance(state, dict) and state.keys() <= {"_metadata"}
         if isinstance(target, Parameters) and isinstance(state, dict):
             parameters = state.get("_parameters")
@@ -784,7 +768,7 @@ class _Machine:
         elif isinstance(target, NumpyType):
             target.build(state)
             if not target.is_plain:
-                self.stack[-1] = self.refuse("a numpy dtype whose state is not that of its code", _NUMPY_TYPE)
+                self.stack[-1] = self.refuse("a numpy dtype whose state contradicts its code", _NUMPY_TYPE)
         elif isinstance(target, NumpyArray):
             target.build(state, Blob)
         elif isinstance(target, Opaque) and target.is_global:
@@ -793,7 +777,7 @@ class _Machine:
             self.stack[-1] = self.refuse(f"attributes set on a {type(target).__name__}", None)
 
     def instance(self, arguments: list[object]) -> None:
-        """INST, OBJ, NEWOBJ, NEWOBJ_EX: they make objects of a class, of which two kinds of dicts are known."""
+        """Instantiate a class (INST, OBJ, NEWOBJ, NEWOBJ_EX): one of two kinds of dicts."""
         made = next((a for a in arguments if isinstance(a, (Symbol, Opaque))), None)
         name = made.name if made is not None else None
         if name in _DICTS and isinstance(made, Symbol) and all(a is made or a in ((), {}) for a in arguments):
@@ -803,7 +787,7 @@ class _Machine:
         elif isinstance(made, Opaque) and made.is_global and made.name in CALLED:
             self.push(Opaque(made.name))
         else:
-            what = "an object of something unknown" if name is None else f"an object of {shown(joined(name), 200)}"
+            what = "an object of an unknown class" if name is None else f"an object of {shown(joined(name), 200)}"
             self.push(self.refuse(what, name, name in CALLED))
 
     def inst(self) -> None:
@@ -830,9 +814,9 @@ class _Machine:
         self.push(self.refuse("an out-of-band buffer", None))
 
 
-@functools.lru_cache(1 << 12)  # the same few sizes and places again and again, in one file and the next
+@functools.lru_cache(1 << 12)  # files repeat a few sizes and offsets
 def _number(argument: bytes) -> int:
-    """Of an opcode with its argument, as `_USUAL_TENSOR` finds it; none of them is negative."""
+    """Return the argument of an opcode that `_USUAL_TENSOR` finds; these are never negative."""
     return int.from_bytes(argument[1:], "little")
 
 
@@ -841,21 +825,21 @@ def _is(value: object, name: Global) -> bool:
 
 
 def _integer(text: str, base: int = 0) -> int:
-    """The integer in a line, as C's pickle reads LONG (base 0) and the indices of the memo (base 10)."""
+    """Return the integer in a line, as C's pickle reads LONG (base 0) and the indices of the memo (base 10)."""
     digits = text[:-1] if text.endswith("L") and base == 0 else text
     if len(digits) > MAX_INT_BYTES * 3:
-        raise MalformedPickleError(f"an integer of {len(digits):,} digits")
+        raise MalformedPickleError(f"An integer has {len(digits):,} digits.")
     if not digits.isascii():
-        raise MalformedPickleError("an integer in other digits than 0 to 9")
+        raise MalformedPickleError("An integer has other digits than 0 to 9.")
     return int(digits, base)
 
 
-# What C's strtol reads whole, with base 0: a leading 0 makes it octal.
+# Numbers that C's strtol reads whole, with base 0: a leading 0 makes them octal.
 _STRTOL = re.compile(r"[ \t\n\v\f\r]*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 
 
 def _c_integer(text: str) -> int:
-    """The integer in the line of INT, which C's pickle gives to strtol first, then to int(text, 0)."""
+    """Return the integer in the line of INT, which C's pickle reads by strtol, then by int(text, 0)."""
     found = _STRTOL.fullmatch(text) if len(text) <= MAX_INT_BYTES * 3 else None
     if found is not None:
         sign, digits = found.groups()
@@ -866,13 +850,13 @@ def _c_integer(text: str) -> int:
     return _integer(text)
 
 
-# What C's pickle reads as FLOAT: no spaces, no underscores.
+# Numbers that C's pickle reads as FLOAT, without spaces and underscores.
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 
 
 def _c_float(text: str) -> float:
     if len(text) > MAX_TEXT or not _FLOAT.fullmatch(text):
-        raise MalformedPickleError("a number with a point that is not one")
+        raise MalformedPickleError("A FLOAT is not a decimal number.")
     return float(text)
 
 
@@ -896,32 +880,32 @@ def _is_sizes(value: object) -> bool:
 
 
 def _pairs(arguments: tuple[object, ...]) -> list[tuple[object, object]]:
-    """The items given to OrderedDict(...): Python 2 wrote it with a list of [key, value]."""
+    """Return the items given to OrderedDict(...): Python 2 wrote a list of [key, value]."""
     given = arguments[0]
     if not isinstance(given, (list, tuple, dict)) or len(arguments) != 1:
-        raise MalformedPickleError("an OrderedDict of something else than pairs")
+        raise MalformedPickleError("An OrderedDict is made of other things than pairs.")
     pairs = [(key, value) for key, value in (given.items() if isinstance(given, dict) else given)]
     _keys(key for key, _ in pairs)
     return pairs
 
 
 def has_chosen_hash(key: object) -> bool:
-    """True for a key whose hash whoever wrote it can have chosen; see `MAX_KEY_BITS`."""
+    """Return whether the author of a file can have chosen the hash of a key; see `MAX_KEY_BITS`."""
     return isinstance(key, (tuple, frozenset)) or (isinstance(key, int) and key.bit_length() > MAX_KEY_BITS)
 
 
 def _keys(keys: Iterable[object]) -> list[object]:
-    """The keys of a dict or items of a set, refusing those with chosen hashes."""
+    """Return the keys of a dict or items of a set, refusing those with chosen hashes."""
     checked = list(keys)
     for key in checked:
         if has_chosen_hash(key):
-            raise MalformedPickleError(f"a {type(key).__name__} is used as a key; text or a number was expected")
+            raise MalformedPickleError(f"A {type(key).__name__} is used as a key. Expected text or a number.")
     return checked
 
 
 def _put(machine: _Machine, index: int) -> None:
     if index < 0:
-        raise MalformedPickleError(f"a negative index at byte {machine.at}")
+        raise MalformedPickleError(f"An index at byte {machine.at} is negative.")
     machine.memo[index] = machine.stack[-1]
 
 
@@ -1005,5 +989,5 @@ _ACTIONS: dict[int, _Action] = {
         "\x98": _Machine.read_only,
     }.items()
 }
-# By code; None for what is no opcode.
+# By code; None for other bytes.
 _OPCODES = [_ACTIONS.get(code) for code in range(256)]

@@ -21,7 +21,7 @@ from hnloader.texts import shown
 __all__ = ["MAX_NESTED_COMPOSITIONS", "Reader", "files_of", "member_library", "read_composition", "read_contents"]
 
 MAX_NESTED_COMPOSITIONS = 8
-# Members of a composition and of those that it names, each as often as it is mentioned and computed.
+# Members of a composition and of the compositions in it, each counted at every mention.
 MAX_UNFOLDED = 1_000
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def _refuse_bare_pickle(source: Source) -> None:
 
 @dataclass(frozen=True)
 class _Read(Generic[T]):
-    """What was made of a file, the depth of its nested compositions, and the number of its members unfolded."""
+    """The result for a file, the depth of its nested compositions, and the number of its members unfolded."""
 
     made: T
     depth: int = 0

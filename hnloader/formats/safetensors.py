@@ -1,6 +1,6 @@
-"""Hypernetworks as safetensors: tensors named `<width>.<k|v>.<name>`, everything else in one JSON text.
+"""The safetensors format: tensors named `<width>.<k|v>.<name>`, everything else in one JSON text of the header.
 
-docs/format.md describes the layout. A safetensors file cannot run code, and its header can be read alone.
+docs/format.md describes the layout. A safetensors file cannot run code, and its header is read without its data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hnloader.files import open_new
 from hnloader.formats.ambiguity import check_one_reading
 from hnloader.formats.contents import Contents, SideTensors, all_named_tensors
 from hnloader.formats.identify import kind_of_names
-from hnloader.formats.outgoing import Lazy, Outgoing
+from hnloader.formats.outgoing import Lazy, Outgoing, held
 from hnloader.formats.pickles import MAX_INT_BYTES, has_chosen_hash, item_size
 from hnloader.formats.registry import FileFormat
 from hnloader.formats.source import Source, joined
@@ -36,14 +36,16 @@ from hnloader.formats.trees import canonical
 from hnloader.network import SIDES, SideName
 from hnloader.texts import as_text, shown, well_formed
 
+__all__ = ["FORMAT", "check_header", "decode_value", "encode_value", "write_tensors"]
+
 LAYOUT_VERSION = 1
 MAX_HEADER_SIZE = 8 << 20
 MAX_PARTS = 500_000  # of the JSON that describes a hypernetwork: brackets and commas
 MAX_TENSORS = 20_000  # a full checkpoint, which is read only to say what it is, has some 3,000
 MAX_JSON_DEPTH = 64
-# The key of the header's metadata that makes a file one of ours.
+# The key of the header's metadata that makes a file a hypernetwork.
 METADATA_KEY = "hypernetwork"
-# ModelSpec: the sha256 of all bytes after the header. Its place is held until the data are written.
+# ModelSpec: the sha256 of all bytes after the header, which replaces a placeholder after the data are written.
 HASH_KEY = "modelspec.hash_sha256"
 _NO_HASH = "?" * 64
 _DTYPES = {
@@ -61,7 +63,7 @@ _DTYPES = {
 _DTYPE_CODES = {name: code for code, name in _DTYPES.items()}
 _TENSOR_NAME = re.compile(r"([1-9][0-9]{0,6})\.([kv])\.(.+)", re.DOTALL)
 _EXTRA_NAME = re.compile(r"metadata\.(0|[1-9][0-9]{0,6})")
-# What `encode_value` has by name.
+# Constructors by the names in `encode_value`.
 _SEQUENCES: dict[str, Callable[[Iterable[Any]], Any]] = {
     "list": list,
     "tuple": tuple,
@@ -78,7 +80,7 @@ _MAX_DIGITS = 3 * MAX_INT_BYTES
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the header describes it; `offset` is its first byte in the file."""
+    """A tensor as the header describes it; `offset` is that of its first byte in the file."""
 
     name: str
     dtype: str
@@ -99,18 +101,11 @@ def _detect(source: Source) -> bool:
 
 
 def _read(source: Source) -> Contents:
-    """Read the header; tensors are read later.
-
-    Raises:
-        OtherModelError: another kind of model.
-        CorruptFileError: the header is damaged or does not fit the file.
-        UnsupportedArchitectureError: written by a newer layout, or metadata and tensors contradict each other.
-    """
     tensors, metadata = _read_header(source)
     described = metadata.get(METADATA_KEY)
     if described is None:
-        kind = kind_of_names(tensors) or "a safetensors file of a kind that is not known here, not a hypernetwork"
-        raise OtherModelError(f"{source.label} is {kind}")
+        kind = kind_of_names(tensors) or "a safetensors file of an unknown kind, not a hypernetwork"
+        raise OtherModelError(f"{source.label} is {kind}.")
     about = _described(described, source.label)
     extras = {name: info for name, info in tensors.items() if _EXTRA_NAME.fullmatch(name)}
     try:
@@ -118,9 +113,11 @@ def _read(source: Source) -> Contents:
         values = _decode_mapping(about.get("metadata", {}), extras)
         ordered = _is_ordered(about.get("state_dicts", "dict"))
         if unused := extras.keys() - _named_in(about.get("metadata", {})):
-            raise ValueError(f"a tensor is named {shown(min(unused))}")
+            raise ValueError(f"No key uses the tensor {shown(min(unused))}.")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CorruptFileError(f"{source.label}: its hypernetwork metadata are damaged ({error})") from error
+        raise CorruptFileError(
+            f"{source.label}: the hypernetwork metadata are damaged ({_problem(error)}). Download the file again."
+        ) from error
     except UnsupportedArchitectureError as error:
         raise UnsupportedArchitectureError(f"{source.label}: {error}") from error
 
@@ -151,17 +148,19 @@ def _read(source: Source) -> Contents:
 
 def _described(text: str, label: str) -> dict[str, Any]:
     if sum(text.count(sign) for sign in "[{,") > MAX_PARTS:
-        raise CorruptFileError(f"{label}: its hypernetwork metadata hold more than {MAX_PARTS:,} values. Remove some.")
+        raise CorruptFileError(f"{label}: the hypernetwork metadata hold more than {MAX_PARTS:,} values. Remove some.")
     try:
         about = _ABOUT.decode(text)
     except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{label}: its hypernetwork metadata are no JSON ({error})") from error
+        raise CorruptFileError(
+            f"{label}: the hypernetwork metadata are damaged JSON ({_problem(error)}). Download the file again."
+        ) from error
     version = about.get("layout") if isinstance(about, dict) else None
     if type(version) is not int or version < 1:
-        raise CorruptFileError(f"{label}: its hypernetwork metadata state no layout version")
+        raise CorruptFileError(f"{label}: the hypernetwork metadata lack the layout version. Save the file again.")
     if version > LAYOUT_VERSION:
         raise UnsupportedArchitectureError(
-            f"{label} is written in layout {version}; this hnloader reads up to {LAYOUT_VERSION}. Update hnloader."
+            f"{label} has layout {version}, and this hnloader reads up to {LAYOUT_VERSION}. Update hnloader."
         )
     return about  # type: ignore[no-any-return]
 
@@ -170,7 +169,7 @@ def _described(text: str, label: str) -> dict[str, Any]:
 
 
 def check_header(source: Source) -> None:
-    """Raise CorruptFileError where a safetensors header is damaged, says two things, or does not fit the file."""
+    """Raise CorruptFileError if a safetensors header is damaged, ambiguous, or does not fit the file."""
     _read_header(source)
 
 
@@ -178,50 +177,58 @@ def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str
     check_one_reading(source)
     size = int.from_bytes(source.head[:8], "little")
     if not 2 <= size <= MAX_HEADER_SIZE:
-        raise CorruptFileError(f"{source.label}: a header of {size:,} bytes; at most {MAX_HEADER_SIZE:,} are read")
+        raise CorruptFileError(
+            f"{source.label}: the header has {size:,} bytes, more than {MAX_HEADER_SIZE:,}. Download the file again."
+        )
     try:
-        # From bytes, json would also take UTF-16 and lone surrogates, which no other program reads.
+        # From bytes, json would also accept UTF-16 and lone surrogates, which other programs refuse.
         header = _HEADER.decode(source.read(8, size).decode("utf-8"))
         if len(header) > MAX_TENSORS:
-            raise ValueError(f"it names {len(header):,} tensors, more than {MAX_TENSORS:,}")
+            raise ValueError(f"It names {len(header):,} tensors, more than {MAX_TENSORS:,}.")
         metadata = header.pop("__metadata__", {})
         tensors = {name: _stored(name, entry, 8 + size, source.size) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"{source.label}: its safetensors header is damaged ({error})") from error
+        raise CorruptFileError(
+            f"{source.label}: the safetensors header is damaged ({_problem(error)}). Download the file again."
+        ) from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CorruptFileError(f"{source.label}: its safetensors metadata are not text")
+        raise CorruptFileError(
+            f"{source.label}: the safetensors metadata hold other values than text. Save the file again."
+        )
     _check_layout(tensors, 8 + size, source)
     return tensors, metadata
+
+
+def _problem(error: Exception) -> str:
+    """Return what an error says, without its full stop."""
+    return as_text(error, 300).removesuffix(".")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"the name {shown(twice)} stands twice")
+        raise ValueError(f"The name {shown(twice)} occurs twice.")
     return result
 
 
 def _integer(text: str) -> int:
-    """Python before 3.10.7 takes quadratic time for long ones."""
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"an integer of {len(text):,} digits")
+    if len(text) > _MAX_DIGITS:  # Python before 3.10.7 takes quadratic time
+        raise ValueError(f"An integer has {len(text):,} digits.")
     return int(text)
-
-
-def _header_number(text: str) -> int | float:
-    """Of those of JSON, what the safetensors library takes: within the range of float64."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is no number that a header may hold")
-    return int(text) if text.lstrip("-").isdecimal() else value
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is outside the range of numbers")
+        raise ValueError(f"{text[:20]} is outside the range of numbers.")
     return value
+
+
+def _header_number(text: str) -> int | float:
+    """Return a number within the range of float64, as the safetensors library requires."""
+    value = _finite(text)
+    return int(text) if text.lstrip("-").isdecimal() else value
 
 
 _ABOUT = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
@@ -234,25 +241,30 @@ def _stored(name: str, entry: dict[str, Any], start: int, end: int) -> StoredTen
     begin, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or len(shape) > 16:
-        raise ValueError(f"{shown(name)} has no proper shape or offsets")
-    # A dtype that is not known here is kept by its own name, so that what the file is can still be said.
+        raise ValueError(f"{shown(name)} has an invalid shape or offsets.")
+    # An unknown dtype keeps its own name, so that the kind of model can still be identified.
     dtype = _DTYPES.get(entry["dtype"], as_text(entry["dtype"], 20))
     known = entry["dtype"] in _DTYPES
     size = math.prod(shape) * item_size(dtype) if known else stop - begin
     if stop - begin != size or start + stop > end:
-        raise ValueError(f"{shown(name)} has {stop - begin:,} bytes up to {start + stop:,}, but needs {size:,}")
+        raise ValueError(f"{shown(name)} has {stop - begin:,} bytes up to {start + stop:,}, but needs {size:,}.")
     return StoredTensor(name, dtype, shape, start + begin, size)
 
 
 def _check_layout(tensors: dict[str, StoredTensor], start: int, source: Source) -> None:
-    """The data of the tensors fill the rest of the file without gaps or overlaps."""
+    """Check that the data of the tensors fill the rest of the file without gaps or overlaps."""
     at = start
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.size)):
         if info.offset != at:
-            raise CorruptFileError(f"{source.label}: the data of {shown(info.name)} overlap others or leave a gap")
+            raise CorruptFileError(
+                f"{source.label}: the data of {shown(info.name)} overlap others or leave a gap. Download the file "
+                "again."
+            )
         at += info.size
     if at != source.size:
-        raise CorruptFileError(f"{source.label} has {source.size:,} bytes, but its header describes {at:,}")
+        raise CorruptFileError(
+            f"{source.label} has {source.size:,} bytes, but its header describes {at:,}. Download it again."
+        )
 
 
 def _sides(
@@ -260,20 +272,20 @@ def _sides(
 ) -> tuple[dict[tuple[int, SideName], SideTensors], bool]:
     grouped: dict[tuple[int, SideName], dict[object, object]] = {}
     if not isinstance(widths, list) or not all(type(width) is int for width in widths) or not widths:
-        raise ValueError("widths is not a list of whole numbers")
+        raise ValueError("The key widths is not a list of whole numbers.")
     for width in widths:
         if (width, "k") in grouped:
-            raise ValueError(f"widths names {width} twice")
+            raise ValueError(f"The key widths names {width} twice.")
         grouped[width, "k"], grouped[width, "v"] = {}, {}
     for name, info in tensors.items():
         match = _TENSOR_NAME.fullmatch(name)
         if match is not None and (int(match[1]), match[2]) in grouped:
             grouped[int(match[1]), "k" if match[2] == "k" else "v"][match[3]] = info
         elif match is not None:
-            raise ValueError(f"the tensor {shown(name)} is of a width that it does not state")
+            raise ValueError(f"The width of the tensor {shown(name)} is not among the widths.")
         elif name not in extras:
-            raise ValueError(f"a tensor is named {shown(name)}")
-    # The file's own order is not kept by safetensors; the order of computation reads best.
+            raise ValueError(f"A tensor has the name {shown(name)}.")
+    # safetensors does not keep the order; the order of computation reads best.
     return all_named_tensors(
         {
             key: dict(sorted(given.items(), key=lambda item: _natural(as_text(item[0], 1000))))
@@ -284,37 +296,41 @@ def _sides(
 
 def _is_ordered(stated: object) -> bool:
     if stated not in ("dict", "OrderedDict"):
-        raise ValueError(f"state_dicts is {shown(stated, 40)}")
+        raise ValueError(f"The key state_dicts is {shown(stated, 40)}.")
     return stated == "OrderedDict"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts linear.2 before linear.10, and weight before bias and upsample_layer before linear as modules do."""
+    """Return a key that sorts linear.2 before linear.10, weight before bias, and upsample_layer before linear."""
     ordered = name.replace("weight", "0weight").replace("bias", "1bias").replace("upsample_layer", "0upsample_layer")
     parts = ordered.split(".")
     return [(int(part), "") if part.isascii() and part.isdigit() and len(part) < 6 else (0, part) for part in parts]
 
 
-# -- metadata with Python types. JSON keeps text, whole and decimal numbers, True, False, None and lists; the
-# rest is an object with one key that names the type.
+# -- metadata with Python types: JSON keeps text, numbers, True, False, None and lists; other values become an object
+# with one key that names the type
 
 
 def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: int = 0) -> object:
-    """Return a value of metadata as JSON can hold it; tensors go into `tensors`, by the names that stand for them.
+    """Return a value of metadata in a form for JSON; tensors go into `tensors` by their names in the file.
 
-    Raises UnsupportedArchitectureError for values of other kinds than files have, and what nests too deeply.
+    Raises UnsupportedArchitectureError for values of kinds that files do not keep, and for too deep nesting.
     """
     if depth > MAX_JSON_DEPTH:
-        raise UnsupportedArchitectureError("its metadata nest too deeply to be written")
+        raise UnsupportedArchitectureError(
+            f"The metadata nest more than {MAX_JSON_DEPTH} levels deep. Make them flatter."
+        )
     kind = type(value)
     if value is None or kind is bool:
         return value
     if isinstance(value, str) and kind is str:
-        # JSON makes one character of two halves that follow each other.
+        # JSON joins two adjacent halves to one character.
         return value if _HALVES.search(value) is None else {"text": _base64(value.encode("utf-8", "surrogatepass"))}
     if isinstance(value, int) and kind is int:
         if not -(10 ** (_MAX_DIGITS - 1)) < value < 10**_MAX_DIGITS:
-            raise UnsupportedArchitectureError(f"its metadata hold an integer of {value.bit_length():,} bits")
+            raise UnsupportedArchitectureError(
+                f"The metadata hold an integer of {value.bit_length():,} bits. Use a smaller number."
+            )
         return value
     if isinstance(value, float) and kind is float:
         if math.isnan(value) and (bits := struct.pack(">d", value)) != _USUAL_NAN:
@@ -335,11 +351,11 @@ def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: i
     if isinstance(value, (list, tuple, set, frozenset)) and kind in _SEQUENCES.values():
         items = [encode_value(part, tensors, depth + 1) for part in value]
         return items if kind is list else {kind.__name__: items}
-    raise UnsupportedArchitectureError(f"its metadata hold a {kind.__name__}, which cannot be written")
+    raise UnsupportedArchitectureError(f"The metadata hold a {kind.__name__}. Use plain numbers, text, lists or dicts.")
 
 
 def decode_value(value: Any, tensors: Mapping[str, object] = MappingProxyType({})) -> Any:
-    """Return what `encode_value` was given. Raises KeyError, TypeError or ValueError for what it never wrote."""
+    """Return the argument of `encode_value`. Raises KeyError, TypeError or ValueError for other input."""
     if isinstance(value, list):
         return [decode_value(part, tensors) for part in value]
     if not isinstance(value, dict):
@@ -349,12 +365,12 @@ def decode_value(value: Any, tensors: Mapping[str, object] = MappingProxyType({}
         return tensors[content]
     if kind == "float":
         if content not in _FLOATS:
-            raise ValueError(f"{shown(content, 40)} is not one of {', '.join(_FLOATS)}")
+            raise ValueError(f"{shown(content, 40)} is not one of {', '.join(_FLOATS)}.")
         return float(content)  # a new NaN each time: a dict may have several as keys
     if kind == "nan":
         number: float = struct.unpack(">d", bytes.fromhex(content))[0]
         if not math.isnan(number):
-            raise ValueError(f"{shown(content, 40)} stands for a number that has a form of its own")
+            raise ValueError(f"{shown(content, 40)} is a number with another form.")
         return number
     if kind in ("bytes", "bytearray", "text"):
         data = base64.b64decode(content, validate=True)
@@ -376,7 +392,7 @@ def decode_value(value: Any, tensors: Mapping[str, object] = MappingProxyType({}
 
 def _check_distinct(made: Sized, given: Sized) -> None:
     if len(made) != len(given):
-        raise ValueError("a key or item stands twice")
+        raise ValueError("A key or item occurs twice.")
 
 
 def _base64(data: bytes | bytearray) -> str:
@@ -385,18 +401,18 @@ def _base64(data: bytes | bytearray) -> str:
 
 def _key(key: Any) -> Any:
     if has_chosen_hash(key):
-        raise ValueError(f"a {type(key).__name__} is used as a key")
+        raise ValueError(f"A {type(key).__name__} is used as a key.")
     return key
 
 
 def _decode_mapping(given: Any, tensors: Mapping[str, object]) -> dict[str, object]:
     if not isinstance(given, dict):
-        raise TypeError("metadata is no JSON object")
+        raise TypeError("The key metadata is not a JSON object.")
     return {key: decode_value(value, tensors) for key, value in given.items()}
 
 
 def _named_in(given: Any) -> set[str]:
-    """The names of the tensors that encoded metadata use; they were decoded without an error."""
+    """Return the names of the tensors in encoded metadata that were decoded without an error."""
     names: set[str] = set()
     pending = [*given.values()]
     while pending:
@@ -440,23 +456,24 @@ def _write(outgoing: Outgoing, path: Path) -> None:
 
 
 def _read_back(text: str, extras: Mapping[str, Lazy], metadata: Mapping[str, object]) -> None:
-    """Check that the description of a hypernetwork is read back unchanged; raises UnsupportedArchitectureError."""
+    """Check that the description is read back unchanged. Raises UnsupportedArchitectureError."""
     try:
-        found = _decode_mapping(_described(text, "the file")["metadata"], extras)
+        found = _decode_mapping(_described(text, "The file")["metadata"], extras)
     except (CorruptFileError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UnsupportedArchitectureError(
-            f"the file would be refused when it is read: {error}. Change or remove that value of its metadata."
+            f"The metadata could not be read back ({_problem(error)}). Change or remove that value."
         ) from error
     for (key, value), other in zip(metadata.items(), found.items(), strict=True):
         if canonical((key, value), id) != canonical(other, id):
             raise UnsupportedArchitectureError(
-                f"metadata: {shown(key)} would be read back as another key or value, because safetensors files are "
+                f"The metadata key {shown(key)} would be read back as another key or value, because safetensors "
+                "headers are "
                 "JSON. Change or remove it, or save as .pt."
             )
 
 
 def _model_spec(outgoing: Outgoing) -> dict[str, str]:
-    """The keys of Stability AI's ModelSpec 1.0.1, by which programs tell what kind of model a file is."""
+    """Return the keys of Stability AI's ModelSpec 1.0.1, by which programs identify models."""
     made_for = families_of(outgoing.widths)
     family = family_named(made_for[0]) if len(made_for) == 1 else None
     base = family.modelspec if family else "stable-diffusion"
@@ -469,16 +486,11 @@ def _model_spec(outgoing: Outgoing) -> dict[str, str]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file one tensor at a time, and let the safetensors library open it.
+    """Write a safetensors file one tensor at a time, and open it with the safetensors library.
 
-    The library's own writer needs NumPy, which hnloader does not, and holds all data twice.
+    The library's own writer needs NumPy and holds all data twice.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _write_lazily(path, {name: _at_hand(tensor) for name, tensor in plain.items()}, metadata)
-
-
-def _at_hand(tensor: Tensor) -> Lazy:
-    return Lazy(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
+    _write_lazily(path, {name: held(tensor) for name, tensor in tensors.items()}, metadata)
 
 
 def _write_lazily(
@@ -489,17 +501,16 @@ def _write_lazily(
     *,
     hashed: bool = False,
 ) -> None:
-    """Write the tensors as they are fetched.
+    """Write tensors one at a time.
 
-    Args:
-        hashes: sha256 in hex by key, asked for when the data are written; their places in the header are held.
-        hashed: put ModelSpec's hash of the data into the header too.
+    `hashes` are sha256 in hex by key; they and, with `hashed`, ModelSpec's hash of the data replace placeholders in the
+    header after the data are written.
     """
     for stated in (*tensors, *metadata, *metadata.values()):
-        # The library reads none. What a hypernetwork's metadata hold is JSON of its own, which keeps them as escapes.
+        # The library refuses these. A hypernetwork's metadata are escaped JSON within the header.
         if _HALF.search(stated):
             raise UnsupportedArchitectureError(
-                f"{shown(stated)} holds half of a character, which a safetensors file cannot keep. Change that text."
+                f"{shown(stated)} holds half of a character, which safetensors files cannot keep. Change that text."
             )
     late = dict(hashes or {})
     places = dict.fromkeys(late, _NO_HASH) | ({HASH_KEY: f"0x{_NO_HASH}"} if hashed else {})
@@ -516,8 +527,8 @@ def _write_lazily(
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_SIZE or len(tensors) > MAX_TENSORS:
         raise UnsupportedArchitectureError(
-            f"a header of {len(text):,} bytes with {len(tensors):,} tensors is too large: at most {MAX_HEADER_SIZE:,} "
-            f"bytes and {MAX_TENSORS:,} tensors are read. Remove some metadata."
+            f"The header has {len(text):,} bytes and {len(tensors):,} tensors, more than {MAX_HEADER_SIZE:,} bytes or "
+            f"{MAX_TENSORS:,} tensors. Remove some metadata."
         )
     with open_new(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -527,18 +538,14 @@ def _write_lazily(
             place = text.index(b"?", text.index(f'"{key}":"'.encode("ascii")))
             file.seek(8 + place)
             file.write(known().encode("ascii"))
-    if well_formed(str(path)) != str(path):  # the library opens no such path
+    if well_formed(str(path)) != str(path):  # the library cannot open such a path
         return
     with safetensors.safe_open(path, framework="pt") as opened:
         assert set(opened.keys()) == set(names)
 
 
 def _write_data(file: BinaryIO, tensors: Sequence[Lazy], *, hashed: bool) -> str:
-    """Write one tensor after the other; their sha256 in hex.
-
-    The hash is taken here and not in a thread beside the writing: that was not measurably quicker, as the other cores
-    have the source's hash and other files to do.
-    """
+    """Write the tensors in order and return their sha256 in hex. A second thread for the hash was not faster."""
     digest = hashlib.sha256()
     for piece in (piece for tensor in tensors for piece in tensor.pieces()):
         if hashed:

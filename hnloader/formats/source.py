@@ -1,4 +1,4 @@
-"""One opened input: a path or a binary file object, seen the same way by every format."""
+"""An opened input: a path or a binary file object, in the form that every format reads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import BinaryIO
 from hnloader.errors import CorruptFileError, HypernetworkError
 from hnloader.files import NOT_REGULAR, expanded, open_regular
 
+__all__ = ["FileLike", "Source", "joined", "open_source", "regrouped", "unchanged"]
+
 FileLike = str | os.PathLike[str] | BinaryIO
 HEAD_SIZE = 4096
-PIECE_SIZE = 1 << 20  # of data that are passed on; a multiple of every value's size
+PIECE_SIZE = 1 << 20  # bytes; a multiple of every value's size
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,14 @@ class Source:
     """An opened input.
 
     Attributes:
-        file: seekable binary file; formats read it from any position they like.
-        size: bytes in it.
-        head: the first `HEAD_SIZE` bytes.
-        label: what messages call it.
-        path: where it lies, None for a file object without a name.
-        checksums: compare what is read with the checksums that the file keeps, where it keeps some.
-        descriptor: by which the file is read at a position without a seek, for which other threads would have to wait;
-            None for a file object, whose descriptor may lead elsewhere, and where the system has no such call.
+        file: Seekable binary file.
+        size: Size in bytes.
+        head: The first `HEAD_SIZE` bytes.
+        label: Name in messages.
+        path: Path; None for a file object without a name.
+        checksums: Compare what is read with the checksums that the file holds.
+        descriptor: Descriptor for reads at a position, which other threads do not have to wait for. None for a file
+            object, whose descriptor may belong to another file, and on systems without such reads.
     """
 
     file: BinaryIO
@@ -44,27 +46,27 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The file's name without its ending: the name of a hypernetwork that stores none."""
+        """Name of the file without its ending: the name of a hypernetwork that stores none."""
         return self.path.stem if self.path is not None else ""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes at `offset`; raises CorruptFileError where the file ends before."""
+        """Return exactly `size` bytes at `offset`. Raises CorruptFileError if the file ends earlier."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise CorruptFileError(
-                f"{self.label} is cut off: {size:,} bytes at {offset:,} were expected, but it ends at {self.size:,}. "
-                "Copy or download it again."
+                f"{self.label} is cut off: expected {size:,} bytes at {offset:,}, but the file ends at {self.size:,}. "
+                "Download it again."
             )
         try:
             self.file.seek(offset)
             data = self.file.read(size)
         except (OSError, ValueError) as error:  # ValueError: it was closed
-            raise HypernetworkError(f"{self.label} cannot be read: {_reason(error)}") from error
+            raise _unreadable(self.label, error) from error
         if len(data) != size:
-            raise CorruptFileError(f"{self.label} became shorter while it was read; try again")
+            raise CorruptFileError(f"{self.label} became shorter while it was read. Try again.")
         return data
 
     def pieces(self, offset: int, size: int) -> Iterator[memoryview]:
-        """The same in pieces of `PIECE_SIZE`, each good until the next is asked for; raises what `read` raises."""
+        """Yield the same in pieces of `PIECE_SIZE`, each valid until the next one; raises what `read` raises."""
         self.read(offset + size, 0)  # the file reaches that far
         buffer = self._spare.pop() if self._spare else bytearray(PIECE_SIZE)
         for at in range(offset, offset + size, PIECE_SIZE):
@@ -72,9 +74,9 @@ class Source:
             try:
                 done = self._read_into(piece, at)
             except (OSError, ValueError) as error:
-                raise HypernetworkError(f"{self.label} cannot be read: {_reason(error)}") from error
+                raise _unreadable(self.label, error) from error
             yield piece if done == len(piece) else memoryview(bytearray(self.read(at, len(piece))))
-        self._spare.append(buffer)  # the system takes long to give new memory, compared with a tensor's copying
+        self._spare.append(buffer)  # new memory takes long, compared with copying a tensor
 
     def _read_into(self, piece: memoryview, at: int) -> int | None:
         if self.descriptor is not None:
@@ -97,7 +99,7 @@ def regrouped(pieces: Iterator[memoryview], size: int = PIECE_SIZE) -> Iterator[
 
 
 def joined(pieces: Iterator[memoryview], size: int) -> bytearray:
-    """All pieces in one buffer of `size` bytes, without a second copy of all."""
+    """Return all pieces in one buffer of `size` bytes, without a second copy."""
     data = bytearray(size)
     at = 0
     for piece in pieces:
@@ -109,15 +111,11 @@ def joined(pieces: Iterator[memoryview], size: int) -> bytearray:
 
 @contextlib.contextmanager
 def open_source(given: FileLike, *, checksums: bool = True) -> Iterator[Source]:
-    """Open a path, or look at an open binary file from its beginning (it is left open).
-
-    Args:
-        given: what to open.
-        checksums: see `Source`.
+    """Open a path, or use an open binary file from its beginning and leave it open.
 
     Raises:
-        HypernetworkError: the path cannot be opened, or the object is not a binary file.
-        CorruptFileError: it is empty.
+        HypernetworkError: The path cannot be opened, or the object is not a binary file.
+        CorruptFileError: The file is empty.
     """
     if isinstance(given, (str, os.PathLike)):
         path = expanded(given)
@@ -129,9 +127,9 @@ def open_source(given: FileLike, *, checksums: bool = True) -> Iterator[Source]:
 
 
 def unchanged(path: Path) -> contextlib.AbstractContextManager[None]:
-    """At the end of the block, raise CorruptFileError where the file is no longer what it was at its beginning.
+    """Raise CorruptFileError at the end of the block if another program changed the file meanwhile.
 
-    Every read of a file by `open_source` has this check at its end; here it is for who writes before that.
+    `open_source` does the same at its end; this is for callers that write before that.
     """
     return _unchanged(path, path.stat)
 
@@ -142,45 +140,49 @@ def _unchanged(path: Path, look: Callable[[], os.stat_result]) -> Iterator[None]
         try:
             status = look()
         except OSError as error:
-            raise HypernetworkError(f"{path} cannot be read: {_reason(error)}") from error
+            raise _unreadable(str(path), error) from error
         return status.st_size, status.st_mtime_ns
 
     before = stamp()
     yield
     if stamp() != before:
-        raise CorruptFileError(f"{path} was changed by another program while it was read; try again")
+        raise CorruptFileError(f"{path} was changed by another program while it was read. Try again.")
 
 
 def _open(path: Path) -> BinaryIO:
     try:
         return open_regular(path)
     except IsADirectoryError as error:
-        raise HypernetworkError(f"{path} is a folder; name a file in it") from error
+        raise HypernetworkError(f"{path} is a folder. Name a file in it.") from error
     except FileNotFoundError as error:
-        raise HypernetworkError(f"{path} does not exist; check the path") from error
+        raise HypernetworkError(f"{path} does not exist. Check the path.") from error
     except OSError as error:
         if error.strerror == NOT_REGULAR:
-            raise HypernetworkError(f"{path} is no file but a pipe, a socket or a device") from error
-        raise HypernetworkError(f"{path} cannot be opened: {_reason(error)}") from error
+            raise HypernetworkError(f"{path} is a pipe, a socket or a device. Name a file.") from error
+        raise HypernetworkError(f"{path} cannot be opened: {_reason(error)}.") from error
 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def _unreadable(label: str, error: Exception) -> HypernetworkError:
+    return HypernetworkError(f"{label} cannot be read: {_reason(error)}. Open it again and check the disk.")
+
+
 def _seekable(given: object) -> BinaryIO:
     if isinstance(given, io.TextIOBase):
-        raise HypernetworkError("the file is open in text mode; open it with mode 'rb'")
+        raise HypernetworkError("The file is open in text mode. Open it with mode 'rb'.")
     if not callable(getattr(given, "read", None)):
-        raise HypernetworkError(f"a path or an open binary file was expected, not {type(given).__name__}")
+        raise HypernetworkError(f"Expected a path or an open binary file, got {type(given).__name__}.")
     if getattr(given, "closed", False):
-        raise HypernetworkError("the file cannot be read: it is closed")
+        raise HypernetworkError("The file cannot be read: it is closed. Open it again.")
     seekable = getattr(given, "seekable", None)
     if callable(seekable) and seekable():
         return given  # type: ignore[return-value]
     data = given.read()  # type: ignore[attr-defined]
     if not isinstance(data, (bytes, bytearray)):
-        raise HypernetworkError(f"an open binary file was expected; this one gives {type(data).__name__}")
+        raise HypernetworkError(f"Expected an open binary file; this one returns {type(data).__name__}.")
     return io.BytesIO(data)
 
 
@@ -190,15 +192,15 @@ def _path_of(given: object) -> Path | None:
 
 
 def _source(file: BinaryIO, path: Path | None) -> Source:
-    label = str(path) if path is not None else "the file"
+    label = str(path) if path is not None else "The file"
     try:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         head = file.read(HEAD_SIZE)
     except (OSError, ValueError) as error:  # ValueError: it is closed
-        raise HypernetworkError(f"{label} cannot be read: {_reason(error)}") from error
+        raise _unreadable(label, error) from error
     if not isinstance(head, bytes):
-        raise HypernetworkError(f"{label} is not open in binary mode; open it with mode 'rb'")
+        raise HypernetworkError(f"{label} is not open in binary mode. Open it with mode 'rb'.")
     if size == 0:
-        raise CorruptFileError(f"{label} is empty (0 bytes); copy or download it again")
+        raise CorruptFileError(f"{label} is empty (0 bytes). Download it again.")
     return Source(file, size, head, label, path)

@@ -1,14 +1,13 @@
-"""Follow a pickle to find what it imports and calls, whatever else it holds. Nothing is imported, called or built.
+"""Follow a pickle to find its imports and calls, whatever else it holds. Nothing is imported, called or built.
 
-`pickles` reads a pickle as data and refuses what it does not understand. That refusal says nothing about what other
-programs would do with the same bytes, so this module asks the other question: which imports and calls would Python have
-completed before it came to the end, or to an error of its own? It follows the stack and the memo, keeps no values but
-short texts, and goes on wherever some version of Python might go on: it errs on the side of too many findings.
+`pickles` reads a pickle as data and refuses what it does not understand. This module finds which imports and calls
+Python would complete before the end or an error. It follows the stack and the memo, keeps only short texts, and
+continues wherever some version of Python may continue: it errs on the side of too many findings.
 
 A pickle without an import (GLOBAL, INST, STACK_GLOBAL, EXT) cannot call anything, because plain data cannot be called.
 
-The opcodes are those of Lib/pickletools.py; where the two unpicklers of CPython differ (Lib/pickle.py,
-Modules/_pickle.c), what either accepts is followed.
+The opcodes are those of Lib/pickletools.py. Where the two unpicklers of CPython differ (Lib/pickle.py,
+Modules/_pickle.c), this module accepts what either accepts.
 """
 
 from __future__ import annotations
@@ -29,19 +28,21 @@ from hnloader.formats.source import Source
 from hnloader.formats.zip_archive import inflated
 from hnloader.texts import shown
 
-# Of one file, all pickles in it together. A full SDXL checkpoint takes 100,000 opcodes and 500 kB.
+__all__ = ["Budget", "Trace", "trace_at", "trace_inflated"]
+
+# For all pickles in one file. A full SDXL checkpoint takes 100,000 opcodes and 500 kB.
 MAX_OPCODES = 600_000
 MAX_BYTES = 64 << 20
 MAX_FINDINGS = 100
-# Longer texts are followed, not kept: no module or attribute has such a name.
+# Longer texts are not kept: they cannot name a module or attribute.
 _MAX_NAME = 1_000
-# Most members end at their first byte, for they are not pickles; of damaged data a piece is lost.
+# Most members end at the first byte, because they are not pickles; damaged data lose one piece.
 _INFLATED_PIECE = 1 << 10
-# Opcodes that take as long as beginning with a pickle, and as an import.
+# Costs in opcodes.
 _COST_OF_A_PICKLE, _COST_OF_AN_IMPORT = 40, 10
 _LONG_ARGUMENT = 1 << 16
 _ODD_FRAME = "a frame that does not end between two opcodes, so that programs read different contents"
-# C's unpickler reads the number of a line only up to a zero byte.
+# C's unpickler reads the number in a line up to a zero byte.
 _INDEX = re.compile(r"\s*([+-]?)(_*[0-9][0-9_]*)\s*")
 _INTEGER = re.compile(r"\s*[+-]?(0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|[0-9_]+)[lL]?\s*")
 _IDENTIFIERS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -56,12 +57,12 @@ Ending = Literal["stop", "damage", "limit"]
 
 @dataclass(frozen=True)
 class Found:
-    """Something that a pickle does which no hypernetwork needs.
+    """An action of a pickle that no hypernetwork needs.
 
     Attributes:
-        what: What it does, in words.
-        name: The global that is concerned, None for something else.
-        offset: Where, in bytes from the beginning of the pickle's file or member.
+        what: Description in words.
+        name: The global in question; None for something else.
+        offset: Offset in the pickle's file or member, in bytes.
     """
 
     what: str
@@ -71,17 +72,16 @@ class Found:
 
 @dataclass
 class Trace:
-    """What one pickle does.
+    """The actions of one pickle.
 
     Attributes:
-        ending: "stop" for a pickle that was followed to its end, "damage" where no unpickler would go on, "limit" where
-            a limit of this module was reached.
-        end: Offset of the first byte behind it.
-        is_certain: It begins as pickles of protocol 2 and newer do, or was followed to its end. Any text can be read as
+        ending: "stop" at the end, "damage" where every unpickler fails, "limit" at a limit of this module.
+        end: Offset of the first byte after it.
+        is_certain: It begins like a pickle of protocol 2 or newer, or was followed to its end. Any text can be read as
             some opcodes of protocol 0.
-        found: What it does that is not known to be harmless.
+        found: Actions that are not known to be harmless.
         names: Every global that it names, in order.
-        used: Those of them that it calls or changes.
+        used: The globals that it calls or changes.
     """
 
     ending: Ending = "damage"
@@ -94,7 +94,7 @@ class Trace:
 
 @dataclass
 class Budget:
-    """What may still be spent on one file."""
+    """The remaining costs for one file."""
 
     opcodes: int = MAX_OPCODES
     bytes: int = MAX_BYTES
@@ -108,19 +108,19 @@ class _DamageError(Exception):
     pass
 
 
-# -- values, as far as they matter
+# -- values
 
 
 @dataclass(frozen=True, eq=False)
 class _Name:
-    """A global that was imported."""
+    """An imported global."""
 
     name: Global
 
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """What a call of a global gave; `first` is the first argument where that is a text."""
+    """The result of a call of a global; `first` is its first argument if that is a text."""
 
     name: Global
     first: str = ""
@@ -132,7 +132,7 @@ _File: TypeAlias = "io.BufferedReader[io.RawIOBase]"
 
 
 class _Stored(io.RawIOBase):
-    """A part of a file as a file of its own, what is read of it counted against a budget."""
+    """A part of a file as a file whose reads count against a budget."""
 
     def __init__(self, source: Source, start: int, end: int, budget: Budget) -> None:
         self._source, self._budget = source, budget
@@ -161,7 +161,7 @@ class _Stored(io.RawIOBase):
 
 
 class _Pieces(io.RawIOBase):
-    """Pieces of data as a file, counted against a budget."""
+    """Pieces of data as a file whose reads count against a budget."""
 
     def __init__(self, pieces: Iterator[memoryview], budget: Budget) -> None:
         self._pieces, self._budget = pieces, budget
@@ -187,12 +187,12 @@ def _spend(budget: Budget, size: int) -> None:
 
 
 def trace_at(source: Source, start: int, budget: Budget, end: int | None = None) -> Trace:
-    """Follow the pickle that begins at `start` of a file, and ends before `end`; long texts in it are not read."""
+    """Follow the pickle that begins at `start` of a file and ends before `end`. Long texts in it are not read."""
     return _trace(_Stored(source, start, source.size if end is None else end, budget), start, budget)
 
 
 def trace_inflated(source: Source, start: int, size: int, budget: Budget) -> Trace:
-    """Follow the pickle in deflated data; raises CorruptFileError where they are damaged before anything was found."""
+    """Follow the pickle in deflated data. Raises CorruptFileError if they are damaged before the first finding."""
     return _trace(_Pieces(inflated(source, start, size, _INFLATED_PIECE), budget), 0, budget)
 
 
@@ -240,10 +240,10 @@ def _is_text(data: bytes) -> bool:
 
 
 def _keep_plausible(trace: Trace, *, is_text: bool) -> None:
-    """Drop what the words of a text look like, "cat" and "dog" in two lines for one: GLOBAL of "at" and "dog".
+    """Drop imports that are words of a text: "cat" and "dog" in two lines look like the GLOBAL "at dog".
 
-    An import counts where it is used; where both names are identifiers and the file goes on as no text does; and where
-    the module is one of Python's, or within a package.
+    An import counts if it is used. It also counts if both names are identifiers and either the file does not continue
+    as a text, or the module is Python's or within a package.
     """
     trace.names = {
         name: None
@@ -258,7 +258,7 @@ def _keep_plausible(trace: Trace, *, is_text: bool) -> None:
 
 
 class _Machine:
-    """The stack machine, with values as far as they matter."""
+    """The stack machine, which keeps only the values that matter."""
 
     def __init__(self, file: _File, start: int, trace: Trace, budget: Budget) -> None:
         self.file, self.at, self.trace, self.budget = file, start, trace, budget
@@ -266,11 +266,11 @@ class _Machine:
         self.memo: dict[int, object] = {}
         self.push = self.stack.append
         self.frame_end: int | None = None
-        # By what and of which global, so that no number of others hides one; the budget bounds how many there are.
+        # One of each kind and global, so that many cannot hide another; the budget bounds their number.
         self.noted: dict[tuple[str, Global | None], Found] = {}
 
     def skip_array_header(self) -> None:
-        """Go to the pickle in a NumPy array of objects: its header gives its length, and O for the type."""
+        """Move to the pickle in a NumPy array of objects, whose header states its length and the type O."""
         if not self.file.peek(8).startswith(_ARRAY_MAGIC):
             return
         version = self.take(8)[6]
@@ -302,7 +302,7 @@ class _Machine:
             action(self)
 
     def enter_frame(self) -> None:
-        """FRAME: Python reads so many bytes ahead. C's unpickler forgets those that are left where it reads beyond."""
+        """Begin a FRAME. Python reads it ahead; C's unpickler drops the rest of it when it reads beyond."""
         if self.frame_end is not None:
             self.find(_ODD_FRAME, None)
         size = self.number(8)
@@ -341,9 +341,9 @@ class _Machine:
             size -= len(self.take(min(size, 1 << 16)))
 
     def line(self) -> str | None:
-        """A line without its end; None for one that is too long for a name.
+        """Return a line without its end; None for a line that is too long for a name.
 
-        Where the file ends without a newline, the unpicklers take its last byte for one.
+        If the file ends without a newline, the unpicklers take its last byte as one.
         """
         data = self.file.readline(_MAX_NAME + 2)
         self.at += len(data)
@@ -388,7 +388,7 @@ class _Machine:
     # -- plain values
 
     def text(self, data: bytes | None, encoding: str = "utf-8", errors: str = "surrogatepass") -> None:
-        """Push a short text; a long one only counts as one."""
+        """Push a short text, or a placeholder for a long one."""
         try:
             self.push(_PLAIN if data is None else data.decode(encoding, errors))
         except UnicodeDecodeError as error:
@@ -398,7 +398,7 @@ class _Machine:
         if size > _MAX_NAME * 4:
             self.skip(size)
             self.push(_PLAIN)
-        elif is_old:  # in an encoding that whoever reads it chooses
+        elif is_old:  # the reader chooses its encoding
             self.text(self.take(size), "utf-8", "surrogateescape")
         else:
             self.text(self.take(size))
@@ -439,7 +439,7 @@ class _Machine:
     # -- containers
 
     def change(self, values: int | None) -> None:
-        """Opcodes that add to what stands below their values: `values` of them, or all above the mark."""
+        """Add values to the object below them: the given number, or all above the mark."""
         if values is None:
             self.pop_mark()
         else:
@@ -469,7 +469,7 @@ class _Machine:
     # -- imports and calls
 
     def find(self, what: str, name: Global | None) -> None:
-        """Note what a global is used for; where the global itself was noted, that is enough."""
+        """Note the use of a global, unless the global itself is noted."""
         if name is not None:
             self.trace.used.add(name)
             if name not in KNOWN:
@@ -481,7 +481,7 @@ class _Machine:
 
     def imported(self, module: object, attribute: object) -> _Name:
         if isinstance(module, str) and "\0" in module:
-            raise _DamageError  # no module has such a name
+            raise _DamageError  # such a module cannot exist
         self.budget.opcodes -= _COST_OF_AN_IMPORT
         name = (_part(module), _part(attribute))
         if name not in self.trace.names:
@@ -495,14 +495,14 @@ class _Machine:
         self.push(self.imported(module, self.attribute_line()))
 
     def name_line(self) -> str | None:
-        """A line that names something, for which the unpicklers take UTF-8 alone."""
+        """Return a line with a name, which the unpicklers require to be UTF-8."""
         line = self.line()
         if line is not None and any("\udc80" <= letter <= "\udcff" for letter in line):
             raise _DamageError
         return line
 
     def attribute_line(self) -> str | None:
-        """The second line of GLOBAL; Python takes an empty one where the file ends."""
+        """Return the second line of GLOBAL; Python takes an empty one at the end of the file."""
         return self.name_line() if self.file.peek(1) else ""
 
     def global_stack(self) -> None:
@@ -520,7 +520,7 @@ class _Machine:
             first = given[0] if given else None
             self.push(_Made(function.name, first if isinstance(first, str) else ""))
         elif isinstance(function, _Made):
-            self.find(f"a call of what {_shown(function.name)} gave", function.name)
+            self.find(f"a call of the result of {_shown(function.name)}", function.name)
             self.push(function)
         elif function is _UNKNOWN:
             if self.trace.is_certain:
@@ -553,9 +553,9 @@ class _Machine:
         if isinstance(target, _Name):
             self.find(f"attributes set on {_shown(target.name)}", target.name)
         elif isinstance(target, _Made) and not may_be_called(target.name, [_TENSOR_BUILDER]):
-            self.find(f"attributes set on what {_shown(target.name)} gave", target.name)
+            self.find(f"attributes set on the result of {_shown(target.name)}", target.name)
         elif isinstance(target, _Made) and target.name == NUMPY_TYPE and not is_plain_type(target.first, state):
-            self.find(f"a state of {_shown(target.name)} by which bytes may count as addresses", target.name)
+            self.find(f"a state of {_shown(target.name)} that turns bytes into addresses", target.name)
 
     def extension(self, size: int) -> None:
         code = self.number(size)
@@ -563,7 +563,7 @@ class _Machine:
 
     def persistent(self, given: object) -> None:
         kind = given[0] if isinstance(given, tuple) and given else None
-        # torch's legacy streams name the class of a module so.
+        # torch's legacy streams name the class of a module like this.
         named = given[1] if kind == "module" and isinstance(given, tuple) and len(given) > 1 else None
         if kind != "storage" and not isinstance(named, _Name) and self.trace.is_certain:
             self.find("a persistent id that is not a storage", None)
@@ -583,9 +583,9 @@ def _shown(name: Global) -> str:
 
 
 def _is_integer(text: str) -> bool:
-    """Whether some Python reads it as an integer: C's strtol, or int(text, 0)."""
+    """Return whether some Python reads a text as an integer: by C's strtol, or int(text, 0)."""
     digits, zero, _ = text.partition("\0")
-    return (zero and not digits) or _INTEGER.fullmatch(digits) is not None  # strtol takes nothing for 0
+    return (zero and not digits) or _INTEGER.fullmatch(digits) is not None  # strtol reads an empty text as 0
 
 
 def _is_float(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a file's pickle or header holds besides tensors: dicts, lists, tuples and sets within each other."""
+"""Trees of plain values: dicts, lists, tuples and sets within each other, as pickles and headers hold them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import torch
 from hnloader.errors import UnsupportedArchitectureError
 from hnloader.texts import shown
 
+__all__ = ["canonical", "check_kinds", "has_at_most", "mapped"]
+
 MAX_DEPTH = 64
-# A class of its own derived from one of these reads back as another class: only exactly these are written.
+# Only exactly these are written: a subclass would read back as another class.
 _LEAVES = frozenset({type(None), bool, int, float, str, bytes, bytearray, torch.Size})
 _CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset})
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return `value` with every leaf, however deep, as `change` gives it, in new containers of the same kinds.
+    """Return a copy of a tree with every leaf replaced by `change(leaf)`.
 
-    The keys of dicts and the items of sets are leaves too. A list or tuple of a class of its own is given to `change`
-    whole; a dict of a class of its own becomes a dict, or an OrderedDict if it is one.
+    Keys of dicts and items of sets are leaves too, and so is a list or tuple of another class. A dict of another class
+    becomes a dict or an OrderedDict.
     """
     if isinstance(value, dict):
         pairs = ((mapped(key, change), mapped(part, change)) for key, part in value.items())
@@ -38,7 +40,7 @@ def check_kinds(value: object, is_tensor: Callable[[object], bool], where: str) 
     """Check that a tree has only tensors and values of the kinds that files keep.
 
     Raises:
-        UnsupportedArchitectureError: It has another one, or nests too deeply. The message says what it is and where.
+        UnsupportedArchitectureError: It has another kind of value, or nests too deeply. The message names the place.
     """
     pending: list[tuple[object, Callable[[], str], int]] = [(value, lambda: where, 0)]  # each with its place in words
     while pending:
@@ -47,8 +49,10 @@ def check_kinds(value: object, is_tensor: Callable[[object], bool], where: str) 
         if kind in _LEAVES or is_tensor(part):
             continue
         if kind not in _CONTAINERS:
+            module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
             raise UnsupportedArchitectureError(
-                f"{place()}: found {_kind_name(kind)}, which cannot be saved. Use a plain number, text, list or dict."
+                f"{place()}: found a {module}{kind.__qualname__}, which cannot be saved. Use a plain number, text, "
+                "list or dict."
             )
         if depth > MAX_DEPTH:
             raise UnsupportedArchitectureError(f"{where}: it nests more than {MAX_DEPTH} levels deep. Make it flatter.")
@@ -56,7 +60,7 @@ def check_kinds(value: object, is_tensor: Callable[[object], bool], where: str) 
 
 
 def _parts(value: object, place: Callable[[], str], depth: int) -> Iterator[tuple[object, Callable[[], str], int]]:
-    """What a container holds. A place becomes words only for a message: there are many, and they are long."""
+    """Yield what a container holds. Places become words only for a message: there are many, and they are long."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield item, partial(_below, place, key), depth
@@ -74,7 +78,7 @@ def _below(place: Callable[[], str], key: object) -> str:
 
 
 def has_at_most(value: object, most: int) -> bool:
-    """Return whether a tree has at most `most` values, each counted as often as it is mentioned."""
+    """Return whether a tree has at most `most` values, each counted at every mention."""
     pending: list[object] = [value]
     seen = 1
     while pending:
@@ -92,13 +96,13 @@ def has_at_most(value: object, most: int) -> bool:
 
 
 def canonical(value: Any, tensor: Callable[[Any], object]) -> object:
-    """Return what equals the canonical form of another value if both have the same values and types throughout.
+    """Return a form of a tree that equals the form of another tree with the same values and types in the same order.
 
-    Dicts are compared in their order. NaN equals a NaN of the same bits, and -0.0 differs from 0.0.
+    NaN equals a NaN of the same bits, and -0.0 differs from 0.0.
 
     Args:
         value: A tree of the kinds that `check_kinds` allows.
-        tensor: Gives what is compared of a tensor, or of what stands for one.
+        tensor: Returns what represents a tensor.
     """
     kind = type(value)
     if isinstance(value, dict):
@@ -112,8 +116,3 @@ def canonical(value: Any, tensor: Callable[[Any], object]) -> object:
     if kind in _LEAVES:
         return kind.__name__, bytes(value) if kind is bytearray else value
     return "tensor", tensor(value)
-
-
-def _kind_name(kind: type) -> str:
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"a {module}{kind.__qualname__}"

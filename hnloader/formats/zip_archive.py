@@ -1,9 +1,9 @@
-"""Read the members of a zip archive, of the one form that every program reads alike.
+"""Read the members of a zip archive that has the one form that every program reads alike.
 
-A zip archive can be built so that two programs find different contents in it: two directories, bytes before the first
-member, members that overlap, two names that differ in case. `open_archive` accepts the canonical form alone, which is
-what `torch.save` of every version writes: the end record is last, the directory stands directly before it, the members
-fill the rest without gaps, each member's two headers agree, and all members stand in one folder.
+Two programs can find different contents in a zip archive: two directories, bytes before the first member, overlapping
+members, two names that differ in case. `open_archive` accepts only the canonical form, which every version of
+`torch.save` writes: the end record is last, the directory is directly before it, the members fill the rest without
+gaps, each member's two headers agree, and all members are in one folder.
 
 The records are those of PKWARE's APPNOTE.TXT, section 4.3.
 """
@@ -22,14 +22,15 @@ from hnloader.errors import CorruptFileError, UnknownFormatError, UnsafeFileErro
 from hnloader.formats.source import PIECE_SIZE, Source, regrouped
 from hnloader.texts import shown
 
+__all__ = ["Archive", "Member", "inflated", "local_member", "open_archive"]
+
 MAGIC, ENTRY_MAGIC = b"PK\x03\x04", b"PK\x01\x02"
 STORED, DEFLATED = 0, 8
-# deflate64, bzip2, LZMA, Zstandard, XZ and PPMd, of which nothing is unpacked here
+# deflate64, bzip2, LZMA, Zstandard, XZ and PPMd, which hnloader does not unpack
 OTHER_METHODS = frozenset({9, 12, 14, 20, 93, 95, 98})
 MAX_MEMBERS = 20_000
 MAX_DIRECTORY_SIZE = 8 << 20
-# Of what a deflated member holds, to its size in the file.
-MAX_RATIO = 100
+MAX_RATIO = 100  # size of a deflated member's contents to its size in the file
 
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
@@ -37,7 +38,7 @@ _LOCATOR = struct.Struct("<4sIQI")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _MAX_16, _MAX_32 = 0xFFFF, 0xFFFF_FFFF
-_SHOWN_NAME = 200  # bytes of the name of a member that may be none
+_SHOWN_NAME = 200  # bytes of a name found without a directory
 _USUAL_EXTRA = 128  # bytes of extra data that are read with a local header; torch.save pads with up to 67
 _ENCRYPTED, _HAS_DESCRIPTOR, _UTF_8 = 1, 8, 0x800
 _NEWEST = 63  # version of the format that a program needs, times ten
@@ -52,12 +53,12 @@ class Member:
     """A member of an archive.
 
     Attributes:
-        name: Its name with the folder.
-        start: Offset of its data in the file, in bytes.
-        size: Bytes that it takes in the file.
-        unpacked: Bytes that it holds.
+        name: Name with the folder.
+        start: Offset of the data in the file, in bytes.
+        size: Size in the file, in bytes.
+        unpacked: Size of the contents, in bytes.
         method: `STORED` or `DEFLATED`.
-        crc: CRC-32 of what it holds.
+        crc: CRC-32 of the contents.
     """
 
     name: str
@@ -68,8 +69,8 @@ class Member:
     crc: int
 
 
-class DeviationError(Exception):
-    """The archive departs from the canonical form; the message says how. Programs may read it differently."""
+class _DeviationError(Exception):
+    """The archive departs from the canonical form, so that programs may read it differently."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Archive:
 
     Attributes:
         source: The file.
-        folder: The folder that holds every member, with its slash; "" where torch.save did not write the archive.
+        folder: The folder that holds every member, with its slash; "" if torch.save did not write the archive.
         members: The members by name, in the order of the file.
     """
 
@@ -87,11 +88,7 @@ class Archive:
     members: dict[str, Member]
 
     def read(self, member: Member) -> bytes:
-        """Return the contents of a small member.
-
-        Raises:
-            CorruptFileError: Its data are damaged, or are not of the declared size.
-        """
+        """Return the contents of a small member. Raises CorruptFileError if they are damaged."""
         if member.method != STORED:
             return b"".join(bytes(piece) for piece in self.pieces(member, checksum=True))
         data = self.source.read(member.start, member.size)
@@ -106,7 +103,7 @@ class Archive:
             checksum: Compare the contents of a stored member with its CRC-32; a deflated member's always are.
 
         Raises:
-            CorruptFileError: Its data are damaged, or are not of the declared size. Raised at the end.
+            CorruptFileError: The contents are damaged or differ from the declared size. Raised at the end.
         """
         if member.method == STORED:
             pieces = self.source.pieces(member.start, member.size)
@@ -127,20 +124,16 @@ class Archive:
             relation = "more" if size > member.unpacked else "less"
             _damaged(self.source, f"the member {shown(member.name)} unpacks to {relation} than it declares")
         if crc != member.crc:
-            _damaged(self.source, f"Bad CRC-32 for file {shown(member.name)}")
+            _damaged(self.source, f"bad CRC-32 of the member {shown(member.name)}")
 
 
 def inflated(source: Source, start: int, size: int, piece_size: int = PIECE_SIZE) -> Iterator[memoryview]:
-    """Yield deflated data unpacked, in pieces of at most `piece_size` bytes.
-
-    Raises:
-        CorruptFileError: The data are damaged.
-    """
+    """Yield deflated data unpacked, in pieces of at most `piece_size` bytes. Raises CorruptFileError for damage."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     for at in range(start, start + size, piece_size):
         rest = source.read(at, min(piece_size, start + size - at))
         data = b""
-        # Where a piece is full, more may come although nothing is left to give.
+        # After a full piece, more output may follow although all input is consumed.
         while (rest or len(data) == piece_size) and not stream.eof:
             try:
                 data = stream.decompress(rest, piece_size)
@@ -157,37 +150,37 @@ def open_archive(source: Source) -> Archive:
     """Read the directory of an archive and check that it has the canonical form.
 
     Raises:
-        UnsafeFileError: It departs from the form although it may hold what torch.save writes: programs may read it
+        UnsafeFileError: The archive may hold what torch.save writes but departs from the form: programs may read it
             differently, or unpack a member outside of their folder.
-        UnknownFormatError: It departs from the form and holds nothing that torch.save writes.
-        CorruptFileError: It is damaged, cut off, encrypted, or above a limit.
+        UnknownFormatError: The archive departs from the form and holds nothing that torch.save writes.
+        CorruptFileError: The archive is damaged, cut off, encrypted, or above a limit.
     """
     try:
         members = _members(source)
         folders = {name.partition("/")[0] if "/" in name else "" for name in members}
         if any(name.casefold().endswith("data.pkl") for name in members):
             if len(folders) > 1 or "" in folders:
-                raise DeviationError("its members do not stand in one folder")
+                raise _DeviationError("The members are not all in one folder.")
             _check_ratios(members.values(), source)
-    except DeviationError as error:
+    except _DeviationError as error:
         if not _mentions_torch(source):
             raise UnknownFormatError(
-                f"{source.label} is a zip archive that torch.save did not write: {error}. If a hypernetwork is inside, "
-                "unpack it first"
+                f"{source.label} is a zip archive that torch.save did not write. {error} If a hypernetwork is inside, "
+                "unpack it first."
             ) from error
         raise UnsafeFileError(
-            f"{source.label}: {error}, so that programs would read different contents from it. torch.save writes no "
-            "such archive. Do not open the file with other programs; get it from another source."
+            f"{source.label} is a zip archive in which programs would read different contents. {error} torch.save "
+            "writes no such archive. Do not open the file with other programs; get it from another source."
         ) from error
     return Archive(source, f"{folders.pop()}/" if len(folders) == 1 and "" not in folders else "", members)
 
 
 def _mentions_torch(source: Source) -> bool:
-    """Return whether the pickle of torch.save or the list of torch.package is named: every member's header names it."""
+    """Return whether a header names the pickle of torch.save or the list of torch.package."""
     overlap = 32
     for at in range(0, source.size, PIECE_SIZE):
-        piece = source.read(at, min(PIECE_SIZE + overlap, source.size - at))
-        if b"data.pkl" in piece.lower() or b".data/extern_modules" in piece.lower():
+        piece = source.read(at, min(PIECE_SIZE + overlap, source.size - at)).lower()
+        if b"data.pkl" in piece or b".data/extern_modules" in piece:
             return True
     return False
 
@@ -198,19 +191,19 @@ def _mentions_torch(source: Source) -> bool:
 def _members(source: Source) -> dict[str, Member]:
     count, size, start = _directory_place(source)
     if count > MAX_MEMBERS:
-        _damaged(source, f"{count:,} zip members, more than {MAX_MEMBERS:,}")
+        _damaged(source, f"{count:,} members, more than {MAX_MEMBERS:,}")
     if size > MAX_DIRECTORY_SIZE:
-        _damaged(source, f"its list of members is larger than {MAX_DIRECTORY_SIZE >> 20} MiB")
+        _damaged(source, f"a list of members larger than {MAX_DIRECTORY_SIZE >> 20} MiB")
     entries = _entries(source.read(start, size), count)
     _check_names(entries, source)
     members: dict[str, Member] = {}
     end = 0
     for entry in sorted(entries, key=attrgetter("header")):
         if entry.header != end:
-            raise DeviationError(f"its member {shown(entry.name)} does not begin where the one before ends")
+            raise _DeviationError(f"The member {shown(entry.name)} does not begin where the previous one ends.")
         members[entry.name], end = _member(source, entry, start)
     if end != start:
-        raise DeviationError("bytes stand between its last member and its directory")
+        raise _DeviationError("Other bytes follow the last member.")
     return members
 
 
@@ -219,8 +212,8 @@ def _directory_place(source: Source) -> tuple[int, int, int]:
     if source.size < _END.size or source.read(source.size - _END.size, 4) != b"PK\x05\x06":
         tail_size = min(source.size, _END.size + _MAX_16)
         if b"PK\x05\x06" in source.read(source.size - tail_size, tail_size):
-            raise DeviationError("its end record is not the last thing in it")
-        _damaged(source, "its end is missing: the file is cut off")
+            raise _DeviationError("Other bytes follow the end record.")
+        _damaged(source, "the end is missing: the file is cut off")
     at = source.size - _END.size
     end = _END.unpack(source.read(at, _END.size))
     disk, first_disk, count_here, count, size, start, comment = end[1:]
@@ -229,15 +222,15 @@ def _directory_place(source: Source) -> tuple[int, int, int]:
     if has_locator:
         at, (count_64, size_64, start_64) = _end_64(source, locator_at)
         if (count, size, start) not in _agreeing(count_64, size_64, start_64):
-            raise DeviationError("its two end records disagree")
+            raise _DeviationError("The two end records disagree.")
         count = count_here = count_64
         size, start = size_64, start_64
     elif count == _MAX_16 or _MAX_32 in (size, start):
-        raise DeviationError("its end record refers to another one, which is missing")
+        raise _DeviationError("The end record refers to a missing zip64 record.")
     if disk or first_disk or count != count_here or comment:
-        raise DeviationError("its end record speaks of several parts or of a comment")
+        raise _DeviationError("The end record mentions several parts or has a comment.")
     if start + size != at:
-        raise DeviationError("its directory does not stand directly before its end record")
+        raise _DeviationError("The directory does not end where the end record begins.")
     return count, size, start
 
 
@@ -246,15 +239,15 @@ def _end_64(source: Source, locator_at: int) -> tuple[int, tuple[int, int, int]]
     at = locator_at - _END64.size
     _, disk, named, disks = _LOCATOR.unpack(source.read(locator_at, _LOCATOR.size))
     if at < 0 or named != at or disk or disks not in (0, 1):
-        raise DeviationError("its zip64 locator does not name the record before it")
+        raise _DeviationError("The zip64 locator does not name the record before it.")
     magic, length, _, _, disk, first_disk, count_here, count, size, start = _END64.unpack(source.read(at, _END64.size))
     if magic != b"PK\x06\x06" or length != _END64.size - 12 or disk or first_disk or count != count_here:
-        raise DeviationError("its zip64 end record has another form than torch.save's")
+        raise _DeviationError("The zip64 end record differs in form from torch.save's.")
     return at, (count, size, start)
 
 
 def _agreeing(count: int, size: int, start: int) -> set[tuple[int, int, int]]:
-    """Return what the old end record may say beside a zip64 record with these numbers."""
+    """Return what the old end record may hold beside a zip64 record with these numbers."""
     return {
         (a, b, c)
         for a in (min(count, _MAX_16), _MAX_16)
@@ -285,22 +278,22 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
     at = 0
     for _ in range(count):
         if at + _ENTRY.size > len(directory):
-            raise DeviationError("its directory has fewer entries than its end record says")
+            raise _DeviationError("The directory has fewer entries than the end record declares.")
         fields = _ENTRY.unpack_from(directory, at)
         magic, _, needed, flags, method, _, _, crc, size, unpacked, name_size, extra_size, comment_size = fields[:13]
         disk, _, attributes, header = fields[13:]
         at += _ENTRY.size
         raw_name, extra = directory[at : at + name_size], directory[at + name_size : at + name_size + extra_size]
         at += name_size + extra_size + comment_size
-        if magic != b"PK\x01\x02" or disk or needed > _NEWEST or comment_size or at > len(directory):
-            raise DeviationError("its directory holds something else than entries")
+        if magic != ENTRY_MAGIC or disk or needed > _NEWEST or comment_size or at > len(directory):
+            raise _DeviationError("The directory holds something other than entries.")
         name = _text(raw_name, flags)
         unpacked, size, header = _wide(_extra_fields(extra, name), (unpacked, size, header), name)
         if unpacked and (attributes & _DIRECTORY or name.endswith("/")):
-            raise DeviationError(f"its member {shown(name)} is a folder with contents, which torch does not read")
+            raise _DeviationError(f"The member {shown(name)} is a folder with contents, which torch does not read.")
         entries.append(_Entry(raw_name, name, flags, method, crc, size, unpacked, header))
     if at != len(directory):
-        raise DeviationError("its directory has more entries than its end record says")
+        raise _DeviationError("The directory has more entries than the end record declares.")
     return entries
 
 
@@ -308,9 +301,9 @@ def _text(raw: bytes, flags: int) -> str:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DeviationError("the name of a member is not UTF-8") from error
+        raise _DeviationError("A member's name is not UTF-8.") from error
     if not flags & _UTF_8 and not raw.isascii():
-        raise DeviationError(f"the name of its member {shown(name)} is not marked as UTF-8")
+        raise _DeviationError(f"The name of the member {shown(name)} is not marked as UTF-8.")
     return name
 
 
@@ -323,18 +316,18 @@ def _extra_fields(extra: bytes, name: str) -> dict[int, bytes]:
         if at + 4 + size > len(extra):
             break
         if tag == _UNICODE_PATH:
-            raise DeviationError(f"its member {shown(name)} has a second name")
+            raise _DeviationError(f"The member {shown(name)} has a second name.")
         if tag in fields and tag == _ZIP64_SIZES:
-            raise DeviationError(f"its member {shown(name)} states its sizes twice")
+            raise _DeviationError(f"The member {shown(name)} states its sizes twice.")
         fields[tag] = extra[at + 4 : at + 4 + size]
         at += 4 + size
     if extra[at:].strip(b"\0"):
-        raise DeviationError(f"its member {shown(name)} has extra data of no known form")
+        raise _DeviationError(f"The member {shown(name)} has extra data of unknown form.")
     return fields
 
 
 def _wide(fields: dict[int, bytes], numbers: tuple[int, ...], name: str) -> tuple[int, ...]:
-    """Return the numbers of a header, those that 32 bits cannot hold from its zip64 field."""
+    """Return the numbers of a header; those above 32 bits come from the zip64 field."""
     field = fields.get(_ZIP64_SIZES, b"")
     wide = []
     at = 0
@@ -343,7 +336,7 @@ def _wide(fields: dict[int, bytes], numbers: tuple[int, ...], name: str) -> tupl
             (number,) = struct.unpack_from("<Q", field, at)
             at += 8
         elif number == _MAX_32:
-            raise DeviationError(f"its member {shown(name)} lacks its size or place")
+            raise _DeviationError(f"The member {shown(name)} lacks its size or offset.")
         wide.append(number)
     return tuple(wide)
 
@@ -351,14 +344,14 @@ def _wide(fields: dict[int, bytes], numbers: tuple[int, ...], name: str) -> tupl
 def _check_names(entries: list[_Entry], source: Source) -> None:
     # torch looks members up without regard to case; file systems may too.
     if len({entry.name.casefold() for entry in entries}) != len(entries):
-        raise DeviationError("two of its members have the same name")
+        raise _DeviationError("Two members have the same name.")
     for entry in entries:
         if "\0" in entry.name or "\\" in entry.name or not entry.name:
-            raise DeviationError(f"its member {shown(entry.name)} has a name that programs read differently")
+            raise _DeviationError(f"Programs read the name of the member {shown(entry.name)} differently.")
         if _OUTSIDE.search(entry.name):
             raise UnsafeFileError(
-                f"{source.label}: the zip member {shown(entry.name)} would be unpacked outside of its folder; not "
-                "loaded"
+                f"{source.label}: the zip member {shown(entry.name)} would be unpacked outside of its folder. "
+                "Get the file from another source."
             )
 
 
@@ -366,40 +359,39 @@ def _check_names(entries: list[_Entry], source: Source) -> None:
 
 
 def _member(source: Source, entry: _Entry, limit: int) -> tuple[Member, int]:
-    """Return a member and where it ends, its local header and descriptor compared with its entry."""
+    """Return a member and its end, after comparing its local header and descriptor with its entry."""
+    name = shown(entry.name)
     if entry.header + _LOCAL.size > limit:
-        raise DeviationError(f"its member {shown(entry.name)} begins behind its directory")
+        raise _DeviationError(f"The member {name} begins after the directory.")
     header = source.read(entry.header, min(_LOCAL.size + len(entry.raw_name) + _USUAL_EXTRA, limit - entry.header))
     magic, _, flags, method, _, _, crc, size, unpacked, name_size, extra_size = _LOCAL.unpack_from(header)
     name_end = _LOCAL.size + name_size
     if name_end + extra_size > len(header):
         if entry.header + name_end + extra_size > limit:
-            raise DeviationError(f"its member {shown(entry.name)} reaches into its directory")
+            raise _DeviationError(f"The member {name} overlaps the directory.")
         header = source.read(entry.header, name_end + extra_size)
     if magic != MAGIC or header[_LOCAL.size : name_end] != entry.raw_name:
-        raise DeviationError(f"the two headers of its member {shown(entry.name)} name different members")
+        raise _DeviationError(f"The two headers of the member {name} name different members.")
     extra = _extra_fields(header[name_end : name_end + extra_size], entry.name)
     if (flags & ~_HAS_DESCRIPTOR, method) != (entry.flags & ~_HAS_DESCRIPTOR, entry.method):
-        raise DeviationError(f"the two headers of its member {shown(entry.name)} differ")
+        raise _DeviationError(f"The two headers of the member {name} differ.")
     _check_member(source, entry)
     has_descriptor = bool(flags & _HAS_DESCRIPTOR)
     if not (has_descriptor and crc == 0 and size in (0, _MAX_32) and unpacked in (0, _MAX_32)):
         unpacked, size = _wide(extra, (unpacked, size), entry.name)
         if (crc, size, unpacked) != (entry.crc, entry.size, entry.unpacked):
-            raise DeviationError(
-                f"the two headers of its member {shown(entry.name)} state different sizes or checksums"
-            )
+            raise _DeviationError(f"The two headers of the member {name} state different sizes or checksums.")
     start = entry.header + name_end + extra_size
     end = start + entry.size
     if end > limit:
-        raise DeviationError(f"its member {shown(entry.name)} reaches into its directory")
+        raise _DeviationError(f"The member {name} overlaps the directory.")
     if has_descriptor:
         end += _descriptor_size(source, entry, end, limit)
     return Member(entry.name, start, entry.size, entry.unpacked, entry.method, entry.crc), end
 
 
 def local_member(source: Source, at: int) -> Member | None:
-    """Return the member whose local header stands at `at`, to the end of the file; None where none fits there."""
+    """Return the member whose local header is at `at`, up to the end of the file; None if none fits there."""
     if at + _LOCAL.size > source.size:
         return None
     _, _, _, method, _, _, crc, _, _, name_size, extra_size = _LOCAL.unpack(source.read(at, _LOCAL.size))
@@ -412,42 +404,41 @@ def local_member(source: Source, at: int) -> Member | None:
 
 
 def _check_member(source: Source, entry: _Entry) -> None:
+    name = shown(entry.name)
     if entry.flags & _ENCRYPTED:
-        _damaged(source, f"the zip member {shown(entry.name)} is encrypted")
+        _damaged(source, f"the member {name} is encrypted")
     if entry.method not in (STORED, DEFLATED):
-        _damaged(
-            source,
-            f"the zip member {shown(entry.name)} is compressed by method {entry.method}, which torch.save does not "
-            "use. Pack the archive again without compression",
+        raise CorruptFileError(
+            f"{source.label}: the zip member {name} is compressed by method {entry.method}, which torch.save does not "
+            "use. Pack the archive again without compression."
         )
     if entry.method == STORED and entry.size != entry.unpacked:
-        raise DeviationError(f"its member {shown(entry.name)} declares two sizes")
+        raise _DeviationError(f"The member {name} declares two sizes.")
 
 
 def _check_ratios(members: Iterable[Member], source: Source) -> None:
     for member in members:
         if member.unpacked > MAX_RATIO * max(member.size, 1):
             raise UnsafeFileError(
-                f"{source.label}: the zip member {shown(member.name)} unpacks to more than {MAX_RATIO} times its size"
+                f"{source.label}: the zip member {shown(member.name)} unpacks to more than {MAX_RATIO} times its size. "
+                "Get the file from another source."
             )
 
 
 def _descriptor_size(source: Source, entry: _Entry, at: int, limit: int) -> int:
-    """Return the size of the data descriptor behind a member, which repeats its checksum and sizes."""
+    """Return the size of the data descriptor after a member, which repeats its checksum and sizes."""
     found = source.read(at, min(24, limit - at))
     for form in ("<4sI2I", "<4sI2Q"):
         size = struct.calcsize(form)
         numbers = (b"PK\x07\x08", entry.crc, entry.size, entry.unpacked)
         if max(numbers[2:]) > _MAX_32 and form == "<4sI2I":
             continue
-        # The next record's magic tells which of the two forms stands here.
+        # The magic of the next record distinguishes the two forms.
         follows = source.read(at + size, 4) if at + size + 4 <= source.size else b""
-        if found[:size] == struct.pack(form, *numbers) and follows in (MAGIC, b"PK\x01\x02"):
+        if found[:size] == struct.pack(form, *numbers) and follows in (MAGIC, ENTRY_MAGIC):
             return size
-    raise DeviationError(f"the data descriptor of its member {shown(entry.name)} differs from its directory")
+    raise _DeviationError(f"The data descriptor of the member {shown(entry.name)} contradicts the directory.")
 
 
 def _damaged(source: Source, what: str, cause: Exception | None = None) -> NoReturn:
-    raise CorruptFileError(
-        f"{source.label}: the zip archive is damaged ({what}). Copy or download it again."
-    ) from cause
+    raise CorruptFileError(f"{source.label}: the zip archive is damaged ({what}). Download the file again.") from cause

@@ -26,28 +26,31 @@ STRICTER: tuple[tuple[str, str], ...] = (
         r"^It holds |pickle (in it )?holds",
         "torch allows more globals and calls than a hypernetwork needs: dtypes, layouts, sparse tensors, ...",
     ),
-    (r"its pickle is damaged: it ends at byte", "torch takes the topmost value and ignores the rest of the stack"),
+    (r"It ends at byte", "torch takes the topmost value and ignores the rest of the stack"),
     (r"is used as a key", "keys with chosen hashes make a dict take quadratic time"),
-    (r"an integer of|is larger than|nests containers more than", "our limits"),
+    (r"An integer|is larger than|Containers nest more than", "our limits"),
     (r"unfolds into more than|copies more than|more than [\d,]+ opcodes", "our limits"),
-    (r"whose sizes are not numbers", "hnloader takes only integers as sizes, and 16 dimensions are enough"),
-    (r"marked as negated or conjugated", "hypernetworks never have such views; torch negates the values"),
-    (r"stands in it as a value", "only tensors and plain values are data, not classes or storages"),
-    (r"list of storages does not name", "torch ignores unused storages, or fails later"),
     (
-        r"is described in two ways|does not fit its storage",
+        r"sizes of a tensor .* are not numbers|other things than numbers",
+        "hnloader takes only integers as sizes, and 16 dimensions are enough",
+    ),
+    (r"marked as negated or conjugated", "hypernetworks never have such views; torch negates the values"),
+    (r"is used as a value", "only tensors and plain values are data, not classes or storages"),
+    (r"list of storages does not match", "torch ignores unused storages, or fails later"),
+    (
+        r"has two descriptions|does not fit its storage",
         "torch uses the first description of a storage",
     ),
     (r"add up to more than|unpacks to more than", "our limits"),
     (r"big-endian", "hypernetworks from such machines are unknown; torch swaps the bytes"),
     (
-        r"programs would read different contents|would each be read as the pickle",
+        r"programs would read different contents|as the pickle\. torch\.save writes one",
         "hnloader accepts only the form of the container that every program reads alike",
     ),
-    (r"it is of protocol", "Python's pickle refuses unknown protocols; torch takes any"),
-    (r"it is cut off: the frame", "Python's pickle refuses a frame that is longer than the file"),
-    (r"a negative index|in other digits than", "Python's pickle does the same"),
-    (r"texts unfold into more than|encodes more than|with a name of more than", "our limits"),
+    (r"It has protocol", "Python's pickle refuses unknown protocols; torch takes any"),
+    (r"It is cut off: the frame", "Python's pickle refuses a frame that is longer than the file"),
+    (r"An index at byte \d+ is negative|has other digits than", "Python's pickle does the same"),
+    (r"texts unfold into more than|encodes more than|has over \d+ characters", "our limits"),
     (r"outside of its folder", "other programs unpack archives; torch does not"),
     (r"TorchScript archive", "hypernetworks contain no code"),
     (
@@ -132,7 +135,7 @@ def _describe(pickle: bytes) -> str:
     try:
         return repr(pickles.read_pickle(pickle))
     except pickles.MalformedPickleError as error:
-        return f"{error} {error.refused} {error.names}"
+        return str(error)
 
 
 def _explain(side: str, table: tuple[tuple[str, str], ...], message: str) -> None:

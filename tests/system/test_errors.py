@@ -13,7 +13,7 @@ from hnloader import errors
 from tests.support.paths import ROOT
 
 # Signals between two modules, which the second one turns into an error or an exit code: no caller sees them.
-SIGNALS = {"OutputLostError", "MalformedPickleError", "DeviationError"}
+SIGNALS = {"OutputLostError", "MalformedPickleError"}
 CLASSES = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, (Exception, Warning))]
 
 
