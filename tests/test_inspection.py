@@ -13,6 +13,7 @@ import torch
 
 import hnloader
 from tests.support.builders import ERAS, OLD_NAMED_ERAS, Recipe, fit, make_sides, metadata, simple_tree, tree, write
+from tests.support.errors import raises
 from tests.support.paths import GOLDENS
 
 
@@ -78,7 +79,7 @@ def test_hashes_of_open_files(tmp_path: Path) -> None:
     memory = io.BytesIO(path.read_bytes())
     info = hnloader.inspect(memory)
     memory.close()
-    with pytest.raises(hnloader.HypernetworkError, match="closed"):
+    with raises(hnloader.HypernetworkError, "closed"):
         _ = info.sha256
 
 

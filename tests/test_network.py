@@ -11,6 +11,7 @@ import torch
 
 import hnloader
 from tests.support.builders import Recipe, make_sides, metadata, relative_error, tree, write
+from tests.support.errors import raises
 
 RECIPE = Recipe(activation="relu")
 
@@ -81,5 +82,5 @@ def test_a_new_hypernetwork_is_saved_and_read_back(tmp_path: Path) -> None:
 def test_an_architecture_knows_the_names_of_files() -> None:
     assert hnloader.Architecture((1, 2, 1), "linear") == hnloader.Architecture((1, 2, 1))
     assert hnloader.Architecture((1, 2, 1), "ReLU").activation == "relu"
-    with pytest.raises(hnloader.UnsupportedArchitectureError, match="did you mean 'relu'"):
+    with raises(hnloader.UnsupportedArchitectureError, "'relu'"):
         hnloader.Architecture((1, 2, 1), "rellu")

@@ -369,9 +369,9 @@ def _read_legacy(source: Source) -> Checkpoint:
     # This error comes first: torch would run these before it reads the values.
     check_refusals([refusal for pickle in pickles[:3] for refusal in pickle.refused], source.label)
     if magic != LEGACY_MAGIC_NUMBER or protocol != _LEGACY_PROTOCOL:
-        stated = protocol if isinstance(protocol, int) else type(protocol).__name__
+        number = protocol if isinstance(protocol, int) else type(protocol).__name__
         raise CorruptFileError(
-            f"{source.label}: found a legacy torch file of protocol {stated}. Expected 1001; download it again."
+            f"{source.label}: found a legacy torch file of protocol {number}. Expected 1001; download it again."
         )
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise UnsupportedArchitectureError(

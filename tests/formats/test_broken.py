@@ -26,6 +26,7 @@ from hnloader.formats.checkpoint import LEGACY_MAGIC_NUMBER
 from hnloader.formats.pickles import MalformedPickleError, read_pickle
 from hnloader.formats.source import Source
 from tests.support.builders import Recipe, make_sides, metadata, simple_tree, tree
+from tests.support.errors import raises
 from tests.support.paths import GOLDENS
 
 READERS: dict[str, Callable[[io.BytesIO], object]] = {"load": hnloader.load, "inspect": hnloader.inspect}
@@ -57,10 +58,10 @@ def rezipped(
 
 
 def assert_refused(
-    data: bytes, kind: type[HypernetworkError], words: str, readers: Sequence[str] = ("load", "inspect")
+    data: bytes, kind: type[HypernetworkError], *facts: object, readers: Sequence[str] = ("load", "inspect")
 ) -> None:
     for reader in readers:
-        with pytest.raises(kind, match=words):
+        with raises(kind, *facts):
             READERS[reader](io.BytesIO(data))
 
 
@@ -226,7 +227,7 @@ BAD_TENSORS = {
 
 @pytest.mark.parametrize("name", BAD_TENSORS)
 def test_tensors_and_values_that_cannot_be(name: str) -> None:
-    assert_refused(with_extra(BAD_TENSORS[name]), CorruptFileError, "the file")
+    assert_refused(with_extra(BAD_TENSORS[name]), CorruptFileError)
 
 
 def test_the_extra_tensor_itself_is_fine() -> None:
@@ -236,19 +237,19 @@ def test_the_extra_tensor_itself_is_fine() -> None:
 
 def test_a_missing_storage() -> None:
     data = rezipped(ZIP, lambda name, content: None if name.endswith("/data/1") else content)
-    assert_refused(data, CorruptFileError, "the storage '1' is missing")
+    assert_refused(data, CorruptFileError, "'1'")
 
 
 @pytest.mark.parametrize("size", [0, 4, 1000])
 def test_a_storage_of_the_wrong_size(size: int) -> None:
     data = rezipped(ZIP, lambda name, content: bytes(size) if name.endswith("/data/1") else content)
-    assert_refused(data, CorruptFileError, f"the storage '1' is declared as .* but has {size:,}")
+    assert_refused(data, CorruptFileError, "'1'", f"{size:,}")
 
 
 def test_damaged_data_of_a_storage_is_found_by_its_checksum() -> None:
     at = ZIP.index(b"data/0") + 200
     data = ZIP[:at] + bytes([ZIP[at] ^ 1]) + ZIP[at + 1 :]
-    assert_refused(data, CorruptFileError, "CRC|damaged", readers=("load",))
+    assert_refused(data, CorruptFileError, "CRC-32", readers=("load",))
 
 
 def test_a_legacy_stream_whose_storages_disagree() -> None:
@@ -256,11 +257,9 @@ def test_a_legacy_stream_whose_storages_disagree() -> None:
     data = saved(state, legacy=True)
     count = struct.pack("<q", 8)
     at = data.rindex(count)
-    assert_refused(
-        data[:at] + struct.pack("<q", 9) + data[at + 8 :], CorruptFileError, "declared as 8 values but has 9"
-    )
-    assert_refused(data[:at] + struct.pack("<q", -1) + data[at + 8 :], CorruptFileError, "but has -1")
-    assert_refused(data[:-4], CorruptFileError, "cut off")
+    assert_refused(data[:at] + struct.pack("<q", 9) + data[at + 8 :], CorruptFileError, "8 values", "9")
+    assert_refused(data[:at] + struct.pack("<q", -1) + data[at + 8 :], CorruptFileError, "8 values", "-1")
+    assert_refused(data[:-4], CorruptFileError)
 
 
 def test_a_legacy_stream_without_its_list_of_storages() -> None:
@@ -299,14 +298,14 @@ def test_two_members_of_one_name() -> None:
     result = io.BytesIO(ZIP)
     with zipfile.ZipFile(result, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(archive.namelist()[0], b"other")
-    assert_refused(result.getvalue(), UnsafeFileError, "two of its members have the same name")
+    assert_refused(result.getvalue(), UnsafeFileError, "same name")
 
 
 def test_two_pickles() -> None:
     result = io.BytesIO(ZIP)
     with zipfile.ZipFile(result, "a") as archive:
         archive.writestr("other/data.pkl", b"N.")
-    assert_refused(result.getvalue(), UnsafeFileError, "not stand in one folder")
+    assert_refused(result.getvalue(), UnsafeFileError, "folder")
 
 
 def changed_entry(field: int, layout: str, value: int, member: bytes = b"data/0") -> bytes:
@@ -318,46 +317,46 @@ def changed_entry(field: int, layout: str, value: int, member: bytes = b"data/0"
 
 
 def test_an_encrypted_member() -> None:
-    assert_refused(changed_entry(8, "<H", 1), UnsafeFileError, "two headers .* differ")
+    assert_refused(changed_entry(8, "<H", 1), UnsafeFileError, "two headers", "data/0")
 
 
 def test_overlapping_members() -> None:
     data = rezipped(ZIP)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         offset = archive.getinfo(next(name for name in archive.namelist() if name.endswith("data.pkl"))).header_offset
-    assert_refused(changed_entry(42, "<I", offset), UnsafeFileError, "does not begin where")
+    assert_refused(changed_entry(42, "<I", offset), UnsafeFileError, "member")
 
 
 def test_a_member_behind_the_end() -> None:
-    assert_refused(changed_entry(42, "<I", len(ZIP) * 2), UnsafeFileError, "does not begin where")
+    assert_refused(changed_entry(42, "<I", len(ZIP) * 2), UnsafeFileError, "member")
 
 
 def test_a_member_that_declares_two_sizes() -> None:
-    assert_refused(changed_entry(24, "<I", 1 << 30), HypernetworkError, "unpacks to more than|declares two sizes")
+    assert_refused(changed_entry(24, "<I", 1 << 30), HypernetworkError, "data/0")
 
 
 def test_an_unknown_compression() -> None:
-    assert_refused(changed_entry(10, "<H", 99, member=b"data.pkl"), UnsafeFileError, "two headers .* differ")
+    assert_refused(changed_entry(10, "<H", 99, member=b"data.pkl"), UnsafeFileError, "two headers", "data.pkl")
 
 
 def test_a_member_that_unpacks_to_very_much() -> None:
     result = io.BytesIO(ZIP)
     with zipfile.ZipFile(result, "a", compression=zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/99", bytes(10_000_000))
-    assert_refused(result.getvalue(), UnsafeFileError, "unpacks to more than 100 times")
+    assert_refused(result.getvalue(), UnsafeFileError, "data/99", "100 times")
 
 
 def test_storages_that_together_unpack_to_very_much() -> None:
     sparse = (torch.rand(600_000, generator=torch.Generator().manual_seed(0)) < 0.02).to(torch.uint8)
     data = rezipped(saved(simple_tree(x=sparse[:1])), compression=zipfile.ZIP_DEFLATED)
     assert checkpoint.MAX_SHARING < len(sparse) / len(data) < zip_archive.MAX_RATIO
-    assert_refused(data, CorruptFileError, "more than 8 times")
+    assert_refused(data, CorruptFileError, "8 times")
 
 
 def test_views_of_one_storage_that_together_are_very_large() -> None:
     shared = torch.zeros(10_000)
     data = saved(simple_tree(x=[shared] * 50))
-    assert_refused(data, CorruptFileError, "more than 8 times")
+    assert_refused(data, CorruptFileError, "8 times")
 
 
 def test_tensors_that_share_a_storage_load() -> None:
@@ -374,39 +373,39 @@ def test_too_many_members(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_list_of_members_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zip_archive, "MAX_DIRECTORY_SIZE", 100)
-    assert_refused(ZIP, CorruptFileError, "list of members is larger")
+    assert_refused(ZIP, CorruptFileError, "list of members")
 
 
 # -- pickles that cost much for their size
 
 
-def refuse_pickle(code: bytes, words: str) -> None:
-    with pytest.raises(MalformedPickleError, match=words):
+def refuse_pickle(code: bytes, fact: object) -> None:
+    with raises(MalformedPickleError, fact):
         read_pickle(code)
 
 
 def test_deep_nesting() -> None:
-    refuse_pickle(b"]" * 100_000 + b"a" * 99_999 + b".", "nests containers")
-    refuse_pickle(b"N" + b"\x85" * 100_000 + b".", "nests containers")
+    refuse_pickle(b"]" * 100_000 + b"a" * 99_999 + b".", pickles.MAX_DEPTH)
+    refuse_pickle(b"N" + b"\x85" * 100_000 + b".", pickles.MAX_DEPTH)
 
 
 def test_nesting_up_to_the_limit_is_read() -> None:
     depth = pickles.MAX_DEPTH
     assert read_pickle(b"N" + b"\x85" * depth + b".").value is not None
-    refuse_pickle(b"N" + b"\x85" * (depth + 1) + b".", "nests containers")
+    refuse_pickle(b"N" + b"\x85" * (depth + 1) + b".", pickles.MAX_DEPTH)
 
 
 def test_a_billion_laughs() -> None:
     code = b"K\x00q\x00"
     for level in range(1, 30):
         code += b"(" + b"h" + bytes([level - 1]) + (b"h" + bytes([level - 1])) * 9 + b"tq" + bytes([level])
-    refuse_pickle(b"(" + code + b"t.", "unfolds into more than")
+    refuse_pickle(b"(" + code + b"t.", "500,000")
 
 
 def test_a_billion_laughs_through_calls() -> None:
     code = b"]q\x00(" + b"K\x00" * 1000 + b"e0"
     code += b"cbuiltins\nfrozenset\nh\x00\x85R0" * 5000
-    refuse_pickle(code + b"N.", "copies more than")
+    refuse_pickle(code + b"N.", "500,000")
 
 
 OLD_TEXTS = {
@@ -434,10 +433,8 @@ def test_text_of_python_2_that_is_no_utf_8_is_refused_and_calls_after_it_are_sti
     code = OLD_TEXTS[opcode](data)
     with pytest.raises(UnicodeDecodeError):
         pickle.loads(code + b".", encoding="utf-8")
-    assert_refused(with_extra(code), CorruptFileError, "not UTF-8")
-    with pytest.raises(MalformedPickleError, match="not UTF-8") as caught:
-        read_pickle(code + b"0cos\nsystem\nN\x85R.")
-    assert caught.value.names == (("os", "system"),)
+    assert_refused(with_extra(code), CorruptFileError, "UTF-8")
+    assert_refused(with_extra(code + b"0cos\nsystem\nN\x85R"), UnsafeFileError, "os.system")
 
 
 def test_too_many_opcodes() -> None:
@@ -457,7 +454,7 @@ def test_keys_of_equal_hashes(keys: list[object]) -> None:
     assert len({hash(key) for key in keys}) < 10
     for content in (dict.fromkeys(keys), set(keys), frozenset(keys)):
         for protocol in (2, 4):
-            refuse_pickle(pickle.dumps(content, protocol), "is used as a key")
+            refuse_pickle(pickle.dumps(content, protocol), type(keys[0]).__name__)
 
 
 # -- safetensors
@@ -481,32 +478,32 @@ def moved(header: dict, name: str, by: int) -> None:
 
 
 BAD_HEADERS: dict[str, tuple[Callable[[dict], object], type[HypernetworkError], str]] = {
-    "no text metadata": (lambda h: h.update(__metadata__={"hypernetwork": 3}), CorruptFileError, "not text"),
-    "no JSON": (lambda h: h["__metadata__"].update(hypernetwork="{"), CorruptFileError, "no JSON"),
+    "no text metadata": (lambda h: h.update(__metadata__={"hypernetwork": 3}), CorruptFileError, "metadata"),
+    "no JSON": (lambda h: h["__metadata__"].update(hypernetwork="{"), CorruptFileError, "JSON"),
     "no layout": (lambda h: about(h, layout=None), CorruptFileError, "layout"),
-    "a newer layout": (lambda h: about(h, layout=2), UnsupportedArchitectureError, "Update hnloader"),
+    "a newer layout": (lambda h: about(h, layout=2), UnsupportedArchitectureError, "layout 2"),
     "no widths": (lambda h: about(h, widths=None), CorruptFileError, "widths"),
     "a width more": (lambda h: about(h, widths=[8, 9]), UnsupportedArchitectureError, "width 9"),
-    "a width less": (lambda h: about(h, widths=[9]), HypernetworkError, "8|9"),
+    "a width less": (lambda h: about(h, widths=[9]), HypernetworkError, "widths"),
     "metadata of an unknown type": (lambda h: about(h, metadata={"x": {"code": "1"}}), CorruptFileError, "damaged"),
     "a missing metadata tensor": (lambda h: about(h, metadata={"x": {"tensor": "y"}}), CorruptFileError, "damaged"),
     "keys of equal hashes": (
         lambda h: about(h, metadata={"x": {"set": [{"tuple": [-1]}]}}),
         CorruptFileError,
-        "used as a key",
+        "tuple",
     ),
     "an integer of many digits": (lambda h: about(h, step=int("9" * 4000)), CorruptFileError, "digits"),
     "deep nesting": (
         lambda h: h["__metadata__"].update(hypernetwork="[" * 100_000 + "]" * 100_000),
         CorruptFileError,
-        "no JSON",
+        "JSON",
     ),
-    "overlapping tensors": (lambda h: moved(h, "8.v.linear.2.weight", -4), CorruptFileError, "overlap|leave a gap"),
+    "overlapping tensors": (lambda h: moved(h, "8.v.linear.2.weight", -4), CorruptFileError, "8.v.linear.2.weight"),
     "a tensor behind the end": (lambda h: moved(h, "8.k.linear.0.bias", 1 << 40), CorruptFileError, "damaged"),
     "a negative offset": (lambda h: moved(h, "8.k.linear.0.bias", -(1 << 40)), CorruptFileError, "damaged"),
     "a negative size": (lambda h: h["8.k.linear.0.bias"].update(shape=[-16]), CorruptFileError, "damaged"),
     "a huge size": (lambda h: h["8.k.linear.0.bias"].update(shape=[1 << 60, 1 << 60]), CorruptFileError, "damaged"),
-    "an unknown dtype": (lambda h: h["8.k.linear.0.bias"].update(dtype="F4"), HypernetworkError, "F4|damaged"),
+    "an unknown dtype": (lambda h: h["8.k.linear.0.bias"].update(dtype="F4"), HypernetworkError, "linear.0.bias"),
     "an entry that is none": (lambda h: h.update({"8.k.linear.0.bias": 3}), CorruptFileError, "damaged"),
     "a strange name": (lambda h: h.update(odd=h.pop("8.k.linear.0.bias")), CorruptFileError, "'odd'"),
 }
@@ -520,7 +517,7 @@ def test_damaged_safetensors(name: str, tmp_path: Path) -> None:
 
 def test_safetensors_whose_header_is_no_json(tmp_path: Path) -> None:
     data = saved_safetensors(tmp_path)
-    assert_refused(data[:8] + b"{" * int.from_bytes(data[:8], "little") + data[400:], CorruptFileError, "damaged|bytes")
+    assert_refused(data[:8] + b"{" * int.from_bytes(data[:8], "little") + data[400:], CorruptFileError)
 
 
 def test_safetensors_with_a_name_twice(tmp_path: Path) -> None:
@@ -530,7 +527,9 @@ def test_safetensors_with_a_name_twice(tmp_path: Path) -> None:
     name = b'"8.k.linear.0.bias":'
     entry = text[text.index(name) :].split(b"}")[0] + b"}"
     doubled = text[:-1] + b"," + entry + b"}"
-    assert_refused(len(doubled).to_bytes(8, "little") + doubled + data[8 + size :], CorruptFileError, "stands twice")
+    assert_refused(
+        len(doubled).to_bytes(8, "little") + doubled + data[8 + size :], CorruptFileError, "8.k.linear.0.bias"
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -594,7 +593,7 @@ def test_a_file_that_is_overwritten_while_it_is_read(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Source, "pieces", meanwhile)
     for use in (hnloader.load, lambda path: hnloader.convert(path, tmp_path / "made.pt")):
-        with pytest.raises(CorruptFileError, match="changed by another program"):
+        with raises(CorruptFileError, path):
             use(path)
         os.utime(path, (1, 1))
     assert not (tmp_path / "made.pt").exists()
@@ -616,7 +615,7 @@ def test_a_compressed_member_that_unpacks_to_less_than_it_declares(name: str, re
     assert len(packed) == info.compress_size
     data[start : start + info.compress_size] = packed
     crc = data.replace(info.CRC.to_bytes(4, "little"), zlib.crc32(content[:-4]).to_bytes(4, "little"))
-    assert_refused(bytes(crc), CorruptFileError, "less than it declares", readers=readers)
+    assert_refused(bytes(crc), CorruptFileError, info.filename, readers=readers)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8"])
@@ -626,7 +625,7 @@ def test_a_safetensors_header_that_is_no_utf_8(encoding: str, tmp_path: Path) ->
     header = data[8 : 8 + size].decode().replace('"style"', '"\ud800"').replace('"format":"pt"', '"format":"\ud800"')
     encoded = header.encode(encoding, "surrogatepass").removeprefix(b"\xff\xfe")
     changed = len(encoded).to_bytes(8, "little") + encoded + data[8 + size :]
-    assert_refused(changed, CorruptFileError, "header is damaged")
+    assert_refused(changed, CorruptFileError, "header")
 
 
 @pytest.mark.parametrize("number", ["1e999", "9" * 400, "-1E400", "NaN", "Infinity"])
@@ -639,7 +638,7 @@ def test_a_number_in_a_safetensors_header_that_the_library_does_not_read(number:
         if refused:
             with pytest.raises(safetensors.SafetensorError):
                 safetensors.deserialize(changed)
-            assert_refused(changed, CorruptFileError, "header is damaged")
+            assert_refused(changed, CorruptFileError, "header")
         else:
             assert {name for name, _ in safetensors.deserialize(changed)}
             hnloader.load(io.BytesIO(changed))
@@ -647,7 +646,7 @@ def test_a_number_in_a_safetensors_header_that_the_library_does_not_read(number:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_members_compressed_as_torch_never_does(method: int) -> None:
-    assert_refused(rezipped(ZIP, compression=method), CorruptFileError, f"compressed by method {method}")
+    assert_refused(rezipped(ZIP, compression=method), CorruptFileError, f"method {method}")
 
 
 @pytest.mark.parametrize(
@@ -674,7 +673,7 @@ def test_a_torch_size_of_what_torch_would_not_take_is_damage() -> None:
         b"\x88\x85\x85",
         b"X\x01\x00\x00\x00a\x85",
     ):
-        with pytest.raises(MalformedPickleError, match=r"torch\.Size whose sizes are not numbers"):
+        with raises(MalformedPickleError, "torch.Size"):
             read_pickle(size(wrong))
 
 
@@ -694,7 +693,7 @@ def test_a_byte_order_that_is_no_word() -> None:
     data = io.BytesIO(without)  # torch before 2.1 writes none
     with zipfile.ZipFile(data, "a") as archive:
         archive.writestr("archive/byteorder", b"big" + b" " * 40)
-    assert_refused(data.getvalue(), CorruptFileError, "byte order")
+    assert_refused(data.getvalue(), CorruptFileError, "byteorder")
 
 
 def test_a_tensor_that_repeats_its_values_is_not_called_damaged() -> None:

@@ -11,6 +11,7 @@ import torch
 import hnloader
 from hnloader import CorruptFileError, HypernetworkError, UnsupportedArchitectureError
 from tests.support.builders import Recipe, make_sides, metadata, simple_tree, tree, write
+from tests.support.errors import raises
 
 READERS = {"load": hnloader.load, "inspect": hnloader.inspect}
 
@@ -57,7 +58,7 @@ def test_a_contradicting_key_is_named_with_a_shape(
     with pytest.raises(UnsupportedArchitectureError) as caught:
         READERS[reader](path)
     message = str(caught.value)
-    assert f"the key {key} is {value!r}" in message
+    assert f"key {key} is {value!r}" in message
     assert "linear.0." in message and "[16, 8]" in message  # a tensor and its shape
     assert str(path) in message
 
@@ -67,7 +68,7 @@ def test_old_dropout_keys_that_the_tensors_contradict(key: str, value: object, t
     recipe = Recipe((1, 2, 2, 1), "relu", dropout=(0, 0.3, 0, 0) if key == "last_layer_dropout" else None)
     keys = {**metadata(recipe, "2022-10-26"), key: value}
     path = write(tmp_path / "style.pt", tree(make_sides(recipe, (8,)), keys))
-    with pytest.raises(UnsupportedArchitectureError, match=rf"{key}.*\[16, 8\]"):
+    with raises(UnsupportedArchitectureError, key, "[16, 8]"):
         hnloader.load(path)
 
 
@@ -107,7 +108,7 @@ WRONG_VALUES = [
 def test_a_value_of_the_wrong_kind_is_named(key: str, value: object, tmp_path: Path) -> None:
     path = write(tmp_path / "style.pt", simple_tree(**{key: value}))
     for read in READERS.values():
-        with pytest.raises(UnsupportedArchitectureError, match=key) as caught:
+        with raises(UnsupportedArchitectureError, key) as caught:
             read(path)
         assert len(str(caught.value)) < 2000
 
@@ -124,36 +125,36 @@ def rename(state: dict, old: str, new: str) -> None:
 
 LAYER = "linear.0.weight"
 BROKEN_SIDES = {
-    "a missing tensor": (lambda t: t[8][0].pop("linear.0.bias"), r"linear\.0\.bias"),
+    "a missing tensor": (lambda t: t[8][0].pop("linear.0.bias"), "linear.0.bias"),
     "no weights": (lambda t: [t[8][0].pop(n) for n in ("linear.0.weight", "linear.2.weight")], "linear.0.weight"),
-    "an empty side": (lambda t: t[8][1].clear(), "the v side of width 8 holds no tensors"),
-    "a tensor too many": (lambda t: t[8][0].update({"linear.4.weight": torch.ones(8, 8)}), r"linear\.4\.weight"),
-    "an odd name": (lambda t: rename(t[8][0], "linear.0.bias", "layers.0.bias"), r"'layers\.0\.bias'"),
+    "an empty side": (lambda t: t[8][1].clear(), "v side of width 8"),
+    "a tensor too many": (lambda t: t[8][0].update({"linear.4.weight": torch.ones(8, 8)}), "linear.4.weight"),
+    "an odd name": (lambda t: rename(t[8][0], "linear.0.bias", "layers.0.bias"), "'layers.0.bias'"),
     "a name with a huge index": (lambda t: rename(t[8][0], LAYER, "linear.99999999999.weight"), "linear.99999"),
-    "a wrong input": (lambda t: t[8][0].update({LAYER: torch.ones(16, 9)}), r"\[16, 9\]; \[16, 8\] was expected"),
-    "a wrong output": (lambda t: t[8][1].update({"linear.2.weight": torch.ones(9, 16)}), "ends with 9 values; 8"),
-    "a wrong bias": (lambda t: t[8][0].update({"linear.0.bias": torch.ones(15)}), r"linear\.0\.bias.*\[15\]"),
-    "three dimensions": (lambda t: t[8][0].update({LAYER: torch.ones(16, 8, 1)}), r"\[16, 8, 1\]"),
-    "a scalar": (lambda t: t[8][0].update({"linear.0.bias": torch.tensor(1.0)}), r"linear\.0\.bias.*\[\]"),
+    "a wrong input": (lambda t: t[8][0].update({LAYER: torch.ones(16, 9)}), "[16, 9]", "[16, 8]"),
+    "a wrong output": (lambda t: t[8][1].update({"linear.2.weight": torch.ones(9, 16)}), "9 values", "8"),
+    "a wrong bias": (lambda t: t[8][0].update({"linear.0.bias": torch.ones(15)}), "linear.0.bias", "[15]"),
+    "three dimensions": (lambda t: t[8][0].update({LAYER: torch.ones(16, 8, 1)}), "[16, 8, 1]"),
+    "a scalar": (lambda t: t[8][0].update({"linear.0.bias": torch.tensor(1.0)}), "linear.0.bias", "[]"),
     "integers": (lambda t: t[8][0].update({LAYER: torch.ones(16, 8, dtype=torch.int64)}), "int64"),
     "bools": (lambda t: t[8][0].update({"linear.0.bias": torch.ones(16, dtype=torch.bool)}), "bool"),
-    "no tensor": (lambda t: t[8][0].update({LAYER: [1.0]}), "linear.0.weight.* no tensor"),
-    "a number as a name": (lambda t: t[8][0].update({3: torch.ones(1)}), "'3', which is no tensor with a name"),
+    "no tensor": (lambda t: t[8][0].update({LAYER: [1.0]}), "linear.0.weight"),
+    "a number as a name": (lambda t: t[8][0].update({3: torch.ones(1)}), "'3'"),
     "both kinds of names": (
         lambda t: t[8][0].update({"linear1.weight": torch.ones(16, 8)}),
-        "twice, under its old and its new name",
+        "linear.0.weight",
     ),
-    "one side": (lambda t: t.update({8: (t[8][0],)}), "8 holds a tuple of 1"),
+    "one side": (lambda t: t.update({8: (t[8][0],)}), "8", "a tuple of 1"),
     "three sides": (lambda t: t.update({8: (*t[8], t[8][0])}), "a tuple of 3"),
-    "a side that is none": (lambda t: t.update({8: (t[8][0], None)}), "a pair of state dicts"),
-    "a tensor as the pair": (lambda t: t.update({8: torch.ones(2)}), "a pair of state dicts"),
+    "a side that is none": (lambda t: t.update({8: (t[8][0], None)}), "a tuple of 2"),
+    "a tensor as the pair": (lambda t: t.update({8: torch.ones(2)}), "key 8"),
     "a dict as the pair": (lambda t: t.update({8: {"k": t[8][0], "v": t[8][1]}}), "a dict of 2"),
     "the pair of another width": (lambda t: t.update({9: t[8]}), "width 9"),
-    "a width of zero": (lambda t: t.update({0: t[8]}), "0 is no width"),
-    "a negative width": (lambda t: t.update({-8: t[8]}), "-8 is no width"),
-    "a huge width": (lambda t: t.update({1 << 60: t[8]}), "is no width"),
+    "a width of zero": (lambda t: t.update({0: t[8]}), "0 is"),
+    "a negative width": (lambda t: t.update({-8: t[8]}), "-8 is"),
+    "a huge width": (lambda t: t.update({1 << 60: t[8]}), 1 << 60),
     "True as a width": (lambda t: t.update({True: t[8]}), "key 'True'"),
-    "a decimal as a width": (lambda t: t.update({8.5: t[8]}), r"key '8\.5'"),
+    "a decimal as a width": (lambda t: t.update({8.5: t[8]}), "key '8.5'"),
     "None as a key": (lambda t: t.update({None: 1}), "key 'None'"),
     "bytes as a key": (lambda t: t.update({b"x": 1}), "key \"b'x'\""),
 }
@@ -162,32 +163,29 @@ BROKEN_SIDES = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", BROKEN_SIDES)
 def test_tensors_that_fit_nothing(name: str, reader: str, tmp_path: Path) -> None:
-    change, words = BROKEN_SIDES[name]
+    change, *facts = BROKEN_SIDES[name]
     path = write(tmp_path / "style.pt", changed(change))
-    with pytest.raises(UnsupportedArchitectureError, match=words) as caught:
+    with raises(UnsupportedArchitectureError, path, *facts):
         READERS[reader](path)
-    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("recipe", [Recipe((1, 2, 2, 1), "relu", norm=True), Recipe((1, 2, 1), "relu")])
 def test_modules_without_tensors_are_not_guessed(recipe: Recipe, tmp_path: Path) -> None:
     """They may be activations or dropouts: taking one for the other would give wrong images in silence."""
     content = tree(make_sides(recipe, (8,)), {})
-    with pytest.raises(
-        UnsupportedArchitectureError, match="activation_func, which would say what they are, is missing"
-    ):
+    with raises(UnsupportedArchitectureError, "activation_func"):
         hnloader.load(write(tmp_path / "style.pt", content))
 
 
 def test_sides_that_differ_in_depth(tmp_path: Path) -> None:
     shallow, deep = make_sides(Recipe(), (8,)), make_sides(Recipe((1, 2, 2, 1)), (12,))
-    with pytest.raises(UnsupportedArchitectureError, match="different numbers of layers: 2 at 8"):
+    with raises(UnsupportedArchitectureError, "2 at 8", "3 at 12"):
         hnloader.load(write(tmp_path / "style.pt", tree({**shallow, **deep}, {})))
 
 
 def test_sizes_that_no_ratio_gives(tmp_path: Path) -> None:
     narrow, wide = make_sides(Recipe((1, 2, 1)), (8,)), make_sides(Recipe((1, 3, 1)), (12,))
-    with pytest.raises(UnsupportedArchitectureError, match=r"16 at width 8, .*36 at width 12"):
+    with raises(UnsupportedArchitectureError, "16 at width 8", "36 at width 12"):
         hnloader.load(write(tmp_path / "style.pt", tree({**narrow, **wide}, {})))
 
 
@@ -197,9 +195,8 @@ def test_values_that_are_not_finite(value: float, dtype: torch.dtype, tmp_path: 
     content = simple_tree()
     content[8][1]["linear.2.bias"] = torch.tensor([0, value, 1, value, 0, 0, 0, 0], dtype=dtype)  # type: ignore[index]
     path = write(tmp_path / "style.pt", content)
-    with pytest.raises(CorruptFileError, match=r"linear\.2\.bias of the v side of width 8 has 2 of 8 values") as caught:
+    with raises(CorruptFileError, path, "linear.2.bias of the v side of width 8", "2 of 8 values"):
         hnloader.load(path)
-    assert str(path) in str(caught.value)
     assert hnloader.inspect(path).widths == (8,)  # only the data show it
 
 
@@ -223,12 +220,12 @@ def test_tensors_of_another_width_than_the_key(
     side = {"linear.0.weight": torch.zeros(2 * width, width), "linear.0.bias": torch.zeros(2 * width)}
     side |= {"linear.1.weight": torch.zeros(width, 2 * width), "linear.1.bias": torch.zeros(width)}
     path = write(tmp_path / "style.pt", {key: (side, dict(side))})
-    with pytest.raises(UnsupportedArchitectureError, match=f"receives {key} values"):
+    with raises(UnsupportedArchitectureError, f"{key} values"):
         reader(path)
 
 
 def test_a_layer_without_values(tmp_path: Path) -> None:
     side = {"linear.0.weight": torch.zeros(0, 4), "linear.0.bias": torch.zeros(0)}
     side |= {"linear.1.weight": torch.zeros(4, 0), "linear.1.bias": torch.zeros(4)}
-    with pytest.raises(UnsupportedArchitectureError, match="without values"):
+    with raises(UnsupportedArchitectureError, "linear.0.weight"):
         hnloader.load(write(tmp_path / "style.pt", {4: (side, dict(side))}))

@@ -21,6 +21,7 @@ import hnloader
 from hnloader import Architecture, Hypernetwork, HypernetworkError, UnsupportedArchitectureError
 from hnloader.conversion import convert, verify
 from tests.support.builders import simple_tree, write
+from tests.support.errors import raises
 
 SUFFIXES = (".pt", ".safetensors")
 
@@ -119,14 +120,14 @@ CANNOT_BE_KEPT: dict[str, Callable[[], object]] = {
     "Words": lambda: Words("text"),
     "float64": lambda: np.float64(1.5),
     "int64": lambda: np.int64(1),
-    "bool_|numpy.bool": lambda: np.bool_(True),
+    "bool": lambda: np.bool_(True),
     "ndarray": lambda: np.zeros(2),
     "Pair": lambda: Pair(1, 2),
     "defaultdict": lambda: defaultdict(int, a=1),
     "Counter": lambda: Counter("a"),
     "complex": lambda: 1j,
     "range": lambda: range(3),
-    "PosixPath|WindowsPath": lambda: Path("a"),
+    "pathlib": lambda: Path("a"),
     "type": lambda: int,
     "dtype": lambda: torch.float32,
     "device": lambda: torch.device("cpu"),
@@ -156,7 +157,7 @@ def test_what_cannot_be_kept_is_named_and_nothing_is_written(
     }
     target = tmp_path / f"a{suffix}"
     target.write_bytes(b"old")
-    with pytest.raises(UnsupportedArchitectureError, match=kind):
+    with raises(UnsupportedArchitectureError, kind):
         hnloader.save(with_metadata({"odd": places[within](value)}), target)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
@@ -204,7 +205,7 @@ def test_values_over_a_readers_limits_are_kept_or_refused(kind: str, suffix: str
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("key", [5, True, None, Words("a"), b"a", (1,)], ids=repr)
 def test_metadata_have_text_as_keys(key: object, suffix: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match="key"):
+    with raises(UnsupportedArchitectureError, "key"):
         hnloader.save(with_metadata({key: 1}), tmp_path / f"a{suffix}")  # type: ignore[dict-item]
     assert list(tmp_path.iterdir()) == []
 
@@ -283,7 +284,7 @@ def test_names_of_half_characters(tmp_path: Path) -> None:
     source = write(tmp_path / "a.pt", simple_tree(8, name="ink\ud83d"))
     convert(source, tmp_path / "a.safetensors")
     assert hnloader.load(tmp_path / "a.safetensors").name == "ink\ud83d"
-    with pytest.raises(UnsupportedArchitectureError, match="another key or value"):
+    with raises(UnsupportedArchitectureError, ".pt"):
         hnloader.save(with_metadata({"\ud83d\ude00": 1}), tmp_path / "b.safetensors")
     hnloader.save(with_metadata({"\ud83d\ude00": 1}), tmp_path / "b.pt")
     assert "\ud83d\ude00" in hnloader.load(tmp_path / "b.pt").metadata

@@ -28,6 +28,7 @@ from tests.support.builders import (
     worst_error,
     write,
 )
+from tests.support.errors import raises
 
 TOLERANCE = 1e-6
 
@@ -76,15 +77,15 @@ def test_every_activation_of_torch(activation: str, activate_output: bool, tmp_p
 @pytest.mark.parametrize("activation", IMPOSSIBLE_ACTIVATIONS)
 def test_activations_that_never_worked_are_named(activation: str, tmp_path: Path) -> None:
     path = write(tmp_path / "style.pt", simple_tree(activation_func=activation))
-    with pytest.raises(UnsupportedArchitectureError, match=f"activation_func '{activation}' cannot be computed"):
+    with raises(UnsupportedArchitectureError, f"activation_func '{activation}'"):
         hnloader.load(path)
 
 
-@pytest.mark.parametrize(("activation", "words"), [("rleu", "did you mean 'relu'"), (3, "a name such as 'relu'")])
-def test_unknown_activations_are_named(activation: object, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("activation", "fact"), [("rleu", "'relu'"), (3, "3")])
+def test_unknown_activations_are_named(activation: object, fact: str, tmp_path: Path) -> None:
     path = write(tmp_path / "style.pt", simple_tree(activation_func=activation))
     for read in (hnloader.load, hnloader.inspect):
-        with pytest.raises(UnsupportedArchitectureError, match=words):
+        with raises(UnsupportedArchitectureError, fact):
             read(path)
 
 

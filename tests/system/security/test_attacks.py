@@ -19,6 +19,7 @@ from hnloader.conversion import convert
 from hnloader.scanning import scan
 from hnloader.ui.sidecars import thumbnail
 from tests.support.builders import simple_tree, write
+from tests.support.errors import raises
 from tests.support.hostile import rezipped, saved
 
 EVIL = b"cposix\nsystem\n(S'true'\ntR."  # of protocol 0: nothing at its beginning says that it is a pickle
@@ -60,7 +61,7 @@ def test_members_with_a_second_name_are_refused_on_every_python(tmp_path: Path) 
     assert "posix.system" in found.callables
     extra = struct.pack("<HH", 99, 0) + unicode_path("archive/more", "a")
     path.write_bytes(zipped([*good, ("archive/more", b"x", extra)]))
-    with pytest.raises(UnsafeFileError, match="'archive/more' has a second name"):
+    with raises(UnsafeFileError, "'archive/more'", "second name"):
         hnloader.load(path)
 
 
@@ -80,7 +81,7 @@ def test_a_pipe_or_a_device_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     (tmp_path / "zero.pt").symlink_to("/dev/zero")
     for path in tmp_path.iterdir():
-        with pytest.raises(HypernetworkError, match="a pipe, a socket or a device"):
+        with raises(HypernetworkError, "pipe"):
             hnloader.load(path)
         assert scan(path).verdict == "unreadable"
 
@@ -90,7 +91,7 @@ def test_a_header_of_very_many_tensors_is_refused_before_they_are_looked_at(tmp_
     header = json.dumps({f"8.k.linear.{number}.weight": empty for number in range(20_001)}).encode()
     path = tmp_path / "style.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(CorruptFileError, match="names 20,001 tensors"):
+    with raises(CorruptFileError, "20,001"):
         hnloader.inspect(path)
 
 

@@ -22,6 +22,7 @@ from hnloader.formats.zip_archive import inflated
 from hnloader.scanning import Scan as Found
 from hnloader.scanning import scan
 from tests.support.builders import simple_tree
+from tests.support.errors import raises
 from tests.support.hostile import called, in_zip, named, rezipped, saved, text
 
 CALL = called(named("os:system"), text("true"))
@@ -251,7 +252,7 @@ def test_a_tensor_that_torch_negates_is_refused_in_the_newest_form_too() -> None
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     other = torch.load(io.BytesIO(negated), weights_only=True)[width][0]
     assert not torch.equal(next(iter(other.values())), next(iter(theirs.values())))
-    with pytest.raises(HypernetworkError, match="negated"):
+    with raises(HypernetworkError, "negated"):
         hnloader.load(io.BytesIO(negated))
 
 
@@ -354,7 +355,7 @@ def test_a_member_that_torch_takes_for_a_folder_is_refused(member: str, tmp_path
             copied.external_attr = 0x10 if info.filename == f"archive/{member}" else 0
             changed.writestr(copied, archive.read(info))
     assert scanned(result.getvalue(), tmp_path).verdict == "suspicious"
-    with pytest.raises(UnsafeFileError, match="folder"):
+    with raises(UnsafeFileError, "folder"):
         hnloader.load(io.BytesIO(result.getvalue()))
 
 
