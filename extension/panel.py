@@ -101,8 +101,8 @@ class Panel:
         """Return the element that the browser draws the rows in, with the values of a new row."""
         strength = default_strength(self._extension.host)
         fresh = {"enabled": True, "name": "", "strength": strength, "block": "", "start": 0.0, "end": 1.0, "k": 1.0}
-        values = escape(json.dumps({**fresh, "v": 1.0}))
-        return f'<div class="hnl-panel-rows" data-tab="{tab}" data-fresh="{values}" role="list"></div>'
+        row = escape(json.dumps({**fresh, "v": 1.0}))
+        return f'<div class="hnl-panel-rows" data-tab="{tab}" data-fresh="{row}" role="list"></div>'
 
     def _names(self, tab: str) -> str:
         options = "".join(f'<option value="{escape(name)}"></option>' for name in self._extension.library.names())

@@ -101,7 +101,7 @@ def test_the_command_line_and_the_page_offer_a_new_format(
     from hnloader.ui.pages import convert_page
 
     hnloader.save(small, tmp_path / "small.pt")
-    result = CliRunner().invoke(app, ["convert", str(tmp_path / "small.pt"), "--to", "toy", "--no-verification"])
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "small.pt"), "--to", "toy", "--no-verify"])
     assert result.exit_code == 0, result.output
     assert_same_tensors(hnloader.load(tmp_path / "small.toy"), small)
     assert convert_page._targets()["toy"] == ".toy"

@@ -82,6 +82,9 @@ OWN_TEXTS = {
     *("fields.get('Prompt', '')", "fields.get(HASHES, '')", "fields.get(OLD_HASH, '')", "name", "key", "job['name']"),
     *("fields.get(OLD_STRENGTH, '1.0')", "given.get(key) or ''", "LEGACY_MAGIC_NUMBER"),
     "getattr(one.hypernetwork, 'name', '')",
+    *("received", "folders", "preview", "replace(tag, name=self._library.current.name_of(path))"),
+    "preview or path.with_name(f'{path.stem}.preview.{shared.opts.samples_format}')",
+    "getattr(shared.opts, _QUICK_SETTING, None) or _NOTHING",
     "files[0] if len(files) == 1 else files[0].parent",
     "json.loads(read_regular(index)).get('_class_name')",
     # Of `map`.
