@@ -28,5 +28,5 @@ if not TYPE_CHECKING:  # a type checker would take it for a promise that every n
 
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            raise AttributeError(f"Module {__name__!r} has no attribute {name!r}.")
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -2,7 +2,7 @@
 
 A file holds `x + residual(x)` with one residual network. Three kinds of merge fit exactly: chains of affine members (no
 activation, no norm); one network at a strength, if its last layer can be scaled; and networks side by side, whose
-hidden layers are concatenated. A chain of networks with activations is no such residual; `composing` keeps it.
+hidden layers are concatenated. A chain of networks with activations does not fit; `composing` keeps it.
 """
 
 from __future__ import annotations
@@ -383,7 +383,7 @@ def _scaled(branch: _Branch) -> dict[str, Tensor]:
             f"Strength {branch.factor:g}: it cannot pass through the {type(module).__name__} at the output. Apply the "
             "file at that strength, or write a .hns file with it."
         )
-    raise AssertionError("a side has a Linear")
+    raise AssertionError("Every side has a Linear.")
 
 
 # -- averages

@@ -78,7 +78,7 @@ def origin(path: str | os.PathLike[str]) -> Origin:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = hnloader.convert(hnloader.demo.hypernetwork_paths()["outline"], f"{folder}/new.safetensors")
         ...     origin(f"{folder}/new.safetensors").name
-        'outline.safetensors'
+        'outline.pt'
     """
     with opened(Path(path)) as contents:
         return origin_of(contents)

@@ -47,10 +47,11 @@ class Converted:
 
     Example:
         >>> import hnloader.demo, tempfile
+        >>> source = hnloader.demo.hypernetwork_paths()["outline"]
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     done = hnloader.convert(hnloader.demo.hypernetwork_paths()["outline"], f"{folder}/outline.pt")
-        >>> done.lossless, done.verified
-        (True, ('tensors', 'metadata', 'outputs'))
+        ...     done = hnloader.convert(source, f"{folder}/outline.safetensors", dtype="float32")
+        >>> done.action, done.lossless
+        ('converted', False)
     """
 
     source: Path
@@ -97,8 +98,8 @@ def convert(
         >>> import hnloader.demo, tempfile
         >>> source = hnloader.demo.hypernetwork_paths()["outline"]
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     hnloader.convert(source, f"{folder}/outline.pt", dtype="float16").notes
-        ('the tensors are rounded to float16: this is not lossless',)
+        ...     hnloader.convert(source, f"{folder}/outline.safetensors").verified
+        ('tensors', 'metadata', 'outputs')
     """
     given, wanted = expanded(source), expanded(target)
     format_to_write(wanted)

@@ -69,15 +69,15 @@ def read(source: Source) -> dict[object, object]:
     text = _from_chunk(chunk) if chunk is not None else _from_pixels(_pixels_of(data, source.label))
     del data
     if text is None:
-        raise UnknownFormatError(f"{source.label} is an image without an embedding in it")
+        raise UnknownFormatError(f"{source.label} is an image without an embedding.")
     try:
         if text.count(b"[") + text.count(b"{") > _MOST_PARTS:
-            raise ValueError(f"more than {_MOST_PARTS:,} lists")
+            raise ValueError(f"Expected at most {_MOST_PARTS:,} lists.")
         tree = json.loads(text, object_pairs_hook=_tensor, parse_int=_number)
     except (ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
         raise CorruptFileError(f"The embedding in the image is damaged ({error}). Get the .pt file.") from error
     if not isinstance(tree, dict) or "string_to_param" not in tree:
-        raise UnknownFormatError(f"{source.label} is an image with other data than an embedding")
+        raise UnknownFormatError(f"{source.label} is an image with other data than an embedding.")
     return tree
 
 
@@ -135,14 +135,14 @@ def keeps(key: str, value: object) -> bool:
 def _tensor(pairs: list[tuple[str, Any]]) -> object:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name appears twice")
+        raise ValueError("A name appears twice.")
     if "TORCHTENSOR" not in found:
         return found
     vectors = found["TORCHTENSOR"]
     rows = vectors if isinstance(vectors, list) and vectors and isinstance(vectors[0], list) else [vectors]
     for row in rows:  # torch takes booleans, and lists in lists to any depth
         if not isinstance(row, list) or not {*map(type, row)} <= {int, float}:
-            raise ValueError("expected lists of numbers")
+            raise ValueError("Expected lists of numbers.")
     return torch.tensor(vectors, dtype=torch.float32)
 
 

@@ -120,7 +120,7 @@ def open_base(
         >>> import hnloader.demo
         >>> from hnloader.conversion.lora import open_base
         >>> len(open_base(hnloader.demo.pipeline_folder()).sites)
-        14
+        20
     """
     unet = unet_of(source)
     if unet is not None:

@@ -6,9 +6,9 @@ the softmax ignores that. So keys are fitted and measured after subtracting thei
 For values, W times the constant part b of a(c) = A c + b reaches the output of the layer unchanged, because attention
 weights sum to 1. The bias of the output projection can carry it, or the weight, as far as the contexts allow.
 
-The closest map of rank r, in the mean over contexts of second moment C, to c -> M c is U_r U_r^T M with U the left
-singular vectors of M C^(1/2): reduced-rank regression (A. J. Izenman, Reduced-rank regression for the multivariate
-linear model, Journal of Multivariate Analysis 5, 1975). A plain SVD of M is the same with C = 1.
+The map of rank r that is closest to c -> M c, in the mean over contexts of second moment C, is U_r U_r^T M. U are the
+left singular vectors of M C^(1/2). This is reduced-rank regression (A. J. Izenman, Reduced-rank regression for the
+multivariate linear model, Journal of Multivariate Analysis 5, 1975). A plain SVD of M is the case C = 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/convert.md as somebody follows it: its commands as they are written, on the folder that it describes."""
+"""Run the commands of docs/convert.md on the folder that it describes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ HELD = {
     ),
     ".": ("gelu_full.pt", "hns_sequence.hns", "mp_residual_linear.pt"),
 }
-# What differs from run to run, and, for what is fitted, from processor to processor.
+# These differ between runs, and for fits between processors.
 TIMES = re.compile(r"in [\d.]+ s, [\d.]+ [kMG]?B/s")
 FIGURES = re.compile(r"\d+(\.\d+)?")
 
 
 def fill(folder: Path) -> None:
-    """The folder of the guide."""
+    """Make the folder of the guide."""
     for name, files in HELD.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for file in files:
@@ -56,7 +56,7 @@ def fill(folder: Path) -> None:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Each command of the guide's terminals with the lines that the guide shows below it."""
+    """Return each command of the guide with the lines below it."""
     found: list[tuple[str, list[str]]] = []
     for block in re.findall(r"^```\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE):
         for line in block.splitlines():
@@ -69,11 +69,11 @@ def commands() -> list[tuple[str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]]]:
-    """Where the commands were run, and what the terminal showed for each."""
+    """Return the folder of the run, and the output of each command."""
     place = tmp_path_factory.mktemp("guide")
     fill(place / "old-files")
     script = "\n".join(f"{command}\nprintf '\\n=====\\n'" for command, _ in commands())
-    # Each status is asked for right after its command.
+    # Read each status right after its command.
     script = script.replace("printf '\\n=====\\n'\necho $?\n", "status=$?; printf '\\n=====\\n'\necho $status\n")
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = {**os.environ, "PATH": path, "COLUMNS": "400", "OMP_NUM_THREADS": "1"}
@@ -84,7 +84,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str
 
 
 @pytest.mark.slow
-def test_each_command_of_the_guide_prints_what_the_guide_shows(shown: tuple[Path, list[list[str]]]) -> None:
+def test_commands_print_the_documented_output(shown: tuple[Path, list[list[str]]]) -> None:
     for (command, expected), given in zip(commands(), shown[1], strict=False):
         varies = FIGURES if "export-lora" in command else TIMES
         printed = {varies.sub("", line).rstrip() for line in given}
@@ -93,7 +93,7 @@ def test_each_command_of_the_guide_prints_what_the_guide_shows(shown: tuple[Path
 
 
 @pytest.mark.slow
-def test_the_lora_of_the_guide_loads_in_diffusers_as_the_guide_says(shown: tuple[Path, list[list[str]]]) -> None:
+def test_the_lora_loads_in_diffusers(shown: tuple[Path, list[list[str]]]) -> None:
     code = next(block for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "load_lora_weights" in block)
     code = code.replace("your/model", str(hnloader.demo.pipeline_folder()))
     code = code.replace('"outline-lora.safetensors"', repr(str(shown[0] / "outline-lora.safetensors")))
@@ -104,7 +104,7 @@ def test_the_lora_of_the_guide_loads_in_diffusers_as_the_guide_says(shown: tuple
 
 
 @pytest.mark.slow
-def test_sources_are_as_they_were(shown: tuple[Path, list[list[str]]]) -> None:
+def test_sources_stay_unchanged(shown: tuple[Path, list[list[str]]]) -> None:
     for name, files in HELD.items():
         for file in files:
             assert (shown[0] / "old-files" / name / file).read_bytes() == (GOLDENS / file).read_bytes()
