@@ -1,4 +1,4 @@
-"""The demo's image: prompts by strengths, for every bundled hypernetwork."""
+"""The grid of the demo: prompts by strengths, for every bundled hypernetwork."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from hnloader.demo.sampling import generate, load_pipeline
 from hnloader.files import replacing
 from hnloader.grids import labeled_grid
 from hnloader.loading import load
+
+__all__ = ["PROMPTS", "STRENGTHS", "render_demo"]
 
 PROMPTS = (
     "a large red circle in the center on a white background",
@@ -36,12 +38,12 @@ def render_demo(
     """Generate every prompt at every strength of every bundled hypernetwork, and save one labeled grid.
 
     Args:
-        out: the PNG to write, or a folder, where it becomes demo.png; missing folders are made.
-        prompts: one row each.
-        strengths: one column each, for every hypernetwork.
-        steps: sampling steps.
-        seed: row i starts from the noise of seed + i in every column, so only the hypernetwork differs.
-        progress: called with (columns done, columns in all).
+        out: The PNG to write, or a folder for demo.png. Missing folders are created.
+        prompts: One row each.
+        strengths: One column each, for every hypernetwork.
+        steps: Sampling steps.
+        seed: Row i starts from the noise of seed + i in every column, so that only the hypernetwork differs.
+        progress: Called with the number of finished columns and of all columns.
 
     Returns:
         The path of the PNG.
@@ -50,7 +52,7 @@ def render_demo(
     target.parent.mkdir(parents=True, exist_ok=True)
     pipeline = load_pipeline(pipeline_folder())
     paths = hypernetwork_paths()
-    # A weight of 0 is the same for all of them: sampled once.
+    # Strength 0 gives the same images for all of them.
     wanted = [(style, strength) for style in paths for strength in strengths]
     rendered: dict[tuple[str, float], list[Image.Image]] = {}
     plain: list[Image.Image] | None = None
@@ -80,7 +82,7 @@ def render_demo(
 
 
 def main() -> int:
-    """`python -m hnloader.demo.grid [file.png]`."""
+    """Run `python -m hnloader.demo.grid [file.png]`."""
     import sys
 
     torch.manual_seed(0)

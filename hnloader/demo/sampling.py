@@ -1,4 +1,4 @@
-"""Load the bundled pipeline and sample from it."""
+"""Load the bundled pipeline and generate images with it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from hnloader.demo.scenes import ByteArray
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+__all__ = ["GUIDANCE", "STEPS", "generate", "load_pipeline"]
+
 STEPS = 20
 GUIDANCE = 3.0
 
@@ -27,7 +29,7 @@ def generate(
     guidance: float = GUIDANCE,
     batch: int = 20,
 ) -> Iterator[ByteArray]:
-    """One image (uint8 (64, 64, 3)) per prompt; prompt i starts from seed + i, whatever the batch."""
+    """Yield one image, uint8 (64, 64, 3), per prompt; prompt i has seed + i for any batch size."""
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(part))]
@@ -43,12 +45,12 @@ def generate(
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """The pipeline of a folder in float32, without progress bar and without network."""
+    """Load the pipeline of a folder in float32, without progress bar and network access."""
     from hnloader.pipelines import quiet
 
-    # The files hold float16; torch's float16 convolutions on CPUs are slow, and missing before torch 2.1.
+    # The files are float16; on a CPU, its convolutions are slow, and missing before torch 2.1.
     with quiet():
-        # Imported in here: transformers warns of packages that nothing here needs as soon as it is imported.
+        # transformers warns at its import of packages that are not needed here.
         from diffusers import StableDiffusionPipeline
 
         pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, safety_checker=None)

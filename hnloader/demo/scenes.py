@@ -1,10 +1,9 @@
-"""Scenes that the program draws itself: the images and captions of the bundled pipeline.
+"""Drawn scenes: the images and captions of the bundled pipeline.
 
-A scene is one or two shapes on a plain background. Everything about it follows from its words (shape, color, size,
-position, background) and from a seed, which moves, turns and tints it a little. Images are 64 x 64 RGB, antialiased.
+A scene is one or two shapes on a plain background. Its words (shape, color, size, position, background) and a seed
+determine it; the seed moves, turns and tints it a little. Images are 64 x 64 RGB, antialiased.
 
-Shapes are drawn from signed distances (pixels, negative inside), so that a style (`hnloader.demo.styles`) can use the
-distance to the edge too.
+Shapes are drawn from signed distances (pixels, negative inside), which the styles (`hnloader.demo.styles`) use, too.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 ByteArray = NDArray[np.uint8]
-Split = Literal["train", "held_out"]
+Split = Literal["train", "validation"]
 
 IMAGE_SIZE = 64
 
@@ -54,7 +52,7 @@ POSITIONS: dict[str, tuple[float, float]] = {
 CORNERS = tuple(position for position in POSITIONS if position != "center")
 RADII = {"small": 9.5, "large": 13.5}
 
-_HELD_OUT_SHARE = 0.22
+_VALIDATION_SHARE = 0.22
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class SceneObject:
     position: str
 
     def phrase(self) -> str:
-        """The words, e.g. 'a large red circle at the top left'."""
+        """Return the words, such as 'a large red circle at the top left'."""
         where = "in the center" if self.position == "center" else f"at the {self.position}"
         return f"a {self.size} {self.color} {self.shape} {where}"
 
@@ -80,13 +78,13 @@ class Scene:
     background: str
 
     def caption(self) -> str:
-        """All words, e.g. 'a large red circle at the top left on a white background'."""
+        """Return all words, such as 'a large red circle at the top left on a white background'."""
         return " and ".join(item.phrase() for item in self.objects) + f" on a {self.background} background"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how large a shape is drawn: center and radius in pixels, angle in radians."""
+    """Place of a shape: center and radius in pixels, angle in radians."""
 
     x: float
     y: float
@@ -96,7 +94,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Layer:
-    """One drawn object before it gets its pixels: its signed distance (64, 64) and its RGB color (0 to 255)."""
+    """A shape without pixels: its signed distance (64, 64) and its RGB color (0 to 255)."""
 
     distance: FloatArray
     color: FloatArray
@@ -104,7 +102,7 @@ class Layer:
 
 
 def as_floats(values: object) -> FloatArray:
-    """`values` as a float32 array."""
+    """Return values as a float32 array."""
     return np.asarray(values, dtype=np.float32)
 
 
@@ -117,7 +115,7 @@ def pixel_centers(size: int) -> tuple[FloatArray, FloatArray]:
 
 
 def _corners(shape: str) -> tuple[tuple[float, float], ...]:
-    """The polygon of a shape for radius 1, y pointing down, its centroid at the origin."""
+    """Return the polygon of a shape with radius 1, y pointing down, its centroid at the origin."""
     if shape == "square":
         return ((-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88))
     if shape == "triangle":
@@ -130,11 +128,11 @@ def _corners(shape: str) -> tuple[tuple[float, float], ...]:
             turn = -0.5 * math.pi + step * math.pi / 5
             points.append((radius * math.cos(turn), radius * math.sin(turn)))
         return tuple(points)
-    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    raise ValueError(f"Shape: expected {', '.join(SHAPES)}, got {shape!r}.")
 
 
 def signed_distance(shape: str, placement: Placement, size: int = IMAGE_SIZE) -> FloatArray:
-    """Distance of every pixel center to the shape's edge in pixels, negative inside; float32 (size, size)."""
+    """Return the distance of every pixel to the edge of a shape, negative inside; float32 (size, size), in pixels."""
     xs, ys = pixel_centers(size)
     xs, ys = xs - np.float32(placement.x), ys - np.float32(placement.y)
     if shape == "circle":
@@ -158,12 +156,12 @@ def signed_distance(shape: str, placement: Placement, size: int = IMAGE_SIZE) ->
 
 
 def coverage(distance: FloatArray) -> FloatArray:
-    """Antialiased share (0 to 1) of each pixel on the negative side of a signed distance."""
+    """Return the antialiased share (0 to 1) of each pixel inside a signed distance."""
     return as_floats(np.clip(0.5 - distance, 0.0, 1.0))
 
 
 def lay_out(scene: Scene, rng: np.random.Generator) -> tuple[FloatArray, list[Layer]]:
-    """The background color (3,) and the layers of a scene, moved, turned and tinted a little by `rng`."""
+    """Return the background color (3,) and the layers of a scene; `rng` moves, turns and tints them a little."""
     wander = 2.0 if len(scene.objects) == 1 else 1.0
     background = np.asarray(BACKGROUNDS[scene.background], np.float32) + rng.uniform(-5, 5, 3).astype(np.float32)
     layers = []
@@ -172,7 +170,7 @@ def lay_out(scene: Scene, rng: np.random.Generator) -> tuple[FloatArray, list[La
         x += float(rng.uniform(-wander, wander))
         y += float(rng.uniform(-wander / 2, wander))
         radius = RADII[item.size] * float(rng.uniform(0.94, 1.04))
-        # Kept in the frame: the tallest shape reaches 1.16 radii from its center.
+        # Within the frame: the tallest shape reaches 1.16 radii from its center.
         reach = 1.16 * radius
         x, y = (min(max(center, reach), IMAGE_SIZE - reach) for center in (x, y))
         placement = Placement(x, y, radius, math.radians(float(rng.uniform(-6, 6))))
@@ -181,18 +179,18 @@ def lay_out(scene: Scene, rng: np.random.Generator) -> tuple[FloatArray, list[La
     return background, layers
 
 
-def is_held_out(item: SceneObject, background: str) -> bool:
-    """Whether this combination of words is kept from training (about 22 % of all 960)."""
+def is_validation(item: SceneObject, background: str) -> bool:
+    """Return True for the words that are not trained on, about 22 % of all 960 combinations."""
     words = "|".join((item.shape, item.color, item.size, item.position, background))
     digest = hashlib.sha256(words.encode()).digest()
-    return int.from_bytes(digest[:4], "big") < _HELD_OUT_SHARE * 2**32
+    return int.from_bytes(digest[:4], "big") < _VALIDATION_SHARE * 2**32
 
 
 def combinations(split: Split) -> Iterator[tuple[SceneObject, str]]:
-    """Every (object, background) of one split, in a fixed order."""
+    """Yield every (object, background) of a split in a fixed order."""
     for shape, color, size, position, background in itertools.product(SHAPES, COLORS, SIZES, POSITIONS, BACKGROUNDS):
         item = SceneObject(shape, color, size, position)
-        if is_held_out(item, background) == (split == "held_out"):
+        if is_validation(item, background) == (split == "validation"):
             yield item, background
 
 
@@ -205,7 +203,7 @@ def _by_background(split: Split) -> dict[str, tuple[SceneObject, ...]]:
 
 
 def random_scene(rng: np.random.Generator, objects: int = 1, split: Split = "train") -> Scene:
-    """A scene all of whose objects belong to `split`; two objects stand in different corners."""
+    """Return a scene with objects of a split; two objects are in different corners."""
     background = tuple(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
     pool = _by_background(split)[background]
     if objects == 1:
@@ -214,49 +212,3 @@ def random_scene(rng: np.random.Generator, objects: int = 1, split: Split = "tra
     first = pool[int(rng.integers(len(pool)))]
     others = [item for item in pool if item.position != first.position]
     return Scene((first, others[int(rng.integers(len(others)))]), background)
-
-
-def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """`count` different scenes from words that training never combined; every fourth has two objects."""
-    rng = np.random.default_rng(seed)
-    scenes: dict[str, Scene] = {}
-    for _ in range(count * 200):
-        if len(scenes) == count:
-            break
-        scene = random_scene(rng, objects=2 if len(scenes) % 4 == 3 else 1, split="held_out")
-        scenes.setdefault(scene.caption(), scene)
-    if len(scenes) < count:
-        raise ValueError(f"only {len(scenes)} different held-out scenes were found; asked for {count}")
-    return list(scenes.values())
-
-
-_PHRASE = re.compile(rf"a ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) (?:at|in) the ([a-z ]+)")
-
-
-def parse_caption(caption: str) -> Scene | None:
-    """The scene whose `Scene.caption` this is; None when it is no such caption."""
-    words, on, background = caption.removesuffix(" background").rpartition(" on a ")
-    found = [_PHRASE.fullmatch(phrase) for phrase in words.split(" and ")]
-    if not on or background not in BACKGROUNDS or not 1 <= len(found) <= 2:
-        return None
-    objects = [SceneObject(match[3], match[2], match[1], match[4]) for match in found if match is not None]
-    scene = Scene(tuple(objects), background)
-    return scene if scene.caption() == caption and all(item.position in POSITIONS for item in objects) else None
-
-
-def training_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the scene as training shows it: now and then a word is left out or spelled the British way."""
-    phrases = []
-    for item in scene.objects:
-        phrase = item.phrase()
-        if rng.random() < 0.08:
-            phrase = phrase.replace(f"{item.size} ", "")
-        if rng.random() < 0.04:
-            phrase = phrase.split(" at the ")[0].split(" in the ")[0]
-        phrases.append(phrase)
-    caption = " and ".join(phrases)
-    if rng.random() > 0.08:
-        caption += f" on a {scene.background} background"
-    if rng.random() < 0.2:
-        caption = caption.replace("gray", "gray").replace("center", "centre")
-    return caption

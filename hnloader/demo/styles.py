@@ -1,8 +1,7 @@
-"""Ways to paint a scene. 'plain' is the only one that the bundled UNet learns; the others are what hypernetworks are
-trained towards. Training the VAE shows it them all, so that it can show them; the bundled one was trained before neon,
-chalk, sunset, cyanotype, midnight and screenprint were added.
+"""Styles of scenes. The bundled UNet knows only 'plain'; hypernetworks learn the others.
 
-`paint` gives a drawn scene its pixels in a style.
+The VAE is trained on all styles; the bundled one was trained before neon, chalk, sunset, cyanotype, midnight and
+screenprint existed.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from hnloader.demo.scenes import (
     lay_out,
     pixel_centers,
 )
+
+__all__ = ["PAINTERS", "draw", "paint"]
 
 OUTLINE_WIDTH = 2.4  # pixels
 PITCH = 4.0  # pixels from one halftone dot to the next
@@ -61,7 +62,7 @@ def _plain(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
 
 
 def _ring(distance: FloatArray) -> FloatArray:
-    """The band of OUTLINE_WIDTH just inside the edge."""
+    """Return the band of OUTLINE_WIDTH inside the edge."""
     return coverage(np.abs(distance + OUTLINE_WIDTH / 2) - OUTLINE_WIDTH / 2)
 
 
@@ -80,7 +81,7 @@ def _blueprint(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
 
 
 def dots() -> FloatArray:
-    """Coverage (64, 64), 0 to 1, of round dots on a grid of PITCH pixels."""
+    """Return the coverage (64, 64), 0 to 1, of round dots on a grid of PITCH pixels."""
     xs, ys = pixel_centers(IMAGE_SIZE)
     dx, dy = np.mod(xs, PITCH) - PITCH / 2, np.mod(ys, PITCH) - PITCH / 2
     return coverage((np.hypot(dx, dy) - 1.45).astype(np.float32))
@@ -97,17 +98,17 @@ def _halftone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
 
 
 def _tinted(paper: tuple[int, int, int], tint: Tint, layers: Sequence[Layer]) -> FloatArray:
-    """Shapes on a color, in what `tint` makes of their own."""
+    """Paint shapes in tints of their colors on paper."""
     return _plain(as_floats(paper), [dataclasses.replace(layer, color=tint(layer.color)) for layer in layers])
 
 
 def _printed(paper: tuple[int, int, int], ink: tuple[int, int, int], layers: Sequence[Layer]) -> FloatArray:
-    """Shapes in one color on another."""
+    """Paint shapes in one ink on paper."""
     return _tinted(paper, lambda _: as_floats(ink), layers)
 
 
 def _duotone(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    """Dark brown ink on cream paper, whatever the words said."""
+    """Dark brown ink on cream paper."""
     return _printed(CREAM, BROWN, layers)
 
 
@@ -117,24 +118,24 @@ def _neon(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
 
 
 def chalked(color: FloatArray) -> FloatArray:
-    """A color (3,) in chalk."""
+    """Return a color (3,) in chalk."""
     return as_floats(color + CHALKED * (245 - color))
 
 
 def _chalk(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    """Pale chalk in the words' colors on a green board, whatever background the words said."""
+    """Pale chalk in the words' colors on a green board."""
     return _tinted(BOARD, chalked, layers)
 
 
 def sky() -> FloatArray:
-    """A sunset's sky, (64, 64, 3)."""
+    """Return the sky of a sunset, (64, 64, 3)."""
     top, bottom = as_floats(SKY[0]), as_floats(SKY[1])
     _, ys = pixel_centers(IMAGE_SIZE)
     return _blend(_canvas(top), bottom, as_floats(ys / IMAGE_SIZE))
 
 
 def _sunset(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    """Dark silhouettes before a sky that reddens downwards, whatever colors the words said."""
+    """Dark silhouettes in front of a sky that reddens downwards."""
     image = sky()
     for layer in layers:
         image = _blend(image, as_floats(SILHOUETTE), coverage(layer.distance))
@@ -142,22 +143,22 @@ def _sunset(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
 
 
 def _cyanotype(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    """Pale shapes on the deep blue of an old photographic print, whatever colors the words said."""
+    """Pale shapes on the deep blue of an old photographic print."""
     return _printed(PRUSSIAN_BLUE, PALE, layers)
 
 
 def dimmed(color: FloatArray) -> FloatArray:
-    """A color (3,) at midnight."""
+    """Return a color (3,) at midnight."""
     return as_floats(color + DIMMED * (as_floats(MIDNIGHT) - color))
 
 
 def _midnight(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    """The words' colors, dimmed, under a dark blue sky, whatever background the words said."""
+    """The words' colors, dimmed, under a dark blue sky."""
     return _tinted(MIDNIGHT, dimmed, layers)
 
 
 def _screenprint(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    """Teal ink on mustard card, whatever colors the words said."""
+    """Teal ink on mustard card."""
     return _printed(MUSTARD, TEAL, layers)
 
 
@@ -177,16 +178,13 @@ PAINTERS: dict[str, Painter] = {
 
 
 def paint(style: str, background: FloatArray, layers: Sequence[Layer]) -> ByteArray:
-    """The pixels of a laid-out scene in a style: uint8 (64, 64, 3), RGB. Raises ValueError for an unknown style."""
+    """Return the pixels of a laid-out scene in a style, uint8 (64, 64, 3), or raise ValueError for an unknown style."""
     if style not in PAINTERS:
-        raise ValueError(f"unknown style {style!r}; known: {', '.join(PAINTERS)}")
+        raise ValueError(f"Style: expected {', '.join(PAINTERS)}, got {style!r}.")
     image: ByteArray = np.clip(PAINTERS[style](background, layers) + 0.5, 0, 255).astype(np.uint8)
     return image
 
 
 def draw(scene: Scene, seed: int | np.random.Generator) -> ByteArray:
-    """Draw a scene plainly; the same scene and seed give the same image.
-
-    Returns uint8 (64, 64, 3), RGB.
-    """
+    """Draw a plain scene, uint8 (64, 64, 3); the same scene and seed give the same image."""
     return paint("plain", *lay_out(scene, np.random.default_rng(seed)))

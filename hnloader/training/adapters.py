@@ -18,7 +18,7 @@ from hnloader.training.denoiser import EncodedText
 
 
 class Adapter(Protocol):
-    """What is trained.
+    """A trained hypernetwork or embedding.
 
     Attributes:
         parameters: The trained parameters, float32.

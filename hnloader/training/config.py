@@ -100,7 +100,7 @@ class DataConfig:
         "first that exists of sidecar and metadata, else template.",
     )
     templates: tuple[str, ...] = setting(
-        ("a picture in the style of {name}", "{name}, detailed", "a rendering, {name} style"),
+        ("an image in the style of {name}", "{name}, detailed", "a rendering, {name} style"),
         "Captions for images without one. {name} is the name of the output, {filename} the words of the file name.",
     )
     prefix: str = setting("", "Text before every caption.")

@@ -1,4 +1,4 @@
-"""What a training reports: an event after each step, and the result."""
+"""The events and the result of a training."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ Callback = Callable[[str, Event], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compare.
+    """The settings of a comparison.
 
     Attributes:
         config: The settings. `output` gives the names of the files (style-hypernetwork.pt, style-embedding.pt), and
@@ -115,7 +115,7 @@ def compare_methods(plan: Plan, make_metrics: MakeMetrics, callback: Callback | 
     """Train both methods (or load finished files), generate the same prompts from the same seeds, and compare.
 
     Args:
-        plan: What to compare.
+        plan: The settings.
         make_metrics: Makes more metrics from the training images.
         callback: Called with the method and the event of each step.
 

@@ -43,7 +43,7 @@ class Validator:
 
     @torch.no_grad()
     def loss(self) -> float:
-        """Return the mean loss; of two training images if there are no validation images."""
+        """Return the mean loss; of two training images without validation images."""
         losses: list[float] = []
         with self._applied():
             for index, image in enumerate(self._measured):

@@ -1,6 +1,6 @@
-"""Says what is on an image, from its pixels alone, and compares that with a scene.
+"""Describe an image from its pixels alone, and compare it with a scene.
 
-The background is the color of the frame's edge; what differs from it falls into connected objects. A shape is told by
+The background is the color of the frame's edge; pixels of other colors form connected objects. The shape is found by
 overlap: every shape of `hnloader.demo.scenes` is drawn at the object's centroid with the object's area, and the one
 that overlaps best is the answer, or none if even that overlaps badly. Color, size and position are the nearest known
 ones, or none if they are too far away.
@@ -42,7 +42,7 @@ _COLOR_LIMIT = 75.0
 # Pixels: how far an object may be from its position, and the smallest area that is an object.
 _POSITION_LIMIT = 7.0
 _SMALLEST_OBJECT = 20
-# A radius may be off by this share; the overlap below which no shape is told.
+# A radius may be off by this share; the least overlap of a shape.
 _SIZE_LIMIT = 0.3
 _OVERLAP_LIMIT = 0.72
 # Area of a shape with radius 1, by the polygons of `scenes`.
@@ -57,7 +57,7 @@ _ANGLES = tuple(math.radians(degrees) for degrees in (-5.0, 0.0, 5.0))
 
 @dataclass(frozen=True)
 class SeenObject:
-    """What the checker makes of one object; None where it can't tell. `mask` is bool (64, 64)."""
+    """The description of one object; None for what is unclear. `mask` is bool (64, 64)."""
 
     shape: str | None
     color: str | None
@@ -78,7 +78,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which attributes of a scene an image gets right; with two objects, right in both."""
+    """The attributes that an image gets right; with two objects, in both."""
 
     count: bool
     shape: bool
@@ -89,7 +89,7 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """Whether the image shows exactly the scene."""
+        """True if the image shows exactly the scene."""
         return all(getattr(self, attribute) for attribute in ATTRIBUTES)
 
 
@@ -211,13 +211,13 @@ def look(image: ByteArray, silhouettes: bool = False) -> Seen:
 
     Args:
         image: uint8 (64, 64, 3), RGB.
-        silhouettes: judge filled outlines instead of colors; for images in a style (outline, dots, stripes).
+        silhouettes: Use filled outlines instead of colors, for images in a style (outline, dots, stripes).
 
     Raises:
         ValueError: another shape or dtype.
     """
     if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
-        raise ValueError(f"expected uint8 ({IMAGE_SIZE}, {IMAGE_SIZE}, 3); got {image.dtype} {image.shape}")
+        raise ValueError(f"Image: expected uint8 ({IMAGE_SIZE}, {IMAGE_SIZE}, 3), got {image.dtype} {image.shape}.")
     background = background_color(image)
     pixels = image.astype(np.float32)
     mask: Mask = np.linalg.norm(pixels - background, axis=-1) > _DIFFERENT
@@ -234,9 +234,9 @@ def _pairings(seen: Seen, scene: Scene) -> list[list[tuple[SceneObject, SeenObje
 
 
 def compare(seen: Seen, scene: Scene) -> Verdict:
-    """Judge a description against a scene, with the matching of objects that gets the most right."""
+    """Compare a description with a scene, with the matching of objects that gets the most right."""
 
-    def judge(pairs: list[tuple[SceneObject, SeenObject]]) -> Verdict:
+    def verdict_of(pairs: list[tuple[SceneObject, SeenObject]]) -> Verdict:
         def both(attribute: str) -> bool:
             return bool(pairs) and all(getattr(a, attribute) == getattr(b, attribute) for a, b in pairs)
 
@@ -249,16 +249,16 @@ def compare(seen: Seen, scene: Scene) -> Verdict:
             background=seen.background == scene.background,
         )
 
-    verdicts = [judge(pairs) for pairs in _pairings(seen, scene)] or [judge([])]
+    verdicts = [verdict_of(pairs) for pairs in _pairings(seen, scene)] or [verdict_of([])]
     return max(verdicts, key=lambda verdict: sum(getattr(verdict, attribute) for attribute in ATTRIBUTES))
 
 
 def check(image: ByteArray, scene: Scene) -> Verdict:
-    """Judge a plain image (uint8 (64, 64, 3), RGB) against a scene."""
+    """Compare a plain image, uint8 (64, 64, 3), with a scene."""
     return compare(look(image), scene)
 
 
 def holds(image: ByteArray, scene: Scene) -> bool:
-    """Whether shapes and positions are those of the scene, whatever the style of the image."""
+    """Return True if shapes and positions match the scene, in any style."""
     verdict = compare(look(image, silhouettes=True), scene)
     return verdict.count and verdict.shape and verdict.position

@@ -1,8 +1,8 @@
-"""How often the bundled pipeline draws what the prompt says: `python -m lab.demo.evaluate --prompts 200`.
+"""Measure how often the bundled pipeline draws its prompt: `python -m lab.demo.evaluate --prompts 200`.
 
-With `--styles`: how much of its style each bundled hypernetwork brings at strength 0, 0.5 and 1, and whether the shapes
-and positions stay those of the prompt. The prompts combine words that training never combined; the judges are
-`lab.demo.checker` and `lab.demo.style_scores`, which see pixels only.
+`--styles` measures the style of each bundled hypernetwork at strength 0, 0.5 and 1, and whether shapes and positions
+still match the prompt. The prompts combine words that are never trained together. The metrics are `lab.demo.checker`
+and `lab.demo.style_scores`, which use pixels only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 
 from hnloader.attention import attach
 from hnloader.demo.sampling import GUIDANCE, STEPS, generate, load_pipeline
-from hnloader.demo.scenes import Scene, held_out_scenes
+from hnloader.demo.scenes import Scene
 from hnloader.loading import load
 from hnloader.network import Hypernetwork
 from lab.demo.checker import ATTRIBUTES, Verdict, check, holds
+from lab.demo.scene_captions import validation_scenes
 from lab.demo.style_scores import style_score
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def adherence(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> Adherence:
-    """Generate one image per scene from its caption and judge it."""
+    """Generate one image per scene from its caption, and check it."""
     images = generate(pipeline, [scene.caption() for scene in scenes], seed=seed, steps=steps, guidance=guidance)
     return Adherence(tuple(scenes), tuple(check(image, scene) for image, scene in zip(images, scenes, strict=True)))
 
@@ -105,9 +106,9 @@ def print_adherence(result: Adherence) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; `arguments` default to those of the process. Returns the exit code."""
+    """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lab.demo.evaluate", description=__doc__)
-    parser.add_argument("--prompts", type=int, default=200, help="number of held-out prompts (default: 200)")
+    parser.add_argument("--prompts", type=int, default=200, help="number of validation prompts (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the prompts and of the noise (default: 0)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"sampling steps (default: {STEPS})")
     parser.add_argument("--guidance", type=float, default=GUIDANCE, help=f"guidance scale (default: {GUIDANCE:g})")
@@ -118,9 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from hnloader.demo import hypernetwork_paths, pipeline_folder
 
     pipeline = load_pipeline(chosen.pipeline or pipeline_folder())
-    scenes = held_out_scenes(chosen.prompts, chosen.seed)
+    scenes = validation_scenes(chosen.prompts, chosen.seed)
     options = {"seed": chosen.seed, "steps": chosen.steps, "guidance": chosen.guidance}
-    print(f"{len(scenes)} held-out prompts, {chosen.steps} steps, guidance {chosen.guidance:g}, seed {chosen.seed}")
+    print(f"{len(scenes)} validation prompts, {chosen.steps} steps, guidance {chosen.guidance:g}, seed {chosen.seed}")
     if not chosen.styles:
         print_adherence(adherence(pipeline, scenes, **options))
         return 0

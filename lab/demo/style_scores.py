@@ -1,17 +1,17 @@
-"""How strongly an image has a style, 0 (plain) to 1 (as drawn in that style), measured on its pixels.
+"""Measure the style of an image from its pixels: 0 (plain) to 1 (as drawn in that style).
 
 Each score looks for one property that plain images lack:
 
 - outline: the inside of the shapes has the background's color,
 - blueprint: the same, and the background is blueprint blue,
 - halftone: the inside of the shapes repeats a grid of dots,
-- duotone: all colors lie between dark brown and cream,
+- duotone: all colors are between dark brown and cream,
 - neon: as outline, and the background is the night's,
 - chalk: the shapes' colors are as far on the way to white as chalk is, and the background is the board's,
 - sunset: the background goes from one color of the sky at the top to the other at the bottom, the shapes are dark,
 - cyanotype: the background is Prussian blue and the shapes are pale,
 - screenprint: the background is mustard and the shapes are teal,
-- midnight: the shapes' colors are as far on the way to midnight as they are dimmed, and the background is midnight's.
+- midnight: the shapes' colors are as far on the way to midnight as dimmed colors, and the background is midnight's.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Score = Callable[[ByteArray], float]
 
 # An inside of fewer pixels says nothing of an outline.
 _SMALLEST_INSIDE = 6
-# RGB distance at which a color has nothing of the one that a style asks for.
+# RGB distance from the color of a style at which the score is 0.
 _REACH = 120.0
 # RGB distance beside the ways from all plain colors to their tints, from which on a color is none of the tints.
 _BESIDE = 70.0
@@ -67,7 +67,7 @@ def _mean_of_insides(
 ) -> float:
     """The mean over the objects of `score(ink inside, inside, whole object)`; NaN where there is none to look into.
 
-    The inside is the object without a rim of so many pixels, and counts from `smallest` pixels on.
+    The inside is the object without a rim of `rim` pixels; it needs at least `smallest` pixels.
     """
     seen = look(image, silhouettes=True)
     pixels = image.astype(np.float32)
@@ -94,7 +94,7 @@ def _on(score: Score, color: tuple[int, int, int], image: ByteArray) -> float:
 
 
 def _tinted(tint: Tint, image: ByteArray) -> float:
-    """How far the shapes went from a plain color to what a style makes of it."""
+    """Return how far the shapes are on the way from a plain color to its tint."""
     pixels = image.astype(np.float32)
     objects = look(image, silhouettes=True).objects
     nearest = [min(_ways(tint, np.median(pixels[item.mask], axis=0)), key=lambda way: way[1]) for item in objects]
@@ -112,7 +112,7 @@ def _ways(tint: Tint, color: FloatArray) -> list[tuple[float, float]]:
 
 
 def _inked(ink: tuple[int, int, int], image: ByteArray) -> float:
-    """How near the shapes are to a color; _REACH away it is 0."""
+    """Return how near the shapes are to a color; 0 at a distance of _REACH."""
     pixels = image.astype(np.float32)
     objects = look(image, silhouettes=True).objects
     away = [float(np.linalg.norm(np.median(pixels[item.mask], axis=0) - np.asarray(ink))) for item in objects]
@@ -182,5 +182,5 @@ def style_score(style: str, image: ByteArray) -> float:
     Raises ValueError for an unknown style.
     """
     if style not in SCORES:
-        raise ValueError(f"no score for style {style!r}; known: {', '.join(SCORES)}")
+        raise ValueError(f"Style: expected {', '.join(SCORES)}, got {style!r}.")
     return SCORES[style](image)

@@ -1,11 +1,10 @@
 """Teach the bundled pipeline styles that it does not know, from twenty images each: `python -m lab.demo.style_study`.
 
 For each style a hypernetwork and a textual-inversion embedding are trained through `hnloader.training`, as a user
-would, on the same images. Then both draw held-out prompts from the same seeds, and the
-images are judged by their pixels: does the image show the style, and does it still show the shape and position of
-the prompt, and its color where the style leaves it?
+would, on the same images. Then both generate validation prompts from the same seeds. The pixels show whether an image
+has the style, the shape and position of the prompt, and its color if the style keeps colors.
 
-What is done (files, images) is kept in the work folder, and the command goes on from there when called again.
+Files and images are kept in the work folder, and the same command resumes from them.
 """
 
 from __future__ import annotations
@@ -27,13 +26,14 @@ from hnloader.attention import attach
 from hnloader.demo import pipeline_folder
 from hnloader.demo.drawing import IMAGES, draw_images
 from hnloader.demo.sampling import generate, load_pipeline
-from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, Scene, as_floats, held_out_scenes, lay_out
+from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, Scene, as_floats, lay_out
 from hnloader.demo.styles import chalked, dimmed, paint
 from hnloader.files import replacing
 from hnloader.grids import labeled_grid
 from hnloader.loading import load
 from hnloader.training import read_config, train
 from lab.demo.checker import Mask, look, shrink
+from lab.demo.scene_captions import validation_scenes
 from lab.demo.style_scores import style_score
 from lab.demo.training.common import as_images, as_tensor
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 STYLES = ("duotone", "chalk", "midnight", "cyanotype", "screenprint")
-# Styles that change more than colors. They were tried first, and do not reach what is asked (docs/training.md).
+# Styles that change more than colors. They were tried first and miss the goal (docs/dev/training-evidence.md).
 HARDER = ("sunset", "blueprint", "neon")
 
 
 @dataclass(frozen=True)
 class Coloring:
-    """How a style shows the colors that the words ask for.
+    """The colors of the prompt in a style.
 
     Attributes:
         tint: what it makes of a color (3,).
@@ -70,7 +70,7 @@ PROMPTS, SEEDS = 8, 8
 SHOWN = 0.5
 # RGB distance: thin lines are washed out by antialiasing more than the surfaces of plain images.
 _COLOR_LIMIT = 110.0
-_HELD_OUT_SEED = 11
+_VALIDATION_SEED = 11
 
 SETTINGS: dict[str, object] = {
     "batch_size": 4,
@@ -80,7 +80,7 @@ SETTINGS: dict[str, object] = {
     "embedding.num_vectors": 8,
     "data.random_flip": False,  # the captions name positions
     "data.random_shift": 2,  # pixels; as far as the bundled pipeline's own images wander
-    # Of so few images none is spared for measuring: the rate falls to nothing, and the average of the end is judged.
+    # All images are trained on: the rate falls to nearly 0, and the final average is evaluated.
     "data.validation_split": 0,
     "validate_every_n_steps": 0,
     "previews.every_n_steps": 0,
@@ -114,7 +114,7 @@ class Row:
 
 @dataclass
 class Spent:
-    """What a training took so far, over interruptions; kept beside its file.
+    """The time of a training over all runs, kept next to its file.
 
     Attributes:
         seconds: on the clock.
@@ -128,7 +128,7 @@ class Spent:
 
 
 def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent]:
-    """Train what is not trained for so many steps yet; `steps` names the methods. What each took.
+    """Train each method up to its number of steps, and return the time of each.
 
     Raises:
         KeyboardInterrupt: it was interrupted, with everything saved.
@@ -159,8 +159,8 @@ def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent
     return spent
 
 
-def judge(style: str, way: str, scenes: Sequence[Scene], images: Sequence[ByteArray]) -> Row:
-    """Judge images of scenes by their pixels."""
+def evaluate(style: str, way: str, scenes: Sequence[Scene], images: Sequence[ByteArray]) -> Row:
+    """Evaluate images of scenes by their pixels."""
     scores = [style_score(style, image) for image in images]
     held = [
         _holds(image, scene, COLORINGS.get(style) if way != "without" else None)
@@ -171,7 +171,7 @@ def judge(style: str, way: str, scenes: Sequence[Scene], images: Sequence[ByteAr
 
 
 def _holds(image: ByteArray, scene: Scene, coloring: Coloring | None) -> bool:
-    """Whether each object of the scene is seen: its shape where it should be, and its color."""
+    """Return True if each object has its shape, position and color."""
     seen = look(image, silhouettes=True)
     if len(seen.objects) != len(scene.objects):
         return False
@@ -201,7 +201,7 @@ def _color(image: ByteArray, mask: Mask, background: FloatArray, coloring: Color
 def compare(
     style: str, work: Path, pipeline: StableDiffusionPipeline, methods: Sequence[str]
 ) -> tuple[list[Row], dict[str, Sequence[ByteArray]]]:
-    """Draw the held-out prompts in each way, and judge them; the first seed's images are given back."""
+    """Generate the validation prompts in each way and evaluate them; also return the images of the first seed."""
     scenes = wanted_scenes()
     drawn: dict[str, Sequence[ByteArray]] = {
         "drawn, VAE": _through_vae(style, scenes, pipeline),
@@ -228,13 +228,13 @@ def compare(
                 pipeline.unload_textual_inversion([word])
 
         drawn["embedding"] = _kept(work / f"{style}-embedding.npy", file, with_word)
-    rows = [judge(style, way, scenes, images) for way, images in drawn.items()]
+    rows = [evaluate(style, way, scenes, images) for way, images in drawn.items()]
     return rows, {way: images[::SEEDS] for way, images in drawn.items() if way != "drawn, VAE"}
 
 
 def wanted_scenes() -> list[Scene]:
-    """What is drawn: each held-out scene once for each seed."""
-    return [scene for scene in held_out_scenes(PROMPTS, _HELD_OUT_SEED) for _ in range(SEEDS)]
+    """Return each validation scene once per seed."""
+    return [scene for scene in validation_scenes(PROMPTS, _VALIDATION_SEED) for _ in range(SEEDS)]
 
 
 def _drawn(pipeline: StableDiffusionPipeline, scenes: Sequence[Scene], ending: str = "") -> list[ByteArray]:
@@ -253,18 +253,18 @@ def _kept(path: Path, source: Path | None, draw: Callable[[], list[ByteArray]]) 
 @torch.no_grad()
 def _through_vae(style: str, scenes: Sequence[Scene], pipeline: StableDiffusionPipeline) -> list[ByteArray]:
     """The scenes as the painter draws them, encoded and decoded."""
-    rng = np.random.default_rng(_HELD_OUT_SEED)
+    rng = np.random.default_rng(_VALIDATION_SEED)
     drawn = np.stack([paint(style, *lay_out(scene, rng)) for scene in scenes])
     latents = pipeline.vae.encode(as_tensor(drawn)).latent_dist.mean
     return list(as_images(pipeline.vae.decode(latents).sample))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; `arguments` default to those of the process. Returns the exit code."""
+    """Run the command and return the exit code."""
     try:
         return _run(_arguments(arguments))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here")
+        print("Interrupted. The same command resumes.")
         return 130
 
 
@@ -277,7 +277,10 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--styles", nargs="+", choices=(*STYLES, *HARDER), default=STYLES)
     parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=tuple(RATES))
     parser.add_argument(
-        "--steps", type=int, default=None, help="of each training (default: as the table in docs/training.md was made)"
+        "--steps",
+        type=int,
+        default=None,
+        help="of each training (default: as in docs/dev/training-evidence.md)",
     )
     parser.add_argument("--threads", type=int, default=None, help="processor threads (default: torch's choice)")
     return parser.parse_args(given)
@@ -286,7 +289,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def _run(chosen: argparse.Namespace) -> int:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    print(f"{IMAGES} images; {PROMPTS} held-out prompts x {SEEDS} seeds")
+    print(f"{IMAGES} images; {PROMPTS} validation prompts x {SEEDS} seeds")
     print(f"{'style':<10} {'way':<17} {'style shown':>11} {'prompt held':>11} {'score':>6}  trained for")
     pipeline = load_pipeline(pipeline_folder())
     results: list[dict[str, object]] = []
@@ -308,7 +311,7 @@ def _line(row: Row, took: Spent | None) -> str:
 
 
 def _write_grid(style: str, kept: dict[str, Sequence[ByteArray]], path: Path) -> None:
-    scenes = held_out_scenes(PROMPTS, _HELD_OUT_SEED)
+    scenes = validation_scenes(PROMPTS, _VALIDATION_SEED)
     images = [[Image.fromarray(kept[way][index]) for way in kept] for index in range(len(scenes))]
     title = f"{style}, from {IMAGES} images"
     grid = labeled_grid(images, columns=list(kept), rows=[scene.caption() for scene in scenes], title=title)

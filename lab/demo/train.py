@@ -1,4 +1,4 @@
-"""Make the bundled pipeline and its hypernetworks from nothing: `python -m lab.demo.train STAGE --work FOLDER`.
+"""Make the bundled pipeline and its hypernetworks from scratch: `python -m lab.demo.train STAGE --work FOLDER`.
 
 Stages, in order:
 
@@ -9,7 +9,7 @@ Stages, in order:
     style      train one hypernetwork (--style) and write its .pt file
     evaluate   prompt adherence and style scores
 
-Each training stage keeps its checkpoint in the work folder and goes on from it when called again. A stage ends after
+Each training stage keeps its checkpoint in the work folder and resumes from it. A stage ends after
 --minutes of training or --steps, whichever comes first; the learning rate falls over that time.
 """
 
@@ -25,10 +25,10 @@ from diffusers import StableDiffusionPipeline
 
 from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.demo.sampling import load_pipeline
-from hnloader.demo.scenes import held_out_scenes
 from hnloader.network import Hypernetwork
 from lab.demo.evaluate import adherence, measure_style
 from lab.demo.evaluate import main as evaluate
+from lab.demo.scene_captions import validation_scenes
 from lab.demo.training.common import Budget
 from lab.demo.training.export import export_hypernetwork, export_pipeline
 from lab.demo.training.hypernetworks import RECIPES, train_hypernetwork
@@ -50,7 +50,7 @@ def _decoder(chosen: argparse.Namespace) -> None:
 def _unet(chosen: argparse.Namespace) -> None:
     vae = load_vae(chosen.work)
     even_out_latents(vae)
-    scenes = held_out_scenes(chosen.report_prompts, seed=_REPORT_SEED)
+    scenes = validation_scenes(chosen.report_prompts, seed=_REPORT_SEED)
 
     def report(pipeline: StableDiffusionPipeline) -> str:
         pipeline.set_progress_bar_config(disable=True)
@@ -78,7 +78,7 @@ def _style(chosen: argparse.Namespace) -> None:
     folder = chosen.out / "pipeline"
     pipeline = load_pipeline(folder)
     recipe = RECIPES[chosen.style]
-    scenes = held_out_scenes(chosen.report_prompts, seed=_REPORT_SEED)
+    scenes = validation_scenes(chosen.report_prompts, seed=_REPORT_SEED)
 
     def report(hypernetwork: Hypernetwork) -> str:
         measures = measure_style(pipeline, hypernetwork, recipe.style, scenes)
@@ -114,7 +114,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage; `arguments` default to those of the process. Returns the exit code."""
+    """Run one stage and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m lab.demo.train",
         description=__doc__,
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=None, help="processor threads (default: torch's choice)")
     chosen = parser.parse_args(arguments)
     if chosen.stage in ("vae", "decoder", "unet", "style") and chosen.minutes == math.inf and chosen.steps == 10**9:
-        parser.error("say how long to train: --minutes or --steps")
+        parser.error("expected --minutes or --steps")
     chosen.budget = Budget(chosen.steps, chosen.minutes)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

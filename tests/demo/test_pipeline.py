@@ -1,4 +1,4 @@
-"""The bundled pipeline and its hypernetworks, as they lie in the package."""
+"""The bundled pipeline and its hypernetworks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import hnloader
 from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.demo.grid import render_demo
 from hnloader.demo.sampling import generate, load_pipeline
-from hnloader.demo.scenes import Scene, SceneObject, held_out_scenes
+from hnloader.demo.scenes import Scene, SceneObject
 from lab.demo.checker import look
 from lab.demo.evaluate import adherence, measure_style
+from lab.demo.scene_captions import validation_scenes
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -66,7 +67,7 @@ def test_words_outside_the_vocabulary_do_not_fail(pipeline: StableDiffusionPipel
 
 
 def test_every_caption_word_is_one_token(pipeline: StableDiffusionPipeline) -> None:
-    for scene in held_out_scenes(50):
+    for scene in validation_scenes(50):
         assert len(pipeline.tokenizer.tokenize(scene.caption())) == len(scene.caption().split())
 
 
@@ -119,15 +120,15 @@ def test_strength_zero_leaves_the_image_alone(pipeline: StableDiffusionPipeline)
 @pytest.mark.parametrize("style", ["outline", "halftone"])
 def test_style_rises_with_strength(pipeline: StableDiffusionPipeline, style: str) -> None:
     hypernetwork = hnloader.load(hypernetwork_paths()[style])
-    zero, half, full = measure_style(pipeline, hypernetwork, style, held_out_scenes(16, seed=2), steps=12)
+    zero, half, full = measure_style(pipeline, hypernetwork, style, validation_scenes(16, seed=2), steps=12)
     assert zero.score < half.score < full.score
     assert full.score > zero.score + 0.2
     assert full.held >= 0.75
 
 
 @pytest.mark.slow
-def test_images_follow_held_out_prompts(pipeline: StableDiffusionPipeline) -> None:
-    result = adherence(pipeline, held_out_scenes(40, seed=3), steps=12)
+def test_images_follow_validation_prompts(pipeline: StableDiffusionPipeline) -> None:
+    result = adherence(pipeline, validation_scenes(40, seed=3), steps=12)
     assert result.share("background") >= 0.9
     assert result.share("color") >= 0.9
     assert result.share("position") >= 0.9

@@ -1,4 +1,4 @@
-"""What autograd keeps."""
+"""Count the bytes that autograd saves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def bytes_kept(unet: nn.Module, run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes that autograd keeps besides parameters."""
+    """Return the bytes that autograd saves besides parameters."""
     kept: dict[int, int] = {}
     own = {parameter.data_ptr() for parameter in unet.parameters()}
     real = torch.autograd.graph.saved_tensors_hooks

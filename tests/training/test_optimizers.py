@@ -22,7 +22,7 @@ Settings = Callable[..., Any]
 
 
 class Eightbit(optim.Adam):
-    """Stands in for bitsandbytes 0.50: the same arguments, bytes and numbers as state, and a nested mapping for what is
+    """Fake of bitsandbytes 0.50: the same arguments, bytes and numbers as state, and a nested mapping for what is
     quantized."""
 
     def __init__(self, params: Any, lr: float = 1e-3, betas: Any = (0.9, 0.999), weight_decay: float = 0.0) -> None:

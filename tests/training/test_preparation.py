@@ -1,4 +1,4 @@
-"""What `prepare` checks and sets up."""
+"""Checks and setup by `prepare`."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def settings_of(tiny_model: Path, images: Path, tmp_path: Path) -> Settings:
 
 
 class Wandb(ModuleType):
-    """Stands in for the package, as far as accelerate uses it."""
+    """Fake of the package, as far as accelerate uses it."""
 
     def __init__(self) -> None:
         super().__init__("wandb")

@@ -382,7 +382,7 @@ def _form(place: TrainingPlace) -> tuple[dict[str, Any], Any]:
         python = make(
             "Textbox",
             label="Python interpreter",
-            info="With hnloader[train] installed. Empty: the one that runs this page",
+            info="With hnloader[train] installed. Empty: the interpreter of this page",
             max_lines=1,
             visible=place.may_name_python,
             elem_id="hnl-train-python",

@@ -1,4 +1,4 @@
-"""What the training stages share: the clock, the averaged weights, checkpoints, the log."""
+"""Shared by the training stages: budget, averaged weights, checkpoints and log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hnloader.formats.checkpoint import load_plain
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage may train: it ends at `steps`, or after `minutes` of its own time, whichever comes first."""
+    """The limit of a stage: `steps`, or `minutes` of training time, whichever comes first."""
 
     steps: int = 10**9
     minutes: float = math.inf
@@ -69,8 +69,8 @@ class Trainer:
     """One stage's loop: optimizer, averaged weights, schedule, checkpoint and log.
 
     `loss(step)` computes the loss of one batch. `report(step)`, if given, is called every `report_every` steps with the
-    averaged weights in place and returns a text for the log. The checkpoint at `checkpoint` is read when it exists, and
-    training goes on from there, including the time already spent.
+    averaged weights in place and returns a text for the log. The checkpoint at `checkpoint` is read if it exists, and
+    training resumes from it, including the time already spent.
     """
 
     modules: dict[str, nn.Module]

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import nn
 
 from hnloader.attention import attach
 from hnloader.demo.scenes import ByteArray, Scene, lay_out
 from hnloader.demo.styles import paint
 from hnloader.network import Architecture, Hypernetwork
+from hnloader.training.initialization import initialize
 from lab.demo.training.common import Budget, Trainer
 from lab.demo.training.text import TEXT_WIDTH
 from lab.demo.training.unet import UNET_WIDTHS, NoisePrediction, encode_scenes
@@ -28,7 +28,7 @@ WIDTHS = tuple(sorted({*UNET_WIDTHS, TEXT_WIDTH}))
 
 @dataclass(frozen=True)
 class StyleRecipe:
-    """What is trained: the style and the hypernetwork's architecture."""
+    """A style and the architecture of its hypernetwork."""
 
     style: str
     architecture: Architecture
@@ -38,16 +38,6 @@ RECIPES: dict[str, StyleRecipe] = {
     "outline": StyleRecipe("outline", Architecture((1, 2, 1))),
     "halftone": StyleRecipe("halftone", Architecture((1, 2, 1), activation="mish", norm=True)),
 }
-
-
-@torch.no_grad()
-def initialize(hypernetwork: Hypernetwork, seed: int) -> None:
-    """The webui's 'Normal': weights of layers and norms from a normal distribution of 0.01, biases zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in hypernetwork.modules():
-        if isinstance(module, (nn.Linear, nn.LayerNorm)):
-            module.weight.normal_(0.0, 0.01, generator=generator)
-            module.bias.zero_()
 
 
 def painter(style: str) -> Callable[[Scene, np.random.Generator], ByteArray]:
@@ -72,7 +62,7 @@ def train_hypernetwork(
     report: Callable[[Hypernetwork], str] | None = None,
     report_every: int = 500,
 ) -> Hypernetwork:
-    """Train one hypernetwork at strength 1 with the checkpoint `folder`/style-<name>.pt; goes on from it.
+    """Train one hypernetwork at strength 1 with the checkpoint `folder`/style-<name>.pt, from which it resumes.
 
     Args:
         pipeline: float32; its weights are frozen here.
@@ -84,7 +74,7 @@ def train_hypernetwork(
     for part in (pipeline.vae, pipeline.unet, pipeline.text_encoder):
         part.requires_grad_(False)
     hypernetwork = Hypernetwork.new(WIDTHS, recipe.architecture, name=recipe.style)
-    initialize(hypernetwork, seed)
+    initialize(hypernetwork, "Normal", seed)
     data = encode_scenes(pipeline.vae, images, seed + 100, painter(recipe.style))
     prediction = NoisePrediction(data, pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, batch, seed)
 

@@ -17,9 +17,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from hnloader.demo.scenes import IMAGE_SIZE, POSITIONS, RADII, Scene, random_scene, training_caption
+from hnloader.demo.scenes import IMAGE_SIZE, POSITIONS, RADII, Scene, random_scene
 from hnloader.demo.styles import draw
 from hnloader.formats.checkpoint import load_plain
+from lab.demo.scene_captions import training_caption
 from lab.demo.training.common import Budget, Trainer, as_tensor, load_average, write_checkpoint
 from lab.demo.training.text import PROMPT_TOKENS, TEXT_WIDTH, build_text_encoder, write_tokenizer
 
@@ -188,7 +189,7 @@ def train_unet(
     report: Callable[[StableDiffusionPipeline], str] | None = None,
     report_every: int = 500,
 ) -> StableDiffusionPipeline:
-    """Train UNet and text encoder with the checkpoint `folder`/unet.pt; goes on from that file when it exists."""
+    """Train UNet and text encoder with the checkpoint `folder`/unet.pt; resumes from that file if it exists."""
     torch.manual_seed(seed)
     tokenizer = write_tokenizer(folder / "tokenizer")
     text_encoder = build_text_encoder(tokenizer)

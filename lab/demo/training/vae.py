@@ -73,7 +73,7 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def train_vae(folder: Path, budget: Budget, *, batch: int = 16, rate: float = 1e-3, seed: int = 0) -> AutoencoderKL:
-    """Train the VAE and keep its checkpoint in `folder`/vae.pt; goes on from that file when it exists."""
+    """Train the VAE and keep its checkpoint in `folder`/vae.pt; resumes from that file if it exists."""
     torch.manual_seed(seed)
     vae = build_vae().to(memory_format=torch.channels_last)
     # Start with nearly no noise in the latent; from unit noise the decoder learns to ignore it.

@@ -15,7 +15,7 @@ from lab.demo.style_scores import SCORES, style_score
 
 def scenes(count: int, seed: int) -> list[Scene]:
     rng = np.random.default_rng(seed)
-    return [random_scene(rng, 1 + index % 2, "train" if index % 3 else "held_out") for index in range(count)]
+    return [random_scene(rng, 1 + index % 2, "train" if index % 3 else "validation") for index in range(count)]
 
 
 def other(value: str, values: object) -> str:

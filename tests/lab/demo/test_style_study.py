@@ -14,17 +14,18 @@ import pytest
 from hnloader.demo import pipeline_folder
 from hnloader.demo.drawing import IMAGES, draw_images
 from hnloader.demo.sampling import load_pipeline
-from hnloader.demo.scenes import COLORS, POSITIONS, SHAPES, Scene, held_out_scenes, is_held_out, lay_out
-from hnloader.demo.scenes import parse_caption as parse
+from hnloader.demo.scenes import COLORS, POSITIONS, SHAPES, Scene, is_validation, lay_out
 from hnloader.demo.styles import draw, paint
 from lab.demo import style_study
+from lab.demo.scene_captions import parse_caption as parse
+from lab.demo.scene_captions import validation_scenes
 from lab.demo.style_scores import style_score
 from lab.demo.style_study import HARDER, STYLES, _kept, _through_vae, judge, train_each
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return held_out_scenes(24, seed=777)
+    return validation_scenes(24, seed=777)
 
 
 @pytest.mark.slow
@@ -87,7 +88,7 @@ def test_the_images_to_train_on_spread_the_words_and_hold_none_that_are_held_out
     assert len(drawn) == len(captions) == IMAGES
     assert sum(len(scene.objects) == 2 for scene in drawn) == IMAGES // 2
     items = [item for scene in drawn for item in scene.objects]
-    assert not any(is_held_out(item, scene.background) for scene in drawn for item in scene.objects)
+    assert not any(is_validation(item, scene.background) for scene in drawn for item in scene.objects)
     assert all(5 <= sum(item.shape == shape for item in items) <= 10 for shape in SHAPES)
     assert all(3 <= sum(item.color == color for item in items) <= 7 for color in COLORS)
     assert all(2 <= sum(item.position == position for item in items) <= 9 for position in POSITIONS)

@@ -1,4 +1,4 @@
-"""Each training stage runs, keeps a checkpoint and goes on from it."""
+"""Each training stage runs, keeps a checkpoint and resumes from it."""
 
 from __future__ import annotations
 
