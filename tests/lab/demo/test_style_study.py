@@ -1,4 +1,4 @@
-"""What the verification of training measures: its judge, and what the pipeline's VAE lets a style show at best."""
+"""The style study: its evaluation, and the limits of the VAE."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lab.demo import style_study
 from lab.demo.scene_captions import parse_caption as parse
 from lab.demo.scene_captions import validation_scenes
 from lab.demo.style_scores import style_score
-from lab.demo.style_study import HARDER, STYLES, _kept, _through_vae, judge, train_each
+from lab.demo.style_study import HARDER, STYLES, _kept, _through_vae, evaluate, train_each
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def scenes() -> list[Scene]:
 @pytest.mark.parametrize("style", (*STYLES, *HARDER))
 def test_drawn_images_show_their_style_and_hold_their_prompt(style: str, scenes: list[Scene]) -> None:
     rng = np.random.default_rng(3)
-    styled = judge(style, "drawn", scenes, [paint(style, *lay_out(scene, rng)) for scene in scenes])
+    styled = evaluate(style, "drawn", scenes, [paint(style, *lay_out(scene, rng)) for scene in scenes])
     assert (styled.shown, styled.held) == (1, 1)
-    plain = judge(style, "without", scenes, [draw(scene, rng) for scene in scenes])
+    plain = evaluate(style, "without", scenes, [draw(scene, rng) for scene in scenes])
     assert (plain.shown, plain.held) == (0, 1)
     # Images of other prompts hold nothing.
     others = [*scenes[1:], scenes[0]]
-    assert judge(style, "drawn", others, [paint(style, *lay_out(scene, rng)) for scene in scenes]).held < 0.2
+    assert evaluate(style, "drawn", others, [paint(style, *lay_out(scene, rng)) for scene in scenes]).held < 0.2
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_no_style_of_the_verification_is_taken_for_another(scenes: list[Scene]) 
     rng = np.random.default_rng(4)
     for painted in STYLES:
         images = [paint(painted, *lay_out(scene, rng)) for scene in scenes[:8]]
-        shown = {style for style in STYLES if judge(style, "drawn", scenes[:8], images).shown > 0}
+        shown = {style for style in STYLES if evaluate(style, "drawn", scenes[:8], images).shown > 0}
         assert shown == {painted}
 
 
@@ -57,7 +57,7 @@ def test_a_style_that_changes_colors_and_leaves_their_names_holds_no_wrong_color
         others = tuple(type(item)(item.shape, turned[item.color], item.size, item.position) for item in scene.objects)
         for style in style_study.COLORINGS:
             image = paint(style, *lay_out(Scene(others, scene.background), rng))
-            assert judge(style, "drawn", [scene], [image]).held == 0
+            assert evaluate(style, "drawn", [scene], [image]).held == 0
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -75,13 +75,13 @@ def test_an_image_halfway_to_a_style_scores_between(style: str, scenes: list[Sce
 def test_the_vae_can_show_each_style_of_the_verification_but_not_the_halftone(scenes: list[Scene]) -> None:
     pipeline = load_pipeline(pipeline_folder())
     for style in (*STYLES, *HARDER):
-        best = judge(style, "drawn, VAE", scenes, _through_vae(style, scenes, pipeline))
+        best = evaluate(style, "drawn, VAE", scenes, _through_vae(style, scenes, pipeline))
         assert best.shown >= 0.95, style
         assert best.held >= 0.95, style
-    assert judge("halftone", "drawn, VAE", scenes, _through_vae("halftone", scenes, pipeline)).shown < 0.8
+    assert evaluate("halftone", "drawn, VAE", scenes, _through_vae("halftone", scenes, pipeline)).shown < 0.8
 
 
-def test_the_images_to_train_on_spread_the_words_and_hold_none_that_are_held_out(tmp_path: Path) -> None:
+def test_training_images_use_all_words_and_no_validation_scene(tmp_path: Path) -> None:
     draw_images("chalk", tmp_path)
     captions = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
     drawn = [scene for caption in captions if (scene := parse(caption)) is not None]
