@@ -214,27 +214,3 @@ def test_full_disk_leaves_no_files(run, tmp_path: Path, monkeypatch: pytest.Monk
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr
     assert written(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [
-        (MemoryError(), 1, "memory"),
-        (ZeroDivisionError("oops"), 70, "ZeroDivisionError: oops"),
-    ],
-)
-def test_other_failures(run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, words: str) -> None:
-    def fail(*_: object, **__: object):
-        raise error
-
-    monkeypatch.setattr(hnloader.generation._Run, "image", fail)
-    result = run("a cat")
-    assert result.exit_code == code
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_debug_shows_the_traceback(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = run("a cat", "-H", "inc", HNLOADER_DEBUG="1")
-    assert result.exit_code == 1
-    assert "Traceback" in result.stderr
