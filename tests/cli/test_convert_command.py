@@ -186,7 +186,7 @@ def test_reports_hold_every_file(mixed: Path, tmp_path: Path) -> None:
     assert rows["page.pt"]["target"] == str(tmp_path / "new" / "page.safetensors")
 
 
-def test_what_is_to_be_said_about_converted_files_is_said_once(old: Path) -> None:
+def test_notes_about_converted_files_are_printed_once(old: Path) -> None:
     result = run(old, "--dtype", "bfloat16", "--no-verify")
     assert result.exit_code == 0
     names_first = f"Note: {old / 'relu_121.pt'}, {old / 'sub' / 'gelu_full.pt'}: the tensors are rounded to bfloat16"

@@ -19,7 +19,7 @@ def drawn(style: str, count: int = 8, seed: int = 0) -> tuple[list[Image.Image],
     return [Image.fromarray(paint(style, *lay_out(scene, random))) for scene in scenes], [s.caption() for s in scenes]
 
 
-def test_the_checker_tells_style_and_prompt() -> None:
+def test_metric_scores_style_and_prompt() -> None:
     metric = SceneMetric("outline")
     images, prompts = drawn("outline")
     assert metric.style(images) == 1

@@ -30,7 +30,7 @@ def scenes() -> list[Scene]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", (*STYLES, *HARDER))
-def test_drawn_images_show_their_style_and_hold_their_prompt(style: str, scenes: list[Scene]) -> None:
+def test_drawn_images_have_their_style(style: str, scenes: list[Scene]) -> None:
     rng = np.random.default_rng(3)
     styled = evaluate(style, "drawn", scenes, [paint(style, *lay_out(scene, rng)) for scene in scenes])
     assert (styled.shown, styled.held) == (1, 1)
@@ -42,7 +42,7 @@ def test_drawn_images_show_their_style_and_hold_their_prompt(style: str, scenes:
 
 
 @pytest.mark.slow
-def test_no_style_of_the_verification_is_taken_for_another(scenes: list[Scene]) -> None:
+def test_styles_are_distinguishable(scenes: list[Scene]) -> None:
     rng = np.random.default_rng(4)
     for painted in STYLES:
         images = [paint(painted, *lay_out(scene, rng)) for scene in scenes[:8]]
@@ -50,7 +50,7 @@ def test_no_style_of_the_verification_is_taken_for_another(scenes: list[Scene]) 
         assert shown == {painted}
 
 
-def test_a_style_that_changes_colors_and_leaves_their_names_holds_no_wrong_color(scenes: list[Scene]) -> None:
+def test_recolored_images_keep_their_color_names(scenes: list[Scene]) -> None:
     rng = np.random.default_rng(5)
     turned = dict(zip(COLORS, [*list(COLORS)[1:], next(iter(COLORS))], strict=True))
     for scene in scenes[:6]:
@@ -61,7 +61,7 @@ def test_a_style_that_changes_colors_and_leaves_their_names_holds_no_wrong_color
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_an_image_halfway_to_a_style_scores_between(style: str, scenes: list[Scene]) -> None:
+def test_half_styled_image_scores_between(style: str, scenes: list[Scene]) -> None:
     for scene in scenes[:6]:
         layout = lay_out(scene, np.random.default_rng(6))
         plain, styled = (paint(name, *layout).astype(np.float32) for name in ("plain", style))
@@ -72,7 +72,7 @@ def test_an_image_halfway_to_a_style_scores_between(style: str, scenes: list[Sce
 
 
 @pytest.mark.slow
-def test_the_vae_can_show_each_style_of_the_verification_but_not_the_halftone(scenes: list[Scene]) -> None:
+def test_vae_reconstructs_every_style_except_halftone(scenes: list[Scene]) -> None:
     pipeline = load_pipeline(pipeline_folder())
     for style in (*STYLES, *HARDER):
         best = evaluate(style, "drawn, VAE", scenes, _through_vae(style, scenes, pipeline))
@@ -94,7 +94,7 @@ def test_training_images_use_all_words_and_no_validation_scene(tmp_path: Path) -
     assert all(2 <= sum(item.position == position for item in items) <= 9 for position in POSITIONS)
 
 
-def test_an_interrupted_training_is_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_training_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = iter([("interrupted", 300), ("done", 800), ("done", 900)])
     asked: list[Any] = []
 
@@ -117,7 +117,7 @@ def test_an_interrupted_training_is_not_taken_for_done(tmp_path: Path, monkeypat
     assert [config.steps for config in asked] == [800, 800, 900]
 
 
-def test_images_are_drawn_again_when_what_they_are_drawn_with_is_newer(tmp_path: Path) -> None:
+def test_images_are_redrawn_after_a_change(tmp_path: Path) -> None:
     source, kept = tmp_path / "style.pt", tmp_path / "style.npy"
     source.write_bytes(b"")
     os.utime(source, (1000, 1000))

@@ -19,7 +19,7 @@ from lab.demo.training.unet import object_weights
 from lab.demo.training.vae import build_vae, even_out_latents
 
 
-def test_budget_ends_at_whichever_limit_comes_first() -> None:
+def test_budget_ends_at_the_first_limit() -> None:
     assert Budget(steps=10).progress(5, 1e9) == 0.5
     assert Budget(minutes=2).progress(10**6, 60) == 0.5
     assert Budget(steps=10, minutes=1).progress(1, 120) == 1.0
@@ -44,7 +44,7 @@ def test_merges_join_each_word_to_one_token() -> None:
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_an_object_counts_about_as_much_as_its_background_whatever_its_shape(size: str) -> None:
+def test_object_weighs_about_as_much_as_its_background(size: str) -> None:
     def weights(shape: str) -> np.ndarray:
         return object_weights(Scene((SceneObject(shape, "red", size, "top left"),), "white"))
 
@@ -55,7 +55,7 @@ def test_an_object_counts_about_as_much_as_its_background_whatever_its_shape(siz
     assert 0.7 < (given[on_object] - 1).sum() / given.size < 1.3
 
 
-def test_evened_latents_are_standard_and_images_stay() -> None:
+def test_normalized_latents_keep_the_images() -> None:
     torch.manual_seed(0)
     vae = build_vae().eval()
     images = torch.rand(2, 3, 64, 64) * 2 - 1
@@ -73,7 +73,7 @@ def test_a_training_stage_needs_a_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stages_run_in_a_row_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_run_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work, out = tmp_path / "work", tmp_path / "out"
     common = ["--work", str(work), "--out", str(out), "--batch", "2", "--images", "64"]
     for stage, steps in (("vae", 2), ("vae", 4), ("decoder", 2), ("unet", 2), ("unet", 3), ("export", 1)):
