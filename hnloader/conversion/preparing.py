@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -21,18 +20,7 @@ from hnloader.formats.registry import format_of
 from hnloader.formats.source import open_source
 from hnloader.texts import well_formed
 
-__all__ = [
-    "DTYPES",
-    "SOURCE_HASH",
-    "Origin",
-    "dtype_name",
-    "hash_of",
-    "opened",
-    "origin",
-    "origin_of",
-    "prepared",
-    "statements",
-]
+__all__ = ["DTYPES", "SOURCE_HASH", "Origin", "dtype_name", "hash_of", "opened", "origin_of", "prepared", "statements"]
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -45,49 +33,17 @@ _DATE = "modelspec.date"
 
 @dataclass(frozen=True)
 class Origin:
-    """The statements of a converted safetensors file about its source.
-
-    Attributes:
-        sha256: sha256 of the source in hex, or None.
-        name: File name of the source, or None.
-        normalized: The source was rewritten in the current form.
-        dtype: Type that the tensors were cast to, or None.
-    """
+    """The statements of a converted safetensors file about its source; None or False for missing ones."""
 
     sha256: str | None
-    name: str | None
     normalized: bool
     dtype: str | None
-
-
-def origin(path: str | os.PathLike[str]) -> Origin:
-    """Read the statements of a converted file about its source, from its header.
-
-    Args:
-        path: A hypernetwork file.
-
-    Returns:
-        The statements; None or False for those that the file lacks.
-
-    Raises:
-        HypernetworkError: The file cannot be read, or is something else.
-
-    Example:
-        >>> import hnloader.demo, tempfile
-        >>> from hnloader.conversion import origin
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = hnloader.convert(hnloader.demo.hypernetwork_paths()["outline"], f"{folder}/new.safetensors")
-        ...     origin(f"{folder}/new.safetensors").name
-        'outline.pt'
-    """
-    with opened(Path(path)) as contents:
-        return origin_of(contents)
 
 
 def origin_of(contents: Contents) -> Origin:
     """Return the statements of an opened file about its source."""
     notes = contents.notes
-    return Origin(notes.get(SOURCE_HASH), notes.get(_SOURCE_NAME), notes.get(_NORMALIZED) == "true", notes.get(_DTYPE))
+    return Origin(notes.get(SOURCE_HASH), notes.get(_NORMALIZED) == "true", notes.get(_DTYPE))
 
 
 def statements(source: Path, normalize: bool, dtype: str | None) -> dict[str, str]:

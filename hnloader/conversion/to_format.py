@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hnloader.conversion.companions import companion_of
-from hnloader.conversion.preparing import origin
+from hnloader.conversion.preparing import opened, origin_of
 from hnloader.conversion.single import convert, is_free
 from hnloader.conversion.verification import is_result, verify
 from hnloader.errors import ExistingFileError, HypernetworkError
@@ -46,7 +46,8 @@ class ToFormat:
 
     def check_source(self, source: Path) -> None:
         """Read the header, which shows all but damaged and infinite values. Raises HypernetworkError."""
-        origin(source)
+        with opened(source):
+            pass
 
     def is_free(self, source: Path, target: Path) -> bool:
         """Return True if neither the target exists nor the `.optim` that would be written beside it."""
@@ -63,10 +64,11 @@ class ToFormat:
     def came_from(self, file: Path, source: Path) -> bool:
         """Return True if the file states the sha256 of `source` as that of its source."""
         try:
-            return origin(file).sha256 == inspect(source).sha256
+            with opened(file) as contents:
+                return origin_of(contents).sha256 == inspect(source).sha256
         except HypernetworkError:
             return False
 
     def verify(self, source: Path, target: Path) -> Mapping[str, object]:
         """See `hnloader.conversion.verify`."""
-        return {"verified": list(verify(source, target).verified)}
+        return {"verified": list(verify(source, target))}

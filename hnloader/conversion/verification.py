@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,37 +20,12 @@ from hnloader.formats.trees import canonical
 from hnloader.network import Architecture, make_side
 from hnloader.texts import as_text, shown
 
-__all__ = ["Verified", "is_result", "verify", "verify_equal"]
+__all__ = ["is_result", "verify", "verify_equal"]
 
 _ROWS = 4
 
 
-@dataclass(frozen=True)
-class Verified:
-    """The result of `hnloader.conversion.verify`: two files hold the same.
-
-    Attributes:
-        source: The first file.
-        target: The second file.
-        verified: The parts that were compared: ("tensors", "metadata", "outputs").
-
-    Example:
-        >>> import hnloader.demo, tempfile
-        >>> from hnloader.conversion import verify
-        >>> source = hnloader.demo.hypernetwork_paths()["outline"]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = hnloader.convert(source, f"{folder}/outline.pt")
-        ...     result = verify(source, f"{folder}/outline.pt")
-        >>> result.source == source
-        True
-    """
-
-    source: Path
-    target: Path
-    verified: tuple[str, ...]
-
-
-def verify(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Verified:
+def verify(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> tuple[str, ...]:
     """Verify that `target` was made from `source`: compare tensors, metadata and outputs.
 
     A target that was normalized or cast, as its metadata or tensors show, is compared with the source after the same
@@ -62,7 +36,7 @@ def verify(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Ve
         target: The result.
 
     Returns:
-        The parts that were compared.
+        The parts that were compared: ("tensors", "metadata", "outputs").
 
     Raises:
         VerificationError: The files differ; the message names the place.
@@ -74,7 +48,7 @@ def verify(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Ve
         >>> source = hnloader.demo.hypernetwork_paths()["outline"]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = hnloader.convert(source, f"{folder}/outline.pt")
-        ...     verify(source, f"{folder}/outline.pt").verified
+        ...     verify(source, f"{folder}/outline.pt")
         ('tensors', 'metadata', 'outputs')
     """
     given, made = Path(source), Path(target)
@@ -90,7 +64,7 @@ def verify(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Ve
             not format_named(found.format).keeps_notes and list(found.metadata) != list(contents.metadata)
         )
         expected, _ = prepared(contents, given, normalize=rewritten, dtype=dtype)
-        return Verified(given, made, verify_equal(expected, found, made))
+        return verify_equal(expected, found, made)
 
 
 def is_result(

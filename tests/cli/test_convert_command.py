@@ -59,7 +59,7 @@ def test_one_file_becomes_safetensors_beside_it(old: Path) -> None:
     assert hnloader.load(old / "relu_121.safetensors").metadata == hnloader.load(old / "relu_121.pt").metadata
 
 
-def test_and_back(old: Path, tmp_path: Path) -> None:
+def test_safetensors_become_pt(old: Path, tmp_path: Path) -> None:
     run(old / "relu_121.pt", "--out", tmp_path / "there.safetensors")
     result = run(tmp_path / "there.safetensors", "--out", tmp_path / "back.pt")  # the ending says which format
     assert result.exit_code == 0, result.output
@@ -68,29 +68,29 @@ def test_and_back(old: Path, tmp_path: Path) -> None:
     assert hnloader.inspect(tmp_path / "there.pt").metadata == hnloader.inspect(old / "relu_121.pt").metadata
 
 
-def test_a_folder_is_mirrored_or_laid_flat(old: Path, tmp_path: Path) -> None:
+def test_folders_are_mirrored_or_flat(old: Path, tmp_path: Path) -> None:
     assert run(old, "--out", tmp_path / "new").exit_code == 0
     assert names(tmp_path / "new") == ["relu_121.safetensors", "sub/gelu_full.safetensors"]
     assert run(old, "--out", tmp_path / "flat", "--flat").exit_code == 0
     assert names(tmp_path / "flat") == ["gelu_full.safetensors", "relu_121.safetensors"]
 
 
-def test_the_exit_code_says_all_some_or_none(mixed: Path, tmp_path: Path) -> None:
+def test_exit_codes(mixed: Path, tmp_path: Path) -> None:
     assert run(mixed, "--out", tmp_path / "new").exit_code == 3
     assert run(mixed / "page.pt", "--out", tmp_path / "new").exit_code == 1
     (mixed / "page.pt").unlink()
-    assert run(mixed, "--out", tmp_path / "new").exit_code == 0  # a LoRA in a folder of hypernetworks is no failure
-    assert run(mixed / "lora.pt").exit_code == 1  # but it is none where it is all that was asked for
+    assert run(mixed, "--out", tmp_path / "new").exit_code == 0  # other models in a folder are skipped
+    assert run(mixed / "lora.pt").exit_code == 1  # alone, it fails
 
 
-def test_the_documented_exit_codes_are_these() -> None:
+def test_exit_codes_are_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert "| 3 |" in page
     described = " ".join(run("--help").stdout.split())
     assert "0 all hypernetworks are converted; 3 some are, others failed; 1 none are" in described
 
 
-def test_every_bad_file_is_named_with_its_reason_and_the_rest_counted(mixed: Path) -> None:
+def test_bad_files_are_listed_and_others_counted(mixed: Path) -> None:
     result = run(mixed)
     lines = result.stdout.splitlines()
     assert any(line.startswith(f"✗ {mixed / 'page.pt'}: a web page (HTML)") for line in lines)
@@ -108,7 +108,7 @@ def test_a_dry_run_writes_nothing(mixed: Path) -> None:
     assert names(mixed) == before
 
 
-def test_a_second_run_finds_all_done(old: Path) -> None:
+def test_a_second_run_changes_nothing(old: Path) -> None:
     assert run(old).exit_code == 0
     times = {name: (old / name).stat().st_mtime_ns for name in names(old)}
     result = run(old)
@@ -148,9 +148,7 @@ def test_pairs_are_verified(to: str, old: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["style.json", "table.csv"])
 @pytest.mark.parametrize("existing", ["skip", "rename", "overwrite"])
-def test_a_report_replaces_another_file_only_where_that_is_chosen(
-    name: str, existing: str, old: Path, tmp_path: Path
-) -> None:
+def test_reports_replace_other_files_only_with_overwrite(name: str, existing: str, old: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{"notes": "mine"}')
     arguments = (old, "--out", tmp_path / "new", "--report", tmp_path / name)
     result = run(*arguments, "--on-existing", existing)
@@ -186,7 +184,7 @@ def test_reports_hold_every_file(mixed: Path, tmp_path: Path) -> None:
     assert rows["page.pt"]["target"] == str(tmp_path / "new" / "page.safetensors")
 
 
-def test_notes_about_converted_files_are_printed_once(old: Path) -> None:
+def test_equal_notes_are_shown_once(old: Path) -> None:
     result = run(old, "--dtype", "bfloat16", "--no-verify")
     assert result.exit_code == 0
     names_first = f"Note: {old / 'relu_121.pt'}, {old / 'sub' / 'gelu_full.pt'}: the tensors are rounded to bfloat16"
@@ -195,7 +193,7 @@ def test_notes_about_converted_files_are_printed_once(old: Path) -> None:
     assert "verified" not in result.stdout
 
 
-def test_compositions_are_named_with_what_to_do(old: Path) -> None:
+def test_compositions_are_skipped_with_advice(old: Path) -> None:
     (old / "both.hns").write_text("['relu_121', 'gelu_full']")
     result = run(old)
     assert result.exit_code == 0
@@ -265,7 +263,7 @@ def test_a_full_disk_loses_nothing(old: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
-def test_a_write_that_the_system_cuts_short(old: Path, tmp_path: Path) -> None:
+def test_short_writes_fail(old: Path, tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); from hnloader.__main__ import main; main()"
@@ -278,7 +276,7 @@ def test_a_write_that_the_system_cuts_short(old: Path, tmp_path: Path) -> None:
     assert names(tmp_path / "new") == []
 
 
-def test_a_folder_that_cannot_be_written(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folders_fail(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
     def read_only(path: object, flags: int, *arguments: object, **named: object) -> int:
@@ -326,7 +324,7 @@ def test_long_paths_and_names_of_every_language(old: Path, tmp_path: Path) -> No
     assert len(result.stdout.splitlines()) == len([line for line in result.stdout.splitlines() if "\x1b" not in line])
 
 
-def test_a_name_that_is_too_long_for_its_result(old: Path) -> None:
+def test_too_long_names_fail(old: Path) -> None:
     longest = old / ("x" * 250 + ".pt")
     shutil.copy(old / "relu_121.pt", longest)
     result = run(old)
@@ -343,7 +341,7 @@ def test_a_loop_of_links(old: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for child processes")
-def test_ctrl_c_finishes_the_files_under_way_and_reports_what_was_done(tmp_path: Path) -> None:
+def test_ctrl_c_finishes_running_files_and_reports(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     for number in range(1000):
         write(tmp_path / "old" / f"{number}.pt", simple_tree(seed=number))
@@ -359,5 +357,5 @@ def test_ctrl_c_finishes_the_files_under_way_and_reports_what_was_done(tmp_path:
     assert 0 < len(done) < 1000
     assert all(name.endswith(".safetensors") for name in done)
     assert len(json.loads((tmp_path / "report.json").read_text())) == len(done)
-    assert f"Interrupted after {len(done)} of 1,000 files. The same command goes on from here." in err
+    assert f"Interrupted after {len(done)} of 1,000 files. Run the same command to resume." in err
     assert any(line.split()[:2] == ["converted", str(len(done))] for line in out.splitlines())

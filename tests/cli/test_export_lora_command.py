@@ -34,7 +34,7 @@ def sampling(folder: Path) -> tuple[object, ...]:
     return "--prompts", folder / "prompts.txt", "--images", 5, "--steps", 1
 
 
-def test_a_lora_with_its_errors(folder: Path, tiny_model: Path) -> None:
+def test_errors_are_shown(folder: Path, tiny_model: Path) -> None:
     out = folder / "x.safetensors"
     result = run(folder / "style.pt", "--base", tiny_model, "--rank", "auto", "--out", out, *sampling(folder))
     assert result.exit_code == 0, result.output
@@ -46,7 +46,7 @@ def test_a_lora_with_its_errors(folder: Path, tiny_model: Path) -> None:
     assert "text contexts of 7 prompts" in result.stdout
 
 
-def test_a_lycoris_file_beside_its_source(folder: Path, tiny_model: Path) -> None:
+def test_lycoris_beside_its_source(folder: Path, tiny_model: Path) -> None:
     result = run(folder / "style.pt", "--kind", "lycoris", "--base", tiny_model, "--strength", "0.5")
     assert result.exit_code == 0, result.output
     assert "exact up to rounding" in result.stdout
@@ -58,7 +58,7 @@ def test_a_lycoris_file_beside_its_source(folder: Path, tiny_model: Path) -> Non
     assert run(folder / "style.pt", *arguments).exit_code == 0
 
 
-def test_a_folder_becomes_a_folder_of_loras(folder: Path, tiny_model: Path) -> None:
+def test_folders_become_folders_of_loras(folder: Path, tiny_model: Path) -> None:
     (folder / "broken.pt").write_bytes(b"PK\x03\x04 nothing")
     out = folder / "loras"
     result = run(folder, "--base", tiny_model, "--rank", 2, "--out", out, *sampling(folder))
@@ -68,7 +68,7 @@ def test_a_folder_becomes_a_folder_of_loras(folder: Path, tiny_model: Path) -> N
     assert "Poor fit" in result.stderr
 
 
-def test_several_become_one(folder: Path, tiny_model: Path) -> None:
+def test_chains_become_one_file(folder: Path, tiny_model: Path) -> None:
     out = folder / "both.safetensors"
     files = (folder / "style.pt", folder / "other.pt")
     result = run(
@@ -118,13 +118,13 @@ def test_a_grid_of_images(folder: Path, tiny_model: Path) -> None:
         (["--base", "x", "--out", "x.safetensors", "--chain", "--dry-run"], "--chain"),
     ],
 )
-def test_a_wrong_command_line_is_a_usage_error(folder: Path, arguments: list[str], said: str) -> None:
+def test_usage_errors(folder: Path, arguments: list[str], said: str) -> None:
     result = run(folder / "style.pt", *arguments)
     assert result.exit_code == 2, result.output
     assert said in result.stderr
 
 
-def test_a_wrong_rank_or_family_is_one_line(folder: Path, tiny_model: Path) -> None:
+def test_wrong_ranks_and_families_print_one_line(folder: Path, tiny_model: Path) -> None:
     result = run(folder / "style.pt", "--base", tiny_model, "--rank", 17, *sampling(folder))
     assert result.exit_code == 1
     assert "17" in result.stdout
@@ -135,7 +135,7 @@ def test_a_wrong_rank_or_family_is_one_line(folder: Path, tiny_model: Path) -> N
     assert not list(folder.glob("*.safetensors"))
 
 
-def test_a_missing_model_is_one_line(folder: Path) -> None:
+def test_missing_models_print_one_line(folder: Path) -> None:
     result = run(folder / "style.pt", "--base", folder / "nothing.safetensors")
     assert result.exit_code == 1
     assert "nothing.safetensors" in result.stderr

@@ -1,4 +1,4 @@
-"""`hnloader merge` as it is typed."""
+"""`hnloader merge`."""
 
 from __future__ import annotations
 

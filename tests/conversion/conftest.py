@@ -23,7 +23,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
 
 @pytest.fixture(scope="session")
 def pipelines(tokenizer: CLIPTokenizer) -> Pipelines:
-    """Small pipelines of each family, made anew at each call."""
+    """Small pipelines of each family, new at each call."""
     from tests.support.lora_models import Pipelines
 
     return Pipelines(tokenizer)

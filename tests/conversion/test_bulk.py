@@ -1,4 +1,4 @@
-"""Running a conversion of many files: outcomes, what exists already, cancelling, and what may go wrong in one file."""
+"""Converting many files: outcomes, existing files, cancelling, and errors in single files."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_every_file_is_converted_and_told(folder: Path, jobs: int) -> None:
+def test_every_file_has_a_result(folder: Path, jobs: int) -> None:
     results = run(folder, jobs=jobs)
     assert outcomes(results) == {"a.pt": "converted", "b.pt": "converted", "c.pt": "converted"}
     assert contents(folder.parent / "new") == {"a.copy": "copy of 1", "b.copy": "copy of 2", "sub/c.copy": "copy of 3"}
@@ -107,7 +107,7 @@ def test_every_file_is_converted_and_told(folder: Path, jobs: int) -> None:
     assert results["a.pt"].target == folder.parent / "new" / "a.copy"
 
 
-def test_jobs_is_how_many_run_at_once(folder: Path) -> None:
+def test_jobs_limits_concurrency(folder: Path) -> None:
     for number in range(20):
         (folder / f"{number}.pt").write_text("x")
     for jobs in (1, 3):
@@ -137,7 +137,7 @@ def test_jobs_is_how_many_run_at_once(folder: Path) -> None:
         ("bug", "ZeroDivisionError", "bug in hnloader: ZeroDivisionError: division by zero"),
     ],
 )
-def test_whatever_happens_in_one_file_stays_there(folder: Path, content: str, error: str, reason: str) -> None:
+def test_errors_stay_in_their_file(folder: Path, content: str, error: str, reason: str) -> None:
     (folder / "b.pt").write_text(content)
     results = run(folder)
     assert outcomes(results) == {"a.pt": "converted", "b.pt": "failed", "c.pt": "converted"}
@@ -153,7 +153,7 @@ def test_other_models_are_skipped(folder: Path) -> None:
     assert (result.outcome, result.brief_reason, result.target) == ("skipped", "a LoRA", None)
 
 
-def test_a_second_run_has_nothing_to_do(folder: Path) -> None:
+def test_a_second_run_is_up_to_date(folder: Path) -> None:
     run(folder)
     converter = Copier()
     for mode in ("skip", "rename"):
@@ -163,7 +163,7 @@ def test_a_second_run_has_nothing_to_do(folder: Path) -> None:
     assert set(outcomes(run(folder, converter, on_existing="overwrite")).values()) == {"converted"}
 
 
-def test_what_exists_already_is_skipped_replaced_or_left_beside(folder: Path) -> None:
+def test_existing_targets_are_skipped_replaced_or_numbered(folder: Path) -> None:
     new = folder.parent / "new"
     new.mkdir()
     (new / "a.copy").write_text("another")
@@ -182,7 +182,7 @@ def test_what_exists_already_is_skipped_replaced_or_left_beside(folder: Path) ->
     assert contents(new)["a.copy"] == "copy of 1"
 
 
-def test_numbers_given_at_once_never_meet(folder: Path) -> None:
+def test_concurrent_numbers_differ(folder: Path) -> None:
     new = folder.parent / "new"
     new.mkdir()
     for number in range(30):
@@ -203,7 +203,7 @@ def test_a_changed_source_is_not_up_to_date(folder: Path) -> None:
     assert contents(folder.parent / "new")["a.copy"] == "copy of changed"
 
 
-def test_a_target_that_is_its_source_is_never_written(folder: Path) -> None:
+def test_a_source_is_never_its_own_target(folder: Path) -> None:
     (folder / "a.copy").hardlink_to(folder / "a.pt")
     for mode in ("skip", "overwrite"):
         (result,) = convert_many(plan([folder / "a.pt"], suffix=".copy"), Copier(), on_existing=mode)  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def test_a_target_that_is_its_source_is_never_written(folder: Path) -> None:
     assert (folder / "a.pt").read_text() == "1"
 
 
-def test_a_folder_at_the_place_of_a_target(folder: Path) -> None:
+def test_a_folder_with_the_name_of_a_target(folder: Path) -> None:
     (folder.parent / "new" / "a.copy").mkdir(parents=True)
     for mode in ("skip", "overwrite"):
         result = run(folder, on_existing=mode)["a.pt"]
@@ -227,7 +227,7 @@ def test_a_folder_at_the_place_of_a_target(folder: Path) -> None:
     assert str(folder.parent / "new" / "sub") in results["c.pt"].reason
 
 
-def test_a_file_that_states_its_sibling_as_its_source_is_not_converted_twice(folder: Path) -> None:
+def test_results_of_siblings_are_skipped(folder: Path) -> None:
     (folder / "a.text").write_text("copy of 1")
     (folder / "b.text").write_text("something else")
     made = plan([folder], suffix=".copy", sources=(".pt", ".text"), out=folder.parent / "new")
@@ -238,7 +238,7 @@ def test_a_file_that_states_its_sibling_as_its_source_is_not_converted_twice(fol
     assert sorted(contents(folder.parent / "new")) == ["a.copy", "b-2.copy", "b.copy", "sub/c.copy"]
 
 
-def test_cancelling_finishes_what_is_under_way_and_begins_nothing_more(folder: Path) -> None:
+def test_cancelling_finishes_running_files_only(folder: Path) -> None:
     for number in range(50):
         (folder / f"{number}.pt").write_text("x")
     converter = Copier()
@@ -252,7 +252,7 @@ def test_cancelling_finishes_what_is_under_way_and_begins_nothing_more(folder: P
     assert len(list(folder.rglob("*.copy"))) == len(results)
 
 
-def test_a_converter_may_give_up_a_file_of_a_cancelled_run(folder: Path) -> None:
+def test_converters_can_abandon_a_file_when_cancelled(folder: Path) -> None:
     converter = Copier()
     cancel = threading.Event()
 
@@ -266,13 +266,13 @@ def test_a_converter_may_give_up_a_file_of_a_cancelled_run(folder: Path) -> None
     assert sorted(contents(folder.parent / "new")) == ["a.copy"]
 
 
-def test_a_run_that_ends_by_itself_is_not_called_cancelled(folder: Path) -> None:
+def test_a_finished_run_is_not_cancelled(folder: Path) -> None:
     cancel = threading.Event()
     run(folder, cancel=cancel)
     assert not cancel.is_set()
 
 
-def test_a_consumer_that_leaves_ends_the_run(folder: Path) -> None:
+def test_closing_the_iterator_ends_the_run(folder: Path) -> None:
     for number in range(50):
         (folder / f"{number}.pt").write_text("x")
     converter = Copier()
@@ -285,7 +285,7 @@ def test_a_consumer_that_leaves_ends_the_run(folder: Path) -> None:
     assert not list(folder.rglob(f"*{TEMPORARY_SUFFIX}"))
 
 
-def test_leftovers_of_a_killed_run_are_removed(folder: Path) -> None:
+def test_temporary_files_of_killed_runs_are_removed(folder: Path) -> None:
     new = folder.parent / "new"
     (new / "sub").mkdir(parents=True)
     for place in (new, new / "sub"):
@@ -294,9 +294,7 @@ def test_leftovers_of_a_killed_run_are_removed(folder: Path) -> None:
     assert sorted(contents(new)) == ["a.copy", "b.copy", "sub/c.copy"]
 
 
-def test_after_the_disk_was_full_files_that_cannot_fit_are_not_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_cannot_fit_on_a_full_disk_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converter = Copier()
 
     def full(source: Path) -> None:
@@ -314,7 +312,7 @@ def test_after_the_disk_was_full_files_that_cannot_fit_are_not_read(
     assert converter.seen == ["a.pt", "c.pt"]
 
 
-def test_a_dry_run_writes_nothing_and_says_what_would_be_done(folder: Path) -> None:
+def test_a_dry_run_writes_nothing(folder: Path) -> None:
     (folder / "b.pt").write_text("bad")
     (folder / "lora.pt").write_text("lora")
     before = contents(folder.parent)
@@ -338,7 +336,7 @@ def test_pairs_are_verified(folder: Path) -> None:
     assert not os.path.lexists(new / "b.copy")
 
 
-def test_a_composition_whose_members_are_missing_is_skipped_by_a_dry_run_as_by_a_run(tmp_path: Path) -> None:
+def test_compositions_with_missing_members_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "both.hns").write_text("['ink', 'chalk']")
     converter = ToFormat(".safetensors")
     found = plan([tmp_path], suffix=".safetensors", sources=(".hns",))

@@ -1,4 +1,4 @@
-"""A chain kept as a `.hns`, read where it stands, gives the numbers of the merge; or nothing is written."""
+"""A `.hns` composition gives the bits of its chain, or is refused."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ ODD_NAMES = [
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=lambda name: ascii(name)[:40])
-def test_any_name_of_a_file(name: str, tmp_path: Path) -> None:
+def test_unusual_file_names(name: str, tmp_path: Path) -> None:
     try:
         odd = make(tmp_path / name, 1)
     except OSError:
@@ -125,9 +125,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("names", PAIRS, ids=ascii)
-def test_two_files_whose_names_may_be_taken_for_each_other(
-    names: tuple[str, str], swapped: bool, tmp_path: Path
-) -> None:
+def test_similar_file_names(names: tuple[str, str], swapped: bool, tmp_path: Path) -> None:
     one, other = (make(tmp_path / name, seed) for seed, name in enumerate(names))
     if len({one.stat().st_ino, other.stat().st_ino}) == 1:
         pytest.skip("the file system takes both names for one")
@@ -140,7 +138,7 @@ def test_two_files_whose_names_may_be_taken_for_each_other(
     names=st.lists(st.text("ab.[]'\"\\ ,:\u00e9e\u0301", min_size=1, max_size=5), min_size=1, max_size=4, unique=True),
     strengths=st.lists(st.floats(0, 1), min_size=4, max_size=4),
 )
-def test_many_files_of_odd_names_at_any_strengths(
+def test_many_unusual_names_and_strengths(
     names: list[str], strengths: list[float], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("odd")
@@ -149,12 +147,12 @@ def test_many_files_of_odd_names_at_any_strengths(
 
 
 @pytest.mark.parametrize("strength", [0, 1, 0.1 + 0.2, 1 / 3, 5e-324, 1e-7, 1 - 2**-53, 0.123456789012345678, -0.0])
-def test_strengths_to_the_last_bit(strength: float, tmp_path: Path) -> None:
+def test_strengths_are_exact(strength: float, tmp_path: Path) -> None:
     made = make(tmp_path / "a.pt", 1)
     assert_kept([part(made, strength), part(made)], tmp_path / "both.hns")
 
 
-def test_links_and_members_that_are_compositions(tmp_path: Path) -> None:
+def test_links_and_nested_compositions(tmp_path: Path) -> None:
     one, other = make(tmp_path / "a.pt", 1), make(tmp_path / "b.pt", 2)
     (tmp_path / "link.pt").symlink_to(one)
     (tmp_path / "inner.hns").write_text("{a: 3, b: 1}")
@@ -167,7 +165,7 @@ def refused(parts: list[Part], target: Path, words: str) -> None:
         composition(parts, target)
 
 
-def test_what_a_composition_cannot_find_where_it_stands(tmp_path: Path) -> None:
+def test_members_elsewhere_are_refused(tmp_path: Path) -> None:
     away = make(tmp_path / "away" / "a.pt", 1)
     here = make(tmp_path / "here" / "a.pt", 2)
     target = tmp_path / "here" / "both.hns"
@@ -184,7 +182,7 @@ def test_what_a_composition_cannot_find_where_it_stands(tmp_path: Path) -> None:
     refused([part(nested, folders=(tmp_path / "away",))], target, "inner.hns")
 
 
-def test_a_composition_that_would_name_itself(tmp_path: Path) -> None:
+def test_a_composition_cannot_name_itself(tmp_path: Path) -> None:
     make(tmp_path / "a.pt", 1)
     target = tmp_path / "both.hns"
     target.write_text("[a]")
@@ -196,7 +194,7 @@ def test_a_composition_that_would_name_itself(tmp_path: Path) -> None:
     assert target.read_text() == "[a]"
 
 
-def test_more_members_or_levels_than_a_reader_takes(tmp_path: Path) -> None:
+def test_limits_of_members_and_levels(tmp_path: Path) -> None:
     one = part(make(tmp_path / "a.pt", 1))
     assert_kept([one] * 100, tmp_path / "both.hns")
     refused([one] * 101, tmp_path / "more.hns", "100")
@@ -224,7 +222,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_the_command(two: Path) -> None:
+def test_merge_command_writes_compositions(two: Path) -> None:
     code, err = run(two, "./[x].pt", "./b.pt:0.123456789", "-o", "m.hns")
     assert code == 0, err
     x = torch.randn(3, 8)
@@ -243,7 +241,7 @@ def test_the_command(two: Path) -> None:
 
 
 @pytest.mark.slow
-def test_members_of_a_composition_are_sources_too(tmp_path: Path) -> None:
+def test_members_are_sources_too(tmp_path: Path) -> None:
     for seed, name in enumerate(("a", "b")):
         torch.manual_seed(seed)
         hnloader.save(Hypernetwork.new((8,), Architecture(), name=name), tmp_path / f"{name}.pt")
@@ -261,7 +259,7 @@ def test_members_of_a_composition_are_sources_too(tmp_path: Path) -> None:
     assert os.name == "nt" or (tmp_path / "new.pt").stat().st_mode & 0o777 == 0o600
 
 
-def test_whole_paths_in_a_library(two: Path) -> None:
+def test_paths_in_a_library(two: Path) -> None:
     make(two / "sub" / "b.pt", 4)
     library = Library([two])
     assert library.find("./b.pt") == two / "b.pt"

@@ -1,4 +1,4 @@
-"""Merging gives what the parts give, or says that it cannot."""
+"""Merges equal their parts, or are refused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_affine_chains_become_one_file(given_parts: list[tuple[tuple[float, ...]
     assert_gives(made.hypernetwork, parts)
 
 
-def test_widths_that_a_member_lacks_pass_through_it() -> None:
+def test_missing_widths_pass_through() -> None:
     parts = [(make(Architecture(), 1, (12,)), 0.8), (make(Architecture(), 2, (12, 16)), 0.5)]
     made = merge(parts)
     assert made.hypernetwork.widths == (12, 16)
@@ -81,7 +81,7 @@ def test_widths_that_a_member_lacks_pass_through_it() -> None:
     k=STRENGTH,
     v=STRENGTH,
 )
-def test_a_strength_is_baked_in_or_refused(
+def test_strengths_are_folded_in_or_refused(
     structure: tuple[float, ...], activation: str, norm: bool, activate_output: bool, k: float, v: float
 ) -> None:
     architecture = Architecture(structure, activation, norm, (0,) * len(structure), activate_output)
@@ -120,7 +120,7 @@ def test_residual_networks_with_activation_keep_their_strength_outside() -> None
     activation=st.sampled_from(["relu", "mish", "tanh"]),
     strengths=st.lists(STRENGTH.filter(bool), min_size=3, max_size=3),
 )
-def test_networks_beside_each_other_make_one_wider_network(
+def test_networks_side_by_side_make_one_wider_network(
     inner: list[list[float]], deep: bool, activation: str, strengths: list[float]
 ) -> None:
     parts = [
@@ -135,7 +135,7 @@ def test_networks_beside_each_other_make_one_wider_network(
         torch.testing.assert_close(made.hypernetwork.transform(side, x), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_what_does_not_fit_beside_each_other_is_said() -> None:
+def test_different_networks_side_by_side_are_refused() -> None:
     relu = make(Architecture(activation="relu"), 1)
     for other in (Architecture(activation="tanh"), Architecture((1, 2, 2, 1), "relu")):
         with pytest.raises(NotMergeableError, match="relu"):
@@ -151,7 +151,7 @@ def test_what_does_not_fit_beside_each_other_is_said() -> None:
 
 
 @pytest.mark.parametrize("text", ["[a, (b, 0.4)]", "{a: 3, b: 1}", "[{a, b}, ('[b, a]', 0.5)]"])
-def test_a_composition_of_affine_members_becomes_one_file(text: str, tmp_path: Path) -> None:
+def test_compositions_of_affine_members_become_one_file(text: str, tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         hnloader.save(make(Architecture((1, 2, 1)), seed, name=name), tmp_path / f"{name}.pt")
     (tmp_path / "all.hns").write_text(text)
@@ -172,7 +172,7 @@ def test_members_with_activation_side_by_side_become_one_file(tmp_path: Path) ->
         merge([tmp_path / "chain.hns"])
 
 
-def test_a_chain_that_stays_a_composition_gives_the_same(tmp_path: Path) -> None:
+def test_compositions_equal_their_chain(tmp_path: Path) -> None:
     parts = []
     for seed, (name, strength) in enumerate({"a": 0.8, "b": 0.25}.items()):
         path = tmp_path / f"{name}.pt"
@@ -200,14 +200,14 @@ def test_weights_are_averaged_by_their_shares() -> None:
         torch.testing.assert_close(tensor, wanted)
 
 
-def test_the_average_of_one_matrix_networks_is_exact() -> None:
+def test_averages_of_single_matrices_are_exact() -> None:
     one, two = (make(Architecture((1, 1), dropout=(0, 0)), seed) for seed in (1, 2))
     made = merge([one, two], mode="average")
     assert made.exact
     assert made.error < 1e-5
 
 
-def test_files_without_activation_are_averaged_whether_or_not_they_activate_their_output() -> None:
+def test_averages_ignore_output_activation_without_activation() -> None:
     """Files from before 2022-10-26 do, later ones do not; without an activation it is the same."""
     one, two = (
         make(Architecture((1, 1), dropout=(0, 0), activate_output=True), 1),
@@ -233,7 +233,7 @@ def test_other_architectures_are_not_averaged() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_the_result_is_a_file_that_says_what_it_was_made_of(suffix: str, tmp_path: Path) -> None:
+def test_results_state_their_parts(suffix: str, tmp_path: Path) -> None:
     paths = []
     for seed, name in enumerate("ab"):
         paths.append(tmp_path / f"{name}.pt")
@@ -249,13 +249,13 @@ def test_the_result_is_a_file_that_says_what_it_was_made_of(suffix: str, tmp_pat
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_other_dtypes_are_rounded_and_the_difference_is_measured(dtype: str) -> None:
+def test_other_dtypes_have_a_measured_error(dtype: str) -> None:
     made = merge([(make(Architecture(), 1), 0.5)], dtype=dtype)
     assert 1e-6 < made.error < 0.1
     assert next(made.hypernetwork.parameters()).dtype == getattr(torch, dtype)
 
 
-def test_impossible_requests_are_named() -> None:
+def test_impossible_merges_are_refused() -> None:
     with pytest.raises(HypernetworkError):
         merge([])
     with pytest.raises(HypernetworkError, match="averge"):

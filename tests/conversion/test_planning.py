@@ -75,7 +75,7 @@ def test_one_file_to_one_file(old: Path, tmp_path: Path) -> None:
         plan([old], suffix=".safetensors", out=tmp_path / "other.safetensors")
 
 
-def test_flat_tells_files_of_one_name_apart_by_their_folders(tmp_path: Path) -> None:
+def test_flat_adds_folders_to_equal_names(tmp_path: Path) -> None:
     old = files(tmp_path / "old", "a/ink.pt", "b/INK.pt", "b/oil.pt", "ink.pt", "a/b/ink.pt")
     made = plan([old], suffix=".safetensors", out=tmp_path / "new", flat=True)
     assert targets(made, tmp_path) == {

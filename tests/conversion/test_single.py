@@ -1,4 +1,4 @@
-"""One file converted: nothing of it is lost, it is verified before it takes its name, and what goes wrong is said."""
+"""Converting one file: lossless, verified before it takes its name, with clear errors."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def header(path: Path) -> dict[str, str]:
     pair=st.sampled_from([tuple, list]),
     extras=st.dictionaries(st.text(min_size=1, max_size=6).map("x_{}".format), VALUES, max_size=3),
 )
-def test_every_variant_comes_back_bit_for_bit(
+def test_every_variant_round_trips_bit_for_bit(
     recipe: Recipe, era: str, dtype: torch.dtype, legacy: bool, pair: type, extras: dict, tmp_path_factory
 ) -> None:
     folder = tmp_path_factory.mktemp("round")
@@ -112,12 +112,12 @@ def test_every_variant_comes_back_bit_for_bit(
     assert all(type(value) is tuple for key, value in found.items() if isinstance(key, int))
     assert worst_error(hnloader.load(folder / "back.pt"), sides) < 1e-5
     assert source.read_bytes() == before
-    assert verify(source, folder / "style.safetensors").verified
-    assert verify(source, folder / "back.pt").verified
+    assert verify(source, folder / "style.safetensors")
+    assert verify(source, folder / "back.pt")
 
 
 @pytest.mark.parametrize("source", WEIGHT_FILES, ids=lambda path: path.stem)
-def test_the_originals_files_come_back(source: Path, tmp_path: Path) -> None:
+def test_original_files_round_trip(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", tmp_path / "b.pt")
     assert same(
@@ -134,7 +134,7 @@ def test_converting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
 
 
-def test_the_header_says_what_the_file_is_and_where_it_came_from(tmp_path: Path) -> None:
+def test_headers_state_their_source(tmp_path: Path) -> None:
     recipe = Recipe(activation="relu")
     source = write(tmp_path / "old.pt", tree(make_sides(recipe, (768,)), metadata(recipe, "2022-11", name="ink")))
     os.utime(source, (1_668_000_000, 1_668_000_000))
@@ -153,7 +153,7 @@ def test_the_header_says_what_the_file_is_and_where_it_came_from(tmp_path: Path)
     assert hnloader.load(tmp_path / "new.safetensors").metadata == hnloader.load(source).metadata
 
 
-def test_without_the_verification_the_tensors_are_not_hashed(tmp_path: Path) -> None:
+def test_without_verification_tensors_are_not_hashed(tmp_path: Path) -> None:
     source = write(tmp_path / "style.pt", simple_tree())
     convert(source, tmp_path / "quick.safetensors", verify=False)
     convert(source, tmp_path / "verified.safetensors")
@@ -165,7 +165,7 @@ def test_without_the_verification_the_tensors_are_not_hashed(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif("mmap" not in inspect.signature(torch.load).parameters, reason="torch maps files since 2.1")
-def test_torch_can_map_what_is_written(tmp_path: Path) -> None:
+def test_torch_can_map_results(tmp_path: Path) -> None:
     source = write(tmp_path / "style.pt", simple_tree(16))
     convert(source, tmp_path / "back.pt")
     mapped = torch.load(tmp_path / "back.pt", weights_only=True, mmap=True)
@@ -177,9 +177,7 @@ def test_torch_can_map_what_is_written(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(recipe=RECIPES, era=st.sampled_from([era for era in ERAS if era != "monkeypatch"]), drops=st.booleans())
-def test_normalised_files_state_everything_and_compute_the_same(
-    recipe: Recipe, era: str, drops: bool, tmp_path_factory
-) -> None:
+def test_normalized_files_compute_the_same(recipe: Recipe, era: str, drops: bool, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("normal")
     dropout = (0, *[0.3] * (len(recipe.structure) - 2), 0) if drops else None
     recipe = fit(Recipe(recipe.structure, recipe.activation, recipe.norm, recipe.activate_output, dropout), era)
@@ -198,12 +196,12 @@ def test_normalised_files_state_everything_and_compute_the_same(
     x = torch.randn(1, 3, 12)
     for side in ("k", "v"):
         assert torch.equal(one.transform(side, x), two.transform(side, x))
-    assert verify(source, folder / "new.pt").verified
+    assert verify(source, folder / "new.pt")
     convert(folder / "new.pt", folder / "again.pt", normalize=True)
     assert (folder / "again.pt").read_bytes() == (folder / "new.pt").read_bytes()
 
 
-def test_what_has_no_other_form_is_kept_and_that_is_said(tmp_path: Path) -> None:
+def test_residual_variants_keep_their_form(tmp_path: Path) -> None:
     recipe = Recipe(activation="relu", residual="linear")
     source = write(tmp_path / "style.pt", tree(make_sides(recipe, (12,)), metadata(recipe, "monkeypatch")))
     done = convert(source, tmp_path / "new.pt", normalize=True)
@@ -216,17 +214,17 @@ def test_what_has_no_other_form_is_kept_and_that_is_said(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_another_dtype_is_rounded_and_said(name: str, suffix: str, tmp_path: Path) -> None:
+def test_casting_is_noted(name: str, suffix: str, tmp_path: Path) -> None:
     source = write(tmp_path / "style.pt", simple_tree(16))
     done = convert(source, tmp_path / f"new{suffix}", dtype=name)
     assert done.lossless == (name == "float32")
     assert any("not lossless" in note for note in done.notes) != done.lossless
     one, two = (hnloader.load(path).state_dict() for path in (source, done.target))
     assert all(torch.equal(one[key].to(getattr(torch, name)), two[key]) for key in one)
-    assert verify(source, done.target).verified
+    assert verify(source, done.target)
 
 
-def test_a_value_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_values_too_large_for_a_dtype_are_refused(tmp_path: Path) -> None:
     content = simple_tree(8)
     content[8][1]["linear.0.weight"][2, 3] = 1e6
     source = write(tmp_path / "style.pt", content)
@@ -241,7 +239,7 @@ def test_a_value_that_does_not_fit_is_named(tmp_path: Path) -> None:
 # -- verified
 
 
-def test_a_result_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_differ_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "style.pt", simple_tree(8))
     target = tmp_path / "style.safetensors"
     target.write_text("older")
@@ -263,7 +261,7 @@ def test_a_result_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", ["tensor", "value", "type", "missing", "more", "width", "other source"])
-def test_check_says_what_differs(kind: str, tmp_path: Path) -> None:
+def test_verify_names_the_difference(kind: str, tmp_path: Path) -> None:
     content = simple_tree(8)
     source = write(tmp_path / "style.pt", content)
     words = {
@@ -309,7 +307,7 @@ def companion(hypernetwork: Path, **changes: object) -> dict[str, object]:
     return {"optimizer_name": "AdamW", "hash": short, "optimizer_state_dict": optimizer.state_dict(), **changes}
 
 
-def test_the_optimizers_state_goes_along_and_names_the_new_file(tmp_path: Path) -> None:
+def test_optimizer_states_are_copied_and_renamed(tmp_path: Path) -> None:
     source = write(tmp_path / "style.pt", simple_tree(8))
     content = companion(source)
     write(tmp_path / "style.pt.optim", content)
@@ -322,7 +320,7 @@ def test_the_optimizers_state_goes_along_and_names_the_new_file(tmp_path: Path) 
     assert same({**back, "hash": content["hash"]}, content)
 
 
-def test_states_that_do_not_belong_or_are_not_safe(tmp_path: Path) -> None:
+def test_foreign_and_unsafe_states(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (tmp_path / "ran",))
@@ -342,7 +340,7 @@ def test_states_that_do_not_belong_or_are_not_safe(tmp_path: Path) -> None:
 # -- what goes wrong
 
 
-def test_what_is_there_already(tmp_path: Path) -> None:
+def test_existing_files(tmp_path: Path) -> None:
     source = write(tmp_path / "style.pt", simple_tree(8))
     target = tmp_path / "new.safetensors"
     target.write_text("older")
@@ -368,7 +366,7 @@ def test_the_source_is_never_overwritten(link: str, tmp_path: Path) -> None:
     assert source.read_bytes() == before
 
 
-def test_files_that_cannot_be_converted(tmp_path: Path) -> None:
+def test_unusable_files_are_refused(tmp_path: Path) -> None:
     good = write(tmp_path / "style.pt", simple_tree(8))
     nan = simple_tree(8)
     nan[8][0]["linear.0.weight"][0, 0] = float("nan")
@@ -407,7 +405,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in tmp_path.iterdir()) == ["style.pt", "style.safetensors"]
 
 
-def test_names_in_other_alphabets(tmp_path: Path) -> None:
+def test_unicode_names(tmp_path: Path) -> None:
     source = write(tmp_path / "стиль 日本 🎨.pt", simple_tree(8))
     done = convert(source, tmp_path / "ñandú.safetensors")
     assert header(done.target)["hnloader.source_name"] == "стиль 日本 🎨.pt"

@@ -1,4 +1,4 @@
-"""Embeddings are read and written in every form that webuis and diffusers use."""
+"""Embedding files in every form of the webuis and diffusers."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_several_tokens_need_a_choice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".pt", ".bin", ".safetensors"])
 def test_files_name_embeddings(ending: str, tmp_path: Path) -> None:
-    """A pair `X` and `X-neg`, copied and renamed, has two names, whatever stands in both."""
+    """A pair `X` and `X-neg`, copied and renamed, has two names, whatever the inner names."""
     for name in ("bad-artist-anime", "bad-artist-anime-neg", "with.dots"):
         path = tmp_path / f"{name}{ending}"
         if ending == ".safetensors":

@@ -1,4 +1,4 @@
-"""Embeddings in images: the text chunk, the stripes of pixels, and what is no embedding."""
+"""Embeddings in images: the text chunk, the stripes of pixels, and other images."""
 
 from __future__ import annotations
 

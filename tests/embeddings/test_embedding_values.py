@@ -1,4 +1,4 @@
-"""What an embedding's file says besides its vectors keeps value and type, or the writer names what it cannot keep."""
+"""Metadata of embeddings keep value and type, or are refused."""
 
 from __future__ import annotations
 

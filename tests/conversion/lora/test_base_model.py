@@ -1,4 +1,4 @@
-"""The model that a file is for: in every form in which people have one, and what is said of a wrong one."""
+"""The base model in every form, and other files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def described(base: Any) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
-def test_files_show_the_same_layers_as_the_model(tmp_path: Path, kind: str) -> None:
+def test_files_have_the_layers_of_the_model(tmp_path: Path, kind: str) -> None:
     unet = make_unet(kind)
     unet.save_pretrained(tmp_path)
     stored, live = open_base(tmp_path), open_base(unet)
@@ -40,7 +40,7 @@ def test_files_show_the_same_layers_as_the_model(tmp_path: Path, kind: str) -> N
     assert stored.fingerprint() == live.fingerprint()
 
 
-def test_attention_of_ten_blocks_runs_in_the_order_of_numbers(tmp_path: Path) -> None:
+def test_ten_blocks_are_in_numeric_order(tmp_path: Path) -> None:
     unet = make_unet("sdxl", transformer_layers_per_block=(1, 1, 11))
     unet.save_pretrained(tmp_path)
     assert described(open_base(tmp_path)) == described(open_base(unet))
@@ -53,7 +53,7 @@ def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return read(target)[0]
 
 
-def test_every_form_of_a_model_gives_the_same_file(
+def test_every_form_of_a_model_gives_the_same_lora(
     tiny_model: Path, tmp_path: Path, expected: dict[str, torch.Tensor]
 ) -> None:
     weights = load_file(tiny_model / "unet" / "diffusion_pytorch_model.safetensors")
@@ -98,7 +98,7 @@ def test_a_single_file_runs_with_the_configuration_of_a_folder(tiny_model: Path,
     assert made.statistics.startswith("pipeline" if whole else "UNet alone")
 
 
-def test_a_single_file_of_unknown_build_asks_for_a_configuration(tiny_model: Path, tmp_path: Path) -> None:
+def test_unknown_families_need_a_configuration(tiny_model: Path, tmp_path: Path) -> None:
     weights = load_file(tiny_model / "unet" / "diffusion_pytorch_model.safetensors")
     save_file(weights, tmp_path / "unet.safetensors")
     with pytest.raises(ModelError, match=r"unet\.safetensors.*config"):
@@ -115,9 +115,7 @@ def test_a_single_file_of_unknown_build_asks_for_a_configuration(tiny_model: Pat
 @pytest.mark.parametrize(
     ("family", "millions", "layers"), [("SD 1", 859.5, 32), ("SD 2", 865.9, 32), ("SDXL", 2567.5, 140)]
 )
-def test_the_builds_of_the_families_are_those_of_the_published_models(
-    family: str, millions: float, layers: int
-) -> None:
+def test_configurations_match_the_published_models(family: str, millions: float, layers: int) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(family_named(family).unet_config())
     assert round(sum(parameter.numel() for parameter in unet.parameters()) / 1e6, 1) == millions
@@ -137,7 +135,7 @@ def test_a_hypernetwork_of_another_family_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_widths_that_the_model_lacks_are_told_when_the_text_width_fits(tmp_path: Path) -> None:
+def test_missing_widths_are_noted(tmp_path: Path) -> None:
     told: list[str] = []
     export_lora(
         make_affine((48, 64)),
@@ -150,7 +148,7 @@ def test_widths_that_the_model_lacks_are_told_when_the_text_width_fits(tmp_path:
 
 
 @pytest.mark.parametrize("content", ["nothing", "folder", "text", "vae", "broken", "pickle"])
-def test_what_is_no_model_is_named(tmp_path: Path, content: str) -> None:
+def test_other_files_than_models_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "model.safetensors"
     if content == "folder":
         path = tmp_path / "folder"
@@ -175,7 +173,7 @@ def test_a_model_with_hypernetworks_attached_is_refused(tmp_path: Path, pipeline
         export_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", LoraOptions(**QUICK))
 
 
-def test_the_folders_own_prompts_are_taken(tiny_model: Path, tmp_path: Path) -> None:
+def test_prompts_in_the_model_folder(tiny_model: Path, tmp_path: Path) -> None:
     import shutil
 
     model = shutil.copytree(tiny_model, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Affine hypernetworks as LyCORIS files: the same as the live ones but for rounding."""
+"""Affine hypernetworks as LyCORIS files are exact up to rounding."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_file_applied_at_half_strength_is_half_the_hypernetwork(tmp_path: Path
 def test_the_lycoris_package_loads_it(tmp_path: Path, monkeypatch: Any, kind: str, multiplier: float) -> None:
     unet, hypernetwork = make_unet(kind), make_affine(WIDTHS[kind])
     made = export_lora(hypernetwork, unet, tmp_path / "x.safetensors", LYCORIS)
-    monkeypatch.setattr(lycoris.LycorisNetwork, "LORA_PREFIX", "lora_unet")  # kohya's, instead of its own
+    monkeypatch.setattr(lycoris.LycorisNetwork, "LORA_PREFIX", "lora_unet")  # the prefix of kohya
     twin = copy.deepcopy(unet)
     network, _ = lycoris.create_lycoris_from_weights(multiplier, str(made.path), twin)
     assert len(network.loras) == 3 * len(hnloader.attention.find_sites(unet))  # to_k, to_v, the output's bias
@@ -106,7 +106,7 @@ def test_the_lycoris_package_loads_it(tmp_path: Path, monkeypatch: Any, kind: st
     assert_same(run(twin, kind), live(unet, hypernetwork, kind, strength=multiplier), 2e-5)
 
 
-def test_programs_without_a_bias_on_to_k_and_to_v_lose_nothing(tmp_path: Path) -> None:
+def test_programs_without_key_and_value_bias_are_exact(tmp_path: Path) -> None:
     """ComfyUI and Forge apply what has a parameter in the model, so every name must have one."""
     unet, hypernetwork = make_unet(), make_affine(WIDTHS["sd1"])
     made = export_lora(hypernetwork, unet, tmp_path / "x.safetensors", LYCORIS)
@@ -117,14 +117,14 @@ def test_programs_without_a_bias_on_to_k_and_to_v_lose_nothing(tmp_path: Path) -
         assert parameters[f"{layer}_{endings[part]}"] == tensor.shape
 
 
-def test_without_a_constant_nothing_is_added_to_the_output(tmp_path: Path) -> None:
+def test_no_output_bias_without_a_constant(tmp_path: Path) -> None:
     unet, hypernetwork = make_unet(), make_affine(WIDTHS["sd1"], bias=False)
     made = export_lora(hypernetwork, unet, tmp_path / "x.safetensors", LYCORIS)
     assert {name.partition(".")[2] for name in read(made.path)[0]} == {"diff"}
     assert not [name for name in read(made.path)[0] if "to_out" in name]
 
 
-def test_only_the_needed_weights_are_read_and_the_model_never_runs(tmp_path: Path, monkeypatch: Any) -> None:
+def test_exact_exports_read_only_needed_weights(tmp_path: Path, monkeypatch: Any) -> None:
     make_unet().save_pretrained(tmp_path / "unet")
     hypernetwork = make_affine((48,))
     asked: list[str] = []
@@ -157,7 +157,7 @@ def test_hypernetworks_that_change_nothing_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["softmax", "softmin", "logsoftmax", "softmax2d"])
 @pytest.mark.parametrize("kind", ["lora", "lycoris"])
-def test_activations_that_look_at_the_whole_batch_are_refused(tmp_path: Path, name: str, kind: Any) -> None:
+def test_activations_across_the_batch_are_refused(tmp_path: Path, name: str, kind: Any) -> None:
     hypernetwork = make_random(WIDTHS["sd1"], Architecture((1, 2, 1), name))
     with pytest.raises(hnloader.HypernetworkError, match=f"style.*{name}"):
         export_lora(

@@ -1,4 +1,4 @@
-"""LoRA files: the least rank for a wanted fidelity, fitted to what the model's contexts bring out."""
+"""LoRA files: the least rank for a fidelity, fitted to the contexts of the model."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_peft_loads_it(tmp_path: Path, pipelines: Pipelines, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_diffusers_loads_ranks_that_differ(tmp_path: Path, pipelines: Pipelines, kind: str) -> None:
+def test_diffusers_loads_mixed_ranks(tmp_path: Path, pipelines: Pipelines, kind: str) -> None:
     """It ignores alphas that differ between layers, so there must be one."""
     pipeline, hypernetwork = pipelines(kind), make_affine(WIDTHS[kind])
     made = export_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", LoraOptions(fidelity=0.7, **QUICK))
@@ -118,7 +118,7 @@ def observed_errors(pipeline: Any, hypernetwork: Any, path: Path, prompt: str, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["outline", "halftone"])
-def test_the_stated_error_is_what_a_new_image_shows(tmp_path: Path, style: str) -> None:
+def test_the_stated_error_holds_for_new_images(tmp_path: Path, style: str) -> None:
     pipeline = load_model(pipeline_folder()).pipeline
     made = export_lora(hypernetwork_paths()[style], pipeline_folder(), tmp_path / "x.safetensors", LoraOptions(steps=6))
     stated = errors_of(made.path)["overall"]
@@ -134,7 +134,7 @@ def test_the_stated_error_is_what_a_new_image_shows(tmp_path: Path, style: str) 
 
 
 @pytest.mark.slow
-def test_the_fit_to_contexts_beats_the_plain_decomposition(tmp_path: Path) -> None:
+def test_the_fit_beats_a_plain_svd(tmp_path: Path) -> None:
     from lab.benchmarks.lora_fit import compare_fits
 
     for row in compare_fits(ranks=(2, 4), images=5, steps=4):
@@ -142,7 +142,7 @@ def test_the_fit_to_contexts_beats_the_plain_decomposition(tmp_path: Path) -> No
             assert row.fitted[side] < 0.9 * row.plain[side], row
 
 
-def test_least_ranks_follow_the_wanted_fidelity(tmp_path: Path, pipelines: Pipelines) -> None:
+def test_ranks_follow_the_fidelity(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline, hypernetwork = pipelines("sd1"), make_affine(WIDTHS["sd1"], bias=False)
     made = [
         export_lora(
@@ -157,7 +157,7 @@ def test_least_ranks_follow_the_wanted_fidelity(tmp_path: Path, pipelines: Pipel
     assert worst[2] < 0.06
 
 
-def test_the_constant_of_values_is_carried_by_the_weight(tmp_path: Path, pipelines: Pipelines) -> None:
+def test_the_weight_carries_the_constant_of_values(tmp_path: Path, pipelines: Pipelines) -> None:
     """Text contexts begin with the same token, and self-attention contexts have a mean."""
     pipeline = pipelines("sd1")
     hypernetwork = make_random(WIDTHS["sd1"], Architecture((1, 1)))
@@ -192,7 +192,7 @@ def test_several_become_one_lora(tmp_path: Path, pipelines: Pipelines) -> None:
         assert_same(run(changed), live(pipeline.unet, chain, "sd1"), 2e-5)
 
 
-def test_the_model_is_left_as_it_was(tmp_path: Path, pipelines: Pipelines) -> None:
+def test_the_model_stays_unchanged(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline, hypernetwork = pipelines("sd1"), make_affine(WIDTHS["sd1"])
     before = copy.deepcopy(pipeline.unet.state_dict())
     export_lora(hypernetwork, pipeline, tmp_path / "x.safetensors", LoraOptions(**QUICK))
@@ -200,7 +200,7 @@ def test_the_model_is_left_as_it_was(tmp_path: Path, pipelines: Pipelines) -> No
     assert not any(module._forward_pre_hooks for module in pipeline.unet.modules())
 
 
-def test_the_same_command_gives_the_same_tensors(tmp_path: Path, pipelines: Pipelines) -> None:
+def test_exports_are_deterministic(tmp_path: Path, pipelines: Pipelines) -> None:
     hypernetwork = make_affine(WIDTHS["sd1"])
     first, again = (
         read(
@@ -213,7 +213,7 @@ def test_the_same_command_gives_the_same_tensors(tmp_path: Path, pipelines: Pipe
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_a_unet_alone_gives_a_file_that_says_so(tmp_path: Path) -> None:
+def test_a_unet_alone_is_noted(tmp_path: Path) -> None:
     hypernetwork = make_affine(WIDTHS["sdxl"], bias=False)
     made = export_lora(hypernetwork, make_unet("sdxl"), tmp_path / "x.safetensors", LoraOptions(rank="full", **QUICK))
     assert made.statistics.startswith("UNet alone")
@@ -249,7 +249,7 @@ def test_contexts_are_sampled_with_the_hypernetwork_applied(pipelines: Pipelines
     assert_same(found, contexts.T @ contexts, 1e-4)
 
 
-def test_kept_samples_stay_few(pipelines: Pipelines) -> None:
+def test_the_number_of_samples_is_bounded(pipelines: Pipelines) -> None:
     from hnloader.conversion.lora.base_model import open_base
     from hnloader.conversion.lora.context_samples import Sampling, sample
     from hnloader.conversion.lora.lora_chain import Chain

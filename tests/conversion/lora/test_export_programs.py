@@ -110,7 +110,7 @@ def in_a1111(kind: str, key: str) -> str | None:
 
 
 PROGRAMS = {"kohya": in_kohya, "a1111": in_a1111, "comfyui": in_comfyui}
-# What each reads of a layer. ComfyUI and the webui take these two forms as they are; alpha is optional.
+# Parts of a layer. ComfyUI and the webui read these two forms; alpha is optional.
 LORA_PARTS = {"lora_down.weight", "lora_up.weight", "alpha"}
 FULL_PARTS = {"diff", "diff_b"}
 
@@ -139,7 +139,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_each_name_is_the_layer_that_a_program_looks_for(made: Any, program: str, kind: str) -> None:
+def test_programs_find_every_layer(made: Any, program: str, kind: str) -> None:
     form, found = made
     by_layer: dict[str, set[str]] = {}
     for name in found[kind]:

@@ -28,7 +28,7 @@ def test_names_of_stable_diffusion(name: str) -> None:
 
 
 @given(st.sampled_from(["down", "up"]), st.integers(0, 5), st.integers(0, 9), st.integers(1, 4))
-def test_original_names_lead_back(section: str, block: int, position: int, layers: int) -> None:
+def test_original_names_round_trip(section: str, block: int, position: int, layers: int) -> None:
     position %= layers + (section == "up")  # up blocks have a layer more
     name = f"{section}_blocks.{block}.attentions.{position}.{BLOCK}"
     assert diffusers_name(original_name(name, layers), layers) == name
@@ -40,7 +40,7 @@ def test_names_in_files() -> None:
     assert lora_name(name, "original", 2) == "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
 
 
-def test_sdxl_gets_original_names_and_others_those_of_diffusers() -> None:
+def test_name_style_of_each_family() -> None:
     assert [name_style(family) for family in ("SD 1", "SD 2", "SDXL", None)] == [
         "diffusers",
         "diffusers",
@@ -50,7 +50,7 @@ def test_sdxl_gets_original_names_and_others_those_of_diffusers() -> None:
 
 
 @pytest.mark.parametrize("name", ["down_blocks.0.resnets.0.conv1", "conv_in", "mid_block.attentions.0.proj_in"])
-def test_layers_outside_of_the_attention_have_no_name_here(name: str) -> None:
+def test_layers_outside_of_the_attention_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         original_name(name, 2)
 

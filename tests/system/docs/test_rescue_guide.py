@@ -98,7 +98,7 @@ def test_the_lora_loads_in_diffusers(shown: tuple[Path, list[list[str]]]) -> Non
     code = code.replace("your/model", str(hnloader.demo.pipeline_folder()))
     code = code.replace('"outline-lora.safetensors"', repr(str(shown[0] / "outline-lora.safetensors")))
     names: dict[str, object] = {}
-    exec("from diffusers import StableDiffusionPipeline\n" + code, names)  # noqa: S102 - the code of our own guide
+    exec("from diffusers import StableDiffusionPipeline\n" + code, names)  # noqa: S102 - the code of this guide
     pipe = names["pipe"]
     assert pipe.get_active_adapters()  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""A hypernetwork and the `.optim` beside it stay a pair, and neither replaces a file unless that was chosen."""
+"""A hypernetwork and its `.optim` stay a pair, and replace other files only with overwrite."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def suffix(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.mark.parametrize("bulk", [False, True])
 @pytest.mark.parametrize("existing", KEEPING)
 @pytest.mark.parametrize("there", ["file", "state", "both", "link of a state", "broken link of a state", "folder"])
-def test_nothing_that_exists_is_replaced(
+def test_existing_pairs_stay_without_overwrite(
     there: str, existing: OnExisting, bulk: bool, suffix: str, tmp_path: Path
 ) -> None:
     target, state = tmp_path / f"style{suffix}", tmp_path / f"style{suffix}.optim"
@@ -108,7 +108,7 @@ def test_nothing_that_exists_is_replaced(
 
 
 @pytest.mark.parametrize("bulk", [False, True])
-def test_both_are_replaced_where_that_is_chosen(bulk: bool, suffix: str, tmp_path: Path) -> None:
+def test_overwrite_replaces_both(bulk: bool, suffix: str, tmp_path: Path) -> None:
     target = pair(tmp_path / "else.pt", seed=3).rename(tmp_path / f"style{suffix}")
     (tmp_path / "else.pt.optim").rename(tmp_path / f"style{suffix}.optim")
     before = sha256(target)
@@ -121,9 +121,7 @@ def test_both_are_replaced_where_that_is_chosen(bulk: bool, suffix: str, tmp_pat
 
 
 @pytest.mark.parametrize("existing", ["skip", "rename", "overwrite"])
-def test_a_new_pair_is_written_and_a_second_run_changes_nothing(
-    existing: OnExisting, suffix: str, tmp_path: Path
-) -> None:
+def test_a_second_run_keeps_the_pair(existing: OnExisting, suffix: str, tmp_path: Path) -> None:
     assert convert_one(tmp_path, existing, suffix).outcome == "converted"
     assert_pair(tmp_path / f"style{suffix}")
     before = contents(tmp_path)
@@ -132,7 +130,7 @@ def test_a_new_pair_is_written_and_a_second_run_changes_nothing(
 
 
 @pytest.mark.parametrize("existing", ["skip", "overwrite"])
-def test_a_run_that_was_killed_between_the_two_goes_on(existing: OnExisting, suffix: str, tmp_path: Path) -> None:
+def test_a_run_killed_between_both_files_resumes(existing: OnExisting, suffix: str, tmp_path: Path) -> None:
     convert_one(tmp_path, existing, suffix)
     before = contents(tmp_path)
     (tmp_path / f"style{suffix}").unlink()
@@ -141,7 +139,9 @@ def test_a_run_that_was_killed_between_the_two_goes_on(existing: OnExisting, suf
 
 
 @pytest.mark.parametrize("existing", KEEPING)
-def test_what_appears_meanwhile_stays(existing: OnExisting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_appear_meanwhile_stay(
+    existing: OnExisting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, write_it = pair(tmp_path / "style.pt"), format_named("safetensors").write
     assert write_it is not None
 
@@ -158,14 +158,14 @@ def test_what_appears_meanwhile_stays(existing: OnExisting, tmp_path: Path, monk
     assert source.exists()
 
 
-def test_a_state_beside_no_source_stays(tmp_path: Path) -> None:
+def test_states_without_source_stay(tmp_path: Path) -> None:
     write(tmp_path / "style.pt", simple_tree(8))
     (tmp_path / "style.safetensors.optim").write_bytes(b"old")
     assert convert_one(tmp_path, "skip", ".safetensors").outcome == "converted"
     assert (tmp_path / "style.safetensors.optim").read_bytes() == b"old"
 
 
-def test_a_dry_run_tells_the_name_of_a_renamed_pair(tmp_path: Path) -> None:
+def test_a_dry_run_shows_renamed_pairs(tmp_path: Path) -> None:
     pair(tmp_path / "style.pt")
     (tmp_path / "style.safetensors.optim").write_bytes(b"old")
     planned = plan([tmp_path / "style.pt"], suffix=".safetensors")
@@ -180,7 +180,7 @@ def test_a_dry_run_tells_the_name_of_a_renamed_pair(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fails", ["writing the file", "verification", "writing the state", "taking the name", "a change"]
 )
-def test_what_fails_half_way_leaves_the_old_pair(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_keep_the_old_pair(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hnloader.conversion import companions, single
 
     source = pair(tmp_path / "style.pt")
@@ -222,7 +222,7 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX")
-def test_what_is_made_of_a_private_file_is_private(suffix: str, tmp_path: Path) -> None:
+def test_results_of_private_files_are_private(suffix: str, tmp_path: Path) -> None:
     source, target = tmp_path / f"style{other(suffix)}", tmp_path / f"style{suffix}"
     usual = mode(source)
     source.chmod(0o600)
@@ -238,7 +238,7 @@ def test_what_is_made_of_a_private_file_is_private(suffix: str, tmp_path: Path) 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX")
-def test_what_is_saved_of_a_private_file_is_private(tmp_path: Path) -> None:
+def test_saved_private_files_are_private(tmp_path: Path) -> None:
     source = write(tmp_path / "style.pt", simple_tree(8))
     source.chmod(0o600)
     target = tmp_path / "new.safetensors"
