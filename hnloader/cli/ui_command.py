@@ -14,6 +14,7 @@ from hnloader.cli.shared_options import ConfigOption, DeviceOption, DtypeOption,
 from hnloader.cli.terminal import clean, note, stderr, stdout
 
 if TYPE_CHECKING:
+    from hnloader.ui.diffusers_generator import DiffusersGenerator
     from hnloader.ui.page_host import Host
 
 __all__ = ["ui"]
@@ -69,12 +70,15 @@ def ui(
 
     It serves this computer alone, until Ctrl-C.
     """
+    from hnloader.library import Library
+    from hnloader.ui.diffusers_generator import DiffusersGenerator
     from hnloader.ui.standalone import check_address, is_local, start
 
     credentials = _credentials(auth)
     check_address(host, credentials)
-    models = [name for one in model or () for name in _models(one)]
-    page = _host(_folders(folder), models, out, device, dtype, config, local=is_local(host))
+    folders, models = _folders(folder), [name for one in model or () for name in _models(one)]
+    generator = DiffusersGenerator(models, lambda: Library(folders), device=device, dtype=dtype, config=config)
+    page = _host(folders, generator, models, out, local=is_local(host))
     with stderr().status("Starting ..."):
         server = start(page, address=host, port=port, auth=credentials)
     stdout().print(Text(clean(server.url)), soft_wrap=True)
@@ -89,58 +93,36 @@ def ui(
         server.close()
 
 
-def _host(
-    given: list[Path],
-    models: list[str],
-    out: Path,
-    device: str,
-    dtype: str,
-    config: Path | None,
-    *,
-    local: bool,
-) -> Host:
+def _host(folders: list[Path], generator: DiffusersGenerator, models: list[str], out: Path, *, local: bool) -> Host:
     from hnloader.demo import pipeline_folder
-    from hnloader.library import Library
-    from hnloader.ui.diffusers_generator import DiffusersGenerator
     from hnloader.ui.index import cache_folder
     from hnloader.ui.page_host import Host, TrainingPlace
 
-    # The default folder may be created later: finished trainings are copied there.
-    own = _DEFAULT_FOLDER if given == [_bundled_folder()] else given[0]
-
-    def folders() -> list[Path]:
-        return [own, *given] if own not in given and own.is_dir() else given
-
-    generator = DiffusersGenerator(models, lambda: Library(folders()), device=device, dtype=dtype, config=config)
-    training = TrainingPlace(
-        folder=lambda: out / "trainings",
-        library=lambda: own,
-        models=lambda: models or [str(pipeline_folder())],
-        may_name_python=local,
-    )
     return Host(
-        folders=folders,
+        folders=lambda: folders,
         output=lambda: out,
         generator=generator,
         models=generator,
-        lora_base=lambda: {"source": generator.source(), "config": config, "device": device},
-        training=training,
+        lora_base=generator.lora_base,
+        training=TrainingPlace(
+            folder=lambda: out / "trainings",
+            library=lambda: folders[0],
+            models=lambda: models or [str(pipeline_folder())],
+            may_name_python=local,
+        ),
         pages=("generate", "library", "compare", "convert", "train"),
         cache=cache_folder(),
     )
 
 
 def _folders(given: list[Path] | None) -> list[Path]:
+    """Return the folders to show. The first one holds the user's own files and may not exist yet."""
+    from hnloader.demo import hypernetwork_paths
+
     for folder in given or ():
         if not folder.is_dir():
             refuse("--folder", f"{folder}: Expected a folder.")
-    return given or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), _bundled_folder()]
-
-
-def _bundled_folder() -> Path:
-    from hnloader.demo import hypernetwork_paths
-
-    return next(iter(hypernetwork_paths().values())).parent
+    return given or [_DEFAULT_FOLDER, next(iter(hypernetwork_paths().values())).parent]
 
 
 def _models(name: str) -> list[str]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.ui.page_host import ImageRequest, ModelDefaults, Progress
@@ -67,9 +67,9 @@ class DiffusersGenerator:
         """Return the given names, then the bundled pipeline's."""
         return tuple(self._sources)
 
-    def source(self) -> str | Path:
-        """Return the folder, file or hub name of the current model."""
-        return self._sources[self._chosen]
+    def lora_base(self) -> dict[str, Any]:
+        """Return the arguments of `open_base` for the current model."""
+        return {"source": self._sources[self._chosen], "config": self._config, "device": self._device}
 
     def choose(self, name: str) -> None:
         """Use this model from the next image on. Raises HypernetworkError for an unknown name."""

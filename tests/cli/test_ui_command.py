@@ -33,12 +33,9 @@ def test_refuses_bad_options_before_starting(arguments: list[str], code: int, fa
     assert fact in re.sub(r"[\s│]+", " ", result.output)
 
 
-def test_without_folders_the_bundled_hypernetworks_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    bundled = hypernetwork_paths()["outline"].parent
-    assert _folders(None) == [bundled]
-    (tmp_path / "hypernetworks").mkdir()
-    assert _folders(None) == [Path("hypernetworks"), bundled]
+def test_the_default_folders_are_the_users_and_the_bundled_one(tmp_path: Path) -> None:
+    assert _folders(None) == [Path("hypernetworks"), hypernetwork_paths()["outline"].parent]
+    assert _folders([tmp_path]) == [tmp_path]
 
 
 def test_a_folder_of_models_offers_each_of_them(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def host_of(tmp_path: Path, tiny_model: Path) -> Callable[..., Host]:
             output=lambda: output,
             generator=generator,
             models=generator,
-            lora_base=lambda: {"source": generator.source(), "device": "cpu"},
+            lora_base=generator.lora_base,
             training=TrainingPlace(
                 folder=lambda: output / "trainings",
                 library=lambda: folders[0],

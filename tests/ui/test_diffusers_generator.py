@@ -20,7 +20,7 @@ def generator(tiny_model: Path) -> DiffusersGenerator:
 
 def test_offers_the_given_models_and_the_bundled_one(generator: DiffusersGenerator, tiny_model: Path) -> None:
     assert generator.models() == (str(tiny_model), BUNDLED)
-    assert generator.source() == str(tiny_model)
+    assert generator.lora_base() == {"source": str(tiny_model), "config": None, "device": "cpu"}
     assert generator.defaults(str(tiny_model)) == ModelDefaults()
     assert generator.default_guidance == 7.0
     generator.choose(BUNDLED)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from hnloader.demo import hypernetwork_paths
 from tests.support.browsers import card, turn_to
 
 pytestmark = pytest.mark.slow
@@ -57,18 +59,29 @@ def test_an_empty_library_says_what_to_do_next(host_of, server_for, open_page, t
         "Library": ("No hypernetworks yet", str(empty)),
         "Compare": ("Nothing to compare yet", "Library"),
         "Convert": ("Nothing converted yet", "Library"),
-        "Train": (None, "Start"),
+        "Train": ("No training yet", "5 to 50 images"),
     }
     for name, (title, advice) in expected.items():
         turn_to(page, name)
         hint = page.locator(".hnl-empty").filter(visible=True)
         expect(hint).to_contain_text(advice)
-        if title is not None:
-            expect(hint.get_by_role("heading")).to_have_text(title)
+        expect(hint.get_by_role("heading")).to_have_text(title)
     turn_to(page, "Convert")
     page.get_by_label("all files in the library").check()
     page.locator("#hnl-convert").click()
     expect(page.locator("#hnl-convert-status").get_by_role("alert")).to_be_visible()
+
+
+def test_a_library_of_bundled_files_says_where_to_put_others(host_of, server_for, open_page, tmp_path: Path) -> None:
+    own = tmp_path / "hypernetworks"
+    page = open_page(server_for(host_of(own, hypernetwork_paths()["outline"].parent)).url)
+    turn_to(page, "Library")
+    expect(page.locator("#hnl-library-state")).to_contain_text(str(own))
+    own.mkdir()
+    shutil.copy(hypernetwork_paths()["outline"], own / "mine.pt")
+    page.get_by_role("button", name="Refresh").click()
+    expect(page.locator(".hnl-card")).to_have_count(3)
+    expect(page.locator("#hnl-library-state")).not_to_contain_text(str(own))
 
 
 def test_labels_are_those_of_the_webuis(page: Page) -> None:

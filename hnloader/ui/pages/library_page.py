@@ -54,14 +54,19 @@ class _Library:
     host: Host
     catalog: Catalog
 
-    def load(self) -> Iterator[tuple[Any, ...]]:
-        """Show the first page at once, then the state of the files while inspecting the others."""
+    def load(self) -> tuple[Any, ...]:
+        """Show the first page."""
         self.catalog.refresh()
-        yield *self._list("", SORTS[0], ALL, 1, None), ""
-        for text in self._inspecting(200):
-            yield *[update()] * 6, text  # the user may have turned the page by now
-        bad = self.catalog.counts().bad
-        yield *[update()] * 6, markup.status(f"{_files(bad)} cannot be used. Show: files with errors" if bad else "")
+        return self._list("", SORTS[0], ALL, 1, None)
+
+    def inspect(self) -> Iterator[str]:
+        """Inspect all files, then report errors or where to put the user's own files."""
+        yield from self._inspecting(200)
+        bad, folders, entries = self.catalog.counts().bad, self.catalog.folders(), self.catalog.entries()
+        text = f"{_files(bad)} cannot be used. Show: files with errors" if bad else ""
+        if entries and not bad and all(entry.file.folder != folders[0] for entry in entries):
+            text = f"Put your own files into {folders[0].absolute()}, then press Refresh."
+        yield markup.status(text)
 
     def refresh(self, query: str, sort: str, only: str, chosen: str | None) -> Iterator[tuple[Any, ...]]:
         """List the folders again."""
@@ -160,7 +165,7 @@ class _Library:
     def _empty(self) -> str:
         if self.catalog.entries():
             return markup.empty("Nothing found", "Try fewer words, or show all files.")
-        folders = [str(folder) for folder in self.catalog.folders()]
+        folders = [str(folder.absolute()) for folder in self.catalog.folders()]
         hint = "Put hypernetworks (.pt, .safetensors, .hns) into one of these folders, then press Refresh:"
         return markup.empty("No hypernetworks yet", hint, *folders)
 
@@ -205,7 +210,8 @@ def build(host: Host, catalog: Catalog, root: Any) -> LibraryPage:
     if host.tag_button is not None:
         # In the browser alone: only the host's page knows the host's prompt.
         listen(file.use.click, None, js=f"() => {{ ({host.tag_button.js})({_TAG_JS}); return []; }}")
-    listen(root.load, handlers.load, [], [*shown, state])
+    for listed in (listen(root.load, handlers.load, [], shown), refreshed):
+        listen(listed.then, handlers.inspect, [], [state])
     return LibraryPage(
         chosen, file.use, refreshed, lambda event: listen(event.then, handlers.refresh, [*query, chosen], shown)
     )
