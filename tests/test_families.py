@@ -39,6 +39,6 @@ def test_widths_name_the_families_that_a_file_is_made_for(widths, expected):
         ((), {320, 640, 1280}, None),
     ],
 )
-def test_a_model_is_named_from_its_text_and_self_widths(text, own, expected):
+def test_the_family_of_a_model_follows_from_its_widths(text, own, expected):
     family = family_of_model(text, own)
     assert (family and family.name) == expected

@@ -1,4 +1,4 @@
-"""Files appear under their name whole or not at all."""
+"""Files appear under their name complete or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hnloader.files import TEMPORARY_SUFFIX, check_room, held, remove_leftovers,
 from tests.support.builders import simple_tree, write
 
 
-def test_the_file_takes_its_name_at_the_end(tmp_path: Path) -> None:
+def test_the_file_gets_its_name_at_the_end(tmp_path: Path) -> None:
     target = tmp_path / "style.pt"
     with replacing(target) as temporary:
         temporary.write_bytes(b"new")
@@ -49,7 +49,7 @@ def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_usual_permissions(tmp_path: Path) -> None:
+def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()
     with replacing(tmp_path / "style.pt") as temporary:
@@ -122,7 +122,7 @@ def test_the_first_error_is_reported_if_the_temporary_file_cannot_be_removed(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locks are POSIX")
-def test_a_temporary_file_that_another_program_took_for_a_leftover_is_made_anew(
+def test_a_temporary_file_that_another_program_removed_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, removed = files.fcntl.flock, []
@@ -157,7 +157,7 @@ def test_a_lock_is_held_by_one_program_and_ends_with_it(tmp_path: Path) -> None:
     with held(lock, "taken"):
         pass
     (tmp_path / "file").touch()
-    with held(tmp_path / "file" / "lock", "taken"):  # nothing can be made there: nothing is held
+    with held(tmp_path / "file" / "lock", "taken"):  # without a folder, nothing is held
         pass
 
 
@@ -177,7 +177,7 @@ def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == b"new"
 
 
-# -- what stands there already, and who may read it
+# -- existing files and permissions
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX")
 
@@ -224,7 +224,7 @@ def test_a_replaced_file_keeps_its_permissions(before: int, tmp_path: Path) -> N
         (0o644, 0o600, 0o600),
     ],
 )
-def test_who_cannot_read_a_source_cannot_read_what_is_made_of_it(
+def test_users_who_cannot_read_a_source_cannot_read_the_result(
     source: int, old: int | None, after: int, tmp_path: Path
 ) -> None:
     private, other, target = tmp_path / "private", tmp_path / "other", tmp_path / "target"
@@ -242,7 +242,7 @@ def test_who_cannot_read_a_source_cannot_read_what_is_made_of_it(
 
 @pytest.mark.parametrize("kind", ["file", "link", "broken link"])
 @pytest.mark.parametrize("meanwhile", [False, True])
-def test_nothing_is_replaced_where_nothing_is_to_be(kind: str, meanwhile: bool, tmp_path: Path) -> None:
+def test_an_existing_file_stays_without_overwrite(kind: str, meanwhile: bool, tmp_path: Path) -> None:
     target, other = tmp_path / "style.pt", tmp_path / "other"
 
     def appear() -> None:
@@ -266,9 +266,7 @@ def test_nothing_is_replaced_where_nothing_is_to_be(kind: str, meanwhile: bool, 
     assert {path.name for path in tmp_path.iterdir()} <= {"style.pt", "other"}
 
 
-def test_a_new_file_is_written_where_the_system_has_no_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_file_is_written_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -288,7 +286,7 @@ def test_a_new_file_is_written_where_the_system_has_no_hard_links(
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("old", [True, False])
-def test_files_that_belong_together_take_their_names_all_or_none(
+def test_files_are_replaced_together_or_not_at_all(
     links: bool, old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not links:

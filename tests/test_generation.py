@@ -1,4 +1,4 @@
-"""Images from settings: what tags and options do to them, seeds, samplers, img2img, and what is refused."""
+"""Images from settings: tags, options, seeds, samplers, img2img, and errors."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_strength_zero_changes_nothing(model: Model, library: Library) -> None:
     assert difference(only(model, replace(CAT, prompt="a cat<hypernet:ink:0>"), library), only(model, CAT)) == 0
 
 
-def test_any_image_of_a_run_can_be_made_alone(model: Model) -> None:
+def test_any_image_of_a_run_can_be_generated_separately(model: Model) -> None:
     settings = replace(CAT, sampler="euler_a", count=3)
     images = list(generate(model, settings))
     assert [image.seed for image in images] == [3, 4, 5]
@@ -96,7 +96,7 @@ def test_any_image_of_a_run_can_be_made_alone(model: Model) -> None:
     assert difference(alone, pixels(images[1].image)) > 0
 
 
-def test_without_a_seed_each_run_draws_one_and_tells_it(model: Model) -> None:
+def test_without_a_seed_each_run_reports_a_random_one(model: Model) -> None:
     (first,) = generate(model, replace(CAT, seed=None))
     (second,) = generate(model, replace(CAT, seed=None))
     assert first.seed != second.seed
@@ -146,7 +146,7 @@ def test_size_is_width_then_height(model: Model) -> None:
     assert only(model, replace(CAT, width=48, height=32)).shape == (32, 48, 3)
 
 
-def test_an_init_image_leads_to_the_result(model: Model) -> None:
+def test_an_init_image_changes_the_result(model: Model) -> None:
     image = Image.radial_gradient("L").resize((100, 50)).convert("RGBA")
     little, much = (only(model, replace(CAT, init_image=image, denoise=share, steps=10)) for share in (0.1, 1))
     other = only(model, replace(CAT, init_image=image.transpose(Image.Transpose.ROTATE_90), denoise=0.1, steps=10))
@@ -172,7 +172,7 @@ def test_progress_counts_every_step(model: Model) -> None:
     assert steps == [Step(image, 2, step, 3) for image in (1, 2) for step in (1, 2, 3)]
 
 
-def test_between_images_and_after_a_stop_the_model_is_free(model: Model, library: Library) -> None:
+def test_between_images_and_after_a_stop_the_model_is_unchanged(model: Model, library: Library) -> None:
     settings = replace(CAT, prompt="a cat <hypernet:ink:1>", count=3, sampler="euler")
     scheduler = model.pipeline.scheduler
     run = generate(model, settings, library)
@@ -233,7 +233,7 @@ def test_impossible_settings_are_refused_before_sampling(
     assert hnloader.attachments(model.pipeline) == []
 
 
-def test_a_tag_never_names_a_path_but_a_setting_may(model: Model, styles: Path) -> None:
+def test_a_setting_may_name_a_path_but_a_tag_may_not(model: Model, styles: Path) -> None:
     path = styles / "ink.pt"
     with pytest.raises(HypernetworkNotFoundError, match=r"ink\.pt"):
         next(generate(model, replace(CAT, prompt=f"a cat <hypernet:{path}:1>"), Library([])))

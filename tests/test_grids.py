@@ -26,7 +26,7 @@ def test_large_images_keep_their_size() -> None:
     assert count(grid, (255, 0, 0)) == 512 * 256
 
 
-def test_labels_title_and_groups_take_room_and_ink() -> None:
+def test_labels_title_and_groups_are_drawn() -> None:
     bare = labeled_grid([[RED, RED]], columns=["", ""], rows=[""])
     full = labeled_grid(
         [[RED, RED]], columns=["0", "1"], rows=["a long row label"], title="Title", caption="more", groups=[("g", 2)]
@@ -45,8 +45,8 @@ def test_a_wrong_number_of_labels_is_refused() -> None:
         labeled_grid([[RED, BLUE]], columns=["0", "1"], rows=["a"], groups=[("g", 1)])
 
 
-def test_labels_are_drawn_by_an_older_pillow_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before Pillow 10.1 the default font had one size, and took none."""
+def test_an_older_pillow_draws_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Pillow 10.1 the default font had one size."""
     monkeypatch.setattr("PIL.ImageFont.load_default", lambda: pytest.fail("the font of one size was taken"))
     image = Image.new("RGB", (192, 192), "white")
     grid = labeled_grid([[image]], columns=["strength 0.5"], rows=["a red circle"])
@@ -55,12 +55,12 @@ def test_labels_are_drawn_by_an_older_pillow_too(monkeypatch: pytest.MonkeyPatch
     assert dark[0] > dark[1] + 100
 
 
-def test_frames_stand_around_images_of_several_sizes_and_empty_places_have_none() -> None:
+def test_frames_fit_images_and_empty_places_have_none() -> None:
     high, wide = Image.new("RGB", (192, 384), "red"), Image.new("RGB", (384, 192), "red")
     grid = np.asarray(labeled_grid([[high, wide], [high, None]], columns=["", ""], rows=["", ""], cell=384))
     line = np.all(grid == (222, 222, 218), axis=-1)
     red = np.all(grid == (255, 0, 0), axis=-1)
-    # Each edge of an image has its frame outside, and a frame lies nowhere else.
+    # Each edge of an image has a frame outside, and other places have none.
     around = np.zeros_like(red)
     for shift in [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]:
         around |= np.roll(red, shift, (0, 1))

@@ -1,4 +1,4 @@
-"""Image files of strangers: formats, limits, and what of them reaches Pillow."""
+"""Image files from strangers: formats, limits, and the parts that reach Pillow."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def packed(row: bytes, count: int) -> bytes:
 DOT = zlib.compress(b"\0\0\0\0")
 
 
-# -- one place that opens images
+# -- the module that opens images
 
 
-def test_no_other_place_opens_images() -> None:
-    """Pillow's `open` is called in one module, with the formats."""
+def test_no_other_module_opens_images() -> None:
+    """One module calls Pillow's `open`, with the formats."""
     found = []
     for path in [*(p for f in ("hnloader", "extension", "scripts") for p in (ROOT / f).rglob("*.py"))]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def test_no_other_place_opens_images() -> None:
     assert found == [("hnloader/images.py", ["formats"])]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for Ghostscript")
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script replaces Ghostscript")
 def test_postscript_with_another_name_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = tmp_path / "called"
     program = tmp_path / "bin" / "gs"
@@ -124,14 +124,14 @@ def test_other_formats_are_refused(kind: str, tmp_path: Path) -> None:
         read_image(path, PHOTOS)
 
 
-def test_a_place_gets_its_own_formats_only(tmp_path: Path) -> None:
+def test_only_allowed_formats_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(colors(), "BMP"))
     assert read_image(tmp_path / "a.png", PHOTOS).size == (40, 30)
     with pytest.raises(UnknownFormatError):
         read_image(tmp_path / "a.png", STILL)
 
 
-# -- what is read is what Pillow reads
+# -- the pixels match those of Pillow
 
 
 ORDINARY: dict[str, Callable[[], bytes]] = {
@@ -172,7 +172,7 @@ ORDINARY: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", ORDINARY)
-def test_the_pixels_are_those_that_pillow_reads(name: str) -> None:
+def test_the_pixels_match_those_of_pillow(name: str) -> None:
     data = ORDINARY[name]()
     with Image.open(io.BytesIO(data)) as image:
         alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
@@ -197,7 +197,7 @@ def test_images_are_turned_upright(kind: str, turn: int) -> None:
     assert found.image.tobytes() == wanted.tobytes()
 
 
-def test_a_jpeg_is_decoded_at_a_fraction_of_its_size_where_that_is_enough() -> None:
+def test_a_jpeg_is_decoded_at_a_sufficient_fraction_of_its_size() -> None:
     data = encoded(colors((1600, 800)), "JPEG")
     assert read_image(data, shortest=100).image.size == (200, 100)
     assert read_image(data, shortest=101).image.size == (400, 200)
@@ -218,17 +218,17 @@ def test_large_photos_are_trained_on(size: tuple[int, int], kind: str, tmp_path:
     assert sample.pixels[:, -1].mean() > 0.8
 
 
-# -- what is refused, or read without harm
+# -- hostile files
 
 
 def tags(count: int, size: int) -> bytes:
-    """EXIF data whose tags all point at the same bytes."""
+    """Make EXIF data whose tags all point at the same bytes."""
     entries = b"".join(struct.pack("<HHII", 1000 + index, 7, size, 0) for index in range(count))
     return b"II*\0" + struct.pack("<IH", 8, count) + entries + bytes(4) + bytes(size)
 
 
 def passes(size: tuple[int, int], count: int) -> bytes:
-    """A progressive JPEG whose last pass comes again and again."""
+    """Make a progressive JPEG that repeats its last pass."""
     data = bytearray(encoded(Image.new("RGB", (16, 16)), "JPEG", progressive=True))
     frame = data.index(b"\xff\xc2")
     data[frame + 5 : frame + 9] = struct.pack(">HH", size[1], size[0])
@@ -341,7 +341,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
         [*small_tiff(99), (322, 4, 1, 40_000), (323, 4, 1, 40_000), (324, 4, 1, 8), (325, 4, 1, 99)], packed(MIB, 200)
     ),
 }
-# Each door in a process of its own that has a limit on its time: what the file must not take all of.
+# Each function runs in a separate process with a limit on its time.
 CHILD = """
 import resource, sys
 from pathlib import Path
@@ -381,12 +381,12 @@ for path in map(Path, sys.argv[1:]):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
-def test_small_files_take_neither_all_time_nor_all_memory(tmp_path: Path) -> None:
-    """Every door, with files that were made to hurt; 260 MiB and 8 s are wide of what is promised: 200 MB and 2 s."""
+def test_small_files_take_bounded_time_and_memory(tmp_path: Path) -> None:
+    """Every function, with hostile files. The promise is 200 MB and 2 s; 260 MiB and 8 s leave a margin."""
     paths = [tmp_path / name / "ink.png" for name in ("nothing", *HOSTILE)]
     for path in paths:
         path.parent.mkdir()
-    paths[0].write_bytes(encoded(colors((64, 64)), "PNG"))  # what is imported late counts for it
+    paths[0].write_bytes(encoded(colors((64, 64)), "PNG"))  # so that late imports do not count
     for path, make in zip(paths[1:], HOSTILE.values(), strict=True):
         path.write_bytes(make())
         assert path.stat().st_size <= 17 << 20
@@ -401,7 +401,7 @@ def test_small_files_take_neither_all_time_nor_all_memory(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ORDINARY)
-def test_damaged_images_end_in_errors_of_ours(name: str, tmp_path: Path) -> None:
+def test_damaged_images_raise_hypernetwork_errors(name: str, tmp_path: Path) -> None:
     data = ORDINARY[name]()
     random = np.random.default_rng(1)
     for trial in range(30):
@@ -415,7 +415,7 @@ def test_damaged_images_end_in_errors_of_ours(name: str, tmp_path: Path) -> None
                 assert str(error).startswith("The image: ")
 
 
-def test_messages_name_the_file_and_what_to_do(tmp_path: Path) -> None:
+def test_messages_name_the_file_and_a_remedy(tmp_path: Path) -> None:
     path = tmp_path / "ink.png"
     path.write_bytes(HOSTILE["png of 2^62 pixels"]())
     with pytest.raises(CorruptFileError) as caught:

@@ -1,4 +1,4 @@
-"""The parameters text: as the webuis write it, as they read it, and in PNG files."""
+"""The text of the parameters: as the webuis write and read it, and in files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ quality
 Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x768, Model hash: 6ce0161689, Model: "a, b: c", Denoising strength: 0.7, Hypernet hashes: "ink: 0123456789", Version: v1.8.0"""  # noqa: E501
 
 
-def test_what_a_webui_wrote_is_read() -> None:
+def test_the_text_of_a_webui_is_read() -> None:
     info = parse(FROM_A_WEBUI)
     assert info.prompt == "a cat, (best quality:1.2) <hypernet:ink:0.8>\nsecond line"
     assert info.negative_prompt == "blurry, low\nquality"
@@ -33,7 +33,7 @@ def test_what_a_webui_wrote_is_read() -> None:
     assert list(info.settings)[-1] == "Version"
 
 
-def test_what_is_written_is_what_the_webuis_write() -> None:
+def test_the_written_text_is_that_of_the_webuis() -> None:
     assert str(parse(FROM_A_WEBUI)) == FROM_A_WEBUI
 
 
@@ -42,7 +42,7 @@ def test_a_last_line_of_words_is_prompt() -> None:
     assert parse("") == Infotext("")
 
 
-def test_a_key_that_nobody_could_read_is_refused() -> None:
+def test_a_malformed_key_is_refused() -> None:
     with pytest.raises(ValueError, match="Key"):
         str(Infotext("a", "", {"x:y": "1"}))
 
@@ -59,7 +59,7 @@ keys = st.from_regex(r"[A-Za-z][A-Za-z0-9 /-]*[A-Za-z0-9]", fullmatch=True)
 @given(prompts, prompts, st.dictionaries(keys, st.text(), min_size=3))
 @example("", "", {"ab": "", "cd": '"', "ef": " x\\"})
 @example("", "low", {"ab": '"quoted"', "cd": "a, b", "ef": "1\n2"})
-def test_written_parameters_read_back_the_same(prompt: str, negative: str, settings: dict[str, str]) -> None:
+def test_written_parameters_are_read_back(prompt: str, negative: str, settings: dict[str, str]) -> None:
     info = Infotext(prompt, negative, settings)
     assert parse(str(info)) == info
 
@@ -86,7 +86,7 @@ def test_an_image_without_parameters_has_none(tmp_path: Path) -> None:
     assert read_png(path) is None
 
 
-def test_a_png_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_png_file_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(HypernetworkError, match=r"\.png"):
         save_png(Image.new("RGB", (8, 8)), tmp_path / "gone" / "image.png", Infotext("a"))
 
@@ -106,21 +106,21 @@ def test_a_png_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "line", ["a" * 1_000_000, "a b, c: " + "d " * 500_000, 'ab: "' * 200_000, 'ab: "\\\\' * 100_000, "," * 1_000_000]
 )
-def test_a_line_that_is_made_to_take_hours(line: str) -> None:
+def test_a_hostile_line_takes_no_time(line: str) -> None:
     assert parse(f"a red circle\n{line}").prompt.startswith("a red circle")
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.text(alphabet='ab1 -/:,"\\\n\t.', max_size=60))
-def test_settings_are_those_of_the_plain_rule(line: str) -> None:
+def test_settings_match_the_regular_expression_of_the_webuis(line: str) -> None:
     rule = r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)'
     assert _settings(line) == re.findall(rule, line)
 
 
-# -- what an image was made with
+# -- hypernetworks and embeddings in an image
 
 
-def test_tags_hashes_and_old_settings_are_told_together() -> None:
+def test_tags_hashes_and_old_settings_are_combined() -> None:
     about = parse(
         'a cat <hypernet:ink:0.8> <hypernet:"wash, gray: v2":0.5:k=1> <hypernet:gone:1> <hypernet:bad:x> <lora:l:1>\n'
         "Steps: 20, Seed: 1, Hypernet not applied: gone, "
@@ -153,14 +153,14 @@ def test_images_of_2022_name_one_hypernetwork(settings: str, used: Used | None) 
     assert made_with(parse(f"a cat\nSteps: 20, Seed: 1, {settings}")) == ([] if used is None else [used])
 
 
-def test_an_image_names_a_few_at_most() -> None:
+def test_an_image_names_a_bounded_number() -> None:
     tags = "".join(f"<hypernet:a{index}(0123abcd)>" for index in range(30_000))
     words = ", ".join(f"e{index}: 0123456789ab" for index in range(30_000))
     used = made_with(parse(f'{tags}\nSteps: 20, Seed: 1, TI hashes: "{words}"'))
     assert [one.kind for one in used] == ["hypernetwork"] * MOST_USED + ["embedding"] * MOST_USED
 
 
-def test_a_list_of_hashes_that_is_made_to_take_hours() -> None:
+def test_a_hostile_list_of_hashes_takes_no_time() -> None:
     assert list(listed_hashes("a: 0123" * 200_000 + "x: " * 200_000 + ", " * 200_000)) == []
 
 

@@ -1,4 +1,4 @@
-"""Finding files by name: what matches, which one wins, and what is said when nothing does."""
+"""Find files by name: matches, preferences and errors."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def found(library: Library, name: str, folder: Path) -> str:
         ("mix", "mix.HNS"),
     ],
 )
-def test_a_file_answers_to_its_stem_its_name_and_its_subfolders(tmp_path: Path, name: str, path: str) -> None:
+def test_a_file_has_its_stem_its_name_and_its_subfolders_as_names(tmp_path: Path, name: str, path: str) -> None:
     place(tmp_path, "ink.pt", "ink.v2.pt", "sketches/old/deep.safetensors", "mix.HNS", "notes.txt", "photo.png")
     assert found(Library([tmp_path]), name, tmp_path) == path
 
 
-def test_unicode_spellings_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+def test_equal_unicode_spellings_match(tmp_path: Path) -> None:
     place(tmp_path, unicodedata.normalize("NFD", "grüne Straße") + ".pt")
     library = Library([tmp_path])
     assert library.find(unicodedata.normalize("NFC", "grüne Straße")) == library.find("GRÜNE STRASSE")
@@ -59,7 +59,7 @@ def test_exact_case_wins_over_everything_else(tmp_path: Path) -> None:
     assert found(library, "INK", tmp_path) == "Ink.safetensors"
 
 
-def test_then_the_first_folder_then_the_shallower_then_the_safer_format_then_the_alphabet(
+def test_folder_depth_format_and_alphabet_decide(
     tmp_path: Path,
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
@@ -90,7 +90,7 @@ def test_an_unknown_name_lists_the_folders_and_similar_names(tmp_path: Path) -> 
     assert Library([tmp_path]).suggestions("qqqq") == []
 
 
-def test_nothing_outside_the_folders_is_found(tmp_path: Path) -> None:
+def test_files_outside_the_folders_are_not_found(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     place(tmp_path, "secret.pt", "inside/ink.pt")
     library = Library([inside])
@@ -132,7 +132,7 @@ def test_folders_are_listed_once_until_refreshed(tmp_path: Path) -> None:
     assert library.names() == ["ink", "new"]
 
 
-def test_two_thousand_files_are_listed_with_one_look_at_each_folder(
+def test_two_thousand_files_are_listed_with_one_scan_per_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(tmp_path, *(f"{number % 20}/style {number}.pt" for number in range(2000)))
@@ -146,7 +146,7 @@ def test_two_thousand_files_are_listed_with_one_look_at_each_folder(
     assert len(looks) == 21
 
 
-def test_a_folder_that_cannot_be_read_counts_as_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_counts_as_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place(tmp_path, "ink.pt", "closed/hidden.pt")
     scandir = os.scandir
 
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_read_counts_as_empty(tmp_path: Path, monkeypatc
     assert Library([tmp_path]).names() == ["ink"]
 
 
-def test_the_name_of_a_file_is_the_shortest_that_finds_it(tmp_path: Path) -> None:
+def test_the_name_of_a_file_is_the_shortest_match(tmp_path: Path) -> None:
     for name in ("ink.pt", "ink.safetensors", "sketches/ink.pt", "sketches/wash.pt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -176,14 +176,14 @@ def test_the_name_of_a_file_is_the_shortest_that_finds_it(tmp_path: Path) -> Non
         library.name_of(tmp_path / "gone.pt")
 
 
-def test_files_are_found_while_other_threads_list_anew(tmp_path: Path) -> None:
+def test_files_are_found_while_other_threads_refresh(tmp_path: Path) -> None:
     for number in range(200):
         (tmp_path / f"{number}.pt").touch()
     library = Library([tmp_path])
     wrong: list[object] = []
     done = threading.Event()
 
-    def list_anew() -> None:
+    def refresh() -> None:
         while not done.is_set():
             library.refresh()
             library.files()
@@ -195,7 +195,7 @@ def test_files_are_found_while_other_threads_list_anew(tmp_path: Path) -> None:
         except Exception as error:
             wrong.append(error)
 
-    others = [threading.Thread(target=act) for act in (list_anew, list_anew, find, find)]
+    others = [threading.Thread(target=act) for act in (refresh, refresh, find, find)]
     for thread in others:
         thread.start()
     for thread in others[2:]:
@@ -206,7 +206,7 @@ def test_files_are_found_while_other_threads_list_anew(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_a_stem_with_spaces_around_it_can_be_named(tmp_path: Path) -> None:
+def test_a_stem_with_spaces_around_it_is_found(tmp_path: Path) -> None:
     for name in ("n .pt", " m.pt", "o.pt", "o .pt", "p .safetensors"):
         (tmp_path / name).write_bytes(b"")
     library = Library([tmp_path])

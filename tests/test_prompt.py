@@ -1,4 +1,4 @@
-"""The tag grammar: what users write, what hosts hand over, and what is refused."""
+"""The grammar of tags: prompts of users, parts from hosts, and errors."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tags(draw: st.DrawFn) -> Tag:
         (r"<hypernet:C:\styles\ink.pt:0.8>", "", Tag(r"C:\styles\ink.pt", 0.8)),
     ],
 )
-def test_tag_is_read_and_taken_out(prompt: str, cleaned: str, tag: Tag) -> None:
+def test_a_tag_is_read_and_removed(prompt: str, cleaned: str, tag: Tag) -> None:
     parsed = parse_prompt(prompt)
     assert parsed.prompt == cleaned
     assert parsed.tags == (tag,)
@@ -68,7 +68,7 @@ def test_tags_keep_their_order_and_repetitions() -> None:
     assert parsed.prompt == " x , y "
 
 
-def test_other_tags_and_broken_brackets_stay_as_they_are() -> None:
+def test_other_tags_and_broken_brackets_stay() -> None:
     prompt = "1 < 2, <hypernet:>, <lora:x:0.5>, (a:1.2)\n  [b] <hypernet:ink"
     assert parse_prompt(prompt).prompt == prompt
     assert parse_prompt(prompt).tags == ()
@@ -109,19 +109,19 @@ def test_a_malformed_tag_is_refused_with_the_facts(body: str, facts: list[str]) 
         assert fact in str(error.value)
 
 
-def test_a_name_with_the_closing_bracket_cannot_be_written() -> None:
+def test_a_name_with_a_closing_bracket_is_refused() -> None:
     with pytest.raises(PromptTagError, match="a>b"):
         str(Tag("a>b"))
 
 
-def test_defaults_are_not_written_out() -> None:
+def test_defaults_are_not_written() -> None:
     assert str(Tag("ink")) == "<hypernet:ink:1>"
     blocks = (BlockWeight("mid"), BlockWeight("up", 0.5))
     assert str(Tag("12:30", 0.8, blocks, end=0.5)) == '<hypernet:"12:30":0.8:block=mid+up@0.5,end=0.5>'
 
 
 @given(tags(), st.text())
-def test_a_written_tag_reads_back_the_same(tag: Tag, text: str) -> None:
+def test_a_written_tag_is_read_back(tag: Tag, text: str) -> None:
     text = text.replace("<", "").replace(">", "")
     parsed = parse_prompt(f"{text}{tag}{text}")
     assert parsed.tags == (tag,)
@@ -132,7 +132,7 @@ def test_a_written_tag_reads_back_the_same(tag: Tag, text: str) -> None:
 @given(numbers)
 @example(1e20)
 @example(-0.0)
-def test_a_written_number_reads_back_the_same(number: float) -> None:
+def test_a_written_number_is_read_back(number: float) -> None:
     assert float(format_number(number)) == number
     assert "+" not in format_number(number)
 
@@ -140,7 +140,7 @@ def test_a_written_number_reads_back_the_same(number: float) -> None:
 @given(st.text() | st.text('<>hypernet:"=,+@.0189block \\/C'))
 @example("<hypernet:0:1e999>")
 @example("<hypernet:\x00:1>")
-def test_any_text_parses_or_raises_the_one_error(text: str) -> None:
+def test_any_text_is_parsed_or_raises_a_tag_error(text: str) -> None:
     for prompt in (text, f"<hypernet:{text}>", f"<hypernet:ink:1:{text}>", f"<hypernet:ink:1:block={text}>"):
         try:
             parsed = parse_prompt(prompt)
@@ -156,7 +156,7 @@ def test_text_without_hypernet_tags_is_untouched(text: str) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["<a:" * 300_000, "<hypernet:a" * 100_000, "<a:" * 300_000 + ">" + "<b:" * 300_000])
-def test_a_prompt_that_is_made_to_take_hours(prompt: str) -> None:
+def test_a_hostile_prompt_takes_no_time(prompt: str) -> None:
     assert parse_prompt(prompt) == ParsedPrompt(prompt, ())
     assert len(other_tags(prompt)) == prompt.count(">")
 
@@ -171,12 +171,12 @@ def test_a_prompt_that_is_made_to_take_hours(prompt: str) -> None:
         ("ink:0.8,k=0.5:9", Tag("ink", 0.8, k=0.5)),
     ],
 )
-def test_what_follows_the_strength_is_ignored_as_the_built_in_does(body: str, tag: Tag) -> None:
+def test_parts_after_the_strength_are_ignored_as_in_the_webuis(body: str, tag: Tag) -> None:
     assert parse_prompt(f"a <hypernet:{body}>").tags == (tag,)
     assert parse_items(body.split(":")) == tag
 
 
-def test_a_name_that_ends_in_a_space_is_written_so_that_it_is_read_back() -> None:
+def test_a_name_that_ends_in_a_space_is_read_back() -> None:
     for name in ("n ", " n", "a/n "):
         assert parse_prompt(str(Tag(name))).tags == (Tag(name),)
 

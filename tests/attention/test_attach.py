@@ -49,13 +49,13 @@ def test_keys_and_values_are_computed_from_the_changed_contexts(kind, strength):
     assert torch.equal(run(unet, kind), plain)
 
 
-def test_strength_zero_changes_not_one_bit(unet):
+def test_strength_zero_changes_no_bit(unet):
     plain = run(unet)
     with attach(unet, make_hypernetwork(ALL), 0):
         assert torch.equal(run(unet), plain)
 
 
-def test_a_file_with_the_text_width_alone_changes_cross_attention_alone(unet):
+def test_a_file_with_the_text_width_only_changes_cross_attention_only(unet):
     hypernetwork = make_hypernetwork((48,))
     expected = run(reference(unet, [(hypernetwork, 1, 1)]))
     with warnings.catch_warnings():
@@ -84,7 +84,7 @@ def test_several_are_chained_in_order(kind):
         assert_same(forwards, backwards)
 
 
-def test_the_same_one_twice_acts_twice(unet):
+def test_a_hypernetwork_attached_twice_acts_twice(unet):
     hypernetwork = make_hypernetwork(ALL)
     expected = run(reference(unet, [(hypernetwork, 0.5, 0.5), (hypernetwork, 0.5, 0.5)]))
     with attach(unet, [hypernetwork, hypernetwork], 0.5):
@@ -98,7 +98,7 @@ def test_keys_and_values_can_have_their_own_factors(unet):
         assert_same(run(unet), expected)
 
 
-def test_the_strength_is_for_those_without_their_own(unet):
+def test_the_strength_is_for_hypernetworks_without_one(unet):
     one, two = make_hypernetwork(ALL, 1), make_hypernetwork(ALL, 2)
     with attach(unet, [one, (two, 0.2), Application(two, 0.3)], 0.7, start=0.1) as attachment:
         assert [each.strength for each in attachment.applications] == [0.7, 0.2, 0.3]
@@ -106,7 +106,7 @@ def test_the_strength_is_for_those_without_their_own(unet):
 
 
 @pytest.mark.parametrize("form", ["hypernetwork", "pair", "mapping pair", "application", "list", "list of pairs"])
-def test_every_form_of_naming_one_hypernetwork(unet, form):
+def test_every_form_of_one_hypernetwork(unet, form):
     hypernetwork = make_hypernetwork(ALL)
     expected = run(reference(unet, [(hypernetwork, 0.6, 0.6)]))
     given, strength = {
@@ -122,7 +122,7 @@ def test_every_form_of_naming_one_hypernetwork(unet, form):
 
 
 def save_as_webui(hypernetwork, path):
-    """The file as the webui writes it."""
+    """Write a file as the webui does."""
     tensors = hypernetwork.state_dict()
     content = {
         width: tuple(
@@ -135,7 +135,7 @@ def save_as_webui(hypernetwork, path):
 
 
 @pytest.mark.parametrize("convert", [str, lambda path: path])
-def test_files_are_loaded(unet, tmp_path, convert):
+def test_paths_are_loaded(unet, tmp_path, convert):
     one, two = make_hypernetwork(ALL, 1), make_hypernetwork((48,), 2)
     save_as_webui(one, tmp_path / "ink.pt")
     save_as_webui(two, tmp_path / "dots.pt")
@@ -149,7 +149,7 @@ def test_files_are_loaded(unet, tmp_path, convert):
         assert_same(run(unet), both)
 
 
-def test_a_file_that_cannot_be_loaded_leaves_nothing_behind(unet, tmp_path):
+def test_an_unreadable_file_leaves_the_model_unchanged(unet, tmp_path):
     before = fingerprint(unet)
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     with pytest.raises(HypernetworkError, match=r"bad\.pt"):
@@ -181,7 +181,7 @@ def test_strengths_change_while_attached(unet):
         assert_same(run(unet), run(up))
 
 
-def test_a_wrong_strength_leaves_the_old_one(unet):
+def test_a_wrong_strength_keeps_the_old_strength(unet):
     one, two = make_hypernetwork(ALL, 1, "one"), make_hypernetwork(ALL, 2, "two")
     with attach(unet, [one, two], 0.5) as attachment:
         expected = run(unet)
@@ -244,7 +244,7 @@ def test_nested_context_managers_and_exceptions(unet):
     assert_untouched(unet, before)
 
 
-def test_an_exception_in_the_middle_of_the_model_leaves_it_detachable(unet):
+def test_after_an_exception_in_the_model_it_can_be_detached(unet):
     before, plain = fingerprint(unet), run(unet)
     with pytest.raises(RuntimeError), attach(unet, make_hypernetwork(ALL)):
         run(unet, encoder_hidden_states=torch.randn(2, 7, 5))
@@ -252,7 +252,7 @@ def test_an_exception_in_the_middle_of_the_model_leaves_it_detachable(unet):
     assert torch.equal(run(unet), plain)
 
 
-def test_hooks_of_others_stay(unet):
+def test_hooks_of_other_programs_stay(unet):
     seen = []
     layer = find_sites(unet)[0].module.to_k
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
@@ -268,7 +268,7 @@ def test_hooks_of_others_stay(unet):
     own.remove()
 
 
-def test_nothing_keeps_the_model_alive_after_detaching():
+def test_a_detached_model_is_freed():
     unet = make_unet()
     attachment = attach(unet, make_hypernetwork(ALL))
     attachment.detach()
@@ -279,10 +279,10 @@ def test_nothing_keeps_the_model_alive_after_detaching():
     assert attachment.sites == ()
 
 
-# When attaching fails, nothing is left behind
+# Errors while attaching
 
 
-def test_a_failure_in_the_middle_of_attaching_leaves_nothing_behind(unet, monkeypatch):
+def test_a_failure_while_attaching_leaves_the_model_unchanged(unet, monkeypatch):
     before = fingerprint(unet)
     target = find_sites(unet)[7].module.to_v
 
@@ -337,7 +337,7 @@ def test_a_failing_second_attachment_leaves_the_first(unet, monkeypatch):
         (([make_hypernetwork(ALL), make_hypernetwork((7,))],), NoMatchingSitesError),
     ],
 )
-def test_a_wrong_argument_leaves_nothing_behind(unet, arguments, error):
+def test_a_wrong_argument_leaves_the_model_unchanged(unet, arguments, error):
     before = fingerprint(unet)
     with pytest.raises(error):
         attach(unet, *arguments)
@@ -362,11 +362,11 @@ def test_an_old_torch_and_a_compiled_model_are_refused(unet, monkeypatch):
     attach(unet, make_hypernetwork(ALL)).detach()
 
 
-# What matches
+# Matching widths
 
 
 def with_real_widths(kind: str) -> nn.Module:
-    """The layout of a real model without its memory."""
+    """Make the layout of a real model without its memory."""
     text = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[kind]
     blocks = (320, 640, 1280) if kind == "sdxl" else (320, 640, 1280, 1280)
     with torch.device("meta"):
@@ -445,7 +445,7 @@ def test_an_object_without_a_unet_is_refused():
         attachments(FluxPipeline())
 
 
-def test_attachments_of_a_model_with_none(unet):
+def test_a_model_without_attachments(unet):
     assert attachments(unet) == []
 
 

@@ -44,7 +44,7 @@ def test_the_steps_of_a_run_go_from_zero_to_one(kind):
     assert steps == sorted(steps)
 
 
-def test_each_step_has_its_share():
+def test_steps_divide_the_sampling():
     pipeline = pipeline_with(DDIMScheduler(), 4)
     clock = SamplingClock(pipeline)
     steps = [clock.step(float(t)) for t in pipeline.scheduler.timesteps]
@@ -52,8 +52,8 @@ def test_each_step_has_its_share():
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
-def test_a_run_that_begins_later_goes_from_zero_to_one_too(kind):
-    """As img2img does, with schedulers that are told where it begins and with those that are not."""
+def test_a_run_that_begins_later_goes_from_zero_to_one(kind):
+    """img2img with schedulers that know its begin and with others."""
     pipeline = pipeline_with(kind(), 10, begin=6)
     clock = SamplingClock(pipeline)
     steps = [clock.step(float(t)) for t in pipeline.scheduler.timesteps[6:]]
@@ -62,7 +62,7 @@ def test_a_run_that_begins_later_goes_from_zero_to_one_too(kind):
     assert [clock.step(float(t)) for t in pipeline.scheduler.timesteps] == steps
 
 
-def test_joining_in_the_middle_of_a_run_keeps_the_place():
+def test_attaching_during_a_run_keeps_the_position():
     pipeline = pipeline_with(EulerDiscreteScheduler(), 4)
     assert SamplingClock(pipeline).step(float(pipeline.scheduler.timesteps[2])) == (0.5, 0.75)
 
@@ -76,7 +76,7 @@ def test_a_replaced_scheduler_is_followed():
     assert [clock.step(float(t)) for t in pipeline.scheduler.timesteps] == [(0, 0.5), (0.5, 1)]
 
 
-def test_without_a_pipeline_the_noise_level_tells():
+def test_without_a_pipeline_the_timestep_decides():
     clock = SamplingClock()
     assert clock.step(1000) == (0, 0)
     assert clock.step(250) == (0.75, 0.75)
@@ -84,12 +84,12 @@ def test_without_a_pipeline_the_noise_level_tells():
     assert clock.step(2000) == (0, 0)
 
 
-def test_a_timestep_of_somebody_else_falls_back_to_the_noise_level():
+def test_an_unknown_timestep_gives_its_own_fraction():
     pipeline = pipeline_with(DDIMScheduler(num_train_timesteps=500), 10)
     assert SamplingClock(pipeline).step(125.5) == (0.749, 0.749)
 
 
-def test_the_pipeline_may_be_gone():
+def test_the_pipeline_may_be_deleted():
     pipeline = pipeline_with(DDIMScheduler(), 10)
     clock = SamplingClock(pipeline)
     assert clock.step(900) == (0, 0.1)
@@ -119,7 +119,7 @@ def test_a_copied_pipeline_is_followed_by_its_copied_model():
         ((0.9, 1), 0.9, 1, True),
     ],
 )
-def test_a_step_is_active_when_all_of_it_lies_in_the_window(step, start, end, expected):
+def test_a_step_is_active_if_all_of_it_is_in_the_window(step, start, end, expected):
     assert is_active(step, start, end) is expected
 
 
@@ -141,7 +141,7 @@ def test_a_window_opens_and_closes_in_the_model():
     assert torch.equal(run(unet), plain)
 
 
-def test_each_of_several_has_its_own_window():
+def test_each_hypernetwork_has_its_own_window():
     unet = make_unet()
     one, two = make_hypernetwork(WIDTHS["sd1"], 1), make_hypernetwork(WIDTHS["sd1"], 2)
     expected = {
@@ -154,8 +154,8 @@ def test_each_of_several_has_its_own_window():
             assert_same(run(unet, timestep=timestep), run(reference(make_unet(), applied), timestep=timestep))
 
 
-def test_the_timestep_is_left_alone_when_no_window_is_set():
-    """Reading it back would wait for the device in every step."""
+def test_the_timestep_is_not_read_without_a_window():
+    """Reading it would wait for the device in every step."""
 
     class Unreadable(torch.Tensor):
         def __float__(self):

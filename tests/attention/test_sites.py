@@ -60,11 +60,11 @@ def test_vae_and_text_encoder_have_no_sites():
     assert find_sites(make_text_encoder(48)) == ()
 
 
-def test_a_controlnet_has_sites_of_its_own():
+def test_a_controlnet_has_sites():
     assert {site.section for site in find_sites(make_controlnet(make_unet("sd1")))} == {"down", "mid"}
 
 
-def test_the_layers_say_whether_they_are_self_or_cross_attention():
+def test_layers_state_their_kind_of_attention():
     unet = make_unet("sd1", only_cross_attention=True)
     kinds = {site.kind for site in find_sites(unet) if site.section != "mid"}
     assert kinds == {"cross"}
@@ -78,7 +78,7 @@ def test_the_unet_is_found_inside_a_pipeline_and_a_compiled_module():
     assert unet_of("a string") is None
 
 
-def test_the_layers_of_gligen_and_of_motion_modules_are_left_alone():
+def test_layers_of_gligen_and_motion_modules_are_skipped():
     gated = make_unet("sd1", attention_type="gated")
     assert len(find_sites(gated)) == len(find_sites(make_unet("sd1")))
     motion = UNetMotionModel(

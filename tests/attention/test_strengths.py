@@ -12,7 +12,7 @@ NAME = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
 
 
 def strengths(**by_pattern: float) -> dict[tuple[str, str], set[float]]:
-    """The strengths in each block, by kind."""
+    """Return the strengths in each block, by kind."""
     found: dict[tuple[str, str], set[float]] = {}
     for site, strength in zip(SITES, site_strengths(by_pattern, SITES), strict=True):
         found.setdefault((site.block, site.kind), set()).add(strength)
@@ -46,7 +46,7 @@ ORDER = ["*", "cross", "down", "down.cross", "down.1", "down.1.cross", "down_blo
 
 @pytest.mark.parametrize("more", range(1, len(ORDER)))
 @pytest.mark.parametrize("backwards", [False, True])
-def test_the_more_specific_pattern_wins_whatever_the_order(more, backwards):
+def test_the_more_specific_pattern_wins_in_any_order(more, backwards):
     position = next(site.index for site in SITES if site.name == NAME)
     assert position == 3
     pair = [(ORDER[more - 1], 0.25), (ORDER[more], 0.75)]
@@ -64,7 +64,7 @@ def test_all_patterns_at_once():
     assert found[NAME] == 7
 
 
-def test_of_two_globs_the_later_wins():
+def test_the_later_of_two_globs_wins():
     assert site_strengths({"*attn2": 0.2, "down_blocks.1.*": 0.6}, SITES)[3] == 0.6
     assert site_strengths({"down_blocks.1.*": 0.6, "*attn2": 0.2}, SITES)[3] == 0.2
 

@@ -1,4 +1,4 @@
-"""Small models laid out like SD 1, SD 2 and SDXL, hypernetworks, and a second way to compute both."""
+"""Small models with the layouts of SD 1, SD 2 and SDXL, hypernetworks, and an independent reference for both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 
 def make_unet(kind: str = "sd1", **changes: object) -> UNet2DConditionModel:
-    """A random UNet with the block types of the family and a sixteenth of its widths, in eval mode."""
+    """Make a random UNet with the block types of the family and a sixteenth of its widths, in eval mode."""
     common = {
         "sample_size": 16,
         "norm_num_groups": 4,
@@ -53,7 +53,7 @@ def make_unet(kind: str = "sd1", **changes: object) -> UNet2DConditionModel:
 
 
 def make_small_unet() -> UNet2DConditionModel:
-    """Two attention layers of each kind, 20 wide, and as little else as a UNet can have: for what takes long."""
+    """Make a minimal UNet for slow tests: two attention layers of each kind, of width 20."""
     return make_unet(
         "sd1",
         block_out_channels=(20,),
@@ -64,7 +64,7 @@ def make_small_unet() -> UNet2DConditionModel:
 
 
 def unet_inputs(kind: str = "sd1", batch: int = 2, timestep: int = 500, seed: int = 1) -> dict[str, object]:
-    """Keyword arguments for a UNet of this kind."""
+    """Make keyword arguments for a UNet of this kind."""
     generator = torch.Generator().manual_seed(seed)
     inputs: dict[str, object] = {
         "sample": torch.randn(batch, 4, 16, 16, generator=generator),
@@ -80,7 +80,7 @@ def unet_inputs(kind: str = "sd1", batch: int = 2, timestep: int = 500, seed: in
 
 
 def moved(inputs: Mapping[str, object], dtype: torch.dtype, device: torch.device | None = None) -> dict[str, Any]:
-    """Inputs with their numbers in `dtype`, on `device` where one is named; timesteps stay whole."""
+    """Move inputs to `dtype` and, if given, `device`; timesteps stay integers."""
 
     def one(value: object) -> object:
         if not isinstance(value, Tensor):
@@ -91,7 +91,7 @@ def moved(inputs: Mapping[str, object], dtype: torch.dtype, device: torch.device
 
 
 def run(unet: nn.Module, kind: str = "sd1", **changes: object) -> Tensor:
-    """The UNet's prediction for fixed inputs, without gradients."""
+    """Return the UNet's prediction for fixed inputs, without gradients."""
     with torch.no_grad():
         return unet(**{**unet_inputs(kind), **changes}).sample
 
@@ -99,7 +99,7 @@ def run(unet: nn.Module, kind: str = "sd1", **changes: object) -> Tensor:
 def make_hypernetwork(
     widths: Sequence[int], seed: int = 0, name: str = "style", activation: str | None = "relu"
 ) -> Hypernetwork:
-    """A random 1-2-1 hypernetwork, strong enough to be seen."""
+    """Make a random 1-2-1 hypernetwork, strong enough to change the output."""
     torch.manual_seed(seed + 100)
     hypernetwork = Hypernetwork.new(tuple(widths), Architecture((1, 2, 1), activation), name=name)
     with torch.no_grad():
@@ -151,7 +151,7 @@ class ReferenceProcessor:
 def reference(
     unet: UNet2DConditionModel, applied: Sequence[Applied] | Callable[[str], Sequence[Applied]]
 ) -> UNet2DConditionModel:
-    """A copy of a plain UNet that computes by the reference; `applied` may depend on the layer's name."""
+    """Copy a plain UNet with the reference processor; `applied` may depend on the layer's name."""
     twin = copy.deepcopy(unet)
     of = applied if callable(applied) else lambda name: applied
     twin.set_attn_processor(
@@ -161,14 +161,14 @@ def reference(
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Largest difference over largest value."""
+    """Assert that the largest difference, relative to the largest value, is small."""
     assert actual.shape == expected.shape
     difference = (actual - expected).abs().max() / expected.abs().max()
     assert difference <= tolerance, f"differs by {difference:.2e}"
 
 
 def fingerprint(model: nn.Module) -> dict[str, object]:
-    """All that must be as before after detaching: tensors, classes, hooks, attributes, processors."""
+    """Record everything that detaching must restore: tensors, classes, hooks, attributes, processors."""
     hook_dicts = [name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)]
     return {
         "tensors": {
@@ -189,7 +189,7 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
 
 
 def assert_untouched(model: nn.Module, before: Mapping[str, object]) -> None:
-    """The model is what it was when the fingerprint was taken."""
+    """Assert that the model matches its fingerprint."""
     now = fingerprint(model)
     for part in ("tensors", "modules", "processors"):
         assert now[part] == before[part]
@@ -240,6 +240,6 @@ def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16)).eval()
     with torch.no_grad():
         for name, parameter in controlnet.named_parameters():
-            if "controlnet" in name:  # zero in a new one, which would then have no effect
+            if "controlnet" in name:  # zero in a new model, without effect
                 parameter.normal_(std=0.05)
     return controlnet

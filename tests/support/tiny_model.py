@@ -1,4 +1,4 @@
-"""A complete Stable Diffusion model of random weights, small enough to run in a test, and hypernetworks for it."""
+"""A complete Stable Diffusion model with random weights for tests, and hypernetworks for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SELF_WIDTH = 16
 
 
 def save_model(folder: Path) -> Path:
-    """Save a pipeline that makes 32 x 32 images, as diffusers saves them."""
+    """Save a pipeline for 32 x 32 images as diffusers does."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=16,
@@ -124,7 +124,7 @@ _UNET_ENDS = {
 
 
 def _original_unet_name(name: str) -> str:
-    """The name in the original layout, for the two blocks of one layer each of the UNet above."""
+    """Return the name in the original layout, for two blocks with one layer each."""
     for ours, original in _UNET_ENDS.items():
         if name.startswith(f"{ours}."):
             return original + name[len(ours) :]

@@ -90,7 +90,7 @@ def parameters(function: Callable[..., object]) -> set[str]:
 
 
 def raises(function: Callable[..., object]) -> bool:
-    """Return True for a function with a `raise` of its own."""
+    """Return True for a function that contains a `raise`."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     return any(isinstance(node, ast.Raise) and node.exc is not None for node in ast.walk(tree))
 

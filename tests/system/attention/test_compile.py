@@ -1,7 +1,7 @@
-"""torch.compile: the compiled model must give what the same model gives without it, whatever happens in which order.
+"""torch.compile: a compiled model must match the same model without compilation, in every order of changes.
 
-Most tests use a backend that runs the traced graph as it is: what can go wrong is what is traced and when it is
-traced anew, and that does not depend on the backend. One slow test compiles for real.
+Most tests use a backend that runs the traced graph unchanged, because errors are in the tracing. One slow test uses the
+default compiler.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def fresh_compiler():
 
 
 class Graphs:
-    """A backend that counts how often something was compiled."""
+    """A backend that counts compilations."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -65,7 +65,7 @@ def compile_function(unet, **options):
     return torch.compile(lambda **inputs: unet(**inputs), **options)
 
 
-# Where the whole is one graph, the same is traced without that demand.
+# fullgraph=True traces the same as fullgraph=False.
 WAYS = {
     "torch.compile(unet, fullgraph=True)": (compile_module, True),
     "unet.compile(fullgraph=True)": (compile_in_place, True),
@@ -74,7 +74,7 @@ WAYS = {
 }
 
 
-# Tracing a whole UNet takes seconds; tracing a block of it is enough to see most mistakes early.
+# Tracing a whole UNet takes seconds; one block shows most mistakes.
 SOME_SLOW = [pytest.param(way, marks=[] if "repeated" in way else pytest.mark.slow) for way in WAYS]
 
 
@@ -138,7 +138,7 @@ def test_several_attachments_on_a_compiled_model():
     one, two = make_hypernetwork((48,), 1), make_hypernetwork(WIDTHS, 2)
     first = attach(compiled, one, 0.5)
     assert_same(run(compiled), expect((one, 0.5, 0.5)))
-    second = attach(compiled, two, {"cross": 0.8})  # layers that had no hook when it was compiled
+    second = attach(compiled, two, {"cross": 0.8})  # layers without a hook during compilation
     crossing = reference(
         make_small_unet(), lambda name: [(one, 0.5, 0.5), (two, 0.8, 0.8)] if name.endswith("attn2") else []
     )
@@ -165,8 +165,8 @@ def test_windows_in_a_compiled_model():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_file_in_half_precision_and_a_model_in_another(dtype):
-    """The float32 copies are made before anything is traced."""
+def test_a_half_precision_file_on_a_compiled_model_of_another_dtype(dtype):
+    """The float32 copies exist before tracing."""
     hypernetwork = make_hypernetwork(WIDTHS).half()
     unet = make_small_unet()
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
@@ -286,7 +286,7 @@ def test_gradient_checkpointing_in_a_compiled_model():
 
 
 @pytest.mark.slow
-def test_compiled_for_real():
+def test_the_default_compiler():
     unet = make_small_unet()
     compiled = torch.compile(unet, fullgraph=True)
     assert_same(run(compiled), expect(), 3e-5)

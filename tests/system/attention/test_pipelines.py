@@ -66,7 +66,7 @@ def sdxl_components(tokenizer):
 
 
 def generate(pipeline, steps=5, **arguments) -> torch.Tensor:
-    """The latents that a pipeline ends with."""
+    """Return the final latents of a pipeline."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         "a red circle",
@@ -110,14 +110,14 @@ def test_pipelines_of_sdxl(sdxl_components, name):
     check(build(kind, sdxl_components), twin, hypernetwork, arguments)
 
 
-def test_only_the_unet_is_touched(sd_components):
+def test_only_the_unet_changes(sd_components):
     pipeline = build(StableDiffusionControlNetPipeline, sd_components)
     modules = [*pipeline.vae.modules(), *pipeline.text_encoder.modules(), *pipeline.controlnet.modules()]
     with attach(pipeline, HN):
         assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
 
 
-def test_a_controlnet_can_be_attached_to_by_itself(sd_components):
+def test_attaching_to_a_controlnet(sd_components):
     pipeline = build(StableDiffusionControlNetPipeline, sd_components)
     twin = build(
         StableDiffusionControlNetPipeline,
@@ -130,7 +130,7 @@ def test_a_controlnet_can_be_attached_to_by_itself(sd_components):
     assert (result - generate(pipeline, image=IMAGE)).abs().max() > 1e-3
 
 
-def test_set_strength_in_the_middle_of_a_run(sd_components):
+def test_set_strength_during_a_run(sd_components):
     pipeline = build(StableDiffusionPipeline, sd_components)
     plain = generate(pipeline, height=32, width=32)
 
@@ -173,7 +173,7 @@ def test_windows_count_the_steps_of_the_run(sd_components, kind, name):
         pipeline.unet.register_forward_pre_hook(watch, with_kwargs=True)
         generate(pipeline, steps, **arguments)
     timesteps = pipeline.scheduler.timesteps.tolist()[-len(calls) :]
-    places = [timesteps.index(t) for t in timesteps]  # PNDM takes one step twice, at one place of the sampling
+    places = [timesteps.index(t) for t in timesteps]  # PNDM takes one step twice, at the same position
     count = len(calls)
     assert count >= 6
     assert calls == [i / count >= 0.3 and (i + 1) / count <= 0.7 for i in places]
@@ -192,7 +192,7 @@ def test_an_exception_in_a_run_detaches(sd_components):
     assert_untouched(pipeline.unet, before)
 
 
-def test_pipelines_that_share_a_unet_share_what_is_attached(sd_components):
+def test_pipelines_that_share_a_unet_share_attachments(sd_components):
     one = build(StableDiffusionPipeline, sd_components)
     other = StableDiffusionImg2ImgPipeline(**one.components)
     attachment = attach(one, HN)
@@ -215,7 +215,7 @@ def test_a_deep_copy_of_a_pipeline(sd_components):
 
 
 def lora_state_dict():
-    """LoRA weights under the names that diffusers saves."""
+    """Make LoRA weights under diffusers' names."""
     unet = make_unet("sd1")
     torch.manual_seed(7)
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights="gaussian"))
@@ -264,7 +264,7 @@ def offload_model(pipeline):
 
 
 def offload_sequentially(pipeline):
-    """What enable_sequential_cpu_offload does, which accelerate refuses to do from the CPU to the CPU."""
+    """Offload as enable_sequential_cpu_offload does, which accelerate refuses from the CPU to the CPU."""
     cpu_offload(pipeline.unet, execution_device="cpu")
 
 

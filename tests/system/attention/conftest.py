@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
 
 @pytest.fixture
 def sd_components(tokenizer: CLIPTokenizer) -> dict[str, object]:
-    """What StableDiffusionPipeline takes."""
+    """Return the arguments of StableDiffusionPipeline."""
     return {
         "unet": make_unet("sd1"),
         "vae": make_vae(),

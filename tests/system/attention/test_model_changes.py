@@ -1,4 +1,4 @@
-"""What else happens to a model before and after attaching, compared with the reference each time."""
+"""Other changes of a model before and after attaching, each compared with the reference."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def unet():
 
 
 class CountingProcessor:
-    """A custom processor as users write them: it calls to_k and to_v by name."""
+    """A custom processor that calls to_k and to_v by name, as users write them."""
 
     def __init__(self, by_keyword: bool = False) -> None:
         self.by_keyword = by_keyword
@@ -89,7 +89,7 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_every_processor_gets_the_changed_contexts(unet, name, when):
+def test_every_attention_processor_gets_the_changed_contexts(unet, name, when):
     expected = run(reference(unet, APPLIED))
     if when == "before":
         unet.set_attn_processor(PROCESSORS[name]())
@@ -157,7 +157,7 @@ def test_fused_projections(kind, when):
 
 @pytest.mark.parametrize(("k", "v"), [(1, 0), (0, 1)])
 def test_fused_projections_of_one_side(unet, k, v):
-    """The other side comes from the projection itself."""
+    """The other side comes from the fused projection."""
     expected = run(reference(unet, [(HN, 0.8 * k, 0.8 * v)]))
     unet.fuse_qkv_projections()
     with attach(unet, Application(HN, 0.8, k=k, v=v)):
@@ -237,13 +237,13 @@ def test_lora_fused_into_the_weights(unet, fused):
 
 
 def test_lora_and_fused_projections(unet):
-    """A LoRA on the fused projection itself acts on the changed contexts as well."""
+    """A LoRA on the fused projection acts on the changed contexts too."""
     torch.manual_seed(5)
     unet.fuse_qkv_projections()
     unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_qkv", "to_kv"], init_lora_weights=False))
     unet.requires_grad_(False)
     twin = reference(make_unet("sd1"), APPLIED)
-    with torch.no_grad():  # the same change, written into the separate projections
+    with torch.no_grad():  # the same change in the separate projections
         for site, other in zip(find_sites(unet), find_sites(twin), strict=True):
             projections = ["to_k", "to_v"] if site.kind == "cross" else ["to_q", "to_k", "to_v"]
             layer = site.module.to_kv if site.kind == "cross" else site.module.to_qkv
@@ -275,7 +275,7 @@ def test_other_dtypes(unet, dtype, tolerance, when):
 
 
 def test_another_device(unet):
-    """The meta device has no numbers, but every tensor that meets another must have come along."""
+    """The meta device has no values, but all tensors must be on the same device."""
     with attach(unet, HN, 0.8) as attachment:
         run(unet)
         unet.to("meta")
@@ -286,8 +286,8 @@ def test_another_device(unet):
     HN.release()
 
 
-# Offloading by accelerate. Weights live on the meta device outside of each forward, so a hypernetwork that
-# met a layer at the wrong moment would fail or give nonsense.
+# Offloading by accelerate. Weights are on the meta device between calls, so a hypernetwork that reads them at the wrong
+# moment fails or gives wrong results.
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -309,7 +309,7 @@ def test_sequential_cpu_offload(unet, when):
     assert_same(run(unet), run(make_unet()))
 
 
-def test_offloading_ended_while_attached(unet):
+def test_removing_offloading_while_attached(unet):
     expected = run(reference(unet, APPLIED))
     cpu_offload(unet, execution_device="cpu")
     with attach(unet, HN, 0.8):
@@ -353,14 +353,14 @@ def test_group_offload(unet):
     assert_same(run(unet), run(make_unet()))
 
 
-def test_accelerate_is_the_one_that_was_meant():
-    assert accelerate.hooks.AlignDevicesHook  # what cpu_offload puts on every layer
+def test_the_offloading_hooks_come_from_accelerate():
+    assert accelerate.hooks.AlignDevicesHook  # cpu_offload puts it on every layer
 
 
 # Copies
 
 
-def test_a_deep_copy_applies_the_same_and_is_independent(unet):
+def test_a_deep_copy_applies_the_same_independently(unet):
     before, plain = fingerprint(unet), run(unet)
     expected = run(reference(unet, APPLIED))
     attachment = attach(unet, HN, 0.8)
@@ -443,7 +443,7 @@ STATES = {
 
 
 def traces(module):
-    """What an attachment has left in modules."""
+    """Return the traces of an attachment in modules."""
     found = [name for name, each in module.named_modules() if "__getstate__" in vars(each)]
     for name, each in module.named_modules():
         for hooks in (each._forward_pre_hooks, each._forward_hooks):
@@ -454,7 +454,7 @@ def traces(module):
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(("way", "activation"), [*((way, "relu") for way in WAYS), ("deepcopy", None), ("copy", None)])
-def test_parts_that_are_copied_alone_carry_nothing(unet, part, way, activation):
+def test_copied_parts_have_no_hypernetworks(unet, part, way, activation):
     shared = way == "copy" and not part.startswith("to_")  # a shallow copy has the same layers
     pristine = PARTS[part](make_unet("sd1"))
     tensors = pristine.state_dict()
@@ -475,7 +475,7 @@ def test_parts_that_are_copied_alone_carry_nothing(unet, part, way, activation):
 
 
 def same_output(one, other):
-    """Compare what they give for the same input, by the name of what they are."""
+    """Compare the outputs of two modules for the same input."""
     if isinstance(one, torch.nn.ModuleList):
         return all(same_output(*pair) for pair in zip(one, other, strict=True))
     torch.manual_seed(0)
@@ -495,7 +495,7 @@ def same_output(one, other):
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("way", ["deepcopy", "copy"])
-def test_layers_that_somebody_changed_carry_nothing_either(state, when, way):
+def test_copied_layers_that_another_program_changed_have_no_hypernetworks(state, when, way):
     shared = way == "copy" and state in ("with a LoRA", "offloaded")  # such a copy calls the original itself
     shared = way == "copy" and state in ("with a LoRA", "offloaded")  # such a copy calls the original's own parts
     unet, twin = make_unet(), make_unet()
@@ -520,7 +520,7 @@ def test_layers_that_somebody_changed_carry_nothing_either(state, when, way):
                     assert_same(copied(x), getattr(site.module, slot)(x), 1e-6)
 
 
-def test_hooks_and_attributes_of_others_are_copied(unet):
+def test_hooks_and_attributes_of_other_programs_are_copied(unet):
     layer = find_sites(unet)[0].module.to_k
     layer.register_forward_hook(double)
     layer.register_forward_pre_hook(halve_keywords, with_kwargs=True)
@@ -546,13 +546,13 @@ def halve_keywords(module, args, kwargs):
 
 
 class Stated(torch.nn.Linear):
-    """A layer with a state of its own."""
+    """A layer that defines its state."""
 
     def __getstate__(self):
         return {**self.__dict__, "note": "stated"}
 
 
-def test_a_class_states_itself_as_before(unet):
+def test_a_getstate_of_the_class_is_used(unet):
     attention = find_sites(unet)[0].module
     attention.to_k = Stated(20, 20, bias=False)
     with attach(unet, HN, 0.8):
@@ -562,7 +562,7 @@ def test_a_class_states_itself_as_before(unet):
 
 
 def test_a_part_copied_together_with_its_model(unet):
-    """Whichever of the two is reached first, both are the same layer, and the copied model has its attachment."""
+    """Both copies are the same layer in either order, and the copied model has its attachment."""
     expected = run(reference(unet, APPLIED))
     attach(unet, HN, 0.8)
     for order in (("layer", "unet"), ("unet", "layer")):
@@ -590,7 +590,7 @@ def test_a_shallow_copy_of_the_model_has_its_layers_and_its_attachments(unet):
 
 
 def test_a_copied_layer_in_another_model(unet):
-    """It is a layer like any other there."""
+    """It is an ordinary layer in the other model."""
     attachment = attach(unet, HN, 0.8)
     run(unet)
     other = make_unet()
@@ -604,8 +604,8 @@ def test_a_copied_layer_in_another_model(unet):
     assert torch.equal(run(other), run(make_unet()))
 
 
-def test_a_copy_sees_what_moves_its_own_weights(unet):
-    """Nothing is folded into the weights of a copy that is offloaded later."""
+def test_a_copy_notices_offloading_of_its_weights(unet):
+    """A copy that is offloaded later has no folds."""
     affine = make_hypernetwork(ALL, activation=None)
     expected = run(reference(unet, [(affine, 0.8, 0.8)]))
     attach(unet, affine, 0.8)
@@ -620,7 +620,7 @@ def test_a_copy_sees_what_moves_its_own_weights(unet):
     assert {row.plan for row in attachments(unet)[0].explain().rows} == {"fold", "cache"}
 
 
-def test_saving_sees_nothing_of_it(unet, tmp_path):
+def test_saving_ignores_attachments(unet, tmp_path):
     keys = list(unet.state_dict())
     with attach(unet, HN, 0.8):
         assert list(unet.state_dict()) == keys
@@ -655,13 +655,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(change):
     expected = gradients(reference(make_unet(), APPLIED), checkpointing=False)
     unet = make_unet()
     with attach(unet, HN, 0.8) as attachment:
-        new = (lambda: attachment.set_strength(0.1)) if change else None  # holds from the next forward on
+        new = (lambda: attachment.set_strength(0.1)) if change else None  # used from the next forward on
         found = gradients(unet, checkpointing=True, change=new)
     for name, gradient in expected.items():
         assert_same(found[name], gradient, 1e-4)
 
 
-def test_gradients_reach_a_hypernetwork_that_is_trained():
+def test_gradients_reach_a_hypernetwork_in_training():
     hypernetwork = make_hypernetwork(ALL).requires_grad_(True)
     found = []
     for checkpointing in (False, True):

@@ -1,4 +1,4 @@
-"""Random sequences of what users do to a model; after each step it must compute what the reference does."""
+"""Random sequences of operations on a model; after each, its output must match the reference."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def add_lora(unet):
 
 
 class Operations(RuleBasedStateMachine):
-    """The model under test, beside a description of what has been done to it."""
+    """The model under test, and a record of the operations on it."""
 
     @initialize()
     def start(self) -> None:
@@ -77,7 +77,7 @@ class Operations(RuleBasedStateMachine):
         entry[0].set_strength(strength)
         entry[2] = strength
 
-    # diffusers leaves a LoRA out of the projections that it fuses, so the two are not mixed here.
+    # diffusers drops a LoRA from fused projections, so the test does not mix them.
     @precondition(lambda self: not self.lora and not self.fused)
     @rule()
     def fuse(self) -> None:
