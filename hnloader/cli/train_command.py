@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,6 +63,7 @@ def train(
     """
     from hnloader.training import prepare, read_config
     from hnloader.training.config import template
+    from hnloader.training.stop_signals import stop_signals
 
     if init:
         stdout().print(Text(template(preset).rstrip()), soft_wrap=True)
@@ -75,7 +74,7 @@ def train(
     if status:
         _print_status(settings)
         return
-    with _sigterm_interrupts(), _status_file(settings) as writer:
+    with stop_signals(), _status_file(settings) as writer:
         with stderr().status("Reading the images and loading the model"):
             trainer = prepare(settings, resume=resume, restart=restart, device=device)
         result = _run(trainer, writer)
@@ -99,19 +98,6 @@ def parse_settings(given: list[str]) -> dict[str, Any]:
         except ConfigError as error:
             refuse("--set", f"{each!r}: {error}")
     return settings
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C before the first step, too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _status_file(config: Config) -> contextlib.AbstractContextManager[StatusWriter | None]:

@@ -1,8 +1,7 @@
-"""A bundled Stable-Diffusion-shaped pipeline that really generates, and hypernetworks trained for it.
+"""A small bundled Stable Diffusion pipeline, and two hypernetworks for it.
 
-It draws 64 x 64 scenes from captions such as 'a large red circle at the top left on a white background'; the
-hypernetworks turn them towards styles that the pipeline does not know. docs/dev/demo-pipeline.md says how all of it was
-made and what it can do.
+The pipeline draws 64 x 64 scenes from captions such as "a large red circle at the top left on a white background". The
+hypernetworks add styles that it does not know. docs/dev/demo-pipeline.md describes its training and its quality.
 """
 
 from __future__ import annotations

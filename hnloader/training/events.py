@@ -18,6 +18,11 @@ class BestWeights(NamedTuple):
         loss: The validation loss.
         step: Its step.
         path: The file with the weights.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hnloader.training import BestWeights
+        >>> loss, step, path = BestWeights(0.081, 750, Path("style.training/best.pt"))
     """
 
     loss: float
@@ -37,6 +42,13 @@ class Event:
         validation_loss: The newest validation loss; None before the first.
         saved: The state that was just saved, if any.
         message: A message for the user, if any.
+
+    Example:
+        >>> from hnloader.training import Event
+        >>> def callback(event: Event) -> None:
+        ...     print(f"{event.step} of {event.steps}: loss {event.loss:.3f}")
+        >>> callback(Event(step=10, steps=100, loss=0.0914, learning_rate=1e-4))
+        10 of 100: loss 0.091
     """
 
     step: int
@@ -60,6 +72,14 @@ class Result:
         history: One entry per validation: step, loss, learning_rate and validation_loss. Step 0 has no loss.
         initial_loss: The validation loss before the first step; of training images if there are no validation
             images; None without validation.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hnloader.training import BestWeights, Result
+        >>> best = BestWeights(0.081, 750, Path("style.training/best.pt"))
+        >>> result = Result(Path("style.pt"), 1500, "done", best, history=[], initial_loss=0.095)
+        >>> result.best.path.name if result.best else result.output.name
+        'best.pt'
     """
 
     output: Path

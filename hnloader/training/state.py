@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn, optim
 
 from hnloader.errors import CorruptFileError, HypernetworkError
 from hnloader.files import replacing
-from hnloader.training.json_checks import is_count, is_history, is_number
+from hnloader.training.json_values import problem_of
 from hnloader.training.optimizers import check_state
 
 _NAME = re.compile(r"state-(\d{8})\.safetensors")
@@ -61,6 +61,15 @@ class State:
     images: str = ""
     previous_steps: int = 0
     initial_loss: float | None = None
+
+
+@dataclass
+class _Optimizer:
+    """The optimizer in a saved state, without its tensors."""
+
+    kind: str
+    scalars: dict[str, dict[str, Any]]
+    groups: list[dict[str, Any]]
 
 
 def save_state(
@@ -146,7 +155,7 @@ def load_state(
         for new, old in zip([*weights, *averages], [*parameters, *(ema or [])], strict=True):
             old.copy_(new)
     about["best"] = tuple(about["best"]) if about["best"] else None
-    return State(**{key: about[key] for key in _VALID if key != "optimizer"})
+    return State(**{field.name: about[field.name] for field in dataclasses.fields(State)})
 
 
 def saved_settings(path: Path) -> dict[str, Any]:
@@ -172,59 +181,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _problem(about: Any) -> str:
     """Return the first invalid value of a state's description, "" if all are valid."""
-    if not isinstance(about, dict):
-        return f"its description is a {type(about).__name__}"
-    for key, is_valid in _VALID.items():
-        if key not in about:
-            return f"{key!r} is missing"
-        if not is_valid(about[key]):
-            return f"{key!r} is {json.dumps(about[key])[:80]}"
-    return ""
-
-
-def _is_best(value: object) -> bool:
-    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(is_number, value)))
-
-
-def _is_optional_number(value: object) -> bool:
-    return value is None or is_number(value)
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_optimizer(value: object) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-        return False
-    scalars, groups = value.get("scalars"), value.get("groups")
-    return (
-        isinstance(scalars, dict)
-        and all(map(_is_mapping, scalars.values()))
-        and isinstance(groups, list)
-        and all(map(_is_mapping, groups))
-    )
-
-
-_VALID: dict[str, Callable[[Any], bool]] = {
-    "step": is_count,
-    "config": _is_mapping,
-    "best": _is_best,
-    "validations_since_best": is_count,
-    "loss": _is_optional_number,
-    "seconds": is_number,
-    "history": is_history,
-    "scaler": _is_mapping,
-    "model": _is_text,
-    "images": _is_text,
-    "previous_steps": is_count,
-    "initial_loss": _is_optional_number,
-    "optimizer": _is_optimizer,
-}
+    problem = problem_of(State, about) or problem_of(_Optimizer, about.get("optimizer"))
+    if not problem and not all("step" in entry for entry in about["history"]):
+        return "an entry of its history has no step"
+    return problem
 
 
 def _matching(path: Path, tensors: dict[str, Tensor], kind: str, targets: Sequence[Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hnloader.errors import HypernetworkError
 from hnloader.files import read_regular, replacing
 from hnloader.training.events import Event
-from hnloader.training.json_checks import is_count, is_history, is_number
+from hnloader.training.json_values import problem_of
 from hnloader.training.run_folder import locked, run_folder
 
 if TYPE_CHECKING:
@@ -74,24 +74,13 @@ def write_status(folder: Path, status: Status) -> None:
 def read_status(folder: Path) -> Status | None:
     """Return the content of the file; None if it is missing or damaged."""
     try:
-        found: dict[str, Any] = json.loads(read_regular(folder / STATUS_NAME))
-        best = found.get("best")
-        status = Status(**{**found, "best": (float(best[0]), int(best[1])) if best else None})
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError):
+        found: Any = json.loads(read_regular(folder / STATUS_NAME))
+        if problem_of(Status, found) or not all("step" in entry for entry in found["history"]):
+            return None
+        best = found["best"]
+        return Status(**{**found, "best": (float(best[0]), best[1]) if best else None})
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-    return status if _is_valid(status) else None
-
-
-def _is_valid(status: Status) -> bool:
-    optional = (status.loss, status.validation_loss, status.learning_rate, status.seconds_left)
-    return (
-        status.phase in ("preparing", "running", *ENDED)
-        and all(map(is_count, (status.step, status.steps, status.pid)))
-        and is_number(status.seconds)
-        and all(value is None or is_number(value) for value in optional)
-        and isinstance(status.message, str)
-        and is_history(status.history)
-    )
 
 
 class StatusWriter:

@@ -1,4 +1,4 @@
-"""Stop a training by Ctrl-C or SIGTERM after the current step."""
+"""Stop a training by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,25 +6,34 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at the first signal while this is active; a second signal raises KeyboardInterrupt."""
+def stop_signals(stop: Callable[[], None] | None = None) -> Iterator[None]:
+    """Call `stop` at the first signal while this is active; a second one raises KeyboardInterrupt.
+
+    Without `stop`, the first signal raises KeyboardInterrupt.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def set_handlers(handler: Any) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, handler)
 
     def first(number: int, frame: object) -> None:
+        set_handlers(signal.default_int_handler)
+        assert stop is not None
         stop()
-        for each in before:
-            signal.signal(each, signal.default_int_handler)
 
-    for number in before:
-        signal.signal(number, first)
+    before = [signal.getsignal(number) for number in _SIGNALS]
+    set_handlers(signal.default_int_handler if stop is None else first)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)

@@ -22,8 +22,9 @@ from collections.abc import Callable
 import numpy as np
 
 from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, as_floats
-from hnloader.demo.styles import (
-    BLUEPRINT_BLUE,
+from hnloader.demo.styles import BLUEPRINT_BLUE, dots
+from lab.demo.checker import Mask, Seen, look, shrink
+from lab.demo.study_styles import (
     BOARD,
     BROWN,
     CREAM,
@@ -38,10 +39,8 @@ from hnloader.demo.styles import (
     Tint,
     chalked,
     dimmed,
-    dots,
     sky,
 )
-from lab.demo.checker import Mask, Seen, look, shrink
 
 Score = Callable[[ByteArray], float]
 

@@ -27,13 +27,14 @@ from hnloader.demo import pipeline_folder
 from hnloader.demo.drawing import IMAGES, draw_images
 from hnloader.demo.sampling import generate, load_pipeline
 from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, Scene, as_floats, lay_out
-from hnloader.demo.styles import chalked, dimmed, paint
+from hnloader.demo.styles import paint
 from hnloader.files import replacing
 from hnloader.grids import labeled_grid
 from hnloader.loading import load
 from hnloader.training import read_config, train
 from lab.demo.checker import Mask, look, shrink
 from lab.demo.scene_captions import validation_scenes
+from lab.demo.study_styles import chalked, dimmed
 from lab.demo.style_scores import style_score
 from lab.demo.training.common import as_images, as_tensor
 

@@ -36,7 +36,6 @@ PENDING = [
     "hnloader.FileInfo",
     "hnloader.Hypernetwork",
     "hnloader.Architecture",
-    "hnloader.train",
     "hnloader.embeddings.load_embedding",
     "hnloader.embeddings.save_embedding",
     "hnloader.embeddings.Embedding",

@@ -13,10 +13,10 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from hnloader.demo.scenes import lay_out
-from hnloader.demo.styles import paint
 from hnloader.errors import HypernetworkError, MissingExtraError
 from hnloader.training.metrics import ClipMetric, LpipsMetric, PaletteMetric, pixel_drift
 from lab.demo.scene_captions import validation_scenes
+from lab.demo.study_styles import paint
 from tests.support.tiny_model import make_tokenizer
 from tests.support.trainings import raises
 

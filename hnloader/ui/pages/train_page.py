@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.compat import html, image_output, listen, make, update
-from hnloader.ui.pages.fields import whole
+from hnloader.ui.pages.fields import textbox, whole
 from hnloader.ui.pages.library_page import tag_name
 from hnloader.ui.pages.progress import complaint
 from hnloader.ui.trainings import TrainingFiles, Trainings
@@ -71,7 +72,7 @@ class _Train:
     def __init__(self, host: Host, catalog: Catalog, place: TrainingPlace) -> None:
         self.host, self.catalog, self.place = host, catalog, place
 
-    def look(self, images: str) -> tuple[str, Any]:
+    def check(self, images: str) -> tuple[str, Any]:
         """Return a summary of the images with their problems, and a contact sheet."""
         try:
             from hnloader.training.captions import MAX_TOKENS, check_caption_lengths, count_tokens
@@ -107,7 +108,7 @@ class _Train:
                 "learning_rate": (form.learning_rate or "auto").strip(),
             }
             trainings = self._trainings(form.python)
-            self._check(trainings)
+            self._require_packages(trainings)
             trainings.start(name, settings | _settings(form.more), form.preset)
         except Exception as error:
             yield self._refused(error)
@@ -120,7 +121,7 @@ class _Train:
             trainings = self._trainings(python)
             if not name:
                 raise HypernetworkError("Select a training to resume.")
-            self._check(trainings)
+            self._require_packages(trainings)
             trainings.resume(name, self._new_steps(trainings.files(name), whole(steps, "Steps")))
         except Exception as error:
             yield self._refused(error)
@@ -199,7 +200,7 @@ class _Train:
         named = (python or "").strip() if self.place.may_name_python else ""
         return Trainings(self.place.folder(), named)
 
-    def _check(self, trainings: Trainings) -> None:
+    def _require_packages(self, trainings: Trainings) -> None:
         if missing := trainings.missing():
             raise HypernetworkError(f"{missing} {self._advice(trainings.python)}")
 
@@ -314,7 +315,7 @@ def build(host: Host, catalog: Catalog, place: TrainingPlace, root: Any) -> Trai
     page = _Train(host, catalog, place)
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
-            fields, look = _form(place)
+            fields, check = _form(place)
             with make("Row"):
                 start = make("Button", "Train", variant="primary", elem_id="hnl-train", scale=3)
                 stop = make("Button", "Stop", variant="stop", elem_id="hnl-train-stop", scale=1, interactive=False)
@@ -330,7 +331,7 @@ def build(host: Host, catalog: Catalog, place: TrainingPlace, root: Any) -> Trai
             details = html(elem_id="hnl-train-details")
             sheet = image_output(label="Contact sheet", elem_id="hnl-train-sheet")
     watched = [selected, status, details, start, resume, stop]
-    listen(look.click, page.look, [fields["images"]], [notice, sheet])
+    listen(check.click, page.check, [fields["images"]], [notice, sheet])
     listen(start.click, page.start, list(fields.values()), watched)
     listen(resume.click, page.resume, [selected, fields["steps"], fields["python"]], watched)
     listen(stop.click, page.stop, [], [notice], queue=False)
@@ -344,16 +345,12 @@ def build(host: Host, catalog: Catalog, place: TrainingPlace, root: Any) -> Trai
 def _form(place: TrainingPlace) -> tuple[dict[str, Any], Any]:
     """Return the fields of `_Form`, in order, and the button that checks the images."""
     models = list(place.models())
-    images = make(
-        "Textbox",
-        label="Image folder",
-        info="5 to 50 images of one style or subject, on the computer that runs this page",
-        max_lines=1,
-        elem_id="hnl-train-images",
-    )
-    look = make("Button", "Check images", size="sm", elem_id="hnl-train-look")
-    name = make("Textbox", label="Output name", max_lines=1, elem_id="hnl-train-name")
-    model = make(
+    fields: dict[str, Any] = dict.fromkeys(each.name for each in dataclasses.fields(_Form))
+    hint = "5 to 50 images of one style or subject, on the computer that runs this page"
+    fields["images"] = textbox("Image folder", "hnl-train-images", info=hint)
+    check = make("Button", "Check images", size="sm", elem_id="hnl-train-look")
+    fields["name"] = textbox("Output name", "hnl-train-name")
+    fields["model"] = make(
         "Dropdown",
         label="Model",
         info="Diffusers folder, checkpoint, or name on the hub",
@@ -363,39 +360,17 @@ def _form(place: TrainingPlace) -> tuple[dict[str, Any], Any]:
         elem_id="hnl-train-model",
     )
     with make("Row"):
-        method = make("Radio", label="Train", choices=list(_METHODS), value=_METHODS[0])
-        preset = make("Radio", label="Preset", choices=list(_PRESETS), value=_PRESETS[0])
+        fields["method"] = make("Radio", label="Train", choices=list(_METHODS), value=_METHODS[0])
+        fields["preset"] = make("Radio", label="Preset", choices=list(_PRESETS), value=_PRESETS[0])
     with make("Row"):
-        steps = make(
+        fields["steps"] = make(
             "Number", label="Steps", value=1500, precision=0, minimum=1, min_width=90, elem_id="hnl-train-steps"
         )
-        learning_rate = make("Textbox", label="Learning rate", value="auto", max_lines=1, min_width=90)
+        fields["learning_rate"] = textbox("Learning rate", "hnl-train-rate", value="auto", min_width=90)
     with make("Accordion", "More settings", open=False):
-        more = make(
-            "Textbox",
-            label="Settings",
-            info="One per line, as in `hnloader train --init`: batch_size: 2",
-            lines=3,
-            max_lines=20,
-            elem_id="hnl-train-more",
-        )
-        python = make(
-            "Textbox",
-            label="Python interpreter",
-            info="With hnloader[train] installed. Empty: the interpreter of this page",
-            max_lines=1,
-            visible=place.may_name_python,
-            elem_id="hnl-train-python",
-        )
-    fields = {
-        "name": name,
-        "images": images,
-        "model": model,
-        "method": method,
-        "preset": preset,
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "more": more,
-        "python": python,
-    }
-    return fields, look
+        hint = "One per line, as in `hnloader train --init`: batch_size: 2"
+        fields["more"] = textbox("Settings", "hnl-train-more", 20, info=hint, lines=3)
+        hint = "With hnloader[train] installed. Empty: the interpreter of this page"
+        visible = place.may_name_python
+        fields["python"] = textbox("Python interpreter", "hnl-train-python", info=hint, visible=visible)
+    return fields, check

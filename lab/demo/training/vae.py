@@ -20,7 +20,8 @@ from hnloader.demo.scenes import (
     lay_out,
     random_scene,
 )
-from hnloader.demo.styles import PAINTERS, draw, paint
+from hnloader.demo.styles import draw, paint
+from lab.demo.study_styles import PAINTERS
 from lab.demo.training.common import Budget, Trainer, as_tensor, load_average
 
 STYLES = tuple(PAINTERS)
