@@ -87,7 +87,7 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "Made from the program itself. [The command line](../cli.md) is the guide: names, tags, exit codes, examples.",
+        "This page is generated from the program. [The command line](../cli.md) is the guide.",
     ]
     for words, command in _commands("hnloader", group):
         lines += ["", f"## {words}", "", *_command(words, command)]
@@ -119,7 +119,7 @@ def _command(words: str, command: Any) -> Iterator[str]:
 
 def _spelled(option: Any) -> str:
     value = "" if option.is_flag else f" {option.metavar or _kind(option)}"
-    return ", ".join(f"`{name}{_cell(value)}`" for name in [*option.opts, *option.secondary_opts])
+    return ", ".join(f"`{name}{value}`" for name in [*option.opts, *option.secondary_opts])
 
 
 def _kind(option: Any) -> str:
@@ -129,8 +129,10 @@ def _kind(option: Any) -> str:
 
 
 def _default(option: Any) -> str:
-    if not option.show_default or option.default in (None, False, (), []) or callable(option.default):
-        return "required" if option.required else ""
+    if option.required:
+        return "required"
+    if not option.show_default or option.default is None or option.default is False or option.default in ((), []):
+        return ""
     if option.default is True:
         return "on"
     return f"`{option.default}`"
@@ -143,8 +145,8 @@ def settings_page() -> str:
     lines = [
         "# Training settings",
         "",
-        "Made from the program itself. `hnloader train --init` writes a file with all of them, and "
-        "[Train](../training.md) says which matter.",
+        "This page is generated from the program. `hnloader train --init` writes a file with all settings, and "
+        "[Train](../training.md) shows which of them matter.",
         *_settings(Config, ""),
     ]
     return "\n".join(lines) + "\n"
@@ -162,7 +164,7 @@ def _settings(kind: type, where: str) -> Iterator[str]:
         shown = list(each.default) if isinstance(each.default, tuple) else each.default
         name = f"{where}.{each.name}" if where else each.name
         default = "" if shown == "" else f"`{str(shown).lower() if isinstance(shown, bool) else shown}`"
-        yield f"| `{name}` | {_values(hints[each.name], rule)} | {_cell(default)} | {_cell(rule.meaning)} |"
+        yield f"| `{name}` | {_values(hints[each.name], rule)} | {default} | {_cell(rule.meaning)} |"
     for each in inner:
         yield from _settings(hints[each.name], f"{where}.{each.name}" if where else each.name)
 

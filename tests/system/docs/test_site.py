@@ -41,4 +41,4 @@ def test_settings_reference_has_every_setting() -> None:
     page = site.settings_page()
     for field in dataclasses.fields(Config):
         assert f"`{field.name}`" in page
-    assert "| `data.flip` | true or false | `true` |" in page
+    assert "| `data.random_flip` | true or false | `true` |" in page
