@@ -1,7 +1,7 @@
-"""The activation functions that hypernetwork files name, and what each name means.
+"""The activation functions of hypernetwork files, by name.
 
-A file names its activation in the key `activation_func`. The names are the lower-cased class names of
-`torch.nn.modules.activation`, plus a few of the originals' own: "swish" there means Hardswish, not SiLU.
+The key `activation_func` holds the lower-case name of a class of `torch.nn.modules.activation`, or a name of the
+original programs: "swish" means Hardswish, not SiLU.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from torch import nn
 
 from hnloader.errors import UnsupportedArchitectureError
 from hnloader.texts import shown
+
+__all__ = ["ACTIVATIONS", "MIXING", "canonical_activation", "make_activation"]
 
 _CLASSES: tuple[type[nn.Module], ...] = (
     nn.CELU,
@@ -45,42 +47,44 @@ _CLASSES: tuple[type[nn.Module], ...] = (
 ACTIVATIONS: dict[str, type[nn.Module]] = {cls.__name__.lower(): cls for cls in _CLASSES}
 ACTIVATIONS["swish"] = nn.Hardswish
 
-# They look at more than one value: over the images of a batch, for the usual contexts [batch, tokens, width].
+# Activations that mix values: those of all images of a batch, for the usual contexts [batch, tokens, width].
 MIXING: tuple[type[nn.Module], ...] = (nn.LogSoftmax, nn.Softmax, nn.Softmax2d, nn.Softmin)
 
-# Names that the originals accept in a file but whose network they cannot compute either.
+# Names that the original programs accept in a file without being able to compute the network.
 _IMPOSSIBLE = {
-    "threshold": "it needs a threshold and a value, which the file does not hold",
-    "multiheadattention": "it needs arguments that the file does not hold",
+    "threshold": "it needs a threshold and a value, which files lack",
+    "multiheadattention": "it needs arguments that files lack",
     "glu": "it halves the width, so the next layer does not fit",
 }
 
 
 def canonical_activation(name: object) -> str | None:
-    """The activation that `name`, the value of the key activation_func, stands for.
+    """Return the activation that a value of the key activation_func names.
 
     Returns:
-        None for no activation (None or "linear"), else a key of `ACTIVATIONS`.
+        A key of `ACTIVATIONS`, or None for None and "linear".
 
     Raises:
-        UnsupportedArchitectureError: the name is unknown or stands for something that cannot be computed.
+        UnsupportedArchitectureError: The name is unknown, or names an activation that cannot be computed.
     """
     if name is None:
         return None
     if not isinstance(name, str):
-        raise UnsupportedArchitectureError(f"activation_func is {shown(name)}; a name such as 'relu' was expected")
+        raise UnsupportedArchitectureError(f"The key activation_func is {shown(name)}. Use a name such as 'relu'.")
     folded = name.strip().lower()
     if folded == "linear":
         return None
     if folded in ACTIVATIONS:
         return folded
     if folded in _IMPOSSIBLE:
-        raise UnsupportedArchitectureError(f"activation_func {name!r} cannot be computed: {_IMPOSSIBLE[folded]}")
+        raise UnsupportedArchitectureError(
+            f"The activation_func {name!r} cannot be computed: {_IMPOSSIBLE[folded]}. Use another one."
+        )
     close = difflib.get_close_matches(folded, [*ACTIVATIONS, "linear"], n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UnsupportedArchitectureError(f"activation_func {shown(name)} is not an activation that torch has{hint}")
+    hint = f" Did you mean {close[0]!r}?" if close else f" Use one of {', '.join(ACTIVATIONS)}."
+    raise UnsupportedArchitectureError(f"The activation_func {shown(name)} is unknown.{hint}")
 
 
 def make_activation(name: str) -> nn.Module:
-    """A new module for `name`, a key of `ACTIVATIONS`, with torch's default arguments."""
+    """Return a new module for a key of `ACTIVATIONS`, with torch's default arguments."""
     return ACTIVATIONS[name]()

@@ -1,4 +1,4 @@
-"""Finding files by the hashes that images and webuis name them by, each file being read once for them."""
+"""Find files by the hashes in images and webuis; each file is read once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from hnloader.files import LEGACY_OFFSET, legacy_hash_of, open_regular, read_reg
 from hnloader.infotext import without_hash
 from hnloader.library import Library, LibraryFile
 
+__all__ = ["LEGACY_DIGITS", "LEGACY_OF_NOTHING", "Hashes", "find_by_hash", "find_named", "is_hash"]
+
 # The webuis' first short hash, see `legacy_hash_of`.
 LEGACY_DIGITS = 8
-# What every file of less than 1 MiB has: it tells none of them.
+# The hash of every file of less than 1 MiB, which identifies none of them.
 LEGACY_OF_NOTHING = hashlib.sha256(b"").hexdigest()[:LEGACY_DIGITS]
 
 _HASH = re.compile(r"[0-9a-f]{8}|[0-9a-f]{10,64}")
@@ -27,10 +29,10 @@ _LARGEST_CACHE = 64 << 20
 
 
 class Hashes:
-    """Hashes of files. A file is read again when its size, time of change or inode differ.
+    """Hashes of files. A file is read again if its size, modification time or inode changed.
 
     Args:
-        cache: A folder in which `save` keeps them for the next start; None keeps nothing.
+        cache: Folder in which `save` keeps the hashes for the next start; None keeps none.
     """
 
     def __init__(self, cache: Path | None = None) -> None:
@@ -40,15 +42,15 @@ class Hashes:
         self._unsaved = False
 
     def sha256(self, path: Path) -> str:
-        """Return the sha256 of a file in hex. Raises OSError where it cannot be read."""
-        stamp, key = _stamp(path), os.path.abspath(path)  # noqa: PTH100 - links stay as they are
+        """Return the sha256 of a file in hex. Raises OSError if it cannot be read."""
+        stamp, key = _stamp(path), os.path.abspath(path)  # noqa: PTH100 - links are kept
         if (known := self._known.get(key)) is None or known[:-1] != stamp:
             known = self._known[key] = [*stamp, sha256_of(path)]
             self._unsaved = True
         return str(known[-1])
 
     def legacy(self, path: Path) -> str:
-        """Return the 8 hex digits that the webuis of 2022 showed. Raises OSError where the file cannot be read."""
+        """Return the 8 hex digits that the webuis of 2022 showed. Raises OSError if the file cannot be read."""
         stamp, key = _stamp(path), str(path)
         if stamp[0] <= LEGACY_OFFSET:
             return LEGACY_OF_NOTHING
@@ -58,7 +60,7 @@ class Hashes:
         return str(known[-1])
 
     def is_of(self, path: Path, digest: str) -> bool:
-        """True where `digest`, of 8 digits or the first 10 or more of a sha256, is the file's; False for any other."""
+        """Return whether `digest`, 8 digits or the first 10 or more of a sha256, is the file's."""
         with contextlib.suppress(OSError):
             if len(digest) == LEGACY_DIGITS:
                 return self.legacy(path) == digest
@@ -66,7 +68,7 @@ class Hashes:
         return False
 
     def save(self) -> None:
-        """Write what is new to the cache, where there is one; a cache that cannot be written is done without."""
+        """Write new hashes to the cache. Does nothing without a cache, or if it cannot be written."""
         if self._path is None or not self._unsaved:
             return
         text = json.dumps({"version": _VERSION, "files": self._known}, separators=(",", ":"))
@@ -78,24 +80,24 @@ class Hashes:
 
 
 def is_hash(digest: str) -> bool:
-    """True for hex digits that tell a file from others."""
+    """Return whether hex digits identify a file."""
     return _HASH.fullmatch(digest) is not None and digest != LEGACY_OF_NOTHING
 
 
 def find_by_hash(
     library: Library, name: str, digest: str, hashes: Hashes, *, everywhere: bool = True
 ) -> LibraryFile | None:
-    """Return the library's file with a hash, whatever its name; one that is called `name` comes first.
+    """Return the library's file with a hash and any name; files called `name` come first.
 
     Args:
-        library: The files to look at.
-        name: What the file was called where the hash was taken.
+        library: The files to search.
+        name: The file's name when the hash was taken.
         digest: 8 hex digits as the webuis of 2022 show them, or the first 10 or more of a sha256.
-        hashes: What is known of the files.
-        everywhere: With a sha256 also read files of other names, each of them whole.
+        hashes: Known hashes.
+        everywhere: For a sha256, read files of other names too, each of them whole.
 
     Returns:
-        The file, or None where there is none or the hash tells nothing.
+        The file, or None if it is missing or the hash does not identify a file.
     """
     if not is_hash(digest):
         return None
@@ -105,9 +107,9 @@ def find_by_hash(
 
 
 def find_named(library: Library, name: str) -> Path:
-    """Return the file that a name stands for, also a name with a hash as in images of 2022: `ink(3fa2c1d0)`.
+    """Return the file with a name, which may end in a hash as in images of 2022: `ink(3fa2c1d0)`.
 
-    The file with that hash is the one, whatever its name; where there is none, the file of the name.
+    The file with that hash comes first, whatever its name, then the file with the name.
 
     Raises:
         HypernetworkNotFoundError: No file has the name.
@@ -132,7 +134,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
-    """The hashes in a cache; none where it is missing, damaged or of another version."""
+    """Return the hashes in a cache; none if it is missing, damaged or of another version."""
     try:
         if path.stat().st_size > _LARGEST_CACHE:
             return {}

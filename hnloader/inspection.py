@@ -1,9 +1,11 @@
-"""What a hypernetwork file holds, told from its header alone."""
+"""Inspect hypernetwork files: what they hold, from their headers."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,35 +24,44 @@ from hnloader.formats.trees import mapped
 from hnloader.network import Architecture
 from hnloader.texts import as_text, plain, shown
 
+__all__ = ["FileInfo", "inspect"]
+
 _CHUNK = 1 << 20
 _MOST_TEXT = 1 << 20  # characters of metadata in `FileInfo.to_dict`
 _LONGEST_FACT = 1_000  # characters of a name there
-# Keys that attributes of a `FileInfo` tell.
-_TOLD = frozenset({"name", "step", "sd_checkpoint", "sd_checkpoint_name", *ARCHITECTURE_KEYS})
+# Keys of the metadata that are attributes of a `FileInfo`.
+_ATTRIBUTES = frozenset({"name", "step", "sd_checkpoint", "sd_checkpoint_name", *ARCHITECTURE_KEYS})
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What one file holds.
+    """The facts about one file.
 
     Attributes:
-        path: where it lies; None for a file object without a name.
-        name: the name in the file, else its stem.
-        size: bytes.
-        format: "pt", "safetensors" or "hns".
-        container: "zip", "legacy", "safetensors" or "text".
-        program: which program wrote it, as far as the file tells.
-        variant: which kind of file of that program.
-        widths: context widths that it changes.
-        families: names of the model families that it is made for; empty when no known family has its widths.
-        architecture: how the sides are built; None for a composition.
-        step: training steps, None when the file does not say.
-        checkpoint: short hash of the checkpoint that it was trained on.
-        checkpoint_name: that checkpoint's name.
-        parameters: number of values in all tensors; of all members for a composition.
-        dtypes: their torch dtypes by name, the most frequent first.
-        metadata: every key besides the widths; a tensor in it is shown as text.
-        members: paths of a composition's members, empty for others.
+        path: Path; None for a file object without a name.
+        name: Name in the file, otherwise the file's stem.
+        size: Size in bytes.
+        format: Name of the format: "pt", "safetensors" or "hns".
+        container: Form of the bytes: "zip", "legacy", "safetensors" or "text".
+        program: Program that wrote the file, as far as the file shows.
+        variant: Kind of file of that program.
+        widths: Context widths that it changes.
+        families: Model families that it is made for; empty if no known family has its widths.
+        architecture: Architecture of the sides; None for a composition.
+        step: Training steps; None if the file does not state them.
+        checkpoint: Short hash of the checkpoint that it was trained on; None if unknown.
+        checkpoint_name: Name of that checkpoint; None if unknown.
+        parameters: Number of values in all tensors, or in those of all members of a composition.
+        dtypes: Names of their torch dtypes, the most frequent first.
+        metadata: All keys besides the widths; a tensor is described as text.
+        members: Paths of a composition's members; empty for other files.
+
+    Example:
+        >>> import hnloader
+        >>> from hnloader.demo import hypernetwork_paths
+        >>> info = hnloader.inspect(hypernetwork_paths()["outline"])
+        >>> info.format, info.container
+        ('pt', 'zip')
     """
 
     path: Path | None
@@ -62,19 +73,19 @@ class FileInfo:
     variant: str
     widths: tuple[int, ...]
     families: tuple[str, ...]
-    architecture: Architecture | None
-    step: int | None
-    checkpoint: str | None
-    checkpoint_name: str | None
-    parameters: int
-    dtypes: tuple[str, ...]
-    metadata: dict[str, object]
+    architecture: Architecture | None = None
+    step: int | None = None
+    checkpoint: str | None = None
+    checkpoint_name: str | None = None
+    parameters: int = 0
+    dtypes: tuple[str, ...] = ()
+    metadata: dict[str, object] = field(default_factory=dict)
     members: tuple[Path, ...] = ()
     _file: FileLike | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def sha256(self) -> str:
-        """sha256 of the whole file in hex; read at first use, in pieces of 1 MiB."""
+        """SHA-256 of the whole file in hex; read at first use."""
         digest = hashlib.sha256()
         with open_source(self._given()) as source:
             source.file.seek(0)
@@ -84,8 +95,8 @@ class FileInfo:
 
     @property
     def further(self) -> dict[str, object]:
-        """The metadata that no other attribute tells, without keys of None."""
-        return {key: value for key, value in self.metadata.items() if key not in _TOLD and value is not None}
+        """The metadata that are not attributes, without keys of None."""
+        return {key: value for key, value in self.metadata.items() if key not in _ATTRIBUTES and value is not None}
 
     @property
     def short_hash(self) -> str:
@@ -94,7 +105,7 @@ class FileInfo:
 
     @cached_property
     def legacy_hash(self) -> str:
-        """The 8 hex digits that the webuis of 2022 showed, of 64 KiB at 1 MiB (of nothing in a smaller file)."""
+        """The 8 hex digits that the webuis of 2022 showed: the hash of 64 KiB at 1 MiB (empty in a smaller file)."""
         with open_source(self._given()) as source:
             return legacy_hash_of(source.file)
 
@@ -102,14 +113,23 @@ class FileInfo:
         is_open = self._file is not None and not getattr(self._file, "closed", False)
         given = self._file if is_open else self.path
         if given is None:
-            raise HypernetworkError(f"the file of {shown(self.name)} is closed, so that its hash cannot be told")
+            raise HypernetworkError(f"The file of {shown(self.name)} is closed. Read its hash before you close it.")
         return given
 
     def to_dict(self, hashes: bool = True) -> dict[str, object]:
-        """The same as plain values that JSON can hold; with `hashes` the whole file is read for them.
+        """Return the facts as plain values for JSON.
 
-        A file can mention one long text thousands of times: of more than 1,048,576 characters of metadata the rest is
-        left out, as is what follows the first 1,000 characters of other texts.
+        Texts are bounded, because a file can mention one long text thousands of times: 1,048,576 characters of
+        metadata, and 1,000 characters of other texts.
+
+        Args:
+            hashes: Read the whole file and include its hashes. Default: True.
+
+        Returns:
+            Values by name.
+
+        Raises:
+            HypernetworkError: The file cannot be read for its hashes.
         """
         result: dict[str, object] = {
             "path": str(self.path) if self.path is not None else None,
@@ -136,15 +156,24 @@ class FileInfo:
 
 
 def inspect(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> FileInfo:
-    """Tell what a hypernetwork file holds without reading its tensor data, in a few milliseconds.
+    """Inspect a hypernetwork file without reading its tensor data, in a few milliseconds.
 
     Args:
-        file: a path, or an open binary file.
-        folders: where the members of a `.hns` file are looked for, after the folder that it lies in.
+        file: Path, or an open binary file, which is read from its beginning and left open.
+        folders: Folders to search for the members of a composition after the composition's own folder.
+
+    Returns:
+        Facts about the file.
 
     Raises:
-        What `hnloader.load` raises, but for what only the tensor data show (values that are not finite,
-        damaged data).
+        HypernetworkError: The errors of `hnloader.load`, except those about tensor data (damage, values that are not
+            finite).
+
+    Example:
+        >>> import hnloader
+        >>> from hnloader.demo import hypernetwork_paths
+        >>> str(hnloader.inspect(hypernetwork_paths()["outline"]).architecture)
+        '1-2-1, linear'
     """
     reader: Reader[FileInfo] = Reader(folders, _weights, _composition)
     return reader.read(file)
@@ -153,13 +182,13 @@ def inspect(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> F
 def _weights(source: Source, file: FileLike) -> FileInfo:
     contents = read_contents(source)
     metadata = contents.metadata
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for tensors in contents.sides.values():
         for info in tensors.values():
-            counts[info.dtype] = counts.get(info.dtype, 0) + info.count
+            counts[info.dtype] += info.count
     return FileInfo(
         path=source.path,
-        name=_text(metadata.get("name")) or source.stem,
+        name=contents.name(source.stem),
         size=source.size,
         format=contents.format,
         container=contents.container,
@@ -171,38 +200,38 @@ def _weights(source: Source, file: FileLike) -> FileInfo:
         step=_number(metadata.get("step")),
         checkpoint=_text(metadata.get("sd_checkpoint")),
         checkpoint_name=_text(metadata.get("sd_checkpoint_name")),
-        parameters=sum(counts.values()),
-        dtypes=tuple(sorted(counts, key=lambda dtype: -counts[dtype])),
+        parameters=counts.total(),
+        dtypes=tuple(dtype for dtype, _ in counts.most_common()),
         metadata={key: _without_tensors(value) for key, value in metadata.items()},
-        _file=None if isinstance(file, (str, os.PathLike)) else file,
+        _file=_open_file(file),
     )
 
 
 def _composition(source: Source, file: FileLike, composition: Composition, named: dict[str, FileInfo]) -> FileInfo:
-    found = format_of(source)
-    assert found is not None
+    file_format = format_of(source)
+    assert file_format is not None
     members = list(named.values())
     widths = all_widths(source, [member.widths for member in members])
     return FileInfo(
         path=source.path,
         name=source.stem,
         size=source.size,
-        format=found.name,
+        format=file_format.name,
         container="text",
         program=composition.program,
         variant="composition",
         widths=widths,
         families=families_of(widths),
-        architecture=None,
-        step=None,
-        checkpoint=None,
-        checkpoint_name=None,
         parameters=sum(member.parameters for member in members),
         dtypes=tuple(dict.fromkeys(dtype for member in members for dtype in member.dtypes)),
         metadata={"structure": composition.text},
         members=tuple(member.path for member in members if member.path is not None),
-        _file=None if isinstance(file, (str, os.PathLike)) else file,
+        _file=_open_file(file),
     )
+
+
+def _open_file(file: FileLike) -> FileLike | None:
+    return None if isinstance(file, (str, os.PathLike)) else file
 
 
 def _fact(text: str | None) -> str | None:
@@ -224,12 +253,5 @@ def _without_tensors(value: object) -> object:
 def _architecture(architecture: Architecture | None) -> dict[str, object] | None:
     if architecture is None:
         return None
-    return {
-        "layer_structure": list(architecture.layer_structure),
-        "activation": architecture.activation,
-        "norm": architecture.norm,
-        "dropout": list(architecture.dropout),
-        "activate_output": architecture.activate_output,
-        "residual": architecture.residual,
-        "dropout_before_norm": architecture.dropout_before_norm,
-    }
+    values = dataclasses.asdict(architecture)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

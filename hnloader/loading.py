@@ -38,10 +38,10 @@ def load(file: FileLike, folders: Iterable[str | os.PathLike[str]] = ()) -> Hype
 
     Example:
         >>> import hnloader
-        >>> from hnloader.demo import hypernetworks_folder
-        >>> hn = hnloader.load(hypernetworks_folder() / "night.safetensors")
-        >>> hn.widths
-        (32, 64)
+        >>> from hnloader.demo import hypernetwork_paths
+        >>> hn = hnloader.load(hypernetwork_paths()["outline"])
+        >>> hn.name, hn.variant
+        ('outline', 'A1111 webui, from 2022-11')
     """
     reader: Reader[Hypernetwork] = Reader(
         folders,

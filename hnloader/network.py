@@ -1,8 +1,8 @@
-"""What a hypernetwork is: per context width two small residual networks, one for keys, one for values.
+"""Hypernetworks: for each context width two small residual networks, one for keys, one for values.
 
-In every attention layer whose context has last dimension D, a hypernetwork that holds D gives
+In every attention layer whose context has last dimension D, a hypernetwork with width D computes
 `K = to_k(h_k(context))` and `V = to_v(h_v(context))`, with `h(c) = c + strength * residual(c)`.
-This module depends on torch alone. docs/format.md has the mathematics and where each rule comes from.
+This module depends only on torch. docs/format.md has the mathematics and the source of each rule.
 """
 
 from __future__ import annotations
@@ -20,6 +20,19 @@ from hnloader.activations import canonical_activation, make_activation
 from hnloader.affine import AffineMap
 from hnloader.texts import shown
 
+__all__ = [
+    "SIDES",
+    "Architecture",
+    "Hypernetwork",
+    "LayerSpec",
+    "ResidualBlock",
+    "ResidualSide",
+    "SequentialSide",
+    "Side",
+    "SideName",
+    "make_side",
+]
+
 SideName = Literal["k", "v"]
 SIDES: tuple[SideName, SideName] = ("k", "v")
 T = TypeVar("T")
@@ -28,18 +41,29 @@ LayerKind = Literal["linear", "activation", "norm", "dropout"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How each side of a hypernetwork is built; equal for all its widths.
+    """The architecture of the sides of a hypernetwork, equal for all widths.
 
     Attributes:
-        layer_structure: sizes of the layers as multiples of the width, first and last 1. A layer of ratio r
-            has `int(width * r)` values (truncated, not rounded).
-        activation: a key of `hnloader.activations.ACTIVATIONS`, or None, for which "linear" may be said.
-        norm: a LayerNorm after each layer.
-        dropout: rate after each position of layer_structure; acts in training only.
-        activate_output: the last layer is activated as well.
-        residual: None for the usual network. The MonkeyPatch residual variant has "interpolate" or "linear":
-            how each block brings its input to the size of its output.
-        dropout_before_norm: the order of files of 2022-10-22, Dropout then LayerNorm.
+        layer_structure: Sizes of the layers as multiples of the width; the first and last are 1. A layer of ratio r has
+            `int(width * r)` values (truncated, not rounded). Default: (1, 2, 1).
+        activation: A key of `hnloader.activations.ACTIVATIONS`; None or "linear" for no activation. Default: None.
+        norm: Apply a LayerNorm after each layer. Default: False.
+        dropout: Rate after each position of `layer_structure`, in training only. Default: 0 everywhere.
+        activate_output: Apply the activation after the last layer too. Default: False.
+        residual: None for the usual network. The MonkeyPatch residual variant has "interpolate" or "linear": how each
+            block resizes its input to the size of its output. Default: None.
+        dropout_before_norm: Use the order of files of 2022-10-22, Dropout before LayerNorm. Default: False.
+
+    Raises:
+        UnsupportedArchitectureError: The activation is unknown.
+
+    Source:
+        `modules/hypernetworks/hypernetwork.py` of AUTOMATIC1111's webui defines the keys; docs/format.md lists them.
+
+    Example:
+        >>> from hnloader import Architecture
+        >>> str(Architecture((1, 1.5, 1), activation="relu", norm=True))
+        '1-1.5-1, relu, layer norm'
     """
 
     layer_structure: tuple[float, ...] = (1, 2, 1)
@@ -51,7 +75,7 @@ class Architecture:
     dropout_before_norm: bool = False
 
     def __post_init__(self) -> None:
-        """Take the activation's name as files write it; raises UnsupportedArchitectureError for an unknown one."""
+        """Normalize the activation's name."""
         object.__setattr__(self, "activation", canonical_activation(self.activation))
 
     def __str__(self) -> str:
@@ -67,8 +91,8 @@ class Architecture:
         return ", ".join(words)
 
     def to_metadata(self) -> dict[str, object]:
-        """The keys by which a `.pt` file states this architecture; docs/format.md describes each."""
-        # A file has a rate for each position of layer_structure; those that are not given are 0.
+        """Return the keys that state this architecture in a `.pt` file; docs/format.md describes each."""
+        # A file has a rate for each position of layer_structure; missing ones are 0.
         count = len(self.layer_structure)
         rates = [*self.dropout, *[0] * count][:count]
         keys: dict[str, object] = {
@@ -86,15 +110,15 @@ class Architecture:
 
     @property
     def affine(self) -> bool:
-        """True when each side is one affine map of its input: no activation and no norm."""
+        """True if each side is one affine map of its input, without activation and norm."""
         return self.activation is None and not self.norm
 
     def sizes(self, width: int) -> tuple[int, ...]:
-        """Number of values before, between and after the layers of a side of `width`."""
+        """Return the number of values before, between and after the layers of a side of `width`."""
         return tuple(int(width * ratio) for ratio in self.layer_structure)
 
     def layers(self, width: int) -> tuple[LayerSpec, ...]:
-        """The modules of the usual (non-residual) side, in order; their index is the index in tensor names."""
+        """Return the modules of a usual (non-residual) side in order; tensor names contain their index."""
         sizes = self.sizes(width)
         specs: list[LayerSpec] = []
         for position in range(1, len(sizes)):
@@ -102,22 +126,22 @@ class Architecture:
             specs.append(LayerSpec("linear", sizes[position - 1], sizes[position]))
             if self.activation is not None and (self.activate_output or not is_last):
                 specs.append(LayerSpec("activation", sizes[position], sizes[position]))
-            specs += self._regularisation(position, sizes[position])
+            specs += self._regularization(position, sizes[position])
         return tuple(specs)
 
     def blocks(self, width: int) -> tuple[tuple[LayerSpec, ...], ...]:
-        """The modules inside each block of a residual side: Linear, norm, dropout, then always the activation."""
+        """Return the modules in each block of a residual side: Linear, norm, dropout, and always the activation."""
         sizes = self.sizes(width)
         blocks: list[tuple[LayerSpec, ...]] = []
         for position in range(1, len(sizes)):
             block = [LayerSpec("linear", sizes[position - 1], sizes[position])]
-            block += self._regularisation(position, sizes[position])
+            block += self._regularization(position, sizes[position])
             if self.activation is not None:
                 block.append(LayerSpec("activation", sizes[position], sizes[position]))
             blocks.append(tuple(block))
         return tuple(blocks)
 
-    def _regularisation(self, position: int, size: int) -> list[LayerSpec]:
+    def _regularization(self, position: int, size: int) -> list[LayerSpec]:
         norm = [LayerSpec("norm", size, size)] if self.norm else []
         rate = self.dropout[position] if position < len(self.dropout) else 0
         dropout = [LayerSpec("dropout", size, size, rate)] if rate > 0 else []
@@ -126,7 +150,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One module of a side: what it is, values in, values out, and the rate of a dropout."""
+    """A module of a side: its kind, the numbers of input and output values, and the rate of a dropout."""
 
     kind: LayerKind
     inputs: int
@@ -135,21 +159,48 @@ class LayerSpec:
 
 
 class Side(nn.Module):
-    """One side (k or v) for one width: `forward(x, strength) = x + strength * residual(x)`."""
+    """One side (k or v) for one width: `forward(x, strength) = x + strength * residual(x)`.
+
+    Example:
+        >>> import hnloader, torch
+        >>> hn = hnloader.Hypernetwork.new((8,), hnloader.Architecture(activation="relu"))
+        >>> side = hn.side(8, "k")
+        >>> side(torch.zeros(1, 2, 8), strength=0.5).shape
+        torch.Size([1, 2, 8])
+    """
 
     def residual(self, x: Tensor) -> Tensor:
-        """What the side adds at strength 1: `x` of shape [..., width], result of the same shape and dtype."""
+        """Return the change of `x` at strength 1.
+
+        Args:
+            x: Context. [..., width], the dtype and device of the parameters.
+
+        Returns:
+            Change. Shape and dtype of `x`.
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor, strength: float = 1.0) -> Tensor:
-        """The changed context: `x` of shape [..., width], result of the same shape and dtype."""
+        """Return the changed context.
+
+        Args:
+            x: Context. [..., width], the dtype and device of the parameters.
+            strength: Factor of the change. Default: 1.
+
+        Returns:
+            Changed context. Shape and dtype of `x`.
+        """
         return x + self.residual(x) * strength
 
     def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
-        """`residual` as one affine map, computed in `dtype` on `device`; None where an activation or a norm is.
+        """Return `residual` in eval mode as one affine map; it is equal up to rounding.
 
-        Equal to `residual` in eval mode but for rounding: the products of weights are taken before the input
-        comes in.
+        Args:
+            dtype: Dtype of the map and its computation. Default: float64.
+            device: Device of the map and its computation. Default: CPU.
+
+        Returns:
+            Map, or None for a side with an activation or a norm.
         """
         raise NotImplementedError
 
@@ -157,7 +208,7 @@ class Side(nn.Module):
 class SequentialSide(Side):
     """The usual side: Linear, activation, LayerNorm and Dropout modules in one Sequential.
 
-    Tensor names are those of the files: `linear.<index>.<weight|bias>`, where the index counts every module.
+    Tensors have the names in files: `linear.<index>.<weight|bias>`, where the index counts every module.
     """
 
     def __init__(self, architecture: Architecture, width: int) -> None:
@@ -165,17 +216,17 @@ class SequentialSide(Side):
         self.linear = nn.Sequential(*(_module(spec, architecture) for spec in architecture.layers(width)))
 
     def residual(self, x: Tensor) -> Tensor:
-        """The network's output; see `Side.residual`."""
+        """Return the network's output; see `Side.residual`."""
         result: Tensor = self.linear(x)
         return result
 
     def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
-        """The product of its Linear layers; see `Side.affine_map`."""
+        """Return the product of the Linear layers; see `Side.affine_map`."""
         return _affine_map_of(self.linear, dtype, device)
 
 
 class ResidualBlock(nn.Module):
-    """A MonkeyPatch block: `resize(x) + linear(x)`, from `inputs` to `outputs` values."""
+    """A block of the MonkeyPatch variant: `resize(x) + linear(x)`, from `inputs` to `outputs` values."""
 
     def __init__(self, architecture: Architecture, specs: tuple[LayerSpec, ...]) -> None:
         super().__init__()
@@ -184,20 +235,20 @@ class ResidualBlock(nn.Module):
         self.linear = nn.Sequential(*(_module(spec, architecture) for spec in specs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` of shape [..., inputs]; result [..., outputs]."""
+        """Return the block's output [..., outputs] for `x` [..., inputs]."""
         resized = self._interpolated(x) if self.upsample_layer is None else self.upsample_layer(x)
         result: Tensor = resized + self.linear(x)
         return result
 
     def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
-        """The block as one affine map; see `Side.affine_map`."""
+        """Return the block as one affine map; see `Side.affine_map`."""
         inner = _affine_map_of(self.linear, dtype, device)
         if inner is None:
             return None
         if self.upsample_layer is not None:
             return AffineMap.of_linear(self.upsample_layer, dtype, device) + inner
         inputs = inner.matrix.shape[1]
-        # Nearest-exact interpolation copies values, so what it does to 0, 1, 2, ... says which it takes where.
+        # Nearest-exact interpolation copies values: of 0, 1, 2, ... it makes the indices of the copied values.
         taken = self._interpolated(torch.arange(inputs, dtype=torch.float64, device=device)).long()
         return AffineMap.identity(inputs, dtype, device).rows(taken) + inner
 
@@ -207,7 +258,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualSide(Side):
-    """The MonkeyPatch side: residual blocks one after the other; strength moves from `x` towards their output."""
+    """A side of the MonkeyPatch variant: residual blocks in order. Strength interpolates from `x` to their output."""
 
     def __init__(self, architecture: Architecture, width: int) -> None:
         super().__init__()
@@ -215,12 +266,12 @@ class ResidualSide(Side):
         self.linear = nn.Sequential(*blocks)
 
     def residual(self, x: Tensor) -> Tensor:
-        """The blocks' output less `x`; see `Side.residual`."""
+        """Return the blocks' output minus `x`; see `Side.residual`."""
         result: Tensor = self.linear(x) - x
         return result
 
     def affine_map(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> AffineMap | None:
-        """The blocks one after the other, less the input; see `Side.affine_map`."""
+        """Return the product of the blocks minus the identity; see `Side.affine_map`."""
         result: AffineMap | None = None
         for block in self.linear:
             assert isinstance(block, ResidualBlock)
@@ -233,23 +284,41 @@ class ResidualSide(Side):
 
 
 def make_side(architecture: Architecture, width: int) -> Side:
-    """A new side with torch's default initial values; on the device of `torch.device(...)` contexts, meta included."""
+    """Build a side with torch's default initial values, on the device of a surrounding `torch.device(...)`."""
     return SequentialSide(architecture, width) if architecture.residual is None else ResidualSide(architecture, width)
 
 
 class Hypernetwork(nn.Module):
-    """What one file holds: a k side and a v side per width.
+    """A hypernetwork: a k side and a v side for each width.
 
-    `load` returns it in eval mode, with parameters in the dtype of the file and without gradients. Results are
-    computed as the original programs do: in float32 whatever the stored dtype, then cast to the context's
-    dtype (a float64 context is computed in float64).
+    `load` returns it in eval mode, with parameters in the dtype of the file and without gradients. As in the original
+    programs, results are computed in float32 for any stored dtype and cast to the context's dtype. A float64 context is
+    computed in float64.
+
+    Args:
+        sides: The (k, v) sides by width.
+        name: Name of the hypernetwork. Default: "".
+        architecture: Architecture of the sides; None for a composition of several hypernetworks. Default: None.
+        metadata: All other keys of a file with their values. Default: {}.
+        variant: Kind of the source file, such as "A1111 webui, from 2022-11". Default: "".
+        old_names: Files use the tensor names linear1 and linear2 of the first files. Default: False.
 
     Attributes:
-        name: the name in the file, else the file's stem.
-        metadata: every other key of the file with its value, unknown ones too.
-        architecture: how the sides are built; None for a `.hns` composition of several hypernetworks.
-        variant: which kind of file it came from, such as "A1111 webui, from 2022-11"; empty for a new one.
-        old_names: the file names its tensors linear1 and linear2, as the first ones did; `save` keeps that.
+        name: Name in the file, otherwise the file's stem.
+        metadata: All other keys of the file with their values.
+        architecture: Architecture of the sides; None for a composition.
+        variant: Kind of the source file; "" for a new hypernetwork.
+        old_names: `save` uses the tensor names of the first files.
+
+    Example:
+        >>> import hnloader, torch
+        >>> hn = hnloader.Hypernetwork.new((8,), hnloader.Architecture(activation="relu"), name="small")
+        >>> context = torch.randn(2, 7, 8)
+        >>> k, v = hn(context, strength=0.5)
+        >>> k.shape
+        torch.Size([2, 7, 8])
+        >>> hn(torch.zeros(1, 7, 16))[0].shape  # an unknown width: the context itself
+        torch.Size([1, 7, 16])
     """
 
     def __init__(
@@ -282,9 +351,16 @@ class Hypernetwork(nn.Module):
         name: str = "",
         metadata: Mapping[str, object] | None = None,
     ) -> Hypernetwork:
-        """A hypernetwork to be trained: float32, torch's default initial values, gradients on, in eval mode.
+        """Return a new hypernetwork for training: float32, torch's default initial values, gradients on, in eval mode.
 
-        Its metadata state the architecture, so that a file saved from it says what it is; `metadata` adds to that.
+        Args:
+            widths: Context widths.
+            architecture: Architecture of all sides.
+            name: Name of the hypernetwork. Default: "".
+            metadata: Further keys for a file, besides those that state the architecture. Default: {}.
+
+        Returns:
+            Hypernetwork on the CPU, or on the device of a surrounding `torch.device(...)`.
         """
         sides = {width: (make_side(architecture, width), make_side(architecture, width)) for width in widths}
         stated = {"name": name, **architecture.to_metadata(), **(metadata or {})}
@@ -292,29 +368,29 @@ class Hypernetwork(nn.Module):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The context widths that it changes, in the order of the file."""
+        """Context widths that it changes, in the order of the file."""
         return tuple(int(width) for width in self.sides)
 
     def side(self, width: int, side: SideName) -> Side:
-        """The k or the v side of `width`, as stored. Raises KeyError for a width that it does not hold."""
+        """Return the k or the v side of `width`, as stored. Raises KeyError for an unknown width."""
         pair: Any = self.sides[str(width)]
         found: Side = pair[side]
         return found
 
     def forward(self, context: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The contexts that `to_k` and `to_v` are to receive.
+        """Return the contexts for `to_k` and `to_v`.
 
         Args:
-            context: [..., width], any floating dtype, any device.
-            strength: 1 is what was trained, 0 the identity; any real number.
+            context: Context. [..., width], any floating dtype, any device.
+            strength: Any real number: 1 is the trained effect, 0 the identity. Default: 1.
 
         Returns:
-            (k, v), each of the shape, dtype and device of `context`; `context` itself for an unknown width.
+            (k, v), each with the shape, dtype and device of `context`; `context` itself for an unknown width.
         """
         return self.transform("k", context, strength), self.transform("v", context, strength)
 
     def transform(self, side: SideName, context: Tensor, strength: float = 1.0) -> Tensor:
-        """One side of `forward`: `context` [..., width] changed for `to_k` ("k") or `to_v` ("v")."""
+        """Return one side of `forward`: `context` [..., width] changed for `to_k` ("k") or `to_v` ("v")."""
         width = context.shape[-1]
         if strength == 0 or str(width) not in self.sides:
             return context
@@ -323,43 +399,43 @@ class Hypernetwork(nn.Module):
         return run(context.to(dtype), strength).to(context.dtype)
 
     def resident(self, width: int, side: SideName, dtype: torch.dtype, device: torch.device | str) -> Side:
-        """The k or the v side of `width` in `dtype` on `device`: itself where it is so, else a copy that is kept.
+        """Return a side in `dtype` on `device`: the stored one, or a copy that is kept until `release`.
 
-        `release` drops the copies. Raises KeyError for a width that it does not hold.
+        Raises KeyError for an unknown width.
         """
         stored, place = self.side(width, side), torch.device(device)
         if all(p.dtype == dtype and p.device == place for p in stored.parameters()):
             return stored
         key = (width, side, place, dtype)
         if key not in self._copies:
-            # A copy made in inference mode could not be used outside of it, where gradients are recorded.
+            # Outside of inference mode, because a copy from inside cannot take part in gradients later.
             with torch.inference_mode(False), torch.no_grad():
                 self._copies[key] = copy.deepcopy(stored).to(device=place, dtype=dtype).requires_grad_(False)
         return self._copies[key]
 
     def prepare(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
-        """Make now the copies that contexts on `device` need; without it they are made at first use."""
+        """Make the copies that contexts on `device` need now instead of at first use."""
         for width in self.widths:
             for side in SIDES:
                 self._in(dtype, torch.device(device), width, side)
 
     @property
     def kept_copies(self) -> int:
-        """How many sides are kept as copies in another dtype or on another device; 0 after `release`."""
+        """Number of sides with copies in another dtype or on another device; 0 after `release`."""
         return len(self._copies)
 
     def copied_bytes(self, width: int, side: SideName) -> int:
-        """What the kept copies of one side take."""
+        """Return the bytes that the kept copies of one side take."""
         copies = [copied for key, copied in self._copies.items() if key[:2] == (width, side)]
         return sum(p.numel() * p.element_size() for copied in copies for p in copied.parameters())
 
     def release(self) -> None:
-        """Drop the copies in other dtypes and on other devices that were kept since their first use."""
+        """Drop the kept copies in other dtypes and on other devices."""
         self._copies.clear()
         self._derived.clear()
 
     def derived(self, key: object, make: Callable[[], T]) -> T:
-        """What `make` gives, made once for a key and kept until `release`, or until the parameters are converted."""
+        """Return `make()`, made once for a key and kept until `release` or a conversion of the parameters."""
         if key not in self._derived:
             self._derived[key] = make()
         found: T = self._derived[key]
@@ -368,7 +444,7 @@ class Hypernetwork(nn.Module):
     def _in(
         self, dtype: torch.dtype, device: torch.device, width: int, side: SideName
     ) -> Callable[[Tensor, float], Tensor]:
-        """The side, computing in `dtype` on `device`: itself, a kept copy, or a cast that passes gradients."""
+        """Return a side that computes in `dtype` on `device`: itself, a kept copy, or a cast that passes gradients."""
         stored = self.side(width, side)
         parameters = list(stored.parameters())
         if any(p.requires_grad and (p.dtype != dtype or p.device != device) for p in parameters):
@@ -376,7 +452,7 @@ class Hypernetwork(nn.Module):
         return self.resident(width, side, dtype, device)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """`.to`, `.half` and the like change the parameters: the kept copies are of no use afterwards."""
+        """Drop the kept copies when `.to`, `.half` and the like change the parameters."""
         self.release()
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
@@ -384,7 +460,7 @@ class Hypernetwork(nn.Module):
         return {**self.__dict__, "_copies": {}, "_derived": {}}
 
     def extra_repr(self) -> str:
-        """What `print` shows besides the modules."""
+        """Return the first line of `print`."""
         return f"name={shown(self.name)}, widths={self.widths}, architecture={self.architecture}"
 
 
@@ -400,7 +476,7 @@ def _module(spec: LayerSpec, architecture: Architecture) -> nn.Module:
 
 
 def _affine_map_of(modules: nn.Sequential, dtype: torch.dtype, device: torch.device | str) -> AffineMap | None:
-    """The Linear layers of a Sequential as one map; None when it has modules other than Linear and Dropout."""
+    """Return the Linear layers of a Sequential as one map; None for other modules than Linear and Dropout."""
     result: AffineMap | None = None
     for module in modules:
         if isinstance(module, nn.Linear):
@@ -412,7 +488,7 @@ def _affine_map_of(modules: nn.Sequential, dtype: torch.dtype, device: torch.dev
 
 
 def _casting(side: Side, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, float], Tensor]:
-    """`side` with its parameters cast at each call, so that gradients reach the stored ones."""
+    """Return `side` with its parameters cast at each call, so that gradients reach the stored ones."""
 
     def run(x: Tensor, strength: float) -> Tensor:
         cast = {name: p.to(device=device, dtype=dtype) for name, p in side.named_parameters()}

@@ -1,8 +1,8 @@
-"""What a file from a stranger would do if it were unpickled, found without unpickling it.
+"""Scan downloaded files for what they would do if a program unpickled them, without unpickling them.
 
-`scan` gives a verdict for any file. It looks at the file as every program might: as pickles in a row, as a zip archive,
-as a tar archive, whatever hnloader takes it for. Each pickle is followed by `formats.tracing`; an import or a call that
-no sound file needs is a `Finding`. This is an allow-list: a callable need not be known as dangerous to be found.
+`scan` returns a verdict for any file. It looks at the file as every program may: as consecutive pickles, as a zip
+archive and as a tar archive, whatever its format is. An import or a call that no sound file needs is a `Finding`. The
+rule is an allow-list, so that unknown callables are found too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from hnloader.formats.zip_archive import DEFLATED, open_archive
 from hnloader.inspection import inspect
 from hnloader.texts import shown
 
+__all__ = ["VERDICTS", "Finding", "Scan", "Verdict", "scan", "scan_all"]
+
 Verdict = Literal["safe", "suspicious", "not a hypernetwork", "unreadable"]
 VERDICTS: tuple[Verdict, ...] = ("suspicious", "unreadable", "not a hypernetwork", "safe")
 
@@ -53,10 +55,10 @@ class Finding:
     """Something in a file that no hypernetwork needs.
 
     Attributes:
-        what: what it is, in words.
-        callable: "module.name" of the global that is named or called; None where it is something else.
-        offset: position of the opcode, in bytes from the beginning of the file, or of the zip member when there is one.
-        member: name of the zip member; None outside of zip archives.
+        what: Description in words.
+        callable: "module.name" of the global that is named or called; None for other findings.
+        offset: Position of the opcode in the file, or in the zip member. Bytes.
+        member: Name of the zip member; None outside of zip archives.
     """
 
     what: str
@@ -67,18 +69,17 @@ class Finding:
 
 @dataclass
 class Scan:
-    """What is known of one file.
+    """The result for one file.
 
     Attributes:
-        path: the file.
-        verdict: "safe": a sound hypernetwork that names nothing else. "suspicious": see `findings`. "not a
-            hypernetwork": something else, in which nothing suspicious was found. "unreadable": damaged, cut off, beyond
-            the limits or not to be opened; nothing can be said of what it holds.
-        reason: why, in a sentence; empty for a safe file.
-        findings: what is suspicious.
-        callables: every global that its pickles name, the harmless ones included, in order.
-        pickles: how many pickles were read.
-        unknown: what could not be looked into; empty where all could.
+        path: The file.
+        verdict: "safe": a sound hypernetwork. "suspicious": see `findings`. "not a hypernetwork": another file without
+            findings. "unreadable": damaged, cut off, above a limit, or not accessible; its contents are unknown.
+        reason: Reason for the verdict in a sentence; empty for a safe file.
+        findings: Suspicious parts.
+        callables: Every global that its pickles name, including harmless ones, in order.
+        pickles: Number of pickles.
+        unknown: The part that could not be checked; empty if all were.
     """
 
     path: Path
@@ -90,7 +91,7 @@ class Scan:
     unknown: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain values for JSON."""
         return {
             "path": str(self.path),
             "verdict": self.verdict,
@@ -102,24 +103,50 @@ class Scan:
 
 
 def scan(path: str | os.PathLike[str]) -> Scan:
-    """The verdict on one file. Nothing in it is run, imported or unpacked; no error is raised for what it holds."""
+    """Scan one file. Nothing in it is run or imported, and its contents never raise an error.
+
+    Args:
+        path: File to scan.
+
+    Returns:
+        Verdict with its findings.
+
+    Example:
+        >>> import pathlib, pickle, tempfile
+        >>> from hnloader.scanning import scan
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "style.pt"
+        >>> _ = file.write_bytes(b"cos\\nsystem\\n(S'true'\\ntR.")  # a pickle that calls os.system
+        >>> result = scan(file)
+        >>> result.verdict, result.callables
+        ('suspicious', ['os.system'])
+    """
     result = Scan(Path(path))
     try:
         with open_source(path) as source:
             _look_for_pickles(source, result)
             found = format_of(source)
-            composed = found is not None and found.read_composition is not None
-            text = composed and found is not None and result.path.suffix.lower() not in found.suffixes
-        _judge(result, text)
+            may_be_json = (
+                found is not None
+                and found.read_composition is not None
+                and result.path.suffix.lower() not in found.suffixes
+            )
+        _decide(result, may_be_json)
     except HypernetworkError as error:
         result.verdict, result.reason = "unreadable", str(error)
     except OSError as error:
-        result.verdict, result.reason = "unreadable", f"{path}: {error.strerror or error}"
+        result.verdict, result.reason = "unreadable", f"{path}: {error.strerror or error}."
     return result
 
 
 def scan_all(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Scan]:
-    """The verdicts on files, and on every file in folders and their subfolders, each file once."""
+    """Scan files, and every file in folders and their subfolders, each file once.
+
+    Args:
+        paths: Files and folders.
+
+    Yields:
+        Result for each file; broken links and unreadable folders are \"unreadable\".
+    """
     seen: set[Path] = set()
     for given in map(Path, paths):
         if not given.is_dir():
@@ -130,11 +157,11 @@ def scan_all(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Scan]:
                 seen.add(entry.path)
                 yield scan(entry.path)
             elif entry.kind in ("broken link", "unreadable folder"):
-                yield Scan(entry.path, "unreadable", f"{entry.path}: {entry.kind}: {entry.reason}")
+                yield Scan(entry.path, "unreadable", f"{entry.path}: {entry.kind}: {entry.reason}.")
 
 
-def _judge(result: Scan, text: bool) -> None:
-    """The verdict from what the pickles named and what the loader says of the file; `text`: it may be any JSON."""
+def _decide(result: Scan, may_be_json: bool) -> None:
+    """Set the verdict from the findings in the pickles and the loader's error."""
     error: HypernetworkError | None = None
     try:
         inspect(result.path)
@@ -146,17 +173,17 @@ def _judge(result: Scan, text: bool) -> None:
     elif result.findings:
         result.verdict = "suspicious"
         named = dict.fromkeys(finding.callable or finding.what for finding in result.findings)
-        result.reason = f"it holds {', '.join(list(named)[:3])}" + (
-            f" and {len(named) - 3} more" if len(named) > 3 else ""
+        result.reason = f"It holds {', '.join(list(named)[:3])}" + (
+            f" and {len(named) - 3} more." if len(named) > 3 else "."
         )
     elif result.unknown:
         result.verdict, result.reason = "unreadable", f"{result.path}: {result.unknown}"
     elif error is not None:
-        other = text or isinstance(error, UnknownFormatError)
+        other = may_be_json or isinstance(error, UnknownFormatError)
         result.verdict = "not a hypernetwork" if other else "unreadable"
         result.reason = str(error)
         if isinstance(error, UnsupportedArchitectureError):
-            result.reason += " (no code was found in it)"
+            result.reason += " No code was found in it."
 
 
 # -- finding the pickles
@@ -176,11 +203,11 @@ def _look_for_pickles(source: Source, result: Scan) -> None:
 
 
 def _look_at_rows(source: Source, result: Scan, budget: Budget) -> None:
-    """Pickles from the beginning of the file, each directly behind the one before."""
+    """Look at consecutive pickles from the beginning of the file."""
     at, count = 0, 0
     is_stream = is_legacy_stream(source.head)
     while at < source.size:
-        # What stands behind the pickles of a stream are numbers; a limit there says nothing.
+        # Numbers follow the pickles of a stream, so that a limit there is irrelevant.
         behind_stream = is_stream and count >= _PICKLES_OF_A_STREAM
         trace = _look(source, Place(at, source.size), result, budget, limit_counts=not behind_stream)
         if trace is None or trace.ending != "stop":
@@ -189,10 +216,10 @@ def _look_at_rows(source: Source, result: Scan, budget: Budget) -> None:
 
 
 def _look_at_members(source: Source, result: Scan, budget: Budget) -> None:
-    """The members of a zip archive, whatever their names: some program may unpickle them.
+    """Look at the members of a zip archive of any name, because some program may unpickle them.
 
-    An archive in another form than the canonical one has as many contents as there are readers, and each of its local
-    headers may be a member for one of them.
+    Programs read different contents from an archive that is not in canonical form. For one of them each local header
+    may be a member.
     """
     try:
         archive = open_archive(source)
@@ -200,12 +227,12 @@ def _look_at_members(source: Source, result: Scan, budget: Budget) -> None:
         for member in local_headers(source):
             _look(source, Place(member.start, member.start + member.size, member), result, budget, member.name)
         if has_unknown_method(source):
-            result.unknown = result.unknown or "one of its zip members is packed in a way that hnloader does not unpack"
+            result.unknown = result.unknown or "A zip member has a compression that hnloader does not unpack."
         return
     for name, member in archive.members.items():
         place = Place(member.start, member.start + member.size, member)
         if _look(source, place, result, budget, name) is None:
-            result.unknown = result.unknown or f"its zip member {shown(name)} is damaged"
+            result.unknown = result.unknown or f"The zip member {shown(name)} is damaged."
 
 
 def _look(
@@ -217,7 +244,7 @@ def _look(
     *,
     limit_counts: bool = True,
 ) -> Trace | None:
-    """Note what the pickle at a place names; None where its data cannot be unpacked."""
+    """Note what the pickle at a place names; return None if its data cannot be unpacked."""
     try:
         trace = trace_place(source, place, budget)
     except CorruptFileError:
@@ -232,6 +259,6 @@ def _look(
         named = joined(one.name) if one.name is not None else None
         result.findings.append(Finding(one.what, named, one.offset - base, member))
     if trace.ending == "limit" and limit_counts:
-        where = f"its zip member {shown(member)}" if member is not None else "a pickle in it"
-        result.unknown = result.unknown or f"{where} goes beyond the limits of what is read"
+        where = f"The zip member {shown(member)}" if member is not None else "A pickle in it"
+        result.unknown = result.unknown or f"{where} exceeds the limits of the scan."
     return trace

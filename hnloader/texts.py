@@ -1,7 +1,7 @@
-"""Text of what strangers' files hold, bounded in length, time and memory.
+"""Show values from untrusted files as text that is bounded in length, time and memory.
 
-`str` and `repr` of a stranger's value have no bound: a text of a megabyte that a list mentions 3,000 times becomes
-3 GB, lists within lists that share their parts never end, and the digits of a large integer raise ValueError.
+`str` and `repr` of such a value are unbounded: a text of a megabyte that a list mentions 3,000 times becomes 3 GB,
+nested lists that share their parts never end, and the digits of a large integer raise ValueError.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 
+__all__ = ["all_well_formed", "as_text", "plain", "shown", "takes", "well_formed"]
+
 _LONGEST = 80
 _ELLIPSIS = "…"
-# Containers within each other; what lies deeper is left out.
+# Nested containers; deeper ones are omitted.
 _DEEPEST = 8
 _DEEPEST_PLAIN = 64
 _LONGEST_PLAIN = 200
-_LARGEST_INT = 2048  # bits; the digits of more take long, and Python can be told to write no more than 640
+_LARGEST_INT = 2048  # bits; more digits take long, and Python can have a limit of 640 digits
 _BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}")}
 
 
 def shown(value: object, limit: int = _LONGEST) -> str:
-    """Return a value as `repr` writes it, cut off after `limit` characters.
-
-    Tensors, exceptions and objects of other classes are named in a few words.
-    """
+    """Return the `repr` of a value, cut off after `limit` characters; other objects than plain values in a few "
+    "words."""
     writer = _Writer(limit)
     writer.value(value, 0)
     return writer.text()
 
 
 def as_text(value: object, limit: int = _LONGEST) -> str:
-    """Return a text or a path itself, the message of an exception, others as `shown`; at most `limit` characters."""
+    """Return a text or path itself, the message of an exception, or `shown` of others; at most `limit` characters."""
     if isinstance(value, BaseException):
         return _message(value, limit)
     if isinstance(value, os.PathLike):
@@ -40,15 +40,15 @@ def as_text(value: object, limit: int = _LONGEST) -> str:
 
 
 def plain(value: object, room: int) -> object:
-    """Return a value as JSON can hold it, with at most `room` characters of text and `room` values in all of it.
+    """Return a value for JSON, with at most `room` characters of text and `room` values in total.
 
-    What JSON lacks becomes text as `shown` writes it. What finds no room is left out, which an ellipsis says.
+    Values that JSON lacks become text. An ellipsis marks omitted parts.
     """
     return _Copier(room).copy(value, 0)
 
 
 def takes(value: object, room: int) -> bool:
-    """Tell whether a value has at most `room` characters, bytes, digits and values in it, each mention counted."""
+    """Return whether a value has at most `room` characters, bytes, digits and values, counted at each mention."""
     copier = _Copier(room, whole=True)
     copier.copy(value, 0)
     return copier.left > 0
@@ -57,13 +57,13 @@ def takes(value: object, room: int) -> bool:
 def well_formed(text: str) -> str:
     r"""Return `text` with each lone surrogate as Python's escape for it, such as `\udcff`.
 
-    Names of files that are not UTF-8, and texts in pickles and JSON, can hold surrogates, which no UTF-8 text can.
+    Names of files that are not UTF-8, and texts in pickles and JSON, can hold surrogates. UTF-8 text cannot.
     """
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def all_well_formed(value: object) -> object:
-    """Return plain values with all texts in them `well_formed`, keys included; other objects stay what they are."""
+    """Return plain values with all texts in them `well_formed`, including keys; other objects stay unchanged."""
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, dict):
@@ -88,11 +88,11 @@ def _message(error: BaseException, limit: int) -> str:
 
 
 class _FullError(Exception):
-    """There is no room for more."""
+    """The text has reached its limit."""
 
 
 class _Writer:
-    """Writes until `limit` characters are there; each value writes one at least, so that the time has a bound too."""
+    """Writes up to `limit` characters. Each value writes at least one, which bounds the time too."""
 
     def __init__(self, limit: int) -> None:
         self._limit = self._left = limit
@@ -102,7 +102,7 @@ class _Writer:
         return _cut("".join(self._parts), self._limit)
 
     def write(self, text: str) -> None:
-        """Raise _FullError where it does not fit."""
+        """Add text. Raises _FullError if it does not fit."""
         if len(text) > self._left:
             self._parts.append(text[: self._left + 1])
             raise _FullError
@@ -122,7 +122,7 @@ class _Writer:
         elif isinstance(value, int):
             self.write(repr(value) if value.bit_length() <= _LARGEST_INT else f"<int of {value.bit_length():,} bits>")
         elif isinstance(value, (str, bytes, bytearray)):
-            # A part that is too long by one is cut off by `write`; its quote is not closed then.
+            # `write` cuts off a part that is too long by one, with its closing quote.
             part = repr(value[: self._left + 1])
             self.write(part if len(value) <= self._left else part[: self._left + 1])
         elif isinstance(value, BaseException):
@@ -148,10 +148,10 @@ class _Writer:
 
 
 class _Copier:
-    """Copies until there is no room; each value takes some, so that what is shared has an end too."""
+    """Copies until the room is used. Each value takes some, which bounds shared values too."""
 
     def __init__(self, room: int, *, whole: bool = False) -> None:
-        """`whole`: What is only shown takes the room of all of it."""
+        """`whole`: a value that is shown in part takes the room of the whole value."""
         self.left = room
         self._whole = whole
 
@@ -193,7 +193,7 @@ class _Copier:
 
 
 def _described(value: object) -> str:
-    """An object of a class of its own, by attributes that have a bound."""
+    """Describe an object of another class by bounded attributes."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
         sizes = ", ".join(map(str, tuple(shape)[:16]))

@@ -41,7 +41,7 @@ class Structure:
         return list(dict.fromkeys(found))
 
     def unfolded(self, sizes: Mapping[str, int]) -> int:
-        """Return the number of members, each as often as it is mentioned; `sizes` has the number for each name."""
+        """Return the number of members, each counted at every mention; `sizes` has the number for each name."""
         return sum(
             sizes[member.of] if isinstance(member.of, str) else member.of.unfolded(sizes) for member in self.members
         )
@@ -49,7 +49,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Composition:
-    """What a composition file holds: the structure, its text, and the program whose format it is."""
+    """The contents of a composition file: the structure, its text, and the program that defines the format."""
 
     structure: Structure
     text: str

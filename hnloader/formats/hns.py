@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from hnloader.errors import CorruptFileError, UnknownFormatError, UnsupportedArchitectureError
 from hnloader.formats.composition import Composition, Member, Structure
@@ -114,7 +115,7 @@ def parse(text: str) -> Structure:
     parser.end()
     whole = member.of if isinstance(member.of, Structure) and member.strength == 1 else Structure((member,))
     if not 0 < len(whole.names()) <= MAX_MEMBERS:
-        raise _SyntaxError(f"expected 1 to {MAX_MEMBERS} names of hypernetworks, found {len(whole.names())}")
+        raise _SyntaxError(f"Expected 1 to {MAX_MEMBERS} names of hypernetworks, found {len(whole.names())}")
     return whole
 
 
@@ -133,36 +134,36 @@ class _Parser:
         self.at = 0
         self.members = 0
 
-    def fail(self, expected: str) -> _SyntaxError:
+    def fail(self, expected: str) -> NoReturn:
         line = self.text.count("\n", 0, self.at) + 1
         column = self.at - (self.text.rfind("\n", 0, self.at) + 1) + 1
         found = self.text[self.at : self.at + 20].strip().splitlines()
         what = shown(found[0]) if found else "its end"
-        return _SyntaxError(f"line {line}, column {column}: expected {expected}, found {what}")
+        raise _SyntaxError(f"Line {line}, column {column}: expected {expected}, found {what}")
 
     def token(self) -> tuple[str, str] | None:
         """Return the next token as (kind, text) without taking it; None at the end."""
         match = _TOKEN.match(self.text, self.at)
         if match is None:
             if self.text[self.at :].strip():
-                raise self.fail("a name or a bracket")
+                self.fail("a name or a bracket")
             return None
         return str(match.lastgroup), match.group(str(match.lastgroup))
 
     def take(self) -> tuple[str, str]:
         match = _TOKEN.match(self.text, self.at)
         if match is None:
-            raise self.fail("a name or a bracket")
+            self.fail("a name or a bracket")
         self.at = match.end()
         return str(match.lastgroup), match.group(str(match.lastgroup))
 
     def end(self) -> None:
         if self.token() is not None:
-            raise self.fail("the end of the text")
+            self.fail("the end of the text")
 
     def value(self, depth: int) -> object:
         if depth > MAX_DEPTH:
-            raise self.fail(f"at most {MAX_DEPTH} nested brackets")
+            self.fail(f"at most {MAX_DEPTH} nested brackets")
         kind, text = self.take()
         if kind == "quoted":
             return self.unquoted(text)
@@ -172,10 +173,10 @@ class _Parser:
             return self.items("]", depth)
         if text == "(":
             return tuple(self.items(")", depth))
-        if text == "{":
-            return self.braces(depth)
-        self.at -= len(text)
-        raise self.fail("a name or an opening bracket")
+        if text != "{":
+            self.at -= len(text)
+            self.fail("a name or an opening bracket")
+        return self.braces(depth)
 
     def unquoted(self, text: str) -> str:
         """Return the text between quotes, with Python's escapes."""
@@ -183,8 +184,8 @@ class _Parser:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python keeps unknown escapes, with a warning
                 return str(ast.literal_eval(text))
-        except (ValueError, SyntaxError) as error:
-            raise self.fail(f"proper escapes in {shown(text, 40)}") from error
+        except (ValueError, SyntaxError):
+            self.fail(f"proper escapes in {shown(text, 40)}")
 
     def items(self, closing: str, depth: int) -> list[object]:
         items: list[object] = []
@@ -202,12 +203,12 @@ class _Parser:
             weight = self.value(depth + 1) if self.took(":") else None
             pairs = [pair for pair in pairs if pair[0] != key] + [(key, weight)]
             if len(pairs) > MAX_MEMBERS:
-                raise self.fail(f"at most {MAX_MEMBERS} members")
+                self.fail(f"at most {MAX_MEMBERS} members")
             if not self.took(","):
                 self.need("}")
                 break
         if len({weight is None for _, weight in pairs}) > 1:
-            raise self.fail("'name: weight' for all entries of the braces or for none")
+            self.fail("'name: weight' for all entries of the braces or for none")
         return _Braces(pairs)
 
     def took(self, mark: str) -> bool:
@@ -218,34 +219,35 @@ class _Parser:
 
     def need(self, mark: str) -> None:
         if not self.took(mark):
-            raise self.fail(repr(mark))
+            self.fail(repr(mark))
 
     # -- from values to members
 
     def member(self, value: object, depth: int) -> Member:
         """Return the member that a value describes."""
         if depth > MAX_DEPTH:
-            raise self.fail(f"at most {MAX_DEPTH} nested structures")
+            self.fail(f"at most {MAX_DEPTH} nested structures")
         if isinstance(value, str):
             return self.named(value, depth)
         if isinstance(value, _Braces):
             return self.parallel(value.pairs, depth)
         if isinstance(value, tuple) and len(value) != 1:
             if len(value) != 2:
-                raise self.fail("(name, strength) in parentheses")
+                self.fail("(name, strength) in parentheses")
             return self.with_strength(value[0], value[1], depth)
-        if isinstance(value, (list, tuple)) and value:
-            return self.sequence([self.member(item, depth + 1) for item in value])
-        raise self.fail("at least one name in the brackets")
+        if not isinstance(value, (list, tuple)) or not value:
+            self.fail("at least one name in the brackets")
+        members = [self.member(item, depth + 1) for item in value]
+        return members[0] if len(members) == 1 else Member(Structure(tuple(members)))
 
     def named(self, name: str, depth: int) -> Member:
         stripped = name.strip()
         if not stripped:
-            raise self.fail("a name that is not empty")
+            self.fail("a name that is not empty")
         if stripped[0] not in "[({":
             self.members += 1
             if self.members > MAX_MEMBERS:
-                raise self.fail(f"at most {MAX_MEMBERS} members")
+                self.fail(f"at most {MAX_MEMBERS} members")
             return Member(stripped)
         inner = _Parser(stripped)
         inner.members = self.members
@@ -253,9 +255,6 @@ class _Parser:
         inner.end()
         self.members = inner.members
         return member
-
-    def sequence(self, members: list[Member]) -> Member:
-        return members[0] if len(members) == 1 else Member(Structure(tuple(members)))
 
     def parallel(self, pairs: list[tuple[object, object]], depth: int) -> Member:
         if len(pairs) == 1:
@@ -265,15 +264,15 @@ class _Parser:
         weights = [1.0 if weight is None else self.number(weight) for _, weight in pairs]
         total = sum(weights)
         if total == 0:
-            raise self.fail("weights that do not add up to 0")
+            self.fail("weights that do not add up to 0")
         if not math.isfinite(total):
-            raise self.fail("weights with a finite sum")
+            self.fail("weights with a finite sum")
         return Member(Structure(tuple(members), tuple(weight / total for weight in weights)))
 
     def with_strength(self, name: object, strength: object, depth: int) -> Member:
         number = self.number(strength)
         if not 0 <= number <= 1:
-            raise self.fail(f"a strength from 0 to 1 instead of {number:g}")
+            self.fail(f"a strength from 0 to 1 instead of {number:g}")
         member = self.member(name, depth + 1)
         if number == 1:
             return member
@@ -285,5 +284,5 @@ class _Parser:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise self.fail(f"a number instead of {shown(value, 40)}")
+            self.fail(f"a number instead of {shown(value, 40)}")
         return number
