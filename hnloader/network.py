@@ -91,7 +91,11 @@ class Architecture:
         return ", ".join(words)
 
     def to_metadata(self) -> dict[str, object]:
-        """Return the keys that state this architecture in a `.pt` file; docs/format.md describes each."""
+        """Return the metadata of a `.pt` file with this architecture.
+
+        Returns:
+            Values by key; docs/format.md describes each.
+        """
         # A file has a rate for each position of layer_structure; missing ones are 0.
         count = len(self.layer_structure)
         rates = [*self.dropout, *[0] * count][:count]
@@ -114,11 +118,25 @@ class Architecture:
         return self.activation is None and not self.norm
 
     def sizes(self, width: int) -> tuple[int, ...]:
-        """Return the number of values before, between and after the layers of a side of `width`."""
+        """Return the sizes of the layers.
+
+        Args:
+            width: Context width.
+
+        Returns:
+            Number of values before, between and after the layers of a side.
+        """
         return tuple(int(width * ratio) for ratio in self.layer_structure)
 
     def layers(self, width: int) -> tuple[LayerSpec, ...]:
-        """Return the modules of a usual (non-residual) side in order; tensor names contain their index."""
+        """Return the modules of a usual (non-residual) side.
+
+        Args:
+            width: Context width.
+
+        Returns:
+            Modules in order. Names of tensors contain their index.
+        """
         sizes = self.sizes(width)
         specs: list[LayerSpec] = []
         for position in range(1, len(sizes)):
@@ -130,7 +148,14 @@ class Architecture:
         return tuple(specs)
 
     def blocks(self, width: int) -> tuple[tuple[LayerSpec, ...], ...]:
-        """Return the modules in each block of a residual side: Linear, norm, dropout, and always the activation."""
+        """Return the modules in each block of a residual side.
+
+        Args:
+            width: Context width.
+
+        Returns:
+            For each block a Linear, norm, dropout, and always the activation.
+        """
         sizes = self.sizes(width)
         blocks: list[tuple[LayerSpec, ...]] = []
         for position in range(1, len(sizes)):
@@ -372,7 +397,18 @@ class Hypernetwork(nn.Module):
         return tuple(int(width) for width in self.sides)
 
     def side(self, width: int, side: SideName) -> Side:
-        """Return the k or the v side of `width`, as stored. Raises KeyError for an unknown width."""
+        """Return a side as stored.
+
+        Args:
+            width: One of `widths`.
+            side: "k" or "v".
+
+        Returns:
+            The side itself.
+
+        Raises:
+            KeyError: The width is unknown.
+        """
         pair: Any = self.sides[str(width)]
         found: Side = pair[side]
         return found
@@ -390,7 +426,16 @@ class Hypernetwork(nn.Module):
         return self.transform("k", context, strength), self.transform("v", context, strength)
 
     def transform(self, side: SideName, context: Tensor, strength: float = 1.0) -> Tensor:
-        """Return one side of `forward`: `context` [..., width] changed for `to_k` ("k") or `to_v` ("v")."""
+        """Return one of the two results of `forward`.
+
+        Args:
+            side: "k" for the context of `to_k`, "v" for that of `to_v`.
+            context: Context. [..., width], any floating dtype, any device.
+            strength: Any real number. Default: 1.
+
+        Returns:
+            Changed context with the shape, dtype and device of `context`.
+        """
         width = context.shape[-1]
         if strength == 0 or str(width) not in self.sides:
             return context
@@ -399,9 +444,19 @@ class Hypernetwork(nn.Module):
         return run(context.to(dtype), strength).to(context.dtype)
 
     def resident(self, width: int, side: SideName, dtype: torch.dtype, device: torch.device | str) -> Side:
-        """Return a side in `dtype` on `device`: the stored one, or a copy that is kept until `release`.
+        """Return a side in another dtype or on another device.
 
-        Raises KeyError for an unknown width.
+        Args:
+            width: One of `widths`.
+            side: "k" or "v".
+            dtype: Dtype of the parameters.
+            device: Device of the parameters.
+
+        Returns:
+            The stored side if it has both, otherwise a copy that is kept until `release`.
+
+        Raises:
+            KeyError: The width is unknown.
         """
         stored, place = self.side(width, side), torch.device(device)
         if all(p.dtype == dtype and p.device == place for p in stored.parameters()):
@@ -414,7 +469,12 @@ class Hypernetwork(nn.Module):
         return self._copies[key]
 
     def prepare(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
-        """Make the copies that contexts on `device` need now instead of at first use."""
+        """Make the copies for contexts on a device now instead of at first use.
+
+        Args:
+            device: Device of the contexts.
+            dtype: Dtype of the computation. Default: float32.
+        """
         for width in self.widths:
             for side in SIDES:
                 self._in(dtype, torch.device(device), width, side)
@@ -425,7 +485,15 @@ class Hypernetwork(nn.Module):
         return len(self._copies)
 
     def copied_bytes(self, width: int, side: SideName) -> int:
-        """Return the bytes that the kept copies of one side take."""
+        """Return the memory of the kept copies of a side.
+
+        Args:
+            width: One of `widths`.
+            side: "k" or "v".
+
+        Returns:
+            Size in bytes.
+        """
         copies = [copied for key, copied in self._copies.items() if key[:2] == (width, side)]
         return sum(p.numel() * p.element_size() for copied in copies for p in copied.parameters())
 
@@ -435,7 +503,15 @@ class Hypernetwork(nn.Module):
         self._derived.clear()
 
     def derived(self, key: object, make: Callable[[], T]) -> T:
-        """Return `make()`, made once for a key and kept until `release` or a conversion of the parameters."""
+        """Return a value that is computed once.
+
+        Args:
+            key: Key of the value.
+            make: Computes the value.
+
+        Returns:
+            Value, kept until `release` or a conversion of the parameters.
+        """
         if key not in self._derived:
             self._derived[key] = make()
         found: T = self._derived[key]
@@ -460,7 +536,11 @@ class Hypernetwork(nn.Module):
         return {**self.__dict__, "_copies": {}, "_derived": {}}
 
     def extra_repr(self) -> str:
-        """Return the first line of `print`."""
+        """Return the summary in `repr`.
+
+        Returns:
+            Name, widths and architecture.
+        """
         return f"name={shown(self.name)}, widths={self.widths}, architecture={self.architecture}"
 
 

@@ -12,7 +12,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,7 @@ class FileFormat:
     write: Callable[[Outgoing, Path], None] | None = None
     rank: int = 100
     keeps_notes: bool = False
-    changes: Callable[[Contents], tuple[str, ...]] = _nothing_changes
+    changes: Callable[[Contents], tuple[str, ...]] = field(default_factory=lambda: _nothing_changes)
 
     def __post_init__(self) -> None:
         if (self.read is None) == (self.read_composition is None):

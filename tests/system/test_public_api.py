@@ -30,16 +30,10 @@ def resolved(name: str) -> Any:
 
 # Docstrings that are not complete yet.
 PENDING = [
-    "hnloader.load",
     "hnloader.convert",
-    "hnloader.inspect",
-    "hnloader.FileInfo",
-    "hnloader.Hypernetwork",
-    "hnloader.Architecture",
     "hnloader.embeddings.load_embedding",
     "hnloader.embeddings.save_embedding",
     "hnloader.embeddings.Embedding",
-    "hnloader.formats.registry.FileFormat",
 ]
 
 
