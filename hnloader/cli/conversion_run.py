@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hnloader.cli.conversion_output import show_results
-from hnloader.cli.reporting import FAILED, INTERRUPTED, SOME_FAILED
+from hnloader.cli.reporting import FAILED, INTERRUPTED, SOME_FAILED, exit_codes
 from hnloader.cli.terminal import note
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EXIT_CODES", "Run", "finish", "show", "stopping_cleanly"]
 
-EXIT_CODES = (
-    "Exit codes: 0 all hypernetworks are converted; 3 some are, others failed; 1 none are; "
-    "2 the command line is wrong; 70 a bug in hnloader; 130 interrupted; "
-    "141 the reader of the output has left."
+EXIT_CODES = exit_codes(
+    {0: "all files are converted", FAILED: "no file is converted", SOME_FAILED: "some files failed"}
 )
 
 
