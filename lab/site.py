@@ -191,10 +191,16 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-class DocstringExamples(griffe.Extension):
-    """Show the section `Example:` of a docstring as code: griffe calls it `Examples:`."""
+class Docstrings(griffe.Extension):
+    """Complete docstrings for the site."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Rename the section in one docstring."""
+        """Show the section `Example:` as code: griffe calls it `Examples:`."""
         if obj.docstring:
             obj.docstring.value = _EXAMPLE.sub(r"\1Examples:", obj.docstring.value)
+
+    def on_class_members(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+        """Show the `code` of an error."""
+        code = cls.members.get("code")
+        if cls.docstring and isinstance(code, griffe.Attribute) and code.value:
+            cls.docstring.value += f"\n\nCode: `{str(code.value).strip(chr(39) + chr(34))}`."
