@@ -87,7 +87,8 @@ def test_exit_codes_are_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert "| 3 |" in page
     described = " ".join(run("--help").stdout.split())
-    assert "0 all hypernetworks are converted; 3 some are, others failed; 1 none are" in described
+    for code in (0, 1, 2, 3, 130):
+        assert f" {code} " in described
 
 
 def test_bad_files_are_listed_and_others_counted(mixed: Path) -> None:
