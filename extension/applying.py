@@ -23,12 +23,12 @@ from hnloader.prompt import Tag, parse_items
 from hnloader.texts import as_text, shown
 
 from .host_library import HostLibrary
-from .hosts.protocol import ClosesJobs, HasHypernetworks, WebuiHost, WritesInfotext, comment, option
+from .hosts.protocol import ClosesJobs, HasHypernetworks, WebuiHost, WritesInfotext, option, show_message
 from .record import new_record, record_of
 from .redaction import redact
 
 # Attributes of a job. Copies of the job share the values, which therefore never change.
-_ROWS, _OVERRIDE, _LEFT_OUT = "hnloader_rows", "hnloader_override", "hnloader_left_out"
+_ROWS, _OVERRIDE = "hnloader_rows", "hnloader_override"
 _KEPT = 4  # files that stay in memory after a job
 _LONGEST = 1_000  # characters of a reason
 _DIGITS = 10  # of a file's sha256, as in the webuis
@@ -202,10 +202,9 @@ class Applier:
         folders = self.host.folders()
         texts = [f"Hypernetwork {shown(name)} was not applied: {redact(folders, reason)}" for name, reason in failures]
         for text in texts:
-            comment(self.host, job, text)
-        setattr(job, _LEFT_OUT, tuple(dict.fromkeys((*left_out(job), *texts))))
+            show_message(self.host, text, job)
         record = record_of(job)
-        record.add(self._applied, (name for name, _ in failures))
+        record.add(self._applied, (name for name, _ in failures), texts)
         if isinstance(self.host, WritesInfotext):
             record.write(self.host.parameters(job))
 
@@ -217,11 +216,6 @@ def default_strength(host: WebuiHost) -> float:
     except (TypeError, ValueError, OverflowError):
         return 1.0
     return strength if math.isfinite(strength) else 1.0
-
-
-def left_out(job: Any) -> tuple[str, ...]:
-    """Return the messages about tags that a job did not apply."""
-    return tuple(getattr(job, _LEFT_OUT, ()))
 
 
 def _strength(tag: Tag) -> Strength:

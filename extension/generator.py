@@ -11,9 +11,9 @@ from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.texts import well_formed
 from hnloader.ui import ImageRequest
 
-from .applying import left_out
 from .host_library import HostLibrary
 from .hosts.protocol import Rendered, RendersImages
+from .record import record_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +39,7 @@ class WebuiGenerator:
     def image(self, request: ImageRequest, progress: Progress) -> Image:
         """Generate one image while no other job runs."""
         rendered = self.run(replace(request, prompt=self._prompt(request), hypernetworks=()), progress)
-        if problems := left_out(rendered.job):
+        if problems := record_of(rendered.job).messages:
             raise HypernetworkError("\n".join(problems))
         assert rendered.image is not None
         return rendered.image

@@ -17,7 +17,7 @@ from hnloader.errors import HypernetworkError
 
 from .applying import default_strength
 from .core import Extension
-from .hosts.protocol import ShowsPanel, WritesInfotext, comment, option
+from .hosts.protocol import ShowsPanel, WritesInfotext, option, show_message
 from .rows import read_rows, tags_of, text_of
 
 TITLE = "Hypernetworks"
@@ -55,7 +55,7 @@ class Panel:
         rows = read_rows(value)
         for row in rows:
             if row.problem:
-                comment(host, job, f"{TITLE}: {row.problem}")
+                show_message(host, f"{TITLE}: {row.problem}", job)
         tags = tags_of(rows)
         self._extension.applier.set_rows(job, tags)
         if isinstance(host, WritesInfotext):

@@ -13,7 +13,7 @@ from hnloader.texts import shown
 
 from .core import Extension
 from .host_library import HostLibrary
-from .hosts.protocol import WritesInfotext, notify
+from .hosts.protocol import WritesInfotext, show_message
 
 
 def register(extension: Extension) -> None:
@@ -36,7 +36,7 @@ def pasted(extension: Extension, fields: dict[str, Any]) -> None:
     for name, digest in _hashes_in(library, fields):
         difference = _difference(library, name, digest)
         if difference:
-            notify(extension.host, difference)
+            show_message(extension.host, difference)
 
 
 def _old_name(library: HostLibrary, old: str, digest: str) -> str:

@@ -14,18 +14,20 @@ _RECORD = "hnloader_record"
 
 @dataclass
 class Record:
-    """Names and hashes of applied hypernetworks, and names of those that failed.
+    """Hashes of applied hypernetworks by name, and names and messages of those that failed.
 
     A name can be in both: applied in the first pass, and failed in the second one, whose model it does not fit.
     """
 
     applied: dict[str, str] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
+    messages: list[str] = field(default_factory=list)
 
-    def add(self, applied: Iterable[tuple[str, str]], missing: Iterable[str]) -> None:
-        """Add pairs of name and hash, and names."""
+    def add(self, applied: Iterable[tuple[str, str]], missing: Iterable[str], messages: Iterable[str]) -> None:
+        """Add pairs of name and hash, then names and messages."""
         self.applied.update(applied)
         self.missing.update(filter(None, missing))
+        self.messages += (message for message in messages if message not in self.messages)
 
     def write(self, parameters: dict[str, Any]) -> None:
         """Write the record into the parameters of an image, or remove an old one."""

@@ -1,4 +1,4 @@
-// The rows of the panel 'Hypernetworks' in txt2img and img2img. extension/panel.py says how they reach Python.
+// The rows of the panel 'Hypernetworks' in txt2img and img2img. extension/panel.py explains how they reach Python.
 (() => {
     "use strict";
 
@@ -27,18 +27,18 @@
             if (this.box.value === "") this.remembered();
         }
 
-        // The field of the host's script; gradio 4 puts another in its place while it builds the page.
+        // The field of the webui's script. gradio 4 replaces it while it builds the page.
         get box() {
             return document.querySelector(`#hnl_${this.tab}_rows :is(textarea, input)`);
         }
 
-        // The text that Python read last, with what it read.
+        // The last text that Python read, and the rows that it found.
         get read() {
             return document.querySelector(`#hnl_${this.tab}_state .hnl-panel-state`)?.dataset ?? {};
         }
 
-        // Draw what Python read, when it was not this panel that wrote it. Answers to older texts are passed over; a space
-        // at the end makes no other text, it is from `watch`, whose answer may be lost as well.
+        // Draw the rows that Python read, unless this panel wrote them. Ignore answers to older texts. A space at the end
+        // comes from `watch` and does not count, since that answer can be lost, too.
         follow() {
             const { source, rows } = this.read;
             const text = source?.trim();
@@ -74,8 +74,8 @@
             box.dispatchEvent(new Event("input", { bubbles: true }));
         }
 
-        // gradio loses changes: 4.40 while it builds the page, 3.41 where two follow each other closely. The same text
-        // again is no change to it, so the text is typed with and without a space at its end until Python has read it.
+        // gradio loses changes: 4.40 while it builds the page, 3.41 if two follow each other closely. It ignores the same
+        // text again, so type the text with and without a space at its end until Python has read it.
         watch() {
             const text = this.box.value.trim();
             if (text !== this.watched) {
@@ -90,7 +90,7 @@
         remember() {
             try {
                 localStorage.setItem(STORE + this.tab, JSON.stringify(this.rows));
-            } catch { /* private windows have no store: the rows live as long as the page */ }
+            } catch { /* private windows have no storage: the rows live as long as the page */ }
         }
 
         remembered() {
@@ -130,15 +130,15 @@
                     button("down", "↓", "Move down", index === this.rows.length - 1),
                     button("remove", "✕", "Remove", false)),
                 element("div", { className: "hnl-panel-strength" },
-                    labeled("Strength", number("strength", "Strength as a number")), slider),
+                    labeled("Strength", number("strength", "Strength (number)")), slider),
                 element("div", { className: "hnl-panel-more" },
                     labeled("Blocks", field("block", {
-                        type: "text", placeholder: "all", ariaLabel: "Blocks, such as up or mid+up@0.5",
+                        type: "text", placeholder: "all", ariaLabel: "Blocks, for example up or mid+up@0.5",
                     })),
-                    labeled("Start", number("start", "Start, a fraction of the sampling", { min: 0, max: 1 })),
-                    labeled("End", number("end", "End, a fraction of the sampling", { min: 0, max: 1 })),
-                    labeled("k", number("k", "Factor on the strength of k")),
-                    labeled("v", number("v", "Factor on the strength of v"))));
+                    labeled("Start", number("start", "Start: fraction of the sampling", { min: 0, max: 1 })),
+                    labeled("End", number("end", "End: fraction of the sampling", { min: 0, max: 1 })),
+                    labeled("k", number("k", "Factor on the strength for keys")),
+                    labeled("v", number("v", "Factor on the strength for values"))));
             made.setAttribute("role", "listitem");
             made.classList.toggle("hnl-panel-off", row.enabled === false);
             return made;
@@ -148,7 +148,7 @@
             return [...this.frame.children].indexOf(target.closest(".hnl-panel-row"));
         }
 
-        // A name counts when it was chosen or the field was left, everything else at each key.
+        // A name counts when it is selected or the field loses focus, everything else at each key.
         edited({ type, target }) {
             const index = this.indexOf(target);
             const chosen = target.name === "name" && target.list && [...target.list.options].some((o) => o.value === target.value);
@@ -183,7 +183,7 @@
             again?.querySelector(`[name=${target.name}]:enabled, [name=remove]`)?.focus();
         }
 
-        // Browsers offer only what fits the text that is there: an empty field offers every file.
+        // Browsers offer only files that match the text, so empty the field to offer every file.
         offer(input) {
             if (input.name !== "name" || input.value === "") return;
             input.placeholder = input.value;

@@ -68,11 +68,8 @@ class WebuiHost(Protocol):
 class ShowsMessages(Protocol):
     """Messages on the page. Without it they go to the console."""
 
-    def comment(self, job: Any, text: str) -> None:
-        """Show a message under the job's images."""
-
-    def notify(self, text: str) -> None:
-        """Show a message that belongs to no job."""
+    def show_message(self, text: str, job: Any = None) -> None:
+        """Show a message under the job's images, or in the page if it belongs to no job."""
 
 
 @dataclass(frozen=True)
@@ -302,18 +299,10 @@ class KeepsModels(Protocol):
 # Defaults for hosts without a capability.
 
 
-def comment(host: WebuiHost, job: Any, text: str) -> None:
-    """Show a message under the job's images, or on the console."""
+def show_message(host: WebuiHost, text: str, job: Any = None) -> None:
+    """Show a message, on the page or on the console."""
     if isinstance(host, ShowsMessages):
-        host.comment(job, text)
-    else:
-        print(f"[hnloader] {well_formed(text)}")
-
-
-def notify(host: WebuiHost, text: str) -> None:
-    """Show a message that belongs to no job, on the page or on the console."""
-    if isinstance(host, ShowsMessages):
-        host.notify(text)
+        host.show_message(text, job)
     else:
         print(f"[hnloader] {well_formed(text)}")
 

@@ -16,7 +16,7 @@ from hnloader.ui import TagButton
 from ...host_library import HostLibrary
 from .. import protocol
 from ..protocol import Access, Axis, Events, Option, Panel
-from .rendering import Rendering, follow, quick_setting
+from .rendering import Rendering, follow
 
 _CLOSES = "hnloader_closes"
 # `switch_to_txt2img` is the webuis' own function.
@@ -79,20 +79,16 @@ class Automatic1111(
 
     # Messages, settings and files.
 
-    def comment(self, job: Any, text: str) -> None:
+    def show_message(self, text: str, job: Any = None) -> None:
+        """Show the message also on the console. Without a job, it needs a call from the page to appear there."""
         text = well_formed(text)
         print(f"[hnloader] {text}")
-        comment = getattr(job, "comment", None)
-        if callable(comment):
+        if job is None:
+            import gradio
+
+            gradio.Warning(html.escape(text, quote=False))  # gradio shows it as HTML
+        elif callable(comment := getattr(job, "comment", None)):
             comment(text)
-
-    def notify(self, text: str) -> None:
-        """Show the message also in a corner of the page, if a call from the page is running."""
-        import gradio
-
-        text = well_formed(text)
-        print(f"[hnloader] {text}")
-        gradio.Warning(html.escape(text, quote=False))  # gradio shows it as HTML
 
     def option(self, key: str, default: Any) -> Any:
         return getattr(shared.opts, key, default)
@@ -134,9 +130,6 @@ class Automatic1111(
     def clear_built_in(self) -> None:
         """Empty the list that the webui's attention applies."""
         getattr(shared, "loaded_hypernetworks", []).clear()
-
-    def quick_setting(self) -> str | None:
-        return quick_setting()
 
     def add_to_prompts(self, job: Any, tag: str) -> None:
         prompts = getattr(job, "all_prompts", None)

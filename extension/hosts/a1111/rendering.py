@@ -54,6 +54,10 @@ class Rendering(RunsModel, KeepsModels):
     def embeddings_folder(self) -> Path:
         return Path(getattr(shared.cmd_opts, "embeddings_dir", None) or Path(paths.data_path) / "embeddings")
 
+    def quick_setting(self) -> str | None:
+        name = str(getattr(shared.opts, _QUICK_SETTING, None) or _NOTHING)
+        return None if name == _NOTHING else name
+
     def samplers(self) -> Sequence[str]:
         return tuple(sd_samplers.visible_sampler_names())
 
@@ -108,7 +112,7 @@ class Rendering(RunsModel, KeepsModels):
             "do_not_save_samples": True,
             "do_not_save_grid": True,
             # 'Add hypernetwork to prompt' would act in every image of a comparison.
-            "override_settings": {} if quick_setting() is None else {_QUICK_SETTING: _NOTHING},
+            "override_settings": {} if self.quick_setting() is None else {_QUICK_SETTING: _NOTHING},
         }
         if hasattr(processing.StableDiffusionProcessingTxt2Img, "scheduler"):  # since 1.9
             fields["scheduler"] = "Automatic"
@@ -145,12 +149,6 @@ class Rendering(RunsModel, KeepsModels):
         name = "SDXL" if getattr(model, "is_sdxl", False) else "SD 2" if getattr(model, "is_sd2", False) else "SD 1"
         family = family_named(name)
         return family.resolution if family else 512
-
-
-def quick_setting() -> str | None:
-    """Return the name in 'Add hypernetwork to prompt'."""
-    name = str(getattr(shared.opts, _QUICK_SETTING, None) or _NOTHING)
-    return None if name == _NOTHING else name
 
 
 def follow(start: Any, path: str) -> Any:

@@ -48,14 +48,11 @@ class Dummy:
     def connect(self, events):
         dummy_webui.events = events
 """
-COMMENT = """
-def comment(self, job, text):
+MESSAGES = """
+def show_message(self, text, job=None):
     job.comments.append(text)
 
-def notify(self, text):
-    dummy_webui.notes.append(text)
-
-Dummy.comment, Dummy.notify = comment, notify
+Dummy.show_message = show_message
 """
 AXES = """
 def add_axes(self, axes):
@@ -133,7 +130,7 @@ def test_required_part_applies_tags(dummy: Callable[[str], DummyWebui], capsys: 
 
 
 def test_messages_are_a_capability(dummy: Callable[[str], DummyWebui], capsys: pytest.CaptureFixture[str]) -> None:
-    webui = dummy(HOST + COMMENT)
+    webui = dummy(HOST + MESSAGES)
     plain, _ = webui.generate("a cat")
     image, comments = webui.generate("a cat <hypernet:inkk><hypernet:ink:0>")
     assert torch.equal(image, plain)
