@@ -340,7 +340,7 @@ def _kept(target: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def held(path: Path, refusal: str) -> Iterator[None]:
+def file_lock(path: Path, refusal: str) -> Iterator[None]:
     """Hold the lock file `path` while the block runs, so that one program at a time does the job.
 
     The file stays; the lock ends with the block or the program. Without file locks, nothing is held.

@@ -29,8 +29,8 @@ class Entry:
     reason: str = ""
 
 
-def walk(folder: Path, leave_out: Callable[[PurePath], bool] = lambda relative: False) -> Iterator[Entry]:
-    """Yield everything below `folder`, except entries that `leave_out` returns True for and everything below them.
+def walk(folder: Path, skip: Callable[[PurePath], bool] = lambda relative: False) -> Iterator[Entry]:
+    """Yield everything below `folder`, except entries that `skip` returns True for and everything below them.
 
     Follows links, but enters each folder once. Order: breadth first, real folders before links, so that an entry has
     its shortest name; then by name. An unreadable folder follows as a second entry after its "folder".
@@ -52,7 +52,7 @@ def walk(folder: Path, leave_out: Callable[[PurePath], bool] = lambda relative: 
             continue
         for entry in found:
             below = relative / entry.name
-            if leave_out(below):
+            if skip(below):
                 continue
             kind, reason = _kind(entry)
             if kind == "folder":

@@ -133,7 +133,7 @@ def save_png(image: Image, path: str | os.PathLike[str], infotext: Infotext, *, 
         image.save(temporary, format="PNG", pnginfo=chunks)
 
 
-def read_png(path: str | os.PathLike[str]) -> Infotext | None:
+def read_infotext(path: str | os.PathLike[str]) -> Infotext | None:
     """Return the parameters in a PNG, JPEG or WebP image, or None without parameters.
 
     Raises:

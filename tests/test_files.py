@@ -15,7 +15,7 @@ import pytest
 
 import hnloader
 from hnloader import ExistingFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError, files
-from hnloader.files import TEMPORARY_SUFFIX, check_room, held, remove_leftovers, replacing
+from hnloader.files import TEMPORARY_SUFFIX, check_room, file_lock, remove_leftovers, replacing
 from tests.support.builders import simple_tree, write
 
 
@@ -144,20 +144,20 @@ def test_a_temporary_file_that_another_program_removed_is_made_again(
 def test_a_lock_is_held_by_one_program_and_ends_with_it(tmp_path: Path) -> None:
     lock = tmp_path / "made" / "lock"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom hnloader.files import held\n"
-        "with held(Path(sys.argv[1]), 'taken'):\n    print('held', flush=True)\n    sys.stdin.read()"
+        "import sys\nfrom pathlib import Path\nfrom hnloader.files import file_lock\n"
+        "with file_lock(Path(sys.argv[1]), 'taken'):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     running = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with running:
         assert running.stdout is not None
         running.stdout.readline()
-        with pytest.raises(HypernetworkError, match="taken"), held(lock, "taken"):
+        with pytest.raises(HypernetworkError, match="taken"), file_lock(lock, "taken"):
             pass
         running.send_signal(signal.SIGKILL)
-    with held(lock, "taken"):
+    with file_lock(lock, "taken"):
         pass
     (tmp_path / "file").touch()
-    with held(tmp_path / "file" / "lock", "taken"):  # without a folder, nothing is held
+    with file_lock(tmp_path / "file" / "lock", "taken"):  # without a folder, nothing is held
         pass
 
 

@@ -20,7 +20,7 @@ from hnloader import CorruptFileError, HypernetworkError, UnknownFormatError
 from hnloader.embeddings import load_embedding
 from hnloader.errors import DatasetError
 from hnloader.images import PHOTOS, STILL, read_image, read_text
-from hnloader.infotext import read_png
+from hnloader.infotext import read_infotext
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import read_folder
 from hnloader.training.pixels import load_sample
@@ -104,7 +104,7 @@ def test_postscript_with_another_name_starts_nothing(tmp_path: Path, monkeypatch
     for suffix in ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif"):
         path = folder / f"ink.{suffix}"
         path.write_bytes(POSTSCRIPT)
-        for read in (read_image, read_png, load_embedding):
+        for read in (read_image, read_infotext, load_embedding):
             with pytest.raises(UnknownFormatError):
                 read(path)
     assert thumbnail(folder / "ink.pt") is None
@@ -348,7 +348,7 @@ from pathlib import Path
 import PIL.Image
 from hnloader import HypernetworkError
 from hnloader.embeddings import load_embedding
-from hnloader.infotext import read_png
+from hnloader.infotext import read_infotext
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import read_folder
 from hnloader.training.pixels import load_sample
@@ -365,7 +365,7 @@ def memory(which):
 for path in map(Path, sys.argv[1:]):
     for name, door in [
         ("preview", lambda path: thumbnail(path.with_suffix(".pt"))),
-        ("infotext", read_png), ("embedding", load_embedding), ("training", trained),
+        ("infotext", read_infotext), ("embedding", load_embedding), ("training", trained),
     ]:
         Path("/proc/self/clear_refs").write_text("5")
         held, before = memory("VmRSS"), resource.getrusage(resource.RUSAGE_SELF)

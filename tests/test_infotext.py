@@ -12,7 +12,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hnloader.errors import HypernetworkError
-from hnloader.infotext import MOST_USED, Infotext, Used, _settings, listed_hashes, made_with, parse, read_png, save_png
+from hnloader.infotext import (
+    MOST_USED,
+    Infotext,
+    Used,
+    _settings,
+    listed_hashes,
+    made_with,
+    parse,
+    read_infotext,
+    save_png,
+)
 
 FROM_A_WEBUI = """a cat, (best quality:1.2) <hypernet:ink:0.8>
 second line
@@ -74,7 +84,7 @@ def test_a_png_file_carries_its_parameters(tmp_path: Path, prompt: str) -> None:
     info = Infotext(prompt, "blurry", {"Steps": "20", "Seed": "1", "Model": "a, b"})
     path = tmp_path / "image.png"
     save_png(Image.new("RGB", (8, 8), "red"), path, info)
-    assert read_png(path) == info
+    assert read_infotext(path) == info
     with Image.open(path) as image:
         assert image.info["parameters"] == str(info)
         assert image.getpixel((0, 0)) == (255, 0, 0)
@@ -83,7 +93,7 @@ def test_a_png_file_carries_its_parameters(tmp_path: Path, prompt: str) -> None:
 def test_an_image_without_parameters_has_none(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.new("RGB", (8, 8)).save(path)
-    assert read_png(path) is None
+    assert read_infotext(path) is None
 
 
 def test_a_failed_png_file_leaves_nothing(tmp_path: Path) -> None:
@@ -176,7 +186,7 @@ def test_the_parameters_in_jpeg_and_webp(kind: str, encoding: str, tmp_path: Pat
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = comment
     Image.new("RGB", (8, 8)).save(tmp_path / "made.jpg", kind, exif=exif)
-    assert read_png(tmp_path / "made.jpg") == parse(text)
+    assert read_infotext(tmp_path / "made.jpg") == parse(text)
 
 
 @pytest.mark.parametrize("kind", ["iTXt", "zTXt", "packed iTXt", "after the pixels"])
@@ -190,4 +200,4 @@ def test_every_kind_of_text_chunk_is_read(kind: str, tmp_path: Path) -> None:
     else:
         chunks.add_itxt("parameters", text, "en", "key", zip=kind.startswith("packed"))
     Image.new("RGB", (8, 8)).save(tmp_path / "made.png", pnginfo=chunks)
-    assert read_png(tmp_path / "made.png") == parse(text)
+    assert read_infotext(tmp_path / "made.png") == parse(text)

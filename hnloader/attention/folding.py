@@ -26,7 +26,7 @@ from hnloader.network import Hypernetwork
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Values of a weight that are compared at each call, to notice changes that torch does not count: `weight.data += x`.
 SAMPLES = 256
-# The same for each parameter of a hypernetwork in the processor's memory.
+# The same for each parameter of a hypernetwork on the CPU.
 OWN_SAMPLES = 32
 # A weight that changes more often while attached is being trained or merged; folding it again would not pay.
 MOST_CHANGES = 8
@@ -205,7 +205,7 @@ def watch_folds(projections: Iterable[Projection]) -> Watch:
 
 
 def watch_hypernetworks(hypernetworks: Iterable[Hypernetwork]) -> Watch:
-    """Watch the parameters on the CPU, where comparing is fast, except those in training, of which nothing is kept."""
+    """Watch parameters on the CPU, where comparing is fast, except parameters in training, which are never kept."""
     parameters = [parameter for each in hypernetworks for parameter in each.parameters()]
     return Watch(
         Sample(parameter, OWN_SAMPLES)

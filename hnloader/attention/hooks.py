@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.attention.plans import NO_PLAN, SidePlan
-from hnloader.attention.stages import Chain, compiling
+from hnloader.attention.stages import compiling
 from hnloader.network import SideName
 
 
@@ -31,11 +31,6 @@ class SideHook:
     def __getstate__(self) -> dict[str, object]:
         """Copy no plan; the injector of a copied model hooks its layers itself."""
         return {**self.__dict__, "plan": NO_PLAN}
-
-    @property
-    def chain(self) -> Chain:
-        """The hypernetworks with their strengths, in order."""
-        return self.plan.chain
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

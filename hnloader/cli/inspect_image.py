@@ -103,7 +103,7 @@ class ImageReader:
         """
         from hnloader.files import open_regular
         from hnloader.images import is_image
-        from hnloader.infotext import made_with, read_png
+        from hnloader.infotext import made_with, read_infotext
 
         try:
             if not path.is_file():
@@ -112,7 +112,7 @@ class ImageReader:
                 head = file.read(16)
         except OSError:
             return None  # the reader of hypernetworks reports it
-        about = read_png(path) if is_image(head) else None
+        about = read_infotext(path) if is_image(head) else None
         if about is None:
             return None
         return ImageInfo(about, tuple(self._found(used) for used in made_with(about)))

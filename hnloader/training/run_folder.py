@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from hnloader.files import held
+from hnloader.files import file_lock
 
 
 def run_folder(output: Path) -> Path:
@@ -16,7 +16,7 @@ def run_folder(output: Path) -> Path:
 def locked(output: Path) -> contextlib.AbstractContextManager[None]:
     """Lock the output while this is active; HypernetworkError if another program is training it."""
     folder = run_folder(output)
-    return held(
+    return file_lock(
         folder / "lock",
         f"{output}: another training of this output is running, in {folder}. Wait for it, or choose another output.",
     )

@@ -20,7 +20,7 @@ from hnloader.conversion.planning import plan
 from hnloader.conversion.to_format import ToFormat
 from hnloader.embeddings import Embedding, load_embedding, save_embedding
 from hnloader.files import TEMPORARY_SUFFIX, remove_leftovers
-from hnloader.infotext import Infotext, read_png, save_png
+from hnloader.infotext import Infotext, read_infotext, save_png
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.ui.sidecars import read_description, read_notes, save_notes, save_preview
 
@@ -166,7 +166,7 @@ def _images() -> Subject:
 
     def check(folder: Path) -> None:
         whole(folder / "ink.preview.png")
-        about = read_png(folder / "made.png")
+        about = read_infotext(folder / "made.png")
         assert about is not None
         assert Image.new("RGB", (1, 1), about.prompt).getpixel((0, 0)) == whole(folder / "made.png")
 

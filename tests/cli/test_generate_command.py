@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import hnloader.generation
 from hnloader.cli.app import app
-from hnloader.infotext import read_png
+from hnloader.infotext import read_infotext
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_options_and_tags_reach_the_parameters(run, tmp_path: Path, styles: Path
     )
     assert result.exit_code == 0, result.output
     assert pixels(tmp_path / "one.png").shape == (32, 48, 3)
-    info = read_png(tmp_path / "one.png")
+    info = read_infotext(tmp_path / "one.png")
     assert info is not None
     assert info.prompt == "a cat <hypernet:ink:0.8> <hypernet:oil:0.5:end=0.8>"
     assert info.negative_prompt == "dog"
@@ -91,7 +91,7 @@ def test_name_path_and_tag_are_equivalent(run, tmp_path: Path, styles: Path) -> 
 def test_init_image(run, tmp_path: Path) -> None:
     Image.radial_gradient("L").save(tmp_path / "start.png")
     assert run("a cat", "--init", "start.png", "--denoise", 0.5, "--out", "to.png").exit_code == 0
-    info = read_png(tmp_path / "to.png")
+    info = read_infotext(tmp_path / "to.png")
     assert info is not None
     assert info.settings["Denoising strength"] == "0.5"
 
@@ -116,7 +116,7 @@ def test_sweep_is_one_labeled_grid(run, tmp_path: Path, monkeypatch: pytest.Monk
         "rows": ["seed 7", "seed 8"],
         "caption": "a cat",
     }
-    info = read_png(tmp_path / "images" / "sweep-00001-7.png")
+    info = read_infotext(tmp_path / "images" / "sweep-00001-7.png")
     assert info is not None
     assert info.prompt == "a cat <hypernet:ink:0.8>"
 

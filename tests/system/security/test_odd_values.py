@@ -21,7 +21,7 @@ from hnloader.conversion.planning import plan
 from hnloader.conversion.reports import write_report
 from hnloader.conversion.results import Result
 from hnloader.errors import CorruptFileError, HypernetworkError, HypernetworkNotFoundError, PromptTagError
-from hnloader.files import held, make_folder, remove_leftovers
+from hnloader.files import file_lock, make_folder, remove_leftovers
 from hnloader.formats import hns
 from hnloader.library import Library
 from hnloader.prompt import Tag, parse_prompt
@@ -135,7 +135,7 @@ def test_a_nul_in_a_path_is_an_error_of_ours(index: int, tmp_path: Path) -> None
 
 def test_a_nul_where_nothing_can_be_said_is_passed_over(tmp_path: Path) -> None:
     assert remove_leftovers([tmp_path / "a\0b"]) == []
-    with held(tmp_path / "a\0b" / "lock", "held by another"):
+    with file_lock(tmp_path / "a\0b" / "lock", "held by another"):
         pass
     assert sidecars.read_values(tmp_path / "a\0b.pt") == {}
     assert sidecars.thumbnail(tmp_path / "a\0b.pt") is None

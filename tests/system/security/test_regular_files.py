@@ -15,7 +15,7 @@ import pytest
 
 from hnloader.conversion import convert
 from hnloader.errors import HypernetworkError
-from hnloader.files import held, lock_file, open_regular, read_regular, remove_leftovers, sha256_of
+from hnloader.files import file_lock, lock_file, open_regular, read_regular, remove_leftovers, sha256_of
 from hnloader.library import Library
 from hnloader.ui import sidecars
 from hnloader.ui.catalog import Catalog
@@ -146,7 +146,7 @@ def test_an_index_a_lock_and_a_training_s_files(folder: Path) -> None:
     os.mkfifo(folder / "job.json")
 
     def hold() -> None:
-        with held(folder / "lock", "held by another"):
+        with file_lock(folder / "lock", "held by another"):
             pass
 
     assert within(20, hold) is None

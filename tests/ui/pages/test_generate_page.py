@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from hnloader.infotext import read_png
+from hnloader.infotext import read_infotext
 from hnloader.ui.diffusers_generator import BUNDLED
 from hnloader.ui.page_host import EXAMPLE_PROMPT
 from tests.support.browsers import card, select, set_slider, turn_to
@@ -28,7 +28,7 @@ def test_the_first_click_makes_an_image(host_of, server_for, open_page, folder: 
     expect(page.locator("#hnl-images img")).to_be_visible()
     expect(status.get_by_role("heading")).to_be_hidden()
     (saved,) = (tmp_path / "images").glob("*.png")
-    info = read_png(saved)
+    info = read_infotext(saved)
     assert info is not None
     assert info.prompt == CIRCLE
 
@@ -45,7 +45,7 @@ def test_enter_generates_with_a_tag_from_the_library(page: Page, tmp_path: Path)
     expect(page.get_by_text("00001-7.png")).to_be_visible()
     expect(page.locator("#hnl-images img")).to_be_visible()
     expect(page.locator("#hnl-parameters textarea")).to_have_value(re.compile("Steps: 4, .*Seed: 7"))
-    info = read_png(tmp_path / "images" / "00001-7.png")
+    info = read_infotext(tmp_path / "images" / "00001-7.png")
     assert info is not None
     assert info.prompt == f"{CIRCLE} <hypernet:outline:0.8>"
 
