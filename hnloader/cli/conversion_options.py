@@ -78,7 +78,7 @@ Dtype: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(DTYPES),
-        help="Type of the stored tensors. Default: that of the source; float32 for a LoRA.",
+        help="Type of the stored tensors. Default: unchanged in convert, float32 in export-lora.",
         show_default=False,
         autocompletion=lambda: list(DTYPES),
     ),

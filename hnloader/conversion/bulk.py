@@ -160,7 +160,7 @@ def _run(
         while running or (waiting and not cancelled()):
             # Two per thread: no thread waits, and little is begun when the run is cancelled.
             while waiting and len(running) < 2 * jobs and not cancelled():
-                running.add(executor.submit(_settle, work, waiting.popleft(), cancelled))
+                running.add(executor.submit(_do, work, waiting.popleft(), cancelled))
             done, running = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
             for future in done:
                 if (result := future.result()) is not None:
@@ -170,7 +170,7 @@ def _run(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _settle(work: Callable[[Job], Result], job: Job, cancelled: Callable[[], bool]) -> Result | None:
+def _do(work: Callable[[Job], Result], job: Job, cancelled: Callable[[], bool]) -> Result | None:
     """Do one job and catch its errors; return None if the run was cancelled before or during it."""
     if cancelled():
         return None
@@ -193,10 +193,10 @@ def _failed(job: Job, error: Exception) -> Result:
         return _result(job, "skipped", str(error))
     if isinstance(error, OtherModelError):
         return Result(job.source, job.label, "skipped", reason=str(error))
-    return replace(_result(job, "failed", _explained(job, error)), error=type(error).__name__)
+    return replace(_result(job, "failed", _message(job, error)), error=type(error).__name__)
 
 
-def _explained(job: Job, error: Exception) -> str:
+def _message(job: Job, error: Exception) -> str:
     text = str(error)
     if isinstance(error, HypernetworkError):
         return text

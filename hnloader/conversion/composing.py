@@ -88,12 +88,12 @@ def _files_beside(paths: Sequence[Path], target: Path | None, library: Library) 
 def _name_of(path: Path, found: Sequence[LibraryFile], library: Library, target: Path | None) -> str:
     """Return the name by which a composition at `target` finds only this file."""
     for name in (name for file in found for name in library.names_of(file)):
-        if is_member_name(name) and not _answers(target, name):
+        if is_member_name(name) and not _may_name_result(target, name):
             return name
     raise NotMergeableError(f"{path}: every name of this file in a composition could mean another file. Rename it.")
 
 
-def _answers(target: Path | None, name: str) -> bool:
+def _may_name_result(target: Path | None, name: str) -> bool:
     """Return True if the composition to write may answer to `name` itself."""
     own = () if target is None else (target.stem, target.name)
     return not name.startswith("./") and folded(PurePosixPath(name).name) in map(folded, own)
@@ -126,7 +126,7 @@ def _check_members(path: Path, target: Path | None, depth: int) -> None:
             raise NotMergeableError(f"{path}: compositions would be nested too deeply. Merge some of them first.")
         library = member_library(source, ())
         for name in composition.structure.names():
-            if _answers(target, name):
+            if _may_name_result(target, name):
                 raise NotMergeableError(f"{path}: it names {shown(name)}, the name of the result. Choose another name.")
             try:
                 _check_members(library.find(name), target, depth - 1)

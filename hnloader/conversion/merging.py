@@ -135,11 +135,11 @@ def merge(
     mode = checked_mode(mode)
     dtype = dtype_name(dtype) or "float32"
     if mode == "average":
-        sides, architecture, how, exact = _averaged(parts)
+        sides, architecture, how, exact = _average(parts)
     else:
-        sides, architecture, how = _combined(parts, mode)
+        sides, architecture, how = _combine(parts, mode)
         exact = True
-    made = _built(sides, architecture, name, dtype, parts, mode, exact)
+    made = _build(sides, architecture, name, dtype, parts, mode, exact)
     error = _error(made, parts, mode)
     if exact and dtype == "float32" and not error < EXACT:
         raise NotMergeableError(f"The result differs from its parts by {error:.1e}. This is a bug: please report it.")
@@ -186,8 +186,8 @@ def _side_of(part: Part, width: int, side: SideName) -> Side:
     return part.hypernetwork.side(width, side) if held else Unchanged(width)
 
 
-def _combined(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture, str]:
-    affine = _affine(parts, mode)
+def _combine(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture, str]:
+    affine = _compose(parts, mode)
     if affine is not None:
         return affine
     branches = {(width, side): _branches_of(parts, width, side, mode) for width, side in _keys(parts)}
@@ -197,10 +197,10 @@ def _combined(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture
             f"{names}: one file cannot hold a chain of networks with activations or norms. Write a .hns file, or merge "
             "them side by side, which gives other images."
         )
-    return _widened({key: found or [] for key, found in branches.items()})
+    return _from_branches({key: found or [] for key, found in branches.items()})
 
 
-def _affine(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture, str] | None:
+def _compose(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture, str] | None:
     """Compose or add all maps, as one matrix per side; return None if a part is not affine."""
     tensors: _Tensors = {}
     for width, side in _keys(parts):
@@ -231,7 +231,7 @@ def _branches_of(parts: Sequence[Part], width: int, side: SideName, mode: Mode) 
     found = (
         _branches(_side_of(part, width, side), part.hypernetwork.architecture, part.strength(side)) for part in parts
     )
-    return _joined(found, chained=mode != "side-by-side")
+    return _join(found, chained=mode != "side-by-side")
 
 
 def _branches(side: Side, architecture: Architecture | None, factor: float) -> list[_Branch] | None:
@@ -239,7 +239,7 @@ def _branches(side: Side, architecture: Architecture | None, factor: float) -> l
     if isinstance(side, Unchanged) or factor == 0:
         return []
     if isinstance(side, SequentialSide):
-        return [_Branch(side, architecture or _seen_architecture(side), factor)]
+        return [_Branch(side, architecture or _architecture_of(side), factor)]
     if not isinstance(side, Composed):
         return None
     weights = side.weights or (1.0,) * len(side.strengths)
@@ -247,10 +247,10 @@ def _branches(side: Side, architecture: Architecture | None, factor: float) -> l
         _branches(cast("Side", member), None, factor * strength * weight)
         for member, strength, weight in zip(side.members, side.strengths, weights, strict=True)
     )
-    return _joined(found, chained=side.weights is None)
+    return _join(found, chained=side.weights is None)
 
 
-def _joined(members: Iterable[list[_Branch] | None], *, chained: bool) -> list[_Branch] | None:
+def _join(members: Iterable[list[_Branch] | None], *, chained: bool) -> list[_Branch] | None:
     """Join the branches of members; None if a member has none, or if several members of a chain act."""
     joined: list[_Branch] = []
     acting = 0
@@ -262,7 +262,7 @@ def _joined(members: Iterable[list[_Branch] | None], *, chained: bool) -> list[_
     return joined if not chained or acting <= 1 else None
 
 
-def _seen_architecture(side: SequentialSide) -> Architecture:
+def _architecture_of(side: SequentialSide) -> Architecture:
     """Return the architecture that the modules of a member show."""
     modules = [module for module in side.linear if not isinstance(module, nn.Dropout)]
     linears = [module for module in modules if isinstance(module, nn.Linear)]
@@ -277,12 +277,12 @@ def _seen_architecture(side: SequentialSide) -> Architecture:
 # -- one network at a strength, or several side by side
 
 
-def _widened(branches: dict[tuple[int, SideName], list[_Branch]]) -> tuple[_Tensors, Architecture, str]:
+def _from_branches(branches: dict[tuple[int, SideName], list[_Branch]]) -> tuple[_Tensors, Architecture, str]:
     most = max(branches.values(), key=len)
     if not most:
         raise NotMergeableError("Every strength is 0: the result would change nothing. Give another strength.")
     if len(most) == 1:
-        return _baked(branches, most[0].architecture)
+        return _with_strength(branches, most[0].architecture)
     kinds = {_kind(branch.architecture) for branch in most}
     first = most[0].architecture
     if len(kinds) > 1 or first.norm or first.activate_output or (first.activation or "") in _MIXING:
@@ -298,7 +298,7 @@ def _widened(branches: dict[tuple[int, SideName], list[_Branch]]) -> tuple[_Tens
             raise NotMergeableError(
                 f"Width {width}: a file lacks it, so the {side} sides would differ. Leave that file out."
             )
-        tensors[width, side] = _beside(found, together, width)
+        tensors[width, side] = _side_by_side(found, together, width)
     return tensors, together, f"{len(most)} networks side by side: their hidden layers make one wider layer"
 
 
@@ -315,7 +315,7 @@ def _linears(side: SequentialSide) -> list[nn.Linear]:
     return [module for module in side.linear if isinstance(module, nn.Linear)]
 
 
-def _beside(found: list[_Branch], together: Architecture, width: int) -> dict[str, Tensor]:
+def _side_by_side(found: list[_Branch], together: Architecture, width: int) -> dict[str, Tensor]:
     layers = [_linears(branch.side) for branch in found]
     last = len(layers[0]) - 1
     names = [index for index, spec in enumerate(together.layers(width)) if spec.kind == "linear"]
@@ -344,7 +344,7 @@ def _bias(linear: nn.Linear) -> Tensor:
     return linear.bias.detach().double()
 
 
-def _baked(
+def _with_strength(
     branches: dict[tuple[int, SideName], list[_Branch]], architecture: Architecture
 ) -> tuple[_Tensors, Architecture, str]:
     tensors: _Tensors = {}
@@ -389,11 +389,11 @@ def _scaled(branch: _Branch) -> dict[str, Tensor]:
 # -- averages
 
 
-def _averaged(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]:
+def _average(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]:
     first = parts[0].hypernetwork
     for part in parts:
         other = part.hypernetwork
-        if other.architecture is None or not _alike(other, first):
+        if other.architecture is None or not _same_architecture(other, first):
             raise NotMergeableError(
                 f"{other.name}: found {other.architecture} and the widths {other.widths}, but {first.name} has "
                 f"{first.architecture} and {first.widths}. Average files of one architecture."
@@ -417,7 +417,7 @@ def _averaged(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]
     return tensors, first.architecture, how, exact
 
 
-def _alike(one: Hypernetwork, two: Hypernetwork) -> bool:
+def _same_architecture(one: Hypernetwork, two: Hypernetwork) -> bool:
     """Return True for the same architecture and widths. Without an activation, `activate_output` is ignored."""
     built = [
         replace(
@@ -432,7 +432,7 @@ def _alike(one: Hypernetwork, two: Hypernetwork) -> bool:
 # -- the result
 
 
-def _built(
+def _build(
     sides: _Tensors,
     architecture: Architecture,
     name: str,
@@ -479,12 +479,12 @@ def _error(made: Hypernetwork, parts: Sequence[Part], mode: Mode) -> float:
         generator = torch.Generator().manual_seed(width)
         x = torch.randn(1, _ROWS, width, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            found, wanted = made.transform(side, x), _together(parts, mode, side, x)
+            found, wanted = made.transform(side, x), _expected(parts, mode, side, x)
         worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)))
     return worst
 
 
-def _together(parts: Sequence[Part], mode: Mode, side: SideName, x: Tensor) -> Tensor:
+def _expected(parts: Sequence[Part], mode: Mode, side: SideName, x: Tensor) -> Tensor:
     if mode == "chain":
         for part in parts:
             x = part.hypernetwork.transform(side, x, part.strength(side))

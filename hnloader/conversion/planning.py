@@ -97,9 +97,9 @@ def plan(
         >>> [job.target.name for job in files.jobs]
         ['outline.pt']
     """
-    folder, single = _out(out, suffix)
+    folder, single = _output(out, suffix)
     wanted = tuple(sources) or suffixes(weights_only=True)
-    found, settled = _look(list(map(Path, paths)), wanted, folder, tuple(exclude))
+    found, settled = _find(list(map(Path, paths)), wanted, folder, tuple(exclude))
     found.sort(key=lambda one: (one.relative.as_posix(), str(one.path)))
     if single is not None and len(found) > 1:
         raise HypernetworkError(f"{single}: this is one file, for {len(found):,} sources. Name a folder.")
@@ -128,7 +128,7 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _out(out: str | os.PathLike[str] | None, suffix: str) -> tuple[Path | None, Path | None]:
+def _output(out: str | os.PathLike[str] | None, suffix: str) -> tuple[Path | None, Path | None]:
     """Return `out` as a folder or as a single file."""
     if out is None:
         return None, None
@@ -150,26 +150,26 @@ def _out(out: str | os.PathLike[str] | None, suffix: str) -> tuple[Path | None, 
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Source:
     path: Path
     relative: PurePath
     label: str
     size: int
 
 
-def _look(
+def _find(
     paths: Sequence[Path], sources: tuple[str, ...], out: Path | None, exclude: tuple[str, ...]
-) -> tuple[list[_Found], list[Result]]:
+) -> tuple[list[_Source], list[Result]]:
     """Return every file once, and results of paths that are something else."""
-    found: dict[str, _Found] = {}
+    found: dict[str, _Source] = {}
     settled: dict[str, Result] = {}
-    every = [part for path in paths for part in _expanded(path)]
+    every = [part for path in paths for part in _expand(path)]
     for path in every:
-        if os.path.isdir(path):  # noqa: PTH112 (see _out)
+        if os.path.isdir(path):  # noqa: PTH112 (see _output)
             below = PurePath() if len(every) == 1 else PurePath(path.resolve().name)
             taken = _in_folder(path, below, sources, out, exclude)
         else:
-            taken = iter([_named(path)])
+            taken = iter([_file(path)])
         for one in taken:
             if isinstance(one, Result):
                 settled.setdefault(os.path.abspath(one.source), one)  # noqa: PTH100 (resolve would follow links)
@@ -180,7 +180,7 @@ def _look(
     return list(found.values()), [result for name, result in settled.items() if name not in found]
 
 
-def _expanded(path: Path) -> list[Path]:
+def _expand(path: Path) -> list[Path]:
     """Return the files of a pattern. A path that exists is itself, even with brackets."""
     try:
         path = path.expanduser()
@@ -192,7 +192,7 @@ def _expanded(path: Path) -> list[Path]:
         return sorted(map(Path, glob.glob(str(path)))) or [path]  # noqa: PTH207 (Path.glob lacks ~ and \)
     first = path.parts.index("**")
     start, rest = Path(*path.parts[:first]), path.parts[first:]
-    folders = [folder for folder in _expanded(start) if os.path.isdir(folder)]  # noqa: PTH112 (see _out)
+    folders = [folder for folder in _expand(start) if os.path.isdir(folder)]  # noqa: PTH112 (see _output)
     # glob would follow loops of links forever.
     return sorted(e.path for folder in folders for e in walk(folder) if _matches(e.relative.parts, rest)) or [path]
 
@@ -210,10 +210,10 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _named(path: Path) -> _Found | Result:
+def _file(path: Path) -> _Source | Result:
     if problem := _problem(path):
         return _failed(path, f"{path}: {problem}")
-    return _Found(path, PurePath(path.name), str(path), path.stat().st_size)
+    return _Source(path, PurePath(path.name), str(path), path.stat().st_size)
 
 
 def _problem(path: Path) -> str:
@@ -234,15 +234,15 @@ def _problem(path: Path) -> str:
 
 def _in_folder(
     folder: Path, below: PurePath, sources: tuple[str, ...], out: Path | None, exclude: tuple[str, ...]
-) -> Iterator[_Found | Result]:
+) -> Iterator[_Source | Result]:
     """Yield the files below `folder` with a suffix in `sources`, and results of similar entries."""
-    for entry in walk(folder, _excluded(folder, out, exclude)):
+    for entry in walk(folder, _exclusion(folder, out, exclude)):
         if entry.kind == "unreadable folder":
             yield _failed(entry.path, f"{entry.path}: cannot be read: {entry.reason}")
         elif entry.relative.suffix.lower() not in sources:
             continue
         elif entry.kind == "file" and not entry.relative.name.startswith("._"):
-            yield _Found(entry.path, below / entry.relative, str(entry.path), _size(entry))
+            yield _Source(entry.path, below / entry.relative, str(entry.path), _size(entry))
         elif entry.kind == "broken link":
             yield _failed(entry.path, f"{entry.path}: the link leads nowhere: {entry.reason}")
         else:
@@ -265,7 +265,7 @@ def _size(entry: Entry) -> int:
         return 0
 
 
-def _excluded(folder: Path, out: Path | None, exclude: tuple[str, ...]) -> Callable[[PurePath], bool]:
+def _exclusion(folder: Path, out: Path | None, exclude: tuple[str, ...]) -> Callable[[PurePath], bool]:
     """Return a filter for the patterns and for the folder of the results."""
     own: PurePath | None = None
     if out is not None:
@@ -284,7 +284,7 @@ def _excluded(folder: Path, out: Path | None, exclude: tuple[str, ...]) -> Calla
 
 
 def _targets(
-    found: Sequence[_Found], suffix: str, out: Path | None, single: Path | None, flat: bool
+    found: Sequence[_Source], suffix: str, out: Path | None, single: Path | None, flat: bool
 ) -> list[tuple[Path, str]]:
     """Return the target of each file, and the reason for another name than that of the source."""
     if single is not None:
@@ -298,7 +298,7 @@ def _targets(
     return _unique(wanted, lambda target: folded(str(target)))
 
 
-def _flat(found: Sequence[_Found], suffix: str, out: Path) -> list[tuple[Path, str]]:
+def _flat(found: Sequence[_Source], suffix: str, out: Path) -> list[tuple[Path, str]]:
     """Return targets in one folder. All files of one name get the names of their folders.
 
     Even the first one does, so names stay when files are added.
@@ -331,8 +331,8 @@ def _unique(wanted: Sequence[tuple[Path, str]], key: Callable[[Path], str]) -> l
 
 
 def _without_finished(
-    found: list[_Found], targets: list[tuple[Path, str]], suffix: str
-) -> tuple[list[_Found], list[tuple[Path, str]], list[Result]]:
+    found: list[_Source], targets: list[tuple[Path, str]], suffix: str
+) -> tuple[list[_Source], list[tuple[Path, str]], list[Result]]:
     """Drop sources that have the suffix, with a result unless they are the target of another source."""
     made = {str(target) for one, (target, _) in zip(found, targets, strict=True) if target != one.path}
     kept, results = [], []

@@ -20,7 +20,17 @@ from hnloader.formats.registry import format_of
 from hnloader.formats.source import open_source
 from hnloader.texts import well_formed
 
-__all__ = ["DTYPES", "SOURCE_HASH", "Origin", "dtype_name", "hash_of", "opened", "origin_of", "prepared", "statements"]
+__all__ = [
+    "DTYPES",
+    "SOURCE_HASH",
+    "Origin",
+    "dtype_name",
+    "hash_of",
+    "opened",
+    "origin_notes",
+    "origin_of",
+    "prepared",
+]
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -46,7 +56,7 @@ def origin_of(contents: Contents) -> Origin:
     return Origin(notes.get(SOURCE_HASH), notes.get(_NORMALIZED) == "true", notes.get(_DTYPE))
 
 
-def statements(source: Path, normalize: bool, dtype: str | None) -> dict[str, str]:
+def origin_notes(source: Path, normalize: bool, dtype: str | None) -> dict[str, str]:
     """Return the statements of a safetensors file about its source. The date is that of the source."""
     changed = datetime.fromtimestamp(source.stat().st_mtime, tz=timezone.utc)
     stated = {_SOURCE_NAME: well_formed(source.name), _DATE: changed.strftime("%Y-%m-%dT%H:%M:%SZ")}

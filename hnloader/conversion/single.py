@@ -13,9 +13,10 @@ from typing import Literal
 
 import torch
 
+from hnloader.conversion.bulk import OnExisting
 from hnloader.conversion.companions import State, companion_of, opened_state
 from hnloader.conversion.planning import numbered
-from hnloader.conversion.preparing import SOURCE_HASH, dtype_name, hash_of, opened, prepared, statements
+from hnloader.conversion.preparing import SOURCE_HASH, dtype_name, hash_of, opened, origin_notes, prepared
 from hnloader.conversion.verification import verify_equal
 from hnloader.errors import ExistingFileError, HypernetworkError
 from hnloader.files import check_free, expanded, replacing_together, same_file
@@ -28,8 +29,6 @@ from hnloader.formats.source import open_source, unchanged
 from hnloader.texts import shown
 
 __all__ = ["Converted", "convert", "is_free"]
-
-OnExisting = Literal["overwrite", "skip", "rename"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def convert(
         return Converted(given, wanted, "skipped", lossless=True)
     overwrite = on_existing == "overwrite"
     try:
-        return _converted(given, wanted, state_file, normalize, cast_to, verify, overwrite)
+        return _convert(given, wanted, state_file, normalize, cast_to, verify, overwrite)
     except ExistingFileError as error:
         if on_existing != "skip":
             raise
@@ -124,7 +123,7 @@ def is_free(target: Path, state_file: Path | None) -> bool:
     return not os.path.lexists(target) and not (state_file and os.path.lexists(companion_of(target)))
 
 
-def _converted(
+def _convert(
     given: Path,
     wanted: Path,
     state_file: Path | None,
@@ -150,7 +149,7 @@ def _converted(
         written[wanted] = [given]
         with replacing_together(written, flush=verify, overwrite=overwrite) as (*states, temporary), unchanged(given):
             hashes = {SOURCE_HASH: source_hash} if source_hash else {}
-            stated = statements(given, normalize, dtype)
+            stated = origin_notes(given, normalize, dtype)
             file_format.write(replace(outgoing, notes=stated, hashes=hashes, data_hash=verify), temporary)
             sha256 = source_hash() if source_hash else None
             verified = _verified(outgoing, temporary, wanted) if verify else ()

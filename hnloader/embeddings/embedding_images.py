@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-__all__ = ["card", "is_image", "keeps", "read", "write"]
+__all__ = ["card", "is_image", "json_keeps", "read", "write"]
 
 CHUNK = "sd-ti-embedding"
 # 300 vectors of 1,024 values; a prompt has 75 tokens. Python takes some 20 bytes per byte of JSON.
@@ -73,7 +73,7 @@ def read(source: Source) -> dict[object, object]:
     try:
         if text.count(b"[") + text.count(b"{") > _MOST_PARTS:
             raise ValueError(f"Expected at most {_MOST_PARTS:,} lists.")
-        tree = json.loads(text, object_pairs_hook=_tensor, parse_int=_number)
+        tree = json.loads(text, object_pairs_hook=_parse_object, parse_int=_parse_int)
     except (ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
         raise CorruptFileError(f"The embedding in the image is damaged ({error}). Get the .pt file.") from error
     if not isinstance(tree, dict) or "string_to_param" not in tree:
@@ -85,7 +85,7 @@ def write(tree: dict[str, object], path: Path, image: Image) -> None:
     """Write `image` as PNG with the keys of `tree` in a text chunk and in stripes at its sides."""
     from PIL.PngImagePlugin import PngInfo
 
-    text = json.dumps(tree, default=_listed).encode()
+    text = json.dumps(tree, default=_encode).encode()
     if len(text) > MAX_TEXT:
         raise UnsupportedArchitectureError(
             f"Found {len(text):,} bytes for an image. At most {MAX_TEXT:,} can be read: save it as .safetensors."
@@ -123,16 +123,16 @@ def _from_chunk(chunk: str) -> bytes:
     return text
 
 
-def keeps(key: str, value: object) -> bool:
+def json_keeps(key: str, value: object) -> bool:
     """Return True if the JSON of an image keeps a key and a value with their types."""
     try:
-        found = json.loads(json.dumps({key: value}), object_pairs_hook=_tensor, parse_int=_number)
+        found = json.loads(json.dumps({key: value}), object_pairs_hook=_parse_object, parse_int=_parse_int)
     except (TypeError, ValueError, RecursionError):
         return False
     return canonical(found, id) == canonical({key: value}, id)
 
 
-def _tensor(pairs: list[tuple[str, Any]]) -> object:
+def _parse_object(pairs: list[tuple[str, Any]]) -> object:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("A name appears twice.")
@@ -146,12 +146,12 @@ def _tensor(pairs: list[tuple[str, Any]]) -> object:
     return torch.tensor(vectors, dtype=torch.float32)
 
 
-def _number(digits: str) -> float:
+def _parse_int(digits: str) -> float:
     """Return a whole number; a float beyond 20 digits, because older Pythons take minutes for a million digits."""
     return int(digits) if len(digits) < 20 else float(digits)
 
 
-def _listed(value: object) -> object:
+def _encode(value: object) -> object:
     if isinstance(value, Tensor):
         return {"TORCHTENSOR": value.float().tolist()}
     return shown(value)
@@ -184,7 +184,7 @@ def _from_pixels(pixels: Pixels) -> bytes | None:
     left, right = low[:, : black[0]], low[:, black[-1] + 1 :]
     if left.shape != right.shape or not 0 < left.size <= 2 * MAX_TEXT:
         return None
-    data = (_scrambled(right) * np.uint8(16) + _scrambled(left)).tobytes()
+    data = (_xored(right) * np.uint8(16) + _xored(left)).tobytes()
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(data, MAX_TEXT)
@@ -214,7 +214,7 @@ def _with_stripes(image: Image, data: bytes) -> Image:
     # Whole columns of three channels, filled up with the beginning, which zlib ignores.
     count = -(-len(data) // (3 * height)) * 3 * height
     values = np.resize(np.frombuffer(data, np.uint8), count).reshape(height, -1, 3)
-    left, right = _scrambled(values % 16), _scrambled(values // 16)
+    left, right = _xored(values % 16), _xored(values // 16)
     # The high bits keep readers from cropping black columns and rows of the stripes.
     stripes = [Image.fromarray(stripe | 0x40) for stripe in (left, right)]
     width = stripes[0].width
@@ -225,7 +225,7 @@ def _with_stripes(image: Image, data: bytes) -> Image:
     return result
 
 
-def _scrambled(block: Pixels) -> Pixels:
+def _xored(block: Pixels) -> Pixels:
     """Xor `block` with the low four bits of the sequence; twice returns the block."""
     import numpy as np
 

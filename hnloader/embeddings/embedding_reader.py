@@ -76,7 +76,7 @@ def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Em
             raise UnknownFormatError(f"{source.label} is {kind_of_bytes(source.head)}")
         except HypernetworkError as error:
             label = "" if str(error).startswith(source.label) else f"{source.label}: "
-            raise type(error)(label + _about_embeddings(str(error), source.label)) from error
+            raise type(error)(label + _reword(str(error), source.label)) from error
 
 
 def _from_pickle(source: Source, token: str | None) -> Embedding:
@@ -87,7 +87,7 @@ def _from_pickle(source: Source, token: str | None) -> Embedding:
         values = mapped(tree, lambda part: checkpoint.read(part) if isinstance(part, TensorRef) else part)
         return _from_mapping(values, source.stem, token)
     check_refusals(checkpoint.refused, source.label, inert_allowed=True)
-    raise UnknownFormatError(f"{source.label} is {_kind(tree)}")
+    raise UnknownFormatError(f"{source.label} is {_describe(tree)}")
 
 
 def _from_safetensors(source: Source, token: str | None) -> Embedding:
@@ -108,10 +108,10 @@ def _from_safetensors(source: Source, token: str | None) -> Embedding:
             tensors: dict[object, object] = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CorruptFileError(f"Its safetensors header is damaged ({error}). Download it again.") from error
-    return _from_mapping({**_about(metadata), **tensors}, source.stem, token)
+    return _from_mapping({**_header_facts(metadata), **tensors}, source.stem, token)
 
 
-def _about(metadata: dict[str, str]) -> dict[object, object]:
+def _header_facts(metadata: dict[str, str]) -> dict[object, object]:
     """Return the facts in a header; with their types if hnloader wrote it and it is unchanged."""
     metadata.pop("format", None)
     exact = metadata.pop(EXACT, None)
@@ -174,11 +174,11 @@ def _from_mapping(
         if not isinstance(parameters, Mapping):
             found = "tensor" if tensors.pop("string_to_param", None) is not None else type(parameters).__name__
             raise UnsupportedArchitectureError(f"Expected {{token: tensor}} as string_to_param, got a {found}.")
-        _, vectors = _one_of(parameters, token)
+        _, vectors = _pick(parameters, token)
     elif "emb_params" in tensors and token is None:
         vectors = tensors.pop("emb_params")
     else:
-        word, vectors = _one_of(tensors, token)
+        word, vectors = _pick(tensors, token)
         tensors = {}
     inner = about.pop("name", None)
     name = (named_within and inner) or stem or inner or (word or "").strip("<>")
@@ -203,7 +203,7 @@ def _by_text(found: Mapping[Any, object]) -> dict[str, object]:
     return result
 
 
-def _one_of(found: Mapping[Any, object], token: str | None) -> tuple[str, Tensor]:
+def _pick(found: Mapping[Any, object], token: str | None) -> tuple[str, Tensor]:
     vectors = {key: value for key, value in _by_text(found).items() if isinstance(value, Tensor)}
     if token is not None and token in vectors:
         return token, vectors[token]
@@ -218,7 +218,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _kind(tree: object) -> str:
+def _describe(tree: object) -> str:
     """Describe a pickled object that is something else than an embedding."""
     kind = kind_of_tree(tree)
     if kind is None:
@@ -234,7 +234,7 @@ def _kind(tree: object) -> str:
     return f"a {what}, not an embedding: that is a dict"
 
 
-def _about_embeddings(message: str, label: str) -> str:
+def _reword(message: str, label: str) -> str:
     """Reword a message of the readers of hypernetworks. The label, which may contain the word, stays."""
     parts = (_FOR_HYPERNETWORKS.sub(_for_embeddings, part) for part in message.split(label))
     return label.join(parts).replace(".pt, .safetensors or .hns file", ".pt, .bin or .safetensors file, or an image")

@@ -136,7 +136,7 @@ def _image_tree(embedding: Embedding) -> dict[str, object]:
         )
     _check_keys(embedding)
     for key, value in embedding.metadata.items():
-        if not embedding_images.keeps(key, value):
+        if not embedding_images.json_keeps(key, value):
             raise UnsupportedArchitectureError(
                 f"Metadata: the JSON of an image changes the value or type of {shown(key)}. Save as .pt, or change it."
             )

@@ -282,7 +282,7 @@ def convert(user: User) -> str:
     return "to safetensors; a canceled LoRA leaves nothing"
 
 
-def to_lora(user: User) -> str:
+def export_lora(user: User) -> str:
     """Convert a file with one layer, which takes 80 steps at 512 x 512."""
     page, models = user.page, user.seen.folder / "models"
     user.turn_to("Hypernetworks")
@@ -346,6 +346,6 @@ PAGE: dict[str, Callable[[User], str]] = {
     "page: library": library,
     "page: convert": convert,
     "page: compare": compare,
-    "page: LoRA": to_lora,
+    "page: LoRA": export_lora,
     "page: errors": errors,
 }

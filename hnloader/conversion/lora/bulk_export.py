@@ -11,7 +11,7 @@ from pathlib import Path
 from hnloader.conversion.lora import lora_file
 from hnloader.conversion.lora.base_model import BaseModel
 from hnloader.conversion.lora.context_samples import Progress
-from hnloader.conversion.lora.export import Item, check_family, export_lora, stated
+from hnloader.conversion.lora.export import Item, check_family, export_lora, source_metadata
 from hnloader.conversion.lora.lora_options import LoraOptions
 from hnloader.errors import HypernetworkError
 from hnloader.inspection import inspect
@@ -96,7 +96,7 @@ class LoraExporter:
         metadata = lora_file.read(target)
         info = inspect(source)
         sources = [{"name": info.name, "strength": self.options.strength, "sha256": info.sha256}]
-        for key, expected in stated(sources, self.base, self.options).items():
+        for key, expected in source_metadata(sources, self.base, self.options).items():
             if metadata.get(key) != expected:
                 raise HypernetworkError(
                     f"{target}: {key} differs from that of {source} with these settings. Export it again."

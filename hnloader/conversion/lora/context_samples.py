@@ -35,12 +35,12 @@ __all__ = [
     "sample",
 ]
 
-Role = Literal["fit", "choose", "measure"]
+Role = Literal["fit", "validation", "test"]
 # Roles of consecutive prompts, repeated. The length is the least number of prompts.
-ROLES: tuple[Role, ...] = ("fit", "fit", "choose", "fit", "measure")
+ROLES: tuple[Role, ...] = ("fit", "fit", "validation", "fit", "test")
 
 TOKENS = 256  # random tokens per sequence of a self-attention layer
-KEPT_SEQUENCES = 32  # per layer, for each of the roles "choose" and "measure"
+KEPT_SEQUENCES = 32  # per layer, for each of the roles "validation" and "test"
 KEPT_TOKENS = 32
 
 Progress = Callable[[int, int, str], None]
@@ -99,7 +99,7 @@ class Layer:
             self.moments.a[side] = zeros[0].clone()
             self.moments.ac[side] = zeros.clone()
             self.moments.inner_ac[side] = zeros.clone()
-        self.kept: dict[Role, list[Tensor]] = {"choose": [], "measure": []}
+        self.kept: dict[Role, list[Tensor]] = {"validation": [], "test": []}
         self._generator = torch.Generator().manual_seed(site.index)
 
     def add(self, contexts: Tensor, role: Role) -> None:
@@ -182,7 +182,7 @@ def random_contexts(sites: Sequence[AttentionSite], chain: Chain, seed: int) -> 
     layers = {}
     for site in _changed(sites, chain):
         layer = Layer(site, chain)
-        layer.add(torch.randn(4, 32, site.width, generator=generator), "measure")
+        layer.add(torch.randn(4, 32, site.width, generator=generator), "test")
         layers[site.index] = layer
     return Statistics(layers, "random contexts (independent, variance 1): an exact export needs no others")
 

@@ -24,7 +24,7 @@ from hnloader.attention.strengths import Strength
 from hnloader.conversion.lora import lora_file
 from hnloader.conversion.lora.base_model import BaseModel, Projection, open_base
 from hnloader.conversion.lora.context_samples import Layer, Progress, Sampling, Statistics, random_contexts, sample
-from hnloader.conversion.lora.export_result import ALPHA, POOR, Errors, LayerChange, LoraExport
+from hnloader.conversion.lora.export_result import ALPHA, POOR_FIT, Errors, LayerChange, LoraExport
 from hnloader.conversion.lora.fitting import fit_context_map, measure, rank_directions
 from hnloader.conversion.lora.image_grid import image_grid
 from hnloader.conversion.lora.layer_names import NameStyle
@@ -38,7 +38,7 @@ from hnloader.inspection import FileInfo, inspect
 from hnloader.loading import load
 from hnloader.network import SIDES, Hypernetwork, SideName
 
-__all__ = ["Item", "check_family", "export_lora", "stated"]
+__all__ = ["Item", "check_family", "export_lora", "source_metadata"]
 
 Source: TypeAlias = "Hypernetwork | str | os.PathLike[str]"
 Item: TypeAlias = "Source | tuple[Source, Strength] | Application"
@@ -116,8 +116,9 @@ def export_lora(
         image, differences = _image_grid(job, applications, changes, progress)
     warnings = _warnings(job, changes, errors, statistics)
     style = _style(options, model)
-    metadata = lora_file.describe(changes, options.kind, model.family, model.name, path.stem, style)
-    metadata |= _own_metadata(job, errors, statistics, warnings, differences) | stated(sources, model, options)
+    metadata = lora_file.kohya_metadata(changes, options.kind, model.family, model.name, path.stem, style)
+    metadata |= _result_metadata(job, errors, statistics, warnings, differences)
+    metadata |= source_metadata(sources, model, options)
     tensors = lora_file.named_tensors(changes, style, model.layers)
     if (name := lora_file.overflowing(tensors)) is not None:
         raise HypernetworkError(f"{path}: the values of {name} do not fit into {options.dtype_name}. Take float32.")
@@ -153,11 +154,11 @@ def check_family(made: Hypernetwork | FileInfo, base: BaseModel, note: Callable[
     text = {site.width for site in base.sites if site.kind == "cross"}
     wrong = base.family not in named if named and base.family else not text & set(made.widths)
     if wrong:
-        raise NoMatchingSitesError(f"{remark}. Give a base model of the kind that the file was trained on.")
+        raise NoMatchingSitesError(f"{remark} Give a base model of the kind that the file was trained on.")
     note(remark)
 
 
-def stated(sources: Sequence[Mapping[str, object]], base: BaseModel, options: LoraOptions) -> dict[str, str]:
+def source_metadata(sources: Sequence[Mapping[str, object]], base: BaseModel, options: LoraOptions) -> dict[str, str]:
     """Return the metadata about the sources, the model and the settings of a file."""
     sampling = _sampling(options, base)
     settings: dict[str, object] = {
@@ -375,10 +376,10 @@ def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statist
     keys, values = (errors.overall(side).of_change for side in SIDES)
     low_rank = job.options.kind == "lora"
     warnings = []
-    if max(keys, values) > POOR:
+    if max(keys, values) > POOR_FIT:
         warnings.append(
             f"Poor fit: keys are off by {keys:.0%} and values by {values:.0%} of the hypernetwork's change, on "
-            f"contexts that the fit never saw. Up to {POOR:.0%} is a good fit. "
+            f"contexts that the fit never saw. Up to {POOR_FIT:.0%} is a good fit. "
             + ("A higher rank comes closer." if job.affine else "No rank makes a nonlinear network linear.")
         )
     elif low_rank and job.options.rank == "auto" and max(keys, values) > job.options.allowed_error:
@@ -397,7 +398,7 @@ def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statist
     return tuple(warnings)
 
 
-def _own_metadata(
+def _result_metadata(
     job: _Job, errors: Errors, statistics: Statistics, warnings: tuple[str, ...], images: Mapping[str, float] | None
 ) -> dict[str, str]:
     about = {

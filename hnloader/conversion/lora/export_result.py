@@ -15,13 +15,13 @@ from hnloader.conversion.lora.fitting import Error
 from hnloader.conversion.lora.lora_options import Kind
 from hnloader.network import SideName
 
-__all__ = ["ALPHA", "POOR", "Errors", "LayerChange", "LoraExport"]
+__all__ = ["ALPHA", "POOR_FIT", "Errors", "LayerChange", "LoraExport"]
 
 # The scale of low-rank factors is alpha / rank. All layers share one alpha: diffusers 0.42 with peft 0.21 ignores
 # alphas that differ, and then scales layers of other ranks wrongly.
 ALPHA = 1.0
 # A file with a larger error, relative to the change of keys or values, represents its source poorly.
-POOR = 0.2
+POOR_FIT = 0.2
 
 
 @dataclass(frozen=True, eq=False)

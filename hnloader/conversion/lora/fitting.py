@@ -25,7 +25,7 @@ from hnloader.network import SideName
 
 __all__ = ["Error", "Ranked", "changes", "fit_context_map", "measure", "rank_directions"]
 
-# Candidates, as multiples of the mean of C's diagonal. The "choose" samples decide.
+# Candidates, as multiples of the mean of C's diagonal. The "validation" samples decide.
 RIDGES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Added to C's diagonal to rank unseen directions last.
 _UNSEEN = 1e-6
@@ -62,7 +62,7 @@ class Ranked:
     Attributes:
         up: Orthonormal columns [outputs, n].
         down: `up^T M` [n, inputs]. The product of the first r columns and rows is the best map of rank r.
-        errors: Error relative to the change on the "choose" samples, at the ranks 0 to n.
+        errors: Error relative to the change on the "validation" samples, at the ranks 0 to n.
     """
 
     up: Tensor
@@ -83,7 +83,7 @@ def fit_context_map(layer: Layer, side: SideName, *, with_bias: bool) -> AffineM
     """Return the map of contexts, in float64, that is closest to the addition of the chain.
 
     The map of an affine chain is exact. Other chains, and the constant of values that a bias cannot hold, are fitted by
-    least squares, with the ridge that is best on the "choose" samples.
+    least squares, with the ridge that is best on the "validation" samples.
 
     Args:
         layer: The samples.
@@ -94,20 +94,20 @@ def fit_context_map(layer: Layer, side: SideName, *, with_bias: bool) -> AffineM
     exact = layer.chain.affine(layer.site, side)
     if exact is not None and (with_bias or side == "k" or not exact.bias.any()):
         return exact
-    choose = list(changes(layer, side, "choose"))
+    validation = list(changes(layer, side, "validation"))
     if side == "k":
-        inner = [(_inner(c), _inner(a)) for c, a in choose]
+        inner = [(_inner(c), _inner(a)) for c, a in validation]
         matrix = _regression(moments.inner_ac[side], moments.inner_cc, inner)
         return AffineMap(matrix, matrix.new_zeros(len(matrix)))
     if exact is not None:
-        rest = [(c, exact.bias.expand_as(c)) for c, _ in choose]
+        rest = [(c, exact.bias.expand_as(c)) for c, _ in validation]
         matrix = exact.matrix + _regression(torch.outer(exact.bias, moments.c), moments.cc, rest)
         return AffineMap(matrix, torch.zeros_like(exact.bias))
     if not with_bias:
-        matrix = _regression(moments.ac[side], moments.cc, choose)
+        matrix = _regression(moments.ac[side], moments.cc, validation)
         return AffineMap(matrix, matrix.new_zeros(len(matrix)))
     mean, mean_a = moments.c / moments.count, moments.a[side] / moments.count
-    around = [(c - mean, a - mean_a) for c, a in choose]
+    around = [(c - mean, a - mean_a) for c, a in validation]
     ac = moments.ac[side] - torch.outer(moments.a[side], mean)
     matrix = _regression(ac, moments.cc - torch.outer(moments.c, mean), around)
     return AffineMap(matrix, mean_a - matrix @ mean)
@@ -134,7 +134,7 @@ def rank_directions(weight: Tensor, matrix: Tensor, layer: Layer, side: SideName
     up = torch.linalg.svd(weighted, full_matrices=False).U
     down = up.T @ change
     wrong, total = torch.zeros(up.shape[1] + 1, dtype=torch.float64), 0.0
-    for c, a in changes(layer, side, "choose"):
+    for c, a in changes(layer, side, "validation"):
         y, fitted = a @ weight.T, c @ down.T
         if side == "k":
             y, fitted = _inner(y), _inner(fitted)
@@ -158,7 +158,7 @@ def measure(weight: Tensor, layer: Layer, side: SideName, delta: Tensor, bias: T
         bias: Addition to the output of the projection [outputs]. Default: None.
     """
     error = Error()
-    for c, a in changes(layer, side, "measure"):
+    for c, a in changes(layer, side, "test"):
         live, made = a @ weight.T, c @ delta.double().T
         if bias is not None:
             made = made + bias.double()
@@ -180,14 +180,14 @@ def _inner(x: Tensor) -> Tensor:
     return x - x.mean(0)
 
 
-def _regression(ac: Tensor, cc: Tensor, choose: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return `ac (cc + ridge)^-1` [width, width] with the ridge of least error on `choose`, pairs of c and a.
+def _regression(ac: Tensor, cc: Tensor, validation: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return `ac (cc + ridge)^-1` [width, width] with the ridge of least error on `validation`, pairs of c and a.
 
     Return zero if every ridge is worse than that: the fit does not generalize then.
     """
     values, vectors = torch.linalg.eigh(cc)
     projected = ac @ vectors
-    contexts, targets = (torch.cat(part) for part in zip(*choose, strict=True))
+    contexts, targets = (torch.cat(part) for part in zip(*validation, strict=True))
     turned = contexts @ vectors
     # |targets - turned S projected^T|^2 for diagonal S, without the product for each of them.
     linear = (turned * (targets @ projected)).sum(0)

@@ -48,7 +48,7 @@ def image_grid(
     """
     from hnloader.grids import labeled_grid
 
-    measured = [prompt for index, prompt in enumerate(sampling.prompts) if ROLES[index % len(ROLES)] == "measure"]
+    measured = [prompt for index, prompt in enumerate(sampling.prompts) if ROLES[index % len(ROLES)] == "test"]
     prompts = measured[:_IMAGES]
     ways: list[Callable[[], contextlib.AbstractContextManager[object]]] = [
         contextlib.nullcontext,

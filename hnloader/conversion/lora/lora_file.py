@@ -20,7 +20,7 @@ from hnloader.families import family_named
 from hnloader.formats.outgoing import tensor_bytes
 from hnloader.formats.safetensors import write_tensors
 
-__all__ = ["describe", "name_style", "named_tensors", "overflowing", "read", "write"]
+__all__ = ["kohya_metadata", "name_style", "named_tensors", "overflowing", "read", "write"]
 
 _IMPLEMENTATIONS = {"diffusers": "diffusers", "original": "https://github.com/Stability-AI/generative-models"}
 _HASH = "sshs_model_hash"
@@ -41,7 +41,7 @@ def named_tensors(changes: Sequence[LayerChange], style: NameStyle, layers: int)
     }
 
 
-def describe(
+def kohya_metadata(
     changes: Sequence[LayerChange], kind: Kind, family: str | None, base: str, title: str, style: NameStyle
 ) -> dict[str, str]:
     """Return the metadata that kohya's tools, the webuis and model managers read."""

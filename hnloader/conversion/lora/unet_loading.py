@@ -28,7 +28,7 @@ def load_unet_folder(path: Path, device: str, dtype: str) -> nn.Module:
             unet = UNet2DConditionModel.from_pretrained(path, local_files_only=True)
     except Exception as error:  # safetensors, json and diffusers each raise their own
         raise ModelError(f"{path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    return _placed(unet, device, dtype)
+    return _place(unet, device, dtype)
 
 
 def load_unet_file(
@@ -49,7 +49,7 @@ def load_unet_file(
                 unet.load_state_dict({name: weights.read(name) for name in weights.names})
     except Exception as error:  # safetensors, torch and diffusers each raise their own
         raise ModelError(f"{path}: cannot be loaded as a UNet: {str(error).strip().splitlines()[0]}") from error
-    return _placed(unet, device, dtype)
+    return _place(unet, device, dtype)
 
 
 def _unet_config(path: Path, family: str | None, config: str | os.PathLike[str] | None) -> dict[str, object]:
@@ -67,7 +67,7 @@ def _unet_config(path: Path, family: str | None, config: str | os.PathLike[str] 
     return known.unet_config()
 
 
-def _placed(unet: Any, device: str, dtype: str) -> nn.Module:
+def _place(unet: Any, device: str, dtype: str) -> nn.Module:
     target = choose_device(device)
     with quiet():
         placed: nn.Module = unet.to(device=target, dtype=choose_dtype(dtype, target)).eval()

@@ -259,7 +259,7 @@ def test_the_number_of_samples_is_bounded(pipelines: Pipelines) -> None:
     found = sample(base, chain, Sampling(PROMPTS * 20 + tuple("abcdefgh"), 30, 2), lambda *_: None)
     assert {site.index for site in base.sites} == found.layers.keys()
     for layer in found.layers.values():
-        assert 0 < len(layer.samples("measure")) <= KEPT_SEQUENCES
+        assert 0 < len(layer.samples("test")) <= KEPT_SEQUENCES
         assert layer.moments.count > 100
 
 

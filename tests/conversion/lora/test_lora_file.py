@@ -12,7 +12,7 @@ import torch
 import hnloader
 from hnloader.conversion.lora import LoraOptions, export_lora, open_base
 from hnloader.conversion.lora.export_result import LayerChange
-from hnloader.conversion.lora.lora_file import describe
+from hnloader.conversion.lora.lora_file import kohya_metadata
 from tests.support.lora_models import QUICK, Pipelines, make_affine, read
 from tests.support.small_models import WIDTHS, make_unet
 
@@ -76,9 +76,10 @@ def test_metadata_of_kohya_and_modelspec(made: Any) -> None:
 def test_metadata_of_each_family(family: str, version: str, is_sd2: str, architecture: str) -> None:
     site = open_base(make_unet()).sites[0]
     changes = [LayerChange(site, "to_k", down=torch.ones(rank, 8), up=torch.ones(8, rank)) for rank in (2, 5)]
-    metadata = describe(changes, "lora", family, "base", "title", "diffusers")
+    metadata = kohya_metadata(changes, "lora", family, "base", "title", "diffusers")
     assert metadata["ss_base_model_version"] == version
     assert metadata["ss_v2"] == is_sd2
     assert metadata["modelspec.architecture"] == architecture
     assert metadata["ss_network_dim"] == "Dynamic"
-    assert describe(changes, "lycoris", family, "base", "title", "diffusers")["ss_network_module"] == "lycoris.kohya"
+    full = kohya_metadata(changes, "lycoris", family, "base", "title", "diffusers")
+    assert full["ss_network_module"] == "lycoris.kohya"
