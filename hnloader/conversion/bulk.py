@@ -74,8 +74,7 @@ def convert_many(
     """Convert the files of a plan and yield a result for each, first for those that the plan had settled.
 
     A target that was made from its source before is "up to date", so a run resumes where an earlier one was killed.
-    Temporary files of killed runs are removed from the folders of the targets. Sources stay unchanged, and a target
-    appears under its name when it is complete.
+    Temporary files of killed runs are removed from the folders of the targets.
 
     Args:
         plan: The files, see `hnloader.conversion.planning.plan`.
@@ -87,18 +86,7 @@ def convert_many(
         cancel: Once set, no further file is begun; those under way are finished and yielded. Default: None.
 
     Yields:
-        Results in the order of completion, large files first. Files that were not begun have none.
-
-    Example:
-        >>> import hnloader.demo, tempfile
-        >>> from hnloader.conversion.bulk import convert_many
-        >>> from hnloader.conversion.planning import plan
-        >>> from hnloader.conversion.to_format import ToFormat
-        >>> old = hnloader.demo.hypernetwork_paths().values()
-        >>> with tempfile.TemporaryDirectory() as new:
-        ...     files = plan(old, suffix=".pt", out=new)
-        ...     [result.outcome for result in convert_many(files, ToFormat(".pt"))]
-        ['converted', 'converted']
+        Results in the order of completion. Files that were not begun have none.
     """
     remove_leftovers(job.target.parent for job in plan.jobs)
     yield from plan.settled
@@ -111,10 +99,7 @@ def convert_many(
 def verify_many(
     plan: Plan, converter: Converter, *, jobs: int = 1, cancel: threading.Event | None = None
 ) -> Iterator[Result]:
-    """Compare the existing targets of a plan with their sources, without writing anything.
-
-    Takes the arguments of `convert_many`, and yields results that are "verified" or "failed".
-    """
+    """Compare existing targets with their sources, without writing. Yields "verified" and "failed"."""
     yield from plan.settled
     yield from _run(plan.jobs, lambda job: _verified(job, converter), jobs, cancel)
 
@@ -127,10 +112,7 @@ def dry_run(
     on_existing: OnExisting = "skip",
     cancel: threading.Event | None = None,
 ) -> Iterator[Result]:
-    """Yield what `convert_many` would do, as far as headers show it, without writing anything.
-
-    Takes the arguments of `convert_many`, and yields "planned" in place of "converted".
-    """
+    """Yield what `convert_many` would do, as far as headers show it. Yields "planned" for "converted"."""
     yield from plan.settled
     worker = _Worker(plan, converter, on_existing)
     yield from _run(plan.jobs, worker.look, jobs, cancel)

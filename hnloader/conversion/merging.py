@@ -148,9 +148,8 @@ def merge(
 
 def checked_mode(mode: str) -> Mode:
     """Return `mode`. Raises HypernetworkError for an unknown mode."""
-    for each in MODES:
-        if each == mode:
-            return each
+    if mode in MODES:
+        return mode
     near = difflib.get_close_matches(mode, MODES, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise HypernetworkError(f"Found the mode {mode!r}. Give one of {', '.join(MODES)}.{hint}")

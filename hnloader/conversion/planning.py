@@ -22,33 +22,19 @@ __all__ = ["Job", "Plan", "folded", "numbered", "plan"]
 
 @dataclass(frozen=True)
 class Job:
-    """One file to convert.
-
-    Attributes:
-        source: The file.
-        target: The file to write; its folder may be missing.
-        label: Name of the source in output.
-        size: Size of the source in bytes.
-        note: The reason for a target with another name than its source, or "".
-        sibling: Another source of the plan that differs in the suffix and may hold the same, or None.
-    """
+    """One file to convert."""
 
     source: Path
     target: Path
-    label: str
+    label: str  # name of the source in output
     size: int
-    note: str = ""
-    sibling: Path | None = None
+    note: str = ""  # the reason for a target with another name than its source
+    sibling: Path | None = None  # a source of the same stem, which may hold the same
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The files to convert, and results of files that need no work.
-
-    Attributes:
-        jobs: The files to convert, in order.
-        settled: Results of others.
-    """
+    """The files to convert, in order, and results of files that need no work."""
 
     jobs: tuple[Job, ...]
     settled: tuple[Result, ...]
@@ -89,13 +75,6 @@ def plan(
 
     Raises:
         HypernetworkError: `out` is a file, or one file for several sources.
-
-    Example:
-        >>> import hnloader.demo
-        >>> from hnloader.conversion.planning import plan
-        >>> files = plan([hnloader.demo.hypernetwork_paths()["outline"]], suffix=".pt", out="new")
-        >>> [job.target.name for job in files.jobs]
-        ['outline.pt']
     """
     folder, single = _output(out, suffix)
     wanted = tuple(sources) or suffixes(weights_only=True)

@@ -26,7 +26,6 @@ _START = 64
 def write_report(results: Iterable[Result], path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
     """Write one entry per file: an array of objects to a `.json` file, or a table with a header to a `.csv` file.
 
-    Every entry has source, target, outcome, reason, error, size (bytes) and seconds, then the facts from the converter.
     Missing values are null in JSON and empty in CSV. Names outside of UTF-8 use Python's escapes: the byte FF is
     \\udcff.
 

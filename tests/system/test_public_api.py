@@ -30,10 +30,6 @@ def resolved(name: str) -> Any:
 
 # Docstrings that are not complete yet.
 PENDING = [
-    "hnloader.convert",
-    "hnloader.embeddings.load_embedding",
-    "hnloader.embeddings.save_embedding",
-    "hnloader.embeddings.Embedding",
 ]
 
 
