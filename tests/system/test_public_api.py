@@ -28,18 +28,6 @@ def resolved(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-# Docstrings that are not complete yet.
-PENDING = [
-]
-
-
-@pytest.fixture(autouse=True)
-def _pending(request: pytest.FixtureRequest) -> None:
-    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
-    if name and any(f"{name}.".startswith(f"{each}.") for each in PENDING):
-        request.applymarker(pytest.mark.xfail)
-
-
 # tests/system/test_errors.py checks the errors.
 NAMES = {name: resolved(name) for name in LISTED if name != "hnloader.errors"}
 
