@@ -115,7 +115,7 @@ def dry_run(
     """Yield what `convert_many` would do, as far as headers show it. Yields "planned" for "converted"."""
     yield from plan.settled
     worker = _Worker(plan, converter, on_existing)
-    yield from _run(plan.jobs, worker.look, jobs, cancel)
+    yield from _run(plan.jobs, worker.preview, jobs, cancel)
 
 
 # -- several at once
@@ -221,7 +221,7 @@ class _Worker:
             raise
         return _result(decided, "converted", decided.note, details)
 
-    def look(self, job: Job) -> Result:
+    def preview(self, job: Job) -> Result:
         decided = self._decide(job)
         if isinstance(decided, Result):
             return decided
