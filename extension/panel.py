@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from html import escape
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hnloader.errors import HypernetworkError
 
 from .applying import default_strength
 from .core import Extension
-from .hosts.protocol import ShowsPanel, WritesInfotext, option, show_message
+from .hosts.protocol import Panel, ShowsPanel, WritesInfotext, option, show_message
 from .rows import read_rows, tags_of, text_of
 
 TITLE = "Hypernetworks"
@@ -29,7 +29,8 @@ def register(extension: Extension) -> None:
     """Show the panel in txt2img and img2img."""
     host = extension.host
     if isinstance(host, ShowsPanel):
-        extension.exports["HypernetworksPanel"] = host.panel_class(Panel(extension))
+        rows = RowsPanel(extension)
+        extension.exports["HypernetworksPanel"] = host.panel_class(Panel(TITLE, INFOTEXT_KEY, rows.build, rows.apply))
         if isinstance(host, WritesInfotext):
             host.on_paste(clear_rows)
 
@@ -40,11 +41,8 @@ def clear_rows(fields: dict[str, Any]) -> None:
         fields.setdefault(INFOTEXT_KEY, "")
 
 
-class Panel:
-    """See `hosts.protocol.Panel`."""
-
-    title: ClassVar[str] = TITLE
-    infotext_key: ClassVar[str] = INFOTEXT_KEY
+class RowsPanel:
+    """The components, and what a job does with their value."""
 
     def __init__(self, extension: Extension) -> None:
         self._extension = extension

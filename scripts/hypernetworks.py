@@ -24,12 +24,13 @@ def _start() -> None:
     try:
         if sys.version_info[:2] < _OLDEST:
             wanted = ".".join(map(str, _OLDEST))
-            raise RuntimeError(f"Python {sys.version.split()[0]} is older than {wanted}")
+            raise RuntimeError(f"Python {sys.version.split()[0]} is older than {wanted}.")
         _report_other_library()
         # The webui looks for script classes among the names of this module.
         globals().update(_load().start().exports)
     except Exception as error:
-        print(f"[hnloader] Hypernetworks are off: {type(error).__name__}: {error}. See docs/webui.md in {_ROOT}.")
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        print(f"[hnloader] Hypernetworks are off: {reason}. See docs/webui.md in {_ROOT}.")
 
 
 def _folder(entry: str) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -145,22 +145,19 @@ class WritesInfotext(Protocol):
 # Places in the page, and the API.
 
 
-class Panel(Protocol):
-    """The panel below the prompt, as a host sees it."""
+@dataclass(frozen=True)
+class Panel:
+    """Components below the prompt, with one value that images record under `infotext_key`."""
 
-    title: ClassVar[str]
-    infotext_key: ClassVar[str]
-
-    def build(self, tab: Literal["txt2img", "img2img"]) -> Any:
-        """Build the gradio components and return the component with the value."""
-
-    def apply(self, job: Any, value: Any) -> None:
-        """Apply a value, of the component or from the API, to a job."""
+    title: str
+    infotext_key: str
+    build: Callable[[str], Any]  # for the tab "txt2img" or "img2img": makes the components, returns that of the value
+    apply: Callable[[Any, Any], None]  # job, value of the component or from the API
 
 
 @runtime_checkable
 class ShowsPanel(Protocol):
-    """Components below the prompt."""
+    """A place for components below the prompt."""
 
     def panel_class(self, panel: Panel) -> type:
         """Return the class that the webui looks for in the entry script."""

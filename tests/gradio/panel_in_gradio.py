@@ -24,7 +24,7 @@ import gradio
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from extension.host_library import HostLibrary
-from extension.panel import Panel
+from extension.panel import RowsPanel
 from extension.rows import read_rows, tags_of, text_of
 from tests.support.browsers import FLAGS, find_chromium
 
@@ -53,7 +53,7 @@ def serve(extension: Any, jobs: list[str]) -> str:
         jobs.append(rows)
         return f"jobs: {len(jobs)}"
 
-    panel = Panel(extension)
+    panel = RowsPanel(extension)
     with gradio.Blocks(analytics_enabled=False) as page:
         boxes = {}
         for tab in ("txt2img", "img2img"):
