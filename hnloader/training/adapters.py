@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from torch import nn
 
@@ -16,8 +16,10 @@ from hnloader.training.cache import Cache
 from hnloader.training.config import Config
 from hnloader.training.denoiser import EncodedText
 
+Context = contextlib.AbstractContextManager[object]
 
-class Adapter(Protocol):
+
+class Adapter(ABC):
     """A trained hypernetwork or embedding.
 
     Attributes:
@@ -28,18 +30,23 @@ class Adapter(Protocol):
     parameters: list[nn.Parameter]
     previous_steps: int
 
-    def attached(self) -> contextlib.AbstractContextManager[object]:
+    def attached(self) -> Context:
         """Stay attached to the model while this is active, so that `enabled` is fast."""
+        return contextlib.nullcontext()
 
-    def enabled(self, *, training: bool) -> contextlib.AbstractContextManager[object]:
+    @abstractmethod
+    def enabled(self, *, training: bool) -> Context:
         """Apply the adapter to the model; with `training`, with gradients and dropout."""
 
-    def disabled(self) -> contextlib.AbstractContextManager[object]:
+    def disabled(self) -> Context:
         """Within `enabled`: take the effect of the adapter away."""
+        return contextlib.nullcontext()
 
     def texts(self, captions: Sequence[str], cache: Cache) -> list[EncodedText]:
         """Encode captions, with gradients if the text is what is trained."""
+        return [cache.text(caption) for caption in captions]
 
+    @abstractmethod
     def save(self, path: Path, step: int, model: Model) -> None:
         """Write the file atomically."""
 

@@ -99,7 +99,7 @@ class Cache:
         width, height = training_size(image.size, self._config, self._resolution, denoiser.size_multiple)
         if len(sizes) != 6 or sizes[:2] != image.size[::-1] or sizes[4:] != (height, width):
             return None
-        shape = (denoiser.latent_channels, *(size // denoiser.vae_scale_factor for size in sizes[4:]))
+        shape = (denoiser.vae.config.latent_channels, *(size // denoiser.vae_scale_factor for size in sizes[4:]))
         valid = _is_valid(mean, shape) and _is_valid(std, shape)
         valid &= mask is None or (self._config.masks and _is_valid(mask, (1, *shape[1:])))
         return Latents(mean, std, mask, sizes) if valid else None
@@ -112,9 +112,11 @@ class Cache:
     def _load_text(self, key: str) -> EncodedText | None:
         tensors, _ = self._load(key)
         states, pooled = tensors.get("states"), tensors.get("pooled")
-        if states is None or not _is_valid(states, self._denoiser.text_shape):
+        denoiser = self._denoiser
+        shape = denoiser.pipeline.tokenizer.model_max_length, denoiser.unet.config.cross_attention_dim
+        if states is None or not _is_valid(states, shape):
             return None
-        valid = (pooled is not None) == self._denoiser.is_xl
+        valid = (pooled is not None) == denoiser.is_xl
         valid &= pooled is None or (pooled.ndim == 1 and _is_valid(pooled, tuple(pooled.shape)))
         return EncodedText(states, pooled) if valid else None
 

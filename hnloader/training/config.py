@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -335,11 +334,6 @@ def read_config(path: Path | None = None, overrides: dict[str, Any] | None = Non
 def template(preset: str = "style") -> str:
     """Return a commented YAML file with every setting at its default."""
     return schema.write(read_config(preset=preset))
-
-
-def replaced(config: Config, **changes: object) -> Config:
-    """Return the configuration with some top-level settings changed."""
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -130,16 +130,6 @@ class Denoiser:
         size = self.unet.config.sample_size
         return int(size if isinstance(size, int) else size[0]) * self.vae_scale_factor
 
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.vae.config.latent_channels)
-
-    @property
-    def text_shape(self) -> tuple[int, int]:
-        """Shape of the states of a caption: tokens and width."""
-        return int(self.pipeline.tokenizer.model_max_length), int(self.unet.config.cross_attention_dim)
-
     def encode_text(self, caption: str, *, trained: bool = False) -> EncodedText:
         """Encode a caption: float32 on the CPU, with gradients if `trained`."""
         given: dict[str, Any] = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hnloader.embeddings import Embedding, load_embedding, save_embedding
 from hnloader.errors import ConfigError
 from hnloader.pipelines import Model
-from hnloader.training.adapters import settings_text, step_count
+from hnloader.training.adapters import Adapter, settings_text, step_count
 from hnloader.training.cache import Cache
 from hnloader.training.captions import token_counter
 from hnloader.training.config import Config
@@ -23,8 +23,8 @@ from hnloader.training.denoiser import Denoiser, EncodedText
 _PARTS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 
-class EmbeddingAdapter:
-    """The vectors of a placeholder token; see `Adapter` for the methods."""
+class EmbeddingAdapter(Adapter):
+    """The vectors of a placeholder token."""
 
     def __init__(self, config: Config, denoiser: Denoiser) -> None:
         self.config, self.denoiser = config, denoiser
@@ -43,10 +43,6 @@ class EmbeddingAdapter:
             for part, vectors in zip(parts, self.parameters, strict=True)
         ]
 
-    def attached(self) -> contextlib.AbstractContextManager[object]:
-        """See `Adapter`."""
-        return contextlib.nullcontext()
-
     @contextlib.contextmanager
     def enabled(self, *, training: bool) -> Iterator[None]:
         """See `Adapter`."""
@@ -54,10 +50,6 @@ class EmbeddingAdapter:
             for token in self._tokens:
                 stack.enter_context(token.added())
             yield
-
-    def disabled(self) -> contextlib.AbstractContextManager[object]:
-        """See `Adapter`; captions without the token do not change."""
-        return contextlib.nullcontext()
 
     def texts(self, captions: Sequence[str], cache: Cache) -> list[EncodedText]:
         """See `Adapter`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from hnloader.attention.attach import Attachment, attach
@@ -12,15 +12,14 @@ from hnloader.errors import ConfigError
 from hnloader.loading import load, save
 from hnloader.network import Hypernetwork
 from hnloader.pipelines import Model
-from hnloader.training.adapters import settings_text, step_count
-from hnloader.training.cache import Cache
+from hnloader.training.adapters import Adapter, settings_text, step_count
 from hnloader.training.config import Config
-from hnloader.training.denoiser import Denoiser, EncodedText
+from hnloader.training.denoiser import Denoiser
 from hnloader.training.initialization import initialize
 
 
-class HypernetworkAdapter:
-    """A hypernetwork; see `Adapter` for the methods."""
+class HypernetworkAdapter(Adapter):
+    """A hypernetwork on the UNet."""
 
     def __init__(self, config: Config, denoiser: Denoiser) -> None:
         self.config, self.denoiser = config, denoiser
@@ -64,10 +63,6 @@ class HypernetworkAdapter:
             yield
         finally:
             self._attachment.set_strength(1.0)
-
-    def texts(self, captions: Sequence[str], cache: Cache) -> list[EncodedText]:
-        """See `Adapter`."""
-        return [cache.text(caption) for caption in captions]
 
     def save(self, path: Path, step: int, model: Model) -> None:
         """See `Adapter`."""

@@ -16,11 +16,12 @@ from hnloader.errors import ConfigError
 from hnloader.files import make_folder, replacing
 from hnloader.grids import labeled_grid
 from hnloader.training import html
-from hnloader.training.config import Config, Method, PreviewConfig, replaced
+from hnloader.training.config import Config, Method
 from hnloader.training.dataset import open_image
 from hnloader.training.events import Event
 from hnloader.training.metrics import Metric, PaletteMetric, pixel_drift
 from hnloader.training.preparation import prepare
+from hnloader.training.previews import generate_image
 from hnloader.training.report import environment
 from hnloader.training.trainer import Trainer
 
@@ -156,9 +157,10 @@ def _run(method: Method, plan: Plan, callback: Callback | None) -> tuple[MethodR
         config.check()
     output = Path(config.output)
     path = finished or output.with_name(f"{output.stem}-{method}{output.suffix}")
-    config = replaced(config, method=method, output=str(path), start_from=str(path) if finished else "")
+    start_from = str(path) if finished else ""
+    config = dataclasses.replace(config, method=method, output=str(path), start_from=start_from)
     embedding = dataclasses.replace(config.embedding, placeholder_token=config.placeholder_token)
-    config = replaced(config, embedding=embedding)
+    config = dataclasses.replace(config, embedding=embedding)
     trainer = prepare(config, resume=finished is None, dry_run=finished is not None, device=plan.device)
     result = MethodResult(method, path)
     if finished is None:
@@ -201,19 +203,8 @@ def _generate(
         for seed in plan.seeds:
             applied = trainer.applied() if trained else contextlib.nullcontext()
             with torch.no_grad(), trainer.denoiser.loaded(), applied:
-                images.append(_image(pipeline, _with_token(prompt, token), seed, settings))
+                images.append(generate_image(pipeline, _with_token(prompt, token), seed, settings))
     return images
-
-
-def _image(pipeline: object, prompt: str, seed: int, settings: PreviewConfig) -> Image:
-    result = pipeline(  # type: ignore[operator]
-        prompt,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    image: Image = result.images[0]
-    return image
 
 
 def _with_token(prompt: str, token: str) -> str:

@@ -25,19 +25,20 @@ _MAX_FRAMES = 40
 _FRAME_MS, _LAST_FRAME_MS = 250, 2000
 
 
+def generate_image(pipeline: Any, prompt: str, seed: int, config: PreviewConfig) -> Image:
+    """Generate an image with the sampling settings of the previews."""
+    generator = torch.Generator().manual_seed(seed)
+    steps, guidance = config.num_inference_steps, config.guidance_scale
+    output = pipeline(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator)
+    image: Image = output.images[0]
+    return image
+
+
 def render_previews(pipeline: Any, adapter: Adapter, prompts: Sequence[str], config: PreviewConfig) -> list[Image]:
     """Generate one image per prompt with the adapter."""
     pipeline.set_progress_bar_config(disable=True)
     with torch.no_grad(), adapter.enabled(training=False):
-        return [
-            pipeline(
-                prompt,
-                num_inference_steps=config.num_inference_steps,
-                guidance_scale=config.guidance_scale,
-                generator=torch.Generator().manual_seed(config.seed + index),
-            ).images[0]
-            for index, prompt in enumerate(prompts)
-        ]
+        return [generate_image(pipeline, prompt, config.seed + index, config) for index, prompt in enumerate(prompts)]
 
 
 def save_previews(images: Sequence[Image], folder: Path, step: int) -> None:
