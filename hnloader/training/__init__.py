@@ -109,5 +109,5 @@ def prepare(
     try:
         from hnloader.training import preparation
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"Training requires {error.name}. Run: pip install 'hnloader[train]'") from error
+        raise MissingExtraError(f"Training requires {error.name}. Run: pip install 'hnloader[train]'.") from error
     return preparation.prepare(config, resume=resume, restart=restart, dry_run=dry_run, device=device)

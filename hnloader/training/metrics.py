@@ -122,7 +122,7 @@ class LpipsMetric(Metric):
         try:
             import lpips
         except ImportError as error:
-            raise MissingExtraError(f"--lpips requires {error.name}. Run: pip install lpips") from error
+            raise MissingExtraError(f"--lpips requires {error.name}. Run: pip install lpips.") from error
         try:
             self._distance: Any = lpips.LPIPS(net="alex", verbose=False).eval()
         except (OSError, RuntimeError) as error:

@@ -123,7 +123,7 @@ def _yaml() -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise MissingExtraError("YAML configurations require PyYAML. Run: pip install 'hnloader[train]'") from error
+        raise MissingExtraError("YAML configurations require PyYAML. Run: pip install 'hnloader[train]'.") from error
     return yaml
 
 

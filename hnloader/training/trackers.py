@@ -23,7 +23,7 @@ def check_trackers(names: Sequence[str]) -> None:
     available = {str(each.value) for each in get_available_trackers()}
     for name in names:
         if name not in available:
-            raise MissingExtraError(f"Setting 'trackers': {name} is not installed. Run: pip install {name}")
+            raise MissingExtraError(f"Setting 'trackers': {name} is not installed. Run: pip install {name}.")
 
 
 class Trackers:

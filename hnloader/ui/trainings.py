@@ -2,10 +2,10 @@
 
 Each has a folder in a common one:
 
-    NAME/config.yaml      its settings
-    NAME/NAME.pt          its output, with NAME.training for states, previews and status.json
-    NAME/log.txt          its messages
-    lock, job.json        locked by the running training, and its name
+- NAME/config.yaml: its settings
+- NAME/NAME.pt: its output, with NAME.training for states, previews and status.json
+- NAME/log.txt: its messages
+- lock, job.json: locked by the running training, and its name
 
 The process inherits the locked file, so that the lock lasts as long as the process, whichever page started it.
 """

@@ -2,12 +2,12 @@
 
 Stages, in order:
 
-    vae        train the VAE on scenes in every style
-    decoder    train its decoder on, with the encoder fixed (may run after or beside the UNet)
-    unet       train the UNet and the text encoder on plain scenes
-    export     write the pipeline in half precision
-    style      train one hypernetwork (--style) and write its .pt file
-    evaluate   prompt adherence and style scores
+- vae: train the VAE on scenes in every style
+- decoder: train its decoder on, with the encoder fixed (may run after or beside the UNet)
+- unet: train the UNet and the text encoder on plain scenes
+- export: write the pipeline in half precision
+- style: train one hypernetwork (--style) and write its .pt file
+- evaluate: prompt adherence and style scores
 
 Each training stage keeps its checkpoint in the work folder and resumes from it. A stage ends after
 --minutes of training or --steps, whichever comes first; the learning rate falls over that time.

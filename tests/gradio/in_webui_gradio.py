@@ -125,7 +125,7 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     expect(page.locator("#hnl-train-details").first).to_contain_text("No training yet")
     write(page, "hnl-train-images", str(draw_images("blueprint", output / "blueprints", count=5)))
     page.locator("#hnl-train-look").click()
-    expect(page.locator("#hnl-train-said").first).to_contain_text("5 images to train on")
+    expect(page.locator("#hnl-train-notice").first).to_contain_text("5 images to train on")
     write(page, "hnl-train-name", "blue")
     write(page, "hnl-train-steps", "2000")
     page.get_by_text("More settings", exact=True).click()
@@ -141,7 +141,7 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     page.locator("#hnl-train-stop").click()
     expect(status).to_contain_text("blue: Stopped; everything is saved.")
     page.locator("#hnl-train-use").click()
-    expect(page.locator("#hnl-train-said").first).to_contain_text("In a prompt: <hypernet:blue:1>")
+    expect(page.locator("#hnl-train-notice").first).to_contain_text("In a prompt: <hypernet:blue:1>")
     assert (folder / "blue.pt").is_file()
     passed("trains in a separate process that survives a reload, stops, copies the result")
 

@@ -97,7 +97,7 @@ def test_start_watch_stop_resume_and_use_a_training(
     assert hnloader.load(made).metadata["step"] > step
 
     page.locator("#hnl-train-use").click()
-    expect(page.locator("#hnl-train-said")).to_contain_text("In a prompt: <hypernet:mine:1>")
+    expect(page.locator("#hnl-train-notice")).to_contain_text("In a prompt: <hypernet:mine:1>")
     assert (folder / "mine.pt").read_bytes() == made.read_bytes()
     page.get_by_role("tab", name="Library").click()
     expect(page.locator(".hnl-card .hnl-name").filter(has_text="mine")).to_be_visible()
@@ -125,7 +125,7 @@ def test_train_a_finished_embedding_further(url: str, open_page, images: Path, t
 def test_mistakes_and_images_are_shown(url: str, open_page, images: Path, tmp_path: Path) -> None:
     page = open_page(url)
     turn_to_train(page)
-    status, said = page.locator("#hnl-train-status"), page.locator("#hnl-train-said")
+    status, said = page.locator("#hnl-train-status"), page.locator("#hnl-train-notice")
     page.locator("#hnl-train").click()
     expect(status.get_by_role("alert")).to_contain_text("Output name")
     fill(page, "hnl-train-name", "mine")

@@ -327,7 +327,7 @@ def build(host: Host, catalog: Catalog, place: TrainingPlace, root: Any) -> Trai
                 use = make("Button", "Copy to library", elem_id="hnl-train-use", scale=1, min_width=120)
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-train-status")
-            notice = html(elem_id="hnl-train-said")
+            notice = html(elem_id="hnl-train-notice")
             details = html(elem_id="hnl-train-details")
             sheet = image_output(label="Contact sheet", elem_id="hnl-train-sheet")
     watched = [selected, status, details, start, resume, stop]
