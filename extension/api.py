@@ -79,11 +79,9 @@ class ConvertResponse(BaseModel):
     notes: list[str]
 
 
-def register(extension: Extension) -> None:
+def register(extension: Extension, host: ServesApi) -> None:
     """Add the routes when the webui's app starts."""
-    host = extension.host
-    if isinstance(host, ServesApi):
-        host.on_app(lambda app: serve(extension, app, host.access()))
+    host.on_app(lambda app: serve(extension, app, host.access()))
 
 
 def serve(extension: Extension, app: FastAPI, access: Access) -> None:

@@ -24,7 +24,6 @@ OPTIONS = (
 )
 
 
-def register(extension: Extension) -> None:
+def register(extension: Extension, host: HasOptions) -> None:
     """Add the options to the settings."""
-    if isinstance(extension.host, HasOptions):
-        extension.host.add_options(SECTION, OPTIONS)
+    host.add_options(SECTION, OPTIONS)

@@ -25,14 +25,12 @@ INFOTEXT_KEY = "Hypernet rows"
 _STYLE = Path(__file__).with_name("panel.css")
 
 
-def register(extension: Extension) -> None:
+def register(extension: Extension, host: ShowsPanel) -> None:
     """Show the panel in txt2img and img2img."""
-    host = extension.host
-    if isinstance(host, ShowsPanel):
-        rows = RowsPanel(extension)
-        extension.exports["HypernetworksPanel"] = host.panel_class(Panel(TITLE, INFOTEXT_KEY, rows.build, rows.apply))
-        if isinstance(host, WritesInfotext):
-            host.on_paste(clear_rows)
+    rows = RowsPanel(extension)
+    extension.exports["HypernetworksPanel"] = host.panel_class(Panel(TITLE, INFOTEXT_KEY, rows.build, rows.apply))
+    if isinstance(host, WritesInfotext):
+        host.on_paste(clear_rows)
 
 
 def clear_rows(fields: dict[str, Any]) -> None:

@@ -16,10 +16,9 @@ from .host_library import HostLibrary
 from .hosts.protocol import WritesInfotext, show_message
 
 
-def register(extension: Extension) -> None:
+def register(extension: Extension, host: WritesInfotext) -> None:
     """Read every pasted infotext."""
-    if isinstance(extension.host, WritesInfotext):
-        extension.host.on_paste(lambda fields: pasted(extension, fields))
+    host.on_paste(lambda fields: pasted(extension, fields))
 
 
 def pasted(extension: Extension, fields: dict[str, Any]) -> None:

@@ -8,16 +8,24 @@ from collections.abc import Callable
 from functools import partial
 
 from .core import Extension
-from .hosts import detect
+from .hosts import detect, protocol
 from .hosts.protocol import Events, ListsFiles, ShowsCards, WebuiHost
 
-# Modules of this package, each with a function `register(extension)` that does nothing for a host without its place.
-PARTS = ("options", "paste", "panel", "xyz", "tab", "api")
+# Modules of this package with a function `register(extension, host)`, and the capability that each one requires.
+PARTS: dict[str, type] = {
+    "options": protocol.HasOptions,
+    "paste": protocol.WritesInfotext,
+    "panel": protocol.ShowsPanel,
+    "xyz": protocol.PlotsAxes,
+    "tab": protocol.ShowsTab,
+    "api": protocol.ServesApi,
+}
 
 
 def start(host: WebuiHost | None = None) -> Extension:
     """Connect to the running webui. Entry scripts call this once each time that the webui loads its scripts."""
-    extension = Extension(host or detect())
+    host = host or detect()
+    extension = Extension(host)
     applier = extension.applier
 
     def unload() -> None:
@@ -25,13 +33,19 @@ def start(host: WebuiHost | None = None) -> Extension:
         # Another copy of the extension may load next.
         sys.modules.pop(__package__, None)
 
-    events = Events(applier.activate, applier.deactivate, applier.step, applier.model_changed, unload)
-    extension.host.connect(events)
-    _attempt("the file list", partial(_list_files, extension))
-    _attempt("cards", partial(_add_cards, extension))
-    for part in PARTS:
-        _attempt(part, partial(_register, part, extension))
+    host.connect(Events(applier.activate, applier.deactivate, applier.step, applier.model_changed, unload))
+    if isinstance(host, ListsFiles):
+        _attempt("the file list", partial(host.list_files, extension.library.names))
+    if isinstance(host, ShowsCards):
+        _attempt("cards", partial(host.add_cards, extension.library))
+    for part, capability in PARTS.items():
+        if isinstance(host, capability):
+            _attempt(part, partial(_register, part, extension))
     return extension
+
+
+def _register(part: str, extension: Extension) -> None:
+    importlib.import_module(f".{part}", __package__).register(extension, extension.host)
 
 
 def _attempt(part: str, register: Callable[[], None]) -> None:
@@ -40,17 +54,3 @@ def _attempt(part: str, register: Callable[[], None]) -> None:
         register()
     except Exception as error:
         print(f"[hnloader] Could not add {part}: {type(error).__name__}: {error}")
-
-
-def _register(part: str, extension: Extension) -> None:
-    importlib.import_module(f".{part}", __package__).register(extension)
-
-
-def _list_files(extension: Extension) -> None:
-    if isinstance(extension.host, ListsFiles):
-        extension.host.list_files(extension.library.names)
-
-
-def _add_cards(extension: Extension) -> None:
-    if isinstance(extension.host, ShowsCards):
-        extension.host.add_cards(extension.library)

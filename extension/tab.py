@@ -17,12 +17,10 @@ from .webui_model import WebuiDenoiser
 TITLE = "Hypernetworks"
 
 
-def register(extension: Extension) -> None:
+def register(extension: Extension, host: ShowsTab) -> None:
     """Show the tab whenever the webui builds its page."""
-    host = extension.host
-    if isinstance(host, ShowsTab):
-        generator = WebuiGenerator(host, extension.library) if isinstance(host, RendersImages) else None
-        host.add_tab(TITLE, "hnloader", lambda: build(page_host(extension, host, generator)))
+    generator = WebuiGenerator(host, extension.library) if isinstance(host, RendersImages) else None
+    host.add_tab(TITLE, "hnloader", lambda: build(page_host(extension, host, generator)))
 
 
 def page_host(extension: Extension, tab: ShowsTab, generator: WebuiGenerator | None) -> Host:

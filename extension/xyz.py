@@ -13,10 +13,9 @@ from .hosts.protocol import Axis, PlotsAxes
 _NONE = "None"
 
 
-def register(extension: Extension) -> None:
+def register(extension: Extension, host: PlotsAxes) -> None:
     """Add the axes to the webui's plot."""
-    if isinstance(extension.host, PlotsAxes):
-        extension.host.add_axes(axes(extension))
+    host.add_axes(axes(extension))
 
 
 def axes(extension: Extension) -> list[Axis]:

@@ -30,7 +30,7 @@ def test_failing_part_leaves_the_others(
     running: Webui, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     startup = sys.modules["hnloader_webui.startup"]
-    monkeypatch.setattr(startup, "PARTS", ("nowhere", *startup.PARTS))
+    monkeypatch.setattr(startup, "PARTS", {"nowhere": object, **startup.PARTS})
     callbacks = running.part("script_callbacks")
     callbacks.clear_callbacks()
     startup.start()

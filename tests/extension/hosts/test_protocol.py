@@ -16,6 +16,7 @@ from torch import Tensor
 from extension import hosts
 from extension.hosts import protocol
 from extension.startup import start
+from hnloader.ui import Host
 from tests.support.paths import ROOT
 from tests.support.standins.reference import wrap
 from tests.support.standins.unets import ALL_WIDTHS, TEXT_WIDTH, make_unet
@@ -59,6 +60,17 @@ def add_axes(self, axes):
     dummy_webui.axes = {axis.label: axis for axis in axes}
 
 Dummy.add_axes = add_axes
+"""
+
+
+TAB = """
+def add_tab(self, title, elem_id, build):
+    dummy_webui.build = build
+
+def output(self):
+    return dummy_webui.folder
+
+Dummy.tag_button, Dummy.add_tab, Dummy.output = None, add_tab, output
 """
 
 
@@ -146,6 +158,18 @@ def test_axes_are_a_capability(dummy: Callable[[str], DummyWebui]) -> None:
     strength = webui.axes["Hypernetwork strength"]
     overridden, _ = webui.generate("a cat <hypernet:ink>", lambda job: strength.apply(job, 0.5))
     assert torch.equal(overridden, half)
+
+
+def test_tab_without_more_capabilities_has_library_and_convert(
+    dummy: Callable[[str], DummyWebui], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Host] = []
+    monkeypatch.setattr("extension.tab.build", given.append)
+    webui = dummy(HOST + TAB)
+    webui.build()
+    (pages,) = given
+    assert list(pages.folders()) == [webui.folder]
+    assert (pages.generator, pages.lora_base, pages.training) == (None, None, None)
 
 
 def test_unknown_program_is_refused() -> None:
