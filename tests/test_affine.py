@@ -18,7 +18,7 @@ RATIOS = st.lists(st.sampled_from([0.5, 1, 1.5, 2, 3]), max_size=3).map(lambda i
 
 @settings(max_examples=60, deadline=None)
 @given(ratios=RATIOS, residual=st.sampled_from([None, "interpolate", "linear"]), dropout=st.booleans())
-def test_the_map_gives_what_the_side_gives(ratios, residual, dropout):
+def test_map_equals_the_side(ratios, residual, dropout):
     rates = (0, *(0.3 for _ in ratios[1:])) if dropout else ()
     side = make_side(Architecture(layer_structure=ratios, residual=residual, dropout=rates), WIDTH).double().eval()
     assert_map_of(side)
@@ -28,7 +28,7 @@ def test_the_map_gives_what_the_side_gives(ratios, residual, dropout):
     "architecture",
     [Architecture(activation="relu"), Architecture(norm=True), Architecture(activation="relu", residual="linear")],
 )
-def test_a_side_with_activation_or_norm_has_no_map(architecture):
+def test_nonlinear_side_has_no_map(architecture):
     assert make_side(architecture, WIDTH).affine_map() is None
 
 

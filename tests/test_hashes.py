@@ -38,7 +38,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_the_file_with_the_hash_is_the_one_whatever_its_name(tmp_path: Path, read: list[str]) -> None:
+def test_hash_wins_over_the_name(tmp_path: Path, read: list[str]) -> None:
     other, same = big(tmp_path / "net.pt", 1), big(tmp_path / "sub" / "renamed.pt", 2)
     library, hashes = Library([tmp_path]), Hashes()
     for digest in (old_hash(same), hashlib.sha256(same.read_bytes()).hexdigest()[:10]):
@@ -53,7 +53,7 @@ def test_the_file_with_the_hash_is_the_one_whatever_its_name(tmp_path: Path, rea
         find_named(library, "gone(0123abcd)")
 
 
-def test_of_files_with_one_hash_the_one_of_the_name_is_taken(tmp_path: Path) -> None:
+def test_name_decides_between_equal_hashes(tmp_path: Path) -> None:
     first, second = big(tmp_path / "a.pt", 1), big(tmp_path / "b.pt", 1)
     library = Library([tmp_path])
     for name, path in (("a", first), ("b", second), ("c", first)):
@@ -62,7 +62,7 @@ def test_of_files_with_one_hash_the_one_of_the_name_is_taken(tmp_path: Path) -> 
         assert found.path == path
 
 
-def test_the_hash_of_every_small_file_tells_nothing(tmp_path: Path) -> None:
+def test_legacy_hash_of_nothing_identifies_no_file(tmp_path: Path) -> None:
     for name in ("ink.pt", "oil.pt"):
         (tmp_path / name).write_bytes(b"small")
     library = Library([tmp_path])
@@ -71,13 +71,13 @@ def test_the_hash_of_every_small_file_tells_nothing(tmp_path: Path) -> None:
     assert find_named(library, f"oil({LEGACY_OF_NOTHING})") == tmp_path / "oil.pt"
 
 
-def test_a_name_that_looks_like_one_with_a_hash_is_still_a_name(tmp_path: Path) -> None:
+def test_name_similar_to_a_hash_is_a_name(tmp_path: Path) -> None:
     exact = big(tmp_path / "ink(3fa2c1d0).pt", 1)
     big(tmp_path / "ink.pt", 2)
     assert find_named(Library([tmp_path]), "ink(3fa2c1d0)") == exact
 
 
-def test_no_file_is_read_more_often_than_needed(tmp_path: Path, read: list[str]) -> None:
+def test_files_are_read_once(tmp_path: Path, read: list[str]) -> None:
     files = [big(tmp_path / "library" / f"{index}.pt", index) for index in range(5)]
     library, cache = Library([tmp_path / "library"]), tmp_path / "cache"
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
@@ -113,7 +113,7 @@ def test_no_file_is_read_more_often_than_needed(tmp_path: Path, read: list[str])
         "[" * 100_000,
     ],
 )
-def test_a_damaged_cache_counts_as_empty(text: str, tmp_path: Path) -> None:
+def test_damaged_cache_counts_as_empty(text: str, tmp_path: Path) -> None:
     (tmp_path / "hashes.json").write_text(text)
     path = big(tmp_path / "ink.pt", 1)
     hashes = Hashes(tmp_path)
@@ -122,14 +122,14 @@ def test_a_damaged_cache_counts_as_empty(text: str, tmp_path: Path) -> None:
     assert str(path) in json.loads((tmp_path / "hashes.json").read_text())["files"]
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+def test_unwritable_cache_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     hashes = Hashes(tmp_path / "cache")
     hashes.sha256(big(tmp_path / "ink.pt", 1))
     hashes.save()
 
 
-def test_files_that_cannot_be_read_are_none_of_it(tmp_path: Path) -> None:
+def test_unreadable_files_are_skipped(tmp_path: Path) -> None:
     library = Library([tmp_path])
     path = big(tmp_path / "ink.pt", 1)
     digest = old_hash(path)

@@ -55,7 +55,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert peak < 1_000_000
 
 
-def test_hashes_are_those_that_the_webuis_show(tmp_path: Path) -> None:
+def test_hashes_equal_those_of_the_webuis(tmp_path: Path) -> None:
     path = write(tmp_path / "style.pt", large())
     data = path.read_bytes()
     info = hnloader.inspect(path)
@@ -65,7 +65,7 @@ def test_hashes_are_those_that_the_webuis_show(tmp_path: Path) -> None:
     assert info.legacy_hash == hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
 
 
-def test_the_old_hash_of_a_small_file_is_that_of_nothing(tmp_path: Path) -> None:
+def test_legacy_hash_of_a_small_file_is_that_of_nothing(tmp_path: Path) -> None:
     assert hnloader.inspect(write(tmp_path / "style.pt", simple_tree())).legacy_hash == "e3b0c442"
 
 
@@ -83,7 +83,7 @@ def test_hashes_of_open_files(tmp_path: Path) -> None:
         _ = info.sha256
 
 
-def test_what_the_keys_say(tmp_path: Path) -> None:
+def test_facts_come_from_the_keys(tmp_path: Path) -> None:
     path = write(tmp_path / "style.pt", simple_tree(x=torch.zeros(2, 3), note=("a", [torch.ones(1)])))
     info = hnloader.inspect(path)
     assert (info.name, info.step, info.checkpoint, info.checkpoint_name) == ("style", 1200, "7460a6fa", "model-v1-4")
@@ -92,7 +92,7 @@ def test_what_the_keys_say(tmp_path: Path) -> None:
     assert info.metadata["note"] == ("a", ["tensor float32 [1]"])
 
 
-def test_missing_keys_are_none_and_the_stem(tmp_path: Path) -> None:
+def test_missing_keys_are_none_and_the_name_is_the_stem(tmp_path: Path) -> None:
     info = hnloader.inspect(GOLDENS / "nai_linear1.pt")
     assert (info.name, info.step, info.checkpoint, info.checkpoint_name) == ("nai_linear1", None, None, None)
 

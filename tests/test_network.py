@@ -23,7 +23,7 @@ def half(tmp_path: Path) -> hnloader.Hypernetwork:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_the_result_has_the_dtype_of_the_context(half: hnloader.Hypernetwork, dtype: torch.dtype) -> None:
+def test_result_has_the_dtype_of_the_context(half: hnloader.Hypernetwork, dtype: torch.dtype) -> None:
     side = make_sides(RECIPE, (8,), dtype=torch.float16)[8][0]
     x = torch.randn(2, 3, 8).to(dtype)
     found = half(x)[0]
@@ -38,12 +38,12 @@ def test_strength_zero_and_unknown_widths_change_nothing(half: hnloader.Hypernet
         assert all(result is x for result in half(x, strength))
 
 
-def test_contexts_of_any_number_of_dimensions(half: hnloader.Hypernetwork) -> None:
+def test_contexts_may_have_any_number_of_dimensions(half: hnloader.Hypernetwork) -> None:
     x = torch.randn(2, 3, 4, 8)
     assert torch.allclose(half(x)[1], half(x.reshape(-1, 8))[1].reshape(x.shape), atol=1e-6)
 
 
-def test_release_and_changes_of_dtype_drop_the_copies(half: hnloader.Hypernetwork) -> None:
+def test_release_and_dtype_changes_drop_copies(half: hnloader.Hypernetwork) -> None:
     x = torch.randn(1, 2, 8)
     before = half(x)[0]
     half.release()
@@ -79,7 +79,7 @@ def test_a_new_hypernetwork_is_saved_and_read_back(tmp_path: Path) -> None:
         assert torch.equal(found(torch.ones(1, 1, 8))[0], made(torch.ones(1, 1, 8))[0])
 
 
-def test_an_architecture_knows_the_names_of_files() -> None:
+def test_architecture_accepts_names_in_files() -> None:
     assert hnloader.Architecture((1, 2, 1), "linear") == hnloader.Architecture((1, 2, 1))
     assert hnloader.Architecture((1, 2, 1), "ReLU").activation == "relu"
     with raises(hnloader.UnsupportedArchitectureError, "'relu'"):

@@ -1,4 +1,4 @@
-"""`.hns` files compose hypernetworks as text says; the text is never evaluated."""
+"""`.hns` files combine hypernetworks as their text states; the text is never evaluated."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ MEANINGS: dict[str, Step] = {
 
 
 @pytest.mark.parametrize("text", MEANINGS)
-def test_what_a_structure_means(text: str, folder: Path, tmp_path: Path) -> None:
+def test_structures_compute_their_meaning(text: str, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "mixed.hns"
     path.write_text(text, encoding="utf-8")
     hypernetwork = hnloader.load(path, folders=[folder])
@@ -129,7 +129,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("text", ERRORS, ids=lambda text: text[:30])
-def test_texts_that_are_wrong(text: str, folder: Path, tmp_path: Path) -> None:
+def test_wrong_texts_are_refused(text: str, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "mixed.hns"
     path.write_text(text, encoding="utf-8")
     for read in (hnloader.load, hnloader.inspect):
@@ -139,7 +139,7 @@ def test_texts_that_are_wrong(text: str, folder: Path, tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
 
 
-def test_members_that_are_missing_are_named(folder: Path, tmp_path: Path) -> None:
+def test_missing_members_are_named(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "mixed.hns"
     path.write_text("['A', 'ink styel']")
     with raises(HypernetworkNotFoundError, path, "'ink styel'", "'ink style'"):
@@ -155,7 +155,7 @@ def test_members_beside_the_file_come_first(folder: Path, tmp_path: Path) -> Non
     assert hnloader.load(tmp_path / "mixed.hns", folders=[folder]).widths == (12,)
 
 
-def test_a_member_that_lacks_a_width_leaves_it_unchanged(folder: Path, tmp_path: Path) -> None:
+def test_member_without_the_width_changes_nothing(folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "wide.pt", simple_tree(width=12))
     (tmp_path / "mixed.hns").write_text("[A, wide]")
     hypernetwork = hnloader.load(tmp_path / "mixed.hns", folders=[folder])
@@ -164,7 +164,7 @@ def test_a_member_that_lacks_a_width_leaves_it_unchanged(folder: Path, tmp_path:
     assert relative_error(hypernetwork(x)[0], A(x)) < 1e-6
 
 
-def test_compositions_of_compositions_and_circles(folder: Path, tmp_path: Path) -> None:
+def test_nested_compositions_load_and_circles_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "inner.hns").write_text("[A, B]")
     (tmp_path / "outer.hns").write_text("[inner, A]")
     x = torch.randn(1, 2, 8)
@@ -176,7 +176,7 @@ def test_compositions_of_compositions_and_circles(folder: Path, tmp_path: Path) 
             read(tmp_path / "outer.hns", folders=[folder, tmp_path])
 
 
-def test_files_that_are_no_text(folder: Path, tmp_path: Path) -> None:
+def test_files_other_than_text_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.hns").write_bytes(b"\xff\xfe\x00binary")
     (tmp_path / "b.hns").write_bytes(b"[" + b"A," * 100_000 + b"]")
     for name, fact in (("a.hns", "text"), ("b.hns", "65,536")):
@@ -186,7 +186,7 @@ def test_files_that_are_no_text(folder: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="[](){}:,'\"\\AB0.5 \n#", max_size=40) | st.text(max_size=30))
-def test_any_text_gives_a_structure_or_says_where_it_is_wrong(text: str) -> None:
+def test_random_text_is_parsed_or_refused_with_its_place(text: str) -> None:
     try:
         structure = hns.parse(text)
     except hns._SyntaxError as error:
@@ -195,6 +195,6 @@ def test_any_text_gives_a_structure_or_says_where_it_is_wrong(text: str) -> None
         assert structure.names()
 
 
-def test_braces_stop_at_more_entries_than_a_composition_may_have() -> None:
+def test_braces_have_a_limit_of_entries() -> None:
     with raises(hns._SyntaxError, 100, "',b,c"):
         hns.parse("{" + ",".join(f"a{n}" for n in range(101)) + ",b,c}")

@@ -30,7 +30,7 @@ ACTIVATIONS = tuple(sorted(set(ACTIVATION_CLASSES) - set(IMPOSSIBLE_ACTIVATIONS)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the sides of a file are built; `dropout` has a rate per position of `structure`."""
+    """The architecture of the sides of a file; `dropout` has a rate per position of `structure`."""
 
     structure: tuple[float, ...] = (1, 2, 1)
     activation: str | None = None
@@ -164,7 +164,7 @@ OLD_NAMED_ERAS = ("nai", "2022-10-11")
 
 
 def derived_dropout(count: int, *, last: bool) -> tuple[float, ...]:
-    """What use_dropout stands for where no dropout_structure is written."""
+    """Return the rates that use_dropout means without dropout_structure."""
     return (0, *[0.3] * (count - 3), 0.3 if last else 0, 0)
 
 

@@ -15,7 +15,7 @@ from tests.support.builders import ERAS, Recipe, fit, make_sides, metadata, simp
 
 
 class Code:
-    """What a pickle runs when something less careful opens it."""
+    """The function that a pickle runs when a careless program opens it."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return print, ("this was run",)
@@ -49,7 +49,7 @@ def web_page(path: Path) -> None:
 
 
 def text(path: Path) -> None:
-    path.write_text("Please read the licence first.\n")
+    path.write_text("Please read the license first.\n")
 
 
 def zeros(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the repository and the reference files are."""
+"""Paths of the repository and the reference files."""
 
 from __future__ import annotations
 

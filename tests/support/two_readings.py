@@ -135,7 +135,7 @@ def _two_directories(good: bytes, evil: bytes) -> bytes:
 
 
 def _two_zip64_records(good: bytes, evil: bytes) -> bytes:
-    """zipfile takes the record before the locator, torch the one that the locator names."""
+    """zipfile takes the record before the locator, torch the record that the locator names."""
     (evil_members, evil_directory), (good_members, good_directory) = _parts(evil), _parts(good)
     start = len(evil_members) + len(evil_directory) + 56
     moved = _moved(good_directory, start)

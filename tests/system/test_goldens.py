@@ -36,26 +36,26 @@ def assert_outputs(hypernetwork: hnloader.Hypernetwork, case: dict) -> None:
     assert compared == len(case["dims"]) * len(case["multipliers"]) * 2
 
 
-def test_all_kinds_of_goldens_are_here() -> None:
+def test_goldens_include_all_kinds() -> None:
     assert (len(WEIGHTS), len(CHAINS), len(FILES) - len(WEIGHTS)) == (25, 2, 3)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_are_those_that_the_manifest_names(name: str) -> None:
+def test_files_equal_the_manifest(name: str) -> None:
     data = (GOLDENS / FILES[name]["file"]).read_bytes()
     assert hashlib.sha256(data).hexdigest() == FILES[name]["sha256"]
     assert hnloader.inspect(GOLDENS / FILES[name]["file"]).sha256 == FILES[name]["sha256"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_outputs_from_a_path(name: str) -> None:
+def test_outputs_of_a_path(name: str) -> None:
     hypernetwork = hnloader.load(GOLDENS / FILES[name]["file"])
     assert sorted(hypernetwork.widths) == FILES[name]["dims"]
     assert_outputs(hypernetwork, FILES[name])
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_outputs_from_an_open_file(name: str) -> None:
+def test_outputs_of_an_open_file(name: str) -> None:
     with (GOLDENS / FILES[name]["file"]).open("rb") as file:
         hypernetwork = hnloader.load(file)
         assert not file.closed
@@ -71,7 +71,7 @@ def test_outputs_after_saving(name: str, suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_modules_are_those_that_the_original_built(name: str) -> None:
+def test_modules_equal_the_original(name: str) -> None:
     hypernetwork = hnloader.load(GOLDENS / WEIGHTS[name]["file"])
     modules = [type(module).__name__ for module in hypernetwork.side(WEIGHTS[name]["dims"][0], "k").linear]
     expected = [name.replace("ResBlock", "ResidualBlock") for name in WEIGHTS[name]["layout"]]
@@ -81,7 +81,7 @@ def test_modules_are_those_that_the_original_built(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_parameters_keep_the_dtype_of_the_file(name: str) -> None:
+def test_parameters_keep_the_stored_dtype(name: str) -> None:
     hypernetwork = hnloader.load(GOLDENS / WEIGHTS[name]["file"])
     assert {str(p.dtype) for p in hypernetwork.parameters()} == {f"torch.{WEIGHTS[name]['dtype']}"}
     assert not hypernetwork.training

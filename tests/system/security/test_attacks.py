@@ -1,4 +1,4 @@
-"""What was found by attacking the readers by hand, beside the corpus of `hostile.py`."""
+"""Attacks found by hand, besides the corpus of `hostile.py`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_members_with_a_second_name_are_refused_on_every_python(tmp_path: Path) 
         hnloader.load(path)
 
 
-def test_a_pickle_of_protocol_0_is_found_in_a_member_of_any_name(tmp_path: Path) -> None:
+def test_protocol_0_pickle_is_found_in_any_member(tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
     with zipfile.ZipFile(io.BytesIO(saved(simple_tree()))) as archive:
         good = [(info.filename, archive.read(info), b"") for info in archive.infolist()]
@@ -76,7 +76,7 @@ def test_a_pickle_of_protocol_0_is_found_in_a_member_of_any_name(tmp_path: Path)
         assert scan(path).verdict == "safe", text
 
 
-def test_a_pipe_or_a_device_is_no_file(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused(tmp_path: Path) -> None:
     """Opening a pipe would wait for ever, reading a device never end."""
     os.mkfifo(tmp_path / "pipe.pt")
     (tmp_path / "zero.pt").symlink_to("/dev/zero")
@@ -86,7 +86,7 @@ def test_a_pipe_or_a_device_is_no_file(tmp_path: Path) -> None:
         assert scan(path).verdict == "unreadable"
 
 
-def test_a_header_of_very_many_tensors_is_refused_before_they_are_looked_at(tmp_path: Path) -> None:
+def test_header_with_too_many_tensors_is_refused_early(tmp_path: Path) -> None:
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     header = json.dumps({f"8.k.linear.{number}.weight": empty for number in range(20_001)}).encode()
     path = tmp_path / "style.safetensors"
@@ -95,7 +95,7 @@ def test_a_header_of_very_many_tensors_is_refused_before_they_are_looked_at(tmp_
         hnloader.inspect(path)
 
 
-def test_a_preview_that_decodes_to_very_much_is_not_decoded(tmp_path: Path) -> None:
+def test_huge_preview_is_not_decoded(tmp_path: Path) -> None:
     """13,000 x 13,000 pixels of one color: below what Pillow itself takes for a bomb, and 500 MB of memory."""
     Image.new("1", (13_000, 13_000)).save(tmp_path / "ink.png")
     assert (tmp_path / "ink.png").stat().st_size < 100_000
@@ -104,7 +104,7 @@ def test_a_preview_that_decodes_to_very_much_is_not_decoded(tmp_path: Path) -> N
     assert thumbnail(tmp_path / "wash.pt") is not None
 
 
-def test_an_optimizer_s_file_that_calls_something_is_left_where_it_is(tmp_path: Path) -> None:
+def test_unsafe_optimizer_file_is_not_converted(tmp_path: Path) -> None:
     write(tmp_path / "style.pt", simple_tree())
     data = rezipped(saved({}), lambda name, content: EVIL if name.endswith("data.pkl") else content)
     (tmp_path / "style.pt.optim").write_bytes(data)

@@ -1,4 +1,4 @@
-"""What strangers' files hold becomes text through `hnloader.texts` alone, which bounds length, time and memory."""
+"""Values from untrusted files become text only through `hnloader.texts`, which bounds length, time and memory."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ OWN_TEXTS = {
     *("host.folders()", "self._entries", "sorted(set(widths))", "places", "tags", "tag.blocks", "self.blocks"),
     "cast('Sequence[object]', result.details.get(key, ()))",
 }
-# Names under which modules keep what stands in files: not even `{value}`.
+# Names under which modules keep values from files: not even `{value}`.
 TREES = {"value", "values", "tree", "metadata", "stated", "about", "header", "obj"}
 # What reads no stranger's file: its own configurations, images and models.
 OTHERS = ("hnloader/demo/", "hnloader/training/", "hnloader/texts.py")
@@ -124,7 +124,7 @@ def unbounded(code: str, module: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, ast.unparse(node)
 
 
-def test_no_module_writes_out_what_strangers_made() -> None:
+def test_modules_show_untrusted_values_only_through_texts() -> None:
     paths = [path for place in ("hnloader", "extension") for path in sorted((ROOT / place).rglob("*.py"))]
     assert len(paths) > 100
     found = []
@@ -140,10 +140,10 @@ def test_no_module_writes_out_what_strangers_made() -> None:
     ["repr(tree)", "f'{tree!r}'", "f'{tree!a}'", "f'{value}'", "f'{metadata!s}'", "str(tree[0])", "'%r' % tree",
      "'%s' % (tree,)", "'{}'.format(tree)", "map(str, tree)", "tree.__repr__()", "f'{x:{tree!r}}'"],
 )  # fmt: skip
-def test_the_rule_finds_them(code: str) -> None:
+def test_rule_finds_unbounded_text(code: str) -> None:
     assert list(unbounded(code, "hnloader/formats/new.py"))
 
 
 @pytest.mark.parametrize("code", ["shown(tree)", "f'{shown(tree)}'", "str(path)", "f'{path}'", "f'{value:,}'", "x % 8"])
-def test_what_is_bounded_is_let_through(code: str) -> None:
+def test_rule_accepts_bounded_text(code: str) -> None:
     assert not list(unbounded(code, "hnloader/formats/new.py"))

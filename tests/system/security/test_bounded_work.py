@@ -31,7 +31,7 @@ LONG = "a" * (1 << 20)
 
 
 def _deep(part: object, times: int, depth: int) -> object:
-    """One list in the next, each mentioned so many times."""
+    """Return nested lists, each mentioned `times` times in the next."""
     for _ in range(depth):
         part = [part] * times
     return part
@@ -60,7 +60,7 @@ def _as_tuple(part: object, depth: int) -> object:
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_texts_have_an_end(name: str) -> None:
+def test_texts_are_bounded(name: str) -> None:
     tree = TREES[name]()
     for limit in (1, 2, 40, 5_000):
         assert len(shown(tree, limit)) <= limit
@@ -74,13 +74,13 @@ def test_texts_have_an_end(name: str) -> None:
     "value",
     [None, True, 0, -1.5, 1e300, "", "a'b\"c\n", b"\x00", (), (1,), [1, "2"], {1: [2]}, {"a"}, frozenset(), 2**64],
 )
-def test_what_is_short_is_as_python_writes_it(value: object) -> None:
+def test_short_values_equal_repr(value: object) -> None:
     assert shown(value) == (repr(value) if value != frozenset() else "{}")
     assert as_text(value) == (value if isinstance(value, str) else shown(value))
     assert as_text(Path("a/b")) == "a/b"
 
 
-def test_plain_values_are_copied_whole_where_there_is_room() -> None:
+def test_plain_values_are_copied_whole_within_the_room() -> None:
     value = {"a": [1, 2.5, None, True, "text"], 3: {"b": ()}, "far": float("inf"), "set": {1}, "bytes": b"x"}
     assert plain(value, 10_000) == {
         "a": [1, 2.5, None, True, "text"], "3": {"b": []}, "far": "inf", "set": [1], "bytes": "b'x'",
@@ -94,7 +94,7 @@ def test_plain_values_are_copied_whole_where_there_is_room() -> None:
 
 @pytest.fixture(params=[name for name in TREES if name != "an exception"])
 def odd(request: pytest.FixtureRequest, tmp_path: Path) -> FileInfo:
-    """What a reader gives for a sound file with such metadata."""
+    """Return the result of a reader for a sound file with such metadata."""
     tree = TREES[request.param]()
     path = tmp_path / "style.pt"
     path.write_bytes(b"x")
@@ -106,7 +106,7 @@ def odd(request: pytest.FixtureRequest, tmp_path: Path) -> FileInfo:
     )  # fmt: skip
 
 
-def test_json_the_api_and_the_cards_have_an_end(odd: FileInfo, tmp_path: Path) -> None:
+def test_json_api_and_cards_are_bounded(odd: FileInfo, tmp_path: Path) -> None:
     told = odd.to_dict(hashes=False)
     assert told["format"] == "pt" and told["widths"] == [768]
     assert len(json.dumps(told)) < 64 << 20
@@ -114,7 +114,7 @@ def test_json_the_api_and_the_cards_have_an_end(odd: FileInfo, tmp_path: Path) -
     assert len(json.dumps(redaction.redacted_values([tmp_path], odd))) < 64 << 20
 
 
-def test_the_page_has_an_end(odd: FileInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_is_bounded(odd: FileInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hnloader.ui.catalog.inspect", lambda path, folders: odd)
     catalog = Catalog(lambda: [tmp_path], tmp_path / "cache")
     (entry,) = (catalog.inspect(each) for each in catalog.entries())
@@ -126,7 +126,7 @@ def test_the_page_has_an_end(odd: FileInfo, tmp_path: Path, monkeypatch: pytest.
     assert index.stat().st_size < 1_000
 
 
-def test_the_command_line_has_an_end(odd: FileInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_is_bounded(odd: FileInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     assert odd.path is not None
     monkeypatch.setattr(hnloader, "inspect", lambda path, folders: odd)
     assert len(CliRunner().invoke(app, ["inspect", str(odd.path)]).stdout) < 500_000
@@ -134,7 +134,7 @@ def test_the_command_line_has_an_end(odd: FileInfo, monkeypatch: pytest.MonkeyPa
     assert len(CliRunner().invoke(app, ["inspect", str(odd.path), "--json"]).stdout) < 64 << 20
 
 
-def test_a_message_is_short_whatever_a_file_says(tmp_path: Path) -> None:
+def test_messages_are_bounded(tmp_path: Path) -> None:
     for key in (LONG, (LONG, LONG), 5.0):
         import torch
 
@@ -182,7 +182,7 @@ def test_each_member_is_read_once(read: Any, ink: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("read", [hnloader.load, hnloader.inspect])
-def test_what_unfolds_without_end_is_refused(read: Any, ink: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_unfolding_is_refused(read: Any, ink: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (ink.parent / "c0.hns").write_text("[" + ", ".join(["ink"] * 90) + "]")
     for number in range(1, 7):
         (ink.parent / f"c{number}.hns").write_text("[" + ", ".join([f"c{number - 1}"] * 90) + "]")
@@ -195,7 +195,7 @@ def test_what_unfolds_without_end_is_refused(read: Any, ink: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("read", [hnloader.load, hnloader.inspect])
-def test_depth_is_counted_to_the_end_also_through_what_was_read(read: Any, ink: Path) -> None:
+def test_depth_counts_members_that_were_read_before(read: Any, ink: Path) -> None:
     (ink.parent / "d1.hns").write_text("[ink, ink]")
     for number in range(2, 9):
         (ink.parent / f"d{number}.hns").write_text(f"[d{number - 1}, ink]")
@@ -210,7 +210,7 @@ def test_depth_is_counted_to_the_end_also_through_what_was_read(read: Any, ink: 
 
 
 @pytest.mark.parametrize("read", [hnloader.load, hnloader.inspect])
-def test_members_of_very_many_widths_are_refused(read: Any, ink: Path) -> None:
+def test_too_many_widths_are_refused(read: Any, ink: Path) -> None:
     made = Hypernetwork.new(range(1, 70), Architecture((1, 1), None, dropout=(0, 0)), name="wide")
     hnloader.save(made, ink.parent / "wide.pt")
     (ink.parent / "both.hns").write_text("[ink, wide]")

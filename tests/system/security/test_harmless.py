@@ -82,7 +82,7 @@ def odd_zip(data: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("index", range(200))
-def test_a_generated_variant_is_read_by_all(index: int) -> None:
+def test_all_readers_read_generated_variants(index: int) -> None:
     data = variant(index)
     loaded = hnloader.load(io.BytesIO(data))
     info = hnloader.inspect(io.BytesIO(data))
@@ -97,11 +97,11 @@ def test_the_variants_differ() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDENS.iterdir() if path.suffix in (".pt", ".hns")))
-def test_a_golden_file_is_read_by_all(name: str) -> None:
+def test_all_readers_read_golden_files(name: str) -> None:
     assert hnloader.load(GOLDENS / name)
     assert hnloader.inspect(GOLDENS / name)
 
 
-def test_a_legacy_stream_with_bytes_behind_it_is_read() -> None:
+def test_legacy_stream_with_trailing_bytes_loads() -> None:
     data = variant(next(i for i in range(200) if variant(i).startswith(b"\x80\x02\x8a\x0a")))
     assert hnloader.load(io.BytesIO(data + struct.pack("<q", 0) + pickle.dumps("x")))

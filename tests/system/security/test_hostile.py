@@ -40,7 +40,7 @@ def corpus(canary: Path) -> list[HostileFile]:
 
 @pytest.fixture(scope="module")
 def results(corpus: list[HostileFile], canary: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What each reader said of each file and what it took, in a process of its own."""
+    """Return the outcome and the cost of each reader for each file, from a separate process."""
     folder, sound = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("sound") / "sound.pt"
     write(sound, simple_tree())
     for index, file in enumerate(corpus):
@@ -53,7 +53,7 @@ def results(corpus: list[HostileFile], canary: Path, tmp_path_factory: pytest.Te
     return json.loads(done.stdout)
 
 
-def test_there_are_enough_kinds_and_each_has_a_name(corpus: list[HostileFile]) -> None:
+def test_corpus_is_large_and_names_are_unique(corpus: list[HostileFile]) -> None:
     assert len({file.name for file in corpus}) == len(corpus) >= 60
     assert max(len(file.data) for file in corpus) <= 16 << 20
 
@@ -79,9 +79,7 @@ def test_the_api_refuses_what_the_package_refuses(corpus: list[HostileFile], res
 
 
 @pytest.mark.slow
-def test_no_reader_raises_another_exception_where_it_need_not_refuse(
-    corpus: list[HostileFile], results: Results
-) -> None:
+def test_optional_refusals_raise_only_package_errors(corpus: list[HostileFile], results: Results) -> None:
     for index, file in enumerate(corpus):
         for reader, one in results[file_name(index, file)].items():
             said = one["said"]
@@ -89,14 +87,14 @@ def test_no_reader_raises_another_exception_where_it_need_not_refuse(
 
 
 @pytest.mark.slow
-def test_no_file_costs_more_memory_or_time_than_is_promised(corpus: list[HostileFile], results: Results) -> None:
+def test_memory_and_time_stay_below_the_promise(corpus: list[HostileFile], results: Results) -> None:
     for index, file in enumerate(corpus):
         for reader, one in results[file_name(index, file)].items():
             assert one["bytes"] <= MOST_BYTES, f"{file.name}: {reader}: {one['bytes']:,} bytes"
             assert one["seconds"] <= MOST_SECONDS, f"{file.name}: {reader}: {one['seconds']:.1f} s"
 
 
-def test_memory_and_time_are_really_measured() -> None:
+def test_measurement_sees_memory_and_time() -> None:
     program = (
         "import json\n"
         "from tests.support.opening import measured\n"
@@ -116,11 +114,11 @@ def test_nothing_was_executed(results: Results, canary: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_process_is_usable_afterwards(results: Results) -> None:
+def test_process_is_usable_afterwards(results: Results) -> None:
     assert results["SOUND"]["load"]["said"] == "accepted"
 
 
-def test_the_canary_sings_for_a_reader_that_executes(tmp_path: Path) -> None:
+def test_canary_sings_for_an_executing_reader(tmp_path: Path) -> None:
     """In a process of its own: some of them end it, or leave things open."""
     program = "import pickle, sys; pickle.loads(open(sys.argv[1], 'rb').read())"
     bird = tmp_path / "sang"

@@ -57,12 +57,12 @@ def odd(folder: Path) -> Path:
 
 
 def as_sent(value: object) -> str:
-    """What a page or an API sends."""
+    """Return the bytes that a page or an API sends."""
     return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8").decode("utf-8")
 
 
 @pytest.mark.parametrize("text", ["", "plain", "ink \N{SNOWMAN} \U0001f600", "\udcff", "\ud83d\ude00", "\ud800x\udfff"])
-def test_texts_are_kept_where_they_can_be_and_escaped_where_not(text: str) -> None:
+def test_texts_are_kept_or_escaped(text: str) -> None:
     made = well_formed(text)
     assert made.encode("utf-8").decode("utf-8") == made
     assert json.loads(f'"{made}"').encode("utf-16", "surrogatepass") == text.encode("utf-16", "surrogatepass")
@@ -72,7 +72,7 @@ def test_texts_are_kept_where_they_can_be_and_escaped_where_not(text: str) -> No
 @pytest.mark.parametrize(
     "target", ["out.safetensors", "odd\udcff\udcfe.safetensors", "\udcfe/odd.safetensors", "new.pt"]
 )
-def test_metadata_are_converted_as_they_are(folder: Path, odd: Path, target: str) -> None:
+def test_metadata_convert_unchanged(folder: Path, odd: Path, target: str) -> None:
     (folder / target).parent.mkdir(exist_ok=True)
     done = convert(odd, folder / target)
     assert done.lossless and done.verified
@@ -85,7 +85,7 @@ def test_metadata_are_converted_as_they_are(folder: Path, odd: Path, target: str
     assert torch.load(back, weights_only=True)["k\udc80"] == ODD["k\udc80"]
 
 
-def test_the_header_is_what_every_program_reads(folder: Path, odd: Path) -> None:
+def test_header_is_readable_by_every_program(folder: Path, odd: Path) -> None:
     convert(odd, folder / "out.safetensors")
     with safetensors.safe_open(folder / "out.safetensors", framework="pt") as file:
         header = file.metadata()
@@ -93,13 +93,13 @@ def test_the_header_is_what_every_program_reads(folder: Path, odd: Path) -> None
     assert header["hnloader.source_name"] == "odd\\udcff\\udcfe.pt"
 
 
-def test_notes_keep_what_else_is_in_their_file(odd: Path) -> None:
+def test_notes_keep_other_keys_of_their_file(odd: Path) -> None:
     written = sidecars.save_notes(odd, "mine \udcfd \N{SNOWMAN}")
     assert json.loads(written.read_text(encoding="utf-8")) == {"notes": "mine \udcfd \N{SNOWMAN}", "other": "\udfff"}
     assert "\N{SNOWMAN}" in written.read_text(encoding="utf-8")
 
 
-def test_a_library_finds_the_name_that_is_shown(folder: Path, odd: Path) -> None:
+def test_library_finds_shown_names(folder: Path, odd: Path) -> None:
     library = Library([folder])
     for name in ("odd\udcff\udcfe", well_formed("odd\udcff\udcfe"), well_formed(odd.name)):
         assert library.find(name) == odd
@@ -141,7 +141,7 @@ def test_every_event_of_the_page_can_be_sent(folder: Path, odd: Path, tmp_path: 
     assert odd.with_suffix(".safetensors").is_file()
 
 
-def test_components_take_what_can_be_sent() -> None:
+def test_components_accept_sendable_values() -> None:
     pytest.importorskip("gradio")
     from hnloader.ui import compat
 
@@ -150,7 +150,7 @@ def test_components_take_what_can_be_sent() -> None:
     assert as_sent([made.label, made.value, made.choices])
 
 
-def test_labels_name_the_file_again(folder: Path, odd: Path) -> None:
+def test_labels_identify_files(folder: Path, odd: Path) -> None:
     catalog = Catalog(lambda: [folder], folder / "cache")
     assert [entry.path for entry in chosen_files(catalog, [well_formed(odd.name)])] == [odd]
     list(catalog.inspect_all())

@@ -38,7 +38,7 @@ TEXTS = ("1" + 400 * "0", 5000 * "9", "1e999", "nan", "-inf")
 
 
 @pytest.mark.parametrize("value", [LARGE, -LARGE, 10**5000, float("inf"), float("nan")], ids=lambda value: "number")
-def test_numbers_that_no_float_can_be_are_refused(value: Any) -> None:
+def test_numbers_beyond_float_are_refused(value: Any) -> None:
     for field in ("strength", "k", "v", "start", "end"):
         with pytest.raises(PromptTagError):
             Tag("ink", **{field: value})
@@ -65,12 +65,12 @@ class _Options:
 
 
 @pytest.mark.parametrize(("value", "strength"), [(0.5, 0.5), ("0.7", 0.7), (None, 1.0), ("much", 1.0), ([], 1.0)])
-def test_a_default_strength_that_is_none_is_1(value: object, strength: float) -> None:
+def test_invalid_default_strength_is_1(value: object, strength: float) -> None:
     assert applying.default_strength(_Options(value)) == strength
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_texts_of_such_numbers_are_refused(text: str, tmp_path: Path) -> None:
+def test_texts_of_numbers_beyond_float_are_refused(text: str, tmp_path: Path) -> None:
     for prompt in (f"<hypernet:ink:{text}>", f"<hypernet:ink:1:k={text}>", f"<hypernet:ink:1:block=up@{text}>"):
         with pytest.raises(PromptTagError):
             parse_prompt(prompt)
@@ -96,7 +96,7 @@ def test_texts_of_such_numbers_are_refused(text: str, tmp_path: Path) -> None:
     ],
     ids=lambda command: " ".join(command[:1] + command[-1:]),
 )
-def test_options_with_such_numbers_are_usage_errors_or_refused(command: list[str], text: str) -> None:
+def test_options_with_numbers_beyond_float_are_refused(command: list[str], text: str) -> None:
     ended = CliRunner().invoke(app, [*command, text])
     assert ended.exit_code in (1, 2), ended.output
     assert "bug" not in ended.output
@@ -127,13 +127,13 @@ def _paths_with_a_nul(folder: Path) -> list[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("index", range(14))
-def test_a_nul_in_a_path_is_an_error_of_ours(index: int, tmp_path: Path) -> None:
+def test_nul_in_a_path_raises_a_package_error(index: int, tmp_path: Path) -> None:
     with pytest.raises(HypernetworkError):
         _paths_with_a_nul(tmp_path)[index]()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_nul_where_nothing_can_be_said_is_passed_over(tmp_path: Path) -> None:
+def test_nul_in_a_listed_path_is_skipped(tmp_path: Path) -> None:
     assert remove_leftovers([tmp_path / "a\0b"]) == []
     with file_lock(tmp_path / "a\0b" / "lock", "held by another"):
         pass
@@ -154,7 +154,7 @@ def test_a_nul_where_nothing_can_be_said_is_passed_over(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_the_command_line_says_what_is_wrong_with_a_path(
+def test_command_line_names_the_problem_of_a_path(
     command: list[str], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -163,7 +163,7 @@ def test_the_command_line_says_what_is_wrong_with_a_path(
     assert "bug" not in ended.output
 
 
-def test_a_member_of_a_composition_with_a_nul_is_missing(tmp_path: Path) -> None:
+def test_composition_member_with_a_nul_is_missing(tmp_path: Path) -> None:
     (tmp_path / "odd.hns").write_text(r"['a\0b', 'c']")
     with pytest.raises(HypernetworkNotFoundError):
         hnloader.load(tmp_path / "odd.hns")
@@ -176,14 +176,14 @@ MALFORMED = ("[::1", "[", "localhost:port", "[v1.x", "localhost:99999999")
 
 
 @pytest.mark.parametrize("host", MALFORMED)
-def test_a_malformed_host_is_refused(host: str) -> None:
+def test_malformed_host_is_refused(host: str) -> None:
     assert host_in(f"//{host}") is None
     assert is_of_another_site({"origin": f"http://{host}", "host": "localhost:7870"})
     assert not guard._is_local(host) or host.startswith("localhost:")
 
 
 @pytest.mark.parametrize("host", MALFORMED)
-def test_the_page_answers_a_malformed_host_with_400(host: str) -> None:
+def test_page_answers_malformed_host_with_400(host: str) -> None:
     pytest.importorskip("starlette")
     import anyio
 
@@ -201,7 +201,7 @@ def test_the_page_answers_a_malformed_host_with_400(host: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "-1", "1.5", "9" * 5000, "١", "101", "x"])
-def test_a_length_that_is_none_is_refused(given: str) -> None:
+def test_invalid_content_length_is_refused(given: str) -> None:
     assert not length_within(given, 100) or given == "١"
     assert length_within("0", 100) and length_within("100", 100)
 
@@ -212,7 +212,7 @@ FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\N{FULLWIDT
 
 
 @pytest.mark.parametrize("text", FORMULAS, ids=ascii)
-def test_no_cell_of_a_report_is_a_formula(text: str, tmp_path: Path) -> None:
+def test_report_cells_are_never_formulas(text: str, tmp_path: Path) -> None:
     result = Result(
         Path(text), text, "failed", Path(f"x;{text}"), text, "Error", 1, -0.5, {text: text, "notes": [text], "n": -1}
     )
@@ -227,7 +227,7 @@ def test_no_cell_of_a_report_is_a_formula(text: str, tmp_path: Path) -> None:
     assert f'"x;{text}"' in written
 
 
-def test_torch_reads_what_is_written_nevertheless(tmp_path: Path) -> None:
+def test_torch_reads_the_written_files(tmp_path: Path) -> None:
     """The checks above refuse nothing sound."""
     done = convert(SOUND, tmp_path / "x.pt")
     assert torch.load(done.target, weights_only=True)

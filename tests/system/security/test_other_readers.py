@@ -1,4 +1,4 @@
-"""What Python's unpicklers, numpy and torch make of a file is found, or the file is refused."""
+"""Files that Python's unpicklers, numpy or torch read differently are found or refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Noting(pickle.Unpickler):
     "line",
     [b"I1\0\n", b"I1\0x\n", b"I\0x\n", b"L1\0x\n", b"L7\0L\n", b"F1\0x\n", b"F1.5\0\n", b"Np1\0x\n", b"Np1\n0g1\0x\n"],
 )
-def test_a_zero_byte_ends_a_number_as_it_does_in_c(line: bytes, prefix: bytes, tmp_path: Path) -> None:
+def test_zero_byte_ends_a_number_as_in_c(line: bytes, prefix: bytes, tmp_path: Path) -> None:
     data = prefix + line + b"0" + CALL + b"."
     reader = Noting(io.BytesIO(data))
     reader.load()
@@ -71,7 +71,7 @@ def test_a_zero_byte_ends_a_number_as_it_does_in_c(line: bytes, prefix: bytes, t
 @pytest.mark.parametrize(
     "line", [b"g1\x1c\n", b"p+_\n", b"p_\n", b"g-_1\n", b"p\x1f1\n", b"g\xd9\xa1\n", b"p\n", b"I_\n"]
 )
-def test_a_line_that_only_looks_like_a_number_raises_no_error(line: bytes, tmp_path: Path) -> None:
+def test_line_similar_to_a_number_raises_nothing(line: bytes, tmp_path: Path) -> None:
     assert scanned(b"Np1\n" + line + b".", tmp_path).verdict in ("not a hypernetwork", "unreadable")
 
 
@@ -79,7 +79,7 @@ def test_a_line_that_only_looks_like_a_number_raises_no_error(line: bytes, tmp_p
 
 
 @pytest.mark.parametrize("call", [CALL, called(named("torch:FloatStorage"), text("x"))])
-def test_many_imports_hide_no_call_behind_them(call: bytes, tmp_path: Path) -> None:
+def test_many_imports_do_not_hide_a_call(call: bytes, tmp_path: Path) -> None:
     words = b"".join(b"cword\nx%d\n0" % number for number in range(3_000))
     data = words + call + b" and so on"
     for found in (scanned(data, tmp_path), scanned(with_members(("archive/notes", data)), tmp_path)):
@@ -113,7 +113,7 @@ PLAIN_STATE = (3, "<", None, None, None, -1, -1)
         called(named("torch._tensor:_rebuild_from_type_v2"), named("numpy:dtype"), named("numpy:dtype"), b")", b")"),
     ],
 )
-def test_a_dtype_that_makes_addresses_of_bytes_is_found(opcodes: bytes, tmp_path: Path) -> None:
+def test_dtype_that_makes_addresses_of_bytes_is_found(opcodes: bytes, tmp_path: Path) -> None:
     assert scanned(b"\x80\x02" + opcodes + b".", tmp_path, "file.pkl").verdict == "suspicious"
     data = in_zip(rezipped(saved(simple_tree())), opcodes)
     assert scanned(data, tmp_path).verdict == "suspicious"
@@ -122,7 +122,7 @@ def test_a_dtype_that_makes_addresses_of_bytes_is_found(opcodes: bytes, tmp_path
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_arrays_and_scalars_of_every_plain_type_are_not_accused(protocol: int, tmp_path: Path) -> None:
+def test_plain_arrays_and_scalars_are_not_suspicious(protocol: int, tmp_path: Path) -> None:
     kinds = ("?", "i1", "u2", ">i4", "f2", "<f4", ">f8", "c8", "c16", "g", "S3", "U5", "V4", "M8[D]", "m8[s]", "O")
     values = [numpy.zeros(2, kind) for kind in kinds] + [numpy.ones((2, 3), "f4", order="F")]
     values += [numpy.zeros(1, kind)[0] for kind in kinds if kind not in ("O", "V4")]
@@ -137,7 +137,7 @@ class Calling:
         return open, ("/nowhere",)
 
 
-def test_objects_in_numpys_own_files_are_looked_into(tmp_path: Path) -> None:
+def test_objects_in_numpy_files_are_scanned(tmp_path: Path) -> None:
     for value, verdict in ((Calling(), "suspicious"), ([1, "x"], "not a hypernetwork")):
         file, archive, packed = io.BytesIO(), io.BytesIO(), io.BytesIO()
         array = numpy.array([value, None], dtype=object)
@@ -174,9 +174,7 @@ def test_objects_in_numpys_own_files_are_looked_into(tmp_path: Path) -> None:
         [("Version", b"3\n")],
     ],
 )
-def test_members_by_which_torch_reads_something_else_are_refused(
-    extra: list[tuple[str, bytes]], tmp_path: Path
-) -> None:
+def test_members_that_change_torch_reading_are_refused(extra: list[tuple[str, bytes]], tmp_path: Path) -> None:
     given = rezipped(saved(simple_tree()), lambda name, data: None if name.endswith(("byteorder", "version")) else data)
     result = io.BytesIO(given)
     with zipfile.ZipFile(result, "a") as archive:
@@ -187,7 +185,7 @@ def test_members_by_which_torch_reads_something_else_are_refused(
     assert scanned(result.getvalue(), tmp_path).verdict == "suspicious"
 
 
-def test_a_torch_package_of_its_own_is_suspicious(tmp_path: Path) -> None:
+def test_torch_package_is_suspicious(tmp_path: Path) -> None:
     from torch.package import PackageExporter
 
     path = tmp_path / "package.pt"
@@ -244,7 +242,7 @@ def v3(metadata: object) -> bytes:
     return result.getvalue()
 
 
-def test_a_tensor_that_torch_negates_is_refused_in_the_newest_form_too() -> None:
+def test_negated_tensor_is_refused_in_the_newest_form() -> None:
     plain, negated = v3(None), v3({"neg": True})
     width = next(key for key in simple_tree() if isinstance(key, int))
     ours = hnloader.load(io.BytesIO(plain)).side(width, "k").state_dict()
@@ -256,7 +254,7 @@ def test_a_tensor_that_torch_negates_is_refused_in_the_newest_form_too() -> None
         hnloader.load(io.BytesIO(negated))
 
 
-def test_attributes_that_change_what_a_dict_shows_are_refused() -> None:
+def test_attributes_that_change_a_dict_are_refused() -> None:
     made = called(named("collections:OrderedDict"))
     usual = made + b"}" + text("_metadata") + b"}sb"
     assert hnloader.load(io.BytesIO(in_zip(rezipped(saved(simple_tree())), usual))).widths
@@ -265,7 +263,7 @@ def test_attributes_that_change_what_a_dict_shows_are_refused() -> None:
         hnloader.load(io.BytesIO(in_zip(rezipped(saved(simple_tree())), hidden)))
 
 
-def test_a_file_that_begins_as_a_pickle_is_followed_whatever_its_format(tmp_path: Path) -> None:
+def test_pickle_at_the_start_of_any_format_is_followed(tmp_path: Path) -> None:
     from hnloader.formats.ambiguity import check_one_reading
 
     with open_source(io.BytesIO(b"\x80\x02" + CALL + b".")) as source, pytest.raises(UnsafeFileError):
@@ -275,7 +273,7 @@ def test_a_file_that_begins_as_a_pickle_is_followed_whatever_its_format(tmp_path
 # -- zip archives
 
 
-def test_deflated_data_are_followed_to_their_end() -> None:
+def test_deflated_data_are_followed_to_the_end() -> None:
     for piece in (64, 1_000):
         for seed in range(300):
             chance = random.Random(seed)
@@ -287,7 +285,7 @@ def test_deflated_data_are_followed_to_their_end() -> None:
             assert found == data
 
 
-def test_other_archives_may_hold_what_packs_well(tmp_path: Path) -> None:
+def test_other_archives_may_have_any_compression_ratio(tmp_path: Path) -> None:
     path = tmp_path / "report.docx"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("[Content_Types].xml", "<types/>")
@@ -295,7 +293,7 @@ def test_other_archives_may_hold_what_packs_well(tmp_path: Path) -> None:
     assert scan(path).verdict == "not a hypernetwork"
 
 
-def test_types_and_constants_of_a_checkpoint_are_not_accused(tmp_path: Path) -> None:
+def test_types_and_constants_of_a_checkpoint_are_not_suspicious(tmp_path: Path) -> None:
     types = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
     file = io.BytesIO()
     torch.save({"state_dict": {"model.diffusion_model.x": torch.zeros(2)}, "a": [types, ..., NotImplemented]}, file)
@@ -315,28 +313,26 @@ def packed(method: int, local: int | None = None, comment: bytes = b"", behind: 
 
 
 @pytest.mark.parametrize(("method", "local"), [(8, 0), (0, 8), (8, 99), (0, 99)])
-def test_a_member_is_unpacked_by_either_header(method: int, local: int, tmp_path: Path) -> None:
+def test_member_is_unpacked_by_either_header(method: int, local: int, tmp_path: Path) -> None:
     assert scanned(packed(method, local), tmp_path, "plain.zip").verdict == "suspicious"
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 @pytest.mark.parametrize("local", [None, 0])
 @pytest.mark.parametrize("comment", [b"", b"by hand"])
-def test_what_is_packed_in_another_way_is_unreadable(
-    method: int, local: int | None, comment: bytes, tmp_path: Path
-) -> None:
+def test_unknown_compression_is_unreadable(method: int, local: int | None, comment: bytes, tmp_path: Path) -> None:
     assert scanned(packed(method, local, comment), tmp_path, "plain.zip").verdict == "unreadable"
 
 
 @pytest.mark.parametrize("comment", [b"", b"by hand"])
-def test_a_call_before_damaged_data_is_found(comment: bytes, tmp_path: Path) -> None:
+def test_call_before_damaged_data_is_found(comment: bytes, tmp_path: Path) -> None:
     data = bytearray(packed(8, None, comment, random.Random(0).randbytes(20_000).hex().encode()))
     data[6_000:6_100] = b"\xff" * 100
     found = scanned(bytes(data), tmp_path, "plain.zip")
     assert (found.verdict, found.callables) == ("suspicious", ["os.system"])
 
 
-def test_a_torch_package_behind_something_else_is_suspicious(tmp_path: Path) -> None:
+def test_torch_package_after_other_data_is_suspicious(tmp_path: Path) -> None:
     result = io.BytesIO()
     with zipfile.ZipFile(result, "w") as archive:
         archive.writestr("package/.data/extern_modules", "builtins")
@@ -346,7 +342,7 @@ def test_a_torch_package_behind_something_else_is_suspicious(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("member", ["data.pkl", "data/0", "byteorder"])
-def test_a_member_that_torch_takes_for_a_folder_is_refused(member: str, tmp_path: Path) -> None:
+def test_member_that_torch_takes_for_a_folder_is_refused(member: str, tmp_path: Path) -> None:
     given = rezipped(saved(simple_tree()))
     result = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(given)) as archive, zipfile.ZipFile(result, "w") as changed:
@@ -359,7 +355,7 @@ def test_a_member_that_torch_takes_for_a_folder_is_refused(member: str, tmp_path
         hnloader.load(io.BytesIO(result.getvalue()))
 
 
-def test_folders_in_other_archives_are_not_accused(tmp_path: Path) -> None:
+def test_folders_in_other_archives_are_not_suspicious(tmp_path: Path) -> None:
     path = tmp_path / "plain.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.mkdir("a") if hasattr(archive, "mkdir") else archive.writestr("a/", "")
@@ -367,7 +363,7 @@ def test_folders_in_other_archives_are_not_accused(tmp_path: Path) -> None:
     assert scan(path).verdict == "not a hypernetwork"
 
 
-def test_an_entry_that_zipfile_refuses_for_its_version_is_refused() -> None:
+def test_entry_of_unknown_zip_version_is_refused() -> None:
     data = bytearray(rezipped(saved(simple_tree())))
     struct.pack_into("<H", data, data.index(b"PK\x01\x02") + 6, 64)
     with pytest.raises(UnsafeFileError):
@@ -375,7 +371,7 @@ def test_an_entry_that_zipfile_refuses_for_its_version_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [b"I+1\n", b"I-0\n", b"I 1\n", b"\x96\x01" + bytes(7) + b"a\x98"])
-def test_a_value_that_unpicklers_read_differently_is_refused(value: bytes) -> None:
+def test_value_that_unpicklers_read_differently_is_refused(value: bytes) -> None:
     data = in_zip(rezipped(saved(simple_tree())), value)
     with pytest.raises(HypernetworkError):
         hnloader.load(io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""What is opened beside a user's file or in a folder: regular files alone, of a bounded size, without waiting."""
+"""Files beside a user's file or in a folder are opened only if they are regular, without waiting, up to a size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.paths import GOLDENS, ROOT
 SOUND = GOLDENS / "relu_121.pt"
 # Module and code of each other way to open something, with the reason.
 ALLOWED = {
-    "hnloader/files.py": {"open": "the one way", "os.open": "the one way", "path.open": "a file of our own"},
+    "hnloader/files.py": {"open": "the one way", "os.open": "the one way", "path.open": "a file of hnloader"},
     "hnloader/cli/streams.py": {"open": "the null device", "os.open": "the null device"},
     "hnloader/ui/markup.py": {"files('hnloader.ui').joinpath('style.css').read_text": "of the package"},
     "hnloader/images.py": {"Image.open": "bytes"},
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes in the 
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
-    """What `work` gives or raises; fails where it waits for ever."""
+    """Return the result or error of `work`; fail if it waits forever."""
     found: list[object] = []
 
     def run() -> None:
@@ -60,7 +60,7 @@ def within(seconds: float, work: Callable[[], Any]) -> Any:
 
 
 def odd_files(folder: Path, name: str) -> Iterator[None]:
-    """What may stand under a name in place of a file, one after the other."""
+    """Put other things than files under a name, one after the other."""
     path = folder / name
     path.unlink(missing_ok=True)
     os.mkfifo(path)
@@ -83,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_one_way_opens_regular_files_alone(folder: Path) -> None:
+def test_open_regular_opens_only_regular_files(folder: Path) -> None:
     with open_regular(folder / "ink.pt") as file:
         assert file.read() == SOUND.read_bytes()
     (folder / "link").symlink_to(folder / "ink.pt")
@@ -99,9 +99,7 @@ def test_the_one_way_opens_regular_files_alone(folder: Path) -> None:
             sha256_of(path)
 
 
-def test_a_path_that_becomes_a_pipe_meanwhile_does_not_hold_it_up(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_path_replaced_by_a_pipe_does_not_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(folder / "odd")
     before = Path.stat
     sound = before(folder / "ink.pt")
@@ -118,7 +116,7 @@ def test_a_path_that_becomes_a_pipe_meanwhile_does_not_hold_it_up(
 @pytest.mark.parametrize(
     "name", ["ink.json", "ink.png", "ink.preview.png", "ink.txt", "ink.pt.optim", ".x.hnloader-part"]
 )
-def test_what_lies_beside_a_file_holds_nothing_up(folder: Path, name: str) -> None:
+def test_files_beside_a_file_do_not_block(folder: Path, name: str) -> None:
     ink = folder / "ink.pt"
     for _ in odd_files(folder, name):
         assert within(20, lambda: sidecars.read_values(ink)) == {}
@@ -138,7 +136,7 @@ def test_what_lies_beside_a_file_holds_nothing_up(folder: Path, name: str) -> No
         assert stat.S_ISFIFO((folder / name).stat().st_mode)
 
 
-def test_an_index_a_lock_and_a_training_s_files(folder: Path) -> None:
+def test_index_lock_and_training_files_do_not_block(folder: Path) -> None:
     index = index_path(folder, [folder])
     for _ in odd_files(folder, index.name):
         assert within(20, lambda: read_index(index)) == {}
@@ -173,7 +171,7 @@ def _openings() -> Iterator[tuple[str, str]]:
                 yield path.relative_to(ROOT).as_posix(), name
 
 
-def test_the_package_opens_files_in_one_way() -> None:
+def test_package_opens_files_in_one_way() -> None:
     found = set(_openings())
     assert ("hnloader/files.py", "open") in found
     allowed = {(place, name) for place, names in ALLOWED.items() for name in names}

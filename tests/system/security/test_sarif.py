@@ -45,7 +45,7 @@ OBJECTS: dict[str, dict[str, tuple[bool, object]]] = {
     "region": {"byteOffset": (False, int), "byteLength": (False, int)},
     "logical": {"name": (False, str), "kind": (False, str)},
 }
-# RFC 3986: what may stand in a URI reference, everything else being percent-encoded.
+# RFC 3986: the characters of a URI reference, everything else being percent-encoded.
 URI = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})*")
 
 
@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("absolute", [True, False])
-def test_a_log_follows_the_schema_and_names_every_bad_file(
+def test_log_follows_the_schema_and_names_bad_files(
     absolute: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
@@ -102,7 +102,7 @@ def test_a_log_follows_the_schema_and_names_every_bad_file(
     assert {unquote(urlsplit(uri).path) for uri in uris} == bad
 
 
-def test_a_log_without_results_follows_it_too(tmp_path: Path) -> None:
+def test_empty_log_follows_the_schema(tmp_path: Path) -> None:
     write(tmp_path / "sound.pt", simple_tree())
     out = tmp_path / "scan.sarif"
     assert CliRunner().invoke(app, ["scan", str(tmp_path / "sound.pt"), "--sarif", str(out)]).exit_code == 0

@@ -35,14 +35,14 @@ def test_every_file_with_a_call_is_suspicious(verdicts: list[tuple[HostileFile, 
     assert not missed
 
 
-def test_every_finding_says_what_and_suspicious_files_have_one(verdicts: list[tuple[HostileFile, Scan]]) -> None:
+def test_suspicious_files_have_described_findings(verdicts: list[tuple[HostileFile, Scan]]) -> None:
     for file, one in verdicts:
         assert (one.verdict == "suspicious") == bool(one.findings), file.name
         assert all(finding.what for finding in one.findings)
         assert one.reason or one.verdict == "safe"
 
 
-def test_what_the_loader_refuses_from_its_header_is_never_safe(verdicts: list[tuple[HostileFile, Scan]]) -> None:
+def test_files_that_inspect_refuses_are_never_safe(verdicts: list[tuple[HostileFile, Scan]]) -> None:
     for file, one in verdicts:
         assert one.verdict != "safe" or "inspect" not in file.readers, file.name
 
@@ -53,7 +53,7 @@ def test_golden_files_are_safe(name: str) -> None:
     assert found.verdict == "safe" and not found.findings and found.callables
 
 
-def test_the_callable_the_byte_and_the_member_are_named(tmp_path: Path) -> None:
+def test_callable_offset_and_member_are_named(tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
     code = called(named("posix:system"), text("true"))
     path.write_bytes(in_zip(rezipped(saved(simple_tree())), code))
@@ -67,7 +67,7 @@ def test_the_callable_the_byte_and_the_member_are_named(tmp_path: Path) -> None:
     assert data[: finding.offset + 1].endswith(b"cposix\nsystem\n")
 
 
-def test_any_pickle_is_looked_into(tmp_path: Path) -> None:
+def test_random_pickles_are_scanned(tmp_path: Path) -> None:
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"a": collections.Counter("abc"), "b": collections.UserDict()}))
     found = scan(path)
@@ -79,20 +79,20 @@ def test_any_pickle_is_looked_into(tmp_path: Path) -> None:
     assert (found.verdict, found.callables) == ("not a hypernetwork", ["collections.OrderedDict"])
 
 
-def test_every_pickle_of_a_row_is_looked_into(tmp_path: Path) -> None:
+def test_consecutive_pickles_are_scanned(tmp_path: Path) -> None:
     path = tmp_path / "rows.pkl"
     path.write_bytes(pickle.dumps(1) + pickle.dumps(2) + b"\x80\x02" + called(named("os:system"), text("true")) + b".")
     found = scan(path)
     assert (found.verdict, found.pickles) == ("suspicious", 3)
 
 
-def test_protocol_0_by_any_name_is_found(tmp_path: Path) -> None:
+def test_protocol_0_is_found_under_any_name(tmp_path: Path) -> None:
     path = tmp_path / "notes.bin"
     path.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     assert scan(path).findings[0].callable == "os.system"
 
 
-def test_pickles_in_archives_of_other_programs_are_found(tmp_path: Path) -> None:
+def test_pickles_in_other_archives_are_found(tmp_path: Path) -> None:
     import zipfile
 
     path = tmp_path / "archive.zip"
@@ -120,7 +120,7 @@ def checkpoint_with(module: str, attribute: str, use: bytes, path: Path) -> Path
         ("torch", "device", short("cpu") + b"\x85R"),
     ],
 )
-def test_checkpoints_with_the_usual_classes_are_not_accused(
+def test_checkpoints_with_common_classes_are_not_suspicious(
     module: str, attribute: str, use: bytes, tmp_path: Path
 ) -> None:
     found = scan(checkpoint_with(module, attribute, use, tmp_path / "model.ckpt"))
@@ -148,14 +148,12 @@ def test_checkpoints_with_the_usual_classes_are_not_accused(
         ("collections", "OrderedDict.fromkeys"),
     ],
 )
-def test_names_count_by_exact_module_and_attribute_and_calls_only_where_listed(
-    module: str, attribute: str, tmp_path: Path
-) -> None:
+def test_only_listed_names_and_calls_are_accepted(module: str, attribute: str, tmp_path: Path) -> None:
     for use in (b")R", b")\x81", b")}\x92"):
         assert scan(checkpoint_with(module, attribute, use, tmp_path / "model.ckpt")).verdict == "suspicious", use
 
 
-def test_arrays_of_numbers_in_another_model_are_not_accused(tmp_path: Path) -> None:
+def test_arrays_in_other_models_are_not_suspicious(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.ckpt", {"state_dict": {"model.diffusion_model.x": torch.zeros(2)}, "l": numpy.float64(1)}
     )
@@ -163,13 +161,13 @@ def test_arrays_of_numbers_in_another_model_are_not_accused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("data", [b"hello\n", b"\x89PNG\r\n\x1a\n" + bytes(50), b"<html>", b"[1, 2]", b"# cos\n"])
-def test_other_files_are_not_accused(data: bytes, tmp_path: Path) -> None:
+def test_other_files_are_not_suspicious(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(data)
     assert scan(path).verdict == "not a hypernetwork"
 
 
-def test_files_that_cannot_be_read_say_so(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     empty = tmp_path / "empty.pt"
     empty.touch()
     assert scan(empty).verdict == "unreadable"
@@ -179,7 +177,7 @@ def test_files_that_cannot_be_read_say_so(tmp_path: Path) -> None:
     assert scan(cut).verdict == "unreadable"
 
 
-def test_folders_are_walked_through_with_their_loops(tmp_path: Path) -> None:
+def test_folders_with_loops_are_scanned_once(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     write(tmp_path / "a" / "b" / "deep.pt", simple_tree())
     (tmp_path / "a" / "loop").symlink_to(tmp_path)

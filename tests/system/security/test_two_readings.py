@@ -41,7 +41,7 @@ def canary(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scan_finds_the_other_reading(name: str, tmp_path: Path, canary: Path) -> None:
+def test_scan_finds_the_second_reading(name: str, tmp_path: Path, canary: Path) -> None:
     path = tmp_path / "style.pt"
     path.write_bytes(dict(files(canary))[name])
     found = scan(path)
@@ -50,7 +50,7 @@ def test_scan_finds_the_other_reading(name: str, tmp_path: Path, canary: Path) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_read_has_no_other_reading(name: str, canary: Path) -> None:
+def test_loaded_files_have_one_reading(name: str, canary: Path) -> None:
     data = dict(files(canary))[name]
     beside_a_sound_file = "storage" in name or "member" in name
     for read in (hnloader.load, hnloader.inspect):
@@ -63,7 +63,7 @@ def test_what_is_read_has_no_other_reading(name: str, canary: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - FOR_OTHERS))
-def test_the_other_reading_is_real(name: str, tmp_path: Path, canary: Path) -> None:
+def test_second_reading_is_real(name: str, tmp_path: Path, canary: Path) -> None:
     path = tmp_path / "style.pt"
     path.write_bytes(dict(files(canary))[name])
     with warnings.catch_warnings(), path.open("rb") as file:
@@ -115,7 +115,7 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("name", [name for name in UNREAD if name != "a late magic number"])
-def test_a_call_counts_whatever_else_cannot_be_read(name: str, tmp_path: Path) -> None:
+def test_call_counts_in_unreadable_pickles(name: str, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(UNREAD[name])
     assert scan(path).verdict == "suspicious"
@@ -136,7 +136,7 @@ def test_a_call_counts_whatever_else_cannot_be_read(name: str, tmp_path: Path) -
     ],
     ids=["opcodes without end", "opcodes", "pickles", "damage", "cut off", "damage behind a known name"],
 )
-def test_a_limit_or_damage_is_unreadable(data: bytes, tmp_path: Path) -> None:
+def test_limit_or_damage_is_unreadable(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(data)
     assert scan(path).verdict == "unreadable"
@@ -149,7 +149,7 @@ def test_a_limit_or_damage_is_unreadable(data: bytes, tmp_path: Path) -> None:
         ("archive/data/99", b"\x80\x02" + b"".join(b"J%s0" % n.to_bytes(4, "little") for n in range(400_000)), 8),
     ],
 )
-def test_a_limit_in_any_member_is_unreadable(name: str, content: bytes, method: int, tmp_path: Path) -> None:
+def test_limit_in_any_member_is_unreadable(name: str, content: bytes, method: int, tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
     path.write_bytes(with_member(rezipped(saved(simple_tree())), name, content, method))
     assert scan(path).verdict == "unreadable"
@@ -169,13 +169,13 @@ def test_a_limit_in_any_member_is_unreadable(name: str, content: bytes, method: 
         "",
     ],
 )
-def test_texts_are_texts(content: str, tmp_path: Path) -> None:
+def test_plain_texts_are_not_pickles(content: str, tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text(content + "the rest\n", encoding="utf-8")
     assert scan(path).verdict == "not a hypernetwork"
 
 
-def test_damage_to_a_call_s_argument_changes_nothing(tmp_path: Path) -> None:
+def test_damaged_argument_does_not_hide_a_call(tmp_path: Path) -> None:
     code = called(named("os:system"), text("true"))
     data = in_zip(rezipped(saved(simple_tree())), code + b"0\x8a\xff" + b"\x01" * 255)
     with pytest.raises(UnsafeFileError):

@@ -23,7 +23,7 @@ def saved(content: object, legacy: bool) -> io.BytesIO:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_an_optimizer_s_state_comes_back_as_torch_reads_it(legacy: bool) -> None:
+def test_optimizer_state_equals_torch_load(legacy: bool) -> None:
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.randn(4, 3)).sum().backward()
@@ -47,14 +47,14 @@ def test_code_is_refused(legacy: bool, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_cut_off_file_is_refused(legacy: bool) -> None:
+def test_truncated_file_is_refused(legacy: bool) -> None:
     data = saved({"a": torch.randn(100)}, legacy).getvalue()
     for size in (10, len(data) // 2, len(data) - 5):
         with pytest.raises(HypernetworkError):
             load_plain(io.BytesIO(data[:size]))
 
 
-def test_sizes_are_checked_beside_classes_that_are_left_out(tmp_path: object) -> None:
+def test_sizes_are_checked_beside_skipped_classes(tmp_path: object) -> None:
     buffer = saved({"x": torch.zeros(4)}, legacy=False)
     import zipfile
 

@@ -55,7 +55,7 @@ def both(width: int, **options: object) -> tuple[bytes, list[dict[str, numpy.nda
     return saved([{n: OfGPU(a) for n, a in side.items()} for side in numbers], width, **options), numbers  # type: ignore[arg-type]
 
 
-def test_files_of_a_mac_load(tmp_path: Path) -> None:
+def test_files_of_apple_gpus_load(tmp_path: Path) -> None:
     hypernetwork = hnloader.load(FILES / "hn_mac.pt")
     assert hypernetwork.widths == hnloader.inspect(FILES / "hn_mac.pt").widths == (8, 16)
     assert load_embedding(FILES / "emb_mac.pt").vectors.shape == (2, 768)
@@ -66,7 +66,7 @@ def test_files_of_a_mac_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("hn_mac.pt", "safe"), ("emb_mac.pt", "not a hypernetwork")])
-def test_files_of_a_mac_are_not_accused(name: str, verdict: str) -> None:
+def test_files_of_apple_gpus_are_not_suspicious(name: str, verdict: str) -> None:
     found = scan(FILES / name)
     assert (found.verdict, found.findings) == (verdict, [])
 
@@ -74,9 +74,7 @@ def test_files_of_a_mac_are_not_accused(name: str, verdict: str) -> None:
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("in_file", [False, True])
-def test_the_numbers_are_those_of_numpy(
-    protocol: int, legacy: bool, in_file: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numbers_equal_numpy(protocol: int, legacy: bool, in_file: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if in_file:  # as of a pickle above the limit, whose long texts are not read into memory
         monkeypatch.setattr(big_arguments, "_LONG", 100)
         monkeypatch.setattr("hnloader.formats.checkpoint.MAX_PICKLE_SIZE", 1000)
@@ -97,7 +95,7 @@ def test_the_numbers_are_those_of_numpy(
     ],
     ids=["in Fortran's order", "reversed", "transposed"],
 )
-def test_the_order_of_the_values_is_kept(changed: object) -> None:
+def test_order_of_values_is_kept(changed: object) -> None:
     numbers = [arrays(8, 0), arrays(8, 1)]
     sides = [{n: OfGPU(changed(a) if a.ndim == 2 else a) for n, a in side.items()} for side in numbers]  # type: ignore[operator]
     found = hnloader.load(io.BytesIO(saved(sides, 8))).side(8, "k").state_dict()  # type: ignore[arg-type]
@@ -136,13 +134,13 @@ def test_other_arrays_are_refused(array: object) -> None:
     assert not isinstance(caught.value, CorruptFileError) or "storage" not in str(caught.value)
 
 
-def test_another_type_than_its_numbers_is_refused() -> None:
+def test_mismatched_dtype_is_refused() -> None:
     side = {name: OfGPU(array, torch.float16) for name, array in arrays(8, 0).items()}
     with pytest.raises(UnsupportedArchitectureError):
         hnloader.load(io.BytesIO(saved([side, side], 8)))
 
 
-def test_damage_within_a_long_text_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_in_long_text_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(big_arguments, "_LONG", 100)
     monkeypatch.setattr("hnloader.formats.checkpoint._LEGACY_WINDOWS", (1000,))
     monkeypatch.setattr(pickles, "MAX_PICKLE_SIZE", pickles.MAX_PICKLE_SIZE)
@@ -154,6 +152,6 @@ def test_damage_within_a_long_text_is_found(monkeypatch: pytest.MonkeyPatch) -> 
             hnloader.load(io.BytesIO(bytes(data)))
 
 
-def test_numpy_is_not_imported_for_them() -> None:
+def test_numpy_is_not_imported() -> None:
     program = f"import sys; sys.modules['numpy'] = None; import hnloader; hnloader.load({str(FILES / 'hn_mac.pt')!r})"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

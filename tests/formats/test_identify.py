@@ -1,4 +1,4 @@
-"""What is not a hypernetwork is named, with what to do with it, and nothing in it runs."""
+"""Files of other kinds are named with advice, and nothing in them runs."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_other_models_as_safetensors(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "VAE", "ControlNet"])
-def test_models_in_a_state_dict(name: str, tmp_path: Path) -> None:
+def test_other_models_in_a_state_dict(name: str, tmp_path: Path) -> None:
     content, what, advice = MODELS[name]
     assert_named(write(tmp_path / "model.ckpt", {"state_dict": content, "global_step": 1}), what, advice)
 
@@ -155,7 +155,7 @@ def test_a_checkpoint_with_objects_of_its_trainer(
     assert not made
 
 
-def test_an_embedding_of_the_webui(tmp_path: Path) -> None:
+def test_webui_embedding_is_named(tmp_path: Path) -> None:
     content = {
         "string_to_token": {"*": 265},
         "string_to_param": {"*": torch.zeros(2, 768)},
@@ -171,7 +171,7 @@ def test_an_embedding_of_the_webui(tmp_path: Path) -> None:
     )
 
 
-def test_the_optimizer_state_beside_a_hypernetwork(tmp_path: Path) -> None:
+def test_optimizer_state_is_named(tmp_path: Path) -> None:
     state = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))]).state_dict()
     content = {"optimizer_name": "AdamW", "hash": "0123456789", "optimizer_state_dict": state}
     assert_named(write(tmp_path / "style.pt.optim", content), ".pt.optim", "load the .pt file")
@@ -191,16 +191,16 @@ def test_the_optimizer_state_beside_a_hypernetwork(tmp_path: Path) -> None:
         ({"a": 1, "b\n\x1b": 2}, r'its keys: "a", "b\n\u001b"'),
     ],
 )
-def test_other_objects(content: object, what: str, tmp_path: Path) -> None:
+def test_other_objects_are_named(content: object, what: str, tmp_path: Path) -> None:
     assert_named(write(tmp_path / "file.pt", content), what, "")
 
 
-def test_safetensors_of_an_unknown_kind(tmp_path: Path) -> None:
+def test_unknown_safetensors_are_named(tmp_path: Path) -> None:
     save_file(tensors("a", "b", "c", "d", "e"), tmp_path / "file.safetensors")
     assert_named(tmp_path / "file.safetensors", "an unknown kind", "not a hypernetwork")
 
 
-# -- files that are no model at all
+# -- other files than models
 
 
 def zip_of(**members: bytes) -> bytes:
@@ -246,7 +246,7 @@ BYTES: dict[str, tuple[bytes, str, str]] = {
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ""])
 @pytest.mark.parametrize("name", BYTES)
-def test_files_that_are_no_model(name: str, suffix: str, tmp_path: Path) -> None:
+def test_other_files_than_models_are_named(name: str, suffix: str, tmp_path: Path) -> None:
     data, what, advice = BYTES[name]
     path = tmp_path / f"style{suffix}"
     path.write_bytes(data)
@@ -255,7 +255,7 @@ def test_files_that_are_no_model(name: str, suffix: str, tmp_path: Path) -> None
     assert_named(path, what, advice)
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_empty_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
     path.touch()
     for read in READERS.values():
@@ -263,7 +263,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
             read(path)
 
 
-def test_a_name_says_nothing_about_the_format(tmp_path: Path) -> None:
+def test_format_is_detected_by_content(tmp_path: Path) -> None:
     for name in ("style", "style.bin", "style.safetensors", "style.PT"):
         assert hnloader.load(write(tmp_path / name, simple_tree())).widths == (8,)
     hnloader.save(hnloader.load(tmp_path / "style"), tmp_path / "other.safetensors")
@@ -275,7 +275,7 @@ def test_a_name_says_nothing_about_the_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_what_cannot_be_opened(reader: str, tmp_path: Path) -> None:
+def test_unopenable_paths_are_named(reader: str, tmp_path: Path) -> None:
     read = READERS[reader]
     with raises(HypernetworkError, "missing.pt"):
         read(tmp_path / "missing.pt")
@@ -291,7 +291,7 @@ def test_what_cannot_be_opened(reader: str, tmp_path: Path) -> None:
         read(3)  # type: ignore[arg-type]
 
 
-def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "style.pt", simple_tree())
 
     def refuse(path: Path, *arguments: object, **named: object) -> object:
@@ -315,7 +315,7 @@ class Unseekable(io.RawIOBase):
         return self.data.readinto(buffer)  # type: ignore[arg-type]
 
 
-def test_open_files_of_every_kind(tmp_path: Path) -> None:
+def test_open_files_load_from_the_beginning(tmp_path: Path) -> None:
     path = write(tmp_path / "style.pt", simple_tree())
     data = path.read_bytes()
     for read in READERS.values():
@@ -335,7 +335,7 @@ def test_open_files_of_every_kind(tmp_path: Path) -> None:
             read(write_only)
 
 
-def test_a_device_that_fails_while_it_is_read(tmp_path: Path) -> None:
+def test_failing_device_is_reported(tmp_path: Path) -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             if self.tell() > 4096:

@@ -43,7 +43,7 @@ def test_a_new_hypernetwork_is_read_back_with_its_architecture(
         assert torch.equal(made_output, read_output)
 
 
-def test_all_webuis_take_the_archive(tmp_path: Path) -> None:
+def test_archive_has_only_members_that_webuis_accept(tmp_path: Path) -> None:
     """AUTOMATIC1111 refuses any other member; since 1.10 alone it allows a byte order."""
     hnloader.save(Hypernetwork.new((32, 48), Architecture(), name="new"), tmp_path / "new.pt")
     save_embedding(Embedding(torch.randn(2, 768), name="new"), tmp_path / "word.pt")
@@ -63,9 +63,7 @@ def test_a_new_hypernetwork_can_be_trained() -> None:
 
 @pytest.mark.parametrize("structure", [(1, 1), (1, 2, 2, 1), (1, 2, 2, 2, 1)])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_rates_of_dropout_that_are_not_given_are_written_as_zeros(
-    structure: tuple[float, ...], suffix: str, tmp_path: Path
-) -> None:
+def test_missing_dropout_rates_are_written_as_zeros(structure: tuple[float, ...], suffix: str, tmp_path: Path) -> None:
     made = Hypernetwork.new((32,), Architecture(structure, "relu"), name="new")
     hnloader.save(made, tmp_path / f"file{suffix}")
     read = hnloader.load(tmp_path / f"file{suffix}")

@@ -178,14 +178,14 @@ def test_every_way_to_reach_code_is_refused(name: str, reader: str) -> None:
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_what_runs_nothing_is_refused_as_unusual(name: str, reader: str) -> None:
+def test_inert_globals_are_refused_as_unusual(name: str, reader: str) -> None:
     for data in (in_zip(UNUSUAL[name]), in_zip(UNUSUAL[name], protocol=4)):
         with pytest.raises(UnsupportedArchitectureError):
             READERS[reader](io.BytesIO(data))
 
 
 @pytest.mark.parametrize("name", [name for name, (_, works) in CALLS.items() if works])
-def test_the_canary_sings_for_a_reader_that_executes(name: str) -> None:
+def test_canary_sings_for_an_executing_reader(name: str) -> None:
     pickle.loads(b"\x80\x04" + CALLS[name][0] + b".")
     assert Canary.calls > 0
     Canary.calls = 0
@@ -193,7 +193,7 @@ def test_the_canary_sings_for_a_reader_that_executes(name: str) -> None:
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_bare_pickle_named_pt_is_refused(protocol: int, reader: str, tmp_path: Path) -> None:
+def test_bare_pickle_is_refused(protocol: int, reader: str, tmp_path: Path) -> None:
     class Call:
         def __reduce__(self) -> object:
             return (Canary.sing, ("x",))
@@ -237,7 +237,7 @@ def test_safe_files_of_every_protocol_load(protocol: int, legacy: bool, tmp_path
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("damage", [b"\xff", b"h\xfe", b"]" * 100, b""])
-def test_a_call_before_damage_is_what_is_said(damage: bytes, reader: str) -> None:
+def test_call_before_damage_is_named(damage: bytes, reader: str) -> None:
     """A reader that executes would have run it before it came to the damage."""
     call = b"cos\nsystem\n" + text("true") + b"\x85R0"
     for data in (in_zip(call + damage), in_legacy(call + damage), b"\x80\x04" + call + damage, call + damage):
@@ -245,13 +245,13 @@ def test_a_call_before_damage_is_what_is_said(damage: bytes, reader: str) -> Non
             READERS[reader](io.BytesIO(data))
 
 
-def test_a_nested_pickle_stays_bytes(tmp_path: Path) -> None:
+def test_nested_pickle_stays_bytes(tmp_path: Path) -> None:
     inner = b"\x80\x04" + CALLS["GLOBAL, REDUCE"][0] + b"."
     path = write(tmp_path / "style.pt", simple_tree(optional_info=inner))
     assert hnloader.load(path).metadata["optional_info"] == inner
 
 
-def test_what_follows_the_pickle_is_not_run() -> None:
+def test_data_after_the_pickle_are_not_run() -> None:
     buffer = io.BytesIO(in_zip(b"N"))
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("archive/extra.pkl", b"\x80\x04" + CALLS["GLOBAL, REDUCE"][0] + b".")
@@ -273,7 +273,7 @@ def test_names_of_unsafe_files_cannot_forge_the_message() -> None:
     assert str(caught.value).isprintable()
 
 
-def test_a_full_checkpoint_that_also_calls_something_is_unsafe(tmp_path: Path) -> None:
+def test_full_checkpoint_with_a_call_is_unsafe(tmp_path: Path) -> None:
     class Call:
         def __reduce__(self) -> object:
             return (Canary.sing, ("x",))

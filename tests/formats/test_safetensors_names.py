@@ -1,4 +1,4 @@
-"""One spelling of each name is read; any other, and whatever stands twice, is refused by name."""
+"""Each name has one spelling. Other spellings and duplicates are refused by name."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("instead", [False, True])
 @pytest.mark.parametrize("name", SPELLINGS, ids=lambda name: ascii(name)[:30])
-def test_another_spelling_of_a_tensors_name(
+def test_other_spellings_of_tensor_names_are_refused(
     name: str, instead: bool, good: tuple[Header, bytes], tmp_path: Path
 ) -> None:
     header, data = copy.deepcopy(good[0]), good[1]
@@ -92,7 +92,7 @@ def test_another_spelling_of_a_tensors_name(
     assert any(repr(each[:60])[1:-1] in message for each in named[:2]) or any(each in message for each in named[2:])
 
 
-def test_a_name_that_stands_twice_in_the_header(good: tuple[Header, bytes], tmp_path: Path) -> None:
+def test_duplicate_name_in_the_header_is_refused(good: tuple[Header, bytes], tmp_path: Path) -> None:
     header, data = good
     entry = json.dumps(header["8.k.linear.0.bias"])
     text = json.dumps(header)[:-1] + f', "8.k.linear.0.bias": {entry}}}'
@@ -117,7 +117,7 @@ ABOUT: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize(
     "name", ["metadata.0", "metadata.00", "metadata.\u0660", "metadata. 0", "metadata."], ids=ascii
 )
-def test_another_spelling_of_a_tensor_in_the_metadata(name: str, good: tuple[Header, bytes], tmp_path: Path) -> None:
+def test_other_spellings_of_metadata_tensors_are_refused(name: str, good: tuple[Header, bytes], tmp_path: Path) -> None:
     header, data = copy.deepcopy(good[0]), good[1]
     header[name] = {"dtype": "U8", "shape": [1], "data_offsets": [len(data), len(data) + 1]}
     about = header["__metadata__"]["hypernetwork"]
@@ -131,7 +131,7 @@ def test_another_spelling_of_a_tensor_in_the_metadata(name: str, good: tuple[Hea
 
 
 @pytest.mark.parametrize("fact", ABOUT)
-def test_metadata_that_say_two_things(fact: str, good: tuple[Header, bytes], tmp_path: Path) -> None:
+def test_ambiguous_metadata_are_refused(fact: str, good: tuple[Header, bytes], tmp_path: Path) -> None:
     header, data = copy.deepcopy(good[0]), good[1]
     before = header["__metadata__"]["hypernetwork"]
     header["__metadata__"]["hypernetwork"] = ABOUT[fact](before)
@@ -143,7 +143,7 @@ def test_metadata_that_say_two_things(fact: str, good: tuple[Header, bytes], tmp
     "name", ["linear.00.weight", "linear.\u0660.weight", "linear.+0.weight", " linear.0.weight", "Linear.0.weight"]
 )
 @pytest.mark.parametrize("instead", [False, True])
-def test_another_spelling_in_a_state_dict(name: str, instead: bool, tmp_path: Path) -> None:
+def test_other_spellings_in_a_state_dict_are_refused(name: str, instead: bool, tmp_path: Path) -> None:
     content = simple_tree(8)
     side = content[8][0]
     side[name] = side.pop("linear.0.weight") if instead else torch.zeros_like(side["linear.0.weight"])
@@ -151,7 +151,7 @@ def test_another_spelling_in_a_state_dict(name: str, instead: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize("where", ["one side", "two sides"])
-def test_old_and_new_names_in_one_file(where: str, tmp_path: Path) -> None:
+def test_mixed_old_and_new_names_are_refused(where: str, tmp_path: Path) -> None:
     content = simple_tree(8)
     sides = content[8] if where == "two sides" else (content[8][0],)
     for name in [name for name in sides[0] if where == "two sides" or name.startswith("linear.0.")]:

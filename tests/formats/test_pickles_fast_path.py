@@ -1,4 +1,4 @@
-"""Tensors described as torch.save does are read at once: nothing else may come out than opcode by opcode."""
+"""The fast path for usual tensors gives the same as the opcodes one by one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_damaged_bytes(count: int, damage: list[tuple[int, int]]) -> None:
     compare_ways(bytes(data))
 
 
-def test_what_a_tensor_replaces_in_the_memo_is_not_what_it_was() -> None:
+def test_replaced_memo_entries_are_not_reused() -> None:
     data = pickled([(320, 1), (320, 2), (320, 3)], ["float32"] * 3)
     match = pickles._USUAL_TENSOR.search(data)
     assert match is not None
@@ -75,13 +75,13 @@ def test_what_a_tensor_replaces_in_the_memo_is_not_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 255])
-def test_a_key_that_ends_elsewhere(size: int) -> None:
+def test_key_of_another_length(size: int) -> None:
     data = pickled([(320, 1), (320, 2)], ["float32"] * 2)
     assert data.count(b"X\x01\0\0\x001q") == 1
     compare_ways(data.replace(b"X\x01\0\0\x001q", b"X" + bytes([size]) + b"\0\0\x001q"))
 
 
-def test_more_of_them_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_tensors_than_the_fast_path_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pickled([(index,) for index in range(50)], ["float32"] * 50)
     wanted = repr(read_pickle(data))
     monkeypatch.setattr(pickles, "_MAX_USUAL_TENSORS", 20)

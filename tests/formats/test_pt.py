@@ -43,7 +43,7 @@ def assert_architecture(found: hnloader.Architecture | None, recipe: Recipe, wid
     if recipe.acts and recipe.residual is None:
         assert found.activate_output == recipe.activate_output
     # The rate of the first position belongs to no layer. A dropout at the end leaves no trace in the tensors;
-    # the files of 2022-10-22 have it without a key that says so.
+    # the files of 2022-10-22 have it without a key.
     end = -1 if recipe.dropout_before_norm else None
     assert tuple(found.dropout[1:end]) == tuple((recipe.dropout or (0,) * len(recipe.structure))[1:end])
 
@@ -75,7 +75,7 @@ def test_every_activation_of_torch(activation: str, activate_output: bool, tmp_p
 
 
 @pytest.mark.parametrize("activation", IMPOSSIBLE_ACTIVATIONS)
-def test_activations_that_never_worked_are_named(activation: str, tmp_path: Path) -> None:
+def test_impossible_activations_are_named(activation: str, tmp_path: Path) -> None:
     path = write(tmp_path / "style.pt", simple_tree(activation_func=activation))
     with raises(UnsupportedArchitectureError, f"activation_func '{activation}'"):
         hnloader.load(path)
@@ -138,7 +138,7 @@ def test_every_container_dtype_and_pair(legacy: bool, dtype: torch.dtype, pair: 
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_use_dropout_alone_means_the_rates_of_its_time(last: bool, tmp_path: Path) -> None:
+def test_use_dropout_alone_means_the_rates_of_its_era(last: bool, tmp_path: Path) -> None:
     recipe = Recipe((1, 2, 2, 2, 1), "relu", norm=True, dropout=derived_dropout(5, last=last))
     sides = make_sides(recipe, (8,))
     keys = metadata(recipe, "2022-11")
@@ -153,7 +153,7 @@ def test_use_dropout_alone_means_the_rates_of_its_time(last: bool, tmp_path: Pat
 
 @pytest.mark.parametrize("missing", [key for key in ERAS["monkeypatch"] if key != "activation_func"])
 @pytest.mark.parametrize("option", [name for name, recipe in RECIPES.items() if recipe.acts])
-def test_a_missing_key_is_verified_from_the_shapes(option: str, missing: str, tmp_path: Path) -> None:
+def test_missing_keys_are_derived_from_the_shapes(option: str, missing: str, tmp_path: Path) -> None:
     recipe = RECIPES[option]
     if missing == "activate_output" and not recipe.norm:
         recipe = replace(recipe, activate_output=True)  # what its absence means where no module shows it
@@ -166,12 +166,12 @@ def test_a_missing_key_is_verified_from_the_shapes(option: str, missing: str, tm
     assert hypernetwork.metadata == keys
 
 
-def test_a_file_without_a_name_is_called_by_its_stem(tmp_path: Path) -> None:
+def test_stem_is_the_default_name(tmp_path: Path) -> None:
     path = write(tmp_path / "my style.pt", simple_tree(name=...))
     assert hnloader.load(path).name == hnloader.inspect(path).name == "my style"
 
 
-def test_the_width_of_one_file_need_not_be_known_to_others(tmp_path: Path) -> None:
+def test_files_of_different_widths_are_independent(tmp_path: Path) -> None:
     sides = make_sides(Recipe(activation="relu"), (24, 7))
     hypernetwork = assert_loads(
         write(tmp_path / "s.pt", tree(sides, metadata(Recipe(activation="relu"), "2022-11"))), sides
@@ -285,12 +285,12 @@ random_files = {
 
 @few
 @given(**random_files)
-def test_any_file_loads_and_survives_saving(tmp_path: Path, **drawn: object) -> None:
+def test_random_files_load_and_survive_saving(tmp_path: Path, **drawn: object) -> None:
     check_any_file(tmp_path, **drawn)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
 @many
 @given(**random_files)
-def test_very_many_files_load_and_survive_saving(tmp_path: Path, **drawn: object) -> None:
+def test_many_random_files_load_and_survive_saving(tmp_path: Path, **drawn: object) -> None:
     check_any_file(tmp_path, **drawn)  # type: ignore[arg-type]

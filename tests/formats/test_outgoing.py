@@ -1,4 +1,4 @@
-"""What hnloader writes it reads back with the same values and types, or it says by name what it cannot keep."""
+"""Written files are read back with the same values and types, or the error names what cannot be kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SUFFIXES = (".pt", ".safetensors")
 
 
 def canonical(value: object) -> object:
-    """What is equal for two values of the same types and bits throughout; written apart from hnloader's own."""
+    """Return a form that is equal for values of the same types and bits; independent of hnloader's own."""
     if isinstance(value, Tensor):
         return "tensor", value.dtype, tuple(value.shape), value.contiguous().reshape(-1).view(torch.uint8).tolist()
     kind = type(value)
@@ -85,7 +85,7 @@ def with_metadata(metadata: dict[str, object]) -> Hypernetwork:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(max_examples=60, suppress_health_check=SLOW)
 @given(metadata=METADATA)
-def test_what_is_saved_is_read_back(suffix: str, metadata: dict[str, object], tmp_path: Path) -> None:
+def test_saved_values_are_read_back(suffix: str, metadata: dict[str, object], tmp_path: Path) -> None:
     made = with_metadata(metadata)
     hnloader.save(made, tmp_path / f"a{suffix}")
     assert canonical(hnloader.load(tmp_path / f"a{suffix}").metadata) == canonical(made.metadata)
@@ -94,7 +94,7 @@ def test_what_is_saved_is_read_back(suffix: str, metadata: dict[str, object], tm
 @example(metadata={"": {math.nan: 1, -math.nan: 2, float("nan"): 3, 0.0: -0.0}})
 @settings(max_examples=40, suppress_health_check=SLOW)
 @given(metadata=METADATA)
-def test_what_is_converted_there_and_back_is_the_same(metadata: dict[str, object], tmp_path: Path) -> None:
+def test_converting_there_and_back_changes_nothing(metadata: dict[str, object], tmp_path: Path) -> None:
     source, there, back = tmp_path / "a.pt", tmp_path / "a.safetensors", tmp_path / "b.pt"
     hnloader.save(with_metadata(metadata), source)
     for one, other in ((source, there), (there, back)):
@@ -141,7 +141,7 @@ CANNOT_BE_KEPT: dict[str, Callable[[], object]] = {
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("within", ["value", "list", "tuple in a dict", "key"])
 @pytest.mark.parametrize("kind", CANNOT_BE_KEPT)
-def test_what_cannot_be_kept_is_named_and_nothing_is_written(
+def test_values_that_cannot_be_kept_are_named_and_nothing_is_written(
     kind: str, within: str, suffix: str, tmp_path: Path
 ) -> None:
     value = CANNOT_BE_KEPT[kind]()
@@ -191,7 +191,7 @@ OVER_LIMITS: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kind", OVER_LIMITS)
-def test_values_over_a_readers_limits_are_kept_or_refused(kind: str, suffix: str, tmp_path: Path) -> None:
+def test_values_above_the_limits_are_kept_or_refused(kind: str, suffix: str, tmp_path: Path) -> None:
     value = OVER_LIMITS[kind]()
     target = tmp_path / f"a{suffix}"
     try:
@@ -204,7 +204,7 @@ def test_values_over_a_readers_limits_are_kept_or_refused(kind: str, suffix: str
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("key", [5, True, None, Words("a"), b"a", (1,)], ids=repr)
-def test_metadata_have_text_as_keys(key: object, suffix: str, tmp_path: Path) -> None:
+def test_metadata_keys_must_be_text(key: object, suffix: str, tmp_path: Path) -> None:
     with raises(UnsupportedArchitectureError, "key"):
         hnloader.save(with_metadata({key: 1}), tmp_path / f"a{suffix}")  # type: ignore[dict-item]
     assert list(tmp_path.iterdir()) == []
@@ -221,7 +221,7 @@ def test_sizes_are_kept_or_refused(suffix: str, tmp_path: Path) -> None:
         assert canonical(hnloader.load(tmp_path / f"a{suffix}").metadata["sizes"]) == canonical(value["sizes"])
 
 
-def test_ordered_dicts_of_a_webuis_file_are_kept(tmp_path: Path) -> None:
+def test_ordered_dicts_are_kept(tmp_path: Path) -> None:
     content = OrderedDict([("b", 1), ("a", OrderedDict([(2, [OrderedDict()])]))])
     source = write(tmp_path / "a.pt", simple_tree(8, optional_info=content))
     convert(source, tmp_path / "a.safetensors")
@@ -230,7 +230,7 @@ def test_ordered_dicts_of_a_webuis_file_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kinds", [(dict, dict), (OrderedDict, OrderedDict), (dict, OrderedDict)], ids=repr)
-def test_state_dicts_keep_their_kind_or_it_is_said(kinds: tuple[type, type], tmp_path: Path) -> None:
+def test_state_dicts_keep_their_type_or_are_reported(kinds: tuple[type, type], tmp_path: Path) -> None:
     content = simple_tree(8)
     content[8] = tuple(kind(side) for kind, side in zip(kinds, content[8], strict=True))
     source = write(tmp_path / "a.pt", content)
@@ -243,7 +243,7 @@ def test_state_dicts_keep_their_kind_or_it_is_said(kinds: tuple[type, type], tmp
     assert tuple(map(type, found)) == (kinds if same else (dict, dict))
 
 
-def test_lists_of_sides_are_written_as_tuples_and_it_is_said(tmp_path: Path) -> None:
+def test_lists_of_sides_become_tuples_and_are_reported(tmp_path: Path) -> None:
     content = simple_tree(8)
     content[8] = list(content[8])
     source = write(tmp_path / "a.pt", content)
@@ -254,7 +254,7 @@ def test_lists_of_sides_are_written_as_tuples_and_it_is_said(tmp_path: Path) -> 
         assert type(torch.load(tmp_path / "b.pt")[8]) is tuple
 
 
-def test_a_parameter_dict_is_said(tmp_path: Path) -> None:
+def test_parameter_dict_is_reported(tmp_path: Path) -> None:
     odd = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.ones(2))})
     write(tmp_path / "a.pt", simple_tree(8, optional_info=[odd]))
     done = convert(tmp_path / "a.pt", tmp_path / "a.safetensors")
@@ -263,7 +263,7 @@ def test_a_parameter_dict_is_said(tmp_path: Path) -> None:
     assert type(hnloader.load(tmp_path / "a.safetensors").metadata["optional_info"][0]) is OrderedDict  # type: ignore[index]
 
 
-def test_tensors_in_lists_and_as_keys_of_a_webuis_file(tmp_path: Path) -> None:
+def test_tensors_in_lists_and_as_keys_are_kept(tmp_path: Path) -> None:
     one, other = torch.arange(3.0), torch.tensor(-0.0)
     content = [one, (one, {"a": [other]}), {one: other}, {1: {one}}, {"set": {other}}]
     source = write(tmp_path / "a.pt", simple_tree(8, optional_info=content))
@@ -273,14 +273,14 @@ def test_tensors_in_lists_and_as_keys_of_a_webuis_file(tmp_path: Path) -> None:
     assert canonical(hnloader.load(tmp_path / "b.pt").metadata["optional_info"]) == canonical(content)
 
 
-def test_a_tensor_that_is_a_negated_view(tmp_path: Path) -> None:
+def test_negated_view_is_saved_by_its_values(tmp_path: Path) -> None:
     value = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
     for suffix in SUFFIXES:
         hnloader.save(with_metadata({"odd": value}), tmp_path / f"a{suffix}")
         assert hnloader.load(tmp_path / f"a{suffix}").metadata["odd"].tolist() == [-2.0, 4.0]  # type: ignore[attr-defined]
 
 
-def test_names_of_half_characters(tmp_path: Path) -> None:
+def test_half_characters_are_kept_or_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "a.pt", simple_tree(8, name="ink\ud83d"))
     convert(source, tmp_path / "a.safetensors")
     assert hnloader.load(tmp_path / "a.safetensors").name == "ink\ud83d"

@@ -1,4 +1,4 @@
-"""Metadata that contradict the tensors, and tensors that fit nothing, are refused with the key and the shape."""
+"""Metadata that contradict the tensors, and impossible tensors, are refused with the key and the shape."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(("recipe", "key", "value"), CONTRADICTIONS)
-def test_a_contradicting_key_is_named_with_a_shape(
+def test_contradicting_key_is_named_with_a_shape(
     recipe: Recipe, key: str, value: object, reader: str, tmp_path: Path
 ) -> None:
     keys = {**metadata(recipe, "monkeypatch"), key: value}
@@ -64,7 +64,7 @@ def test_a_contradicting_key_is_named_with_a_shape(
 
 
 @pytest.mark.parametrize(("key", "value"), [("use_dropout", True), ("last_layer_dropout", True)])
-def test_old_dropout_keys_that_the_tensors_contradict(key: str, value: object, tmp_path: Path) -> None:
+def test_contradicting_old_dropout_keys_are_named(key: str, value: object, tmp_path: Path) -> None:
     recipe = Recipe((1, 2, 2, 1), "relu", dropout=(0, 0.3, 0, 0) if key == "last_layer_dropout" else None)
     keys = {**metadata(recipe, "2022-10-26"), key: value}
     path = write(tmp_path / "style.pt", tree(make_sides(recipe, (8,)), keys))
@@ -105,7 +105,7 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_VALUES, ids=lambda value: str(value)[:20])
-def test_a_value_of_the_wrong_kind_is_named(key: str, value: object, tmp_path: Path) -> None:
+def test_value_of_wrong_type_is_named(key: str, value: object, tmp_path: Path) -> None:
     path = write(tmp_path / "style.pt", simple_tree(**{key: value}))
     for read in READERS.values():
         with raises(UnsupportedArchitectureError, key) as caught:
@@ -162,7 +162,7 @@ BROKEN_SIDES = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", BROKEN_SIDES)
-def test_tensors_that_fit_nothing(name: str, reader: str, tmp_path: Path) -> None:
+def test_impossible_sides_are_refused(name: str, reader: str, tmp_path: Path) -> None:
     change, *facts = BROKEN_SIDES[name]
     path = write(tmp_path / "style.pt", changed(change))
     with raises(UnsupportedArchitectureError, path, *facts):
@@ -170,20 +170,20 @@ def test_tensors_that_fit_nothing(name: str, reader: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("recipe", [Recipe((1, 2, 2, 1), "relu", norm=True), Recipe((1, 2, 1), "relu")])
-def test_modules_without_tensors_are_not_guessed(recipe: Recipe, tmp_path: Path) -> None:
+def test_unnamed_modules_without_tensors_are_refused(recipe: Recipe, tmp_path: Path) -> None:
     """They may be activations or dropouts: taking one for the other would give wrong images in silence."""
     content = tree(make_sides(recipe, (8,)), {})
     with raises(UnsupportedArchitectureError, "activation_func"):
         hnloader.load(write(tmp_path / "style.pt", content))
 
 
-def test_sides_that_differ_in_depth(tmp_path: Path) -> None:
+def test_sides_of_different_depth_are_refused(tmp_path: Path) -> None:
     shallow, deep = make_sides(Recipe(), (8,)), make_sides(Recipe((1, 2, 2, 1)), (12,))
     with raises(UnsupportedArchitectureError, "2 at 8", "3 at 12"):
         hnloader.load(write(tmp_path / "style.pt", tree({**shallow, **deep}, {})))
 
 
-def test_sizes_that_no_ratio_gives(tmp_path: Path) -> None:
+def test_sizes_without_common_ratio_are_refused(tmp_path: Path) -> None:
     narrow, wide = make_sides(Recipe((1, 2, 1)), (8,)), make_sides(Recipe((1, 3, 1)), (12,))
     with raises(UnsupportedArchitectureError, "16 at width 8", "36 at width 12"):
         hnloader.load(write(tmp_path / "style.pt", tree({**narrow, **wide}, {})))
@@ -191,7 +191,7 @@ def test_sizes_that_no_ratio_gives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_values_that_are_not_finite(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_refused(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
     content = simple_tree()
     content[8][1]["linear.2.bias"] = torch.tensor([0, value, 1, value, 0, 0, 0, 0], dtype=dtype)  # type: ignore[index]
     path = write(tmp_path / "style.pt", content)
@@ -200,13 +200,13 @@ def test_values_that_are_not_finite(value: float, dtype: torch.dtype, tmp_path: 
     assert hnloader.inspect(path).widths == (8,)  # only the data show it
 
 
-def test_large_values_whose_sum_overflows_are_fine(tmp_path: Path) -> None:
+def test_large_values_with_overflowing_sum_load(tmp_path: Path) -> None:
     content = simple_tree()
     content[8][0]["linear.0.bias"] = torch.full((16,), 60_000, dtype=torch.float16)  # type: ignore[index]
     assert hnloader.load(write(tmp_path / "style.pt", content)).widths == (8,)
 
 
-def test_only_the_file_with_everything_in_order_loads(tmp_path: Path) -> None:
+def test_unchanged_file_loads(tmp_path: Path) -> None:
     """Guards the tests above: what they change is what makes the difference."""
     assert hnloader.load(write(tmp_path / "style.pt", changed(lambda content: None))).widths == (8,)
     assert issubclass(UnsupportedArchitectureError, HypernetworkError)
@@ -214,7 +214,7 @@ def test_only_the_file_with_everything_in_order_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 @pytest.mark.parametrize(("key", "width"), [(8, 4), (4, 8), (13, 0)])
-def test_tensors_of_another_width_than_the_key(
+def test_tensors_of_another_width_than_the_key_are_refused(
     key: int, width: int, reader: Callable[[Path], object], tmp_path: Path
 ) -> None:
     side = {"linear.0.weight": torch.zeros(2 * width, width), "linear.0.bias": torch.zeros(2 * width)}
@@ -224,7 +224,7 @@ def test_tensors_of_another_width_than_the_key(
         reader(path)
 
 
-def test_a_layer_without_values(tmp_path: Path) -> None:
+def test_layer_without_values_is_refused(tmp_path: Path) -> None:
     side = {"linear.0.weight": torch.zeros(0, 4), "linear.0.bias": torch.zeros(0)}
     side |= {"linear.1.weight": torch.zeros(4, 0), "linear.1.bias": torch.zeros(4)}
     with raises(UnsupportedArchitectureError, "linear.0.weight"):
