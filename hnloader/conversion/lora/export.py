@@ -393,7 +393,10 @@ def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statist
             "gives a better fit."
         )
     held = sum(tensor.numel() for change in changes for tensor in change.tensors().values())
-    if low_rank and held > sum(change.full_values for change in changes):
+    full = sum(
+        len(change.up) * change.down.shape[1] for change in changes if change.up is not None and change.down is not None
+    )
+    if low_rank and held > full:
         warnings.append("At these ranks a LyCORIS file would be smaller than this LoRA, and closer.")
     return tuple(warnings)
 

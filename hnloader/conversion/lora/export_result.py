@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from hnloader.attention.sites import AttentionSite
 from hnloader.conversion.lora.base_model import Projection
 from hnloader.conversion.lora.fitting import Error
 from hnloader.conversion.lora.lora_options import Kind
-from hnloader.network import SideName
+from hnloader.network import SIDES, SideName
 
 __all__ = ["ALPHA", "POOR_FIT", "Errors", "LayerChange", "LoraExport"]
 
@@ -53,11 +53,6 @@ class LayerChange:
         """Rank of the factors; None for a full difference."""
         return None if self.down is None else len(self.down)
 
-    @property
-    def full_values(self) -> int:
-        """Number of values in a full difference of the weight."""
-        return self.diff.numel() if self.diff is not None else len(self.up) * self.down.shape[1]  # type: ignore[arg-type, union-attr]
-
     def delta(self) -> Tensor:
         """Return the addition to the weight [outputs, inputs], in float64."""
         if self.diff is not None:
@@ -96,21 +91,17 @@ class Errors:
     @property
     def worst(self) -> float:
         """The larger overall error of keys and values, relative to the change."""
-        return max(self.overall(side).of_change for side in ("k", "v"))
-
-    def rows(self) -> Iterable[tuple[str, dict[SideName, Error]]]:
-        """Yield each block with its errors, then `overall`."""
-        yield from self.blocks.items()
-        yield "overall", {side: self.overall(side) for side in ("k", "v") if self.overall(side).change}
+        return max(self.overall(side).of_change for side in SIDES)
 
     def to_json(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Return `of_change` and `of_whole` by block and side, rounded to 4 significant digits."""
+        """Return `of_change` and `of_whole` by block and `overall`, by side, rounded to 4 significant digits."""
+        overall = {side: self.overall(side) for side in SIDES if self.overall(side).change}
         return {
             block: {
                 side: {"of_change": float(f"{error.of_change:.4g}"), "of_whole": float(f"{error.of_whole:.4g}")}
                 for side, error in sides.items()
             }
-            for block, sides in self.rows()
+            for block, sides in {**self.blocks, "overall": overall}.items()
         }
 
 
