@@ -117,6 +117,7 @@ def test_fidelity_is_reported_for_a_nonlinear_hypernetwork(running: Webui, pages
     assert running.idle()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_other_jobs_run_in_between(running: Webui, pages: Host) -> None:
     alone = running.generate("another").images[0]

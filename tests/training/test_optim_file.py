@@ -56,6 +56,7 @@ def test_start_from_a_webui_file_and_its_optimizer(settings_of: Run, tmp_path: P
     assert "belongs to another file" in other.notes[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", ["AdamW", None, "left out"])
 def test_files_of_old_webuis(large: bool, name: object, settings_of: Run, tmp_path: Path) -> None:

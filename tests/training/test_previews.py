@@ -26,6 +26,7 @@ def test_previews_are_tiled_and_animated(settings_of: Run) -> None:
         assert tiled.width > tiled.height
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "at"), [("cut", 0.0), ("cut", 0.5), ("flipped", 0.1), ("flipped", 0.5), ("other size", 0.5), ("text", 0.0)]
 )

@@ -30,6 +30,7 @@ def replaced(path: Path, by: str) -> None:
 STATE = "state-00000002.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["folder", "file", "link"])
 @pytest.mark.parametrize(
     ("name", "option"),

@@ -48,6 +48,7 @@ def places(value: object, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
         yield from places(each, (*at, key))
 
 
+@pytest.mark.slow
 def test_wrong_values_in_a_state_give_an_error_or_do_no_harm(copied: Path, tiny_model: Path) -> None:
     """A HypernetworkError, or no effect."""
     path = state_in(copied)
@@ -118,6 +119,7 @@ def shapes(tensors: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]
     yield {**tensors, "optimizer.0.exp_avg.inner": torch.zeros(1)}
 
 
+@pytest.mark.slow
 def test_changed_tensors_give_an_error_or_do_no_harm(copied: Path, tiny_model: Path) -> None:
     path = state_in(copied)
     tensors, about = parts(path)

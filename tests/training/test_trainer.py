@@ -71,6 +71,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(settings_of: Run) -
     assert not any(module._forward_pre_hooks for module in pipeline.unet.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hypernetwork", "embedding"])
 def test_the_same_seed_gives_the_same_file(method: str, settings_of: Run) -> None:
     one, two = (train(settings_of(f"{name}/style.pt", method=method, steps=5)) for name in ("a", "b"))
@@ -83,6 +84,7 @@ def test_the_same_seed_gives_the_same_file(method: str, settings_of: Run) -> Non
     assert not all(torch.equal(a, b) for a, b in zip(first, third, strict=True))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_gives_the_same_weights(settings_of: Run) -> None:
     whole = train(settings_of("whole/style.pt"))
     random.seed(0)
@@ -105,6 +107,7 @@ def test_an_interrupted_training_gives_the_same_weights(settings_of: Run) -> Non
         assert result.best[:2] == whole.best[:2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hypernetwork", "embedding"])
 def test_a_killed_training_gives_the_same_weights(method: str, settings_of: Run) -> None:
     """Nothing after the last saved state is there, as after kill -9."""
@@ -183,6 +186,7 @@ def test_overwriting_the_start_file_counts_its_steps_once(settings_of: Run) -> N
     assert hnloader.load(resumed.run().output).metadata["step"] == 8
 
 
+@pytest.mark.slow
 def test_prior_preservation(settings_of: Run) -> None:
     def moved(weight: float) -> float:
         changes = {

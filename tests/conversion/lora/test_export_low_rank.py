@@ -192,6 +192,7 @@ def test_several_become_one_lora(tmp_path: Path, pipelines: Pipelines) -> None:
         assert_same(run(changed), live(pipeline.unet, chain, "sd1"), 2e-5)
 
 
+@pytest.mark.slow
 def test_the_model_stays_unchanged(tmp_path: Path, pipelines: Pipelines) -> None:
     pipeline, hypernetwork = pipelines("sd1"), make_affine(WIDTHS["sd1"])
     before = copy.deepcopy(pipeline.unet.state_dict())
@@ -200,6 +201,7 @@ def test_the_model_stays_unchanged(tmp_path: Path, pipelines: Pipelines) -> None
     assert not any(module._forward_pre_hooks for module in pipeline.unet.modules())
 
 
+@pytest.mark.slow
 def test_exports_are_deterministic(tmp_path: Path, pipelines: Pipelines) -> None:
     hypernetwork = make_affine(WIDTHS["sd1"])
     first, again = (
@@ -213,6 +215,7 @@ def test_exports_are_deterministic(tmp_path: Path, pipelines: Pipelines) -> None
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_unet_alone_is_noted(tmp_path: Path) -> None:
     hypernetwork = make_affine(WIDTHS["sdxl"], bias=False)
     made = export_lora(hypernetwork, make_unet("sdxl"), tmp_path / "x.safetensors", LoraOptions(rank="full", **QUICK))
@@ -249,6 +252,7 @@ def test_contexts_are_sampled_with_the_hypernetwork_applied(pipelines: Pipelines
     assert_same(found, contexts.T @ contexts, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_number_of_samples_is_bounded(pipelines: Pipelines) -> None:
     from hnloader.conversion.lora.base_model import open_base
     from hnloader.conversion.lora.context_samples import Sampling, sample
