@@ -32,7 +32,7 @@ def check_match(hypernetwork: Hypernetwork, sites: Sequence[AttentionSite]) -> s
     matched = [site for site in sites if site.width in file_widths]
     return (
         f"{hypernetwork.name}: {len(matched)} of {len(sites)} attention layers of this model have a width of "
-        f"the file ({_listed(site.width for site in matched)}), but the file also holds {_listed(unmatched)}. It is "
+        f"the file ({_listed(site.width for site in matched)}), but none has {_listed(unmatched)}. It is "
         f"made for {_file_family(file_widths)}; this model is {_model_family(sites)}, with the widths "
         f"{_listed(model_widths)}."
     )
