@@ -25,7 +25,7 @@ from tests.support.builders import simple_tree
 
 LEGACY_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 ALL = ("load", "inspect", "convert", "catalog")
-# Where the harm lies in a tensor's data, which these alone read.
+# Readers of tensor data, for files whose harm is there.
 WHOLE = ("load", "convert")
 
 UNSAFE, CORRUPT, UNKNOWN = "UnsafeFileError", "CorruptFileError", "UnknownFormatError"
@@ -230,7 +230,7 @@ def naming() -> dict[str, bytes]:
         "an extension code of two bytes": b"\x83\x01\x02",
         "an extension code of four bytes": b"\x84\x01\x02\x03\x04",
         "a persistent id in text": b"Pos.system\n",
-        "a persistent id that is no storage": b"(" + text("os") + text("system") + b"tQ",
+        "a persistent id of another kind": b"(" + text("os") + text("system") + b"tQ",
         "a storage of a type that is a call": b"("
         + text("storage")
         + named("os:system")
@@ -287,7 +287,7 @@ def unusual() -> dict[str, bytes]:
         + text("0")
         + text("cpu")
         + b"K\x08tQ",
-        "quantised storages": b"("
+        "quantized storages": b"("
         + text("storage")
         + named("torch:QInt8Storage")
         + text("0")
@@ -466,10 +466,10 @@ def _zips(good: bytes, canary: Path) -> Iterator[HostileFile]:
     yield HostileFile("zip64 with huge sizes", _zip64(good), ANY)
     end = good.rindex(b"PK\x05\x06")
     yield HostileFile(
-        "zip whose directory is said to be huge", good[: end + 12] + b"\xff\xff\xff\x7f" + good[end + 16 :], UNSAFE
+        "zip with a declared huge directory", good[: end + 12] + b"\xff\xff\xff\x7f" + good[end + 16 :], UNSAFE
     )
     yield HostileFile(
-        "zip whose directory is said to be elsewhere",
+        "zip with a declared offset elsewhere",
         good[: end + 16] + b"\xff\xff\xff\x7f" + good[end + 20 :],
         UNSAFE,
     )
@@ -567,7 +567,7 @@ def _metadata(good: bytes) -> Iterator[HostileFile]:
         + b"u",
         "a memo that was never put": b"h\xf9",
         "a mark that was never put": b"t",
-        "a byte that is no opcode": b"\xff",
+        "an unknown opcode": b"\xff",
     }
     for name, code in codes.items():
         yield HostileFile(f"metadata: {name}", in_zip(good, code), CORRUPT)
@@ -635,7 +635,7 @@ def _safetensors() -> Iterator[HostileFile]:
     yield file("header of 2^63 bytes", safetensors_file({}, size=1 << 63))
     yield file("header larger than the file", safetensors_file({}, size=1 << 20))
     yield file("header of 100 MiB", safetensors_file({}, size=100 << 20))
-    yield file("header that is no JSON", safetensors_file(b"{" * 40))
+    yield file("header of other text than JSON", safetensors_file(b"{" * 40))
     yield file("header nested deeply", safetensors_file(b'{"a":' * 5000 + b"1" + b"}" * 5000))
     yield file("header of a list", safetensors_file([]))
     yield file("header that is not UTF-8", safetensors_file(b'{"\xff\xfe": 1}'))

@@ -86,7 +86,7 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-# How to make one, and a part of the reason that is told for it.
+# A function that makes one, and a part of its error.
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncated, "the zip archive is damaged"),
     "with_code": (with_code, "not safe: its pickle holds"),
@@ -109,7 +109,7 @@ OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @dataclass
 class Mixed:
-    """What lies in the folder, by path: the good ones, and the others with a part of the reason told for them."""
+    """The files in the folder: the good ones, and the others with a part of their error."""
 
     folder: Path
     good: list[Path] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Mixed:
 def make_mixed(place: Path, good: int, *, broken: int = 1, others: int = 1, seed: int = 0) -> Mixed:
     """`good` tiny hypernetworks of every era, `broken` of each broken kind and `others` of each other kind.
 
-    They lie in some folders, under names with spaces, letters of many languages, and of upper and lower case.
+    They are in several folders, under names with spaces, letters of many languages, and of upper and lower case.
     """
     random_numbers = random.Random(seed)
     mixed = Mixed(place)

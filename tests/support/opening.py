@@ -1,4 +1,4 @@
-"""Opens every file of a folder in every way, in a process of its own, and measures what each took.
+"""Open every file of a folder in every way, in a separate process, and measure the cost of each.
 
     python -m tests.support.opening FOLDER SOUND
 

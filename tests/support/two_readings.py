@@ -206,6 +206,6 @@ def _safetensors_pickle(call: bytes) -> bytes:
 
 
 def _hiding_frame(call: bytes) -> bytes:
-    """C's unpickler forgets what is left of a frame where an opcode reads beyond it."""
+    """C's unpickler drops the rest of a frame if an opcode reads beyond it."""
     module = b"c" + b"X"
     return b"\x95" + struct.pack("<Q", len(module)) + module + call[1:] + b"."

@@ -14,8 +14,8 @@ from tests.support.builders import simple_tree, write
 from tests.support.hostile import HostileFile, costly_files, hostile_files
 from tests.support.paths import ROOT
 
-# What a file may cost: memory as it is promised, and CPU time with room for slow machines; `python -m
-# lab.benchmarks.hostile` holds the seconds to the 2 that are promised.
+# The promised memory, and CPU time with room for slow machines; `python -m lab.benchmarks.hostile` checks the promised
+# 2 seconds.
 MOST_BYTES = 200_000_000
 MOST_SECONDS = 10.0
 # The clock is asked for one thing only: that a file which hangs ends the test.
@@ -65,7 +65,7 @@ def test_every_reader_refuses_every_file_with_the_right_error(corpus: list[Hosti
         for reader in file.readers:
             said = results[file_name(index, file)][reader]["said"]
             if file.error not in said and (reader, said) != ("catalog", "refused"):
-                wrong.append(f"{file.name}: {reader}: {file.error} was expected, not {said[0] if said else said}")
+                wrong.append(f"{file.name}: {reader}: expected {file.error}, got {said[0] if said else said}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -119,7 +119,7 @@ def test_process_is_usable_afterwards(results: Results) -> None:
 
 
 def test_canary_sings_for_an_executing_reader(tmp_path: Path) -> None:
-    """In a process of its own: some of them end it, or leave things open."""
+    """In a separate process: some of them end it, or leave things open."""
     program = "import pickle, sys; pickle.loads(open(sys.argv[1], 'rb').read())"
     bird = tmp_path / "sang"
     silent = []

@@ -107,7 +107,7 @@ def test_library_finds_shown_names(folder: Path, odd: Path) -> None:
 
 
 def _handlers(blocks: Any, **inputs: Any) -> Iterator[tuple[str, Any]]:
-    """What each event of the page sends, given what its function asks for by name."""
+    """Yield the output of each event of the page for the inputs of its function."""
     for each in blocks.fns.values():
         names = [] if each.fn is None else list(inspect.signature(each.fn).parameters)
         if each.fn is None or not set(names) <= inputs.keys():

@@ -1,7 +1,7 @@
-"""What `hnloader scan --sarif` writes follows SARIF 2.1.0: those rules of its schema that concern what is written.
+"""`hnloader scan --sarif` follows the rules of the SARIF 2.1.0 schema for everything that it writes.
 
 The schema is strict where it says `additionalProperties: false`: a property that it does not know is an error. The
-tables below are that for the objects that are used; docs/scan.md says how to check a log with the schema itself.
+tables below are that for the objects that are used; docs/dev/security-evidence.md has the command to check a log with the schema itself.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check(value: Any, kind: object, where: str = "log") -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The hostile files under names that a URI cannot hold as they are, and a sound one."""
+    """The hostile files under names that a URI must escape, and a sound one."""
     place = tmp_path_factory.mktemp("sarif") / "down loads"
     place.mkdir()
     for index, file in enumerate(hostile_files(place / "sang")):

@@ -1,4 +1,4 @@
-"""One file has one reading: what another program would read differently is refused, and scan says so."""
+"""One file has one reading: files that other programs read differently are refused and suspicious."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_loaded_files_have_one_reading(name: str, canary: Path) -> None:
     data = dict(files(canary))[name]
     beside_a_sound_file = "storage" in name or "member" in name
     for read in (hnloader.load, hnloader.inspect):
-        if beside_a_sound_file:  # nothing in a sound hypernetwork refers to it; whoever asks scan is told
+        if beside_a_sound_file:  # a sound hypernetwork does not refer to it; scan reports it
             assert read(io.BytesIO(data))
         else:
             with pytest.raises(HypernetworkError):
