@@ -1,4 +1,4 @@
-"""What a loaded hypernetwork computes, in which dtype, and what it keeps."""
+"""A loaded hypernetwork computes its sides in the right dtype and keeps copies only until `release`."""
 
 from __future__ import annotations
 

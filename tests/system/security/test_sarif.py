@@ -1,7 +1,7 @@
 """`hnloader scan --sarif` follows the rules of the SARIF 2.1.0 schema for everything that it writes.
 
-The schema is strict where it says `additionalProperties: false`: a property that it does not know is an error. The
-tables below are that for the objects that are used; docs/dev/security-evidence.md has the command to check a log with the schema itself.
+The schema is strict where it has `additionalProperties: false`: unknown properties are errors. The tables below hold
+these rules for the objects in use; docs/dev/security-evidence.md has the command to check a log with the schema itself.
 """
 
 from __future__ import annotations
