@@ -114,7 +114,7 @@ if not TYPE_CHECKING:  # to a type checker, __getattr__ means that every name ex
             if name in names:
                 value = globals()[name] = getattr(importlib.import_module(module), name)
                 return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"{__name__}: found no attribute {name!r}. Use one of those in __all__.")
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

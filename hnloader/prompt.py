@@ -1,12 +1,12 @@
-"""Hypernetworks named in a prompt: `<hypernet:name:strength>` and its options.
+"""Read and write the tags of hypernetworks in a prompt: `<hypernet:name:strength>` and its options.
 
 The prompt, the option `--hypernet` of the command line, and hosts that split a tag at its colons share one grammar:
 
-    <hypernet:style>                                     strength 1
-    <hypernet:style:0.8>
-    <hypernet:style:0.8:start=0.2,end=0.8>               only between 20 % and 80 % of the sampling
-    <hypernet:style:0.8:block=up>                        only in the up blocks
-    <hypernet:style:0.8:block=mid+up@0.5:k=1:v=0.5>      mid at full strength, up at half; the v side at half
+- `<hypernet:style>`: strength 1
+- `<hypernet:style:0.8>`: strength 0.8
+- `<hypernet:style:0.8:start=0.2,end=0.8>`: only between 20 % and 80 % of the sampling
+- `<hypernet:style:0.8:block=up>`: only in the up blocks
+- `<hypernet:style:0.8:block=mid+up@0.5:k=1:v=0.5>`: mid at full strength, up at half; the v side at half
 
 Commas and colons separate options. A part after the strength without `=` is ignored, as in the webuis:
 `<hypernet:ink:0.8:0.5>` has the strength 0.8. A name ends at the first colon and may hold anything else (spaces,
