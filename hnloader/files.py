@@ -82,7 +82,7 @@ def read_regular(path: str | os.PathLike[str], largest: int = LARGEST_TEXT) -> b
     return data
 
 
-def lock_file(path: Path) -> BinaryIO:
+def open_lock(path: Path) -> BinaryIO:
     """Open or make a lock file; raise OSError as `open_regular` does."""
     return _open(path, "ab", -1)
 
@@ -356,7 +356,7 @@ def file_lock(path: Path, refusal: str) -> Iterator[None]:
         if fcntl is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(lock_file(path))
+                file = stack.enter_context(open_lock(path))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise HypernetworkError(refusal) from error
