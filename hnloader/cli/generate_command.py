@@ -38,8 +38,9 @@ __all__ = ["generate"]
 _NUMBERED = re.compile(r"(\d{5})-")
 _OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
-_IMAGE = "Image"
-_STYLE = "Hypernetworks"
+
+def _image_option(text: str, *names: str, panel: str = "Image", **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **{"show_default": False, **settings})
 
 
 def _complete_sampler(typed: str) -> list[str]:
@@ -53,77 +54,46 @@ def generate(
     prompt: Annotated[
         str, typer.Argument(help="Describes the image; may contain <hypernet:name:0.8> tags.", show_default=False)
     ],
-    negative: Annotated[
-        str, typer.Option(help="Negative prompt: what to avoid.", rich_help_panel=_IMAGE, show_default=False)
-    ] = "",
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of images.", rich_help_panel=_IMAGE)] = 1,
+    negative: Annotated[str, _image_option("Negative prompt: what to avoid.")] = "",
+    count: Annotated[int, _image_option("Number of images.", "--count", "-n", min=1, show_default=True)] = 1,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Seed of the first image; each next image adds 1. Default: random.",
-            rich_help_panel=_IMAGE,
-            show_default=False,
-        ),
+        int | None, _image_option("Seed of the first image; each next image adds 1. Default: random.", min=0)
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Sampling steps. Default: 20.", rich_help_panel=_IMAGE, show_default=False),
-    ] = None,
+    steps: Annotated[int | None, _image_option("Sampling steps. Default: 20.", min=1)] = None,
     size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WxH",
-            help="Size in pixels, e.g. 512x768. Default: the model's.",
-            rich_help_panel=_IMAGE,
-            show_default=False,
-        ),
+        str | None, _image_option("Size in pixels, e.g. 512x768. Default: the model's.", metavar="WxH")
     ] = None,
     guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Guidance (CFG) scale. Default: 7, or 3 for the bundled model.",
-            rich_help_panel=_IMAGE,
-            show_default=False,
-        ),
+        float | None, _image_option("Guidance (CFG) scale. Default: 7, or 3 for the bundled model.")
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(
-            help="euler, euler_a, heun, ddim, ddpm, plms, dpm2, dpm2_a, dpm++2m, dpm++2m_karras, unipc, lcm. "
+        _image_option(
+            "euler, euler_a, heun, ddim, ddpm, plms, dpm2, dpm2_a, dpm++2m, dpm++2m_karras, unipc, lcm. "
             "Default: the model's.",
-            rich_help_panel=_IMAGE,
-            show_default=False,
             autocompletion=_complete_sampler,
         ),
     ] = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(metavar="IMAGE", help="Initial image (img2img).", rich_help_panel=_IMAGE, show_default=False),
-    ] = None,
-    denoise: Annotated[
-        float, typer.Option(help="Denoising strength for --init, 0 to 1.", rich_help_panel=_IMAGE)
-    ] = 0.75,
+    init: Annotated[Path | None, _image_option("Initial image (img2img).", metavar="IMAGE")] = None,
+    denoise: Annotated[float, _image_option("Denoising strength for --init, 0 to 1.", show_default=True)] = 0.75,
     hypernet: Annotated[
         list[str] | None,
-        typer.Option(
+        _image_option(
+            "File or name, e.g. ink.pt:0.8, with options as in a tag: ink:0.8:block=up,start=0.2,end=0.8. "
+            "Repeat to chain several.",
             "--hypernet",
             "-H",
             metavar="NAME:STRENGTH",
-            help="File or name, e.g. ink.pt:0.8, with options as in a tag: ink:0.8:block=up,start=0.2,end=0.8. "
-            "Repeat to chain several.",
-            rich_help_panel=_STYLE,
-            show_default=False,
+            panel="Hypernetworks",
         ),
     ] = None,
     hypernet_dir: HypernetDirOption = None,
     sweep: Annotated[
         str | None,
-        typer.Option(
+        _image_option(
+            "Make one labeled grid: a row for each seed, a column for each factor of the strengths.",
             metavar="0,0.5,1",
-            help="Make one labeled grid: a row for each seed, a column for each factor of the strengths.",
-            rich_help_panel=_STYLE,
-            show_default=False,
+            panel="Hypernetworks",
         ),
     ] = None,
     model: ModelOption = None,
