@@ -103,7 +103,7 @@ OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "lora": (lora, "a LoRA"),
     "checkpoint": (checkpoint, "a full checkpoint"),
     "embedding": (embedding, "a textual-inversion embedding"),
-    "folder": (folder, "is a folder"),
+    "folder": (folder, "a folder"),
 }
 
 
