@@ -1,4 +1,4 @@
-"""docs/training.md as somebody follows it: its commands as they are written, with fewer steps, on a tiny model."""
+"""The commands of docs/training.md run as written, with fewer steps, on a tiny model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where somebody with twenty images and a model has followed the guide to its end."""
+    """Return a folder in which the whole guide was followed, with twenty images and a model."""
     place = tmp_path_factory.mktemp("guide")
     (place / "images").mkdir()
     random = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def place(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fill_in(config: Path) -> None:
-    """What the guide asks for between the two commands."""
+    """Set what the guide asks for between the two commands."""
     text = config.read_text(encoding="utf-8")
     for key, value in {"model": "./sd15", "images": "images", "output": "by-config.pt"}.items():
         assert f"\n{key}: ''" in f"\n{text}"
