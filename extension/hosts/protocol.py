@@ -111,7 +111,7 @@ class ListsFiles(Protocol):
 
 @runtime_checkable
 class HasHypernetworks(Protocol):
-    """Hypernetworks of the webui's own."""
+    """The webui's own hypernetworks."""
 
     def clear_built_in(self) -> None:
         """Disable them for the running job, so that none applies twice."""
