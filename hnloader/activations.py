@@ -15,36 +15,10 @@ from hnloader.texts import shown
 
 __all__ = ["ACTIVATIONS", "MIXING", "canonical_activation", "make_activation"]
 
-_CLASSES: tuple[type[nn.Module], ...] = (
-    nn.CELU,
-    nn.ELU,
-    nn.GELU,
-    nn.Hardshrink,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.LogSigmoid,
-    nn.LogSoftmax,
-    nn.Mish,
-    nn.PReLU,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.RReLU,
-    nn.SELU,
-    nn.Sigmoid,
-    nn.SiLU,
-    nn.Softmax,
-    nn.Softmax2d,
-    nn.Softmin,
-    nn.Softplus,
-    nn.Softshrink,
-    nn.Softsign,
-    nn.Tanh,
-    nn.Tanhshrink,
-)
+_CLASSES = """CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid LogSoftmax Mish PReLU ReLU
+    ReLU6 RReLU SELU Sigmoid SiLU Softmax Softmax2d Softmin Softplus Softshrink Softsign Tanh Tanhshrink"""
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {cls.__name__.lower(): cls for cls in _CLASSES}
+ACTIVATIONS: dict[str, type[nn.Module]] = {name.lower(): getattr(nn, name) for name in _CLASSES.split()}
 ACTIVATIONS["swish"] = nn.Hardswish
 
 # Activations that mix values: those of all images of a batch, for the usual contexts [batch, tokens, width].

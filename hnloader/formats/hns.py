@@ -141,16 +141,8 @@ class _Parser:
         what = shown(found[0]) if found else "its end"
         raise _SyntaxError(f"Line {line}, column {column}: expected {expected}, found {what}")
 
-    def token(self) -> tuple[str, str] | None:
-        """Return the next token as (kind, text) without taking it; None at the end."""
-        match = _TOKEN.match(self.text, self.at)
-        if match is None:
-            if self.text[self.at :].strip():
-                self.fail("a name or a bracket")
-            return None
-        return str(match.lastgroup), match.group(str(match.lastgroup))
-
     def take(self) -> tuple[str, str]:
+        """Return the next token as (kind, text)."""
         match = _TOKEN.match(self.text, self.at)
         if match is None:
             self.fail("a name or a bracket")
@@ -158,7 +150,7 @@ class _Parser:
         return str(match.lastgroup), match.group(str(match.lastgroup))
 
     def end(self) -> None:
-        if self.token() is not None:
+        if self.text[self.at :].strip():
             self.fail("the end of the text")
 
     def value(self, depth: int) -> object:
@@ -212,10 +204,13 @@ class _Parser:
         return _Braces(pairs)
 
     def took(self, mark: str) -> bool:
-        if self.token() == ("mark", mark):
-            self.take()
-            return True
-        return False
+        match = _TOKEN.match(self.text, self.at)
+        if match is None and self.text[self.at :].strip():
+            self.fail("a name or a bracket")
+        if match is None or match["mark"] != mark:
+            return False
+        self.at = match.end()
+        return True
 
     def need(self, mark: str) -> None:
         if not self.took(mark):

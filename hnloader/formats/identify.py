@@ -76,33 +76,17 @@ _OPTIMIZER = (
     "the optimizer state of a hypernetwork's training (.pt.optim), not the hypernetwork: load the .pt file of that name"
 )
 
-# Parts of tensors' names; the first one that any name contains decides.
+# Parts of tensors' names by kind of model; the first one that any name contains decides.
 _NAME_PARTS: tuple[tuple[str, str], ...] = (
-    ("lora_up.", _LORA),
-    ("lora_down.", _LORA),
-    (".lora_A.", _LORA),
-    (".lora_B.", _LORA),
-    ("lora_linear_layer.", _LORA),
-    ("_lora.down.", _LORA),
-    ("_lora.up.", _LORA),
-    ("lycoris_", _LORA),
-    ("hada_w1", _LORA),
-    ("lokr_w", _LORA),
-    ("lora_unet_", _LORA),
-    ("lora_te", _LORA),
-    ("control_model.", _CONTROLNET),
-    ("controlnet_cond_embedding.", _CONTROLNET),
-    ("model.diffusion_model.", _CHECKPOINT),
-    ("cond_stage_model.", _CHECKPOINT),
-    ("first_stage_model.", _VAE),
-    ("encoder.down", _VAE),
-    ("quant_conv.", _VAE),
-    ("down_blocks.0.attentions", _UNET),
-    ("down_blocks.0.resnets", _UNET),
-    ("text_model.encoder.", _TEXT_ENCODER),
-    ("RDB1.conv1", _UPSCALER),
-    ("conv_first.", _UPSCALER),
-    ("input_blocks.", _CHECKPOINT),
+    (_LORA, "lora_up. lora_down. .lora_A. .lora_B. lora_linear_layer. _lora.down. _lora.up. lycoris_ hada_w1 lokr_w"),
+    (_LORA, "lora_unet_ lora_te"),
+    (_CONTROLNET, "control_model. controlnet_cond_embedding."),
+    (_CHECKPOINT, "model.diffusion_model. cond_stage_model."),
+    (_VAE, "first_stage_model. encoder.down quant_conv."),
+    (_UNET, "down_blocks.0.attentions down_blocks.0.resnets"),
+    (_TEXT_ENCODER, "text_model.encoder."),
+    (_UPSCALER, "RDB1.conv1 conv_first."),
+    (_CHECKPOINT, "input_blocks."),
 )
 _EMBEDDING_NAMES = {"emb_params", "clip_l", "clip_g", "t5xxl"}
 # Values per vector of the text encoders that embeddings are for.
@@ -145,8 +129,8 @@ def kind_of_names(names: Iterable[object]) -> str | None:
     texts = [name for name in names if isinstance(name, str)]
     if texts and (set(texts) <= _EMBEDDING_NAMES or all(re.fullmatch("<.+>", name) for name in texts)):
         return _EMBEDDING
-    for part, kind in _NAME_PARTS:
-        if any(part in name for name in texts):
+    for kind, parts in _NAME_PARTS:
+        if any(part in name for part in parts.split() for name in texts):
             return kind
     return None
 

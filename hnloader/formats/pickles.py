@@ -28,6 +28,7 @@ from hnloader.texts import shown
 
 __all__ = [
     "PLAIN",
+    "STORAGE_DTYPES",
     "Blob",
     "MalformedPickleError",
     "Opaque",
@@ -80,7 +81,7 @@ _EMPTY_ARRAYS = frozenset((module, "_reconstruct") for module in _MULTIARRAYS)
 _FROM_BUFFER = frozenset((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core"))  # protocol 5
 _SCALARS = frozenset((module, "scalar") for module in _MULTIARRAYS)
 _CODECS = {"latin1": "latin-1", "latin-1": "latin-1", "utf-8": "utf-8", "utf8": "utf-8", "ascii": "ascii"}
-_STORAGES: dict[str, str] = {
+STORAGE_DTYPES = {
     "BFloat16Storage": "bfloat16",
     "BoolStorage": "bool",
     "ByteStorage": "uint8",
@@ -96,7 +97,7 @@ _STORAGES: dict[str, str] = {
     "UntypedStorage": "uint8",
 }
 _DTYPES: dict[Global, str] = {
-    (module, name): dtype for module in ("torch", "torch.storage") for name, dtype in _STORAGES.items()
+    (module, name): dtype for module in ("torch", "torch.storage") for name, dtype in STORAGE_DTYPES.items()
 }
 _TORCH_TYPES = frozenset(
     {"bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "complex64", "complex128"}

@@ -24,7 +24,7 @@ import torch._utils
 from hnloader.errors import UnsupportedArchitectureError
 from hnloader.files import open_new
 from hnloader.formats.outgoing import Lazy
-from hnloader.formats.pickles import MalformedPickleError, item_size, read_pickle
+from hnloader.formats.pickles import STORAGE_DTYPES, MalformedPickleError, item_size, read_pickle
 from hnloader.formats.trees import canonical, check_kinds
 from hnloader.texts import shown
 
@@ -35,18 +35,7 @@ _ALIGNMENT = 64
 _HEADER_SIZE = 30  # of a zip member, before its name
 # The first date that a zip member can have; torch omits the date as well.
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
-_STORAGES = {
-    "float64": torch.DoubleStorage,
-    "float32": torch.FloatStorage,
-    "float16": torch.HalfStorage,
-    "bfloat16": torch.BFloat16Storage,
-    "int64": torch.LongStorage,
-    "int32": torch.IntStorage,
-    "int16": torch.ShortStorage,
-    "int8": torch.CharStorage,
-    "uint8": torch.ByteStorage,
-    "bool": torch.BoolStorage,
-}
+_STORAGES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items() if name != "UntypedStorage"}
 
 
 @dataclass(frozen=True, eq=False)
