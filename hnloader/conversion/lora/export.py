@@ -102,9 +102,7 @@ def export_lora(
         for each in written:
             check_free(each)
     applications, sources, files = _loaded(hypernetworks, options.strength)
-    for each, file in itertools.product(written, files):
-        if same_file(each, file):
-            raise HypernetworkError(f"{each}: this is one of the hypernetworks. Write the result elsewhere.")
+    _check_sources(written, files)
     model = base if isinstance(base, BaseModel) else open_base(base, note=note)
     for application in applications:
         check_family(cast("Hypernetwork", application.hypernetwork), model, note)
@@ -119,9 +117,7 @@ def export_lora(
     metadata = lora_file.kohya_metadata(changes, options.kind, model.family, model.name, path.stem, style)
     metadata |= _result_metadata(job, errors, statistics, warnings, differences)
     metadata |= source_metadata(sources, model, options)
-    tensors = lora_file.named_tensors(changes, style, model.layers)
-    if (name := lora_file.overflowing(tensors)) is not None:
-        raise HypernetworkError(f"{path}: the values of {name} do not fit into {options.dtype_name}. Take float32.")
+    tensors = _tensors(changes, style, job)
     with replacing_together(dict.fromkeys(reversed(written), files), overwrite=overwrite) as (*grids, temporary):
         size = lora_file.write(temporary, tensors, metadata)
         if image is not None:
@@ -189,6 +185,12 @@ def _checked_target(target: str | os.PathLike[str]) -> Path:
     if not path.absolute().parent.is_dir():
         raise HypernetworkError(f"{path}: the folder does not exist. Create it first.")
     return path
+
+
+def _check_sources(written: Sequence[Path], files: Sequence[Path]) -> None:
+    for each, file in itertools.product(written, files):
+        if same_file(each, file):
+            raise HypernetworkError(f"{each}: this is one of the hypernetworks. Write the result elsewhere.")
 
 
 def _loaded(
@@ -358,6 +360,14 @@ class _Job:
                 f"Rank {rank} is over the width of {site.name}, {width}. Give {width} or less, 'auto', or 'full' for "
                 "the width of each layer."
             )
+
+
+def _tensors(changes: Sequence[LayerChange], style: NameStyle, job: _Job) -> dict[str, Tensor]:
+    """Return the tensors of the file. Raises HypernetworkError for values out of the range of the dtype."""
+    tensors = lora_file.named_tensors(changes, style, job.base.layers)
+    if (name := lora_file.overflowing(tensors)) is not None:
+        raise HypernetworkError(f"{name}: the values do not fit into {job.options.dtype_name}. Take float32.")
+    return tensors
 
 
 def _image_grid(
