@@ -82,8 +82,8 @@ def read_regular(path: str | os.PathLike[str], largest: int = LARGEST_TEXT) -> b
     return data
 
 
-def open_lock(path: Path) -> BinaryIO:
-    """Open or make a lock file; raise OSError as `open_regular` does."""
+def open_to_append(path: Path) -> BinaryIO:
+    """Open or make a regular file for appending; raise OSError as `open_regular` does."""
     return _open(path, "ab", -1)
 
 
@@ -356,7 +356,7 @@ def file_lock(path: Path, refusal: str) -> Iterator[None]:
         if fcntl is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open_lock(path))
+                file = stack.enter_context(open_to_append(path))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise HypernetworkError(refusal) from error

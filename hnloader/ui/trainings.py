@@ -31,7 +31,7 @@ from typing import Any
 
 from hnloader.conversion.planning import numbered
 from hnloader.errors import HypernetworkError
-from hnloader.files import check_room, expanded, make_folder, open_lock, open_regular, read_regular, replacing
+from hnloader.files import check_room, expanded, make_folder, open_regular, open_to_append, read_regular, replacing
 from hnloader.texts import shown
 
 try:
@@ -248,12 +248,12 @@ class Trainings:
         make_folder(self.folder)
         command = [self.python, "-m", "hnloader", "train", str(files.config.absolute()), *options]
         with contextlib.ExitStack() as stack:
-            lock = stack.enter_context(open_lock(self._lock_path))
+            lock = stack.enter_context(open_to_append(self._lock_path))
             self._acquire(lock)
             make_folder(files.folder)
             with replacing(files.config) as temporary:
                 temporary.write_text(config, encoding="utf-8")
-            log = stack.enter_context(open_lock(files.log))
+            log = stack.enter_context(open_to_append(files.log))
             log.truncate(0)
             detached: dict[str, Any] = {"start_new_session": True, "pass_fds": (lock.fileno(),)}
             if sys.platform == "win32":

@@ -15,7 +15,7 @@ import pytest
 
 from hnloader.conversion import convert
 from hnloader.errors import HypernetworkError
-from hnloader.files import file_lock, open_lock, open_regular, read_regular, remove_leftovers, sha256_of
+from hnloader.files import file_lock, open_regular, open_to_append, read_regular, remove_leftovers, sha256_of
 from hnloader.library import Library
 from hnloader.ui import sidecars
 from hnloader.ui.catalog import Catalog
@@ -107,7 +107,7 @@ def test_path_replaced_by_a_pipe_does_not_block(folder: Path, monkeypatch: pytes
     assert stat.S_ISREG((folder / "odd").stat().st_mode)
     opened = Path("/proc/self/fd")
     handles = len(list(opened.iterdir())) if opened.exists() else None
-    for open_it in (open_regular, open_lock):
+    for open_it in (open_regular, open_to_append):
         assert isinstance(within(20, lambda open_it=open_it: open_it(folder / "odd")), OSError)
     if handles is not None:
         assert len(list(opened.iterdir())) == handles
