@@ -46,11 +46,15 @@ def train(
         bool, typer.Option("--init", help="Print a commented configuration with every setting, and exit.")
     ] = False,
     preset: PresetOption = "style",
-    model: Annotated[str | None, typer.Option(help="Setting `model`.", show_default=False)] = None,
-    images: Annotated[str | None, typer.Option(help="Setting `images`.", show_default=False)] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Setting `output`.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Diffusers folder, checkpoint or hub name.", show_default=False)
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Folder with the training images.", show_default=False)] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="File to write: .pt or .safetensors.", show_default=False)
+    ] = None,
     method: Annotated[str | None, typer.Option(help="hypernetwork or embedding.", show_default=False)] = None,
-    steps: Annotated[int | None, typer.Option(help="Setting `steps`.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of training steps.", show_default=False)] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest saved state.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Replace an earlier training of this output.")] = False,
