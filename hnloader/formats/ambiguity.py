@@ -119,7 +119,9 @@ def tar_members(source: Source) -> Iterator[Place]:
         exhaustive = exhaustive or header.type in _TAR_EXTENDED or header.size < 0
         if not exhaustive and header.isreg():
             at += -(-header.size // _TAR_BLOCK) * _TAR_BLOCK
-    raise CorruptFileError(f"{source.label}: the tar archive has more than {_MAX_TAR_HEADERS:,} members. Unpack it.")
+    raise CorruptFileError(
+        f"{source.label}: the tar archive has more than {_MAX_TAR_HEADERS:,} members. Unpack it and scan its contents."
+    )
 
 
 # -- zip
@@ -162,7 +164,8 @@ def local_headers(source: Source) -> Iterator[Member]:
     for count, at in enumerate(_find_all(source, zip_archive.MAGIC)):
         if count >= zip_archive.MAX_MEMBERS:
             raise CorruptFileError(
-                f"{source.label}: the zip archive has more than {zip_archive.MAX_MEMBERS:,} members. Unpack it."
+                f"{source.label}: the zip archive has more than {zip_archive.MAX_MEMBERS:,} members. Unpack it and "
+                "scan its contents."
             )
         found = zip_archive.local_member(source, at)
         if found is not None:
