@@ -82,6 +82,7 @@ def test_blurred_image_has_no_shape() -> None:
     assert not check(image, scene).right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", list(SCORES))
 def test_shape_and_position_in_every_style(style: str) -> None:
     drawn = scenes(100, seed=8)

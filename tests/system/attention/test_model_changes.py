@@ -452,6 +452,7 @@ def traces(module):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(("way", "activation"), [*((way, "relu") for way in WAYS), ("deepcopy", None), ("copy", None)])
 def test_copied_parts_have_no_hypernetworks(unet, part, way, activation):
@@ -492,6 +493,7 @@ def same_output(one, other):
         return torch.equal(one(*inputs), other(*inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("way", ["deepcopy", "copy"])

@@ -226,6 +226,7 @@ def lora_state_dict():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_loading_and_unloading_lora_weights(sd_components, when):
     size = {"height": 32, "width": 32}
@@ -268,6 +269,7 @@ def offload_sequentially(pipeline):
     cpu_offload(pipeline.unet, execution_device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [offload_model, offload_sequentially])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_offloading_of_a_pipeline(sd_components, offload, when):
