@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from lab import module_map
 from tests.support.paths import ROOT
 
@@ -14,3 +17,25 @@ def test_page_lists_the_present_modules() -> None:
 def test_every_module_has_a_summary() -> None:
     paths = [path for package in module_map.PACKAGES for path in (ROOT / package).rglob("*.py")]
     assert [path.relative_to(ROOT).as_posix() for path in paths if not module_map.summary(path)] == []
+
+
+def source_of(name: str) -> Path | None:
+    """Return the file of a module, given as in the text: `formats.source`, `extension.startup`."""
+    words = name.split(".")
+    folder = ROOT if words[0] in module_map.PACKAGES else ROOT / "hnloader"
+    candidates = (folder.joinpath(*words).with_suffix(".py"), folder.joinpath(*words, "__init__.py"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def test_modules_and_names_in_the_text_exist() -> None:
+    text = module_map.PAGE.read_text(encoding="utf-8").partition(module_map.BEGIN)[0]
+    names = re.findall(r"`((?:attention|cli|conversion|extension|formats|lab|training|ui)\.[\w.]+)`", text)
+    assert len(names) > 20
+    missing = []
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        inner = source_of(module)
+        defined = inner is not None and re.search(rf"(?:def|class) {attribute}\b", inner.read_text(encoding="utf-8"))
+        if source_of(name) is None and not defined:
+            missing.append(name)
+    assert missing == []
