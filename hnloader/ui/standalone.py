@@ -124,7 +124,7 @@ def _gradio() -> Any:
         import gradio
     except ImportError as error:
         missing = error.name or "gradio"
-        raise MissingExtraError(f"The page requires {missing}. Run: pip install 'hnloader[page]'") from error
+        raise MissingExtraError(f"The page requires {missing}. Run: pip install 'hnloader[page]'.") from error
     return gradio
 
 

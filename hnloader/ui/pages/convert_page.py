@@ -129,7 +129,7 @@ class _Convert:
 
             return ToFormat(_targets()[target]), min(4, os.cpu_count() or 1)
         if self.host.lora_base is None:
-            raise MissingExtraError("LoRA: requires diffusers. Run: pip install 'hnloader[diffusers]'")
+            raise MissingExtraError("Converting to LoRA requires diffusers. Run: pip install 'hnloader[diffusers]'.")
         from hnloader.conversion.lora.base_model import open_base
         from hnloader.conversion.lora.bulk_export import LoraExporter
 
