@@ -31,8 +31,8 @@ SLOW = 300_000  # for a loaded machine
 SETTINGS = (
     "data.random_flip: false",
     "learning_rate: 2e-3",
-    "validate_every_n_steps: 10",
-    "previews.every_n_steps: 30",
+    "validate_every_n_steps: 5",
+    "previews.every_n_steps: 20",
     "hypernetwork.activation: linear",
 )
 
@@ -90,7 +90,7 @@ def test_screenshot_of_a_training(host_of, server_for, open_page, album: Path, s
     page = open_page(server_for(host_of(Path("hypernetworks"), output=Path("images"))).url, color_scheme="light")
     draw_images("blueprint", Path("blueprints"), count=12)
     page.get_by_role("tab", name="Train").click()
-    for key, value in {"images": "blueprints", "name": "blueprint", "steps": "240"}.items():
+    for key, value in {"images": "blueprints", "name": "blueprint", "steps": "120"}.items():
         page.locator(f"#hnl-train-{key} textarea, #hnl-train-{key} input").first.fill(value)
     if WANTED:
         _train(page)
@@ -107,7 +107,7 @@ def _train(page: Page) -> None:
     page.locator("#hnl-train-more textarea").fill("\n".join(SETTINGS))
     page.locator("#hnl-train").click()
     status = page.locator("#hnl-train-status")
-    expect(status).to_contain_text(re.compile("step 1[0-9][0-9] of 240"), timeout=3 * SLOW)
+    expect(status).to_contain_text(re.compile("step [6-9][0-9] of 120"), timeout=3 * SLOW)
     page.get_by_text("More settings", exact=True).click()
     page.locator("#hnl-train-model input").first.fill("models/sd15")  # keeps paths of this machine off the image
     page.locator("#hnl-train-stop").click()
