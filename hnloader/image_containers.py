@@ -379,7 +379,7 @@ class _Tags:
         self._data = data
         self.order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
         if not self.order:
-            raise CorruptFileError("Metadata are damaged. Copy or download it again.")
+            raise CorruptFileError("Metadata is damaged. Copy or download it again.")
         at = self._unpacked("I", 4) if at is None else at
         count = min(self._unpacked("H", at), _MOST_TAGS)
         self.found: dict[int, _Tag] = {}

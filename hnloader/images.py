@@ -1,7 +1,7 @@
 """Open image files from strangers within limits. No other module opens an image.
 
 Pillow picks a decoder by a file's first bytes: PostScript starts Ghostscript. And a decoder reads everything in a file:
-metadata that unpack to gigabytes, a million empty chunks, thousands of passes over the pixels. So `read_image` allows
+metadata that unpacks to gigabytes, a million empty chunks, thousands of passes over the pixels. So `read_image` allows
 named formats only, checks the declared size first, and gives Pillow the first image without metadata. `read_text` reads
 the text of an image without Pillow.
 """

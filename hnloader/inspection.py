@@ -95,7 +95,7 @@ class FileInfo:
 
     @property
     def further(self) -> dict[str, object]:
-        """The metadata that are not attributes, without keys of None."""
+        """The metadata that is not an attribute, without keys of None."""
         return {key: value for key, value in self.metadata.items() if key not in _ATTRIBUTES and value is not None}
 
     @property

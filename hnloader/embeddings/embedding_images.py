@@ -1,6 +1,6 @@
 """Embeddings in images, as webuis share them: in a PNG text chunk, and in the low bits of stripes at both sides.
 
-The data are the keys of the webui's `.pt` as JSON, with tensors as {"TORCHTENSOR": nested lists}. The text chunk
+The data consists of the keys of the webui's `.pt` as JSON, with tensors as {"TORCHTENSOR": nested lists}. The text chunk
 `sd-ti-embedding` holds them in base64. In the pixels they are compressed by zlib: the low halves of the bytes are the
 low four bits of a stripe at the left, the high halves those of a stripe at the right. Each stripe is xored with a fixed
 random sequence, and a black column separates it from the image. The high four bits are decoration.

@@ -1,7 +1,7 @@
 """Verify the architecture of a hypernetwork from the shapes of its tensors and its metadata.
 
 Tensor names carry the index of each module, and modules without tensors (activations, dropouts) leave gaps. So each
-architecture implies exact names and shapes. What the metadata state is fixed. For what they omit, the values that
+architecture implies exact names and shapes. What the metadata states is fixed. For what it omits, the values that
 programs of the time meant are tried in order, until an architecture has exactly the names and shapes of the file.
 """
 

@@ -90,11 +90,11 @@ class Contents:
         """Verify the architecture.
 
         Raises:
-            CorruptFileError: The metadata hold more than any program writes.
+            CorruptFileError: The metadata holds more than any program writes.
             UnsupportedArchitectureError: Metadata and tensors contradict each other.
         """
         if not has_at_most(self.metadata, MAX_METADATA):
-            raise CorruptFileError(f"{self.label}: the metadata hold more than {MAX_METADATA:,} values. Remove some.")
+            raise CorruptFileError(f"{self.label}: the metadata holds more than {MAX_METADATA:,} values. Remove some.")
         shapes = [
             SideShapes(width, side, {name: info.shape for name, info in tensors.items()})
             for (width, side), tensors in self.sides.items()
@@ -125,7 +125,7 @@ class Contents:
         """Read the tensors and build the hypernetwork; `stem` is its name if the file holds none.
 
         Raises:
-            CorruptFileError: The data are damaged, or values are not finite.
+            CorruptFileError: The data is damaged, or values are not finite.
         """
         return Hypernetwork(
             {width: (self._side(width, "k"), self._side(width, "v")) for width in self.widths},

@@ -106,7 +106,7 @@ def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
     for key, value in hypernetwork.metadata.items():
         if type(key) is not str:
             raise UnsupportedArchitectureError(
-                f"The metadata have the key {shown(key)}, a {type(key).__name__}. Use text as keys."
+                f"The metadata has the key {shown(key)}, a {type(key).__name__}. Use text as keys."
             )
         metadata[key] = lazily(value, f"metadata[{shown(key)}]")
     return Outgoing(hypernetwork.name, hypernetwork.widths, sides, metadata, hypernetwork.variant)
@@ -115,7 +115,7 @@ def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
 def from_contents(contents: Contents, stem: str) -> Outgoing:
     """Prepare a file whose tensors are not read yet; `stem` is its name if it holds none.
 
-    `Lazy.get` raises CorruptFileError if the data are damaged or not finite.
+    `Lazy.get` raises CorruptFileError if the data is damaged or not finite.
     """
     sides = {
         (width, side): {

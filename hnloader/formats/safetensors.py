@@ -45,7 +45,7 @@ MAX_TENSORS = 20_000  # a full checkpoint, which is read only to say what it is,
 MAX_JSON_DEPTH = 64
 # The key of the header's metadata that makes a file a hypernetwork.
 METADATA_KEY = "hypernetwork"
-# ModelSpec: the sha256 of all bytes after the header, which replaces a placeholder after the data are written.
+# ModelSpec: the sha256 of all bytes after the header, which replaces a placeholder after the data is written.
 HASH_KEY = "modelspec.hash_sha256"
 _NO_HASH = "?" * 64
 _DTYPES = {
@@ -116,7 +116,7 @@ def _read(source: Source) -> Contents:
             raise ValueError(f"No key uses the tensor {shown(min(unused))}.")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptFileError(
-            f"{source.label}: the hypernetwork metadata are damaged ({_problem(error)}). Download the file again."
+            f"{source.label}: the hypernetwork metadata is damaged ({_problem(error)}). Download the file again."
         ) from error
     except UnsupportedArchitectureError as error:
         raise UnsupportedArchitectureError(f"{source.label}: {error}") from error
@@ -148,16 +148,16 @@ def _read(source: Source) -> Contents:
 
 def _described(text: str, label: str) -> dict[str, Any]:
     if sum(text.count(sign) for sign in "[{,") > MAX_PARTS:
-        raise CorruptFileError(f"{label}: the hypernetwork metadata hold more than {MAX_PARTS:,} values. Remove some.")
+        raise CorruptFileError(f"{label}: the hypernetwork metadata holds more than {MAX_PARTS:,} values. Remove some.")
     try:
         about = _ABOUT.decode(text)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(
-            f"{label}: the hypernetwork metadata are damaged JSON ({_problem(error)}). Download the file again."
+            f"{label}: the hypernetwork metadata is damaged JSON ({_problem(error)}). Download the file again."
         ) from error
     version = about.get("layout") if isinstance(about, dict) else None
     if type(version) is not int or version < 1:
-        raise CorruptFileError(f"{label}: the hypernetwork metadata lack the layout version. Save the file again.")
+        raise CorruptFileError(f"{label}: the hypernetwork metadata lacks the layout version. Save the file again.")
     if version > LAYOUT_VERSION:
         raise UnsupportedArchitectureError(
             f"{label} has layout {version}, and this hnloader reads up to {LAYOUT_VERSION}. Update hnloader."
@@ -193,7 +193,7 @@ def _read_header(source: Source) -> tuple[dict[str, StoredTensor], dict[str, str
         ) from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CorruptFileError(
-            f"{source.label}: the safetensors metadata hold other values than text. Save the file again."
+            f"{source.label}: the safetensors metadata holds other values than text. Save the file again."
         )
     _check_layout(tensors, 8 + size, source)
     return tensors, metadata
@@ -252,7 +252,7 @@ def _stored(name: str, entry: dict[str, Any], start: int, end: int) -> StoredTen
 
 
 def _check_layout(tensors: dict[str, StoredTensor], start: int, source: Source) -> None:
-    """Check that the data of the tensors fill the rest of the file without gaps or overlaps."""
+    """Check that the data of the tensors fills the rest of the file without gaps or overlaps."""
     at = start
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.size)):
         if info.offset != at:
@@ -318,7 +318,7 @@ def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: i
     """
     if depth > MAX_JSON_DEPTH:
         raise UnsupportedArchitectureError(
-            f"The metadata nest more than {MAX_JSON_DEPTH} levels deep. Make them flatter."
+            f"The metadata nests more than {MAX_JSON_DEPTH} levels deep. Make them flatter."
         )
     kind = type(value)
     if value is None or kind is bool:
@@ -329,7 +329,7 @@ def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: i
     if isinstance(value, int) and kind is int:
         if not -(10 ** (_MAX_DIGITS - 1)) < value < 10**_MAX_DIGITS:
             raise UnsupportedArchitectureError(
-                f"The metadata hold an integer of {value.bit_length():,} bits. Use a smaller number."
+                f"The metadata holds an integer of {value.bit_length():,} bits. Use a smaller number."
             )
         return value
     if isinstance(value, float) and kind is float:
@@ -351,7 +351,7 @@ def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: i
     if isinstance(value, (list, tuple, set, frozenset)) and kind in _SEQUENCES.values():
         items = [encode_value(part, tensors, depth + 1) for part in value]
         return items if kind is list else {kind.__name__: items}
-    raise UnsupportedArchitectureError(f"The metadata hold a {kind.__name__}. Use plain numbers, text, lists or dicts.")
+    raise UnsupportedArchitectureError(f"The metadata holds a {kind.__name__}. Use plain numbers, text, lists or dicts.")
 
 
 def decode_value(value: Any, tensors: Mapping[str, object] = MappingProxyType({})) -> Any:
@@ -504,10 +504,10 @@ def _write_lazily(
     """Write tensors one at a time.
 
     `hashes` are sha256 in hex by key; they and, with `hashed`, ModelSpec's hash of the data replace placeholders in the
-    header after the data are written.
+    header after the data is written.
     """
     for stated in (*tensors, *metadata, *metadata.values()):
-        # The library refuses these. A hypernetwork's metadata are escaped JSON within the header.
+        # The library refuses these. A hypernetwork's metadata is escaped JSON within the header.
         if _HALF.search(stated):
             raise UnsupportedArchitectureError(
                 f"{shown(stated)} holds half of a character, which safetensors files cannot keep. Change that text."

@@ -120,7 +120,7 @@ def _described(tensor: Any) -> object:
 
 
 def _add(archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes | memoryview], size: int) -> None:
-    """Add a member whose data begin at a multiple of 64 bytes, padded in its extra field as torch does."""
+    """Add a member whose data begins at a multiple of 64 bytes, padded in its extra field as torch does."""
     assert archive.fp is not None
     info = zipfile.ZipInfo(f"{_ROOT}/{name}", _NO_DATE)
     begin = archive.fp.tell() + _HEADER_SIZE + len(info.filename) + 4

@@ -36,7 +36,7 @@ MAX_BYTES = 64 << 20
 MAX_FINDINGS = 100
 # Longer texts are not kept: they cannot name a module or attribute.
 _MAX_NAME = 1_000
-# Most members end at the first byte, because they are not pickles; damaged data lose one piece.
+# Most members end at the first byte, because they are not pickles; damaged data loses one piece.
 _INFLATED_PIECE = 1 << 10
 # Costs in opcodes.
 _COST_OF_A_PICKLE, _COST_OF_AN_IMPORT = 40, 10
@@ -192,7 +192,7 @@ def trace_at(source: Source, start: int, budget: Budget, end: int | None = None)
 
 
 def trace_inflated(source: Source, start: int, size: int, budget: Budget) -> Trace:
-    """Follow the pickle in deflated data. Raises CorruptFileError if they are damaged before the first finding."""
+    """Follow the pickle in deflated data. Raises CorruptFileError if it is damaged before the first finding."""
     return _trace(_Pieces(inflated(source, start, size, _INFLATED_PIECE), budget), 0, budget)
 
 
@@ -231,7 +231,7 @@ def _next_bytes(file: _File) -> bytes:
 
 
 def _is_text(data: bytes) -> bool:
-    """Return whether data are printable UTF-8; the last letter may be cut off."""
+    """Return whether data is printable UTF-8; the last letter may be cut off."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError:

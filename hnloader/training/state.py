@@ -1,7 +1,7 @@
 """The saved state of a training: one safetensors file with everything that a resumed training needs.
 
 The tensors are `weights.<n>`, `ema.<n>` and `optimizer.<n>.<key>`; the key of a nested mapping is `<outer>.<inner>`.
-The rest is JSON in the header. No random state is saved: the data of a step follow from the seed (see `sampler`).
+The rest is JSON in the header. No random state is saved: the data of a step follows from the seed (see `sampler`).
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def export_lora(
         progress: Called with `(done, total, step)`. Default: show nothing.
 
     Returns:
-        The file with its ranks and errors, which its metadata state too.
+        The file with its ranks and errors, which its metadata also states.
 
     Raises:
         ExistingFileError: A file exists, and `overwrite` is False.
