@@ -7,7 +7,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background processes with SIGINT ignored, and programs that the tests start would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Tests expect the results of the CPU. `make gpu` has the checks for graphics cards.
+# Tests expect the results of the CPU. `make gpu` has the checks for GPUs.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: one thread for each of the parallel processes.

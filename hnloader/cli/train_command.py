@@ -186,7 +186,7 @@ def _line_printer() -> Callable[[Event], None]:
 
 
 def _memory_text() -> str:
-    """Return the peak memory, of the graphics card if it is used."""
+    """Return the peak memory, of the GPU if it is used."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():

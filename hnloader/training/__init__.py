@@ -35,7 +35,7 @@ def train(
             be dotted ({"data.random_flip": False}); or a `Config`. Other settings have their defaults.
         resume: Continue from the newest saved state.
         restart: Replace the output and the saved states of an earlier training.
-        device: "auto", "cpu", "cuda", ... Default: a graphics card, if any.
+        device: "auto", "cpu", "cuda", ... Default: a GPU, if any.
         callback: Called with an `Event` after each step.
 
     Returns:

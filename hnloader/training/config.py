@@ -217,7 +217,7 @@ class Config:
     noise_offset: float = setting(0.0, "Noise offset per channel, for darker darks; 0.05 is usual.", least=0)
     precision: Literal["float32", "bfloat16", "float16"] = setting(
         "float32",
-        "Data type of the frozen model; the trained weights stay float32. float16 requires a graphics card and scales\n"
+        "Data type of the frozen model; the trained weights stay float32. float16 requires a GPU and scales\n"
         "the loss so that small gradients are kept. bfloat16 works everywhere.",
     )
     gradient_checkpointing: bool = setting(
@@ -225,7 +225,7 @@ class Config:
     )
     deterministic: bool = setting(
         False,
-        "On a graphics card: the same bits each time, also after --resume, at two to three times the time. A CPU\n"
+        "On a GPU: the same bits each time, also after --resume, at two to three times the time. A CPU\n"
         "always gives the same bits.",
     )
     seed: int = setting(1, "Seed of everything random. The same seed, images and settings give the same file.", least=0)

@@ -59,7 +59,7 @@ class Denoiser:
     Args:
         pipeline: A diffusers pipeline of Stable Diffusion 1, 2 or XL. Its weights are frozen.
         offload: Names of parts ("vae", "text_encoder", ...) that stay in CPU memory between uses. Latents and text
-            states are computed once, so that the memory of the graphics card is for the UNet.
+            states are computed once, so that the memory of the GPU is for the UNet.
     """
 
     def __init__(self, pipeline: Any, offload: Sequence[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Deterministic trainings on a graphics card, whose fastest algorithms add in any order."""
+"""Deterministic trainings on a GPU, whose fastest algorithms add in any order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 def deterministic_algorithms(device: torch.device) -> Iterator[None]:
     """Use torch's deterministic algorithms on a CUDA device while this is active; a CPU needs nothing.
 
-    The backward passes of convolutions and attention add up in the order in which the card finishes. After 25 steps
+    The backward passes of convolutions and attention add up in the order in which the GPU finishes. After 25 steps
     of AdamW the weights differ in the second digit. Determinism takes two to three times the time (SD 1 in float32
     on an H200). The switches belong to the whole process and are restored.
 

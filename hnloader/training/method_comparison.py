@@ -74,7 +74,7 @@ class MethodResult:
         path: The file.
         steps: Steps of the training; None for a finished file.
         seconds: Training time; None for a finished file.
-        memory: Peak memory of the training in bytes, on a graphics card.
+        memory: Peak memory of the training in bytes, on a GPU.
         validation_loss: The validation loss.
         metrics: Kind and name of a metric -> number.
         drift: How much unrelated prompts changed, 0 to 1.

@@ -80,7 +80,7 @@ def check_precision(config: Config, device: str) -> None:
     kind = choose_device(device).type
     if config.precision == "float16" and kind not in ("cuda", "xpu"):
         raise ConfigError(
-            f"Setting 'precision': 'float16' requires a graphics card, and the device is {kind}. Use bfloat16, which "
+            f"Setting 'precision': 'float16' requires a GPU, and the device is {kind}. Use bfloat16, which "
             "needs as little memory, or float32."
         )
 
@@ -94,7 +94,7 @@ def _remove(saved: list[Path]) -> None:
 
 
 def _offloaded_parts(config: Config, device: str) -> tuple[str, ...]:
-    """Return the parts to offload from a graphics card; an embedding is trained through the encoders."""
+    """Return the parts to offload from a GPU; an embedding is trained through the encoders."""
     if device not in ("cuda", "xpu"):
         return ()
     return ("vae",) if config.method == "embedding" else ("vae", "text_encoder", "text_encoder_2")

@@ -233,7 +233,7 @@ class Plan:
 
 
 def plans(*, quick: bool) -> list[Plan]:
-    """Return the plans for this machine: for a graphics card if there is one, otherwise for the processor."""
+    """Return the plans for this machine: for a GPU if there is one, otherwise for the processor."""
     if quick:
         few = (Group(_files.RELU), Group(_files.LINEAR))
         return [Plan(lambda: _models.sd1(32, 1), few, 0.3, has_targets=True), Plan(_models.bundled, few, 0.3)]
@@ -250,7 +250,7 @@ def plans(*, quick: bool) -> list[Plan]:
 
 
 def gpu_plans() -> list[Plan]:
-    """Return SD 1 and SDXL with the dtypes and batches that are usual on graphics cards, and a compiled model."""
+    """Return SD 1 and SDXL with the dtypes and batches that are usual on GPUs, and a compiled model."""
     kinds = [(torch.float16, batch) for batch in (1, 4, 8)] + [(torch.bfloat16, batch) for batch in (2, 8)]
     few = (Group(_files.RELU), Group(_files.LINEAR))
     return [

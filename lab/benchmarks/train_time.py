@@ -73,11 +73,11 @@ class Result:
         rounds: Times of a step.
         memory: Memory of a step by way, without `held`.
         held: Bytes of weights, optimizer and caches by way.
-        aside: Bytes of `held` that hnloader keeps off a graphics card.
+        aside: Bytes of `held` that hnloader keeps off a GPU.
         once: Seconds that hnloader and the second plain loop need once to encode the images and captions.
         losses: Losses of the first steps by way.
         has_targets: True if the targets apply.
-        alone: Peak bytes of each way on a graphics card, including all weights; empty on the CPU.
+        alone: Peak bytes of each way on a GPU, including all weights; empty on the CPU.
     """
 
     title: str
@@ -202,7 +202,7 @@ def measure(bench: Bench, folder: Path) -> Result:
 
 
 def _alone(bench: Bench, way: str, images: Path, folder: Path) -> int:
-    """Return the peak bytes on a graphics card while only one way trains for a few steps."""
+    """Return the peak bytes on a GPU while only one way trains for a few steps."""
     # cuBLAS allocates memory at its first use, which must not count.
     square = torch.ones(8, 8, device=DEVICE)
     nn.functional.linear(square, square, square[0])
@@ -384,7 +384,7 @@ def result_table(results: list[Result]) -> str:
 
 
 def notes(results: list[Result]) -> str:
-    """Return notes on the losses, the encoding and graphics cards."""
+    """Return notes on the losses, the encoding and GPUs."""
     lines = []
     for result in results:
         steps = len(result.losses[OURS])
@@ -397,15 +397,15 @@ def notes(results: list[Result]) -> str:
 
 
 def _on_a_card(result: Result) -> str:
-    """Describe the memory on a graphics card: measured if there is one, otherwise computed."""
+    """Describe the memory on a GPU: measured if there is one, otherwise computed."""
     if result.alone:
         sizes = [f"{way} {_report.megabytes(result.alone[way])}" for way in WAYS]
         ratio = result.alone[OURS] / result.alone[PLAIN]
-        return f"Peak on the card with all weights and the encoding: {', '.join(sizes)}; {ratio:.2f} of the plain loop."
+        return f"Peak on the GPU with all weights and the encoding: {', '.join(sizes)}; {ratio:.2f} of the plain loop."
     held = result.peak(OURS) - result.aside
     ratio = held / result.peak(PLAIN)
     return (
-        "On a graphics card, where the VAE and the text encoder stay on the CPU, the tensors would take "
+        "On a GPU, where the VAE and the text encoder stay on the CPU, the tensors would take "
         f"{_report.megabytes(held)} at most: {ratio:.2f} of the plain loop."
     )
 

@@ -1,1 +1,1 @@
-"""Checks that need a graphics card: `python -m lab.gpu`. They use the models and files of the tests."""
+"""Checks that need a GPU: `python -m lab.gpu`. They use the models and files of the tests."""

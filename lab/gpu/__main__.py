@@ -1,9 +1,8 @@
-"""Run the checks that need a graphics card, one line each; exit with 1 if any fails.
+"""Run the checks that need a GPU, one line each; exit with 1 if any fails.
 
     python -m lab.gpu [--only NAME,NAME]
 
-The models are small or the bundled one; nothing is downloaded. --device cpu tests the checks themselves without a
-graphics card.
+The models are small or the bundled one; nothing is downloaded. --device cpu tests the checks without a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def main() -> int:
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("torch found no graphics card. Use --device cpu to test the checks.", file=sys.stderr)
+        print("torch found no GPU. Use --device cpu to test the checks.", file=sys.stderr)
         return 1
     if device.type == "cuda":
         device = torch.device("cuda", device.index or torch.cuda.current_device())

@@ -1,4 +1,4 @@
-"""Check hypernetworks on models on a graphics card. Each check returns a summary or raises."""
+"""Check hypernetworks on models on a GPU. Each check returns a summary or raises."""
 
 from __future__ import annotations
 

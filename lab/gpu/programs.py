@@ -1,4 +1,4 @@
-"""Check image generation and training on a graphics card. Each check returns a summary or raises."""
+"""Check image generation and training on a GPU. Each check returns a summary or raises."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def trainings(device: torch.device) -> str:
             with _Trainings(device, method=method, precision=precision) as made:
                 training = made.new("whole")
                 devices = {next(training.denoiser.vae.parameters()).device.type}
-                assert device.type == "cpu" or devices == {"cpu"}, "the VAE is on the card"
+                assert device.type == "cpu" or devices == {"cpu"}, "the VAE is on the GPU"
                 reached[precision] = _best(training.run())
         furthest = max(abs(each / reached["float32"] - 1) for each in reached.values())
         assert furthest < 0.05, f"{method}: {reached}"
@@ -104,7 +104,7 @@ def resumed(device: torch.device) -> str:
 
 
 def eight_bit(device: torch.device) -> str:
-    """Compare bitsandbytes' AdamW8bit, which needs a card, with AdamW, and resume it from a saved state."""
+    """Compare bitsandbytes' AdamW8bit, which needs a GPU, with AdamW, and resume it from a saved state."""
     try:
         import bitsandbytes
     except ImportError:

@@ -92,7 +92,7 @@ def test_status(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
         (("--model", "M", "--images", "E", "-o", "a.pt"), "contains no images"),
         (("--model", "M", "--images", "P", "-o", "P/0.png/a.pt"), "cannot be written"),
         (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "learning_rate=20"), "below 10"),
-        (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "precision=float16"), "graphics card"),
+        (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "precision=float16"), "GPU"),
         (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "hypernetwork.widths=[768]"), "got 768"),
         (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "data.resolution=8"), "at least 32"),
         (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "num_epochs=8"), "num_epochs"),

@@ -1,4 +1,4 @@
-"""Checks that run by themselves, one line each: for what no test can have at hand (a webui, a graphics card)."""
+"""Checks that run by themselves, one line each: for what no test can have at hand (a webui, a GPU)."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_latents_match_the_vae(denoiser: Denoiser) -> None:
 
 
 def test_offloaded_parts_are_loaded_for_use(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake of a graphics card by recording where parts are moved."""
+    """Fake of a GPU by recording where parts are moved."""
     from hnloader.training import denoiser as module
     from hnloader.training.pixels import Sample
 

@@ -1,4 +1,4 @@
-"""Deterministic trainings; `python -m lab.gpu` checks them on a graphics card."""
+"""Deterministic trainings; `python -m lab.gpu` checks them on a GPU."""
 
 from __future__ import annotations
 
