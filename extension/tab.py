@@ -55,7 +55,7 @@ def _lora_base(files: KeepsModels, model: Callable[[], WebuiDenoiser]) -> Callab
 
 
 def _training_place(extension: Extension, tab: ShowsTab, files: KeepsModels) -> TrainingPlace:
-    """Keep trainings beside the webui's grids, and offer the selected checkpoint."""
+    """Keep training runs beside the webui's grids, and offer the selected checkpoint."""
     host = extension.host
 
     def models() -> list[str]:

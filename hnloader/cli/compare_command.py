@@ -50,7 +50,7 @@ def compare(
 ) -> None:
     """Train an embedding and a hypernetwork on the same images and compare them.
 
-    Finished trainings are kept; an interrupted comparison resumes.
+    Finished training runs are kept; an interrupted comparison resumes.
     """
     from hnloader.training import read_config
     from hnloader.training.method_comparison import Plan, compare_methods, write_comparison

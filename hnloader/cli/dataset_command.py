@@ -1,4 +1,4 @@
-"""`hnloader dataset check`: check the images of a training."""
+"""`hnloader dataset check`: check the images of a training run."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Number of training steps.", show_default=False)] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest saved state.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Replace an earlier training of this output.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Replace an earlier training run of this output.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Print the progress of this output, and exit.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -151,7 +151,9 @@ def _print_status(config: Config) -> None:
 
     status = read_status(run_folder(Path(config.output))) if config.output else None
     if status is None:
-        raise ConfigError(f"Training of {config.output!r} not found. Name the output of a training with --output.")
+        raise ConfigError(
+            f"{config.output!r}: found no training run of this output. Name the output of one with --output."
+        )
     rows: list[tuple[str, str | Text]] = [("training", f"{status.phase}, step {status.step:,} of {status.steps:,}")]
     if status.loss is not None:
         rows.append(("loss", f"{status.loss:.4f}"))

@@ -1,7 +1,7 @@
 """Embeddings in images, as webuis share them: in a PNG text chunk, and in the low bits of stripes at both sides.
 
-The data consists of the keys of the webui's `.pt` as JSON, with tensors as {"TORCHTENSOR": nested lists}. The text chunk
-`sd-ti-embedding` holds them in base64. In the pixels they are compressed by zlib: the low halves of the bytes are the
+The data is the keys of the webui's `.pt` as JSON, with tensors as {"TORCHTENSOR": nested lists}. The text chunk
+`sd-ti-embedding` holds it in base64. In the pixels it is compressed by zlib: the low halves of the bytes are the
 low four bits of a stripe at the left, the high halves those of a stripe at the right. Each stripe is xored with a fixed
 random sequence, and a black column separates it from the image. The high four bits are decoration.
 """

@@ -318,7 +318,7 @@ def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: i
     """
     if depth > MAX_JSON_DEPTH:
         raise UnsupportedArchitectureError(
-            f"The metadata nests more than {MAX_JSON_DEPTH} levels deep. Make them flatter."
+            f"The metadata nests more than {MAX_JSON_DEPTH} levels deep. Make it flatter."
         )
     kind = type(value)
     if value is None or kind is bool:
@@ -351,7 +351,7 @@ def encode_value(value: object, tensors: dict[str, Lazy] | None = None, depth: i
     if isinstance(value, (list, tuple, set, frozenset)) and kind in _SEQUENCES.values():
         items = [encode_value(part, tensors, depth + 1) for part in value]
         return items if kind is list else {kind.__name__: items}
-    raise UnsupportedArchitectureError(f"The metadata holds a {kind.__name__}. Use plain numbers, text, lists or dicts.")
+    raise UnsupportedArchitectureError(f"The metadata holds a {kind.__name__}. Use numbers, text, lists or dicts.")
 
 
 def decode_value(value: Any, tensors: Mapping[str, object] = MappingProxyType({})) -> Any:

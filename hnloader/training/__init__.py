@@ -34,7 +34,7 @@ def train(
         config: The path of a YAML file, as `hnloader train --init` prints it; a mapping of settings, whose keys may
             be dotted ({"data.random_flip": False}); or a `Config`. Other settings have their defaults.
         resume: Continue from the newest saved state.
-        restart: Replace the output and the saved states of an earlier training.
+        restart: Replace the output and the saved states of an earlier training run.
         device: "auto", "cpu", "cuda", ... Default: a GPU, if any.
         callback: Called with an `Event` after each step.
 
@@ -46,7 +46,7 @@ def train(
         DatasetError: The folder has no usable image.
         ModelError: The model cannot be loaded.
         DivergedError: The loss became NaN or infinite. The saved states are kept.
-        HypernetworkError: The output cannot be written, another training of it is running, the saved states do not
+        HypernetworkError: The output cannot be written, another training run is writing it, the saved states do not
             fit, or no gradient reaches the weights.
         MissingExtraError: A package is missing.
 
@@ -87,7 +87,7 @@ def prepare(
     Args:
         config: The settings.
         resume: Continue from the newest saved state.
-        restart: Replace the output and the saved states of an earlier training.
+        restart: Replace the output and the saved states of an earlier training run.
         dry_run: Only look at the training: neither read nor remove saved states, and accept an existing output.
         device: "auto", "cpu", "cuda", ...
 

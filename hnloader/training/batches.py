@@ -1,4 +1,4 @@
-"""Make the batches of a training from images, captions and random numbers."""
+"""Make the batches of a training run from images, captions and random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions as a training uses them, and the number of their tokens."""
+"""Captions as a training run uses them, and the number of their tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def caption_of(image: TrainingImage, config: DataConfig, name: str, choice: int)
 
 
 def training_caption(image: TrainingImage, config: Config, choice: int) -> str:
-    """Return the caption for a training; for an embedding it contains the placeholder token.
+    """Return the caption for a training run; for an embedding it contains the placeholder token.
 
     The token goes first if the caption lacks it, because the text encoder reads only the start of a long caption.
     """
@@ -49,7 +49,7 @@ def training_caption(image: TrainingImage, config: Config, choice: int) -> str:
 
 
 class Captioner:
-    """The captions of a training, with the placeholder token of an embedding where the text encoder reads it.
+    """The captions of a training run, with the placeholder token of an embedding where the text encoder reads it.
 
     Args:
         config: The settings.

@@ -1,4 +1,4 @@
-"""The settings of a training, their defaults and the presets."""
+"""The settings of a training run, their defaults and the presets."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class PreviewConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a training.
+    """All settings of a training run.
 
     `hnloader train --init` prints each setting with its meaning and default. `read_config` makes a checked instance
     from a file, a mapping or both.
@@ -184,7 +184,7 @@ class Config:
     start_from: str = setting(
         "",
         "A hypernetwork or embedding to train further, such as a webui's .pt (with its .pt.optim next to it). Its\n"
-        "steps are added to the steps of this training in the output, and count for a learning_rate with steps.",
+        "steps are added to the steps of this training run in the output, and count for a learning_rate with steps.",
     )
 
     steps: int = setting(1500, "Number of training steps.", least=1, most=10_000_000)
@@ -298,7 +298,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def read_config(path: Path | None = None, overrides: dict[str, Any] | None = None, preset: str = "style") -> Config:
-    """Read the settings of a training: the preset, then the file, then the overrides.
+    """Read the settings of a training run: the preset, then the file, then the overrides.
 
     Args:
         path: A YAML file, as `hnloader train --init` prints it. Default: no file.

@@ -1,4 +1,4 @@
-"""Deterministic trainings on a GPU, whose fastest algorithms add in any order."""
+"""Deterministic training runs on a GPU, whose fastest algorithms add in any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The events and the result of a training."""
+"""The events and the result of a training run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class BestWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Event:
-    """The progress of a training.
+    """The progress of a training run.
 
     Attributes:
         step: Finished steps.
@@ -62,7 +62,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a training.
+    """The result of a training run.
 
     Attributes:
         output: The file.

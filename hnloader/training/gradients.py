@@ -1,4 +1,4 @@
-"""Checks of the gradients of a training."""
+"""Checks of the gradients of a training run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from hnloader.errors import HypernetworkError
 
-# A training without a gradient for this number of steps does not learn.
+# A training run without a gradient for this number of steps does not learn.
 _MAX_STEPS = 10
 _ADVICE = {
     "hypernetwork": "Check hypernetwork.widths, activation and initialization, or the file in start_from.",

@@ -16,14 +16,14 @@ class LearningRate:
 
     Attributes:
         pieces: Each rate and its last step; steps count from 1 and rise.
-        previous_steps: Steps of the file that this training starts from. The pieces include them.
+        previous_steps: Steps of the file that this training run starts from. The pieces include them.
     """
 
     pieces: tuple[tuple[float, int], ...]
     previous_steps: int = 0
 
     def at(self, step: int, *, scheduler: str = "constant", warmup_steps: int = 0) -> float:
-        """Return the learning rate of a step of this training.
+        """Return the learning rate of a step of this training run.
 
         Args:
             step: Counts from 1.
@@ -44,7 +44,7 @@ def parse_learning_rate(text: str, steps: int, previous_steps: int = 0) -> Learn
 
     Args:
         text: One rate, or pieces with their last steps.
-        steps: Steps of this training.
+        steps: Steps of this training run.
         previous_steps: Steps of the file that it starts from. The pieces include them.
 
     Raises:

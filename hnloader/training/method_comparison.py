@@ -43,7 +43,7 @@ class Plan:
 
     Attributes:
         config: The settings. `output` gives the names of the files (style-hypernetwork.pt, style-embedding.pt), and
-            `method` is ignored. An interrupted training resumes.
+            `method` is ignored. An interrupted training run resumes.
         prompts: Generated with both methods. The token of the embedding goes first, or in place of {name}.
         unrelated: Prompts whose images should not change.
         seeds: The seeds of each prompt.

@@ -1,4 +1,4 @@
-"""Prepare a training: check the settings, read the images and load the model."""
+"""Prepare a training run: check the settings, read the images and load the model."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def prepare(
 def _check_output(output: Path, saved: list[Path], *, resume: bool, restart: bool) -> None:
     """Raise an error if the output would replace other work, or cannot be written after the last step."""
     if saved and not (resume or restart):
-        raise ConfigError(f"{output}: an earlier training has a saved state ({saved[-1]}). Use --resume or --restart.")
+        raise ConfigError(f"{output}: found the saved state {saved[-1]} of an earlier run. Use --resume or --restart.")
     if not (saved or restart) and os.path.lexists(output):
         raise ConfigError(
             f"{output} exists, without a saved state of its training. Choose another output, or replace it with "
@@ -110,7 +110,7 @@ def _enable_checkpointing(unet: Any) -> None:
 
 
 def _accelerator() -> Any:
-    """Return the accelerator of a training on several devices (`accelerate launch`), else None."""
+    """Return the accelerator of a training run on several devices (`accelerate launch`), else None."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     from accelerate import Accelerator

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _NAME = re.compile(r"step-(\d{8})-(\d+)\.png")
-# A long training is thinned out to about this number of frames.
+# A long training run is thinned out to about this number of frames.
 _MAX_FRAMES = 40
 _FRAME_MS, _LAST_FRAME_MS = 250, 2000
 

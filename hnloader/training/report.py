@@ -1,4 +1,4 @@
-"""The HTML report of a training: one self-contained file."""
+"""The HTML report of a training run: one self-contained file."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _previews(folder: Path) -> Iterator[str]:
     if tiled.is_file():
         with contextlib.suppress(HypernetworkError):
             image = read_image(tiled, OWN_PREVIEWS).image
-            yield html.section("Previews", html.image_tag(image, "previews over the steps"))
+            yield html.section("Previews", html.image_tag(image, "preview images by step"))
 
 
 def _thumbnails(dataset: Dataset, validation: Sequence[TrainingImage]) -> Iterator[tuple[Image, str]]:

@@ -1,4 +1,4 @@
-"""The folder of a training and its lock."""
+"""The folder of a training run and its lock."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def locked(output: Path) -> contextlib.AbstractContextManager[None]:
     folder = run_folder(output)
     return file_lock(
         folder / "lock",
-        f"{output}: another training of this output is running, in {folder}. Wait for it, or choose another output.",
+        f"{output}: another training run is writing this output (see {folder}). Wait for it, or choose another output.",
     )

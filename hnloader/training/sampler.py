@@ -1,4 +1,4 @@
-"""The batches of each step. Everything random is a function of the seed and the step, so that a resumed training
+"""The batches of each step. Everything random is a function of the seed and the step, so that a resumed training run
 sees the same data and no random state is saved."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Draw:
 
 
 class BatchSampler(Sequence[tuple[Draw, ...]]):
-    """The endless sequence of batches of a training.
+    """The endless sequence of batches of a training run.
 
     An epoch shows each image `repeats` times in a new order. All images of a batch have one size.
 

@@ -1,4 +1,4 @@
-"""The saved state of a training: one safetensors file with everything that a resumed training needs.
+"""The saved state of a training run: one safetensors file with everything that a resumed training run needs.
 
 The tensors are `weights.<n>`, `ema.<n>` and `optimizer.<n>.<key>`; the key of a nested mapping is `<outer>.<inner>`.
 The rest is JSON in the header. No random state is saved: the data of a step follows from the seed (see `sampler`).
@@ -32,7 +32,7 @@ _ADVICE = "Use the same settings, or start again with --restart."
 
 @dataclass
 class State:
-    """The progress of a training.
+    """The progress of a training run.
 
     Attributes:
         step: Finished steps.
@@ -172,7 +172,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except OSError as error:
         raise HypernetworkError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path}: expected the saved state of a training; it is damaged ({error}).") from error
+        raise CorruptFileError(
+            f"{path}: the saved training state is damaged ({error}). Resume from another state, or use --restart."
+        ) from error
     problem = _problem(about)
     if problem:
         raise CorruptFileError(f"{path} is damaged: {problem}. Resume from another state, or use --restart.")

@@ -1,4 +1,4 @@
-"""The progress of a training in a file, for the page and `hnloader train --status`."""
+"""The progress of a training run in a file, for the page and `hnloader train --status`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PACE_SMOOTHING = 0.1
 
 @dataclass(frozen=True)
 class Status:
-    """The progress of a training.
+    """The progress of a training run.
 
     Attributes:
         phase: "preparing" (reading the images, loading the model), "running", or how it ended.
@@ -44,7 +44,7 @@ class Status:
         learning_rate: The learning rate of the step.
         seconds: Training time over all runs.
         seconds_left: Estimated time to the end.
-        message: The newest message; of a failed training, the error.
+        message: The newest message; of a failed training run, the error.
         pid: The process.
         history: One entry per validation: step, loss, learning_rate, validation_loss.
     """
@@ -84,7 +84,7 @@ def read_status(folder: Path) -> Status | None:
 
 
 class StatusWriter:
-    """Keeps the status file of one training up to date."""
+    """Keeps the status file of one training run up to date."""
 
     def __init__(self, output: Path, steps: int) -> None:
         self._folder = run_folder(output)
@@ -135,7 +135,7 @@ def status_file(output: Path, steps: int) -> Iterator[StatusWriter]:
     """Keep the status of the training in this block; an exception is written as its failure.
 
     Raises:
-        HypernetworkError: Another training of this output is running. Its status does not change.
+        HypernetworkError: Another training run is writing this output. Its status does not change.
     """
     folder = run_folder(output)
     new, before = not folder.exists(), read_status(folder)

@@ -1,4 +1,4 @@
-"""Stop a training by Ctrl-C or SIGTERM."""
+"""Stop a training run by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 

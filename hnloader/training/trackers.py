@@ -27,7 +27,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a training.
+    """The trackers of a training run.
 
     A failure (no network, a full disk) is returned once as a message. It stops the trackers, but not the training.
 

@@ -44,7 +44,7 @@ from hnloader.training.stop_signals import stop_signals
 from hnloader.training.trackers import Trackers
 from hnloader.training.validation import Validator, validation_losses
 
-# The user hears of a training that does not improve after this number of validations.
+# The user hears of a training run that does not improve after this number of validations.
 _VALIDATIONS_TO_REMARK = 3
 # A running mean, because the loss of a single step depends mostly on its timesteps.
 _LOSS_SMOOTHING = 0.98
@@ -53,14 +53,14 @@ Callback = Callable[[Event], None]
 
 
 class Trainer:
-    """One training; after an interruption, a new trainer resumes from the saved state.
+    """One training run; after an interruption, a new trainer resumes from the saved state.
 
     Args:
         config: Checked settings.
         denoiser: The model.
         dataset: The images.
         model: The name and the hash of the model, for the metadata of the output.
-        accelerator: The `accelerate.Accelerator` of a training on several devices.
+        accelerator: The `accelerate.Accelerator` of a training run on several devices.
     """
 
     def __init__(
@@ -181,11 +181,11 @@ class Trainer:
 
         Raises:
             DivergedError: The loss became NaN or infinite. The saved states are kept.
-            HypernetworkError: The output cannot be written, or another training of it is running.
+            HypernetworkError: The output cannot be written, or another training run is writing it.
         """
         with locked(self.output) if self._is_main else contextlib.nullcontext():
             if self._is_main:
-                # Files that a killed training left half-written.
+                # Files that a killed training run left half-written.
                 remove_leftovers([self.folder, self.folder / "cache", self.folder / "previews", self.output.parent])
             return self._run(callback or (lambda event: None))
 
@@ -244,7 +244,7 @@ class Trainer:
             if not allow_nondeterministic(error):
                 raise
             reason = textwrap.shorten(str(error), 200)
-        tell(f"This training is not deterministic: {reason}")
+        tell(f"This training run is not deterministic: {reason}")
         self.optimizer.zero_grad(set_to_none=True)
         return self.train_step(step)
 
@@ -315,7 +315,7 @@ class Trainer:
     # -- validation
 
     def _validate_first(self) -> None:
-        """Measure the loss before the first step, to notice a training that does not improve."""
+        """Measure the loss before the first step, to notice a training run that does not improve."""
         if not self.config.validate_every_n_steps:
             return
         self.state.initial_loss = loss = self.validator.loss()

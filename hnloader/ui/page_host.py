@@ -136,7 +136,7 @@ class TrainingPlace:
     """Folders and models for training.
 
     Attributes:
-        folder: Returns the folder of the trainings, created when missing. Keep it out of the library, which would
+        folder: Returns the folder of the training runs, created when missing. Keep it out of the library, which would
             list every checkpoint.
         library: Returns the folder that finished hypernetworks are copied to.
         models: Returns the models to offer: folders, files or hub names. The first one is the default.

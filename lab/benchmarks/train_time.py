@@ -240,7 +240,7 @@ def _measured(
 
 
 def _training(bench: Bench, pipeline: Any, images: Path, folder: Path, aside: Sequence[str] = ()) -> Trainer:
-    """Make a training whose UNet shares everything except the projections, which have hooks."""
+    """Make a training run whose UNet shares everything except the projections, which have hooks."""
     given = {"model": "random", "images": str(images), "output": str(folder / "style.pt"), **bench.settings}
     config = read_config(None, given)
     config.check()
@@ -250,7 +250,7 @@ def _training(bench: Bench, pipeline: Any, images: Path, folder: Path, aside: Se
 
 
 def _fill(training: Trainer) -> None:
-    """Encode all images and captions of a training."""
+    """Encode all images and captions of a training run."""
     for image in training.images:
         training.batches.cache.text(training.captioner(image, 0))
         for flipped in (False, True):

@@ -115,7 +115,7 @@ class Row:
 
 @dataclass
 class Spent:
-    """The time of a training over all runs, kept next to its file.
+    """The total time of a training run with its resumptions, kept next to its file.
 
     Attributes:
         seconds: on the clock.

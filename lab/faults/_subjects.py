@@ -277,7 +277,7 @@ def _converted(files: int = 12) -> Subject:
     return Subject("convert", prepare, work, check, done)
 
 
-# -- a training
+# -- a training run
 
 
 class Training:
@@ -340,7 +340,7 @@ class Training:
         self.reached[folder] = reached
         output = hnloader.load(folder / "style.pt")
         assert same(output, hypernetwork(0)) or output.metadata["step"] == self.steps, (
-            "the output is from an unfinished training"
+            "the output is from an unfinished training run"
         )
 
     def done(self, folder: Path) -> None:

@@ -75,7 +75,7 @@ def threads(device: torch.device) -> str:
 
 
 def trainings(device: torch.device) -> str:
-    """Compare the loss of trainings in each precision with float32; the VAE must stay on the CPU."""
+    """Compare the loss of training runs in each precision with float32; the VAE must stay on the CPU."""
     results = []
     for method in ("hypernetwork", "embedding"):
         reached: dict[str, float] = {}
@@ -133,7 +133,7 @@ CHECKS: dict[str, Check] = {
 
 
 class _Trainings:
-    """Short trainings on the bundled pipeline with the same images, in a temporary folder."""
+    """Short training runs on the bundled pipeline with the same images, in a temporary folder."""
 
     def __init__(self, device: torch.device, **settings: object) -> None:
         self._device, self._settings = device, settings

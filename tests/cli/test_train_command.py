@@ -64,7 +64,7 @@ def test_status(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
     code, _, err = run("train", "-o", output, "--status")
     assert code == 1
     assert "style.pt" in err
-    assert "not found" in err
+    assert "found no training run" in err
     given = ["--model", tiny_model, "--images", folder, "-o", output, "--steps", 4]
     quick = ["--set", "previews.every_n_steps=0", "--set", "validate_every_n_steps=2"]
     assert run("train", *given, *quick)[0] == 0
@@ -72,7 +72,7 @@ def test_status(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
     assert code == 0
     assert "done, step 4 of 4" in out
     assert "validation loss" in out
-    # A mistake keeps the status of an earlier training, and leaves no folder of a new one.
+    # A mistake keeps the status of an earlier training run, and leaves no folder of a new one.
     assert run("train", *given)[0] == 1
     assert "done, step 4 of 4" in run("train", "-o", output, "--status")[1]
     assert run("train", "--model", tiny_model, "--images", "none", "-o", tmp_path / "new.pt")[0] == 1

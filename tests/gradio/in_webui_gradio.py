@@ -122,7 +122,7 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     passed("converts")
 
     tab(page, "Train")
-    expect(page.locator("#hnl-train-details").first).to_contain_text("No training yet")
+    expect(page.locator("#hnl-train-details").first).to_contain_text("No training runs yet")
     write(page, "hnl-train-images", str(draw_images("blueprint", output / "blueprints", count=5)))
     page.locator("#hnl-train-look").click()
     expect(page.locator("#hnl-train-notice").first).to_contain_text("5 images to train on")

@@ -1,4 +1,4 @@
-"""Settings, images and results of the trainings in tests."""
+"""Settings, images and results of the training runs in tests."""
 
 from __future__ import annotations
 

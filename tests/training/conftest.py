@@ -71,7 +71,7 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionXLPipeline:
 
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images and what a training of two steps leaves."""
+    """A folder with images and what a training run of two steps leaves."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "images").mkdir()
     for index in range(6):

@@ -1,4 +1,4 @@
-"""The batches of a training."""
+"""The batches of a training run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions of a training and the number of their tokens."""
+"""Captions of a training run and the number of their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deterministic trainings; `python -m lab.gpu` checks them on a GPU."""
+"""Deterministic training runs; `python -m lab.gpu` checks them on a GPU."""
 
 from __future__ import annotations
 

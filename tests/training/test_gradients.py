@@ -1,4 +1,4 @@
-"""A training without gradients is an error."""
+"""A training run without gradients is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other things in the folder of a training."""
+"""Other things in the folder of a training run."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ PREPARED: dict[Path, Any] = {}
 
 
 def resume_again(folder: Path, model: Path) -> Any:
-    """Resume a training that is prepared once, because preparing takes longest."""
+    """Resume a training run that is prepared once, because preparing takes longest."""
     if folder not in PREPARED:
         PREPARED[folder] = prepare(config_in(folder, model, steps=3), resume=True)
     training = PREPARED[folder]

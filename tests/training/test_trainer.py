@@ -226,9 +226,9 @@ def test_only_one_training_of_an_output_runs(settings_of: Run) -> None:
 
     def meanwhile(event: Event) -> None:
         if event.step == 1:
-            with raises(HypernetworkError, str(config.output), "running"):
+            with raises(HypernetworkError, str(config.output), "another training run"):
                 second.run()
-            with raises(HypernetworkError, str(config.output), "running"):
+            with raises(HypernetworkError, str(config.output), "another training run"):
                 prepare(config, restart=True)
 
     train(config, callback=meanwhile)

@@ -1,4 +1,4 @@
-"""Trainings with a model in half precision."""
+"""TrainingRuns with a model in half precision."""
 
 from __future__ import annotations
 

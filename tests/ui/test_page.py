@@ -59,7 +59,7 @@ def test_an_empty_library_says_what_to_do_next(host_of, server_for, open_page, t
         "Library": ("No hypernetworks yet", str(empty)),
         "Compare": ("Nothing to compare yet", "Library"),
         "Convert": ("Nothing converted yet", "Library"),
-        "Train": ("No training yet", "5 to 50 images"),
+        "Train": ("No training runs yet", "5 to 50 images"),
     }
     for name, (title, advice) in expected.items():
         turn_to(page, name)

@@ -1,4 +1,4 @@
-"""The Train page in a browser, with trainings of the tiny model."""
+"""The Train page in a browser, with training runs of the tiny model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 import hnloader
 from hnloader.embeddings import load_embedding
-from hnloader.ui.trainings import Trainings
+from hnloader.ui.training_runs import TrainingRuns
 from tests.support.tiny_model import save_images
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def url(host_of, server_for, folder: Path, tmp_path: Path) -> Iterator[str]:
     yield server_for(host_of(folder)).url
-    left = Trainings(tmp_path / "images" / "trainings")
+    left = TrainingRuns(tmp_path / "images" / "trainings")
     left.stop()
     while left.running() is not None:
         time.sleep(0.05)
@@ -66,7 +66,7 @@ def test_start_watch_stop_resume_and_use_a_training(
 ) -> None:
     page = open_page(url)
     turn_to_train(page)
-    expect(page.locator("#hnl-train-details")).to_contain_text("No training yet")
+    expect(page.locator("#hnl-train-details")).to_contain_text("No training runs yet")
     ask(page, images, "mine", 5000)
     status = page.locator("#hnl-train-status")
     page.locator("#hnl-train").click()

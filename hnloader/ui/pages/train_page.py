@@ -20,7 +20,7 @@ from hnloader.ui.compat import html, image_output, listen, make, update
 from hnloader.ui.pages.fields import textbox, whole
 from hnloader.ui.pages.library_page import tag_name
 from hnloader.ui.pages.progress import complaint
-from hnloader.ui.trainings import TrainingFiles, Trainings
+from hnloader.ui.training_runs import TrainingFiles, TrainingRuns
 
 if TYPE_CHECKING:
     from hnloader.training.status import Status
@@ -96,7 +96,7 @@ class _Train:
         return markup.notice(text, kind) + (markup.grid(["File", "Problem"], rows) if rows else ""), sheet
 
     def start(self, *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Start a training and watch it; the values are the fields of `_Form`."""
+        """Start a training run and watch it; the values are the fields of `_Form`."""
         form = _Form(*values)
         name = (form.name or "").strip()
         try:
@@ -107,29 +107,29 @@ class _Train:
                 "steps": whole(form.steps, "Steps"),
                 "learning_rate": (form.learning_rate or "auto").strip(),
             }
-            trainings = self._trainings(form.python)
-            self._require_packages(trainings)
-            trainings.start(name, settings | _settings(form.more), form.preset)
+            runs = self._runs(form.python)
+            self._require_packages(runs)
+            runs.start(name, settings | _settings(form.more), form.preset)
         except Exception as error:
             yield self._refused(error)
             return
         yield from self.watch(name)
 
     def resume(self, name: str | None, steps: float | None, python: str) -> Iterator[tuple[Any, ...]]:
-        """Resume the selected training and watch it."""
+        """Resume the selected training run and watch it."""
         try:
-            trainings = self._trainings(python)
+            runs = self._runs(python)
             if not name:
-                raise HypernetworkError("Select a training to resume.")
-            self._require_packages(trainings)
-            trainings.resume(name, self._new_steps(trainings.files(name), whole(steps, "Steps")))
+                raise HypernetworkError("Training runs: none selected. Select one to resume.")
+            self._require_packages(runs)
+            runs.resume(name, self._new_steps(runs.files(name), whole(steps, "Steps")))
         except Exception as error:
             yield self._refused(error)
             return
         yield from self.watch(name)
 
     def _new_steps(self, files: TrainingFiles, steps: int) -> int | None:
-        """Return the new number of steps of a finished training; None for an unfinished one."""
+        """Return the new number of steps of a finished training run; None for an unfinished one."""
         from hnloader.training.status import read_status
 
         status = read_status(files.run_folder)
@@ -142,31 +142,31 @@ class _Train:
         return steps
 
     def stop(self) -> str:
-        """Stop the running training."""
-        name = self._trainings().stop()
+        """Stop the current training run."""
+        name = self._runs().stop()
         return markup.notice(
-            f"{name} stops after its current step, with everything saved." if name else "Nothing to stop."
+            f"{name} stops after the current step and saves everything." if name else "No training run is active."
         )
 
     def watch(self, name: str | None = None) -> Iterator[tuple[Any, ...]]:
         """Show a training (default: the running one, else the newest) until it ends.
 
         Yields:
-            The list of trainings, status, details, and the buttons Train, Resume and Stop.
+            The list of training runs, status, details, and the buttons Train, Resume and Stop.
         """
-        trainings = self._trainings()
-        name = name or trainings.running() or next(iter(trainings.names()), None)
+        runs = self._runs()
+        name = name or runs.running() or next(iter(runs.names()), None)
         if name is None:
             yield self._empty()
             return
-        files, shown, quiet = trainings.files(name), None, 0
+        files, shown, quiet = runs.files(name), None, 0
         while True:
-            active = trainings.running()
+            active = runs.running()
             running = active == name
             newest = (active, _modified(files.run_folder / "status.json"), _modified(files.previews))
             if newest != shown or quiet >= _MAX_QUIET:
                 yield (
-                    update(choices=trainings.names(), value=name),
+                    update(choices=runs.names(), value=name),
                     _status(files, running),
                     _details(files),
                     update(interactive=active is None),
@@ -183,11 +183,11 @@ class _Train:
         """Copy the trained file into the library; return a notice."""
         try:
             if not name:
-                raise HypernetworkError("Select a training.")
-            trainings = self._trainings()
-            embedding = trainings.settings(name).get("method") == "embedding"
+                raise HypernetworkError("Training runs: none selected. Select one first.")
+            runs = self._runs()
+            embedding = runs.settings(name).get("method") == "embedding"
             folder = self.place.embeddings if embedding and self.place.embeddings is not None else self.place.library
-            path = trainings.use(name, folder(), best=which == _BEST)
+            path = runs.use(name, folder(), best=which == _BEST)
         except Exception as error:
             return complaint(error)
         self.catalog.refresh()
@@ -196,13 +196,13 @@ class _Train:
         tag = "" if embedding or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
         return markup.notice(f"Copied to {path}.{tag}", "good")
 
-    def _trainings(self, python: str = "") -> Trainings:
+    def _runs(self, python: str = "") -> TrainingRuns:
         named = (python or "").strip() if self.place.may_name_python else ""
-        return Trainings(self.place.folder(), named)
+        return TrainingRuns(self.place.folder(), named)
 
-    def _require_packages(self, trainings: Trainings) -> None:
-        if missing := trainings.missing():
-            raise HypernetworkError(f"{missing} {self._advice(trainings.python)}")
+    def _require_packages(self, runs: TrainingRuns) -> None:
+        if missing := runs.missing():
+            raise HypernetworkError(f"{missing} {self._advice(runs.python)}")
 
     def _advice(self, python: str) -> str:
         command = f"Run: {python} -m pip install 'hnloader[train]'"
@@ -214,10 +214,10 @@ class _Train:
         return update(), complaint(error), *[update()] * 4
 
     def _empty(self) -> tuple[Any, ...]:
-        trainings = self._trainings()
-        missing = trainings.missing()
-        notice = markup.notice(f"{missing} {self._advice(trainings.python)}" if missing else "", "bad")
-        empty = markup.empty("No training yet", "Enter a folder with 5 to 50 images, and press Train.")
+        runs = self._runs()
+        missing = runs.missing()
+        notice = markup.notice(f"{missing} {self._advice(runs.python)}" if missing else "", "bad")
+        empty = markup.empty("No training runs yet", "Enter a folder with 5 to 50 images, and press Train.")
         idle = update(interactive=True), update(interactive=False), update(interactive=False)
         return update(choices=[], value=None), notice, empty, *idle
 
@@ -301,7 +301,7 @@ def _previews(path: Path) -> str:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="hnl-previews" alt="previews over the steps" src="data:image/jpeg;base64,{data}">'
+    return f'<img class="hnl-previews" alt="preview images by step" src="data:image/jpeg;base64,{data}">'
 
 
 def _duration(seconds: float) -> str:
@@ -320,7 +320,7 @@ def build(host: Host, catalog: Catalog, place: TrainingPlace, root: Any) -> Trai
                 start = make("Button", "Train", variant="primary", elem_id="hnl-train", scale=3)
                 stop = make("Button", "Stop", variant="stop", elem_id="hnl-train-stop", scale=1, interactive=False)
             with make("Row"):
-                selected = make("Dropdown", label="Trainings", choices=[], elem_id="hnl-train-earlier", scale=3)
+                selected = make("Dropdown", label="Training runs", choices=[], elem_id="hnl-train-earlier", scale=3)
                 resume = make("Button", "Resume", elem_id="hnl-train-resume", scale=1, min_width=80, interactive=False)
             with make("Row"):
                 which = make("Radio", label="Weights", choices=[_LAST, _BEST], value=_LAST, scale=3)

@@ -100,7 +100,7 @@ def test_interrupted_training_is_not_finished(tmp_path: Path, monkeypatch: pytes
 
     def train(config: Any, resume: bool) -> Any:
         asked.append(config)
-        Path(config.output).write_bytes(b"")  # an interrupted training writes what it has
+        Path(config.output).write_bytes(b"")  # an interrupted training run writes what it has
         reason, step = next(ends)
         return SimpleNamespace(reason=reason, step=step)
 

@@ -36,7 +36,7 @@ OWN = {
     "hnloader/pipelines.py": {"name"},
     "hnloader/ui/diffusers_generator.py": {"name"},
     "hnloader/ui/pages/convert_page.py": {"target"},
-    "hnloader/ui/trainings.py": {"_REQUIRED", "name"},
+    "hnloader/ui/training_runs.py": {"_REQUIRED", "name"},
 }
 # `str` of these is bounded: paths, sizes, our own errors and classes.
 OWN_TEXTS = {

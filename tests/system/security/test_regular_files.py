@@ -20,7 +20,7 @@ from hnloader.library import Library
 from hnloader.ui import sidecars
 from hnloader.ui.catalog import Catalog
 from hnloader.ui.index import index_path, read_index
-from hnloader.ui.trainings import Trainings
+from hnloader.ui.training_runs import TrainingRuns
 from tests.support.errors import raises
 from tests.support.paths import GOLDENS, ROOT
 
@@ -148,13 +148,13 @@ def test_index_lock_and_training_files_do_not_block(folder: Path) -> None:
             pass
 
     assert within(20, hold) is None
-    trainings = Trainings(folder)
-    assert within(20, trainings.running) is None
+    runs = TrainingRuns(folder)
+    assert within(20, runs.running) is None
     for name in ("config.yaml", "log.txt"):
         (folder / "style").mkdir(exist_ok=True)
         os.mkfifo(folder / "style" / name)
-    assert isinstance(within(20, lambda: trainings.settings("style")), HypernetworkError)
-    assert within(20, trainings.files("style").problem) == ""
+    assert isinstance(within(20, lambda: runs.settings("style")), HypernetworkError)
+    assert within(20, runs.files("style").problem) == ""
 
 
 def test_a_library_lists_no_pipes(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""Trainings that the page starts: processes of `hnloader train`, which continue when the page is closed.
+"""Training runs that the page starts: processes of `hnloader train`, which continue when the page is closed.
 
 Each has a folder in a common one:
 
 - NAME/config.yaml: its settings
 - NAME/NAME.pt: its output, with NAME.training for states, previews and status.json
 - NAME/log.txt: its messages
-- lock, job.json: locked by the running training, and its name
+- lock, job.json: locked by the current training run, and its name
 
 The process inherits the locked file, so that the lock lasts as long as the process, whichever page started it.
 """
@@ -39,7 +39,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["TrainingFiles", "Trainings"]
+__all__ = ["TrainingFiles", "TrainingRuns"]
 
 _NAME = re.compile(r"[\w][\w .()+-]{0,63}")
 _REQUIRED = ("diffusers", "transformers", "accelerate", "safetensors", "torch", "numpy", "yaml", "PIL", "typer", "rich")
@@ -57,7 +57,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """The files of a training.
+    """The files of a training run.
 
     Attributes:
         folder: Its folder.
@@ -113,11 +113,11 @@ class TrainingFiles:
         return next((line.strip() for line in reversed(lines) if line.strip()), "") if crashed else ""
 
 
-class Trainings:
-    """The trainings in a folder; one runs at a time.
+class TrainingRuns:
+    """The training runs in a folder; one runs at a time.
 
     Args:
-        folder: Created by the first training.
+        folder: Created by the first training run.
         python: The Python interpreter that runs `hnloader train`. Default: this one.
     """
 
@@ -126,7 +126,7 @@ class Trainings:
         self.python = python or sys.executable
 
     def names(self) -> list[str]:
-        """Return the names of all trainings, newest first."""
+        """Return the names of all training runs, newest first."""
         try:
             found = [path for path in self.folder.iterdir() if (path / "config.yaml").is_file()]
         except OSError:
@@ -134,7 +134,7 @@ class Trainings:
         return [path.name for path in sorted(found, key=lambda path: -(path / "config.yaml").stat().st_mtime)]
 
     def files(self, name: str) -> TrainingFiles:
-        """Return the files of a training, or raise HypernetworkError for an invalid name."""
+        """Return the files of a training run, or raise HypernetworkError for an invalid name."""
         if not _NAME.fullmatch(name) or name != name.strip() or name.endswith("."):
             raise HypernetworkError(
                 f"Output name: expected at most 64 letters, digits, spaces and . _ - + ( ), got {shown(name)}."
@@ -142,22 +142,22 @@ class Trainings:
         return TrainingFiles(self.folder / name, name)
 
     def running(self) -> str | None:
-        """Return the name of the running training."""
+        """Return the name of the current training run."""
         job = self._job()
         return str(job["name"]) if job is not None and self._is_locked(job) else None
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Return the settings of a training, or raise HypernetworkError if it does not exist."""
+        """Return the settings of a training run, or raise HypernetworkError if it does not exist."""
         from hnloader.training.schema import read_yaml
 
         try:
             found = read_yaml(read_regular(self.files(name).config).decode("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise HypernetworkError(f"Training {name!r} not found in {self.folder}.") from error
+            raise HypernetworkError(f"Training run {name!r}: not found in {self.folder}. Check the name.") from error
         return found if isinstance(found, dict) else {}
 
     def start(self, name: str, settings: Mapping[str, Any], preset: str = "style") -> TrainingFiles:
-        """Start a training.
+        """Start a training run.
 
         Args:
             name: The name of the training and of its output.
@@ -179,7 +179,7 @@ class Trainings:
         config = read_config(None, given, preset)
         config.check()
         if any(files.run_folder.glob("state-*.safetensors")):
-            raise HypernetworkError(f"Training {name!r} exists. Choose another output name, or resume it.")
+            raise HypernetworkError(f"Training run {name!r} exists. Choose another output name, or resume it.")
         self._spawn(files, schema.write(config))
         return files
 
@@ -193,7 +193,7 @@ class Trainings:
         return files
 
     def stop(self) -> str | None:
-        """Ask the running training to stop after its current step, with everything saved; return its name."""
+        """Ask the current training run to stop after its current step, with everything saved; return its name."""
         name, job = self.running(), self._job()
         if name is None or job is None:
             return None
@@ -213,7 +213,7 @@ class Trainings:
         files = self.files(name)
         source = files.best if best else files.output
         if not source.is_file():
-            raise HypernetworkError(f"Training {name!r} has no {'validated weights' if best else 'output'} yet.")
+            raise HypernetworkError(f"Training run {name!r} has no {'validated weights' if best else 'output'} yet.")
         make_folder(folder)
         wanted = folder / f"{name}.pt"
         target = next(path for path in itertools.chain([wanted], numbered(wanted)) if not os.path.lexists(path))
@@ -243,7 +243,7 @@ class Trainings:
         return f"{self.python} lacks {packages}." if names else ""
 
     def _spawn(self, files: TrainingFiles, config: str, *options: str) -> None:
-        """Start the process with the lock; change no file while another training has it."""
+        """Start the process with the lock; change no file while another training run has it."""
         check_room(self.folder, _SPACE)  # before anything is written
         make_folder(self.folder)
         command = [self.python, "-m", "hnloader", "train", str(files.config.absolute()), *options]
@@ -284,9 +284,8 @@ class Trainings:
             time.sleep(0.05)  # `_is_locked` locks the file for a moment
         running = self.running()
         if fcntl is not None or running is not None:
-            raise HypernetworkError(
-                f"Training {shown(running or 'of another page')} is running. Wait for it, or stop it."
-            )
+            which = f"Training run {shown(running)}" if running else "A training run of another page"
+            raise HypernetworkError(f"{which} is in progress. Wait for it, or stop it.")
 
     def _is_locked(self, job: Mapping[str, Any]) -> bool:
         if fcntl is None:
