@@ -1,1 +1,1 @@
-"""Tools for developers: benchmarks, fuzzing, fault injection, and checks on graphics cards and in real webuis."""
+"""Tools for developers: benchmarks, fuzzing, fault injection, and checks on GPUs and in real webuis."""
