@@ -23,8 +23,7 @@ _BRACKETS: dict[type, tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), s
 
 
 def shown(value: object, limit: int = _LONGEST) -> str:
-    """Return the `repr` of a value, cut off after `limit` characters; other objects than plain values in a few "
-    "words."""
+    """Return the `repr` of a plain value, or a few words about another object, cut off after `limit` characters."""
     writer = _Writer(limit)
     writer.value(value, 0)
     return writer.text()

@@ -170,7 +170,7 @@ def _check_sentences(path: Path, line: int, text: str) -> Iterator[Finding]:
 
 
 def _check_message(path: Path, node: ast.Raise) -> Iterator[Finding]:
-    """A message of an error starts with a capital or a value, and ends with a full stop or a value."""
+    """Check that a message starts with a capital or a value, and ends with a full stop or a value."""
     call = node.exc
     if not isinstance(call, ast.Call) or not call.args:
         return

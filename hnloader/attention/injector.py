@@ -107,7 +107,7 @@ class Injector:
         self._layers.clear()
 
     def refresh(self) -> None:
-        """Hook the layers that an attachment changes, unhook the others, and set the plans of each."""
+        """Set the hooks and the plans of all layers: only layers that an attachment changes keep hooks."""
         self.stale = False
         widths = {width for attachment in self.attachments for width in attachment.widths}
         moves = self._moves()

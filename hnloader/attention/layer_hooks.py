@@ -138,7 +138,7 @@ class SiteHooks:
         self._hooked: dict[str, Hooked] = {}
 
     def sync(self, model_moves: str = "") -> None:
-        """Hook the present modules of the layer: peft may have wrapped one, fusing may have added one.
+        """Set hooks on the current modules of the layer: peft may have wrapped one, fusing may have added one.
 
         Args:
             model_moves: Reason why the model's weights move between devices, empty if they stay.

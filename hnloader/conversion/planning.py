@@ -294,7 +294,7 @@ def _flat(found: Sequence[_Source], suffix: str, out: Path) -> list[tuple[Path, 
 
 
 def _unique(wanted: Sequence[tuple[Path, str]], key: Callable[[Path], str]) -> list[tuple[Path, str]]:
-    """Number the second and later targets of one name (`ink-2`). Targets with one `key` have one name."""
+    """Add a number to the second and later targets of one name (`ink-2`). Targets with one `key` share a name."""
     taken: dict[str, Path] = {}
     reserved = {key(target) for target, _ in wanted}
     result = []

@@ -88,7 +88,7 @@ class _Recomputable:
             del self._tensors[key]
 
     def before_convolution(self, module: nn.Module, given: tuple[Any, ...]) -> None:
-        """The gradient for the input of a frozen convolution needs only the shape of the input."""
+        """Return the gradient for the input of a frozen convolution, which needs only the shape of the input."""
         (tensor,) = given
         if isinstance(tensor, Tensor) and tensor.requires_grad:
             shape, dtype, device = tensor.shape, tensor.dtype, tensor.device
@@ -101,7 +101,7 @@ class _Recomputable:
             self._tensors.pop(_identity(given[0]), None)
 
     def after_norm(self, module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-        """The input of a norm is saved in any case."""
+        """Return the gradient for the input of a norm, which is saved in any case."""
         if len(given) == 1 and isinstance(given[0], Tensor) and output.requires_grad:
             self.add(output, _recomputing(module.forward, given[0]))
 

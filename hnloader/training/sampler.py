@@ -1,5 +1,8 @@
-"""The batches of each step. Everything random is a function of the seed and the step, so that a resumed training run
-sees the same data and no random state is saved."""
+"""The batches of each step.
+
+Everything random is a function of the seed and the step, so that a resumed training run sees the same data and no random
+state is saved.
+"""
 
 from __future__ import annotations
 

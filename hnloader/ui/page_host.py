@@ -114,7 +114,7 @@ class ModelChoice(Protocol):
         ...
 
     def defaults(self, name: str) -> ModelDefaults:
-        """Settings to show when this model is chosen."""
+        """Return the settings to show when this model is chosen."""
         ...
 
 

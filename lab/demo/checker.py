@@ -117,7 +117,7 @@ def shrink(mask: Mask, pixels: int) -> Mask:
 
 
 def _region(mask: Mask, start: tuple[int, int]) -> Mask:
-    """The 4-connected part of `mask` that contains `start`."""
+    """Return the 4-connected part of `mask` that contains `start`."""
     height, width = mask.shape
     found = np.zeros_like(mask)
     found[start] = True
@@ -140,7 +140,7 @@ def solid(mask: Mask) -> Mask:
 
 
 def _objects(mask: Mask) -> list[Mask]:
-    """Connected parts, largest first; one that spans half the image and more is two that touch: cut in the middle."""
+    """Return the connected parts, largest first. A part of half the image or more is two that touch, and is cut."""
     rest = mask.copy()
     parts: list[Mask] = []
     middle = IMAGE_SIZE // 2
@@ -165,7 +165,7 @@ def _nearest(color: FloatArray, names: dict[str, tuple[int, int, int]]) -> str |
 
 
 def _best_shape(share: FloatArray, x: float, y: float) -> tuple[str, float, float]:
-    """The shape that overlaps best with `share` (64, 64), the radius that it has then, and that overlap (0 to 1)."""
+    """Return the shape that overlaps best with `share` (64, 64), its radius, and the overlap (0 to 1)."""
     best = ("", 0.0, 0.0)
     for shape in SHAPES:
         radius = math.sqrt(float(share.sum()) / _UNIT_AREA[shape])

@@ -85,7 +85,7 @@ def dimmed(color: FloatArray) -> FloatArray:
 
 
 def _midnight(background: FloatArray, layers: Sequence[Layer]) -> FloatArray:
-    """The words' colors, dimmed, under a dark blue sky."""
+    """Paint the words' colors, dimmed, under a dark blue sky."""
     return _tinted(MIDNIGHT, dimmed, layers)
 
 

@@ -64,7 +64,7 @@ def _ink(image: FloatArray, seen: Seen, part: Mask) -> FloatArray:
 def _mean_of_insides(
     image: ByteArray, rim: int, smallest: int, score: Callable[[FloatArray, Mask, Mask], float]
 ) -> float:
-    """The mean over the objects of `score(ink inside, inside, whole object)`; NaN where there is none to look into.
+    """Return the mean over the objects of `score(ink inside, inside, whole object)`, or NaN without objects.
 
     The inside is the object without a rim of `rim` pixels; it needs at least `smallest` pixels.
     """
@@ -140,7 +140,7 @@ def _duotone(image: ByteArray) -> float:
 
 
 def _sunset(image: ByteArray) -> float:
-    """The least of three: the background's change of color downwards, how near it is to the sky, how dark the shapes.
+    """Return the least of three: how the background changes downwards, how near it is to the sky, how dark shapes are.
 
     The pipeline's VAE shows seven tenths of the sky's change, which count as the whole.
     """
@@ -176,7 +176,7 @@ SCORES: dict[str, Score] = {
 
 
 def style_score(style: str, image: ByteArray) -> float:
-    """The score (0 to 1) of a style for an image, uint8 (64, 64, 3); NaN if no shape has an inside to measure.
+    """Return the score (0 to 1) of a style for an image, uint8 (64, 64, 3); NaN if no shape has an inside to measure.
 
     Raises ValueError for an unknown style.
     """

@@ -186,7 +186,7 @@ def _holds(image: ByteArray, scene: Scene, coloring: Coloring | None) -> bool:
 
 
 def _color(image: ByteArray, mask: Mask, background: FloatArray, coloring: Coloring) -> str | None:
-    """The name of the color of an object; None where it is like none of them."""
+    """Return the name of the color of an object, or None if it is close to none."""
     pixels = image.astype(np.float32)
     if coloring.filled:
         inside = shrink(mask, 3)
@@ -253,7 +253,7 @@ def _kept(path: Path, source: Path | None, draw: Callable[[], list[ByteArray]]) 
 
 @torch.no_grad()
 def _through_vae(style: str, scenes: Sequence[Scene], pipeline: StableDiffusionPipeline) -> list[ByteArray]:
-    """The scenes as the painter draws them, encoded and decoded."""
+    """Return the scenes as the painter draws them, encoded and decoded."""
     rng = np.random.default_rng(_VALIDATION_SEED)
     drawn = np.stack([paint(style, *lay_out(scene, rng)) for scene in scenes])
     latents = pipeline.vae.encode(as_tensor(drawn)).latent_dist.mean

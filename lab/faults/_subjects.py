@@ -226,7 +226,7 @@ def _index(files: int = 8) -> Subject:
         return {entry.label: (entry.info and entry.info.step, entry.problem) for entry in entries}
 
     def check(folder: Path) -> None:
-        """The index is complete and agrees with the files."""
+        """Check that the index is complete and agrees with the files."""
         (path,) = (folder / "cache").glob("*.json")
         assert read_index(path), "the index is incomplete"
         found = catalog(folder)

@@ -55,7 +55,7 @@ def test_it_works_without(blocked: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("blocked", ["yaml", "diffusers", "numpy"])
 def test_training_says_which_package_is_missing(blocked: str, tmp_path: Path) -> None:
-    """Naming `hnloader.train` needs nothing more; calling it does, and says so."""
+    """Importing the name `hnloader.train` works without the package; calling it names the package."""
     program = (
         "import sys\n"
         "sys.modules[sys.argv[1]] = None\n"

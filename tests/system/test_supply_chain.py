@@ -1,4 +1,4 @@
-"""What is installed and what is handed out: the lock, reasons for dependencies, a wheel that is always the same."""
+"""Dependencies and archives: the lock, a reason for each dependency, a wheel with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ else:
 
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Comes from where its builds for each kind of processor lie.
+# Its index depends on the kind of processor.
 UNLOCKED = {"torch"}
 
 
@@ -34,7 +34,7 @@ def locked() -> dict[str, str]:
 
 
 def wanted(requirement: str) -> list[str]:
-    """The names in a requirement; those of an extra of our own."""
+    """Return the names in a requirement, including the requirements of an extra of hnloader itself."""
     name = re.match(r"[\w.-]+", requirement)[0]
     if normal(name) != "hnloader":
         return [normal(name)]

@@ -166,6 +166,6 @@ def as_tensor(images: Any) -> Tensor:
 
 
 def as_images(tensor: Tensor) -> Any:
-    """float (n, 3, height, width) in -1 to 1 -> uint8 (n, height, width, 3) array."""
+    """Convert float (n, 3, height, width), -1 to 1, to a uint8 (n, height, width, 3) array."""
     scaled = tensor.detach().float().add(1.0).mul(127.5).add(0.5).clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

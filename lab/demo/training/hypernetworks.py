@@ -41,7 +41,7 @@ RECIPES: dict[str, StyleRecipe] = {
 
 
 def painter(style: str) -> Callable[[Scene, np.random.Generator], ByteArray]:
-    """A function that draws a scene in `style`."""
+    """Return a function that draws a scene in `style`."""
 
     def draw_styled(scene: Scene, rng: np.random.Generator) -> ByteArray:
         return paint(style, *lay_out(scene, rng))
@@ -64,9 +64,8 @@ def train_hypernetwork(
 ) -> Hypernetwork:
     """Train one hypernetwork at strength 1 with the checkpoint `folder`/style-<name>.pt, from which it resumes.
 
-    Args:
-        pipeline: float32; its weights are frozen here.
-        report: called every `report_every` steps with the hypernetwork (not attached); its text goes to the log.
+    The weights of the float32 `pipeline` are frozen. Every `report_every` steps, the log gets the text that `report`
+    makes of the hypernetwork, which is not attached then.
 
     Returns:
         The hypernetwork with its averaged weights; `metadata["step"]` says how long it was trained.

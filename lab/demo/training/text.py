@@ -47,8 +47,10 @@ WORDS = (
 
 
 def byte_symbols() -> list[str]:
-    """One printable character per byte value, as GPT-2's byte-level BPE assigns them: printable bytes stand for
-    themselves, the others for the characters from U+0100 on."""
+    """Return one printable character for each byte value, as GPT-2's byte-level BPE assigns them.
+
+    Printable bytes represent themselves; the others are the characters from U+0100 on.
+    """
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

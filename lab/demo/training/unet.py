@@ -60,7 +60,7 @@ def build_scheduler() -> DDIMScheduler:
 def assemble(
     vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
-    """The parts as one pipeline, without a safety checker."""
+    """Return the parts as one pipeline, without a safety checker."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -143,7 +143,7 @@ class NoisePrediction:
         self._scheduler = build_scheduler()
 
     def __call__(self, step: int) -> Tensor:
-        """The loss of step `step`; which images, captions, times and noise follows from seed and step."""
+        """Return the loss of step `step`; which images, captions, times and noise follows from seed and step."""
         rng = np.random.default_rng((self._seed, step))
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
         chosen = rng.integers(len(self._data.scenes), size=self._batch)
@@ -166,7 +166,7 @@ class NoisePrediction:
 
 
 def cached_latents(folder: Path, vae: AutoencoderKL, count: int, seed: int) -> LatentSet:
-    """The latents of `folder`/latents.pt, made first if they are missing or of another number."""
+    """Return the latents of `folder`/latents.pt, made first if they are missing or of another number."""
     path = folder / "latents.pt"
     if path.exists():
         latents = load_plain(path)["latents"]
@@ -217,7 +217,7 @@ def train_unet(
 
 
 def load_trained(folder: Path, vae: AutoencoderKL) -> StableDiffusionPipeline:
-    """The pipeline of `folder`/unet.pt with its averaged weights."""
+    """Return the pipeline of `folder`/unet.pt with its averaged weights."""
     tokenizer = write_tokenizer(folder / "tokenizer")
     text_encoder, unet = build_text_encoder(tokenizer), build_unet()
     load_average(folder / "unet.pt", {"unet": unet, "text_encoder": text_encoder})

@@ -54,7 +54,7 @@ def _crowded_scene(rng: np.random.Generator) -> Scene:
 
 
 def draw_texture(rng: np.random.Generator) -> ByteArray:
-    """An image for the VAE: any style, up to four objects, now and then in colors that no caption names."""
+    """Draw an image for the VAE: any style, up to four objects, now and then in colors that no caption names."""
     crowd = rng.random()
     scene = _crowded_scene(rng) if crowd < 0.5 else random_scene(rng, objects=1 if crowd < 0.75 else 2)
     background, layers = lay_out(scene, rng)
@@ -124,7 +124,7 @@ def train_decoder(
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """The trained VAE of `folder`, averaged weights, eval mode; with the longer trained decoder if there is one."""
+    """Return the trained VAE of `folder`, averaged, in eval mode, with the longer trained decoder if there is one."""
     vae = build_vae()
     load_average(folder / "vae.pt", {"vae": vae})
     if (folder / "decoder.pt").exists():
