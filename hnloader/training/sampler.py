@@ -1,7 +1,7 @@
 """The batches of each step.
 
-Everything random is a function of the seed and the step, so that a resumed training run sees the same data and no random
-state is saved.
+Everything random is a function of the seed and the step, so that a resumed training run sees the same data and no
+random state is saved.
 """
 
 from __future__ import annotations
