@@ -56,7 +56,7 @@ def _global_options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help=f"Show tracebacks of errors. Same as {reporting.DEBUG}=1.")
+        bool, typer.Option("--debug", help=f"Show the traceback of an error, like {reporting.DEBUG}=1.")
     ] = False,
 ) -> None:
     if debug:

@@ -1,4 +1,4 @@
-"""`hnloader compare`: compare an embedding and a hypernetwork from the same images and the same budget."""
+"""`hnloader compare`: compare an embedding and a hypernetwork trained on the same images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["compare"]
 def compare(
     config: ConfigArgument = None,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeatable.", show_default=False)
+        list[str] | None, typer.Option("--prompt", "-p", help="Prompt to compare; repeatable.", show_default=False)
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option("--prompts", help="File with one prompt per line.", show_default=False)
@@ -36,12 +36,16 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("comparison"),
     seeds: Annotated[int, typer.Option(min=1, max=64, help="Images per prompt.")] = 2,
     seconds: Annotated[
-        float | None, typer.Option(min=1, help="Train each method for this time, not for `steps`.", show_default=False)
+        float | None, typer.Option(min=1, help="Seconds to train each method, instead of `steps`.", show_default=False)
     ] = None,
-    hypernetwork: Annotated[Path | None, typer.Option(help="Use a finished hypernetwork.", show_default=False)] = None,
-    embedding: Annotated[Path | None, typer.Option(help="Use a finished embedding.", show_default=False)] = None,
+    hypernetwork: Annotated[
+        Path | None, typer.Option(help="Use this hypernetwork instead of training one.", show_default=False)
+    ] = None,
+    embedding: Annotated[
+        Path | None, typer.Option(help="Use this embedding instead of training one.", show_default=False)
+    ] = None,
     clip: Annotated[
-        str | None, typer.Option(help="Add a CLIP model (folder or hub name) as a metric.", show_default=False)
+        str | None, typer.Option(help="Add a CLIP model (folder or Hub name) as a metric.", show_default=False)
     ] = None,
     lpips: Annotated[bool, typer.Option("--lpips", help="Add LPIPS as a metric (requires lpips).")] = False,
     preset: PresetOption = "style",
@@ -91,7 +95,7 @@ def _lines(path: Path | None) -> list[str]:
         text = read_regular(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "the text is not UTF-8"
-        raise ConfigError(f"{path} cannot be read: {reason}.") from error
+        raise ConfigError(f"{path}: cannot read the prompts ({reason}). Save them as UTF-8, one per line.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

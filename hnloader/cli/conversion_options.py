@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
+
+from hnloader.cli.shared_options import refuse
 
 __all__ = [
     "DTYPES",
@@ -23,7 +25,6 @@ __all__ = [
     "VerifyOnly",
     "check_usage",
     "one_of",
-    "refuse",
     "stored_dtype",
 ]
 
@@ -38,7 +39,7 @@ Files: TypeAlias = Annotated[
     list[Path],
     typer.Argument(
         metavar="FILE|FOLDER|PATTERN...",
-        help="Files, folders with their subfolders, patterns such as 'old/**/*.pt'.",
+        help="Files, folders (with their subfolders), or patterns such as 'old/**/*.pt'.",
         show_default=False,
     ),
 ]
@@ -47,13 +48,14 @@ Out: TypeAlias = Annotated[
     typer.Option(
         "--out",
         "-o",
-        help="A folder, which mirrors the folders of the sources, or one file. Default: beside each source.",
+        help="A folder that mirrors the source folders, or one file for one source. Default: next to each source.",
         rich_help_panel=WHERE,
         show_default=False,
     ),
 ]
 Flat: TypeAlias = Annotated[
-    bool, typer.Option("--flat", help="Write all results into --out itself, without folders.", rich_help_panel=WHERE)
+    bool,
+    typer.Option("--flat", help="Write all results directly into --out, without subfolders.", rich_help_panel=WHERE),
 ]
 OnExistingOption: TypeAlias = Annotated[
     str,
@@ -69,7 +71,7 @@ Exclude: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN",
-        help="Skip files and folders with this name or path below the folder, e.g. '*-old' or 'loras'. Repeatable.",
+        help="Skip files and folders with this name or relative path, e.g. '*-old' or 'loras'. Repeatable.",
         rich_help_panel=WHERE,
         show_default=False,
     ),
@@ -78,7 +80,7 @@ Dtype: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(DTYPES),
-        help="Type of the stored tensors. Default: unchanged in convert, float32 in export-lora.",
+        help="Dtype of the stored tensors. Default: unchanged in convert, float32 in export-lora.",
         show_default=False,
         autocompletion=lambda: list(DTYPES),
     ),
@@ -93,7 +95,7 @@ Report: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.json|FILE.csv",
-        help="Write the outcome of each file.",
+        help="Write a report with the outcome of each file.",
         rich_help_panel=RUN,
         show_default=False,
     ),
@@ -101,14 +103,14 @@ Report: TypeAlias = Annotated[
 
 
 def one_of(option: str, given: str, allowed: Sequence[str], nicknames: Mapping[str, str] | None = None) -> str:
-    """Return the allowed value that was given, in any case; end with a usage error for others."""
+    """Return the allowed value that was given, in any case; exit with a usage error for others."""
     value = given.lower()
     value = (nicknames or {}).get(value, value)
     if value in allowed:
         return value
     near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return refuse(option, f"found {given!r}. Give one of {', '.join(allowed)}.{hint}")
+    return refuse(option, f"Expected one of {', '.join(allowed)}, got {given!r}.{hint}")
 
 
 def stored_dtype(given: str | None) -> str | None:
@@ -123,18 +125,13 @@ def check_usage(
     from hnloader.conversion.reports import REPORT_SUFFIXES, check_replaceable
 
     if flat and out is None:
-        refuse("--flat", "requires --out, the folder of all results.")
+        refuse("--flat", "Requires --out, the folder for all results.")
     if verify_only and dry_run:
-        refuse("--dry-run", "excludes --verify-only. Give one of them.")
+        refuse("--dry-run", "Cannot be combined with --verify-only. Use one of them.")
     if report is not None:
         if report.suffix.lower() not in REPORT_SUFFIXES:
-            refuse("--report", f"{report}: found the suffix {report.suffix!r}. Give a .json or .csv file.")
+            refuse("--report", f"{report}: Expected a .json or .csv file.")
         if not report.absolute().parent.is_dir():
-            refuse("--report", f"{report.parent}: the folder does not exist. Create it first.")
+            refuse("--report", f"{report.parent}: The folder does not exist. Create it first.")
         if not overwrite:
             check_replaceable(report)
-
-
-def refuse(option: str, message: str) -> NoReturn:
-    """End with a usage error."""
-    raise typer.BadParameter(message, param_hint=f"'{option}'")

@@ -56,7 +56,7 @@ class Run:
 
 @contextlib.contextmanager
 def stopping_cleanly() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets, so that files under way are finished; a second Ctrl-C stops at once."""
+    """Yield an event that Ctrl-C sets, so that current files are finished; a second Ctrl-C stops immediately."""
     cancel = threading.Event()
 
     def stop(*_: object) -> None:
@@ -64,7 +64,7 @@ def stopping_cleanly() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         cancel.set()
         with contextlib.suppress(OSError):  # the terminal is closed
-            os.write(2, b"\nFinishing the files that are under way. Ctrl-C again stops at once.\n")
+            os.write(2, b"\nFinishing the current files. Press Ctrl-C again to stop immediately.\n")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield cancel
@@ -89,7 +89,7 @@ def finish(results: Sequence[Result], plan: Plan, *, interrupted: bool) -> None:
     """Exit with the code of the results, unless it is 0."""
     if interrupted:
         begun = len(results) - len(plan.settled)
-        note(f"Interrupted after {begun:,} of {len(plan.jobs):,} files. Run the same command to resume.")
+        note(f"Interrupted after {begun:,} of {len(plan.jobs):,} files. Repeat the command to resume.")
         raise typer.Exit(INTERRUPTED)
     if code := _exit_code(results):
         raise typer.Exit(code)

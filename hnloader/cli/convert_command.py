@@ -1,4 +1,4 @@
-"""`hnloader convert`: hypernetwork files in another format, one or thousands."""
+"""`hnloader convert`: convert one hypernetwork file or thousands."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def convert(
         ),
     ] = None,
     normalize: Annotated[
-        bool, typer.Option("--normalize", help="Rewrite old variants in the current form, with the same outputs.")
+        bool, typer.Option("--normalize", help="Rewrite old variants in the current form; their outputs stay the same.")
     ] = False,
     dtype: Dtype = None,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare each result with its source before it takes its name. Without: as fast and careless as cp.",
+            help="Verify each result against its source before it gets its name. --no-verify is faster.",
         ),
     ] = True,
     out: Out = None,
@@ -68,7 +68,7 @@ def convert(
             "--jobs",
             "-j",
             min=1,
-            help="Files to convert at once. Default: one per processor core, at most 4.",
+            help="Files to convert at once. Default: one per CPU core, at most 4.",
             rich_help_panel="Run",
             show_default=False,
         ),
@@ -77,7 +77,7 @@ def convert(
 ) -> None:
     """Convert hypernetworks to safetensors, or to the .pt form of the webuis, bit for bit.
 
-    Sources stay unchanged. Run the same command again to resume a run that was stopped.
+    Sources stay unchanged. To resume a run that was stopped, repeat the command.
     """
     from hnloader.conversion.planning import plan as make_plan
     from hnloader.conversion.to_format import ToFormat

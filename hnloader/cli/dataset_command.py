@@ -59,7 +59,7 @@ def check(
         kind = Text("excluded: ", "bold red") if problem.excluded else Text("note: ", "bold yellow")
         stderr().print(kind + Text(clean(f"{problem.path}: {problem.message}")), soft_wrap=True)
     excluded = sum(problem.excluded for problem in found.problems)
-    stderr().print(Text(f"{len(found.images)} images to train on, {excluded} files excluded"))
+    stderr().print(Text(f"{len(found.images)} images to train on, {excluded} files excluded."))
     if sheet is not None:
         _write_sheet(found, settings, side, sheet)
         stdout().print(Text(clean(sheet.resolve())), soft_wrap=True)
@@ -105,7 +105,7 @@ def _write_sheet(found: Dataset, config: Config, side: int, path: Path) -> None:
     from hnloader.training.contact_sheet import contact_sheet
 
     if any(same_file(image.path, path) for image in found.images):
-        raise HypernetworkError(f"{path} is an image of the dataset. Write the sheet to another file.")
+        raise HypernetworkError(f"{path}: this is an image of the dataset. Write the sheet to another file.")
     sheet = contact_sheet(found, config.data, side)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""`hnloader explain`: show how a model computes hypernetworks, and the cost."""
+"""`hnloader explain`: show how a model computes hypernetworks, and at what cost."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def explain(
         typer.Option(metavar="WxH", help="Image size in pixels. Default: the model's.", show_default=False),
     ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="Latents per model call; guidance needs two per image.")
+        int, typer.Option(min=1, max=1_000_000, help="Latents per model call; CFG needs two per image.")
     ] = 2,
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Allow folding; webuis do not fold.")] = True,
-    exact: Annotated[bool, typer.Option("--exact", help="Compute like the original programs.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Compute exactly as the original programs do.")] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show how a model computes hypernetworks at each attention layer, why, and at which cost.
+    """Show how a model computes hypernetworks at each attention layer, why, and at what cost.
 
-    No image is sampled. The first layer that needs memory or one-time work lists it.
+    Nothing is sampled. Shared memory and one-time work are listed at the first layer that needs them.
     """
     from hnloader.attention import attach
     from hnloader.generation import load_hypernetworks
@@ -72,7 +72,7 @@ def explain(
     pixels = read_size(size)
     applied = load_hypernetworks(tags, library, paths=True)
     if any(one.tag.start > 0 or one.tag.end < 1 for one in applied):
-        note("start and end are ignored: the table applies while all hypernetworks are active.")
+        note("start and end are ignored: the table shows the cost while all hypernetworks are active.")
     applications = [replace(one.application(), start=0.0, end=1.0) for one in applied]
     pipeline = load_for_images(model, device, dtype, config).pipeline
     scale = pipeline.vae_scale_factor

@@ -1,4 +1,4 @@
-"""`hnloader export-lora`: hypernetworks as LoRA and LyCORIS files for a model."""
+"""`hnloader export-lora`: export hypernetworks as LoRA and LyCORIS files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from hnloader.cli.conversion_options import (
     VerifyOnly,
     check_usage,
     one_of,
-    refuse,
     stored_dtype,
 )
 from hnloader.cli.conversion_run import Run, finish, show, stopping_cleanly
 from hnloader.cli.reporting import reports_errors
+from hnloader.cli.shared_options import refuse
 from hnloader.cli.terminal import Show, clean, note, progress_bar, size_text, stderr, stdout
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def export_lora(
         str,
         typer.Option(
             metavar="MODEL",
-            help="Model that the file is for: a diffusers folder, its unet folder, a checkpoint, or a hub name.",
+            help="Base model of the LoRA: a diffusers folder, its unet folder, a checkpoint, or a Hub name.",
             show_default=False,
         ),
     ],
@@ -64,32 +64,31 @@ def export_lora(
         str,
         typer.Option(
             metavar="|".join(KINDS),
-            help="lora: low-rank, for every program. lycoris: full differences, exact for affine hypernetworks.",
+            help="lora: low-rank, for every program. lycoris: full differences, exact for linear hypernetworks.",
             autocompletion=lambda: list(KINDS),
         ),
     ] = "lora",
     strength: Annotated[
         str,
         typer.Option(
-            metavar="NUMBER", help="Strength that becomes 1; with --chain also one per file, such as 0.8,0.5."
+            metavar="NUMBER",
+            help="Hypernetwork strength that LoRA strength 1 stands for; with --chain also one per file: 0.8,0.5.",
         ),
     ] = "1",
-    chain: Annotated[
-        bool, typer.Option("--chain", help="Write one file of all sources, applied in this order.")
-    ] = False,
+    chain: Annotated[bool, typer.Option("--chain", help="Combine all sources, in this order, in one file.")] = False,
     dtype: Dtype = None,
     names: Annotated[
         str,
         typer.Option(
             metavar="auto|diffusers|original",
-            help="Names of layers. auto: the original ones for SDXL, those of diffusers otherwise.",
+            help="Layer names. auto: original for SDXL, diffusers for other models.",
         ),
     ] = "auto",
     grid: Annotated[
         Path | None,
         typer.Option(
             metavar="GRID.png",
-            help="Write images without the hypernetwork, with it, and with the result, side by side.",
+            help="Save a grid of images: without the hypernetwork, with it, and with the LoRA.",
             show_default=False,
         ),
     ] = None,
@@ -97,7 +96,7 @@ def export_lora(
         str | None,
         typer.Option(
             metavar="auto|full|NUMBER",
-            help="Rank of a LoRA. Default: auto, the least per layer for the fidelity.",
+            help="Rank of a LoRA. Default: auto, the lowest rank of each layer that reaches --fidelity.",
             rich_help_panel=_FIT,
             show_default=False,
         ),
@@ -105,7 +104,7 @@ def export_lora(
     fidelity: Annotated[
         float | None,
         typer.Option(
-            help="With --rank auto: 1 minus the error of keys and values, relative to the change. Default: 0.95.",
+            help="Target of --rank auto: 1 minus the error of keys and values relative to the change. Default: 0.95.",
             rich_help_panel=_FIT,
             show_default=False,
         ),
@@ -114,7 +113,7 @@ def export_lora(
         str | None,
         typer.Option(
             metavar="output|projection",
-            help="Place of the constant of values in a LyCORIS file. Default: output, which every program applies.",
+            help="Where a LyCORIS file stores the bias of the values. Default: output, which every program reads.",
             rich_help_panel=_FIT,
             show_default=False,
         ),
@@ -123,7 +122,7 @@ def export_lora(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Prompts to sample with, one per line. Default: prompts.txt in the model's folder, or neutral ones.",
+            help="Prompts to sample with, one per line. Default: prompts.txt in the model's folder, or built-in ones.",
             rich_help_panel=_SAMPLING,
             show_default=False,
         ),
@@ -136,7 +135,7 @@ def export_lora(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="For a checkpoint as --base without network: a diffusers folder of the same kind of model.",
+            help="For a checkpoint as --base: diffusers folder with the model configuration, so nothing is downloaded.",
             rich_help_panel=_SAMPLING,
             show_default=False,
         ),
@@ -152,9 +151,9 @@ def export_lora(
     dry_run: DryRun = False,
     report: Report = None,
 ) -> None:
-    """Export hypernetworks as LoRA or LyCORIS files, for programs that do not read hypernetworks.
+    """Export hypernetworks as LoRA or LyCORIS files, for programs that do not support hypernetworks.
 
-    A LoRA changes the weights of a model, so it is made for a model. Writes style-lora.safetensors for style.pt.
+    A LoRA changes the weights of a model, so it is made for one base model. style.pt becomes style-lora.safetensors.
     """
     import torch
 
@@ -171,7 +170,7 @@ def export_lora(
     _check_chain(files, out, strengths, chain=chain, alone=verify_only or dry_run)
     _check_grid(grid, several=not chain and (len(files) > 1 or not files[0].is_file()))
     if fidelity is not None and not 0 < fidelity < 1:
-        refuse("--fidelity", f"found {fidelity:g}. Give a number between 0 and 1, such as 0.95.")
+        refuse("--fidelity", f"Expected a number between 0 and 1, such as 0.95, got {fidelity:g}.")
     options = LoraOptions(
         kind=cast("Any", kind),
         strength=strengths[0],
@@ -265,33 +264,33 @@ def _exported_chain(
 def _check_kind(kind: str, for_lora: Mapping[str, object], bias: str | None) -> None:
     for option, value in for_lora.items():
         if kind == "lycoris" and value is not None:
-            refuse(option, "is for --kind lora: LyCORIS files hold full differences.")
+            refuse(option, "Applies only to --kind lora. LyCORIS files hold full differences.")
     if kind == "lora" and bias is not None:
-        refuse("--bias", "is for --kind lycoris: a LoRA has no bias.")
+        refuse("--bias", "Applies only to --kind lycoris. A LoRA has no bias.")
 
 
 def _check_chain(
     files: Sequence[Path], out: Path | None, strengths: Sequence[float], *, chain: bool, alone: bool
 ) -> None:
     if len(strengths) > 1 and not (chain and len(strengths) == len(files)):
-        refuse("--strength", "takes one number, or with --chain one per file: 0.8,0.5.")
+        refuse("--strength", "Expected one number, or with --chain one per file: 0.8,0.5.")
     if not chain:
         return
     if missing := [path for path in files if not path.is_file()]:
-        refuse("--chain", f"requires files by name: {missing[0]} is something else.")
+        refuse("--chain", f"{missing[0]}: Expected a file. --chain takes files, not folders or patterns.")
     if out is None or out.suffix.lower() != ".safetensors":
-        refuse("--out", "has to name a .safetensors file with --chain, which writes one file.")
+        refuse("--out", "Expected a .safetensors file, because --chain writes one file.")
     if alone:
-        refuse("--chain", "excludes --verify-only and --dry-run.")
+        refuse("--chain", "Cannot be combined with --verify-only or --dry-run.")
 
 
 def _check_grid(grid: Path | None, *, several: bool) -> None:
     if grid is None:
         return
     if grid.suffix.lower() != ".png":
-        refuse("--grid", f"{grid}: found the suffix {grid.suffix!r}. Give a .png file.")
+        refuse("--grid", f"{grid}: Expected a .png file.")
     if several:
-        refuse("--grid", "is for one file, or for several with --chain.")
+        refuse("--grid", "Expected a single file, or several files with --chain.")
 
 
 def _rank(text: str | None) -> Any:
@@ -300,7 +299,7 @@ def _rank(text: str | None) -> Any:
     if text in ("auto", "full"):
         return text
     if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
-        refuse("--rank", f"found {text!r}. Give a whole number from 1, auto, or full.")
+        refuse("--rank", f"Expected auto, full or a whole number of at least 1, got {text!r}.")
     return int(text)
 
 
@@ -310,7 +309,7 @@ def _strengths(text: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(map(math.isfinite, found)):
-        refuse("--strength", f"found {text!r}. Give a number, or with --chain one per file: 0.8,0.5.")
+        refuse("--strength", f"Expected a number, or with --chain one per file such as 0.8,0.5, got {text!r}.")
     return found
 
 
@@ -318,7 +317,7 @@ def _strengths(text: str) -> list[float]:
 
 
 def _show_exports(results: Iterable[Result]) -> None:
-    """Show the errors of each written file by block, and its warnings."""
+    """Show the errors by block and the warnings of each written file."""
     for result in results:
         if result.outcome == "converted" and result.target is not None:
             _show_export(result.target, result.details)
@@ -331,8 +330,8 @@ def _show_export(target: Path, details: Mapping[str, Any]) -> None:
     images = details.get("images")
     if images:
         stdout().print(
-            f"Images differ from the hypernetwork's by {images['converted']:.1f} of 255; "
-            f"those without it by {images['without']:.1f}.",
+            f"Mean pixel difference from the hypernetwork's images (0 to 255): "
+            f"{images['converted']:.1f} with this file, {images['without']:.1f} without it.",
             soft_wrap=True,
         )
     stdout().print(Text(f"Errors: from {details['statistics']}.", "dim"), soft_wrap=True)

@@ -51,9 +51,7 @@ def _complete_sampler(typed: str) -> list[str]:
 
 @reports_errors
 def generate(
-    prompt: Annotated[
-        str, typer.Argument(help="Describes the image; may contain <hypernet:name:0.8> tags.", show_default=False)
-    ],
+    prompt: Annotated[str, typer.Argument(help="Prompt; it may contain <hypernet:name:0.8> tags.", show_default=False)],
     negative: Annotated[str, _image_option("Negative prompt: what to avoid.")] = "",
     count: Annotated[int, _image_option("Number of images.", "--count", "-n", min=1, show_default=True)] = 1,
     seed: Annotated[
@@ -64,7 +62,7 @@ def generate(
         str | None, _image_option("Size in pixels, e.g. 512x768. Default: the model's.", metavar="WxH")
     ] = None,
     guidance: Annotated[
-        float | None, _image_option("Guidance (CFG) scale. Default: 7, or 3 for the bundled model.")
+        float | None, _image_option("CFG scale (guidance). Default: 7, or 3 for the bundled model.")
     ] = None,
     sampler: Annotated[
         str | None,
@@ -91,7 +89,7 @@ def generate(
     sweep: Annotated[
         str | None,
         _image_option(
-            "Make one labeled grid: a row for each seed, a column for each factor of the strengths.",
+            "Save one labeled grid: a row for each seed, a column for each factor on the strengths.",
             metavar="0,0.5,1",
             panel="Hypernetworks",
         ),
@@ -106,7 +104,7 @@ def generate(
 ) -> None:
     """Generate images with a Stable Diffusion model and hypernetworks.
 
-    Images are PNG files with their parameters in the form that the webuis read and write.
+    Images are saved as PNG with their generation parameters, as in the webuis.
     """
     from hnloader.files import same_file
     from hnloader.generation import Settings

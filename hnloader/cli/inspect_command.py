@@ -57,7 +57,7 @@ def inspect(
         bool | None,
         typer.Option(
             "--hash/--no-hash",
-            help="Show hashes, which need whole files to be read. Default: only for a single file.",
+            help="Show hashes, which requires reading whole files. Default: only for a single file.",
             show_default=False,
         ),
     ] = None,
@@ -74,9 +74,9 @@ def inspect(
 ) -> None:
     """Show the contents of hypernetwork files: widths, architecture, origin, compatible models.
 
-    For a generated image (PNG, JPEG, WebP), show the hypernetworks and embeddings it was made with and their files.
+    For a generated image (PNG, JPEG, WebP), show its hypernetworks and embeddings, and find their files.
 
-    Only headers are read, and nothing in a file is run. Other and damaged files are listed with the reason.
+    Reads headers only and runs nothing in a file. Lists damaged files and other kinds of files with the reason.
     """
     from hnloader.cli.inspect_image import ImageReader
 

@@ -1,4 +1,4 @@
-"""`hnloader merge`: several hypernetworks, or one at a strength, as one file."""
+"""`hnloader merge`: merge hypernetworks into one file."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ __all__ = ["merge"]
 def merge(
     hypernetworks: Annotated[
         list[str],
-        typer.Argument(help="Files or names with a strength: ink.pt:0.8, or ink.pt:0.8:k=1,v=0.5."),
+        typer.Argument(help="Files or names, each with a strength: ink.pt:0.8, or ink.pt:0.8:k=1,v=0.5."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file to write: .pt, .safetensors, or .hns.", show_default=False)
+        Path, typer.Option("--output", "-o", help="File to write: .pt, .safetensors or .hns.", show_default=False)
     ],
     mode: Annotated[
         str,
-        typer.Option(help="chain: one after the other; side-by-side: all on one input; average: mean of the weights."),
+        typer.Option(
+            help="chain: one after the other; side-by-side: all on the same input; average: mean of the weights."
+        ),
     ] = "chain",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     folders: HypernetDirOption = None,
 ) -> None:
-    """Merge several hypernetworks into one file, or put a strength into a file.
+    """Merge several hypernetworks into one file, or bake a strength into a file.
 
-    Shows if the result is exact. Some merges do not fit into one file; a .hns file keeps them as a composition.
+    Reports whether the result is exact. If a chain does not fit into one network, write it to a .hns file.
     """
     from hnloader.conversion import merging
     from hnloader.errors import ExistingFileError, HypernetworkError
@@ -48,11 +50,13 @@ def merge(
     from hnloader.loading import save
 
     if os.path.lexists(output) and not overwrite:
-        raise ExistingFileError(f"{output} exists. Replace it with --overwrite, or choose another name.")
+        raise ExistingFileError(f"{output}: the file exists. Use --overwrite, or choose another name.")
     tags = [read_hypernet(text) for text in hypernetworks]
     for tag, text in zip(tags, hypernetworks, strict=True):
         if tag.blocks or tag.start != 0 or tag.end != 1:
-            raise HypernetworkError(f"{text!r}: a file cannot hold blocks, start or end. Give a strength, k and v.")
+            raise HypernetworkError(
+                f"{text!r}: a merged file cannot hold block, start or end. Give only a strength, k and v."
+            )
     library = hypernetwork_library(folders)
     parts = [
         merging.Part(one.hypernetwork, one.tag.strength * one.tag.k, one.tag.strength * one.tag.v, one.hash, one.path)
@@ -65,7 +69,7 @@ def merge(
         if merging.checked_mode(mode) != "chain":
             raise HypernetworkError(f"{output}: a .hns file keeps a chain. Write a .pt file for {mode!r}.")
         if dtype != "float32":
-            raise HypernetworkError(f"{output}: a .hns file names files, without a dtype. Leave out --dtype.")
+            raise HypernetworkError(f"{output}: a .hns file names other files and has no dtype. Leave out --dtype.")
         _keep(parts, output, files, overwrite=overwrite)
     else:
         made = merging.merge(parts, mode=merging.checked_mode(mode), name=output.stem, dtype=dtype)
@@ -82,7 +86,7 @@ def _keep(parts: list[Part], output: Path, files: list[Path], *, overwrite: bool
     text = composition(parts, output)
     with replacing(output, overwrite=overwrite, sources=files) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    stderr().print("written as a composition: exact, but it needs its members")
+    stderr().print("Written as a composition. It is exact and needs its member files.")
 
 
 def _show(made: Merged, dtype: str) -> None:

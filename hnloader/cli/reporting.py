@@ -49,7 +49,7 @@ def exit_codes(meanings: Mapping[int, str] | None = None) -> str:
         USAGE: "usage error",
         BUG: "bug in hnloader",
         INTERRUPTED: "interrupted",
-        READER_LEFT: "the reader of the output closed it",
+        READER_LEFT: "broken pipe",
         **(meanings or {}),
     }
     return "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in sorted(codes.items())) + "."
@@ -96,7 +96,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
             return f"{where}The disk is full. Incomplete files were removed.", FAILED
         return f"{where}{error.strerror or error}", FAILED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "Out of memory. Try a smaller --size or --dtype float16.", FAILED
+        return "Out of memory. Use a smaller --size, or --dtype float16.", FAILED
     return (
         f"This is a bug in hnloader: {type(error).__name__}: {error}. "
         f"Run the command again with {DEBUG}=1 and report the traceback.",

@@ -50,7 +50,7 @@ def scan(
 ) -> None:
     """Find code in pickles, zip archives and torch files: which callable, and where.
 
-    Nothing in the files is run. They need not be hypernetworks.
+    Nothing in the files is run. They do not have to be hypernetworks.
     """
     from hnloader.errors import HypernetworkError
     from hnloader.files import same_file
@@ -60,7 +60,7 @@ def scan(
     if sarif is not None:
         # Results of an earlier scan are JSON; only those may be overwritten.
         if any(same_file(one.path, sarif) for one in found) and not _is_json(sarif):
-            raise HypernetworkError(f"{sarif}: One of the scanned files. Choose another file for --sarif.")
+            raise HypernetworkError(f"{sarif}: this is one of the scanned files. Choose another file for --sarif.")
         _write(sarif, json.dumps(_sarif(found), indent=2) + "\n")
     if as_json:
         typer.echo(json.dumps([one.to_dict() for one in found], indent=2))

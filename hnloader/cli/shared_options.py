@@ -49,7 +49,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FOLDER",
-        help="For checkpoints: diffusers folder with the configuration, so that nothing is downloaded.",
+        help="For checkpoints: diffusers folder with the model configuration, so that nothing is downloaded.",
         rich_help_panel=_MODEL_PANEL,
         show_default=False,
     ),
@@ -75,7 +75,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout."
 
 def refuse(option: str, message: str) -> NoReturn:
     """Exit with a usage error about an option."""
-    raise typer.BadParameter(clean(message), param_hint=option)
+    raise typer.BadParameter(clean(message), param_hint=f"'{option}'")
 
 
 def read_size(text: str | None) -> dict[str, int]:

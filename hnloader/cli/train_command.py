@@ -30,7 +30,7 @@ PresetOption = Annotated[str, typer.Option("--preset", help="Defaults for a `sty
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Any setting: --set data.random_flip=false --set learning_rate=5e-5.", show_default=False
+        "--set", help="Set anything: --set data.random_flip=false --set learning_rate=5e-5.", show_default=False
     ),
 ]
 
@@ -47,7 +47,7 @@ def train(
     ] = False,
     preset: PresetOption = "style",
     model: Annotated[
-        str | None, typer.Option(help="Diffusers folder, checkpoint or hub name.", show_default=False)
+        str | None, typer.Option(help="Diffusers folder, checkpoint or Hub name.", show_default=False)
     ] = None,
     images: Annotated[str | None, typer.Option(help="Folder with the training images.", show_default=False)] = None,
     output: Annotated[
@@ -56,14 +56,18 @@ def train(
     method: Annotated[str | None, typer.Option(help="hypernetwork or embedding.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Number of training steps.", show_default=False)] = None,
     set_: SetOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest saved state.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Replace an earlier training run of this output.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Print the progress of this output, and exit.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest saved state.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an earlier training run of this output and start over.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Print the progress of the training run of this output, and exit.")
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a hypernetwork or a textual-inversion embedding on your own images.
 
-    Ctrl-C saves everything; --resume continues exactly from there.
+    Ctrl-C saves everything; --resume continues exactly where it stopped.
     """
     from hnloader.training import prepare, read_config
     from hnloader.training.config import template

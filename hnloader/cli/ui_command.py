@@ -1,4 +1,4 @@
-"""`hnloader ui`: the page in the browser."""
+"""`hnloader ui`: open the browser UI."""
 
 from __future__ import annotations
 
@@ -40,24 +40,26 @@ def ui(
             "--model",
             "-m",
             help="Diffusers folder, Hugging Face Hub name (owner/model), .safetensors or .ckpt checkpoint, or a folder "
-            "of these; repeatable. The page offers all of them. Default: the bundled model.",
+            "of these; repeatable. You can choose among them on the page. Default: the bundled model.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images.")] = Path("images"),
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Default: 7870, or the next free one.", show_default=False),
+        typer.Option(
+            min=0, max=65535, help="Port to listen on. Default: 7870, or the next free port.", show_default=False
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on. Any but this computer requires --auth.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. --auth is required unless only this computer can reach it.")
+    ] = ("127.0.0.1"),
     auth: Annotated[
         str | None,
         typer.Option(
             metavar="NAME:PASSWORD",
             envvar="HNLOADER_UI_AUTH",
-            help="User name and password that the browser asks for.",
+            help="Username and password that the browser asks for.",
             show_default=False,
         ),
     ] = None,
@@ -68,7 +70,7 @@ def ui(
 ) -> None:
     """Open a page in the browser to generate, browse, compare, convert and train.
 
-    It serves this computer alone, until Ctrl-C.
+    By default only this computer can reach it. Press Ctrl-C to stop.
     """
     from hnloader.library import Library
     from hnloader.ui.diffusers_generator import DiffusersGenerator
@@ -135,7 +137,7 @@ def _models(name: str) -> list[str]:
         found = [each for each in sorted(path.iterdir()) if each.suffix.lower() in CHECKPOINT_SUFFIXES]
         found += [each for each in sorted(path.iterdir()) if (each / "model_index.json").is_file()]
         if not found:
-            note(f"{path}: found no models.")
+            note(f"{path}: Found no models.")
         return [str(each) for each in found]
     check_source(name)
     return [str(path) if path.exists() else name]
@@ -146,5 +148,5 @@ def _credentials(text: str | None) -> tuple[str, str] | None:
         return None
     name, colon, password = text.partition(":")
     if not (name and colon and password):
-        refuse("--auth", "Expected NAME:PASSWORD, neither of them empty.")
+        refuse("--auth", "Expected NAME:PASSWORD; neither may be empty.")
     return name, password

@@ -96,7 +96,7 @@ def test_a_grid_of_images(folder: Path, tiny_model: Path) -> None:
     arguments = ("--kind", "lycoris", "--base", tiny_model, "--grid", grid, *sampling(folder))
     result = run(folder / "style.pt", *arguments)
     assert result.exit_code == 0, result.output
-    assert "Images differ from the hypernetwork's by 0.0 of 255" in result.stdout
+    assert "Mean pixel difference from the hypernetwork's images (0 to 255): 0.0 with this file" in result.stdout
     assert grid.read_bytes().startswith(b"\x89PNG")
 
 
