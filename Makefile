@@ -110,7 +110,7 @@ sbom: $(READY) $(TOOLS)/.ready
 		--output-file dist/hnloader.cdx.json
 
 screenshots: browser
-	HNLOADER_SCREENSHOTS=docs/images $(BIN)/python -m pytest --quiet tests/ui/test_screenshots.py tests/extension/test_in_browser.py
+	HNLOADER_SCREENSHOTS=docs/images $(BIN)/python -m pytest --quiet tests/ui/test_page_screenshots.py tests/system/test_webui_in_browser.py
 
 # Each gradio version has its own environment with its dependencies; .venv provides everything else.
 webui-gradio: browser

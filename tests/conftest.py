@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.standins.webui import Webui
+from tests.support.standins.webui import running as running_webui
 from tests.support.tiny_model import save_hypernetwork, save_model
 
 # Results must not depend on the load of the machine; by default, hypothesis fails inputs that take over 200 ms.
@@ -59,3 +61,10 @@ def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_hypernetwork(folder / "oil.safetensors", seed=2)
     save_hypernetwork(folder / "sd1.pt", widths=(768,))
     return folder
+
+
+@pytest.fixture(params=["a1111", "forge"])
+def webui(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Webui]:
+    """A stand-in webui, not started yet."""
+    with running_webui(tmp_path / "webui", forge=request.param == "forge") as webui:
+        yield webui

@@ -1,22 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from hnloader.ui import Host
 from tests.support.standins.unets import ALL_WIDTHS
 from tests.support.standins.webui import Webui
-from tests.support.standins.webui import running as running_webui
 from tests.support.tiny_model import save_hypernetwork
-
-
-@pytest.fixture(params=["a1111", "forge"])
-def webui(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Webui]:
-    """A stand-in webui, not started yet."""
-    with running_webui(tmp_path / "webui", forge=request.param == "forge") as webui:
-        yield webui
 
 
 @pytest.fixture

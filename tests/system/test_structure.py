@@ -1,4 +1,4 @@
-"""The structure of the code: imports without circles, one name for each module, functions with few arguments."""
+"""The structure of the code: imports without circles, unique module names, few arguments, tests beside modules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.support.paths import ROOT
 
 MOST_ARGUMENTS = 8
+SOURCES = ("hnloader", "extension", "scripts", "lab")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("hnloader", "extension")
@@ -70,3 +71,20 @@ def test_functions_have_few_arguments() -> None:
                 if count > MOST_ARGUMENTS:
                     found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} has {count} arguments")
     assert found == []
+
+
+def test_each_file_of_tests_is_named_for_its_module() -> None:
+    """`tests/<package>/test_<module>[_<aspect>].py`; tests of several modules are in `tests/system`."""
+    modules = defaultdict(set)
+    for path in [*ROOT.glob("*.py"), *(path for top in SOURCES for path in (ROOT / top).rglob("*.py"))]:
+        folder = path.parent.relative_to(ROOT)
+        if folder.parts[:1] == ("hnloader",):
+            folder = folder.relative_to("hnloader")
+        modules[folder].add(path.stem.strip("_"))
+    stray = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        folder = path.parent.relative_to(ROOT / "tests")
+        name = path.stem.removeprefix("test_")
+        if folder.parts[:1] != ("system",) and not any(f"{name}_".startswith(f"{one}_") for one in modules[folder]):
+            stray.append(str(path.relative_to(ROOT)))
+    assert stray == []

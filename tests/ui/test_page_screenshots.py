@@ -1,6 +1,6 @@
 """The documentation's screenshots of the page.
 
-    HNLOADER_SCREENSHOTS=docs/images pytest tests/ui/test_screenshots.py
+    HNLOADER_SCREENSHOTS=docs/images pytest tests/ui/test_page_screenshots.py
 
 writes them. Without the variable they go to a temporary folder, and the test checks that they show something.
 """

@@ -1,6 +1,6 @@
 """Panel and tab in a real browser, each in a separate process.
 
-    HNLOADER_SCREENSHOTS=docs/images pytest tests/extension/test_in_browser.py
+    HNLOADER_SCREENSHOTS=docs/images pytest tests/system/test_webui_in_browser.py
 
 writes the screenshots of docs/webui.md; otherwise they go to a temporary folder.
 """
