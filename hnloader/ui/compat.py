@@ -117,13 +117,17 @@ def _sending(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
             for values in made(*arguments):
                 yield all_well_formed(values)
 
-        return yielding
+        sending: Callable[..., Any] = yielding
+    else:
 
-    @functools.wraps(made)
-    def returning(*arguments: Any) -> Any:
-        return all_well_formed(made(*arguments))
+        @functools.wraps(made)
+        def returning(*arguments: Any) -> Any:
+            return all_well_formed(made(*arguments))
 
-    return returning
+        sending = returning
+    # 3.x evaluates the annotations, and would look up their names in the wrapped function, which may be a partial.
+    sending.__annotations__ = {}
+    return sending
 
 
 def update(**values: Any) -> Any:

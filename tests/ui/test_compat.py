@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import gradio
 import PIL.Image
@@ -38,6 +39,18 @@ def test_wrapped_events_keep_inputs_and_outputs() -> None:
     assert len(page.fns) == 4
     for function in page.fns.values():
         assert function.inputs == function.outputs == [box]
+
+
+def test_gradio_3_can_evaluate_the_annotations_of_handlers() -> None:
+    def turn(by: int, text: MissingAtRuntime) -> MissingAtRuntime:  # type: ignore[name-defined]  # noqa: F821
+        return f"{text} {by}"
+
+    with gradio.Blocks(analytics_enabled=False) as page:
+        box = gradio.Textbox()
+        listen(box.change, partial(turn, 1), [box], [box])
+        listen(box.change, turn, [box, box], [box])
+    for function in page.fns.values():
+        assert get_type_hints(function.fn) == {}
 
 
 def test_gradio_does_not_open_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
