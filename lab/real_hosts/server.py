@@ -163,7 +163,7 @@ class Server:
         images = [Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB") for image in answer["images"]]
         return [HostImage(numpy.asarray(image), text) for image, text in zip(images, texts, strict=False)]
 
-    def image(self, prompt: str, **fields: Any) -> Image:
+    def image(self, prompt: str, **fields: Any) -> HostImage:
         """Generate images and return the first one."""
         return self.images(prompt, **fields)[0]
 
