@@ -87,7 +87,7 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "This page is generated from the program. [The command line](../cli.md) is the guide.",
+        "This page is generated from the code. The guide is [The command line](../cli.md).",
     ]
     for words, command in _commands("hnloader", group):
         lines += ["", f"## {words}", "", *_command(words, command)]
@@ -145,8 +145,8 @@ def settings_page() -> str:
     lines = [
         "# Training settings",
         "",
-        "This page is generated from the program. `hnloader train --init` writes a file with all settings, and "
-        "[Train](../training.md) shows which of them matter.",
+        "This page is generated from the code. `hnloader train --init` writes a file with all settings, and "
+        "[Train](../training.md) explains the most important ones.",
         *_settings(Config, ""),
     ]
     return "\n".join(lines) + "\n"
