@@ -1,4 +1,4 @@
-"""Load the model that generates images: a diffusers folder, a name on the Hugging Face hub, or a checkpoint file.
+"""Load the model that generates images: a diffusers folder, a name on the Hugging Face Hub, or a checkpoint file.
 
 diffusers is imported when a model is loaded.
 """
@@ -37,8 +37,8 @@ class Model:
 
     Args:
         pipeline: The pipeline.
-        name: Name of the folder, of the file without its suffix, or of the model on the hub.
-        hash: First 10 hex digits of a checkpoint's sha256, as the webuis show it. None for folders and hub names.
+        name: Name of the folder, of the file without its suffix, or of the model on the Hub.
+        hash: First 10 hex digits of a checkpoint's sha256, as the webuis show it. None for folders and Hub names.
 
     Example:
         >>> from hnloader.demo import pipeline_folder
@@ -140,7 +140,7 @@ def load_model(
 
     Args:
         source: A folder saved by diffusers; a `.safetensors` or `.ckpt` checkpoint of SD 1, SD 2 or SDXL; or a name
-            on the Hugging Face hub (`owner/model`), which diffusers downloads once.
+            on the Hugging Face Hub (`owner/model`), which diffusers downloads once.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`. Default: `auto`, a GPU if one works.
         dtype: `auto`, `float16`, `bfloat16`, `float32`. Default: `auto`, float16 on a GPU and float32 on the CPU.
         config: Diffusers folder of a model of the same kind, for a checkpoint without network access. Default:
@@ -179,14 +179,14 @@ def load_model(
 
 
 def check_source(source: str | os.PathLike[str]) -> None:
-    """Raise ModelError for a path that does not exist and cannot be a name on the hub; load nothing."""
+    """Raise ModelError for a path that does not exist and cannot be a name on the Hub; load nothing."""
     name = os.fspath(source)
     if expanded(name).exists():
         return
     if not _HUB_NAME.fullmatch(name) or name.lower().endswith(CHECKPOINT_SUFFIXES) or name.startswith("."):
         raise ModelError(
             f"{name}: found no such folder or file. Give a diffusers folder, a .safetensors or .ckpt checkpoint, or a "
-            "name on the Hugging Face hub (owner/model)."
+            "name on the Hugging Face Hub (owner/model)."
         )
 
 
@@ -201,7 +201,7 @@ def _from_folder(diffusers: Any, path: Path, dtype: torch.dtype) -> Any:
 
 def _from_hub(diffusers: Any, name: str, dtype: torch.dtype) -> Any:
     check_source(name)
-    with _model_errors(f"{name} (on the Hugging Face hub, because the folder does not exist)"), quiet():
+    with _model_errors(f"{name} (on the Hugging Face Hub, because the folder does not exist)"), quiet():
         return diffusers.DiffusionPipeline.from_pretrained(name, **_dtype(diffusers, dtype))
 
 
@@ -218,7 +218,7 @@ def _from_file(diffusers: Any, path: Path, dtype: torch.dtype, config: str | os.
     except ModelError as error:
         if config is None and _is_connection_error(error.__cause__):
             raise ModelError(
-                f"{path}: the checkpoint has no configuration and tokenizer, and the Hugging Face hub, which has them, "
+                f"{path}: the checkpoint has no configuration and tokenizer, and the Hugging Face Hub, which has them, "
                 "cannot be reached. Give a diffusers folder of the same kind of model as config."
             ) from error.__cause__
         raise
@@ -270,7 +270,7 @@ def _model_errors(source: object) -> Iterator[None]:
         raise
     except ImportError as error:
         raise MissingExtraError(f"{source}: a package is missing: {_first_line(error)}. Install it.") from error
-    except Exception as error:  # safetensors, pickle, json, the hub and diffusers each raise their own
+    except Exception as error:  # safetensors, pickle, json, the Hub and diffusers each raise their own
         raise ModelError(
             f"{source}: the model cannot be loaded ({_first_line(error)}). Check or replace it."
         ) from error
@@ -310,7 +310,7 @@ def _diffusers() -> Any:
 
 
 def _is_connection_error(error: BaseException | None) -> bool:
-    """Return True if an error in the chain of causes comes from the network or the hub."""
+    """Return True if an error in the chain of causes comes from the network or the Hub."""
     while error is not None:
         module = type(error).__module__.partition(".")[0]
         if module in ("huggingface_hub", "requests", "httpx", "httpcore", "urllib3") or isinstance(

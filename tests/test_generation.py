@@ -286,7 +286,7 @@ def test_a_checkpoint_without_network_asks_for_a_configuration(
     path = save_checkpoint(tiny_model, tmp_path / "one.safetensors")
     with pytest.raises(ModelError, match=r"one\.safetensors.*diffusers folder"):
         load_model(path)
-    with pytest.raises(ModelError, match=r"someone/something .*Hugging Face hub"):
+    with pytest.raises(ModelError, match=r"someone/something .*Hugging Face Hub"):
         load_model("someone/something")
 
 

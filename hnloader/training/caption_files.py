@@ -122,14 +122,15 @@ def _read_metadata(folder: Path, *, required: bool) -> dict[str, str]:
     if path is None:
         if required:
             raise ConfigError(
-                f"Setting 'data.captions' is 'metadata', but {folder} does not contain {', '.join(_METADATA_NAMES)}."
+                f"Setting 'data.captions' is 'metadata', but {folder} has no {' or '.join(_METADATA_NAMES)}. Add one."
             )
         return {}
     try:
         return dict(_entries(path))
     except (OSError, ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
         raise DatasetError(
-            f"{path} cannot be read: {reason_of(error)} Expected entries with file_name and text."
+            f"{path}: cannot read the captions ({reason_of(error).removesuffix('.')}). "
+            "Write entries with file_name and text."
         ) from error
 
 

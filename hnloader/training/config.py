@@ -23,7 +23,7 @@ Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUnif
 # Pixels, of images and of `data.resolution`.
 MIN_SIZE = 32
 _REQUIRED = {
-    "model": "Name a diffusers folder, a checkpoint file or a model on the hub.",
+    "model": "Name a diffusers folder, a checkpoint file or a model on the Hugging Face Hub.",
     "images": "Name the folder with the training images.",
     "output": "Name the file to write, such as style.pt.",
 }
@@ -79,10 +79,10 @@ class HypernetworkConfig:
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """The start of a new textual-inversion embedding."""
+    """The initial vectors of a new textual-inversion embedding."""
 
-    num_vectors: int = setting(4, "Number of vectors, which is the number of tokens it takes.", least=1, most=75)
-    initialization_text: str = setting("*", "Words whose vectors are the start; repeated up to num_vectors.")
+    num_vectors: int = setting(4, "Number of vectors; each takes one token of a prompt.", least=1, most=75)
+    initialization_text: str = setting("*", "Words whose vectors are the initial values; repeated up to num_vectors.")
     placeholder_token: str = setting(
         "", "The word for the embedding in captions and prompts; empty for <name of the output>."
     )
@@ -96,7 +96,7 @@ class DataConfig:
         "auto",
         "Source of the captions: sidecar (a .txt next to the image), metadata (metadata.jsonl, metadata.csv or\n"
         "captions.json in the folder), filename, or template (the same sentences for all images). auto takes the\n"
-        "first that exists of sidecar and metadata, else template.",
+        "first of sidecar and metadata that exists, else template.",
     )
     templates: tuple[str, ...] = setting(
         ("an image in the style of {name}", "{name}, detailed", "a rendering, {name} style"),
@@ -112,7 +112,7 @@ class DataConfig:
     buckets: bool = setting(
         True, "Keep the aspect ratio, in sizes of about `resolution` squared. false crops a square."
     )
-    random_flip: bool = setting(True, "Mirror half of the images. Not for text or asymmetric subjects.")
+    random_flip: bool = setting(True, "Mirror half of the images. Turn it off for text or asymmetric subjects.")
     random_shift: int = setting(
         0,
         "Shift images at random by up to this many pixels in each direction. It delays overfitting to few images.\n"
@@ -126,11 +126,11 @@ class DataConfig:
     )
     repeats: int = setting(1, "Repeats of each image per epoch.", least=1, most=1000)
     caption_dropout: float = setting(
-        0.1, "Share of the steps that train without a caption, so that guidance keeps working.", least=0, most=1
+        0.1, "Fraction of steps that train without a caption, so that CFG keeps working.", least=0, most=1
     )
     validation_split: float = setting(
         0.1,
-        "Share of the images for the validation loss, at least one of five or more. They are never trained on.",
+        "Fraction of images for validation, at least one if there are five or more. They are never trained on.",
         least=0,
         most=0.5,
     )
@@ -172,11 +172,11 @@ class Config:
         ('style', 1500, True)
     """
 
-    model: str = setting("", "The model: a diffusers folder, a single .safetensors file, or a name on the hub.")
+    model: str = setting("", "The model: a diffusers folder, a .safetensors file, or a name on the Hugging Face Hub.")
     model_config: str = setting(
         "",
         "For a single file without network access: a diffusers folder of the same kind of model. Otherwise diffusers\n"
-        "downloads the configuration from the hub once (a few MB).",
+        "downloads the configuration from the Hub once (a few MB).",
     )
     images: str = setting("", "The folder with the training images.")
     output: str = setting("", "The file to write: .pt, which every webui loads, or .safetensors.")
@@ -189,7 +189,7 @@ class Config:
 
     steps: int = setting(1500, "Number of training steps.", least=1, most=10_000_000)
     batch_size: int = setting(1, "Images per batch.", least=1, most=1024)
-    gradient_accumulation_steps: int = setting(1, "Batches per training step.", least=1, most=1024)
+    gradient_accumulation_steps: int = setting(1, "Batches to accumulate per training step.", least=1, most=1024)
     learning_rate: str | float = setting(
         "auto",
         "A number; or the webui's '5e-5:100, 1e-5:1000, 1e-6' (a rate up to a step, then the next); or auto: with\n"
@@ -225,10 +225,10 @@ class Config:
     )
     deterministic: bool = setting(
         False,
-        "On a GPU: the same bits each time, also after --resume, at two to three times the time. A CPU\n"
-        "always gives the same bits.",
+        "Give the same bits each time on a GPU, also after --resume; two to three times slower. A CPU always\n"
+        "gives the same bits.",
     )
-    seed: int = setting(1, "Seed of everything random. The same seed, images and settings give the same file.", least=0)
+    seed: int = setting(1, "Random seed. The same seed, images and settings give the same file.", least=0)
 
     save_every_n_steps: int = setting(250, "Steps between saved states, from which --resume continues.", least=1)
     save_total_limit: int = setting(2, "Number of saved states to keep.", least=1)
@@ -241,9 +241,9 @@ class Config:
     )
 
     hypernetwork: HypernetworkConfig = setting(HypernetworkConfig, "The architecture of the hypernetwork.")
-    embedding: EmbeddingConfig = setting(EmbeddingConfig, "The start of the embedding.")
+    embedding: EmbeddingConfig = setting(EmbeddingConfig, "The initial vectors of the embedding.")
     data: DataConfig = setting(DataConfig, "The images and their captions.")
-    prior: PriorConfig = setting(PriorConfig, "Prior preservation, for a style that skews everything.")
+    prior: PriorConfig = setting(PriorConfig, "Prior preservation, for a style that affects unrelated prompts.")
     previews: PreviewConfig = setting(PreviewConfig, "Images generated during the training.")
 
     def check(self) -> None:

@@ -82,8 +82,8 @@ class Dataset:
         missing = sum(image.caption is None for image in self.images)
         if missing and config.captions == "auto":
             yield (
-                f"{missing} of {len(self.images)} images have no caption, and templates are used. "
-                "A .txt next to each image works better."
+                f"{missing} of {len(self.images)} images have no caption and use a template. "
+                "For better results, add a .txt next to each image."
             )
 
     def fingerprint(self) -> str:
@@ -137,8 +137,8 @@ def open_image(path: Path, *, shortest: int | None = None) -> ReadImage:
 
 def _image_files(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "does not exist"
-        raise DatasetError(f"{folder} {problem}. Name the folder with the training images.")
+        problem = "this is not a folder" if folder.exists() else "the folder does not exist"
+        raise DatasetError(f"{folder}: {problem}. Name the folder with the training images.")
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         mask = path.name.lower().endswith(MASK_SUFFIX)
@@ -187,13 +187,13 @@ def _is_heif(path: Path) -> bool:
 
 def _check(dataset: Dataset, files: list[Path], config: DataConfig) -> None:
     if not files:
-        raise DatasetError(f"{dataset.folder} contains no images. Add some ({', '.join(SUFFIXES)}).")
+        raise DatasetError(f"{dataset.folder}: found no images. Add some ({', '.join(SUFFIXES)}).")
     if not dataset.images:
         first = next(problem for problem in dataset.problems if problem.excluded)
         raise DatasetError(
             f"{dataset.folder}: all {len(files)} images are excluded. {first.path.name}: {first.message}"
         )
     if len(dataset.images) == 1:
-        dataset.warn(dataset.images[0].path, "The only image. The training will overfit; 5 to 50 images work well.")
+        dataset.warn(dataset.images[0].path, "Found a single image. Training will overfit; use 5 to 50 images.")
     if config.masks and not any(image.mask or image.alpha for image in dataset.images):
         dataset.warn(dataset.folder, f"No masks (NAME{MASK_SUFFIX}) and no transparent images.")

@@ -1,4 +1,4 @@
-"""Deterministic training runs on a GPU, whose fastest algorithms add in any order."""
+"""Deterministic training on a GPU, whose fastest algorithms add numbers in any order."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _loaded(config: Config, widths: tuple[int, ...]) -> Hypernetwork:
     if missing:
         raise ConfigError(
             f"Setting 'start_from': {config.start_from} holds the width {missing[0]}, and the model has "
-            f"{', '.join(map(str, widths))}. It was trained for a model of another family."
+            f"{', '.join(map(str, widths))}. Use a hypernetwork for this model."
         )
     return found.float()
 

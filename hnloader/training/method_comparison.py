@@ -62,7 +62,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.prompts:
-            raise ConfigError("No prompts to compare. Use --prompts FILE (one per line) or --prompt TEXT.")
+            raise ConfigError("Found no prompts to compare. Use --prompts FILE (one per line) or --prompt TEXT.")
 
 
 @dataclass

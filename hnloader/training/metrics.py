@@ -70,7 +70,7 @@ class ClipMetric(Metric):
     """Compare CLIP embeddings of images with the training images and with prompts, by the cosine.
 
     Args:
-        model: A folder or a name on the hub, such as openai/clip-vit-base-patch32.
+        model: A folder or a name on the Hub, such as openai/clip-vit-base-patch32.
         training_images: The training images.
     """
 
@@ -83,7 +83,7 @@ class ClipMetric(Metric):
             self._model: Any = CLIPModel.from_pretrained(model).eval()
             self._processor: Any = CLIPProcessor.from_pretrained(model)
         except (OSError, ValueError) as error:
-            raise HypernetworkError(f"{model}: CLIP cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise HypernetworkError(f"{model}: cannot load CLIP ({_first_line(error)}). Give a CLIP model.") from error
         mean = self._embed(training_images).mean(dim=0)
         self._target = mean / mean.norm()
 
@@ -126,13 +126,19 @@ class LpipsMetric(Metric):
         try:
             self._distance: Any = lpips.LPIPS(net="alex", verbose=False).eval()
         except (OSError, RuntimeError) as error:
-            raise HypernetworkError(f"The network of LPIPS cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise HypernetworkError(
+                f"Cannot load LPIPS ({_first_line(error)}). Check the network connection."
+            ) from error
 
     @torch.no_grad()
     def drift(self, images: Sequence[Image], before: Sequence[Image]) -> float | None:
         """Return the mean distance of each image from the image before."""
         pairs = zip(images, before, strict=True)
         return float(np.mean([float(self._distance(_signed(one), _signed(two))) for one, two in pairs]))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].removesuffix(".")
 
 
 def _signed(image: Image) -> torch.Tensor:

@@ -58,12 +58,12 @@ def read_optim_file(path: Path) -> OptimFile:
         tree = checkpoint.tree
         state = tree.get("optimizer_state_dict") if isinstance(tree, dict) else None
         if not isinstance(tree, dict) or not isinstance(state, dict):
-            raise UnknownFormatError(f"{path}: expected an optimizer state (.pt.optim).")
+            raise UnknownFormatError(f"{path}: expected an optimizer state. Remove it to start with a new one.")
         values = mapped(
             state.get("state"), lambda part: checkpoint.read(part).clone() if isinstance(part, TensorRef) else part
         )
     if not isinstance(values, dict) or not all(isinstance(each, dict) for each in values.values()):
-        raise CorruptFileError(f"{path} is damaged: the state of some parameters is missing.")
+        raise CorruptFileError(f"{path} is damaged: it lacks parameters. Remove it to start with a new one.")
     name = tree.get("optimizer_name")
     # Files without a name are from before the webui had other optimizers than AdamW.
     return OptimFile("AdamW" if name is None else str(name), str(tree.get("hash")), values)

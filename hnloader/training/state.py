@@ -133,7 +133,7 @@ def load_state(
     described = about.pop("optimizer")
     if described["kind"] != type(optimizer).__name__:
         raise HypernetworkError(
-            f"{path}: saved with the optimizer {described['kind']}, and now it is {type(optimizer).__name__}. {_ADVICE}"
+            f"{path}: found the optimizer {described['kind']}, expected {type(optimizer).__name__}. {_ADVICE}"
         )
     weights = _matching(path, tensors, "weights", parameters)
     averages = [] if ema is None else _matching(path, tensors, "ema", ema)
@@ -185,7 +185,7 @@ def _problem(about: Any) -> str:
     """Return the first invalid value of a state's description, "" if all are valid."""
     problem = problem_of(State, about) or problem_of(_Optimizer, about.get("optimizer"))
     if not problem and not all("step" in entry for entry in about["history"]):
-        return "an entry of its history has no step"
+        return "an entry of the history has no step"
     return problem
 
 
@@ -196,7 +196,7 @@ def _matching(path: Path, tensors: dict[str, Tensor], kind: str, targets: Sequen
         new.shape == old.shape and new.dtype == old.dtype for new, old in zip(found, targets, strict=True)
     )
     if not fits or f"{kind}.{len(targets)}" in tensors:
-        raise HypernetworkError(f"{path}: its {kind} are for another architecture. {_ADVICE}")
+        raise HypernetworkError(f"{path}: the {kind} are for another architecture. {_ADVICE}")
     return found
 
 
@@ -232,4 +232,4 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except (OSError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise HypernetworkError(f"{folder}: the state of the training cannot be written: {reason}.") from error
+        raise HypernetworkError(f"{folder}: cannot write the training state ({reason}).") from error

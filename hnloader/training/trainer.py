@@ -44,7 +44,7 @@ from hnloader.training.stop_signals import stop_signals
 from hnloader.training.trackers import Trackers
 from hnloader.training.validation import Validator, validation_losses
 
-# The user hears of a training run that does not improve after this number of validations.
+# The user is warned about a training run that does not improve after this number of validations.
 _VALIDATIONS_TO_REMARK = 3
 # A running mean, because the loss of a single step depends mostly on its timesteps.
 _LOSS_SMOOTHING = 0.98
@@ -83,7 +83,7 @@ class Trainer:
         if config.start_from and config.method == "hypernetwork":
             unused = load_optim_file(Path(config.start_from), self.optimizer, config.optimizer)
             if unused is not None:
-                self.notes.append(f"The optimizer starts new: {unused}.")
+                self.notes.append(f"Starting with a new optimizer: {unused}.")
         self._trackers = Trackers(config, self.folder)
         self._stop = False
         self._saved_step = 0
@@ -140,7 +140,7 @@ class Trainer:
             return
         wanted = self.scaler.state_dict()
         if wanted and {key: type(value) for key, value in state.items()} != {k: type(v) for k, v in wanted.items()}:
-            raise HypernetworkError(f"{path} is damaged: its scaler is {state}. Resume from another state.")
+            raise HypernetworkError(f"{path} is damaged: its loss scaler is {state}. Resume from another state.")
         self.scaler.load_state_dict(state)
 
     def _check_source(self, path: Path, loaded: State) -> None:
@@ -148,8 +148,8 @@ class Trainer:
         same_precision = loaded.config.get("precision") == self.config.precision
         if same_precision and loaded.model != self.state.model:
             raise ConfigError(
-                f"{path}: trained on the model {loaded.config.get('model')}, which is not {self.model.name}. Resume "
-                "with that model, or train this one with start_from."
+                f"{path}: trained on the model {loaded.config.get('model')}, not {self.model.name}. Resume with "
+                "that model, or continue on this one with start_from."
             )
         if loaded.images != self.state.images:
             self.notes.append("The images or captions changed since the state was saved.")
@@ -306,9 +306,9 @@ class Trainer:
 
     def _diverged(self, step: int, loss: float) -> DivergedError:
         saved = states(self.folder)
-        newest = f"The newest saved state is {saved[-1]}." if saved else "No state is saved."
+        newest = f"The newest saved state is {saved[-1]}." if saved else "No state was saved."
         return DivergedError(
-            f"Step {step}: the training diverged, the loss is {loss:g}. {newest} Lower learning_rate (now "
+            f"Step {step}: training diverged, the loss is {loss:g}. {newest} Lower learning_rate (now "
             f"{self.learning_rate.at(step):g}), raise lr_warmup_steps or set max_grad_norm; then use --resume."
         )
 
@@ -354,7 +354,7 @@ class Trainer:
         try:
             path = save_state(self.folder, self.state, parameters, self.ema.values, self.optimizer, limit)
         except HypernetworkError as error:
-            return None, f"Step {step}: the state is not saved. {error} The training continues."
+            return None, f"Step {step}: the state was not saved. {error} Training continues."
         self._saved_step = step
         return path, ""
 
@@ -371,7 +371,7 @@ class Trainer:
             save_previews(images, folder, step)
             tile_previews(folder, prompts)
         except (HypernetworkError, OSError) as error:
-            return f"Step {step}: the previews are not saved. {error} The training continues."
+            return f"Step {step}: the previews were not saved. {error} Training continues."
         self._report("running")
         return self._trackers.log_images(images, step)
 

@@ -139,7 +139,7 @@ class TrainingPlace:
         folder: Returns the folder of the training runs, created when missing. Keep it out of the library, which would
             list every checkpoint.
         library: Returns the folder that finished hypernetworks are copied to.
-        models: Returns the models to offer: folders, files or hub names. The first one is the default.
+        models: Returns the models to offer: folders, files or Hub names. The first one is the default.
         embeddings: Returns the folder that finished embeddings are copied to. None takes the library's.
         may_name_python: Lets the user name the Python interpreter that trains. Only for pages that this computer
             alone can reach.

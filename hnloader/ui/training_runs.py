@@ -174,7 +174,7 @@ class TrainingRuns:
         given = {**settings, "output": str(files.output)}
         for key in ("images", "model", "model_config", "start_from", "output"):
             path = expanded(str(given.get(key) or ""))
-            if given.get(key) and (key != "model" or path.exists()):  # a model may be a name on the hub
+            if given.get(key) and (key != "model" or path.exists()):  # a model may be a name on the Hub
                 given[key] = str(path.absolute())
         config = read_config(None, given, preset)
         config.check()

@@ -55,7 +55,7 @@ def test_problems_of_the_images_are_printed(tiny_model: Path, folder: Path, tmp_
     (folder / "0.txt").write_text("a house")
     code, _, err = run("train", *given, "--images", folder, "-o", tmp_path / "b.pt")
     assert code == 0
-    assert "0.png: The only image" in err
+    assert "0.png: Found a single image" in err
     assert "no caption" not in err
 
 
@@ -87,9 +87,9 @@ def test_status(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
         (("--set", "steps"), "key=value"),
         (("--preset", "portrait"), "'portrait'"),
         (("none.yaml",), "none.yaml"),
-        (("--model", "M", "--images", "none", "-o", "a.pt"), "none does not exist"),
+        (("--model", "M", "--images", "none", "-o", "a.pt"), "none: the folder does not exist"),
         (("--model", "M", "--images", "P", "-o", "a.jpg"), ".safetensors"),
-        (("--model", "M", "--images", "E", "-o", "a.pt"), "contains no images"),
+        (("--model", "M", "--images", "E", "-o", "a.pt"), "found no images"),
         (("--model", "M", "--images", "P", "-o", "P/0.png/a.pt"), "cannot be written"),
         (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "learning_rate=20"), "below 10"),
         (("--model", "M", "--images", "P", "-o", "a.pt", "--set", "precision=float16"), "GPU"),

@@ -52,14 +52,14 @@ def test_a_folder_without_usable_images_is_refused(kind: str, tmp_path: Path) ->
         folder.mkdir()
     if kind == "broken":
         (folder / "a.png").write_text("x")
-    words = {"missing": "does not exist", "file": "is not a folder", "empty": "contains no images", "broken": "a.png"}
+    words = {"missing": "does not exist", "file": "is not a folder", "empty": "found no images", "broken": "a.png"}
     with raises(DatasetError, str(folder), words[kind]):
         read(folder)
 
 
 def test_a_single_image_is_reported(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
-    assert any("only image" in problem.message for problem in read(tmp_path).problems)
+    assert any("single image" in problem.message for problem in read(tmp_path).problems)
 
 
 @pytest.mark.parametrize("name", ["x.heic", "x.HEIC", "x.heif", "x.avif", "x.jxl", "x.psd", "x.cr2", "sub/x.svg"])

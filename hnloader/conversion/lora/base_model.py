@@ -101,7 +101,7 @@ def open_base(
     Args:
         source: A pipeline or UNet of diffusers; the path of a diffusers folder or of its `unet` folder; the path of a
             single `.safetensors` or `.ckpt` file (a checkpoint with the original names, or a UNet with either names);
-            or a name on the Hugging Face hub.
+            or a name on the Hugging Face Hub.
         config: A diffusers folder of the same kind of model, which describes a single file. Default: None, diffusers
             looks it up.
         device: Device that the model runs on, if it has to: `auto`, `cpu`, `cuda`, ... Default: `auto`.

@@ -353,7 +353,7 @@ def _form(place: TrainingPlace) -> tuple[dict[str, Any], Any]:
     fields["model"] = make(
         "Dropdown",
         label="Model",
-        info="Diffusers folder, checkpoint, or name on the hub",
+        info="Diffusers folder, checkpoint, or name on the Hub",
         choices=models,
         value=models[0] if models else None,
         allow_custom_value=True,
