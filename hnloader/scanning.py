@@ -7,6 +7,7 @@ rule is an allow-list, so that unknown callables are found too.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ from hnloader.inspection import inspect
 from hnloader.texts import shown
 
 __all__ = ["VERDICTS", "Finding", "Scan", "Verdict", "scan", "scan_all"]
+
+_log = logging.getLogger(__name__)
 
 Verdict = Literal["safe", "suspicious", "not a hypernetwork", "unreadable"]
 VERDICTS: tuple[Verdict, ...] = ("suspicious", "unreadable", "not a hypernetwork", "safe")
@@ -132,8 +135,10 @@ def scan(path: str | os.PathLike[str]) -> Scan:
             )
         _decide(result, may_be_json)
     except HypernetworkError as error:
+        _log.debug("%s", path, exc_info=True)
         result.verdict, result.reason = "unreadable", str(error)
     except OSError as error:
+        _log.debug("%s", path, exc_info=True)
         result.verdict, result.reason = "unreadable", f"{path}: {error.strerror or error}."
     return result
 
@@ -166,6 +171,7 @@ def _decide(result: Scan, may_be_json: bool) -> None:
     try:
         inspect(result.path)
     except HypernetworkError as caught:
+        _log.debug("%s", result.path, exc_info=True)
         error = caught
     if isinstance(error, UnsafeFileError) and not result.findings:
         result.findings.append(Finding(str(error)))

@@ -56,7 +56,12 @@ def _global_options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help=f"Show the traceback of an error, like {reporting.DEBUG}=1.")
+        bool,
+        typer.Option(
+            "--debug",
+            help=f"Show the tracebacks of errors, like {reporting.DEBUG}=1. Put it before the command: "
+            "hnloader --debug inspect style.pt.",
+        ),
     ] = False,
 ) -> None:
     if debug:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from hnloader.inspection import FileInfo
 
 __all__ = ["EXIT_CODES", "inspect"]
+
+_log = logging.getLogger(__name__)
 
 EXIT_CODES = exit_codes({0: "all files are valid hypernetworks", FAILED: "at least one is not"})
 
@@ -118,6 +121,7 @@ def _inspect_file(path: Path, label: str, folders: Sequence[Path], images: Image
             return Inspected(path, label, None, image=image)
         return Inspected(path, label, hnloader.inspect(path, folders))
     except (HypernetworkError, OSError) as error:
+        _log.debug("%s", path, exc_info=True)
         return Inspected(path, label, None, error)
 
 

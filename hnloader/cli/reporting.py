@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import os
 import traceback
 import warnings
@@ -61,13 +62,13 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _warnings_as_notes():
+            with _warnings_as_notes(), _shown_tracebacks():
                 return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter, OutputLostError):
             raise
         except BaseException as error:
             if debugging():
-                traceback.print_exc()
+                _print_traceback(error)
             message, code = _explain(error)
             stderr().print(Text("Error: ", "bold red") + Text(clean(message.strip())), soft_wrap=True)
             raise typer.Exit(code) from None
@@ -102,6 +103,38 @@ def _explain(error: BaseException) -> tuple[str, int]:
         f"Run the command again with {DEBUG}=1 and report the traceback.",
         BUG,
     )
+
+
+def _print_traceback(error: BaseException | None) -> None:
+    if error is not None:
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        stderr().print(Text("\n".join(map(clean, lines))), soft_wrap=True)
+
+
+class _Tracebacks(logging.Handler):
+    """Prints the tracebacks of errors that the library logs because it continues with the next file."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the traceback of a record that has one."""
+        if record.exc_info:
+            _print_traceback(record.exc_info[1])
+
+
+@contextlib.contextmanager
+def _shown_tracebacks() -> Iterator[None]:
+    """When debugging, print the tracebacks of errors that cost one file only and so do not end the command."""
+    if not debugging():
+        yield
+        return
+    logger, handler = logging.getLogger("hnloader"), _Tracebacks()
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

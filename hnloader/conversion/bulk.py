@@ -8,6 +8,7 @@ for result in convert_many(files, ToFormat(".safetensors")):
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import threading
@@ -25,6 +26,8 @@ from hnloader.errors import ExistingFileError, HypernetworkError, OtherModelErro
 from hnloader.files import remove_leftovers, same_file
 
 __all__ = ["Converter", "OnExisting", "convert_many", "dry_run", "verify_many"]
+
+_log = logging.getLogger(__name__)
 
 OnExisting = Literal["skip", "overwrite", "rename"]
 
@@ -162,6 +165,7 @@ def _do(work: Callable[[Job], Result], job: Job, cancelled: Callable[[], bool]) 
     except KeyboardInterrupt:  # from a converter that noticed the cancellation
         return None
     except Exception as error:
+        _log.debug("%s", job.source, exc_info=True)
         result = _failed(job, error)
     return replace(result, size=job.size, seconds=round(time.perf_counter() - began, 6))
 

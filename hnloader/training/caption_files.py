@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from hnloader.errors import ConfigError, DatasetError
 from hnloader.files import read_regular
 from hnloader.training.config import DataConfig
+
+_log = logging.getLogger(__name__)
 
 MASK_SUFFIX = ".mask.png"
 _CAPTION_SUFFIXES = (".txt", ".caption")
@@ -87,6 +90,7 @@ class CaptionFiles:
             try:
                 text = " ".join(_read_text(path).split())
             except (OSError, ValueError) as error:
+                _log.debug("%s", path, exc_info=True)
                 warn(path, f"Cannot be read: {reason_of(error)}")
                 continue
             if text:

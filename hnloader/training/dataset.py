@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from hnloader.files import open_regular, sha256_of
 from hnloader.images import PHOTOS, ReadImage, has_alpha, read_image
 from hnloader.training.caption_files import MASK_SUFFIX, CaptionFiles, reason_of
 from hnloader.training.config import MIN_SIZE, DataConfig
+
+_log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Images of phones, cameras and programs that are not supported.
@@ -156,6 +159,7 @@ def _read(path: Path, config: DataConfig, captions: CaptionFiles, dataset: Datas
         digest = sha256_of(path)
         found = open_image(path, shortest=MIN_SIZE)
     except (OSError, HypernetworkError, MemoryError) as error:
+        _log.debug("%s", path, exc_info=True)
         reason = f"Cannot be read: {reason_of(error).removeprefix(f'{path}: ')}"
         dataset.exclude(path, _unsupported("HEIC or AVIF") if _is_heif(path) else reason)
         return None

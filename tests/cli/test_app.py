@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import hnloader
 from hnloader.cli.app import app
+from hnloader.cli.reporting import DEBUG
 from tests.support.paths import GOLDENS, ROOT
 
 
@@ -48,6 +49,24 @@ def test_version() -> None:
 
 def test_unknown_verb_is_a_usage_error() -> None:
     assert invoke("inspekt").exit_code == 2
+
+
+@pytest.mark.parametrize("verb", ["inspect", "convert", "scan"])
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_debug_shows_the_traceback_of_each_file(
+    verb: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / "cut.pt", tmp_path / "page.pt"]
+    files[0].write_bytes((GOLDENS / "relu_121.pt").read_bytes()[:5000])
+    files[1].write_text("<html>")
+    monkeypatch.setenv(DEBUG, "" if by == "option" else "1")
+    result = invoke(*(["--debug"] if by == "option" else []), verb, *files)
+    assert result.exit_code == 1
+    for error in ("CorruptFileError", "UnknownFormatError"):
+        assert f"hnloader.errors.{error}: " in result.stderr
+    assert "hnloader/formats/reading.py" in result.stderr and "Traceback" not in result.stdout
+    monkeypatch.setenv(DEBUG, "")
+    assert "Traceback" not in invoke(verb, *files).stderr
 
 
 def test_completion_offers_verbs_and_samplers() -> None:
