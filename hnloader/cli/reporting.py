@@ -122,7 +122,7 @@ class _Tracebacks(logging.Handler):
 
 @contextlib.contextmanager
 def _shown_tracebacks() -> Iterator[None]:
-    """When debugging, print the tracebacks of errors that cost one file only and so do not end the command."""
+    """Print the tracebacks of errors in single files, which do not end the command, when debugging."""
     if not debugging():
         yield
         return

@@ -61,7 +61,8 @@ class Contents:
         metadata: All keys besides the widths; tensors in it are `TensorInfo`.
         sides: (width, side) -> tensors by normalized name.
         old_names: The file uses the names linear1 and linear2.
-        read: Returns the tensor that a `TensorInfo` describes.
+        read: Returns the tensor that a `TensorInfo` describes. The format gives this function: `Checkpoint.read` for
+            `.pt`. `build_side` puts the tensors into modules.
         forget: Drops what `read` keeps for tensors that share memory; for callers that need each tensor once.
         stream: Returns the bytes of a tensor in pieces; None for a tensor that must be read whole.
         notes: Further text in the file's header, by key.

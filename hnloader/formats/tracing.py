@@ -200,12 +200,12 @@ def _trace(raw: io.RawIOBase, start: int, budget: Budget) -> Trace:
     budget.opcodes -= _COST_OF_A_PICKLE
     trace = Trace(end=start)
     file: _File = io.BufferedReader(raw, 1 << 12)
-    machine = _Machine(file, start, trace, budget)
+    tracer = _Tracer(file, start, trace, budget)
     is_text = False
     try:
-        machine.skip_array_header()
+        tracer.skip_array_header()
         trace.is_certain = _PROTOCOLS.match(file.peek(2)) is not None
-        machine.run()
+        tracer.run()
         trace.ending, trace.is_certain = "stop", True
     except _DamageError:
         trace.ending = "damage"
@@ -213,10 +213,10 @@ def _trace(raw: io.RawIOBase, start: int, budget: Budget) -> Trace:
     except _LimitError:
         trace.ending = "limit"
     except CorruptFileError:
-        if not machine.noted:
+        if not tracer.noted:
             raise
         trace.ending = "damage"
-    trace.end, trace.found = machine.at, list(machine.noted.values())
+    trace.end, trace.found = tracer.at, list(tracer.noted.values())
     if not trace.is_certain:
         _keep_plausible(trace, is_text=is_text)
     del trace.found[MAX_FINDINGS:]
@@ -257,8 +257,8 @@ def _keep_plausible(trace: Trace, *, is_text: bool) -> None:
     trace.found = [one for one in trace.found if one.name is None or one.name in trace.names]
 
 
-class _Machine:
-    """The stack machine, which keeps only the values that matter."""
+class _Tracer:
+    """Follows the opcodes of a pickle with a stack that keeps only the values that matter."""
 
     def __init__(self, file: _File, start: int, trace: Trace, budget: Budget) -> None:
         self.file, self.at, self.trace, self.budget = file, start, trace, budget
@@ -596,7 +596,7 @@ def _is_float(text: str) -> bool:
     return True
 
 
-_Action = Callable[[_Machine], object]
+_Action = Callable[[_Tracer], object]
 _ACTIONS: dict[bytes, _Action] = {
     # plain values
     b"N": lambda m: m.push(None),
@@ -611,8 +611,8 @@ _ACTIONS: dict[bytes, _Action] = {
     b"G": lambda m: m.counted_bytes(8),
     b"\x8a": lambda m: m.counted_bytes(m.number(1)),
     b"\x8b": lambda m: m.counted_bytes(m.signed(4)),
-    b"S": _Machine.quoted,
-    b"V": _Machine.unicode_line,
+    b"S": _Tracer.quoted,
+    b"V": _Tracer.unicode_line,
     b"T": lambda m: m.counted_text(m.signed(4), is_old=True),
     b"U": lambda m: m.counted_text(m.number(1), is_old=True),
     b"X": lambda m: m.counted_text(m.number(4)),
@@ -639,8 +639,8 @@ _ACTIONS: dict[bytes, _Action] = {
     b"u": lambda m: m.change(None),
     b"\x90": lambda m: m.change(None),
     # the stack and the memo
-    b"0": _Machine.pop_any,
-    b"1": _Machine.pop_mark,
+    b"0": _Tracer.pop_any,
+    b"1": _Tracer.pop_mark,
     b"2": lambda m: m.push(m.top()),
     b"p": lambda m: m.put(m.index()),
     b"q": lambda m: m.put(m.number(1)),
@@ -651,19 +651,19 @@ _ACTIONS: dict[bytes, _Action] = {
     b"j": lambda m: m.get(m.number(4)),
     # framing
     b"\x80": lambda m: m.take(1),
-    b"\x95": _Machine.enter_frame,
+    b"\x95": _Tracer.enter_frame,
     # imports and calls
-    b"c": _Machine.global_lines,
-    b"\x93": _Machine.global_stack,
-    b"R": _Machine.reduce,
-    b"b": _Machine.build,
-    b"i": _Machine.instance,
-    b"o": _Machine.object_above_mark,
+    b"c": _Tracer.global_lines,
+    b"\x93": _Tracer.global_stack,
+    b"R": _Tracer.reduce,
+    b"b": _Tracer.build,
+    b"i": _Tracer.instance,
+    b"o": _Tracer.object_above_mark,
     b"\x81": lambda m: m.new_object(1),
     b"\x92": lambda m: m.new_object(2),
     b"\x82": lambda m: m.extension(1),
     b"\x83": lambda m: m.extension(2),
     b"\x84": lambda m: m.extension(4),
     b"Q": lambda m: m.persistent(m.pop()),
-    b"P": _Machine.persistent_line,
+    b"P": _Tracer.persistent_line,
 }

@@ -27,10 +27,18 @@ def source_of(name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def test_every_module_of_the_table_of_messages_exists() -> None:
+    section = module_map.PAGE.read_text(encoding="utf-8").partition("## From a message")[2].partition("\n## ")[0]
+    names = [name for row in re.findall(r"^\|.*\|(.*)\|$", section, re.M)[2:] for name in re.findall("`(.+?)`", row)]
+    assert len(names) > 40
+    assert [name for name in names if source_of(name) is None] == []
+
+
 def test_modules_and_names_in_the_text_exist() -> None:
     text = module_map.PAGE.read_text(encoding="utf-8").partition(module_map.BEGIN)[0]
-    names = re.findall(r"`((?:attention|cli|conversion|extension|formats|lab|training|ui)\.[\w.]+)`", text)
-    assert len(names) > 20
+    packages = {path.stem for path in (ROOT / "hnloader").iterdir()} | {*module_map.PACKAGES}
+    names = [name for name in re.findall(r"`(\w+\.[\w.]+)`", text) if name.partition(".")[0] in packages]
+    assert len(names) > 50
     missing = []
     for name in names:
         module, _, attribute = name.rpartition(".")
