@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.terminal import clean, note, progress_bar, size_text, stderr, stdout
+from hnloader.cli.terminal import clean, none_found, note, progress_bar, size_text, stderr, stdout
 
 if TYPE_CHECKING:
     from hnloader.conversion.planning import Plan
@@ -91,7 +91,7 @@ def show_results(results: Sequence[Result]) -> None:
     """Show each failed file, skipped files by reason, and a table of counts."""
     ordered = sorted(results, key=lambda result: str(result.source))
     if not ordered:
-        stderr().print(Text("Found no .pt, .safetensors or .hns file.", "yellow"))
+        stderr().print(none_found())
         return
     _show_good(ordered)
     _show_skipped(ordered)

@@ -40,7 +40,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="FORMAT",
-            help="Format to write: safetensors or pt. Default: the suffix of --out, otherwise safetensors.",
+            help="Format to write, such as safetensors or pt. Default: the suffix of --out, otherwise safetensors.",
             show_default=False,
             autocompletion=lambda: _formats(),
         ),

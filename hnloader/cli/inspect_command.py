@@ -19,7 +19,7 @@ from rich.text import Text
 
 from hnloader.cli.reporting import FAILED, exit_codes, reports_errors
 from hnloader.cli.shared_options import HypernetDirOption, JsonOption
-from hnloader.cli.terminal import clean, fields, shortened, size_text, stderr, stdout
+from hnloader.cli.terminal import clean, fields, none_found, shortened, size_text, stderr, stdout
 from hnloader.texts import shown
 
 if TYPE_CHECKING:
@@ -272,6 +272,6 @@ def _table(found: Sequence[Inspected], hashes: bool) -> Table:
 
 def _summary(good: int, bad: int) -> Text:
     if not good and not bad:
-        return Text("Found no .pt, .safetensors or .hns files.", "yellow")
+        return none_found()
     text = Text(f"{good} hypernetwork{'' if good == 1 else 's'}", "green" if good else "yellow")
     return text + Text(f", {bad} other file{'' if bad == 1 else 's'}", "red") if bad else text

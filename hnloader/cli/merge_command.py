@@ -25,7 +25,7 @@ def merge(
         typer.Argument(help="Files or names, each with a strength: ink.pt:0.8, or ink.pt:0.8:k=1,v=0.5."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write: .pt, .safetensors or .hns.", show_default=False)
+        Path, typer.Option("--output", "-o", help="File to write, such as merged.pt or chain.hns.", show_default=False)
     ],
     mode: Annotated[
         str,

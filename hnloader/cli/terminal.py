@@ -13,9 +13,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from hnloader.formats.registry import suffixes
 from hnloader.texts import as_text
 
-__all__ = ["Show", "clean", "fields", "note", "progress_bar", "shortened", "size_text", "stderr", "stdout"]
+__all__ = [
+    "Show",
+    "clean",
+    "fields",
+    "none_found",
+    "note",
+    "progress_bar",
+    "shortened",
+    "size_text",
+    "stderr",
+    "stdout",
+]
 
 # Characters that move the cursor, start an escape sequence, or change the direction of text.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -47,6 +59,11 @@ def shortened(text: object, limit: int = 300) -> str:
 def note(text: str) -> None:
     """Print a message that is not an error."""
     stderr().print(Text("Note: ", "bold yellow") + Text(clean(text)), soft_wrap=True)
+
+
+def none_found() -> Text:
+    """Return the message about folders without files of any format."""
+    return Text(f"Found no hypernetwork files ({', '.join(suffixes())}).", "yellow")
 
 
 def fields(pairs: Iterable[tuple[str, str | Text]]) -> Table:

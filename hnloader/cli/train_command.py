@@ -51,7 +51,10 @@ def train(
     ] = None,
     images: Annotated[str | None, typer.Option(help="Folder with the training images.", show_default=False)] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="File to write: .pt or .safetensors.", show_default=False)
+        str | None,
+        typer.Option(
+            "--output", "-o", help="File to write, such as style.pt or style.safetensors.", show_default=False
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="hypernetwork or embedding.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Number of training steps.", show_default=False)] = None,

@@ -179,7 +179,7 @@ class Config:
         "downloads the configuration from the Hub once (a few MB).",
     )
     images: str = setting("", "The folder with the training images.")
-    output: str = setting("", "The file to write: .pt, which every webui loads, or .safetensors.")
+    output: str = setting("", "The file to write, such as style.pt (which every webui loads) or style.safetensors.")
     method: Method = setting("hypernetwork", "hypernetwork, or embedding (textual inversion).")
     start_from: str = setting(
         "",

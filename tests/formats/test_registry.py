@@ -107,6 +107,19 @@ def test_the_command_line_and_the_page_offer_a_new_format(
     assert convert_page._targets()["toy"] == ".toy"
 
 
+def test_messages_about_empty_folders_name_a_new_format(toy: FileFormat, tmp_path: Path) -> None:
+    from hnloader.ui.catalog import Catalog
+    from hnloader.ui.page_host import Host
+    from hnloader.ui.pages.library_page import _Library
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments in (["convert", str(empty), "--to", "pt"], ["inspect", str(empty)]):
+        assert ".toy" in CliRunner().invoke(app, arguments).output
+    page = _Library(Host(folders=lambda: [empty], output=lambda: empty), Catalog(lambda: [empty]))
+    assert ".toy" in page._empty()
+
+
 def test_a_composition_finds_members_of_a_new_format(
     toy: FileFormat, small: hnloader.Hypernetwork, tmp_path: Path
 ) -> None:

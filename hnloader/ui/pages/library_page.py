@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError, HypernetworkNotFoundError, PromptTagError
+from hnloader.formats.registry import suffixes
 from hnloader.images import PHOTOS, STILL, read_image
 from hnloader.library import Library
 from hnloader.prompt import Tag
@@ -166,7 +167,7 @@ class _Library:
         if self.catalog.entries():
             return markup.empty("Nothing found", "Try fewer words, or show all files.")
         folders = [str(folder.absolute()) for folder in self.catalog.folders()]
-        hint = "Put hypernetworks (.pt, .safetensors, .hns) into one of these folders, then press Refresh:"
+        hint = f"Put hypernetworks ({', '.join(suffixes())}) into one of these folders, then press Refresh:"
         return markup.empty("No hypernetworks yet", hint, *folders)
 
 
