@@ -48,7 +48,7 @@ class TensorInfo(Protocol):
 SideTensors = dict[str, TensorInfo]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Contents:
     """A hypernetwork file with verified architecture, whose tensors are not read yet.
 
@@ -56,8 +56,9 @@ class Contents:
         label: Name of the file in messages.
         format: Name of the format, such as "pt".
         container: Form of the bytes, such as "zip", "legacy" or "safetensors".
-        program: The program that wrote the file, as far as the file shows.
-        variant: The kind of file of that program.
+        program: The program that wrote the file, as far as the file shows; "hnloader" for a format that only hnloader
+            writes.
+        variant: The kind of file of that program. A format that only hnloader writes gives `stated_origin`.
         metadata: All keys besides the widths; tensors in it are `TensorInfo`.
         sides: (width, side) -> tensors by normalized name.
         old_names: The file uses the names linear1 and linear2.
@@ -67,7 +68,8 @@ class Contents:
         stream: Returns the bytes of a tensor in pieces; None for a tensor that must be read whole.
         notes: Further text in the file's header, by key.
         ordered: The state dicts are OrderedDicts; None if only some are.
-        stated_origin: Program and variant of the file that a converted one was made from.
+        stated_origin: The `Outgoing.variant` that the file stores: program and variant of the file that it was made
+            from. None for a format that does not store it.
         architecture: How the sides are built, verified from the tensors.
     """
 

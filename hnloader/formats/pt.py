@@ -64,17 +64,17 @@ def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) ->
         )
     program, variant = identify_variant(metadata, old_names=old_names, lists=list in containers)
     return Contents(
-        label,
-        "pt",
-        checkpoint.container,
-        program,
-        variant,
-        metadata,
-        sides,
-        old_names,
-        checkpoint.read,
-        checkpoint.forget,
-        checkpoint.stream,
+        label=label,
+        format="pt",
+        container=checkpoint.container,
+        program=program,
+        variant=variant,
+        metadata=metadata,
+        sides=sides,
+        old_names=old_names,
+        read=checkpoint.read,
+        forget=checkpoint.forget,
+        stream=checkpoint.stream,
         ordered=kinds == {OrderedDict} if len(kinds) == 1 else None,
     )
 

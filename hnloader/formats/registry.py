@@ -58,7 +58,9 @@ class FileFormat:
             format that is only read.
         rank: Place among the formats in the library, the default output first. Formats of one rank are in the order in
             which they were found.
-        keeps_notes: Files hold `Outgoing.notes` and `Outgoing.hashes`, so that a converted file states its source.
+        keeps_notes: Files hold `Outgoing.notes` and `Outgoing.hashes`, so that a converted file states its source and
+            settings. `verify` then reads from it whether the file was normalized. For a format without notes, metadata
+            in another order counts as normalized.
         changes: Returns what differs in a file written in this format, one sentence each.
 
     Example:
@@ -102,7 +104,7 @@ def _built_in() -> tuple[FileFormat, ...]:
 
 
 def formats() -> tuple[FileFormat, ...]:
-    """Return all formats, in the order in which a file is tried as each."""
+    """Return all formats: those of the package by the names of their modules, then the registered ones."""
     return (*_built_in(), *_registered)
 
 
@@ -110,7 +112,7 @@ def register(file_format: FileFormat) -> None:
     """Add a format.
 
     Args:
-        file_format: The format. It is tried after all others.
+        file_format: The format. Its `detect` is asked after the package's formats with weights, before compositions.
 
     Raises:
         ValueError: Another format has the name or a suffix.
@@ -156,8 +158,12 @@ def format_named(name: str) -> FileFormat:
 
 
 def format_of(source: Source) -> FileFormat | None:
-    """Return the format that an opened file seems to have; None for a file of another kind."""
-    return next((one for one in formats() if one.detect(source)), None)
+    """Return the format that an opened file seems to have; None for a file of another kind.
+
+    Compositions are asked last, because their text has no mark of its own.
+    """
+    ordered = sorted(formats(), key=lambda one: one.read is None)
+    return next((one for one in ordered if one.detect(source)), None)
 
 
 def format_to_write(path: Path) -> FileFormat:

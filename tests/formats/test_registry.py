@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from hnloader import UnknownFormatError
 from hnloader.cli.app import app
 from hnloader.formats import registry
 from hnloader.formats.contents import Contents
-from hnloader.formats.registry import FileFormat, format_named, formats, register, suffixes
+from hnloader.formats.registry import FileFormat, format_named, format_of, formats, register, suffixes
+from hnloader.formats.source import Source, open_source
 from hnloader.library import Library
 from hnloader.scanning import scan
 
@@ -37,7 +39,17 @@ def read(source):
         tensor = torch.tensor([float(value) for value in values.split(",")]).reshape(sizes)
         tensors.setdefault((int(width), side), {})[name] = Entry(tensor)
     sides, old_names = all_named_tensors(tensors)
-    return Contents(source.label, "toy", "text", "toy maker", "first", {}, sides, old_names, lambda entry: entry.tensor)
+    return Contents(
+        label=source.label,
+        format="toy",
+        container="text",
+        program="toy maker",
+        variant="first",
+        metadata={},
+        sides=sides,
+        old_names=old_names,
+        read=lambda entry: entry.tensor,
+    )
 
 class Entry:
     def __init__(self, tensor):
@@ -140,6 +152,15 @@ def test_a_format_is_registered_from_outside(monkeypatch: pytest.MonkeyPatch) ->
         register(mine)
 
 
+def test_compositions_are_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", [])
+    register(FileFormat(name="mine", label="mine", suffixes=(".mine",), detect=_begins_like_mine, read=_unread))
+    for text, expected in ((b'{"mine": 1}', "mine"), (b'{"ink": 1}', "hns")):
+        with open_source(io.BytesIO(text)) as source:
+            found = format_of(source)
+        assert found is not None and found.name == expected
+
+
 def test_a_format_holds_weights_or_a_composition() -> None:
     with pytest.raises(ValueError):
         FileFormat(name="neither", label="neither", suffixes=(".none",), detect=lambda source: False)
@@ -148,6 +169,10 @@ def test_a_format_holds_weights_or_a_composition() -> None:
 def test_the_library_prefers_safetensors_then_pt_then_hns() -> None:
     assert suffixes()[:3] == (".safetensors", ".pt", ".hns")
     assert suffixes(weights_only=True)[:2] == (".safetensors", ".pt")
+
+
+def _begins_like_mine(source: Source) -> bool:
+    return source.head.startswith(b'{"mine"')
 
 
 def _unread(source: object) -> Contents:
