@@ -32,10 +32,12 @@ class Target:
     Attributes:
         make: Makes a file or text from the fuzzer's bytes.
         check: Reads it; raises an exception if a promise is broken.
+        format: Name of the hypernetwork format that it fuzzes; "" for other readers.
     """
 
     make: Callable[[Choices], bytes | str]
     check: Callable[[bytes | str], None]
+    format: str = ""
 
     def run(self, data: bytes) -> None:
         """Check one input."""
@@ -173,13 +175,13 @@ def _read_infotext(text: bytes | str) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    "pickle": Target(containers.plain_zip, _read_checkpoint),
-    "changed": Target(containers.changed_zip, _read_changed),
+    "pickle": Target(containers.plain_zip, _read_checkpoint, "pt"),
+    "changed": Target(containers.changed_zip, _read_changed, "pt"),
     "opcodes": Target(opcodes.stream, _trace),
-    "zip": Target(containers.broken_zip, _read_archive),
-    "legacy": Target(containers.legacy, _read_checkpoint),
-    "safetensors": Target(texts.safetensors, _read_safetensors),
-    "hns": Target(texts.hns, _read_hns),
+    "zip": Target(containers.broken_zip, _read_archive, "pt"),
+    "legacy": Target(containers.legacy, _read_checkpoint, "pt"),
+    "safetensors": Target(texts.safetensors, _read_safetensors, "safetensors"),
+    "hns": Target(texts.hns, _read_hns, "hns"),
     "config": Target(texts.config, _read_config),
     "prompt": Target(texts.prompt, _read_prompt),
     "infotext": Target(texts.infotext, _read_infotext),

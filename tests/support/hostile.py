@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from hnloader.formats.registry import suffixes
 from tests.support import costly
 from tests.support.builders import simple_tree
 
@@ -417,7 +418,7 @@ def _pickles(good: bytes, canary: Path) -> Iterator[HostileFile]:
         start = b"" if protocol < 2 else b"\x80" + bytes([protocol])
         bare = start + once + b"."
         yield HostileFile(f"bare pickle of protocol {protocol}", bare, UNSAFE, calls=True, runs=True, pickle=bare)
-    for suffix in (".safetensors", ".hns"):
+    for suffix in sorted({*suffixes()} - {".pt"}):
         bare = b"\x80\x04" + once + b"."
         yield HostileFile(f"pickle named {suffix}", bare, ANY, suffix, calls=True, runs=True, pickle=bare)
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hnloader.formats.registry import formats
 from hnloader.training import config
 from lab.fuzz import differential
 from lab.fuzz.__main__ import NAMES
@@ -22,6 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_target_has_a_corpus() -> None:
     assert set(NAMES) == set(TARGETS) == {path.stem for path in CORPUS.iterdir()}
     assert all(len(read_corpus(name)) > 30 for name in NAMES)
+
+
+def test_every_format_has_a_target() -> None:
+    assert {one.name for one in formats()} == {target.format for target in TARGETS.values()} - {""}
 
 
 @pytest.mark.parametrize("name", NAMES)

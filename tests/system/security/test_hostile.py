@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hnloader.formats.registry import formats
 from tests.support.builders import simple_tree, write
 from tests.support.hostile import HostileFile, costly_files, hostile_files
 from tests.support.paths import ROOT
@@ -56,6 +57,12 @@ def results(corpus: list[HostileFile], canary: Path, tmp_path_factory: pytest.Te
 def test_corpus_is_large_and_names_are_unique(corpus: list[HostileFile]) -> None:
     assert len({file.name for file in corpus}) == len(corpus) >= 60
     assert max(len(file.data) for file in corpus) <= 16 << 20
+
+
+def test_corpus_has_files_of_every_format(corpus: list[HostileFile]) -> None:
+    for one in formats():
+        names = [file.name for file in corpus if file.suffix in one.suffixes and not file.name.startswith("pickle")]
+        assert len(names) > 3, f"Add hostile {one.name} files to tests/support/hostile.py."
 
 
 @pytest.mark.slow
