@@ -38,7 +38,7 @@ _Failure = tuple[str, str]
 
 
 class StepClock:
-    """The current step as fractions of the sampling, from its begin to its end."""
+    """The current step as fractions of the sampling, from start to end."""
 
     def __init__(self) -> None:
         self.now = (0.0, 1.0)
@@ -159,7 +159,7 @@ class Applier:
         try:
             status = path.stat()
         except OSError as error:
-            raise HypernetworkError(f"{shown(name)} cannot be read: {error.strerror}.") from error
+            raise HypernetworkError(f"{shown(name)}: cannot read the file ({error.strerror}).") from error
         stamp = (status.st_size, status.st_mtime_ns)
         loaded = self._loaded.get(path)
         if loaded is None or loaded.stamp != stamp:

@@ -72,13 +72,13 @@ def _check_length(length: str) -> None:
 def _check_origin(request: Request, local: bool) -> None:
     """Refuse a page of another site, also under a domain that its owner points to this computer."""
     if local and not _is_local(request.headers.get("host", "")):
-        raise HTTPException(403, "This webui serves only this computer. Use the address localhost.")
+        raise HTTPException(403, "Only this computer can reach this webui. Use the address localhost.")
     if is_of_another_site(request.headers):
         raise HTTPException(403, "Pages of other sites must not use this API.")
 
 
 def _is_local(host: str) -> bool:
-    """Tell if a Host header is `localhost` or an address, which no name server can redirect."""
+    """Return whether a Host header is `localhost` or an address, which no name server can redirect."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or bool(ipaddress.ip_address(name))

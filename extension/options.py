@@ -19,7 +19,7 @@ OPTIONS = (
         "hnloader_exact",
         False,
         "Compute hypernetworks in float32, like the original webui",
-        "slower; in nearly all images the difference is invisible",
+        "slower; the difference is rarely visible",
     ),
 )
 

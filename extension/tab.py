@@ -48,7 +48,7 @@ def _lora_base(files: KeepsModels, model: Callable[[], WebuiDenoiser]) -> Callab
     def base() -> dict[str, Any]:
         checkpoint = files.checkpoint()
         if checkpoint is None:
-            raise HypernetworkError("Converting to LoRA requires a checkpoint. Select one at the top.")
+            raise HypernetworkError("Converting to LoRA requires a checkpoint. Select one at the top of the webui.")
         return {"source": checkpoint, "program": model()}
 
     return base

@@ -50,7 +50,7 @@ def check_room(folder: Path, needed: int) -> None:
     if free < needed + RESERVE:
         raise HypernetworkError(
             f"{folder}: the disk has {free >> 20:,} MiB free, but the job needs about {needed >> 20:,} MiB and keeps "
-            f"{RESERVE >> 20} MiB free. Make room, or use the command line, which fills the disk."
+            f"{RESERVE >> 20} MiB free. Free some space, or use the command line, which has no such reserve."
         )
 
 
@@ -61,7 +61,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise HypernetworkError(f"{path}: this user has no home folder. Write the whole path.") from error
+        raise HypernetworkError(f"{path}: this user has no home folder. Write the full path.") from error
 
 
 def open_regular(path: str | os.PathLike[str], *, buffering: int = -1) -> BinaryIO:
@@ -137,9 +137,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a NUL
-        raise HypernetworkError(
-            f"{folder}: cannot write into the folder ({_reason(error)}). Choose another."
-        ) from error
+        raise HypernetworkError(f"{folder}: cannot write to the folder ({_reason(error)}). Choose another.") from error
 
 
 def open_new(path: Path) -> BinaryIO:

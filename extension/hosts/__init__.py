@@ -24,7 +24,7 @@ def detect() -> WebuiHost:
     folders = {name: importlib.import_module(f".{name}", __name__) for name in names}
     known = [folder for folder in folders.values() if all(map(_exists, folder.MARKERS))]
     if not known:
-        raise RuntimeError(f"This program is none of the supported webuis: {', '.join(folders)}.")
+        raise RuntimeError(f"Found no supported webui. Install the extension in one of: {', '.join(folders)}.")
     host: WebuiHost = max(known, key=lambda folder: len(folder.MARKERS)).make()
     return host
 

@@ -165,7 +165,7 @@ def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
     rows += [("" if position else "Metadata", text) for position, text in enumerate(further)]
     if hashes:
         rows.append(("SHA-256", info.sha256))
-        rows.append(("In webuis", f"{info.short_hash} (in 2022: {info.legacy_hash})"))
+        rows.append(("Webui hash", f"{info.short_hash} (2022: {info.legacy_hash})"))
     return rows
 
 

@@ -120,7 +120,7 @@ class Catalog:
         except HypernetworkError as error:
             found = replace(entry, problem=as_text(error, _LONGEST_WORDS), notes=read_notes(entry.path))
         except OSError as error:
-            found = replace(entry, problem=f"{entry.path}: {error.strerror or error}")
+            found = replace(entry, problem=f"{entry.path}: {error.strerror or error}.")
         with self._lock:
             entries = self._entries or {}
             if (current := entries.get(entry.key)) is not None and current.stamp == found.stamp:

@@ -60,11 +60,11 @@ class Comparison:
     def check(self) -> None:
         """Raise SettingsError for a value that is missing or out of range."""
         if not self.prompts:
-            raise SettingsError("Prompts: empty. Write at least one, each on its own line.")
+            raise SettingsError("Prompts: none given. Write at least one, each on its own line.")
         if not self.hypernetworks:
             raise SettingsError("Hypernetworks: none selected. Select at least one to compare.")
         if not self.strengths:
-            raise SettingsError("Strengths: empty. Write some, such as 0, 0.5, 1.")
+            raise SettingsError("Strengths: none given. Write some, such as 0, 0.5, 1.")
         if self.seeds < 1:
             raise SettingsError(f"Seeds per prompt: expected at least 1, got {self.seeds}.")
         if not 0 <= self.seed <= _LARGEST_SEED - self.seeds + 1:

@@ -74,7 +74,7 @@ class DiffusersGenerator:
     def choose(self, name: str) -> None:
         """Use this model from the next image on. Raises HypernetworkError for an unknown name."""
         if name not in self._sources:
-            raise HypernetworkError(f"The page offers no model {name!r}. Start it with --model {name}.")
+            raise HypernetworkError(f"Model {name!r}: not offered on this page. Restart it with --model {name}.")
         self._chosen = name
 
     def defaults(self, name: str) -> ModelDefaults:

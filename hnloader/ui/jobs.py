@@ -52,7 +52,7 @@ class Job(Generic[T]):
         self._future: Future[T] = Future()
         with _starting:
             if len(_running) >= MOST_JOBS:
-                message = f"Jobs: {len(_running)} are running already. Wait until one ends."
+                message = f"Jobs: {len(_running)} are already running. Wait until one finishes."
                 self._future.set_exception(HypernetworkError(message))
                 return
             _running[self.token] = self  # type: ignore[assignment]

@@ -150,11 +150,11 @@ def details(entry: Entry, copies: Sequence[Entry], sha256: str) -> str:
     """Return a table of one file's contents."""
     info = entry.info
     rows = [("Name in the file", escaped(info.name, _LONGEST_VALUE)), *facts(info)] if info else []
-    rows.append(("File", f"{size_text(entry.size)}, changed {_date(entry.modified)}"))
+    rows.append(("File", f"{size_text(entry.size)}, modified {_date(entry.modified)}"))
     rows.append(("Folder", escaped(entry.file.folder)))
     rows.append(("SHA-256", f"<code>{escaped(sha256)}</code>"))
     if info:
-        rows.append(("Hash in webuis", f"<code>{escaped(sha256[:10])}</code> (2022: <code>{info.legacy_hash}</code>)"))
+        rows.append(("Webui hash", f"<code>{escaped(sha256[:10])}</code> (2022: <code>{info.legacy_hash}</code>)"))
     if copies:
         names = [escaped(copy.label) for copy in copies[:_MOST_COPIES]]
         names += [f"and {len(copies) - _MOST_COPIES:,} more"] if len(copies) > _MOST_COPIES else []

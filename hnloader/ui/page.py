@@ -68,7 +68,7 @@ def _choices(catalog: Catalog, dropdowns: int) -> Any:
 
 
 def _use(catalog: Catalog, prompt: str, key: str | None) -> tuple[Any, Any]:
-    """Add the chosen file's tag to the prompt and turn to Generate."""
+    """Add the chosen file's tag to the prompt and switch to Generate."""
     entry = catalog.get(key)
     if entry is None:
         return update(), update(selected="generate")

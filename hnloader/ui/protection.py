@@ -42,7 +42,7 @@ class Protection:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
         if not reads and is_of_another_site(headers):
-            await _refuse(scope, send, 403, "Requests from pages of other sites are refused.")
+            await _refuse(scope, send, 403, "Pages of other sites must not use this page.")
         elif "host" in headers and host_in(f"//{headers['host']}") is None:
             await _refuse(scope, send, 400, "The Host header is malformed.")
         elif not length_within(headers.get("content-length", "0"), self._largest):
@@ -74,11 +74,11 @@ class Protection:
             await self._refuse_size(scope, send)
 
     async def _refuse_size(self, scope: _Message, send: _Send) -> None:
-        await _refuse(scope, send, 413, f"A request has at most {self._largest >> 20} MiB.")
+        await _refuse(scope, send, 413, f"The request is too large. Send at most {self._largest >> 20} MiB.")
 
 
 def is_of_another_site(headers: Mapping[str, str]) -> bool:
-    """Tell whether a browser names another site as the origin of a request; header names are in lower case.
+    """Return whether a browser names another site as the origin of a request; header names are in lower case.
 
     Without `Sec-Fetch-Site`, `Origin` must equal the requested host.
     """
@@ -100,7 +100,7 @@ def host_in(address: str) -> str | None:
 
 
 def length_within(given: str, largest: int) -> bool:
-    """Tell whether a Content-Length is a number of at most `largest`."""
+    """Return whether a Content-Length is a number of at most `largest`."""
     return given.isdecimal() and len(given) <= len(str(largest)) and int(given) <= largest
 
 

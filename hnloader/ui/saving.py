@@ -50,5 +50,5 @@ def next_number(folder: Path, prefix: str) -> int:
         found = [re.fullmatch(rf"{re.escape(prefix)}(\d{{5,}})-.*", path.stem) for path in folder.glob("*.png")]
     except (OSError, ValueError) as error:  # ValueError: a NUL
         reason = getattr(error, "strerror", None) or error
-        raise HypernetworkError(f"{folder}: cannot write to this folder: {reason}. Choose another one.") from error
+        raise HypernetworkError(f"{folder}: cannot write to the folder ({reason}). Choose another.") from error
     return max((int(match[1]) for match in found if match), default=0) + 1

@@ -155,7 +155,7 @@ def save_values(path: Path, changes: dict[str, Any]) -> Path:
     target = notes_path(path)
     values = _read(target)
     if not values and _is_something_else(target):
-        raise HypernetworkError(f"{target}: expected a JSON object. Rename this file, or notes would overwrite it.")
+        raise HypernetworkError(f"{target}: expected a JSON object. Rename the file; saving notes would overwrite it.")
     with replacing(target) as temporary:
         text = json.dumps({**values, **changes}, ensure_ascii=False, indent=4)
         # Writes lone surrogates as JSON escapes, which keeps them.
@@ -172,7 +172,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_something_else(path: Path) -> bool:
-    """Tell whether a file exists that is neither empty nor an empty JSON object. Raises HypernetworkError."""
+    """Return whether a file exists that is neither empty nor an empty JSON object. Raises HypernetworkError."""
     try:
         with open_regular(path) as file:
             content = file.read(_LARGEST_NOTES).decode("utf-8-sig", errors="replace").strip()
@@ -180,5 +180,5 @@ def _is_something_else(path: Path) -> bool:
         return False
     except OSError as error:
         reason = error.strerror or error
-        raise HypernetworkError(f"{path}: cannot read this file: {reason}. Saving would overwrite it.") from error
+        raise HypernetworkError(f"{path}: cannot read the file ({reason}). Saving would overwrite it.") from error
     return bool(content) and "".join(content.split()) != "{}"

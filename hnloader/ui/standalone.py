@@ -47,7 +47,7 @@ class Server:
 
 
 def is_local(address: str) -> bool:
-    """Tell whether only this computer reaches a server at `address`."""
+    """Return whether only this computer reaches a server at `address`."""
     if address == "localhost":
         return True
     try:
@@ -104,7 +104,9 @@ def start(
             app_kwargs={"middleware": _middleware(address, auth)},
         )
     except (OSError, ValueError, gradio.exceptions.Error) as error:
-        raise HypernetworkError(f"{address}, port {chosen}: cannot serve the page: {error}") from error
+        raise HypernetworkError(
+            f"{address}, port {chosen}: cannot serve the page ({error}). Choose another --host or --port."
+        ) from error
     shown = f"[{address}]" if ":" in address else address
     return Server(f"http://{shown}:{chosen}", blocks)
 

@@ -37,7 +37,7 @@ def test_one_file_is_shown_in_full() -> None:
     for text in ("SD 1", "320, 640, 768, 1280", "gelu", "1,234 steps on golden-base (deadbeef01)", "float16"):
         assert text in result.stdout
     assert info.sha256 in result.stdout.replace("\n", "")
-    assert f"{info.short_hash} (in 2022: {info.legacy_hash})" in result.stdout
+    assert f"{info.short_hash} (2022: {info.legacy_hash})" in result.stdout
     assert info.sha256 not in run(path, "--no-hash").stdout
 
 

@@ -29,7 +29,9 @@ def chosen_files(catalog: Catalog, labels: Iterable[str] | None) -> list[Entry]:
     entries = []
     for label in labels or ():
         if label not in known:
-            raise HypernetworkNotFoundError(f"{label}: this file is gone. Press Refresh in Library and select again.")
+            raise HypernetworkNotFoundError(
+                f"{label}: this file no longer exists. Press Refresh in the Library tab and select again."
+            )
         entry = catalog.inspect(known[label])
         if entry.problem is not None:
             raise HypernetworkError(entry.problem)

@@ -28,7 +28,7 @@ __all__ = ["build"]
 _FIRST_STEPS = markup.empty(
     "Nothing to compare yet",
     "Select one or more hypernetworks and press Compare.",
-    "If the list has no hypernetworks, Library shows where to put the files.",
+    "If the list is empty, the Library tab shows where to put your files.",
 )
 
 

@@ -35,8 +35,8 @@ _EXISTING = ("skip", "rename", "overwrite")
 _MOST_ROWS = 300
 _FIRST_STEPS = markup.empty(
     "Nothing converted yet",
-    "Select files and press Convert. The originals stay.",
-    "If the list has no files, Library shows where to put them.",
+    "Select files and press Convert. The originals are kept.",
+    "If the list is empty, the Library tab shows where to put your files.",
 )
 
 
@@ -145,7 +145,7 @@ class _Convert:
         from hnloader.conversion.results import GOOD, counts
 
         found = counts(results)
-        text = ", ".join(f"{number:,} {outcome}" for outcome, number in found.items()) or "Found no file to convert"
+        text = ", ".join(f"{number:,} {outcome}" for outcome, number in found.items()) or "Found no files to convert"
         if cancelled:
             left = len(plan.jobs) + len(plan.settled) - len(results)
             text = f"Cancelled: {text}, {left:,} left. Press Convert to resume"
@@ -198,7 +198,7 @@ def build(host: Host, catalog: Catalog, root: Any) -> ConvertPage:
             target = make("Radio", label="Format", choices=targets, value=default, elem_id="hnl-convert-to")
             place = make("Radio", label="Save to", choices=[_BESIDE, _ELSEWHERE], value=_BESIDE)
             existing = make("Radio", label="If the file exists", choices=list(_EXISTING), value=_EXISTING[0])
-            report = make("Checkbox", label="Save a report (CSV) with the images", value=False)
+            report = make("Checkbox", label="Save a report (CSV) in the image folder", value=False)
             run, cancel = run_and_cancel("Convert", "hnl-convert")
         with make("Column", scale=7, min_width=360):
             status = html(_FIRST_STEPS, elem_id="hnl-convert-status")

@@ -14,7 +14,7 @@ from hnloader.library import Library
 from hnloader.prompt import Tag
 from hnloader.texts import well_formed
 from hnloader.ui import markup
-from hnloader.ui.catalog import ALL, DUPLICATES, SORTS, Catalog, filters
+from hnloader.ui.catalog import ALL, BAD, DUPLICATES, SORTS, Catalog, filters
 from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.compat import html, image_input, listen, make, reveal, update
 from hnloader.ui.pages.fields import textbox
@@ -64,7 +64,7 @@ class _Library:
         """Inspect all files, then report errors or where to put the user's own files."""
         yield from self._inspecting(200)
         bad, folders, entries = self.catalog.counts().bad, self.catalog.folders(), self.catalog.entries()
-        text = f"{_files(bad)} cannot be used. Show: files with errors" if bad else ""
+        text = f"{_files(bad)} cannot be used. To list them, set Show to '{BAD}'." if bad else ""
         if entries and not bad and all(entry.file.folder != folders[0] for entry in entries):
             text = f"Put your own files into {folders[0].absolute()}, then press Refresh."
         yield markup.status(text)
@@ -92,7 +92,7 @@ class _Library:
         entry = self.catalog.get(key)
         shown = self._list(query, sort, only, int(page), key)
         if entry is None:
-            gone = markup.notice("This file is gone. Press Refresh.", "bad")
+            gone = markup.notice("This file no longer exists. Press Refresh.", "bad")
             return *shown, None, update(visible=True), gone, "", "", update(visible=False), None, ""
         tag = tag_text(entry, self.catalog) if entry.info is not None else ""
         can_use = self.host.tag_button is not None or (
@@ -114,7 +114,7 @@ class _Library:
         """Save the notes beside the file."""
         entry = self.catalog.get(key)
         if entry is None:
-            return markup.notice("This file is gone. Its notes cannot be saved.", "bad")
+            return markup.notice("This file no longer exists. Its notes cannot be saved.", "bad")
         try:
             self.catalog.save_notes(entry, notes)
         except HypernetworkError as error:
@@ -239,7 +239,7 @@ class _FileFields:
         self.details = html()
         self.notes = textbox("Notes", "hnl-notes", lines=3, max_lines=12)
         self.save = make("Button", "Save notes", size="sm")
-        with make("Accordion", "Change the preview image", open=False):
+        with make("Accordion", "Replace preview", open=False):
             self.image = image_input(label="Image", height=220)
             self.keep = make("Button", "Save as preview", size="sm")
         self.result = html(elem_id="hnl-library-said")

@@ -18,12 +18,12 @@ def explained(error: BaseException) -> str:
     if isinstance(error, HypernetworkError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "Out of memory. Try smaller images."
+        return "Out of memory. Use smaller images."
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     # Unforeseen: the page reports it, the terminal shows where.
     traceback.print_exception(type(error), error, error.__traceback__)
-    return f"This is a bug in hnloader: {type(error).__name__}: {error}. The terminal shows where it happened."
+    return f"This is a bug in hnloader: {type(error).__name__}: {error}. The terminal shows the traceback."
 
 
 def complaint(error: BaseException) -> str:

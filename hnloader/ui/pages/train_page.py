@@ -40,7 +40,7 @@ _MAX_QUIET = 10  # reads without news
 _ENDED = {
     "done": ("Finished.", "good"),
     "early_stopped": ("Finished early: the validation loss stopped improving.", "good"),
-    "interrupted": ("Stopped; everything is saved. Press Resume to continue.", "info"),
+    "interrupted": ("Stopped. Everything is saved. Press Resume to continue.", "info"),
 }
 
 
@@ -137,7 +137,7 @@ class _Train:
             return None
         if steps <= status.step:
             raise HypernetworkError(
-                f"{files.name}: finished at step {status.step:,}. Set Steps to a higher number to train it further."
+                f"{files.name}: finished at step {status.step:,}. To train it further, set Steps to a higher number."
             )
         return steps
 
@@ -207,7 +207,7 @@ class _Train:
     def _advice(self, python: str) -> str:
         command = f"Run: {python} -m pip install 'hnloader[train]'"
         if self.place.may_name_python:
-            return f"{command}; or set another 'Python interpreter'."
+            return f"{command}, or set another Python interpreter under More settings."
         return f"{command}."
 
     def _refused(self, error: BaseException) -> tuple[Any, ...]:
@@ -353,7 +353,7 @@ def _form(place: TrainingPlace) -> tuple[dict[str, Any], Any]:
     fields["model"] = make(
         "Dropdown",
         label="Model",
-        info="Diffusers folder, checkpoint, or name on the Hub",
+        info="Diffusers folder, checkpoint, or name on the Hugging Face Hub",
         choices=models,
         value=models[0] if models else None,
         allow_custom_value=True,

@@ -76,7 +76,7 @@ def test_saves_notes_and_finds_them(page: Page, folder: Path) -> None:
 def test_saves_and_shows_a_preview(page: Page, folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (600, 400), (10, 200, 30)).save(tmp_path / "mine.png")
     card(page, "halftone").click()
-    page.get_by_text("Change the preview image").click()
+    page.get_by_text("Replace preview").click()
     page.locator("#hnl-detail input[type=file]").set_input_files(tmp_path / "mine.png")
     page.locator("#hnl-detail img").last.wait_for()
     page.get_by_role("button", name="Save as preview").click()
