@@ -24,11 +24,13 @@ import torch
 from hnloader._version import __version__
 from hnloader.errors import HypernetworkNotFoundError, ModelError, SettingsError
 from hnloader.files import expanded
+from hnloader.formats.registry import suffixes
 from hnloader.hashes import find_named
 from hnloader.infotext import Infotext
 from hnloader.library import Library
 from hnloader.pipelines import Model, find_sampler, make_scheduler, quiet, sampler_label
 from hnloader.prompt import Tag, format_number, is_finite, parse_prompt
+from hnloader.texts import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -259,8 +261,13 @@ def find_file(name: str, library: Library) -> Path:
     if path.is_dir():
         raise HypernetworkNotFoundError(f"{name}: found a folder. Give a hypernetwork file.")
     if path.is_absolute() or path.parts[:1] == ("..",) or name.startswith(("./", ".\\", "~")):
-        raise HypernetworkNotFoundError(f"{name}: found no such file. Check the path.")
-    return find_named(library, name)
+        raise HypernetworkNotFoundError(f"{name}: the file does not exist. Check the path.")
+    try:
+        return find_named(library, name)
+    except HypernetworkNotFoundError as error:
+        if len(path.parts) > 1 or path.suffix.lower() in suffixes():
+            raise HypernetworkNotFoundError(f"Path {shown(name)}: the file does not exist. {error}") from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -349,20 +356,20 @@ class _Run:
 def _check(settings: Settings) -> None:
     seed = settings.seed or 0
     problems = {
-        f"count: found {settings.count}. Use at least 1.": settings.count < 1,
-        f"steps: found {settings.steps}. Use 1 to {MOST_STEPS:,}.": not 1 <= settings.steps <= MOST_STEPS,
-        f"denoise: found {settings.denoise}. Use a number above 0 and at most 1.": not 0 < settings.denoise <= 1,
-        f"seed: found {seed} for {settings.count} images. Use seeds from 0 to {LARGEST_SEED}.": (
+        f"Count: found {settings.count}. Use at least 1.": settings.count < 1,
+        f"Steps: found {settings.steps}. Use 1 to {MOST_STEPS:,}.": not 1 <= settings.steps <= MOST_STEPS,
+        f"Denoise: found {settings.denoise}. Use a number above 0 and at most 1.": not 0 < settings.denoise <= 1,
+        f"Seed: found {seed} for {settings.count} images. Use seeds from 0 to {LARGEST_SEED}.": (
             seed < 0 or seed + settings.count - 1 > LARGEST_SEED
         ),
-        f"guidance: found {settings.guidance}. Use a finite number.": not is_finite(settings.guidance),
+        f"Guidance: found {settings.guidance}. Use a finite number.": not is_finite(settings.guidance),
     }
     for problem, found in problems.items():
         if found:
-            raise SettingsError(f"Setting {problem}")
+            raise SettingsError(problem)
     if settings.init_image is not None and int(settings.steps * settings.denoise) < 1:
         raise SettingsError(
-            f"Setting steps: {settings.steps} steps with denoise {format_number(settings.denoise)} leave no step. "
+            f"Steps: {settings.steps} steps with denoise {format_number(settings.denoise)} leave no step. "
             f"Use at least {math.ceil(1 / settings.denoise)} steps."
         )
 
@@ -373,11 +380,11 @@ def _size(pipeline: Any, settings: Settings) -> tuple[int, int]:
     native = pipeline.unet.config.sample_size
     high, wide = (native, native) if isinstance(native, int) else native
     width, height = settings.width or wide * grain, settings.height or high * grain
-    for what, pixels in (("width", width), ("height", height)):
+    for what, pixels in (("Width", width), ("Height", height)):
         # The pipelines of diffusers require multiples of 8, whatever the factor of their VAE.
         multiple = max(8, grain)
         if pixels < multiple or pixels % multiple:
-            raise SettingsError(f"Setting {what}: found {pixels}. Use a multiple of {multiple}.")
+            raise SettingsError(f"{what}: found {pixels} pixels. Use a multiple of {multiple}.")
     return width, height
 
 

@@ -70,6 +70,7 @@ class Library:
     Args:
         folders: The folders, the preferred one first.
         suffixes: Suffixes of the files, the preferred one first. Default: those of hypernetworks.
+        hint: Sentence at the end of errors about unknown names, such as how to add a folder. Default: empty.
 
     Example:
         >>> from hnloader.demo import hypernetwork_paths
@@ -81,7 +82,10 @@ class Library:
         'outline.pt'
     """
 
-    def __init__(self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = (), hint: str = ""
+    ) -> None:
+        self._hint = hint
         self._suffixes = tuple(suffixes) or known_suffixes()
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
         self._listing: _Listing | None = None
@@ -234,10 +238,10 @@ class Library:
     def _not_found(self, name: str) -> str:
         parts = PurePath(name.replace("\\", "/")).parts
         if ".." in parts or PurePath(name).is_absolute() or ":" in name[1:3]:
-            return f"{shown(name)}: found a path. Use the name of a file below {self._searched()}."
+            return f"{shown(name)}: found a path. Use the name of a file below {self._searched()}. {self._hint}".strip()
         near = " or ".join(map(shown, self.suggestions(name)))
         hint = f"Did you mean {near}?" if near else "Check the name."
-        return f"Hypernetwork {shown(name)}: found no such file in {self._searched()}. {hint}"
+        return f"Hypernetwork {shown(name)}: found no such file in {self._searched()}. {hint} {self._hint}".strip()
 
     def _searched(self) -> str:
         if not self.folders:

@@ -209,20 +209,23 @@ def test_a_sweep_goes_through_the_strengths_for_each_seed(model: Model, library:
 @pytest.mark.parametrize(
     ("changes", "error", "facts"),
     [
-        ({"steps": 0}, SettingsError, "steps: found 0"),
+        ({"steps": 0}, SettingsError, "Steps: found 0"),
         ({"steps": 10_001}, SettingsError, "10,000"),
-        ({"count": 0}, SettingsError, "count: found 0"),
+        ({"count": 0}, SettingsError, "Count: found 0"),
         ({"seed": -1}, SettingsError, "4294967295"),
         ({"seed": 2**32 - 1, "count": 2}, SettingsError, "4294967295"),
-        ({"guidance": float("nan")}, SettingsError, "guidance: found nan"),
-        ({"denoise": 0.0}, SettingsError, "denoise: found 0.0"),
-        ({"width": 30}, SettingsError, "width: found 30.*multiple of 8"),
+        ({"guidance": float("nan")}, SettingsError, "Guidance: found nan"),
+        ({"denoise": 0.0}, SettingsError, "Denoise: found 0.0"),
+        ({"width": 30}, SettingsError, "Width: found 30 .*multiple of 8"),
         ({"denoise": 0.1, "init_image": Image.new("RGB", (8, 8))}, SettingsError, "10 steps"),
         ({"prompt": "a cat <hypernet:inc:1>"}, HypernetworkNotFoundError, "'ink'"),
         ({"prompt": "a cat <hypernet:ink:x>"}, PromptTagError, "strength is 'x'"),
         ({"prompt": "a cat <hypernet:sd1:1>"}, NoMatchingSitesError, "768"),
         ({"prompt": "a cat <hypernet:ink:1:block=upp>"}, NoMatchingSitesError, "upp"),
         ({"hypernetworks": (Tag("/nowhere/ink.pt"),)}, HypernetworkNotFoundError, "/nowhere/ink.pt"),
+        ({"hypernetworks": (Tag("gone.pt"),)}, HypernetworkNotFoundError, r"^Path 'gone.pt'.*styles\S* \(\d+ file"),
+        ({"hypernetworks": (Tag("sub/gone"),)}, HypernetworkNotFoundError, r"^Path 'sub/gone'.*styles\S* \(\d+ file"),
+        ({"hypernetworks": (Tag("gone"),)}, HypernetworkNotFoundError, r"^Hypernetwork 'gone'.*styles\S* \(\d+ file"),
     ],
 )
 def test_impossible_settings_are_refused_before_sampling(

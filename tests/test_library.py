@@ -85,6 +85,8 @@ def test_an_unknown_name_lists_the_folders_and_similar_names(tmp_path: Path) -> 
     assert isinstance(error.value, HypernetworkError)
     for fact in ("'halftones'", "'halftone'?", f"{tmp_path} (3 files), {missing} ("):
         assert fact in str(error.value)
+    with pytest.raises(HypernetworkNotFoundError, match=r"More: --folder\.$"):
+        Library([tmp_path], hint="More: --folder.").find("halftones")
     assert Library([tmp_path]).suggestions("color") == ["Watercolor"]
     assert Library([tmp_path]).suggestions("sub/outlin") == ["outline"]
     assert Library([tmp_path]).suggestions("qqqq") == []

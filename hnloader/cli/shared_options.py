@@ -116,7 +116,8 @@ def hypernetwork_library(folders: Sequence[Path] | None) -> Library:
         if not folder.is_dir():
             refuse("--hypernet-dir", f"{folder}: Expected a folder.")
     bundled = [path.parent for path in hypernetwork_paths().values()]
-    return Library(folders or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), *bundled])
+    searched = folders or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), *bundled]
+    return Library(searched, hint="To search another folder, add --hypernet-dir FOLDER.")
 
 
 def load_for_images(model: str | None, device: str, dtype: str, config: Path | None) -> Model:

@@ -146,6 +146,7 @@ def test_partial_match_is_noted_once(run, tmp_path: Path) -> None:
         (["-H", "inc:0.8"], 1, "'ink'"),
         (["-H", "sd1"], 1, "768"),
         (["-H", "./gone.pt"], 1, "./gone.pt"),
+        (["-H", "gone.pt"], 1, "--hypernet-dir"),
         (["-H", "ink:0,8"], 2, "--hypernet"),
         (["-H", "ink:1:foo=2"], 2, "foo"),
         (["--size", "big"], 2, "512x768"),
