@@ -82,9 +82,7 @@ class Library:
         'outline.pt'
     """
 
-    def __init__(
-        self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = (), hint: str = ""
-    ) -> None:
+    def __init__(self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = (), hint: str = "") -> None:
         self._hint = hint
         self._suffixes = tuple(suffixes) or known_suffixes()
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
