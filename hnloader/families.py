@@ -237,22 +237,22 @@ def embedding_family(widths: Sequence[int]) -> str | None:
     """Return the name of the family that a textual-inversion embedding is made for.
 
     Args:
-        widths: Width of the vectors for each text encoder.
+        widths: Width of the vectors for each text encoder, in the order of `Family.encoder_widths`.
 
     Returns:
-        Name of the family. `NAME, second encoder only` if the width is that of a second encoder alone.
-        None if no family has such encoders.
+        Name of the family whose encoders have these widths. `NAME, second encoder only` if the width is that of a
+        second encoder alone. None if no family has such encoders.
 
     Example:
         >>> from hnloader.families import embedding_family
         >>> embedding_family([768]), embedding_family([768, 1280]), embedding_family([1280])
         ('SD 1', 'SDXL', 'SDXL, second encoder only')
     """
+    given = tuple(widths)
     for family in all_families():
-        encoders = family.encoder_widths or (family.text_width,)
-        if len(encoders) == len(widths) and (len(widths) > 1 or encoders == tuple(widths)):
+        if given == (family.encoder_widths or (family.text_width,)):
             return family.name
     for family in all_families():
-        if len(widths) == 1 and family.encoder_widths[1:] == tuple(widths):
+        if len(given) == 1 and given == family.encoder_widths[1:]:
             return f"{family.name}, second encoder only"
     return None

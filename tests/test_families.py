@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hnloader.families import families_of, family_of_model
+from hnloader.families import embedding_family, families_of, family_of_model
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,21 @@ def test_widths_name_the_families_that_a_file_is_made_for(widths, expected):
 def test_the_family_of_a_model_follows_from_its_widths(text, own, expected):
     family = family_of_model(text, own)
     assert (family and family.name) == expected
+
+
+@pytest.mark.parametrize(
+    ("widths", "expected"),
+    [
+        ([768], "SD 1"),
+        ([1024], "SD 2"),
+        ([768, 1280], "SDXL"),
+        ([1280], "SDXL, second encoder only"),
+        ([1280, 768], None),
+        ([768, 1024], None),
+        ([1, 2], None),
+        ([2048], None),
+        ([], None),
+    ],
+)
+def test_the_family_of_an_embedding_has_its_widths_in_order(widths, expected):
+    assert embedding_family(widths) == expected

@@ -86,7 +86,8 @@ class Embedding:
         if T5 in self.others:
             return "SD 3"
         widths = [tensor.shape[1] for tensor in (self.vectors, self.vectors_g) if tensor is not None]
-        return embedding_family(widths) or f"a text encoder of {self.width}"
+        encoders = "a text encoder" if len(widths) == 1 else "text encoders"
+        return embedding_family(widths) or f"{encoders} of {' and '.join(map(str, widths))}"
 
 
 def _checked(given: Tensor, what: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,13 @@ def test_a_checkpoint_is_recognized_by_its_prefix_or_its_configuration(tmp_path:
 def test_embeddings_and_the_library_page_name_the_family() -> None:
     assert Embedding(torch.zeros(1, 24)).made_for == "Dummy"
     assert "Dummy" in filters()
+
+
+def test_an_embedding_for_two_encoders_has_the_family_with_their_widths() -> None:
+    families.register(replace(DUMMY, name="Twin", text_width=50, encoder_widths=(20, 30)))
+    assert Embedding(torch.zeros(1, 20), torch.zeros(1, 30)).made_for == "Twin"
+    assert Embedding(torch.zeros(1, 30)).made_for == "Twin, second encoder only"
+    assert Embedding(torch.zeros(1, 20), torch.zeros(1, 31)).made_for == "text encoders of 20 and 31"
 
 
 def test_names_and_text_widths_are_unique() -> None:
