@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageInfo", "ImageReader"]
 
-# In order of preference.
-EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp")
-
 Match = Literal["hash", "name", "other file"]
 
 
@@ -136,11 +133,12 @@ class ImageReader:
 
     def _libraries(self) -> tuple[Library, Library, Hashes]:
         if self._places is None:
+            from hnloader.embeddings.embedding_reader import SUFFIXES
             from hnloader.hashes import Hashes
             from hnloader.library import Library
             from hnloader.ui.index import cache_folder
 
-            embeddings = Library(self._embeddings, EMBEDDING_SUFFIXES)
+            embeddings = Library(self._embeddings, SUFFIXES)
             self._places = hypernetwork_library(self._given), embeddings, Hashes(cache_folder())
         return self._places
 

@@ -30,11 +30,13 @@ from hnloader.formats.source import Source, open_source
 from hnloader.formats.trees import mapped
 from hnloader.texts import as_text, shown, well_formed
 
-__all__ = ["ENCODERS", "EXACT", "header_texts", "load_embedding"]
+__all__ = ["ENCODERS", "EXACT", "SUFFIXES", "header_texts", "load_embedding"]
 
 # Key of a safetensors header that holds name, training and metadata with their types.
 EXACT = "hnloader.embedding"
 ENCODERS = ("clip_l", "clip_g", T5)
+# In order of preference.
+SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp")
 _MAX_TOKENS = 64
 _HYPERNETWORK = "a hypernetwork, not an embedding: load it with hnloader.load"
 
@@ -73,7 +75,7 @@ def load_embedding(path: str | os.PathLike[str], token: str | None = None) -> Em
                 return _from_safetensors(source, token)
             if embedding_images.is_image(source.head):
                 return _from_mapping(embedding_images.read(source), source.stem, token, named_within=True)
-            raise UnknownFormatError(f"{source.label} is {kind_of_bytes(source.head)}")
+            raise UnknownFormatError(f"{source.label} is {kind_of_bytes(source.head, SUFFIXES)}.")
         except HypernetworkError as error:
             label = "" if str(error).startswith(source.label) else f"{source.label}: "
             raise type(error)(label + _reword(str(error), source.label)) from error
@@ -87,7 +89,7 @@ def _from_pickle(source: Source, token: str | None) -> Embedding:
         values = mapped(tree, lambda part: checkpoint.read(part) if isinstance(part, TensorRef) else part)
         return _from_mapping(values, source.stem, token)
     check_refusals(checkpoint.refused, source.label, inert_allowed=True)
-    raise UnknownFormatError(f"{source.label} is {_describe(tree)}")
+    raise UnknownFormatError(f"{source.label} is {_describe(tree)}.")
 
 
 def _from_safetensors(source: Source, token: str | None) -> Embedding:
@@ -98,13 +100,14 @@ def _from_safetensors(source: Source, token: str | None) -> Embedding:
         with safe_open(source.path, framework="pt") as file:
             names, metadata = list(file.keys()), dict(file.metadata() or {})
             if "hypernetwork" in metadata:
-                raise UnknownFormatError(f"{source.label} is {_HYPERNETWORK}")
-            kind = kind_of_names(names)
+                raise UnknownFormatError(f"{source.label} is {_HYPERNETWORK}.")
+            kind, own = kind_of_names(names), kind_of_names(["emb_params"])
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names[: _MAX_TOKENS + 1]}
-            if kind is None and not {"emb_params", *ENCODERS[:2]} & set(names) and not _are_vectors(shapes):
+            named = kind == own or bool({"emb_params", *ENCODERS[:2]} & set(names))
+            if kind in (None, own) and (len(names) > _MAX_TOKENS or not (named or _are_vectors(shapes))):
                 kind = f"a safetensors file of {len(names):,} tensors, not an embedding"
-            if len(names) > _MAX_TOKENS or (kind is not None and kind != kind_of_names(["emb_params"])):
-                raise UnknownFormatError(f"{source.label} is {kind}")
+            if kind not in (None, own):
+                raise UnknownFormatError(f"{source.label} is {kind}.")
             tensors: dict[object, object] = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CorruptFileError(f"Its safetensors header is damaged ({error}). Download it again.") from error
@@ -237,7 +240,7 @@ def _describe(tree: object) -> str:
 def _reword(message: str, label: str) -> str:
     """Reword a message of the readers of hypernetworks. The label, which may contain the word, stays."""
     parts = (_FOR_HYPERNETWORKS.sub(_for_embeddings, part) for part in message.split(label))
-    return label.join(parts).replace(".pt, .safetensors or .hns file", ".pt, .bin or .safetensors file, or an image")
+    return label.join(parts)
 
 
 # Not in "a hypernetwork's training", nor in "a hypernetwork, not an embedding".

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from hnloader.formats.pickles import TensorRef
-from hnloader.formats.registry import suffixes
 from hnloader.texts import as_text, shown
 
 __all__ = ["are_vectors", "kind_of_bytes", "kind_of_names", "kind_of_tree"]
@@ -36,8 +35,8 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def kind_of_bytes(head: bytes) -> str:
-    """Return what a file of an unknown format is and what to do with it, by its first bytes."""
+def kind_of_bytes(head: bytes, endings: Iterable[str]) -> str:
+    """Return what a file of an unknown format is and what to do with it; `endings` are those of wanted files."""
     for magic, kind in _MAGICS:
         if head.startswith(magic):
             return kind
@@ -52,7 +51,7 @@ def kind_of_bytes(head: bytes) -> str:
         return "a file of zeros, from a failed download or copy: download it again"
     if all(byte >= 32 or byte in (9, 10, 12, 13, 27) for byte in head[:1024]):
         return "a text file, not a model"
-    return f"of an unknown format; a hypernetwork is a file that ends in {', '.join(suffixes())}"
+    return f"of an unknown format; a hypernetwork is a file that ends in {', '.join(endings)}"
 
 
 # -- models of other kinds, by their contents

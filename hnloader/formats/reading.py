@@ -13,7 +13,7 @@ from hnloader.formats.ambiguity import Place, check_pickle
 from hnloader.formats.composition import Composition
 from hnloader.formats.contents import Contents
 from hnloader.formats.identify import kind_of_bytes
-from hnloader.formats.registry import format_of
+from hnloader.formats.registry import format_of, suffixes
 from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.library import Library
 from hnloader.texts import shown
@@ -33,7 +33,7 @@ def read_contents(source: Source) -> Contents:
     if found is not None and found.read is not None:
         return found.read(source)
     _refuse_bare_pickle(source)
-    raise UnknownFormatError(f"{source.label} is {kind_of_bytes(source.head)}.")
+    raise UnknownFormatError(f"{source.label} is {kind_of_bytes(source.head, suffixes())}.")
 
 
 def read_composition(source: Source) -> Composition | None:

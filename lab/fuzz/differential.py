@@ -23,7 +23,7 @@ from hnloader.formats.source import open_source
 # Files that hnloader refuses and torch reads: a pattern of hnloader's message, and the reason.
 STRICTER: tuple[tuple[str, str], ...] = (
     (
-        r"^It holds |pickle (in it )?holds",
+        r"pickle (in it )?holds",
         "torch allows more globals and calls than a hypernetwork needs: dtypes, layouts, sparse tensors, ...",
     ),
     (r"It ends at byte", "torch takes the topmost value and ignores the rest of the stack"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,23 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             load_embedding(path)
         assert str(caught.value).startswith(str(path))
         assert words in str(caught.value)
+
+
+def test_unknown_formats_are_refused_with_the_endings_of_embeddings(tmp_path: Path) -> None:
+    path = tmp_path / "style.bin"
+    path.write_bytes(bytes(range(255, 1, -1)))
+    with pytest.raises(UnknownFormatError) as caught:
+        load_embedding(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path} is ") and text.endswith(".")
+    assert set(re.findall(r"\.\w+", text.removeprefix(str(path)))) == {".safetensors", ".pt", ".bin", ".png", ".webp"}
+
+
+def test_too_many_tensors_are_no_embedding(tmp_path: Path) -> None:
+    names = ["emb_params", *(f"more.{index}" for index in range(64))]
+    save_file({name: torch.zeros(1, 768) for name in names}, tmp_path / "many.safetensors")
+    with pytest.raises(UnknownFormatError, match="65"):
+        load_embedding(tmp_path / "many.safetensors")
 
 
 def test_small_matrices_are_refused(tmp_path: Path) -> None:
