@@ -175,8 +175,8 @@ _TABLES = (0xC4, 0xDB, 0xDD)
 _COLORS = ((0xE0, b"JFIF"), (0xEE, b"Adob"))
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield each segment's marker, start and end; a pass includes its data."""
+def _jpeg_segments(data: bytes, *, passes: bool = True) -> Iterator[tuple[int, int, int]]:
+    """Yield each segment's marker, start and end; a pass includes its data. Without `passes`, stop at the first one."""
     at = 2
     for _ in range(_MOST_CHUNKS):
         match = _JPEG_MARKER.search(data, at)
@@ -186,6 +186,8 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         marker = data[begin + 1]
         if marker in (0x01, 0xD8):  # they have no data
             continue
+        if marker == _JPEG_PASS and not passes:
+            return
         if marker != _JPEG_END:
             (length,) = struct.unpack_from(">H", data, at)
             at += max(length, 2)
@@ -235,9 +237,7 @@ def _cut_jpeg(data: bytes) -> CutImage:
 
 def _jpeg_exif(data: bytes) -> bytes:
     """Return the EXIF data before the first pass."""
-    for marker, begin, end in _jpeg_segments(data):
-        if marker in (_JPEG_PASS, _JPEG_END):
-            break
+    for marker, begin, end in _jpeg_segments(data, passes=False):
         if marker == 0xE1 and data.startswith(b"Exif\0\0", begin + 4):
             return data[begin + 10 : end]
     return b""

@@ -400,6 +400,13 @@ def test_small_files_take_bounded_time_and_memory(tmp_path: Path) -> None:
         assert int(memory) < 260, line
 
 
+def test_a_jpeg_cut_off_at_its_first_pass_has_no_text() -> None:
+    data = encoded(colors(), "JPEG")
+    start = data.index(b"\xff\xda")
+    for end in (start, start + 1, start + 2, start + 3, start + 4, len(data)):
+        assert read_text(data[:end], "parameters") is None
+
+
 @pytest.mark.parametrize("name", ORDINARY)
 def test_damaged_images_raise_hypernetwork_errors(name: str, tmp_path: Path) -> None:
     data = ORDINARY[name]()
