@@ -64,7 +64,7 @@ class LibraryFile:
 class Library:
     """The hypernetwork files below some folders.
 
-    The first question lists the folders and `refresh` forgets the list. Links are followed, and each folder is entered
+    The first lookup lists the folders and `refresh` forgets the list. Links are followed, and each folder is entered
     once. Missing and unreadable folders count as empty. No file is opened. All methods are safe in several threads.
 
     Args:
@@ -89,7 +89,7 @@ class Library:
         self._listing: _Listing | None = None
 
     def refresh(self) -> None:
-        """Forget the list; the next question lists the folders again."""
+        """Forget the list; the next lookup lists the folders again."""
         self._listing = None
 
     def files(self) -> list[LibraryFile]:

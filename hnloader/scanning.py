@@ -150,7 +150,7 @@ def scan_all(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Scan]:
         paths: Files and folders.
 
     Yields:
-        Result for each file; broken links and unreadable folders are \"unreadable\".
+        Result for each file; broken links and unreadable folders are "unreadable".
     """
     seen: set[Path] = set()
     for given in map(Path, paths):

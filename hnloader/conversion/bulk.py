@@ -86,7 +86,7 @@ def convert_many(
         on_existing: What to do if a target exists that was made from something else. "skip" leaves it, "overwrite"
             replaces it, "rename" writes `ink-2` beside it. "overwrite" also writes targets again that are up to date.
             Default: "skip".
-        cancel: Once set, no further file is begun; those under way are finished and yielded. Default: None.
+        cancel: Once set, no further file is begun; current ones are finished and yielded. Default: None.
 
     Yields:
         Results in the order of completion. Files that were not begun have none.
@@ -189,8 +189,8 @@ def _message(job: Job, error: Exception) -> str:
     if isinstance(error, MemoryError) or "allocate memory" in text or "not enough memory" in text:
         return f"{job.label}: not enough memory. Convert fewer files at once."
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{error.filename or job.label}: {error.strerror}"
-    return f"{job.label}: this is a bug in hnloader: {type(error).__name__}: {text}"
+        return f"{error.filename or job.label}: {error.strerror}."
+    return f"{job.label}: this is a bug in hnloader: {type(error).__name__}: {text}."
 
 
 # -- one file
@@ -213,10 +213,12 @@ class _Worker:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise HypernetworkError(f"{target}: cannot be written: {error.strerror or error}") from error
+            raise HypernetworkError(
+                f"{target}: cannot write the file ({error.strerror or error}). Check the folder and the disk."
+            ) from error
         # Once the disk was full, skip reading a file that cannot fit.
         if self._disk_was_full and shutil.disk_usage(target.parent).free < job.size // 2:
-            raise HypernetworkError(f"{target}: cannot be written: {os.strerror(errno.ENOSPC)}")
+            raise HypernetworkError(f"{target}: cannot write the file ({os.strerror(errno.ENOSPC)}). Free some space.")
         try:
             overwrite = self.on_existing == "overwrite"
             details = self.converter.convert(decided.source, target, overwrite=overwrite)

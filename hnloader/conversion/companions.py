@@ -50,7 +50,9 @@ class State:
         try:
             write_tree(path, lazily_stored(tree, self._checkpoint))
         except OSError as error:
-            raise HypernetworkError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise HypernetworkError(
+                f"{path}: cannot write the file ({error.strerror or error}). Check the folder and the disk."
+            ) from error
 
     def is_written(self, path: Path, sha256: str) -> bool:
         """Return True if `path` is a state that names the file of that hash."""

@@ -451,7 +451,7 @@ def _build(
         built[width] = (k, v)
     bad = [name for tensors in sides.values() for name, t in tensors.items() if not torch.isfinite(t.to(kind)).all()]
     if bad:
-        raise NotMergeableError(f"{bad[0]}: values are too large for {dtype}. Take bfloat16 or float32.")
+        raise NotMergeableError(f"{bad[0]}: values are too large for {dtype}. Use bfloat16 or float32.")
     origin = [{"name": part.hypernetwork.name, "k": part.k, "v": part.v, "sha256": part.sha256} for part in parts]
     metadata: dict[str, object] = {
         "step": 0,

@@ -201,14 +201,14 @@ def _problem(path: Path) -> str:
         if path.is_file():
             return ""
         if path.is_symlink():
-            return "the link leads nowhere, or in a circle. Check the path."
+            return "the link is broken or circular. Check the path."
         if path.exists():
             return "found a pipe, socket or device. Name a file."
         if glob.has_magic(str(path)):
             return "no file matches this pattern. Check the pattern."
-        return "does not exist. Check the path."
+        return "the file does not exist. Check the path."
     except (OSError, ValueError) as error:
-        return f"cannot be opened: {getattr(error, 'strerror', None) or error}"
+        return f"cannot open the file ({getattr(error, 'strerror', None) or error})."
 
 
 def _in_folder(
@@ -217,13 +217,13 @@ def _in_folder(
     """Yield the files below `folder` with a suffix in `sources`, and results of similar entries."""
     for entry in walk(folder, _exclusion(folder, out, exclude)):
         if entry.kind == "unreadable folder":
-            yield _failed(entry.path, f"{entry.path}: cannot be read: {entry.reason}")
+            yield _failed(entry.path, f"{entry.path}: cannot read the folder ({entry.reason}).")
         elif entry.relative.suffix.lower() not in sources:
             continue
         elif entry.kind == "file" and not entry.relative.name.startswith("._"):
             yield _Source(entry.path, below / entry.relative, str(entry.path), _size(entry))
         elif entry.kind == "broken link":
-            yield _failed(entry.path, f"{entry.path}: the link leads nowhere: {entry.reason}")
+            yield _failed(entry.path, f"{entry.path}: the link is broken ({entry.reason}).")
         else:
             reason = {
                 "folder": "a folder; the files in it are converted",

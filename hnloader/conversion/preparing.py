@@ -106,7 +106,9 @@ def hash_of(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise HypernetworkError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise HypernetworkError(
+            f"{path}: cannot read the file ({error.strerror or error}). Check the path and the disk."
+        ) from error
 
 
 def _cast(outgoing: Outgoing, dtype: str, label: str) -> Outgoing:
@@ -123,7 +125,7 @@ def _cast_tensor(tensor: Lazy, dtype: str, where: str) -> Lazy:
         small: torch.Tensor = full.to(getattr(torch, dtype))
         if not torch.isfinite(small).all():
             largest = float(full.float().abs().max())
-            raise HypernetworkError(f"{where} has the value {largest:g}, too large for {dtype}. Take bfloat16.")
+            raise HypernetworkError(f"{where} has the value {largest:g}, too large for {dtype}. Use bfloat16.")
         return small
 
     return Lazy(tensor.shape, dtype, get)

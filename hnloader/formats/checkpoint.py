@@ -220,7 +220,7 @@ def _parse(data: bytes, start: int, source: Source, place: Place, blobs: Sequenc
 
 
 def _refuse_damaged(error: MalformedPickleError, source: Source, place: Place) -> NoReturn:
-    """Raise the error about a damaged pickle, but first the one about what other programs would run of it."""
+    """Raise the error for a damaged pickle, or first the one for code that other programs would run."""
     check_pickle(source, place)
     raise CorruptFileError(f"{source.label}: the pickle is damaged. {error} Download the file again.") from error
 

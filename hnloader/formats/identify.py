@@ -21,7 +21,7 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
     ),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
-    (b"RIFF", "a RIFF file (WebP image, sound or film)"),
+    (b"RIFF", "a RIFF file (WebP image, audio or video)"),
     (b"%PDF", "a PDF document"),
     (b"7z\xbc\xaf'\x1c", "a 7z archive; unpack it and use the file inside"),
     (b"Rar!", "a RAR archive; unpack it and use the file inside"),

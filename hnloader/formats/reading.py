@@ -47,8 +47,8 @@ def _refuse_bare_pickle(source: Source) -> None:
     trace = check_pickle(source, Place(0, source.size))
     if trace.ending == "limit":
         raise CorruptFileError(
-            f"{source.label}: found a pickle above the limits of opcodes or bytes. Its contents are unknown; do not "
-            "open it with other programs."
+            f"{source.label}: found a pickle that exceeds the opcode or size limit. Its contents are unknown; do "
+            "not open it with other programs."
         )
     if trace.ending == "damage" and (trace.is_certain or trace.names):
         raise CorruptFileError(f"{source.label}: the pickle is damaged at byte {trace.end:,}. Download the file again.")

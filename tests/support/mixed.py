@@ -96,7 +96,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "web_page": (web_page, "a web page"),
     "text": (text, "a text file"),
     "zeros": (zeros, "a file of zeros"),
-    "dead_link": (dead_link, "leads nowhere"),
+    "dead_link": (dead_link, "the link is broken"),
     "pointer": (pointer, "a Git LFS pointer"),
 }
 OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {

@@ -255,7 +255,9 @@ def _prompts(given: Sequence[str] | str | os.PathLike[str] | None, base: BaseMod
     try:
         lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise HypernetworkError(f"{path}: cannot be read as a list of prompts: {error}") from error
+        raise HypernetworkError(
+            f"{path}: cannot read the prompts ({error}). Save them as UTF-8, one per line."
+        ) from error
     return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
@@ -366,7 +368,7 @@ def _tensors(changes: Sequence[LayerChange], style: NameStyle, job: _Job) -> dic
     """Return the tensors of the file. Raises HypernetworkError for values out of the range of the dtype."""
     tensors = lora_file.named_tensors(changes, style, job.base.layers)
     if (name := lora_file.overflowing(tensors)) is not None:
-        raise HypernetworkError(f"{name}: the values do not fit into {job.options.dtype_name}. Take float32.")
+        raise HypernetworkError(f"{name}: the values do not fit into {job.options.dtype_name}. Use float32.")
     return tensors
 
 
@@ -390,7 +392,7 @@ def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statist
         warnings.append(
             f"Poor fit: keys are off by {keys:.0%} and values by {values:.0%} of the hypernetwork's change, on "
             f"contexts that the fit never saw. Up to {POOR_FIT:.0%} is a good fit. "
-            + ("A higher rank comes closer." if job.affine else "No rank makes a nonlinear network linear.")
+            + ("A higher rank fits better." if job.affine else "No rank makes a nonlinear network linear.")
         )
     elif low_rank and job.options.rank == "auto" and max(keys, values) > job.options.allowed_error:
         warnings.append(
@@ -407,7 +409,7 @@ def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statist
         len(change.up) * change.down.shape[1] for change in changes if change.up is not None and change.down is not None
     )
     if low_rank and held > full:
-        warnings.append("At these ranks a LyCORIS file would be smaller than this LoRA, and closer.")
+        warnings.append("At these ranks a LyCORIS file would be smaller and more accurate than this LoRA.")
     return tuple(warnings)
 
 

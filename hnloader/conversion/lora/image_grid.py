@@ -61,7 +61,7 @@ def image_grid(
         with way():
             for index, prompt in enumerate(prompts):
                 made.append(_image(pipeline, prompt, sampling, index))
-                progress(number * len(prompts) + index + 1, len(ways) * len(prompts), "Making images")
+                progress(number * len(prompts) + index + 1, len(ways) * len(prompts), "Generating images")
     without, live, converted = (made[start : start + len(prompts)] for start in range(0, len(made), len(prompts)))
     differences = {"without": _difference(without, live), "converted": _difference(converted, live)}
     grid = labeled_grid(

@@ -91,7 +91,7 @@ def read(path: Path) -> dict[str, str]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             metadata: dict[str, str] = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise HypernetworkError(f"{path}: the safetensors file is damaged: {error}") from error
+        raise HypernetworkError(f"{path}: the safetensors file is damaged ({error}). Export it again.") from error
     if metadata.get(_HASH) != _sha256_of_data(tensors):
         raise HypernetworkError(f"{path}: the tensors differ from those that were written. Export it again.")
     return metadata

@@ -33,7 +33,7 @@ def test_images_side_by_side(tmp_path: Path, pipelines: Pipelines) -> None:
     assert json.loads(read(made.path)[1]["hnloader.images"])["without"] == round(found["without"], 2)
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 3 * 192
-    assert set(steps) == {"Fitting layers", "Making images"}
+    assert set(steps) == {"Fitting layers", "Generating images"}
 
 
 def test_images_need_a_whole_model(tmp_path: Path) -> None:
