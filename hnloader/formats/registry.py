@@ -160,7 +160,7 @@ def format_named(name: str) -> FileFormat:
 def format_of(source: Source) -> FileFormat | None:
     """Return the format that an opened file seems to have; None for a file of another kind.
 
-    Compositions are asked last, because their text has no mark of its own.
+    Compositions are asked last, because their text begins with no mark.
     """
     ordered = sorted(formats(), key=lambda one: one.read is None)
     return next((one for one in ordered if one.detect(source)), None)
