@@ -23,8 +23,13 @@ PARTS: dict[str, type] = {
 
 
 def start(host: WebuiHost | None = None) -> Extension:
-    """Connect to the running webui. Entry scripts call this once each time that the webui loads its scripts."""
+    """Connect to the running webui. Entry scripts call this once each time that the webui loads its scripts.
+
+    Raises:
+        TypeError: The host lacks a member of a protocol that it names as a base class.
+    """
     host = host or detect()
+    _check(type(host))
     extension = Extension(host)
     applier = extension.applier
 
@@ -42,6 +47,17 @@ def start(host: WebuiHost | None = None) -> Extension:
         if isinstance(host, capability):
             _attempt(part, partial(_register, part, extension))
     return extension
+
+
+def _check(host: type) -> None:
+    """Raise TypeError if the host lacks a member of a protocol, whose empty method would run instead."""
+    for base in host.__mro__:
+        if base.__module__ != protocol.__name__:
+            continue
+        for name in [*vars(base), *base.__annotations__]:
+            # `base` stands for a member that is missing.
+            if not name.startswith("_") and getattr(host, name, base) is vars(base).get(name, base):
+                raise TypeError(f"{host.__name__} names {base.__name__} but lacks {name}.")
 
 
 def _register(part: str, extension: Extension) -> None:
