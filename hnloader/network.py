@@ -407,8 +407,12 @@ class Hypernetwork(nn.Module):
             The side itself.
 
         Raises:
-            KeyError: The width is unknown.
+            KeyError: The width or the side is unknown.
         """
+        if str(width) not in self.sides:
+            raise KeyError(f"Width {width}: the hypernetwork holds the widths {list(self.widths)}. Use one of them.")
+        if side not in SIDES:
+            raise KeyError(f"Side {side!r}: a width has the sides 'k' and 'v'. Use one of them.")
         pair: Any = self.sides[str(width)]
         found: Side = pair[side]
         return found
@@ -422,6 +426,9 @@ class Hypernetwork(nn.Module):
 
         Returns:
             (k, v), each with the shape, dtype and device of `context`; `context` itself for an unknown width.
+
+        Raises:
+            TypeError: The context has a dtype that is not floating-point.
         """
         return self.transform("k", context, strength), self.transform("v", context, strength)
 
@@ -435,7 +442,14 @@ class Hypernetwork(nn.Module):
 
         Returns:
             Changed context with the shape, dtype and device of `context`.
+
+        Raises:
+            TypeError: The context has a dtype that is not floating-point.
         """
+        if not context.is_floating_point():
+            raise TypeError(
+                f"Context: found the dtype {context.dtype}. Give a floating-point dtype such as torch.float32."
+            )
         width = context.shape[-1]
         if strength == 0 or str(width) not in self.sides:
             return context

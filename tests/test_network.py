@@ -33,6 +33,22 @@ def test_result_has_the_dtype_of_the_context(half: hnloader.Hypernetwork, dtype:
     assert {p.dtype for p in half.parameters()} == {torch.float16}
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+@pytest.mark.parametrize(("width", "strength"), [(8, 1), (8, 0), (9, 1)])
+def test_a_context_of_another_dtype_is_refused(
+    half: hnloader.Hypernetwork, dtype: torch.dtype, width: int, strength: float
+) -> None:
+    with raises(TypeError, str(dtype)):
+        half(torch.zeros(1, 2, width, dtype=dtype), strength)
+
+
+def test_an_unknown_side_names_those_that_exist(half: hnloader.Hypernetwork) -> None:
+    with raises(KeyError, "12345", "[8]"):
+        half.side(12345, "k")
+    with raises(KeyError, "'q'", "'k'", "'v'"):
+        half.side(8, "q")  # type: ignore[arg-type]
+
+
 def test_strength_zero_and_unknown_widths_change_nothing(half: hnloader.Hypernetwork) -> None:
     for x, strength in ((torch.randn(1, 2, 8), 0), (torch.randn(1, 2, 9), 1)):
         assert all(result is x for result in half(x, strength))

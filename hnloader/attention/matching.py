@@ -31,7 +31,7 @@ def check_match(hypernetwork: Hypernetwork, sites: Sequence[AttentionSite]) -> s
         return None
     matched = [site for site in sites if site.width in file_widths]
     return (
-        f"{hypernetwork.name}: {len(matched)} of {len(sites)} attention layers of this model have a width of "
+        f"{_label(hypernetwork)}: {len(matched)} of {len(sites)} attention layers of this model have a width of "
         f"the file ({_listed(site.width for site in matched)}), but none has {_listed(unmatched)}. It is "
         f"made for {_file_family(file_widths)}; this model is {_model_family(sites)}, with the widths "
         f"{_listed(model_widths)}."
@@ -40,10 +40,14 @@ def check_match(hypernetwork: Hypernetwork, sites: Sequence[AttentionSite]) -> s
 
 def _no_match(hypernetwork: Hypernetwork, file_widths: list[int], sites: Sequence[AttentionSite]) -> str:
     return (
-        f"{hypernetwork.name}: the file is made for {_file_family(file_widths)}; this model is {_model_family(sites)}. "
-        f"The file holds the widths {_listed(file_widths)}, the model's attention layers have "
+        f"{_label(hypernetwork)}: the file is made for {_file_family(file_widths)}; this model is "
+        f"{_model_family(sites)}. The file holds the widths {_listed(file_widths)}, the model's attention layers have "
         f"{_listed(site.width for site in sites)}. Use a hypernetwork and a model of the same family."
     )
+
+
+def _label(hypernetwork: Hypernetwork) -> str:
+    return hypernetwork.name or "Hypernetwork"
 
 
 def _file_family(widths: Sequence[int]) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["EXIT_CODES", "Run", "finish", "show", "stopping_cleanly"]
 
 EXIT_CODES = exit_codes(
-    {0: "all files are converted", FAILED: "no file is converted", SOME_FAILED: "some files failed"}
+    {0: "all files are converted", FAILED: "no file is converted or found", SOME_FAILED: "some files failed"}
 )
 
 

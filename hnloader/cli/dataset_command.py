@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, progress_bar, stderr, stdout
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Check training images.", no_args_is_help=True)
+
+class _Group(TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command; point to `check` if its name is missing."""
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean 'hnloader dataset check {args[0]}'?")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=_Group, help="Check training images.", no_args_is_help=True)
 
 
 @app.callback()

@@ -49,6 +49,12 @@ _FIT = "Fit"
 _SAMPLING = "Sampling the model"
 
 
+def _name_base(given: str | None) -> None:
+    """Answer users who know the option of the other commands."""
+    if given is not None:
+        refuse("--model", "Name the base model with --base.")
+
+
 @reports_errors
 def export_lora(
     files: Files,
@@ -60,6 +66,7 @@ def export_lora(
             show_default=False,
         ),
     ],
+    model: Annotated[str | None, typer.Option("--model", "-m", hidden=True, callback=_name_base, is_eager=True)] = None,
     kind: Annotated[
         str,
         typer.Option(

@@ -30,7 +30,7 @@ __all__ = ["EXIT_CODES", "inspect"]
 
 _log = logging.getLogger(__name__)
 
-EXIT_CODES = exit_codes({0: "all files are valid hypernetworks", FAILED: "at least one is not"})
+EXIT_CODES = exit_codes({0: "all files are valid hypernetworks", FAILED: "at least one is not, or none was found"})
 
 _MOST_VALUES = 200
 _MOST_LINES = 3  # more files of another kind share one line, which names the first `_NAMED`
@@ -93,7 +93,7 @@ def inspect(
         _show_one(found[0], hashes is not False)
     else:
         _show_many(found, bool(hashes))
-    if any(one.error for one in found):
+    if not found or any(one.error for one in found):
         raise typer.Exit(FAILED)
 
 

@@ -93,11 +93,13 @@ class ImageReader:
         self._places: tuple[Library, Library, Hashes] | None = None
 
     def read(self, path: Path) -> ImageInfo | None:
-        """Return the parameters of an image; None for other files and images without parameters.
+        """Return the parameters of an image; None for other files.
 
         Raises:
+            UnknownFormatError: The image holds no parameters.
             HypernetworkError: The image is damaged.
         """
+        from hnloader.errors import UnknownFormatError
         from hnloader.files import open_regular
         from hnloader.images import is_image
         from hnloader.infotext import made_with, read_infotext
@@ -109,9 +111,13 @@ class ImageReader:
                 head = file.read(16)
         except OSError:
             return None  # the reader of hypernetworks reports it
-        about = read_infotext(path) if is_image(head) else None
-        if about is None:
+        if not is_image(head):
             return None
+        about = read_infotext(path)
+        if about is None:
+            raise UnknownFormatError(
+                f"{path} is an image without generation parameters. Use the file as the webui or hnloader saved it."
+            )
         return ImageInfo(about, tuple(self._found(used) for used in made_with(about)))
 
     def close(self) -> None:

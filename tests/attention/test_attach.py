@@ -373,11 +373,11 @@ def with_real_widths(kind: str) -> nn.Module:
         return make_unet(kind, block_out_channels=blocks, cross_attention_dim=text, norm_num_groups=32)
 
 
-def meta_hypernetwork(widths: tuple[int, ...]) -> object:
+def meta_hypernetwork(widths: tuple[int, ...], name: str = "style.pt") -> object:
     with torch.device("meta"):
         from hnloader.network import Architecture, Hypernetwork
 
-        return Hypernetwork.new(widths, Architecture(), name="style.pt")
+        return Hypernetwork.new(widths, Architecture(), name=name)
 
 
 def test_no_common_width_is_an_error_with_both_families():
@@ -407,6 +407,15 @@ def test_a_partial_match_warns_once_with_counts():
     assert "SDXL (2048)" in message
     assert caught[0].filename == __file__
     assert len(attachment.sites) == 11
+
+
+def test_messages_about_an_unnamed_hypernetwork_name_a_subject():
+    with pytest.warns(PartialMatchWarning) as warned:
+        attach(with_real_widths("sdxl"), meta_hypernetwork((320, 640, 768, 1280), name="")).detach()
+    with pytest.raises(NoMatchingSitesError) as caught:
+        attach(with_real_widths("sdxl"), meta_hypernetwork((768, 320), name=""))
+    for message in (warned[0].message, caught.value):
+        assert str(message).startswith("Hypernetwork: ")
 
 
 @pytest.mark.parametrize("widths", [(768,), (320, 640, 768, 1280), (320,)])

@@ -22,6 +22,12 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+def test_a_folder_in_place_of_the_command_suggests_check() -> None:
+    result = CliRunner().invoke(app, ["dataset", "images"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "'hnloader dataset check images'" in result.stderr
+
+
 def test_captions_and_problems_are_listed(folder: Path, tmp_path: Path) -> None:
     (folder / "0.txt").write_text("a red house")
     (folder / "broken.png").write_text("no image")

@@ -111,6 +111,7 @@ def test_a_grid_of_images(folder: Path, tiny_model: Path) -> None:
         (["--kind", "lycoris", "--base", "x", "--rank", "3"], "--rank"),
         (["--kind", "lycoris", "--base", "x", "--bias", "nowhere"], "--bias"),
         (["--base", "x", "--names", "mine"], "--names"),
+        (["--model", "x"], "--base"),
         (["--base", "x", "--strength", "much"], "--strength"),
         (["--base", "x", "--strength", "1,2"], "--strength"),
         (["--base", "x", "--grid", "grid.jpg"], "--grid"),

@@ -94,8 +94,8 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_empty_folder(tmp_path: Path) -> None:
     result = run(tmp_path)
-    assert result.exit_code == 0
-    assert ".pt, .safetensors or .hns" in result.stderr
+    assert result.exit_code == 1
+    assert ".safetensors, .pt, .hns" in result.stderr
 
 
 def test_control_characters_in_files_never_reach_the_terminal(tmp_path: Path) -> None:

@@ -124,6 +124,6 @@ def test_image_without_parameters_exits_with_1(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     result = run(tmp_path / "plain.png")
     assert result.exit_code == 1
-    assert "a PNG image" in result.stdout
+    assert "an image without generation parameters" in result.stdout
     result = run(tmp_path / "plain.png", "--embedding-dir", tmp_path / "gone")
     assert result.exit_code == 2
