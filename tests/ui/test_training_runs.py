@@ -90,7 +90,7 @@ def test_one_training_runs_at_a_time_and_can_be_stopped_and_resumed(
 def test_an_error_before_the_first_step_is_in_the_log(runs: TrainingRuns, tiny_model: Path, tmp_path: Path) -> None:
     files = runs.start("ink", {**QUICK, "model": str(tiny_model), "images": str(tmp_path / "none")})
     wait(lambda: runs.running() is None)
-    assert f"{tmp_path / 'none'} does not exist" in files.problem()
+    assert str(tmp_path / "none") in files.problem()
     assert not files.run_folder.exists()
     with raises(HypernetworkError, "'ink'", "no output"):
         runs.use("ink", tmp_path)

@@ -164,8 +164,8 @@ def test_a_public_page_runs_no_other_python(host_of, server_for, open_page, fold
     closed = dataclasses.replace(host, training=dataclasses.replace(host.training, may_name_python=False))
     from hnloader.ui.pages.train_page import _Train
 
-    assert _Train(closed, None, closed.training)._trainings("/bin/sh").python != "/bin/sh"
-    assert _Train(host, None, host.training)._trainings("/bin/sh").python == "/bin/sh"
+    assert _Train(closed, None, closed.training)._runs("/bin/sh").python != "/bin/sh"
+    assert _Train(host, None, host.training)._runs("/bin/sh").python == "/bin/sh"
     page = open_page(server_for(closed).url)
     turn_to_train(page)
     page.get_by_text("More settings", exact=True).click()
