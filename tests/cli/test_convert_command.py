@@ -358,5 +358,5 @@ def test_ctrl_c_finishes_running_files_and_reports(tmp_path: Path) -> None:
     assert 0 < len(done) < 1000
     assert all(name.endswith(".safetensors") for name in done)
     assert len(json.loads((tmp_path / "report.json").read_text())) == len(done)
-    assert f"Interrupted after {len(done)} of 1,000 files. Run the same command to resume." in err
+    assert f" {len(done)} of 1,000 files" in err
     assert any(line.split()[:2] == ["converted", str(len(done))] for line in out.splitlines())
