@@ -17,6 +17,7 @@ import hnloader
 from hnloader.attention import Application, Attachment, attach
 from hnloader.attention.strengths import Strength
 from hnloader.errors import HypernetworkError, PartialMatchWarning, PromptTagError
+from hnloader.families import family_list
 from hnloader.files import sha256_of
 from hnloader.network import Hypernetwork
 from hnloader.prompt import Tag, parse_items
@@ -175,7 +176,7 @@ class Applier:
         self._detach()
         self._unet = self.host.unet(self._job)
         if self._unet is None:
-            return [(tag.name, "No Stable Diffusion 1, 2 or XL model is loaded.") for tag, _ in self._wanted]
+            return [(tag.name, f"No {family_list()} model is loaded.") for tag, _ in self._wanted]
         failures = []
         exact = bool(option(self.host, "hnloader_exact", False))
         with torch.inference_mode(False), warnings.catch_warnings():

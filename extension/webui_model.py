@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.errors import HypernetworkError
+from hnloader.families import family_list
 from hnloader.ui import ImageRequest
 
 from .generator import WebuiGenerator
@@ -32,7 +33,7 @@ class WebuiDenoiser:
                 self._host.load()
                 self._unet = self._host.unet()
         if self._unet is None:
-            raise HypernetworkError("No Stable Diffusion 1, 2 or XL model is loaded. Select a checkpoint.")
+            raise HypernetworkError(f"No {family_list()} model is loaded. Select a checkpoint.")
         return self._unet
 
     def encode(self, prompt: str) -> Tensor:

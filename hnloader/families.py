@@ -4,8 +4,8 @@ A width is the last dimension of the context that `to_k` and `to_v` of an attent
 is the size of the text encoder's output, which differs between families. In self-attention it is the layer's number of
 channels, which the families share. So the text width decides; a file without one may fit several families.
 
-`register` adds a family. Nothing else has to change: inspection, attaching, conversion to LoRA, loading of checkpoints
-and the library page ask the registered families.
+`register` adds a family. Inspection, attaching, conversion to LoRA, the library page and messages ask the registered
+families. A checkpoint of a new family is recognized by the family's `checkpoint_prefix`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from typing import Literal
 
 from hnloader.texts import shown
 
-__all__ = ["Family", "all_families", "embedding_family", "families_of", "family_named", "family_of_model", "register"]
+__all__ = [
+    "Family",
+    "all_families",
+    "embedding_family",
+    "families_of",
+    "family_list",
+    "family_named",
+    "family_of_model",
+    "register",
+    "vector_widths",
+]
 
 # Layer names of diffusers' UNets. Temporal attention (`motion_modules`, `temp_attentions`) and the gated layers of
 # GLIGEN (`fuser.attn`) do not match, because hypernetworks are not trained on them.
@@ -34,10 +44,12 @@ class Family:
         name: Name that users see, such as `SD 1`.
         text_width: Width of the cross-attention layers.
         self_widths: Widths of the self-attention layers.
-        encoder_widths: Width of each text encoder. Default: one encoder of `text_width`.
+        encoder_widths: Width of each text encoder. An embedding is for the family if its vectors have these widths in
+            this order, or only that of the second encoder. Default: one encoder of `text_width`.
         resolution: Side of the square images that the models are trained on, in pixels.
         pipeline: Name of the diffusers pipeline that loads a single-file checkpoint.
-        checkpoint_prefix: Start of tensor names that only checkpoints of this family hold. Default: `""`, none.
+        checkpoint_prefix: Start of tensor names that only checkpoints of this family hold. Default: `""`, none: such
+            checkpoints are loaded as those of the first family, SD 1.
         unet: Settings of diffusers' `UNet2DConditionModel` that differ from its defaults.
         attention_layers: Regular expression for the full names of the attention layers. The group `section` is `down`
             or `up` and the group `number` is the block's index; both are missing in the mid block.
@@ -89,6 +101,7 @@ class Family:
         }
 
 
+# The first one is the fallback: checkpoints without the prefix of another family are loaded as its own.
 _families = [
     Family(
         name="SD 1",
@@ -170,6 +183,35 @@ def all_families() -> tuple[Family, ...]:
         ['SD 1', 'SD 2', 'SDXL']
     """
     return tuple(family for family in _families if family.takes_hypernetworks)
+
+
+def family_list() -> str:
+    """Return the names of the families that hypernetworks are made for, as text for messages.
+
+    Returns:
+        The names with commas and an "or".
+
+    Example:
+        >>> from hnloader.families import family_list
+        >>> family_list()
+        'SD 1, SD 2 or SDXL'
+    """
+    *names, last = (family.name for family in all_families())
+    return f"{', '.join(names)} or {last}"
+
+
+def vector_widths() -> frozenset[int]:
+    """Return the widths of all families' text encoders and of their joined output.
+
+    Returns:
+        The widths.
+
+    Example:
+        >>> from hnloader.families import vector_widths
+        >>> sorted(vector_widths())
+        [768, 1024, 1280, 2048]
+    """
+    return frozenset(width for family in _families for width in (family.text_width, *family.encoder_widths))
 
 
 def family_named(name: str | None) -> Family | None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from hnloader.errors import HypernetworkError, MissingExtraError, ModelError
-from hnloader.families import Family, all_families
+from hnloader.families import Family, all_families, family_list
 from hnloader.files import expanded, open_regular, read_regular, sha256_of
 from hnloader.texts import shown
 
@@ -251,9 +251,7 @@ def _family_of_file(path: Path, config: str | os.PathLike[str] | None) -> Family
 def _check_kind(pipeline: Any, source: object) -> None:
     unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
     if unet is None or vae is None:
-        raise ModelError(
-            f"{source}: a {type(pipeline).__name__} has no UNet. Use a model of Stable Diffusion 1, 2 or XL."
-        )
+        raise ModelError(f"{source}: a {type(pipeline).__name__} has no UNet. Use a model of {family_list()}.")
     if unet.config.in_channels != vae.config.latent_channels:
         raise ModelError(
             f"{source}: its UNet takes {unet.config.in_channels} channels, as models for inpainting and editing do. "

@@ -20,6 +20,7 @@ from hnloader.attention.schedule import Clock, SamplingClock, is_active
 from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.attention.strengths import Strength, check_number, check_strength, site_strengths
 from hnloader.errors import HypernetworkError, NoMatchingSitesError, PartialMatchWarning
+from hnloader.families import family_list
 from hnloader.network import Hypernetwork, SideName
 from hnloader.texts import shown
 
@@ -431,7 +432,7 @@ def _unet(model: Any) -> nn.Module:
     unet = unet_of(model)
     if unet is None:
         raise NoMatchingSitesError(
-            f"{type(model).__name__}: found no UNet. Give the UNet of Stable Diffusion 1, 2 or XL, or its pipeline."
+            f"{type(model).__name__}: found no UNet. Give the UNet or the pipeline of {family_list()}."
         )
     return unet
 
@@ -442,7 +443,7 @@ def _sites(unet: nn.Module) -> tuple[AttentionSite, ...]:
     if not sites:
         raise NoMatchingSitesError(
             f"{type(unet).__name__}: found no attention layers that hypernetworks act on. "
-            "Give the UNet of Stable Diffusion 1, 2 or XL."
+            f"Give the UNet of {family_list()}."
         )
     return sites
 

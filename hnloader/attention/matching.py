@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hnloader.attention.sites import AttentionSite
+from hnloader.attention.sites import AttentionSite, family_of_sites
 from hnloader.errors import NoMatchingSitesError
-from hnloader.families import Family, families_of, family_named, family_of_model
+from hnloader.families import Family, families_of, family_named
 from hnloader.network import Hypernetwork
 
 
@@ -56,9 +56,9 @@ def _file_family(widths: Sequence[int]) -> str:
 
 
 def _model_family(sites: Sequence[AttentionSite]) -> str:
-    text = {site.width for site in sites if site.kind == "cross"}
-    family = family_of_model(text, {site.width for site in sites if site.kind == "self"})
-    return _named(family) if family else f"of an unknown family (text width {_listed(text) or 'none'})"
+    family = family_of_sites(sites)
+    text = _listed(site.width for site in sites if site.kind == "cross")
+    return _named(family) if family else f"of an unknown family (text width {text or 'none'})"
 
 
 def _named(family: Family) -> str:

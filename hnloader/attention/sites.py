@@ -7,13 +7,13 @@ Everything else works on `AttentionSite`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
-from hnloader.families import all_families
+from hnloader.families import Family, all_families, family_of_model
 
 Kind = Literal["self", "cross"]
 
@@ -97,6 +97,14 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
         AttentionSite(index, name, block, _kind(model, name, module), input_width(module.to_k), module)
         for index, (block, name, module) in enumerate(found)
     )
+
+
+def family_of_sites(sites: Iterable[AttentionSite]) -> Family | None:
+    """Return the family of a model with these attention layers, or None for an unknown one."""
+    widths: dict[Kind, set[int]] = {"cross": set(), "self": set()}
+    for site in sites:
+        widths[site.kind].add(site.width)
+    return family_of_model(widths["cross"], widths["self"])
 
 
 def block_of(name: str, *, nested: bool = False) -> str | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from hnloader.families import vector_widths
 from hnloader.formats.pickles import TensorRef
 from hnloader.texts import as_text, shown
 
@@ -88,8 +89,8 @@ _NAME_PARTS: tuple[tuple[str, str], ...] = (
     (_CHECKPOINT, "input_blocks."),
 )
 _EMBEDDING_NAMES = {"emb_params", "clip_l", "clip_g", "t5xxl"}
-# Values per vector of the text encoders that embeddings are for.
-EMBEDDING_WIDTHS = (768, 1024, 1280, 2048, 4096)
+# Values per vector of T5, the third text encoder of SD 3.
+_T5_WIDTH = 4096
 _MOST_VECTORS = 256
 
 
@@ -136,9 +137,9 @@ def kind_of_names(names: Iterable[object]) -> str | None:
 
 def are_vectors(shape: Sequence[int]) -> bool:
     """Return whether a tensor has the shape of an embedding; a small matrix is something else."""
-    return (
-        len(shape) in (1, 2) and shape[-1] in EMBEDDING_WIDTHS and (len(shape) == 1 or 1 <= shape[0] <= _MOST_VECTORS)
-    )
+    if len(shape) not in (1, 2) or shape[-1] not in {*vector_widths(), _T5_WIDTH}:
+        return False
+    return len(shape) == 1 or 1 <= shape[0] <= _MOST_VECTORS
 
 
 def _short(key: object) -> str:

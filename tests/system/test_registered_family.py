@@ -17,7 +17,7 @@ from torch import nn
 import hnloader
 from hnloader import families
 from hnloader.attention import find_sites
-from hnloader.embeddings import Embedding
+from hnloader.embeddings import Embedding, load_embedding
 from hnloader.families import Family
 from hnloader.pipelines import _family_of_file
 from hnloader.ui.catalog import filters
@@ -95,6 +95,9 @@ def test_messages_name_the_family() -> None:
     with pytest.raises(hnloader.NoMatchingSitesError) as caught:
         hnloader.attach(model_of_the_family(), other)
     assert "Dummy (24)" in str(caught.value)
+    with pytest.raises(hnloader.NoMatchingSitesError) as caught:
+        hnloader.attach(nn.Linear(2, 2), hypernetwork())
+    assert "SDXL or Dummy" in str(caught.value)
 
 
 def test_a_lora_has_the_names_of_the_family(tmp_path: Path) -> None:
@@ -124,6 +127,11 @@ def test_a_checkpoint_is_recognized_by_its_prefix_or_its_configuration(tmp_path:
     assert _family_of_file(tmp_path / "model.safetensors", None) is DUMMY
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     assert _family_of_file(tmp_path / "model.safetensors", tmp_path).name == "SD 1"
+
+
+def test_an_embedding_of_diffusers_has_the_width_of_the_family(tmp_path: Path) -> None:
+    save_file({"word": torch.zeros(1, 24)}, tmp_path / "word.safetensors")
+    assert load_embedding(tmp_path / "word.safetensors").made_for == "Dummy"
 
 
 def test_embeddings_and_the_library_page_name_the_family() -> None:

@@ -22,7 +22,8 @@ from modules import (
 )
 from torch import Tensor
 
-from hnloader.families import family_named
+from hnloader.attention.sites import family_of_sites, find_sites
+from hnloader.families import all_families
 
 from ..protocol import KeepsModels, Rendered, RunsModel
 
@@ -145,10 +146,10 @@ class Rendering(RunsModel, KeepsModels):
 
     def _own_size(self) -> int:
         """Return the side in pixels of the images that the model was trained on."""
-        model = self.model()
-        name = "SDXL" if getattr(model, "is_sdxl", False) else "SD 2" if getattr(model, "is_sd2", False) else "SD 1"
-        family = family_named(name)
-        return family.resolution if family else 512
+        self.model()
+        unet = self.unet()
+        family = None if unet is None else family_of_sites(find_sites(unet))
+        return (family or all_families()[0]).resolution
 
 
 def follow(start: Any, path: str) -> Any:

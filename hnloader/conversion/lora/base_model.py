@@ -15,12 +15,12 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from hnloader.attention.sites import AttentionSite, find_sites, unet_of
+from hnloader.attention.sites import AttentionSite, family_of_sites, find_sites, unet_of
 from hnloader.conversion.lora.model_runner import Denoiser, DiffusersDenoiser
 from hnloader.conversion.lora.unet_loading import load_unet_file, load_unet_folder
 from hnloader.conversion.lora.unet_weights import UNetWeights, weight_files
 from hnloader.errors import ModelError
-from hnloader.families import family_of_model
+from hnloader.families import family_list
 from hnloader.files import expanded
 from hnloader.formats.outgoing import tensor_bytes
 from hnloader.pipelines import CHECKPOINT_SUFFIXES, load_model
@@ -60,8 +60,7 @@ class BaseModel:
     @property
     def family(self) -> str | None:
         """`SD 1`, `SD 2`, `SDXL`, or None for other models."""
-        text = {site.width for site in self.sites if site.kind == "cross"}
-        family = family_of_model(text, {site.width for site in self.sites if site.kind == "self"})
+        family = family_of_sites(self.sites)
         return family.name if family else None
 
     def weight(self, site: AttentionSite, projection: Projection) -> Tensor:
@@ -197,6 +196,6 @@ def _of_weights(name: str, weights: UNetWeights, run: Callable[[], _Runnable], f
     if not sites:
         raise ModelError(
             f"{weights.label}: found no attention layers of a Stable Diffusion UNet. Give a diffusers folder, its unet "
-            "folder, or a checkpoint of SD 1, SD 2 or SDXL."
+            f"folder, or a checkpoint of {family_list()}."
         )
     return BaseModel(name, sites, weights.layers, weights.read, run, folder)

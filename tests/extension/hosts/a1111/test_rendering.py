@@ -10,9 +10,12 @@ import numpy
 import pytest
 from PIL import Image
 
+from hnloader import families
 from hnloader.errors import CancelledError
+from hnloader.families import Family
 from hnloader.prompt import Tag
 from hnloader.ui import Host, ImageRequest
+from tests.support.standins.unets import TEXT_WIDTH, WIDTHS
 from tests.support.standins.webui import Webui
 
 
@@ -25,9 +28,14 @@ def request(webui: Webui, *hypernetworks: tuple[str, float], **fields: Any) -> I
 def nothing(step: int, steps: int) -> None: ...
 
 
-@pytest.mark.parametrize(("kind", "side"), [("", 512), ("is_sd2", 768), ("is_sdxl", 1024)])
-def test_size_and_sampler_have_defaults(running: Webui, pages: Host, kind: str, side: int) -> None:
-    setattr(running.shared.sd_model, kind or "is_sd1", True)
+@pytest.mark.parametrize("side", [512, 96])
+def test_size_and_sampler_have_defaults(
+    running: Webui, pages: Host, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size is that of the model's family, and of SD 1 for an unknown one."""
+    if side != 512:
+        family = Family("Small", TEXT_WIDTH, frozenset(WIDTHS), resolution=side)
+        monkeypatch.setattr(families, "_families", [*families._families, family])
     assert pages.generator.image(request(running, steps=1), nothing).size == (side, side)
     assert running.made[0].sampler_name == pages.generator.samplers[0]
 
