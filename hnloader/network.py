@@ -412,7 +412,7 @@ class Hypernetwork(nn.Module):
         if str(width) not in self.sides:
             raise KeyError(f"Width {width}: the hypernetwork holds the widths {list(self.widths)}. Use one of them.")
         if side not in SIDES:
-            raise KeyError(f"Side {side!r}: a width has the sides 'k' and 'v'. Use one of them.")
+            raise KeyError(f"Side {shown(side)}: a width has the sides 'k' and 'v'. Use one of them.")
         pair: Any = self.sides[str(width)]
         found: Side = pair[side]
         return found

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, progress_bar, stderr, stdout
+from hnloader.texts import shown
 
 if TYPE_CHECKING:
     from hnloader.training import Config
@@ -25,7 +26,7 @@ class _Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command; point to `check` if its name is missing."""
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean 'hnloader dataset check {args[0]}'?")
+            ctx.fail(f"No such command {shown(args[0])}. Did you mean 'hnloader dataset check {args[0]}'?")
         return super().resolve_command(ctx, args)
 
 
