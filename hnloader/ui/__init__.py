@@ -47,6 +47,7 @@ def build(host: Host) -> None:
     Example:
         >>> from pathlib import Path
         >>> import gradio
+        >>> from hnloader.ui import Host, build
         >>> with gradio.Blocks() as tab:
         ...     build(Host(folders=lambda: [Path("hypernetworks")], output=lambda: Path("images")))
     """
