@@ -191,7 +191,7 @@ def _combine(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture,
         return affine
     branches = {(width, side): _branches_of(parts, width, side, mode) for width, side in _keys(parts)}
     if any(found is None for found in branches.values()):
-        names = ", ".join(part.hypernetwork.name or "one of them" for part in parts)
+        names = ", ".join(part.hypernetwork.name or "Hypernetwork" for part in parts)
         raise NotMergeableError(
             f"{names}: one file cannot hold a chain of networks with activations or norms. Write a .hns file, or merge "
             "them side by side, which gives other images."
@@ -394,8 +394,9 @@ def _average(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]:
         other = part.hypernetwork
         if other.architecture is None or not _same_architecture(other, first):
             raise NotMergeableError(
-                f"{other.name}: found {other.architecture} and the widths {other.widths}, but {first.name} has "
-                f"{first.architecture} and {first.widths}. Average files of one architecture."
+                f"{other.name or 'Hypernetwork'}: found {other.architecture} and the widths {other.widths}, but "
+                f"{first.name or 'the first one'} has {first.architecture} and {first.widths}. Average files of "
+                "one architecture."
             )
     assert first.architecture is not None
     tensors: _Tensors = {}

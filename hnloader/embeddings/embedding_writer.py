@@ -131,8 +131,8 @@ def _by_encoder(embedding: Embedding, form: Form) -> dict[str, Tensor] | None:
 def _image_tree(embedding: Embedding) -> dict[str, object]:
     if _by_encoder(embedding, "webui") is not None:
         raise UnsupportedArchitectureError(
-            f"{embedding.name}: webuis cannot read an embedding for {embedding.made_for} from an image. Save it as "
-            ".safetensors."
+            f"{embedding.name or 'Embedding'}: webuis cannot read an embedding for {embedding.made_for} from an image. "
+            "Save it as .safetensors."
         )
     _check_keys(embedding)
     for key, value in embedding.metadata.items():

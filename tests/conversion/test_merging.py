@@ -229,6 +229,15 @@ def test_other_architectures_are_not_averaged() -> None:
         merge([(one, 1), (two, -1)], mode="average")
 
 
+def test_messages_about_unnamed_hypernetworks_name_a_subject() -> None:
+    one, two = make(Architecture(activation="relu"), 1), make(Architecture(activation="tanh"), 2)
+    one.name = two.name = ""
+    for mode in ("chain", "average"):
+        with pytest.raises(NotMergeableError) as caught:
+            merge([one, two], mode=mode)
+        assert str(caught.value).startswith("Hypernetwork")
+
+
 # -- the file
 
 

@@ -165,6 +165,6 @@ def test_too_large_embeddings_are_refused(tmp_path: Path) -> None:
 
 
 def test_sdxl_embeddings_have_no_image(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match=r"\.safetensors"):
+    with pytest.raises(UnsupportedArchitectureError, match=r"^Embedding: .*\.safetensors"):
         save_embedding(Embedding(VECTORS, torch.zeros(2, 1280)), tmp_path / "xl.png")
     assert list(tmp_path.iterdir()) == []

@@ -229,8 +229,8 @@ def _check_mixing(hypernetwork: Hypernetwork) -> None:
     mixing = next((type(module).__name__ for module in hypernetwork.modules() if isinstance(module, MIXING)), None)
     if mixing is not None:
         raise HypernetworkError(
-            f"{hypernetwork.name}: its activation {mixing.lower()} mixes all images of a batch, which a LoRA cannot. "
-            "Use the hypernetwork itself."
+            f"{hypernetwork.name or 'Hypernetwork'}: its activation {mixing.lower()} mixes all images of a batch, "
+            "which a LoRA cannot. Use the hypernetwork itself."
         )
 
 

@@ -169,6 +169,14 @@ def test_activations_across_the_batch_are_refused(tmp_path: Path, name: str, kin
     assert not list(tmp_path.iterdir())
 
 
+def test_messages_about_an_unnamed_hypernetwork_name_a_subject(tmp_path: Path) -> None:
+    hypernetwork = make_random(WIDTHS["sd1"], Architecture((1, 2, 1), "softmax"))
+    hypernetwork.name = ""
+    with pytest.raises(hnloader.HypernetworkError) as caught:
+        export_lora(hypernetwork, make_unet(), tmp_path / "x.safetensors", LYCORIS)
+    assert str(caught.value).startswith("Hypernetwork: ")
+
+
 def _zeros(hypernetwork: Hypernetwork) -> Hypernetwork:
     made = copy.deepcopy(hypernetwork)
     for parameter in made.parameters():
