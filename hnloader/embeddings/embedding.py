@@ -87,7 +87,7 @@ class Embedding:
             return "SD 3"
         widths = [tensor.shape[1] for tensor in (self.vectors, self.vectors_g) if tensor is not None]
         encoders = "a text encoder" if len(widths) == 1 else "text encoders"
-        return embedding_family(widths) or f"{encoders} of {' and '.join(map(str, widths))}"
+        return embedding_family(widths) or f"{encoders} of {' and '.join(f'{width}' for width in widths)}"
 
 
 def _checked(given: Tensor, what: str) -> Tensor:
