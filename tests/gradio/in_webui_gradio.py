@@ -139,7 +139,7 @@ def drive(page: Page, folder: Path, output: Path) -> None:
     tab(page, "Train")
     expect(status).to_contain_text(re.compile("blue: step [0-9]+ of 2,000"))
     page.locator("#hnl-train-stop").click()
-    expect(status).to_contain_text("blue: Stopped; everything is saved.")
+    expect(status).to_contain_text("blue: Stopped. Everything is saved.")
     page.locator("#hnl-train-use").click()
     expect(page.locator("#hnl-train-notice").first).to_contain_text("In a prompt: <hypernet:blue:1>")
     assert (folder / "blue.pt").is_file()
