@@ -13,7 +13,7 @@ from hnloader.texts import well_formed
 
 
 class HostLibrary:
-    """Finds files by name and hash. It lists the folders again where that does not find one.
+    """Finds files by name and hash. It lists the folders again where a file is new, moved or deleted.
 
     Args:
         folders: Called before each listing, since settings can change the folders.
@@ -71,4 +71,5 @@ class HostLibrary:
 
     def _containing(self, name: str) -> Library:
         library = self.current  # another thread may replace it
-        return library if library.matches(name) else self.refresh()
+        found = library.matches(name)
+        return library if found and all(file.path.exists() for file in found) else self.refresh()

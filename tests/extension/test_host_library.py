@@ -51,3 +51,21 @@ def test_one_of_several_waiting_threads_lists_for_all(tmp_path: Path) -> None:
         thread.join()
     assert found == [1] * 5
     assert calls == 3  # at the start, by the first thread, and once for the others
+
+
+def test_moved_file_is_found_in_its_new_folder(tmp_path: Path) -> None:
+    (tmp_path / "ink.pt").touch()
+    library = HostLibrary(lambda: [tmp_path])
+    assert library.find("ink").path == tmp_path / "ink.pt"
+    (tmp_path / "styles").mkdir()
+    (tmp_path / "ink.pt").rename(tmp_path / "styles" / "ink.pt")
+    assert library.find_tagged("ink").path == tmp_path / "styles" / "ink.pt"
+
+
+def test_deleted_copy_leaves_the_other_file_of_its_name(tmp_path: Path) -> None:
+    for name in ("ink.safetensors", "ink.pt"):
+        (tmp_path / name).touch()
+    library = HostLibrary(lambda: [tmp_path])
+    preferred = library.find("ink").path
+    preferred.unlink()
+    assert library.find_tagged("ink").path == next(tmp_path.iterdir()) != preferred
