@@ -201,13 +201,20 @@ class Applier:
     def _report(self, job: Any, failures: Sequence[_Failure]) -> None:
         """Show what failed under the image, and write what was applied into its infotext."""
         folders = self.host.folders()
-        texts = [f"Hypernetwork {shown(name)} was not applied: {redact(folders, reason)}" for name, reason in failures]
+        texts = [_not_applied(name, redact(folders, reason)) for name, reason in failures]
         for text in texts:
             show_message(self.host, text, job)
         record = record_of(job)
         record.add(self._applied, (name for name, _ in failures), texts)
         if isinstance(self.host, WritesInfotext):
             record.write(self.host.parameters(job))
+
+
+def _not_applied(name: str, reason: str) -> str:
+    """Return a message that names the hypernetwork once."""
+    shown_name = shown(name)
+    reason = reason.removeprefix("Hypernetwork ").removeprefix(f"{shown_name}: ")
+    return f"Hypernetwork {shown_name} was not applied: {reason}"
 
 
 def default_strength(host: WebuiHost) -> float:

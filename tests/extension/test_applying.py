@@ -8,6 +8,7 @@ import torch
 from hnloader.prompt import parse_tag
 from tests.support.standins.reference import wrap
 from tests.support.standins.webui import Webui
+from tests.support.tiny_model import save_hypernetwork
 
 
 def image(webui: Webui, prompt: str, **fields: object) -> torch.Tensor:
@@ -51,6 +52,14 @@ def test_messages_contain_no_folders(running: Webui) -> None:
     assert "broken.pt" in comments
     assert "hypernetworks (3 files)" in comments
     assert str(running.folder) not in comments
+
+
+def test_messages_name_the_hypernetwork_once(running: Webui) -> None:
+    save_hypernetwork(running.hypernetworks / "narrow.pt", (7,), seed=1)
+    for name in ("inkk", "narrow", "ink:loud"):
+        (line,) = running.generate(f"a<hypernet:{name}>").comments.splitlines()
+        assert line.count(f"'{name.partition(':')[0]}'") == 1, line
+        assert line.count("Hypernetwork ") == 1, line
 
 
 def test_failures_leave_the_other_tags(running: Webui) -> None:
