@@ -88,7 +88,7 @@ def test_finished_files_are_used(tiny_model: Path, folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "No prompts"),
+        ((), "--prompts"),
         (("--prompts", "none.txt"), "none.txt"),
         (("-p", "a", "--lpips"), "pip install lpips"),
         (("-p", "a", "--hypernetwork", "none.pt"), "none.pt"),
