@@ -174,14 +174,14 @@ def test_convert_writes_beside_the_source(running: Webui) -> None:
 def test_file_deleted_during_a_request_is_not_found(running: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     client = running.client()
     library = sys.modules["hnloader_webui.host_library"].Library
-    matches = library.matches
+    first = library.first
 
     def vanish(self: object, name: str) -> object:
-        found = matches(self, name)
+        found = first(self, name)
         (running.hypernetworks / "ink.pt").unlink(missing_ok=True)
         return found
 
-    monkeypatch.setattr(library, "matches", vanish)
+    monkeypatch.setattr(library, "first", vanish)
     answer = client.post(f"{V1}/convert", json={"name": "ink"})
     assert answer.status_code == 404
     assert "ink.pt was deleted" in answer.json()["detail"]
