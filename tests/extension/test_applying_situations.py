@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.standins.reference import wrap
 from tests.support.standins.unets import ALL_WIDTHS, CrossAttention
 from tests.support.standins.webui import Webui
 from tests.support.tiny_model import save_hypernetwork
+from tests.support.webui_images import by_formula, close, images
 
 TAG = "<hypernet:ink:0.7>"
 
@@ -24,21 +24,6 @@ def running(webui: Webui) -> Webui:
     save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
     webui.start()
     return webui
-
-
-def by_formula(webui: Webui) -> None:
-    """Replace the model's projections by ones that compute the formula."""
-    wrap(webui.unet, [(webui.hypernetworks / "ink.pt", 0.7)])
-
-
-def images(webui: Webui, prompt: str | list[str], **fields: Any) -> Tensor:
-    return torch.stack(webui.generate(prompt, **fields).images)
-
-
-def close(found: Tensor, expected: Tensor, plain: Tensor, tolerance: float = 1e-4) -> bool:
-    """Tell if two images are equal within a fraction of the hypernetwork's effect."""
-    changed = (expected - plain).abs().max()
-    return bool(changed > 0.01) and bool((found - expected).abs().max() < tolerance * changed)
 
 
 MASK = torch.zeros(4, 8, 8)

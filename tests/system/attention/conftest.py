@@ -1,22 +1,15 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from transformers import CLIPTokenizer
 
 from tests.support.small_models import TEXT_WIDTH, make_scheduler, make_text_encoder, make_unet, make_vae
+from tests.support.tiny_model import make_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
-    folder: Path = tmp_path_factory.mktemp("tokenizer")
-    words = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
-    vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), length=16)
 
 
 @pytest.fixture

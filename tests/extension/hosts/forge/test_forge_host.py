@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.support.standins.reference import wrap
 from tests.support.standins.unets import ALL_WIDTHS
-from tests.support.standins.webui import Webui
 from tests.support.standins.webui import running as running_webui
 from tests.support.tiny_model import save_hypernetwork
+from tests.support.webui_images import by_formula, close, images
 
 TAG = "<hypernet:ink:0.7>"
-
-
-def by_formula(webui: Webui) -> None:
-    """Replace the model's projections by ones that compute the formula."""
-    wrap(webui.unet, [(webui.hypernetworks / "ink.pt", 0.7)])
-
-
-def images(webui: Webui, prompt: str | list[str], **fields: Any) -> Tensor:
-    return torch.stack(webui.generate(prompt, **fields).images)
-
-
-def close(found: Tensor, expected: Tensor, plain: Tensor, tolerance: float = 1e-4) -> bool:
-    """Tell if two images are equal within a fraction of the hypernetwork's effect."""
-    changed = (expected - plain).abs().max()
-    return bool(changed > 0.01) and bool((found - expected).abs().max() < tolerance * changed)
 
 
 @pytest.mark.parametrize("storage", ["float16", "bfloat16", "float8_e4m3fn", "int8"])
