@@ -132,6 +132,18 @@ class ClosesJobs(Protocol):
 
 
 @runtime_checkable
+class FindsPlainLinears(Protocol):
+    """Layers that hypernetworks can be folded into. Without it, hypernetworks only change the input of each layer."""
+
+    def plain_linears(self) -> Callable[[nn.Module], bool]:
+        """Return a test of layers, which is valid for one call of the UNet.
+
+        A layer passes if its forward computes `linear(x, weight, bias)` and does nothing else in this call: it casts
+        nothing, adds no LoRA, and does not change its weight. The test takes less than half a microsecond.
+        """
+
+
+@runtime_checkable
 class WritesInfotext(Protocol):
     """Generation parameters in images."""
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import hnloader
 from hnloader.conversion.lora import LoraOptions
@@ -88,8 +89,9 @@ def apply_lora(webui: Webui, path: Path) -> None:
                 if f"{key}.lora_up.weight" in tensors:
                     up, down = tensors[f"{key}.lora_up.weight"], tensors[f"{key}.lora_down.weight"]
                     delta = up @ down * (tensors[f"{key}.alpha"] / down.shape[0])
-                    weight = getattr(module, side).weight
-                    weight.data = (weight.data.float() + delta).to(weight.dtype)
+                    layer = getattr(module, side)
+                    changed = (layer.weight.float() + delta).to(layer.weight.dtype)
+                    layer.weight = nn.Parameter(changed, requires_grad=False)
 
 
 @pytest.mark.usefixtures("quick")

@@ -235,11 +235,29 @@ def test_host_leaves_nothing_in_the_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "float16", "int8"])
-def test_forge_casts_weights_at_each_call(storage: str) -> None:
+def test_forge_casts_weights_at_each_call(storage: str, tmp_path: Path) -> None:
+    with running(tmp_path / "webui", forge=True, storage=storage) as webui:
+        webui.start()
+        stored, plain = webui.unet, make_unet(0)
     inputs = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 5, 24)
-    stored, plain = make_unet(0, forge=True, storage=storage), make_unet(0)
     found, expected = stored(*inputs[:2], context=inputs[2]), plain(*inputs[:2], context=inputs[2])
     projection = stored.input_blocks[1][1].transformer_blocks[0].attn1.to_k
     assert projection.weight.dtype == getattr(torch, storage)
     assert found.dtype == torch.float32
     assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_lora_is_written_into_a_weight_by_its_layer_and_taken_out_again(tmp_path: Path) -> None:
+    with running(tmp_path / "webui") as webui:
+        webui.start()
+        layer = webui.unet.input_blocks[1][1].transformer_blocks[0].attn1.to_k
+        before, x = layer.weight.clone(), torch.randn(3, layer.in_features)
+        plain, delta = layer(x), torch.ones_like(layer.weight)
+        webui.lora.loaded_networks[:] = [webui.lora.Network("a", {layer.network_layer_name: delta})]
+        assert torch.equal(layer.weight, before)
+        assert torch.allclose(layer(x), plain + x @ delta.T, atol=1e-5)
+        assert torch.equal(layer.weight, before + delta)
+        webui.lora.loaded_networks.clear()
+        assert torch.equal(layer(x), plain)
+        assert torch.equal(layer.weight, before)
+    assert torch.nn.Linear.forward.__module__ == "torch.nn.modules.linear"

@@ -16,6 +16,7 @@ from hnloader.ui import TagButton
 from ...host_library import HostLibrary
 from .. import protocol
 from ..protocol import Access, Axis, Events, Option, Panel
+from .plain_linears import plain_linears
 from .rendering import Rendering, follow
 
 _CLOSES = "hnloader_closes"
@@ -36,6 +37,7 @@ class Automatic1111(
     protocol.ListsFiles,
     protocol.HasHypernetworks,
     protocol.ClosesJobs,
+    protocol.FindsPlainLinears,
     protocol.WritesInfotext,
     protocol.ShowsPanel,
     protocol.ShowsCards,
@@ -149,6 +151,9 @@ class Automatic1111(
 
         job.close = close_and_call
         setattr(job, _CLOSES, True)
+
+    def plain_linears(self) -> Callable[[nn.Module], bool]:
+        return plain_linears()
 
     def parameters(self, job: Any) -> dict[str, Any]:
         parameters = getattr(job, "extra_generation_params", None)

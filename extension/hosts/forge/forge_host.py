@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from modules import sd_models, shared
@@ -25,3 +27,22 @@ class Forge(Automatic1111):
         model = follow(shared, "sd_model") or getattr(job, "sd_model", None)
         found = follow(model, "forge_objects.unet.model.diffusion_model")
         return found if isinstance(found, nn.Module) else None
+
+    def plain_linears(self) -> Callable[[nn.Module], bool]:
+        """Return a test for Forge's own Linear, which can also cast, scale, or add LoRAs to its weight in each call.
+
+        Its 4-bit and GGUF layers have other classes. Forks without `backend` have no plain layers.
+        """
+        linear = follow(sys.modules.get("backend.operations"), "ForgeOperations.Linear")
+        if getattr(getattr(linear, "forward", None), "__module__", None) != "backend.operations":
+            return lambda module: False
+
+        def is_plain(module: nn.Module) -> bool:
+            own = module.__dict__
+            return type(module) is linear and not (
+                own["parameters_manual_cast"]
+                or "forge_online_loras" in own
+                or own["_parameters"].get("scale_weight") is not None
+            )
+
+        return is_plain

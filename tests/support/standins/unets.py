@@ -16,30 +16,6 @@ ALL_WIDTHS = (8, 16, 24)
 MakeLinear = Callable[..., nn.Module]
 
 
-class ForgeLinear(nn.Module):
-    """Stores its weight in another dtype, or quantized with a scale per row, and casts it at each call."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, storage: str = "bfloat16") -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        plain = nn.Linear(in_features, out_features, bias)
-        self.scale: Tensor | None = None
-        if storage == "int8":
-            self.scale = plain.weight.detach().abs().amax(1, keepdim=True) / 127
-            packed = (plain.weight.detach() / self.scale).round().to(torch.int8).flatten()
-            self.weight = nn.Parameter(packed, requires_grad=False)
-        else:
-            self.weight = nn.Parameter(plain.weight.detach().to(getattr(torch, storage)), requires_grad=False)
-        self.bias = None if not bias else nn.Parameter(plain.bias.detach(), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.device)
-        if self.scale is not None:
-            weight = weight.view(self.out_features, self.in_features).float() * self.scale.to(x.device)
-        bias = None if self.bias is None else self.bias.to(x.device, x.dtype)
-        return functional.linear(x, weight.to(x.dtype), bias)
-
-
 class CrossAttention(nn.Module):
     """Attention in the layout of both hosts. In A1111 it also applies the built-in hypernetworks."""
 
@@ -162,18 +138,11 @@ class UNetModel(nn.Module):
         return self.out(x)
 
 
-def make_unet(
-    seed: int, *, forge: bool = False, storage: str = "bfloat16", built_in: Sequence | None = None
-) -> UNetModel:
+def make_unet(seed: int, linear: MakeLinear = nn.Linear, built_in: Sequence | None = None) -> UNetModel:
     """Return a random UNet; the caller's random state stays unchanged."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-
-        def forge_linear(size_in: int, size_out: int, bias: bool = True) -> nn.Module:
-            return ForgeLinear(size_in, size_out, bias, storage)
-
-        unet = UNetModel(forge_linear if forge else nn.Linear, None if forge else built_in)
-    return unet.eval().requires_grad_(False)
+        return UNetModel(linear, built_in).eval().requires_grad_(False)
 
 
 def make_sd_model(name: str, unet: nn.Module, *, forge: bool = False) -> SimpleNamespace:

@@ -6,10 +6,12 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from tests.support.standins.unets import make_sd_model, make_unet
@@ -20,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 class Webui:
     """A running host; `part` returns its modules."""
 
-    def __init__(self, folder: Path, *, forge: bool, storage: str = "bfloat16") -> None:
+    def __init__(self, folder: Path, *, forge: bool, storage: str = "float32") -> None:
         self.folder, self.forge, self.storage = folder, forge, storage
         for name in ("extensions", "models/hypernetworks", "output"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -37,9 +39,21 @@ class Webui:
         self.sd_models.settings.chosen = "first"
 
     def _make(self, name: str, seed: int) -> Any:
-        built_in = self.shared.loaded_hypernetworks
-        unet = make_unet(seed, forge=self.forge, storage=self.storage, built_in=built_in)
-        return make_sd_model(name, unet, forge=self.forge)
+        if not self.forge:
+            model = make_sd_model(name, make_unet(seed, built_in=self.shared.loaded_hypernetworks))
+            self.lora.assign_network_names_to_compvis_modules(model)
+            return model
+        operations = importlib.import_module("backend.operations")
+        linear = operations.ForgeOperationsBNB4bits.Linear
+        if self.storage != "int8":
+            linear = partial(operations.ForgeOperations.Linear, storage=self.storage)
+        with torch.inference_mode():
+            return make_sd_model(name, make_unet(seed, linear), forge=True)
+
+    @property
+    def lora(self) -> ModuleType:
+        """AUTOMATIC1111's Lora extension."""
+        return importlib.import_module("networks")
 
     @staticmethod
     def part(name: str) -> ModuleType:
@@ -160,17 +174,21 @@ class Webui:
 
 
 @contextmanager
-def running(folder: Path, *, forge: bool = False, storage: str = "bfloat16") -> Iterator[Webui]:
+def running(folder: Path, *, forge: bool = False, storage: str = "float32") -> Iterator[Webui]:
     """Yield a host in an empty folder, not started yet, and remove it from this process afterwards."""
     path, modules = list(sys.path), dict(sys.modules)
     sys.path.insert(0, str(Path(__file__).parent))
-    if forge:
-        for name in ("modules_forge", "backend"):
-            sys.modules[name] = ModuleType(name)
     try:
-        yield Webui(folder, forge=forge, storage=storage)
+        webui = Webui(folder, forge=forge, storage=storage)
+        if forge:
+            sys.modules["modules_forge"] = ModuleType("modules_forge")
+        else:
+            webui.lora.patch()
+        yield webui
     finally:
+        if "networks" in sys.modules:
+            sys.modules["networks"].undo()
         sys.path[:] = path
         for name in set(sys.modules) - set(modules):
-            if name.partition(".")[0] in ("modules", "modules_forge", "backend", "hnloader_webui"):
+            if name.partition(".")[0] in ("modules", "modules_forge", "backend", "networks", "hnloader_webui"):
                 del sys.modules[name]

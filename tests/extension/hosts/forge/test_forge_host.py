@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tests.support.standins.unets import ALL_WIDTHS
+from tests.support.standins.webui import Webui
 from tests.support.standins.webui import running as running_webui
 from tests.support.tiny_model import save_hypernetwork
 from tests.support.webui_images import by_formula, close, images
@@ -26,3 +30,42 @@ def test_images_match_the_formula_with_any_storage_type(storage: str, tmp_path: 
         assert all(torch.equal(value, stored[name]) for name, value in webui.unet.state_dict().items())
         by_formula(webui)
         assert close(tagged, images(webui, "a"), plain)
+
+
+def plain_layers(webui: Webui) -> list[bool]:
+    is_plain = importlib.import_module("hnloader_webui.hosts").detect().plain_linears()
+    return [is_plain(module) for module in webui.unet.modules() if hasattr(module, "parameters_manual_cast")]
+
+
+@pytest.mark.parametrize(("storage", "plain"), [("float32", True), ("float16", False), ("int8", False)])
+def test_layers_are_plain_if_they_neither_cast_nor_quantize(storage: str, plain: bool, tmp_path: Path) -> None:
+    with running_webui(tmp_path / "webui", forge=True, storage=storage) as webui:
+        webui.install()
+        webui.start()
+        assert set(plain_layers(webui)) == {plain}
+
+
+def test_layers_that_are_moved_scaled_or_have_online_loras_are_not_plain(tmp_path: Path) -> None:
+    with running_webui(tmp_path / "webui", forge=True) as webui:
+        webui.install()
+        webui.start()
+        layers = [module for module in webui.unet.modules() if hasattr(module, "parameters_manual_cast")]
+        layers[0].parameters_manual_cast = True  # memory management moved it to the CPU
+        layers[1].forge_online_loras = {"weight": []}
+        layers[2].scale_weight = nn.Parameter(torch.ones(()), requires_grad=False)
+        assert plain_layers(webui) == [False, False, False] + [True] * (len(layers) - 3)
+        layers[0].parameters_manual_cast, layers[2].scale_weight = False, None
+        del layers[1].forge_online_loras
+        assert all(plain_layers(webui))
+
+
+def test_fork_without_forges_operations_has_no_plain_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_webui(tmp_path / "webui", forge=True) as webui:
+        webui.install()
+        webui.start()
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "backend.operations")
+            assert not any(plain_layers(webui))
+        operations = sys.modules["backend.operations"]
+        monkeypatch.setattr(operations.ForgeOperations.Linear, "forward", lambda self, x: x)
+        assert not any(plain_layers(webui))

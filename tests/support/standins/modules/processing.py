@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,7 @@ def _process(p: StableDiffusionProcessing) -> Processed:
     p.extra_network_data = {}
     _call(p, "process")
     images, infotexts = [], []
-    with torch.no_grad():
+    with torch.inference_mode("modules_forge" in sys.modules), torch.no_grad():
         for iteration in range(p.n_iter):
             p.iteration = iteration
             if shared.state.interrupted:

@@ -6,6 +6,7 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from modules import script_callbacks, shared
 
 checkpoints: dict[str, Any] = {}  # name -> function that makes the model
@@ -43,7 +44,8 @@ def reload_model_weights(name: str | None = None) -> None:
             return
     loaded = checkpoints[name]()
     if settings.into_same_modules and present is not None:
-        unet_of(present).load_state_dict(unet_of(loaded).state_dict())
+        with torch.inference_mode(hasattr(present, "forge_objects")):
+            unet_of(present).load_state_dict(unet_of(loaded).state_dict())
         present.name, present.sd_model_hash = loaded.name, loaded.sd_model_hash
         loaded = present
     elif present is not None and settings.keep:
@@ -54,8 +56,6 @@ def reload_model_weights(name: str | None = None) -> None:
 
 def conditioning(prompts: list[str]) -> Any:
     """Numbers that differ between texts, [batch, 5, 24]. A tag that is left in a prompt changes them."""
-    import torch
-
     assert not any(re.search(r"<\w+:[^>]+>", prompt) for prompt in prompts), "a tag was left in the prompt"
     seeds = [sum(position * ord(letter) for position, letter in enumerate(text, 1)) for text in prompts]
     return torch.stack([torch.randn(5, 24, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -38,6 +38,7 @@ class Options:
             "outdir_samples": OptionInfo(""),
             "outdir_grids": OptionInfo(""),
             "outdir_txt2img_grids": OptionInfo(""),
+            "lora_functional": OptionInfo(False),
         }
 
     def __getattr__(self, key: str) -> Any:

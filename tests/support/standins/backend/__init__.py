@@ -1,0 +1,1 @@
+"""The part of Forge beside `modules`."""
