@@ -97,11 +97,11 @@ def run(unet: nn.Module, kind: str = "sd1", **changes: object) -> Tensor:
 
 
 def make_hypernetwork(
-    widths: Sequence[int], seed: int = 0, name: str = "style", activation: str | None = "relu"
+    widths: Sequence[int], seed: int = 0, name: str = "style", activation: str | None = "relu", norm: bool = False
 ) -> Hypernetwork:
     """Make a random 1-2-1 hypernetwork, strong enough to change the output."""
     torch.manual_seed(seed + 100)
-    hypernetwork = Hypernetwork.new(tuple(widths), Architecture((1, 2, 1), activation), name=name)
+    hypernetwork = Hypernetwork.new(tuple(widths), Architecture((1, 2, 1), activation, norm), name=name)
     with torch.no_grad():
         for parameter in hypernetwork.parameters():
             parameter.copy_(torch.randn_like(parameter) * (0.15 if parameter.ndim > 1 else 0.3))

@@ -1,0 +1,122 @@
+"""An independent reference: hypernetworks on a bare model with plain hooks, as docs/format.md describes them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hnloader.attention import AttentionSite, find_sites
+from hnloader.network import Hypernetwork
+from tests.support.builders import ACTIVATION_CLASSES
+from tests.support.small_models import make_hypernetwork
+
+AFFINE = make_hypernetwork((20, 48), 0, "affine", activation=None)
+RELU = make_hypernetwork((20, 48), 1, "relu")
+NORM = make_hypernetwork((20, 48), 2, "norm", norm=True)
+HALF = (torch.float16, torch.bfloat16)
+Strength = float | Callable[[AttentionSite], float]
+Chain = Sequence[tuple[Hypernetwork, Strength]]
+# For `make_small_unet`.
+CHAINS: dict[str, Chain] = {
+    "affine": [(AFFINE, 0.8)],
+    "relu": [(RELU, 0.8)],
+    "norm": [(NORM, -0.6)],
+    "chain": [(AFFINE, 0.4), (RELU, 0.5), (AFFINE, -0.3)],
+}
+
+
+def changed_context(hypernetwork: Hypernetwork, side: str, context: Tensor, strength: float) -> Tensor:
+    """Return context + strength * residual, module by module, in float32 (float64 for a float64 context)."""
+    assert hypernetwork.architecture.residual is None
+    wide = torch.promote_types(context.dtype, torch.float32)
+    with torch.autocast(context.device.type, enabled=False):
+        x = context.to(wide)
+        for module in hypernetwork.side(context.shape[-1], side).linear:
+            if isinstance(module, nn.Linear):
+                x = functional.linear(x, module.weight.to(wide), module.bias.to(wide))
+            elif isinstance(module, nn.LayerNorm):
+                x = functional.layer_norm(x, x.shape[-1:], module.weight.to(wide), module.bias.to(wide))
+            elif not isinstance(module, nn.Dropout):
+                activation = ACTIVATION_CLASSES[hypernetwork.architecture.activation]().eval()
+                activation.load_state_dict(module.state_dict())
+                x = activation.to(wide)(x)
+        return (context.to(wide) + strength * x).to(context.dtype)
+
+
+@contextlib.contextmanager
+def plain_hooks(model: nn.Module, chain: Chain) -> Iterator[nn.Module]:
+    """Apply a chain to a bare model until the end of the block."""
+    handles = []
+    for site in find_sites(model):
+        links = [
+            (each, value(site) if callable(value) else value) for each, value in chain if site.width in each.widths
+        ]
+        for side in "kv":
+
+            def change(_: nn.Module, args: tuple[Any, ...], links: Any = links, side: str = side) -> tuple[Tensor]:
+                context = args[0]
+                for hypernetwork, strength in links:
+                    context = changed_context(hypernetwork, side, context, strength)
+                return (context,)
+
+            handles.append(getattr(site.module, f"to_{side}").register_forward_pre_hook(change))
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def output(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Return the output of a UNet as a tensor."""
+    result = model(**inputs)
+    return result if isinstance(result, Tensor) else result.sample
+
+
+def assert_matches(found: Tensor, bare: nn.Module, chain: Chain, inputs: dict[str, Any]) -> None:
+    """Assert that an output agrees with plain hooks on a bare model, within the bounds of docs/plans.md.
+
+    In half precision, the bound is three times the error of the plain hooks against float32.
+    """
+    with torch.no_grad(), plain_hooks(bare, chain):
+        expected = output(bare, inputs)
+    assert found.dtype == expected.dtype
+    found, expected = found.detach().double(), expected.double()
+    assert found.isfinite().all()
+    if next(bare.parameters()).dtype not in HALF:
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        assert difference <= 1e-5, f"differs by {difference:.2e}"
+        return
+    wide = {name: value.float() if _is_half(value) else value for name, value in inputs.items()}
+    with torch.no_grad(), plain_hooks(copy.deepcopy(bare).float(), chain) as reference:
+        truth = output(reference, wide).double()
+    error, allowed = ((each - truth).square().mean().sqrt() for each in (found, expected))
+    assert error <= 3 * allowed, f"the error is {error / allowed:.2f} of that of plain hooks"
+
+
+def _is_half(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype in HALF
+
+
+class Twins:
+    """A model for attachments and a bare twin, to which a test makes the same changes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.bare = copy.deepcopy(model)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter((self.model, self.bare))
+
+    def check(self, chain: Chain, inputs: dict[str, Any]) -> Tensor:
+        """Call the model without gradients, compare its output with the twin's and return it."""
+        with torch.no_grad():
+            found = output(self.model, inputs)
+        assert_matches(found, self.bare, chain, inputs)
+        return found
