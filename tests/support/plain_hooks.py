@@ -54,15 +54,14 @@ def plain_hooks(model: nn.Module, chain: Chain) -> Iterator[nn.Module]:
     """Apply a chain to a bare model until the end of the block."""
     handles = []
     for site in find_sites(model):
-        links = [
-            (each, value(site) if callable(value) else value) for each, value in chain if site.width in each.widths
-        ]
+        links = [(each, value(site) if callable(value) else value) for each, value in chain]
         for side in "kv":
 
             def change(_: nn.Module, args: tuple[Any, ...], links: Any = links, side: str = side) -> tuple[Tensor]:
                 context = args[0]
                 for hypernetwork, strength in links:
-                    context = changed_context(hypernetwork, side, context, strength)
+                    if context.shape[-1] in hypernetwork.widths:
+                        context = changed_context(hypernetwork, side, context, strength)
                 return (context,)
 
             handles.append(getattr(site.module, f"to_{side}").register_forward_pre_hook(change))
