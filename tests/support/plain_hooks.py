@@ -78,13 +78,18 @@ def output(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     return result if isinstance(result, Tensor) else result.sample
 
 
+def expected_output(bare: nn.Module, chain: Chain, inputs: dict[str, Any]) -> Tensor:
+    """Return the output of plain hooks on a bare model."""
+    with torch.no_grad(), plain_hooks(bare, chain):
+        return output(bare, inputs)
+
+
 def assert_matches(found: Tensor, bare: nn.Module, chain: Chain, inputs: dict[str, Any]) -> None:
     """Assert that an output agrees with plain hooks on a bare model, within the bounds of docs/plans.md.
 
     In half precision, the bound is three times the error of the plain hooks against float32.
     """
-    with torch.no_grad(), plain_hooks(bare, chain):
-        expected = output(bare, inputs)
+    expected = expected_output(bare, chain, inputs)
     assert found.dtype == expected.dtype
     found, expected = found.detach().double(), expected.double()
     assert found.isfinite().all()
@@ -93,8 +98,7 @@ def assert_matches(found: Tensor, bare: nn.Module, chain: Chain, inputs: dict[st
         assert difference <= 1e-5, f"differs by {difference:.2e}"
         return
     wide = {name: value.float() if _is_half(value) else value for name, value in inputs.items()}
-    with torch.no_grad(), plain_hooks(copy.deepcopy(bare).float(), chain) as reference:
-        truth = output(reference, wide).double()
+    truth = expected_output(copy.deepcopy(bare).float(), chain, wide).double()
     error, allowed = ((each - truth).square().mean().sqrt() for each in (found, expected))
     assert error <= 3 * allowed, f"the error is {error / allowed:.2f} of that of plain hooks"
 
