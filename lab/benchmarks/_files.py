@@ -37,6 +37,7 @@ LINEAR = Case("[1, 2, 1] linear", Architecture((1, 2, 1)))
 RELU = Case("[1, 2, 1] relu", Architecture((1, 2, 1), "relu"))
 NORM = Case("[1, 2, 2, 1] relu, norm, dropout", Architecture((1, 2, 2, 1), "relu", norm=True, dropout=(0, 0.3, 0.3, 0)))
 CROSS = Case("[1, 2, 1] relu, cross-attention only", RELU.architecture, cross_only=True)
+CROSS_LINEAR = Case("[1, 2, 1] linear, cross-attention only", LINEAR.architecture, cross_only=True)
 FIVE_RELU = Case("five chained, [1, 2, 1] relu", RELU.architecture, count=5)
 FIVE_LINEAR = Case("five chained, [1, 2, 1] linear", LINEAR.architecture, count=5)
 

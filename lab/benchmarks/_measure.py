@@ -1,11 +1,12 @@
 """Time several ways to do one thing in turns, in one process.
 
-Other programs disturb every timing. So the ways take turns (A B C, C B A, ...), and ratios compare times of the same
-round. Reports have the median of all rounds with its quartiles.
+Other programs disturb every timing. So the ways take turns, in a new order in each round, and ratios compare times of
+the same round. Reports have the median of all rounds with its quartiles.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
@@ -49,14 +50,30 @@ class Sample:
 
 
 class Rounds:
-    """The samples of several ways, one for each way and round."""
+    """The samples of several ways, one for each way and round.
 
-    def __init__(self, samples: Mapping[str, Sequence[Sample]]) -> None:
+    Rounds can come from several sets of copies, because the place of a copy in memory changes its speed. Ratios and
+    differences then have one value for each set, the median of its rounds.
+    """
+
+    def __init__(self, samples: Mapping[str, Sequence[Sample]], sets: Sequence[int] = ()) -> None:
+        """Create the rounds; `sets` has the number of rounds of each set of copies, and is empty for a single one."""
         counts = {len(each) for each in samples.values()}
         if len(counts) != 1 or counts == {0}:
             raise ValueError(f"Expected the same number of samples for every way, got {sorted(counts)}.")
         self.samples = {way: tuple(each) for way, each in samples.items()}
         self.count = counts.pop()
+        self._sets = tuple(sets)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rounds]) -> Rounds:
+        """Join the rounds of several sets of copies."""
+        samples = {way: [each for part in parts for each in part.samples[way]] for way in parts[0].samples}
+        return cls(samples, [part.count for part in parts] if len(parts) > 1 else ())
+
+    def renamed(self, names: Mapping[str, str]) -> Rounds:
+        """Return the ways that are the values of `names`, under its keys."""
+        return Rounds({new: self.samples[old] for new, old in names.items()}, self._sets)
 
     def seconds(self, way: str) -> Spread:
         """Return the wall time of a way."""
@@ -64,13 +81,15 @@ class Rounds:
 
     def ratio(self, way: str, base: str) -> Spread:
         """Return the wall time divided by the one of `base` in the same round."""
-        pairs = zip(self.samples[way], self.samples[base], strict=True)
-        return Spread.of([one.wall / other.wall for one, other in pairs])
+        return Spread.of(self._ratios(way, base))
 
     def cpu_ratio(self, way: str, base: str) -> Spread:
         """Return the same ratio of processor times, which ignores waiting and most disturbance."""
-        pairs = zip(self.samples[way], self.samples[base], strict=True)
-        return Spread.of([one.cpu / max(other.cpu, 1e-9) for one, other in pairs])
+        return Spread.of(self._compare(way, base, lambda one, other: one.cpu / max(other.cpu, 1e-9)))
+
+    def difference(self, way: str, base: str) -> Spread:
+        """Return the wall time minus the one of `base` in the same round."""
+        return Spread.of(self._compare(way, base, lambda one, other: one.wall - other.wall))
 
     def share(self, way: str, of: str, base: str) -> Spread:
         """Return the time that `way` adds to `base`, relative to `of`: (way / base - 1) / (of / base - 1).
@@ -78,22 +97,31 @@ class Rounds:
         One round is too noisy for this quotient. So it is computed from medians over the rounds, and the quartiles come
         from a bootstrap of 1,000 resamplings with a fixed seed.
         """
-        ways = [self._added(way, base), self._added(of, base)]
+        ways = [[ratio - 1 for ratio in self._ratios(each, base)] for each in (way, of)]
+        count = len(ways[0])
         draw = random.Random(0)
         shares = []
         for _ in range(1000):
-            rounds = draw.choices(range(self.count), k=self.count)
+            rounds = draw.choices(range(count), k=count)
             shares.append(_quotient(*(statistics.median(added[i] for i in rounds) for added in ways)))
         spread = Spread.of(shares)
         return Spread(_quotient(*map(statistics.median, ways)), spread.low, spread.high)
 
     def excess(self, way: str, base: str) -> float:
         """Return the seconds that `way` adds to `base`, from the median ratio."""
-        return statistics.median(self._added(way, base)) * self.seconds(base).median
+        return (statistics.median(self._ratios(way, base)) - 1) * self.seconds(base).median
 
-    def _added(self, way: str, base: str) -> list[float]:
+    def _ratios(self, way: str, base: str) -> list[float]:
+        return self._compare(way, base, lambda one, other: one.wall / other.wall)
+
+    def _compare(self, way: str, base: str, compare: Callable[[Sample, Sample], float]) -> list[float]:
+        """Return a value for each round, or for each set of copies."""
         pairs = zip(self.samples[way], self.samples[base], strict=True)
-        return [one.wall / other.wall - 1 for one, other in pairs]
+        values = [compare(one, other) for one, other in pairs]
+        if not self._sets:
+            return values
+        edges = itertools.accumulate(self._sets, initial=0)
+        return [statistics.median(values[begin:end]) for begin, end in itertools.pairwise(edges)]
 
 
 def _quotient(part: float, whole: float) -> float:
@@ -101,7 +129,7 @@ def _quotient(part: float, whole: float) -> float:
 
 
 def take_turns(
-    ways: Mapping[str, Action], *, seconds: float, least: int = 3, most: int = 15, warm_up: int = 1
+    ways: Mapping[str, Action], *, seconds: float, least: int = 3, most: int = 15, warm_up: int = 1, burst: int = 1
 ) -> Rounds:
     """Run the ways in turns until the time is up.
 
@@ -111,19 +139,23 @@ def take_turns(
         least: Minimum number of rounds.
         most: Maximum number of rounds.
         warm_up: Uncounted runs of each way before the first round.
+        burst: Runs of a way in succession in each round; the sample is their median.
     """
     end = time.perf_counter() + seconds
     for _ in range(warm_up):
         for action in ways.values():
             action()
     samples: dict[str, list[Sample]] = {way: [] for way in ways}
-    names = list(ways)
+    order = list(ways)
     for number in range(most):
         if number >= least and time.perf_counter() > end:
             break
-        # Alternate the order, so that a steady drift affects all ways alike.
-        for name in names if number % 2 == 0 else reversed(names):
-            samples[name].append(timed(ways[name]))
+        # Neighbors change, because a way finds the processor's caches as the way before it leaves them. Every second
+        # round is the reverse of the one before, so that a steady drift affects all ways alike.
+        order = order[::-1] if number % 2 else random.sample(order, len(order))
+        for name in order:
+            taken = [timed(ways[name]) for _ in range(burst)]
+            samples[name].append(sorted(taken, key=lambda sample: sample.wall)[burst // 2])
     return Rounds(samples)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ class Subject:
     Attributes:
         title: Name in headings.
         model: The UNet, or another module with attention layers.
-        inputs: Keyword arguments of a call. All steps share the text embedding, as in a pipeline.
+        inputs: Keyword arguments of a call.
         compiled: True if copies of the model are compiled.
     """
 
@@ -79,13 +80,21 @@ class Subject:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return copy.deepcopy(self.model, {id(each): each for each in tensors if id(each) not in projections})
 
-    def step(self, model: nn.Module) -> Callable[[], Tensor]:
-        """Return a function that runs one step of a copy."""
+    def step(self, model: nn.Module, *, new_text: bool = False) -> Callable[[], Tensor]:
+        """Return a function that runs one step of a copy.
+
+        As in a pipeline, each step has the next timestep, and all steps have the same text. If `new_text`, each step
+        has a new tensor with the same values, as in a program that concatenates its texts in each step.
+        """
         call = torch.compile(model) if self.compiled else model
+        timesteps = itertools.cycle(torch.arange(700, 300, -40, device=DEVICE))
 
         def run() -> Tensor:
+            changed = {"timestep": next(timesteps)} if "timestep" in self.inputs else {}
+            if new_text:
+                changed["encoder_hidden_states"] = self.inputs["encoder_hidden_states"].clone()
             with torch.no_grad():
-                output: Tensor = call(**self.inputs)[0]
+                output: Tensor = call(**{**self.inputs, **changed})[0]
             return output
 
         return run
@@ -105,6 +114,17 @@ def sd1(size: int, batch: int, dtype: torch.dtype = torch.float32, *, full: bool
         )
     name = "SD 1" if full else "SD 1, reduced"
     return Subject(_title(name, model, size, batch, dtype), model, step_inputs(size, batch, 768, dtype))
+
+
+def launch_bound() -> Subject:
+    """Make a UNet with the depth of Stable Diffusion 1.5 and tiny widths.
+
+    Its time goes into calls of Python and of kernels instead of arithmetic, as for a whole model on a fast GPU.
+    """
+    model = filled(
+        lambda: UNet2DConditionModel(cross_attention_dim=48, block_out_channels=(32, 64, 64, 64)), torch.float32
+    )
+    return Subject(_title("Launch-bound", model, 8, 1, torch.float32), model, step_inputs(8, 1, 48, torch.float32))
 
 
 def sdxl(size: int, batch: int, dtype: torch.dtype = torch.float32) -> Subject:

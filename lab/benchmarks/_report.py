@@ -94,7 +94,7 @@ def target_table(targets: Sequence[Target]) -> str:
             f"{target.what}; {target.where}",
             with_spread(target.measured, 3) + target.unit,
             f"{target.limit:g}{target.unit}",
-            "" if target.bound is None else f"{target.bound:.2f}",
+            "" if target.bound is None else f"{target.bound:.3f}",
             target.verdict,
         ]
         for target in targets

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 import hnloader
 from hnloader.attention import find_sites
-from hnloader.network import Hypernetwork, SideName
+from hnloader.network import SIDES, Hypernetwork, SideName
 
 Way: TypeAlias = "Callable[[nn.Module, Sequence[Hypernetwork]], object]"
 Hook: TypeAlias = "Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]"
+Forward: TypeAlias = "Callable[[Tensor], Tensor]"
+Buffers: TypeAlias = "dict[tuple[int, int, int], Tensor]"
 LORA_RANK = 16
 STRENGTH = 0.8
+_BLOCK_ROWS = 1024  # 1024 rows of 1280 values are 5 MB
 
 
 def bare(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
@@ -31,6 +34,11 @@ def ours(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloader.At
 def ours_exact(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloader.Attachment:
     """Attach with hnloader and the float32 rounding of the original programs."""
     return hnloader.attach(model, list(hypernetworks), STRENGTH, exact=True)
+
+
+def ours_in_window(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloader.Attachment:
+    """Attach with hnloader for a part of the sampling that includes all steps of `Subject.step`."""
+    return hnloader.attach(model, list(hypernetworks), STRENGTH, start=0.1, end=0.9)
 
 
 def live_hooks(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
@@ -80,6 +88,60 @@ def webui(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
     cast = _cast(hypernetworks, model, torch.float32)
     for site in find_sites(model):
         hook_both(site.module, _chain(cast, site.width, "k"), _chain(cast, site.width, "v"))
+
+
+def arithmetic(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
+    """Add only what no exact way can avoid, and remove what it can: the lower bound of a step.
+
+    In self-attention, files with activations cost their products, which are written into buffers. Keys and values of
+    the text cost nothing, not even their projections. The output is the bare model's.
+    """
+    cast = _cast(hypernetworks, model, next(model.parameters()).dtype)
+    affine = all(each.architecture is not None and each.architecture.affine for each in cast)
+    buffers: Buffers = {}
+    for site in find_sites(model):
+        for side in SIDES:
+            layer = site.module.get_submodule(f"to_{side}")
+            modules = [module for chain in _chain(cast, site.width, side) for module in chain.children()]
+            if site.kind == "cross":
+                layer.forward = _returning_the_first(layer.forward)
+            elif modules and not affine:
+                layer.forward = _after_products(layer.forward, modules, buffers)
+
+
+def _returning_the_first(forward: Forward) -> Forward:
+    outputs: list[Tensor] = []
+
+    def stored(context: Tensor) -> Tensor:
+        if not outputs:
+            outputs.append(forward(context))
+        return outputs[0]
+
+    return stored
+
+
+def _after_products(forward: Forward, modules: Sequence[nn.Module], buffers: Buffers) -> Forward:
+    """Return a forward that first runs the modules, on a CPU in blocks of rows that stay in its cache."""
+
+    def products(values: Tensor) -> None:
+        for place, module in enumerate(modules):
+            if isinstance(module, nn.Linear):
+                key = (place, values.shape[0], module.out_features)
+                if key not in buffers:
+                    buffers[key] = values.new_empty(key[1:])
+                values = torch.mm(values, module.weight.t(), out=buffers[key])
+            elif isinstance(module, nn.ReLU):
+                values.relu_()
+            elif isinstance(module, nn.LayerNorm):
+                values = module(values)
+
+    def changed(context: Tensor) -> Tensor:
+        rows = context.flatten(0, -2)
+        for block in rows.split(_BLOCK_ROWS) if rows.device.type == "cpu" else (rows,):
+            products(block)
+        return forward(context)
+
+    return changed
 
 
 def lora(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:

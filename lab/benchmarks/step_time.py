@@ -1,213 +1,165 @@
 """Time a step of a UNet with hypernetworks: hnloader and other ways, in the same run.
 
-    python -m lab.benchmarks.step_time [--quick] [--threads N] [--results FOLDER]
+    python -m lab.benchmarks.step_time [--quick] [--only MODEL ...] [--threads N] [--results FOLDER]
 
-Every way has a copy of the model with its own projections; the other weights are shared. The ways of a file take turns.
-Prints Markdown.
+Prints Markdown: a table for each model, and the targets with their verdicts.
 """
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+import torch._dynamo
+from torch._dynamo.utils import counters
 
-from lab.benchmarks import _arithmetic, _files, _models, _options, _plots, _report, _ways
+from lab.benchmarks import _files, _models, _options, _plots, _report, _steps, _ways
 from lab.benchmarks._files import Case
-from lab.benchmarks._measure import Rounds, Spread, take_turns
+from lab.benchmarks._measure import Spread
 from lab.benchmarks._models import Subject
 from lab.benchmarks._report import Target
-from lab.benchmarks._ways import Way
-
-BARE, OURS, EXACT, HOOKS, WEBUI, LORA = (
-    "bare model",
-    "hnloader",
-    "hnloader, exact=True",
-    "live hooks",
-    "webui's way",
-    f"LoRA, rank {_ways.LORA_RANK}",
+from lab.benchmarks._steps import (
+    BARE,
+    EXACT,
+    HOOKS,
+    LEAST,
+    LORA,
+    NEW_TEXT,
+    ONE,
+    OURS,
+    WEBUI,
+    WINDOW,
+    Effort,
+    Group,
+    Result,
 )
-ONE = "hnloader, one of them"
-WAYS: dict[str, Way] = {
-    BARE: _ways.bare,
-    OURS: _ways.ours,
-    ONE: _ways.ours,
-    EXACT: _ways.ours_exact,
-    HOOKS: _ways.live_hooks,
-    WEBUI: _ways.webui,
-    LORA: _ways.lora,
-}
 
-
-@dataclass(frozen=True)
-class Group:
-    """A kind of file and the ways in addition to the bare model, hooks and hnloader."""
-
-    case: Case
-    others: tuple[str, ...] = ()
-
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """Return the ways in the order of the table."""
-        return (BARE, HOOKS, *self.others, OURS)
-
-
-GROUPS = (
-    Group(_files.RELU, (WEBUI, LORA, EXACT)),
-    Group(_files.NORM),
-    Group(_files.LINEAR, (WEBUI,)),
-    Group(_files.CROSS),
-    Group(_files.FIVE_RELU, (ONE,)),
-    Group(_files.FIVE_LINEAR, (ONE,)),
+LAUNCHES = (
+    Group(_files.LINEAR, (HOOKS, EXACT, LEAST, NEW_TEXT, WINDOW, OURS)),
+    Group(_files.RELU, (HOOKS, EXACT, LEAST, WINDOW, OURS)),
+    Group(_files.NORM, (HOOKS, EXACT, LEAST, OURS)),
+    Group(_files.CROSS_LINEAR, (HOOKS, LEAST, OURS)),
+    Group(_files.CROSS, (HOOKS, LEAST, NEW_TEXT, OURS)),
+    Group(_files.FIVE_LINEAR, (HOOKS, LEAST, OURS)),
 )
-SINGLE = GROUPS[:4]
+REAL = (
+    Group(_files.LINEAR, (HOOKS, OURS)),
+    Group(_files.RELU, (HOOKS, EXACT, LEAST, OURS)),
+    Group(_files.NORM, (HOOKS, LEAST, OURS)),
+    Group(_files.CROSS, (HOOKS, OURS)),
+)
+COMPARED = (
+    Group(_files.LINEAR, (HOOKS, WEBUI, OURS)),
+    Group(_files.RELU, (HOOKS, WEBUI, LORA, EXACT, LEAST, OURS)),
+    Group(_files.NORM, (HOOKS, LEAST, OURS)),
+    Group(_files.CROSS, (HOOKS, OURS)),
+    Group(_files.FIVE_RELU, (HOOKS, ONE, OURS)),
+    Group(_files.FIVE_LINEAR, (HOOKS, OURS)),
+)
+COMPILED = (Group(_files.LINEAR, (OURS,)), Group(_files.RELU, (OURS,)))
 
 
-@dataclass(frozen=True)
-class Result:
-    """The measurements of a group on a model.
-
-    Attributes:
-        where: The model's title.
-        group: The file and the ways.
-        rounds: The times.
-        bound: The arithmetic of the file.
-        errors: Largest difference of each output from the live hooks, relative to the largest value. For the bare
-            model, it is the effect of the file.
-    """
-
-    where: str
-    group: Group
-    rounds: Rounds
-    bound: _arithmetic.Bound
-    errors: dict[str, float] = field(default_factory=dict)
-
-    def share(self, way: str = OURS) -> Spread:
-        """Return the time that a way adds, relative to the hooks."""
-        return self.rounds.share(way, HOOKS, BARE)
-
-    @property
-    def least_share(self) -> float:
-        """Return the time of the unavoidable arithmetic, relative to the time that the hooks add."""
-        return self.bound.seconds / max(self.rounds.excess(HOOKS, BARE), 1e-9)
-
-    def to_json(self) -> dict[str, object]:
-        ways = {
-            way: {
-                "seconds": self.rounds.seconds(way).to_json(),
-                "ratio": self.rounds.ratio(way, BARE).to_json(),
-                "cpu_ratio": self.rounds.cpu_ratio(way, BARE).to_json(),
-                "share": self.share(way).to_json(),
-                "difference": self.errors.get(way),
-            }
-            for way in self.group.ways
-        }
-        return {
-            "model": self.where,
-            "file": self.group.case.title,
-            "rounds": self.rounds.count,
-            "ways": ways,
-            "multiply_adds": {"live": self.bound.live, "needed": self.bound.needed},
-            "least_share": self.least_share,
-            "gflops": [[r.rows, r.width, r.hidden, r.flops / 1e9] for r in self.bound.rates],
-        }
+# -- targets
 
 
-def measure(subject: Subject, group: Group, seconds: float, least: int = 3, most: int = 15) -> Result:
-    """Time a group on a model for about `seconds`."""
-    files = group.case.make(subject)
-    outputs: dict[str, Tensor] = {}
-
-    def step_of(way: str) -> Callable[[], None]:
-        model = subject.copy()
-        WAYS[way](model, files[:1] if way == ONE else files)
-        step = subject.step(model)
-        return lambda: outputs.update({way: step()})
-
-    rounds = take_turns({way: step_of(way) for way in group.ways}, seconds=seconds, least=least, most=most)
-    reference = outputs[HOOKS].float()
-    errors = {way: _difference(outputs[way].float(), reference) for way in outputs if way not in (HOOKS, ONE, LORA)}
-    return Result(subject.title, group, rounds, _arithmetic.bound(subject, files), errors)
+def ratio_target(result: Result, limit: float) -> Target:
+    """Return the target of a step, relative to a bare step."""
+    what = f"{result.group.case.title}: step, relative to a bare step"
+    return Target(what, result.where, result.rounds.ratio(OURS, BARE), limit, result.least)
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+def share_target(result: Result, limit: float) -> Target:
+    """Return the target of the added time, relative to the time that live hooks add."""
+    least = result.share(LEAST).median if LEAST in result.group.ways else None
+    what = f"{result.group.case.title}: added time, relative to live hooks"
+    return Target(what, result.where, result.share(), limit, least)
 
 
-# -- what is printed
+def exact_target(result: Result, hooks: str = HOOKS) -> Target:
+    """Return the target of `exact=True`, relative to hooks that compute in the same dtype."""
+    what = f"{result.group.case.title}: step with exact=True, relative to {hooks}"
+    return Target(what, result.where, result.rounds.ratio(EXACT, hooks), 1.0)
 
 
-def model_table(results: Sequence[Result]) -> str:
-    """Return the table of one model."""
-    rows = []
-    for result in results:
-        for way in result.group.ways:
-            rounds = result.rounds
-            error = result.errors.get(way)
-            rows.append(
-                [
-                    result.group.case.title if way == BARE else "",
-                    way,
-                    _report.duration(rounds.seconds(way).median),
-                    "" if way == BARE else _report.with_spread(rounds.ratio(way, BARE), 3),
-                    "" if way == BARE else f"{rounds.cpu_ratio(way, BARE).median:.3f}",
-                    "" if way in (BARE, HOOKS) else f"{result.share(way).median:.2f}",
-                    "" if error is None else f"{error:.0e}",
-                ]
-            )
-    headers = ["file", "way", "one step", "/ bare (quartiles)", "CPU time", "added / hooks", "difference"]
-    return _report.table(headers, rows, words=2)
+def window_target(result: Result) -> Target:
+    """Return the target of the time that a window adds to a step."""
+    added = result.rounds.difference(WINDOW, OURS)
+    microseconds = Spread(*[value * 1e6 for value in added.to_json()])
+    return Target(f"{result.group.case.title}: time that a window adds", result.where, microseconds, 50, unit=" us")
 
 
-def arithmetic_table(results: Sequence[Result]) -> str:
-    """Return a table with the multiply-adds of each file on a model, and their time on this machine."""
-    rows = []
-    for result in results:
-        bound = result.bound
-        rates = [rate.flops / 1e9 for rate in bound.rates]
-        rows.append(
-            [
-                result.group.case.title,
-                f"{bound.live / 1e9:.2f} G",
-                f"{bound.needed / 1e9:.2f} G",
-                f"{min(rates):.0f}-{max(rates):.0f}" if rates else "",
-                _report.duration(bound.seconds) if rates else "0",
-                _report.duration(result.rounds.excess(HOOKS, BARE)),
-                _report.duration(result.rounds.excess(OURS, BARE)),
-            ]
-        )
-    headers = ["file", "multiply-adds", "unavoidable", "GFLOP/s", "at least", "hooks add", "hnloader adds"]
-    return _report.table(headers, rows)
-
-
-def targets(results: Sequence[Result]) -> list[Target]:
-    """Return the targets of the results."""
+def launch_bound_targets(results: Sequence[Result]) -> list[Target]:
+    """Return the targets where calls take the time."""
+    limits = {_files.LINEAR: 1.0, _files.CROSS_LINEAR: 0.99, _files.CROSS: 0.99, _files.FIVE_LINEAR: 1.0}
+    shares = {_files.RELU: 0.6, _files.NORM: 0.7}
     found = []
     for result in results:
-        case, rounds, where = result.group.case, result.rounds, result.where
-        if case in (_files.LINEAR, _files.CROSS):
-            found.append(
-                Target(f"{case.title}: step, relative to a bare step", where, rounds.ratio(OURS, BARE), 1.01, 1.0)
-            )
-        if case in (_files.RELU, _files.NORM):
-            what = f"{case.title}: added time, relative to live hooks"
-            found.append(Target(what, where, result.share(), 0.85, result.least_share))
-        if case == _files.FIVE_RELU:
-            what = f"{case.title}: added time, relative to one file"
-            found.append(Target(what, where, rounds.share(OURS, ONE, BARE), 5))
-        if case == _files.FIVE_LINEAR:
-            found.append(Target(f"{case.title}: step, relative to one file", where, rounds.ratio(OURS, ONE), 1.01, 1.0))
+        case = result.group.case
+        if case in limits:
+            found.append(ratio_target(result, limits[case]))
+        if case in shares:
+            found.append(share_target(result, shares[case]))
+        if WINDOW in result.group.ways:
+            found.append(window_target(result))
+        if EXACT in result.group.ways:
+            found.append(exact_target(result))
     return found
 
 
+def arithmetic_bound_targets(results: Sequence[Result], *, half: bool = False) -> list[Target]:
+    """Return the targets where products take the time. In half precision, `exact=True` computes in float32."""
+    limits = {_files.LINEAR: 1.0, _files.FIVE_LINEAR: 1.0, _files.CROSS: 0.998}
+    found = []
+    for result in results:
+        case = result.group.case
+        if case in limits:
+            found.append(ratio_target(result, limits[case]))
+        if case == _files.RELU and result.least is not None:
+            found.append(ratio_target(result, round(result.least + 0.01, 3)))
+        if case == _files.NORM and half:
+            found.append(share_target(result, 0.9))
+        if case == _files.FIVE_RELU:
+            what = f"{case.title}: added time, relative to one file"
+            found.append(Target(what, result.where, result.rounds.share(OURS, ONE, BARE), 5))
+        if EXACT in result.group.ways:
+            found.append(exact_target(result, WEBUI if half else HOOKS))
+    return found
+
+
+def compiled_targets(results: Sequence[Result]) -> list[Target]:
+    """Return the targets of a compiled model."""
+    limits = {_files.LINEAR: 1.01, _files.RELU: 1.05}
+    return [ratio_target(result, limits[result.group.case]) for result in results if result.group.case in limits]
+
+
+def compilations(subject: Subject, case: Case) -> int:
+    """Return how many graphs new strengths compile: two of them, after the first step with a file."""
+    model = subject.copy()
+    attachment = _ways.ours(model, case.make(subject))
+    step = subject.step(model)
+    step()
+    before = counters["stats"]["unique_graphs"]
+    for strength in (0.5, -0.3):
+        attachment.set_strength(strength)
+        step()
+    return counters["stats"]["unique_graphs"] - before
+
+
+def compilation_targets(subject: Subject) -> list[Target]:
+    """Return the targets of new strengths of a compiled model, which are counts."""
+    return [
+        Target(f"{case.title}: graphs compiled for new strengths", subject.title, Spread.of([count]), 0)
+        for case in (_files.LINEAR, _files.RELU)
+        for count in (float(compilations(subject, case)),)
+    ]
+
+
 def summary(results: Sequence[Result]) -> str:
-    """Return the sentence in the README: the time of a step on the first model."""
-    by_case = {result.group.case: result for result in results if result.where == results[0].where}
+    """Return a sentence in the README: the times of a step of a model."""
+    by_case = {result.group.case: result for result in results}
     parts = []
     for case, name in ((_files.LINEAR, "linear"), (_files.CROSS, "cross-attention only"), (_files.RELU, "relu")):
         if case in by_case:
@@ -223,77 +175,104 @@ def summary(results: Sequence[Result]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model, its groups, and the approximate seconds for each way."""
+    """A model, its groups, how long to measure, and the targets."""
 
     make: Callable[[], Subject]
     groups: Sequence[Group]
-    seconds: float
-    has_targets: bool = False
+    effort: Effort
+    targets: Callable[[Sequence[Result]], list[Target]] | None = None
+    threads: int | None = None
     compiled: bool = False
 
 
-def plans(*, quick: bool) -> list[Plan]:
-    """Return the plans for this machine: for a GPU if there is one, otherwise for the processor."""
-    if quick:
-        few = (Group(_files.RELU), Group(_files.LINEAR))
-        return [Plan(lambda: _models.sd1(32, 1), few, 0.3, has_targets=True), Plan(_models.bundled, few, 0.3)]
-    if torch.cuda.is_available():
-        return gpu_plans()
-    return [
-        Plan(lambda: _models.sd1(64, 1), GROUPS, 19, has_targets=True),
-        Plan(lambda: _models.sd1(32, 2), SINGLE, 8, has_targets=True),
-        Plan(lambda: _models.sd1(32, 2, full=False), SINGLE, 2.5),
-        Plan(lambda: _models.sd1(32, 2, torch.bfloat16, full=False), SINGLE, 2.5),
-        Plan(lambda: _models.sdxl(32, 2), SINGLE, 4),
-        Plan(_models.bundled, SINGLE, 1.5),
-    ]
+def cpu_plans() -> dict[str, Plan]:
+    """Return the plans for a processor by name."""
+    reduced = partial(_models.sd1, 32, 2, full=False)
+    half = partial(arithmetic_bound_targets, half=True)
+    return {
+        "launch-bound": Plan(
+            _models.launch_bound, LAUNCHES, Effort(20, sets=12, most=30, burst=3), launch_bound_targets, threads=1
+        ),
+        "full": Plan(lambda: _models.sd1(64, 1), REAL, Effort(720), arithmetic_bound_targets),
+        "reduced": Plan(reduced, COMPARED, Effort(60, sets=3), arithmetic_bound_targets),
+        "bfloat16": Plan(lambda: reduced(torch.bfloat16), COMPARED, Effort(60, sets=3), half),
+        "sdxl": Plan(lambda: _models.sdxl(32, 2), REAL, Effort(90)),
+        "bundled": Plan(_models.bundled, REAL, Effort(10, sets=3)),
+        "compiled": Plan(
+            _models.launch_bound, COMPILED, Effort(30, most=100, burst=5), compiled_targets, threads=1, compiled=True
+        ),
+    }
 
 
-def gpu_plans() -> list[Plan]:
-    """Return SD 1 and SDXL with the dtypes and batches that are usual on GPUs, and a compiled model."""
+def gpu_plans() -> dict[str, Plan]:
+    """Return SD 1 and SDXL with the dtypes and batches that are usual on GPUs, and a compiled model, by name."""
     kinds = [(torch.float16, batch) for batch in (1, 4, 8)] + [(torch.bfloat16, batch) for batch in (2, 8)]
-    few = (Group(_files.RELU), Group(_files.LINEAR))
-    return [
-        Plan(lambda: _models.sd1(64, 2, torch.float16), GROUPS, 2, has_targets=True),
-        *[Plan(partial(_models.sd1, 64, batch, dtype), SINGLE, 1, has_targets=True) for dtype, batch in kinds],
-        Plan(lambda: _models.sd1(64, 2), SINGLE, 1, has_targets=True),
-        Plan(lambda: _models.sdxl(128, 2, torch.float16), SINGLE, 1, has_targets=True),
-        Plan(lambda: _models.sd1(64, 2, torch.float16, full=False), few, 2, compiled=True),
-    ]
+    effort = Effort(15, most=50, burst=3)
+    return {
+        "half": Plan(
+            lambda: _models.sd1(64, 2, torch.float16), COMPARED, effort, partial(arithmetic_bound_targets, half=True)
+        ),
+        **{
+            f"{str(dtype).removeprefix('torch.')}-{batch}": Plan(partial(_models.sd1, 64, batch, dtype), REAL, effort)
+            for dtype, batch in kinds
+        },
+        "float32": Plan(lambda: _models.sd1(64, 2), REAL, effort),
+        "sdxl": Plan(lambda: _models.sdxl(128, 2, torch.float16), REAL, effort),
+        "compiled": Plan(
+            lambda: _models.sd1(64, 2, torch.float16, full=False), COMPILED, effort, compiled_targets, compiled=True
+        ),
+    }
 
 
-def run(plan: Plan) -> list[Result]:
-    """Measure a plan and print its tables."""
+def quick_plans() -> dict[str, Plan]:
+    """Return few rounds of the smallest models."""
+    effort = Effort(10, least=2, most=20)
+    return {
+        "launch-bound": Plan(_models.launch_bound, LAUNCHES, effort, launch_bound_targets, threads=1),
+        "bundled": Plan(_models.bundled, REAL, effort, arithmetic_bound_targets),
+    }
+
+
+def run(plan: Plan, threads: int) -> tuple[list[Result], list[Target]]:
+    """Measure a plan, print its tables, and return the results and targets."""
+    torch.set_num_threads(plan.threads or threads)
     subject = plan.make()
+    if plan.threads == 1:
+        subject = replace(subject, title=f"{subject.title}, one thread")
     if plan.compiled:
+        torch._dynamo.reset()
+        torch._dynamo.config.cache_size_limit = 64  # for all copies
         subject = subject.as_compiled()
     print(f"\n### {subject.title}\n", flush=True)
-    results = []
-    for group in plan.groups:
-        print(f"... {group.case.title}", file=sys.stderr, flush=True)
-        results.append(measure(subject, group, plan.seconds * len(group.ways)))
-        gc.collect()
-    print(model_table(results) + "\n\n" + arithmetic_table(results), flush=True)
-    return results
+    results = _steps.measure(subject, plan.groups, plan.effort)
+    print(_steps.model_table(results) + "\n\n" + _steps.arithmetic_table(results), flush=True)
+    targets = plan.targets(results) if plan.targets is not None else []
+    return results, targets + (compilation_targets(subject) if plan.compiled else [])
 
 
 def main() -> None:
-    options = _options.parse(__doc__)
+    plans = gpu_plans() if torch.cuda.is_available() else cpu_plans()
+    options = _options.parse(__doc__, tuple(plans))
+    chosen = quick_plans() if options.quick else {name: plans[name] for name in options.only}
     results: list[Result] = []
-    goals: list[Target] = []
-    for plan in plans(quick=options.quick):
-        found = run(plan)
+    targets: list[Target] = []
+    sentences = []
+    for name, plan in chosen.items():
+        print(f"... {name}", file=sys.stderr, flush=True)
+        found, goals = run(plan, options.threads)
         results += found
-        goals += targets(found) if plan.has_targets else []
-    print(f"\n### Targets\n\n{_report.target_table(goals)}\n\n{summary(results)}")
+        targets += goals
+        if name in ("launch-bound", "full", "half"):
+            sentences.append(summary(found))
+    print(f"\n### Targets\n\n{_report.target_table(targets)}\n\n" + " ".join(sentences))
     _report.save_json(
         options.results,
         "step_time",
         {
-            "machine": _report.machine(),
+            "machine": _report.machine(options.threads),
             "results": [result.to_json() for result in results],
-            "targets": [goal.to_json() for goal in goals],
-            "summary": summary(results),
+            "targets": [target.to_json() for target in targets],
+            "summary": " ".join(sentences),
         },
     )
     if options.results is not None:

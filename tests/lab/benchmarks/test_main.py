@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+import torch._dynamo
 
 from lab.benchmarks import __main__ as benchmarks
-from lab.benchmarks import _plots, attach_time, growth, step_time
+from lab.benchmarks import _plots, _steps, attach_time, growth, step_time
+from lab.benchmarks._models import Subject
+from lab.benchmarks._steps import Effort
 from tests.lab.benchmarks.subjects import tiny_subject
+from tests.support.small_models import make_small_unet, unet_inputs
+
+
+def test_quick_step_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = step_time.quick_plans()["launch-bound"]
+    plan = replace(quick, make=tiny_subject, effort=Effort(0, least=1, burst=1))
+    monkeypatch.setattr(step_time, "quick_plans", lambda: {"launch-bound": plan})
+    monkeypatch.setattr("sys.argv", ["step_time", "--quick", "--threads", "1", "--results", str(tmp_path)])
+    step_time.main()
+    saved = json.loads((tmp_path / "step_time.json").read_text())
+    assert [target["limit"] for target in saved["targets"]] == [1.0, 50, 1.0, 0.6, 50, 1.0, 0.7, 1.0, 0.99, 0.99, 1.0]
+    for result in saved["results"]:
+        assert result["ways"]["hnloader"]["difference"] < 1e-3
+    shown = capsys.readouterr().out
+    assert all(f"{target['what']}; tiny, one thread" in shown for target in saved["targets"])
+    assert saved["summary"] in shown
+    assert all(kind in saved["summary"] for kind in ("linear", "relu", "cross-attention only"))
+    assert "<svg" in (tmp_path / "speed-steps.svg").read_text()
+    assert (tmp_path / "speed-steps.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_step_time(tmp_path: Path) -> None:
-    subject = tiny_subject()
-    results = [step_time.measure(subject, group, 0, least=2) for group in step_time.GROUPS]
-    shown = step_time.model_table(results)
-    for way in step_time.WAYS:
-        assert way in shown
-    assert all(result.errors["hnloader"] < 1e-3 for result in results)
-    arithmetic = step_time.arithmetic_table(results)
-    assert all(result.group.case.title in arithmetic for result in results)
-    targets = step_time.targets(results)
-    assert len(targets) == len(step_time.GROUPS)
-    line = step_time.summary(results)
-    assert line.startswith("A step with a [1, 2, 1] hypernetwork takes ")
-    assert all(kind in line for kind in ("linear", "relu", "cross-attention only"))
-    _plots.step_time([result.to_json() for result in results], tmp_path / "steps")
-    assert "<svg" in (tmp_path / "steps.svg").read_text()
-    assert (tmp_path / "steps.png").read_bytes().startswith(b"\x89PNG")
+def test_every_way_and_target_of_step_time() -> None:
+    results = _steps.measure(tiny_subject(), step_time.COMPARED, Effort(0, sets=2, least=1, most=1))
+    shown = _steps.model_table(results)
+    for group in step_time.COMPARED:
+        assert group.case.title in shown
+        assert all(way in shown for way in group.ways)
+    targets = step_time.arithmetic_bound_targets(results, half=True)
+    assert len(targets) == len(step_time.COMPARED) + 1  # and exact=True
+    assert "multiply-adds" in _steps.arithmetic_table(results)
+
+
+@pytest.mark.slow
+def test_new_strengths_of_a_compiled_model_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    subject = Subject("small", make_small_unet(), unet_inputs("sd1"), compiled=True)
+    torch._dynamo.reset()
+    assert all(target.measured.median >= 0 for target in step_time.compilation_targets(subject))
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow

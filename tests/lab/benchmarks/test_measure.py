@@ -35,11 +35,32 @@ def test_every_way_needs_the_same_number_of_samples() -> None:
         rounds(bare=[], ours=[])
 
 
-def test_ways_take_turns_in_alternating_order() -> None:
+def test_every_second_round_has_the_reverse_order() -> None:
     calls: list[str] = []
-    taken = take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, seconds=0, least=2)
-    assert "".join(calls) == "abc" + "abc" + "cba"  # warm-up first
-    assert taken.count == 2
+    taken = take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, seconds=0, least=4)
+    assert "".join(calls[:3]) == "abc"  # warm-up
+    rounds = [calls[place : place + 3] for place in range(3, 15, 3)]
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert rounds[1] == rounds[0][::-1]
+    assert rounds[3] == rounds[2][::-1]
+    assert taken.count == 4
+
+
+def test_sample_is_the_median_of_a_burst() -> None:
+    calls: list[str] = []
+    taken = take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, seconds=0, most=1, burst=3)
+    assert "".join(calls[2:]) in ("aaabbb", "bbbaaa")
+    assert taken.count == 1
+
+
+def test_each_set_of_copies_has_one_value() -> None:
+    sets = [rounds(bare=[1, 1, 1], ours=[1, 2, 9]), rounds(bare=[2, 2], ours=[8, 8])]
+    joined = Rounds.joined(sets)
+    assert joined.count == 5
+    assert joined.ratio("ours", "bare") == Spread.of([2, 4])
+    assert joined.difference("ours", "bare") == Spread.of([1, 6])
+    assert joined.renamed({"new": "ours", "bare": "bare"}).ratio("new", "bare") == Spread.of([2, 4])
+    assert Rounds.joined(sets[:1]).ratio("ours", "bare") == Spread.of([1, 2, 9])
 
 
 def test_maximum_number_of_rounds() -> None:

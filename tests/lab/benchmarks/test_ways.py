@@ -63,11 +63,44 @@ def test_multiply_adds_match_the_flop_counter(case: Case) -> None:
         with FlopCounterMode(display=False) as counter:
             subject.step(model)()
         counts.append(counter.get_total_flops())
-    found = _arithmetic.bound(subject, files)
+    found = _arithmetic.of_step(subject, files)
     assert 2 * found.live == counts[1] - counts[0]
     assert (found.needed == 0) == (case in (_files.FIVE_LINEAR, _files.CROSS))
     assert found.needed < found.live
-    assert (found.seconds > 0) == (found.needed > 0)
+
+
+@pytest.mark.parametrize("case", [_files.NORM, _files.LINEAR, _files.CROSS], ids=lambda case: case.title)
+def test_arithmetic_alone_has_the_products_that_are_needed(case: Case) -> None:
+    subject = tiny_subject()
+    files = case.make(subject)
+    bare, model = subject.copy(), subject.copy()
+    _ways.arithmetic(model, files)
+    outputs, counts = [], []
+    for each in (bare, model):
+        step = subject.step(each)
+        outputs.append(step())  # stores the keys and values of the text
+        with FlopCounterMode(display=False) as counter:
+            step()
+        counts.append(counter.get_total_flops())
+    assert torch.equal(*outputs)
+    sites = [site.module for site in find_sites(subject.model) if site.kind == "cross"]
+    text = subject.inputs["encoder_hidden_states"]
+    projections = sum(2 * text.shape[:2].numel() * 2 * site.to_k.weight.numel() for site in sites)
+    assert counts[1] == counts[0] - projections + 2 * _arithmetic.of_step(subject, files).needed
+
+
+def test_every_step_has_another_timestep_and_text_on_request() -> None:
+    subject = tiny_subject()
+    calls: list[dict[str, object]] = []
+    subject.model.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    for new_text in (False, True):
+        step = subject.step(subject.model, new_text=new_text)
+        step()
+        step()
+    given, text = subject.inputs["encoder_hidden_states"], [call["encoder_hidden_states"] for call in calls]
+    assert text[0] is given and text[1] is given
+    assert text[2] is not text[3] and torch.equal(text[2], given) and torch.equal(text[3], given)
+    assert calls[0]["timestep"] == calls[2]["timestep"] != calls[1]["timestep"]
 
 
 def test_plans_by_kind_of_attention() -> None:
