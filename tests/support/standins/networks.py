@@ -1,4 +1,4 @@
-"""The built-in Lora extension of AUTOMATIC1111. It replaces the forward of all Linears, once the host has started.
+"""The built-in Lora extension of AUTOMATIC1111. It replaces the forward of all Linears, convolutions and norms.
 
 A layer writes the LoRAs of the job into its weight, in place, when it is next called. It records in
 `network_current_names` what its weight holds.
@@ -33,15 +33,17 @@ originals: Any = None
 
 def patch() -> None:
     global originals
-    load = nn.Linear._load_from_state_dict
-    originals = SimpleNamespace(Linear_forward=nn.Linear.forward, Linear_load_state_dict=load)
-    nn.Linear.forward = network_Linear_forward
+    originals = SimpleNamespace(Linear_load_state_dict=nn.Linear._load_from_state_dict)
     nn.Linear._load_from_state_dict = network_Linear_load_state_dict
+    for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
+        setattr(originals, f"{kind.__name__}_forward", kind.forward)
+        kind.forward = globals()[f"network_{kind.__name__}_forward"]
 
 
 def undo() -> None:
-    nn.Linear.forward = originals.Linear_forward
     nn.Linear._load_from_state_dict = originals.Linear_load_state_dict
+    for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
+        kind.forward = getattr(originals, f"{kind.__name__}_forward")
 
 
 def assign_network_names_to_compvis_modules(sd_model: Any) -> None:
@@ -49,18 +51,22 @@ def assign_network_names_to_compvis_modules(sd_model: Any) -> None:
         module.network_layer_name = "diffusion_model_" + name.replace(".", "_")
 
 
-def network_apply_weights(self: nn.Linear) -> None:
+def network_apply_weights(self: nn.Module) -> None:
     name = getattr(self, "network_layer_name", None)
     if name is None:
         return
     current = getattr(self, "network_current_names", ())
     wanted = tuple((x.name, x.te_multiplier, x.unet_multiplier, x.dyn_dim) for x in loaded_networks)
+    weight = getattr(self, "network_weights_backup", None)
+    if weight is None and wanted:
+        weight = self.network_weights_backup = self.weight.to("cpu", copy=True)
+    bias = getattr(self, "network_bias_backup", None)
+    if bias is None and wanted and self.bias is not None:
+        bias = self.network_bias_backup = self.bias.to("cpu", copy=True)
     if current == wanted:
         return
-    if getattr(self, "network_weights_backup", None) is None:
-        self.network_weights_backup = self.weight.to("cpu", copy=True)
     with torch.no_grad():
-        self.weight.copy_(self.network_weights_backup)
+        self.weight.copy_(weight)
         for network in loaded_networks:
             if name in network.modules:
                 self.weight += network.unet_multiplier * network.modules[name].to(self.weight)
@@ -83,6 +89,22 @@ def network_Linear_forward(self: nn.Linear, input: Tensor) -> Tensor:  # noqa: A
     return originals.Linear_forward(self, input)
 
 
+def network_Conv2d_forward(self: nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002, N802
+    network_apply_weights(self)
+    return originals.Conv2d_forward(self, input)
+
+
+def network_GroupNorm_forward(self: nn.GroupNorm, input: Tensor) -> Tensor:  # noqa: A002, N802
+    network_apply_weights(self)
+    return originals.GroupNorm_forward(self, input)
+
+
+def network_LayerNorm_forward(self: nn.LayerNorm, input: Tensor) -> Tensor:  # noqa: A002, N802
+    network_apply_weights(self)
+    return originals.LayerNorm_forward(self, input)
+
+
 def network_Linear_load_state_dict(self: nn.Linear, *args: Any, **kwargs: Any) -> None:  # noqa: N802
-    self.network_current_names, self.network_weights_backup = (), None
+    self.network_current_names = ()
+    self.network_weights_backup = self.network_bias_backup = None
     originals.Linear_load_state_dict(self, *args, **kwargs)
