@@ -22,7 +22,7 @@ from lab.benchmarks import _report
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "lab" / "benchmarks" / "results"
 # These take the shared options and print Markdown; the others print plain lines.
-MARKDOWN = ("step_time", "attach_time", "growth", "train_time")
+MARKDOWN = ("step_time", "memory_kept", "attach_time", "growth", "train_time")
 PLOTS = ("speed-steps", "speed-growth")
 
 

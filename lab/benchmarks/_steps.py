@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -154,7 +154,7 @@ def measure(subject: Subject, groups: Sequence[Group], effort: Effort) -> list[R
                 for way, output in compared.items()
                 if way not in _WITH_OTHER_OUTPUT
             }
-        arithmetic = _arithmetic.of_step(subject, files[group])
+        arithmetic = _arithmetic.of_step(replace(subject, compiled=False), files[group])
         results.append(Result(subject.title, group, rounds.renamed(names), arithmetic, errors))
     return results
 

@@ -12,7 +12,7 @@ import torch
 import torch._dynamo
 
 from lab.benchmarks import __main__ as benchmarks
-from lab.benchmarks import _plots, _steps, attach_time, growth, step_time
+from lab.benchmarks import _models, _plots, _steps, attach_time, growth, memory_kept, step_time
 from lab.benchmarks._models import Subject
 from lab.benchmarks._steps import Effort
 from tests.lab.benchmarks.subjects import tiny_subject
@@ -78,17 +78,27 @@ def test_attach_time(tmp_path: Path) -> None:
     subject = tiny_subject()
     costs = [attach_time.measure(subject, kind, tmp_path, 2) for kind in attach_time.KINDS]
     linear, relu = costs
-    assert linear.folded_bytes > 0
-    assert relu.folded_bytes == 0
-    assert linear.kept >= linear.folded_bytes
+    assert linear.bound > relu.bound > 0
     assert [cost.kept + cost.detached.kept for cost in costs] == [0, 0]
     assert "torch.load" in attach_time.time_table(costs, 1.0)
-    assert "folded" in attach_time.memory_table(costs)
+    assert "folds" in attach_time.memory_table(costs)
     assert {target.what for target in attach_time.targets(costs, subject)} == {
         "attach and detach",
         "set_strength",
-        "memory kept, relative to the folded projections",
+        "memory kept, relative to folds and one text",
     }
+
+
+def test_memory_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setattr(_models, "launch_bound", tiny_subject)
+    monkeypatch.setattr("sys.argv", ["memory_kept", "--quick", "--results", str(tmp_path)])
+    memory_kept.main()
+    saved = json.loads((tmp_path / "memory_kept.json").read_text())
+    assert [each["after"] for each in saved["kept"]] == [0, 0]
+    folds, texts = saved["kept"]
+    assert 0 < folds["one"] == folds["many"]
+    assert 0 < texts["one"] < texts["many"] <= texts["bound"]
+    assert "self-attention: folded projections" in capsys.readouterr().out
 
 
 def test_every_benchmark_is_listed() -> None:
