@@ -21,7 +21,6 @@ COLORS = {
     "hnloader, exact=True": "#7fb2e0",
     "hnloader, one of them": "#b9d6f0",
     "hnloader, new text each step": "#0f4c81",
-    "hnloader, in a window": "#4a90c9",
     "arithmetic alone": "#c9b037",
     "bare model, second copy": "#dddddd",
     "live hooks": "#d1702d",

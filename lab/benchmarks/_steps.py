@@ -159,6 +159,24 @@ def measure(subject: Subject, groups: Sequence[Group], effort: Effort) -> list[R
     return results
 
 
+def calls_without_layers(subject: Subject, case: Case, rounds: int) -> Rounds:
+    """Time calls of a model whose own forward is empty after the first steps, to show the work around a call.
+
+    Whole steps are too noisy to show a difference of some microseconds.
+    """
+    files = case.make(subject)
+
+    def call_of(way: str) -> Callable[[], object]:
+        model = subject.copy()
+        WAYS[way](model, files)
+        step = subject.step(model)
+        output = (step(), step())
+        model.forward = lambda **_: output
+        return step
+
+    return take_turns({way: call_of(way) for way in (BARE, OURS, WINDOW)}, seconds=60, most=rounds, burst=101)
+
+
 def _name(group: Group, way: str) -> str:
     return f"{group.case.title}: {way}"
 

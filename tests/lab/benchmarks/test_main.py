@@ -21,12 +21,26 @@ from tests.support.small_models import make_small_unet, unet_inputs
 
 def test_quick_step_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     quick = step_time.quick_plans()["launch-bound"]
-    plan = replace(quick, make=tiny_subject, effort=Effort(0, least=1, burst=1))
+    plan = replace(quick, make=tiny_subject, effort=Effort(0, least=1), calls=1)
     monkeypatch.setattr(step_time, "quick_plans", lambda: {"launch-bound": plan})
     monkeypatch.setattr("sys.argv", ["step_time", "--quick", "--threads", "1", "--results", str(tmp_path)])
     step_time.main()
     saved = json.loads((tmp_path / "step_time.json").read_text())
-    assert [target["limit"] for target in saved["targets"]] == [1.0, 50, 1.0, 0.6, 50, 1.0, 0.7, 1.0, 0.99, 0.99, 1.0]
+    assert [target["limit"] for target in saved["targets"]] == [
+        1.0,
+        1.0,
+        0.6,
+        1.0,
+        0.7,
+        1.0,
+        0.99,
+        0.99,
+        1.0,
+        100,
+        50,
+        100,
+        50,
+    ]
     for result in saved["results"]:
         assert result["ways"]["hnloader"]["difference"] < 1e-3
     shown = capsys.readouterr().out
