@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hnloader.attention.attach import Application, Attachment, attach, attachments
 from hnloader.attention.explain import Explanation
-from hnloader.attention.sites import AttentionSite, find_sites
+from hnloader.attention.layout import AttentionSite, find_sites
 from hnloader.errors import PartialMatchWarning
 
 __all__ = [

@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from hnloader.attention.changes import Linears
 from hnloader.attention.explain import Explanation, explain
-from hnloader.attention.injector import Injector, injector_of, lock
+from hnloader.attention.layout import AttentionSite, find_sites, unet_of
 from hnloader.attention.matching import check_match
+from hnloader.attention.model import AttachedModel, attached_model, lock
 from hnloader.attention.schedule import Clock, SamplingClock, is_active
-from hnloader.attention.sites import AttentionSite, find_sites, unet_of
 from hnloader.attention.strengths import Strength, check_number, check_strength, site_strengths
 from hnloader.errors import HypernetworkError, NoMatchingSitesError, PartialMatchWarning
 from hnloader.families import family_list
@@ -95,12 +96,13 @@ class Attachment:
         applications: Sequence[tuple[Application, Hypernetwork]],
         clock: Clock,
         *,
-        fold: bool = True,
+        fold: bool | Linears = True,
         exact: bool = False,
     ) -> None:
-        self.fold = fold
+        self.fold = bool(fold)
+        self.linears = None if isinstance(fold, bool) else fold
         self.exact = exact
-        self._injector: Injector | None = None
+        self._model: AttachedModel | None = None
         self._sites = tuple(sites)
         self._clock = clock
         self._entries = [_Entry(application, hypernetwork, self._sites) for application, hypernetwork in applications]
@@ -108,7 +110,7 @@ class Attachment:
     @property
     def attached(self) -> bool:
         """False after `detach`."""
-        return self._injector is not None
+        return self._model is not None
 
     @property
     def hypernetworks(self) -> tuple[Hypernetwork, ...]:
@@ -144,15 +146,15 @@ class Attachment:
             NoMatchingSitesError: A pattern matches no attention layer of the model. Nothing changes then.
         """
         with lock:
-            injector = self._joined()
+            model = self._joined()
             positions = self._find(which)
             changed = list(self._entries)
             for position in positions:
                 entry = changed[position]
                 application = replace(entry.application, strength=strength)
-                changed[position] = _Entry(application, entry.hypernetwork, self._sites, entry.active)
+                changed[position] = _Entry(application, entry.hypernetwork, self._sites, entry.open)
             self._entries = changed
-            injector.stale = True
+            model.stale = True
 
     def refresh(self) -> None:
         """Compute everything that is kept again at the next call of the model.
@@ -173,9 +175,9 @@ class Attachment:
         order. A second call does nothing.
         """
         with lock:
-            injector, self._injector = self._injector, None
-            if injector is not None:
-                injector.remove(self)
+            model, self._model = self._model, None
+            if model is not None:
+                model.remove(self)
                 self._sites = ()  # they hold the model's layers
 
     def __enter__(self) -> Attachment:
@@ -228,10 +230,10 @@ class Attachment:
         with lock:
             return explain(self._joined(), batch, size, tokens)
 
-    def _joined(self) -> Injector:
-        if self._injector is None:
+    def _joined(self) -> AttachedModel:
+        if self._model is None:
             raise HypernetworkError("This attachment was detached from its model. Attach the hypernetworks again.")
-        return self._injector
+        return self._model
 
     def __repr__(self) -> str:
         state = f"{len(self.sites)} of {len(self._sites)} attention layers" if self.attached else "detached"
@@ -253,34 +255,34 @@ class Attachment:
             raise KeyError(f"Hypernetwork {which!r}: the attachment holds {', '.join(names)}. {hint}")
         return found
 
-    def _join(self, injector: Injector) -> None:
-        injector.add(self)
-        self._injector = injector
+    def _join(self, model: AttachedModel) -> None:
+        model.add(self)
+        self._model = model
 
     @property
     def windowed(self) -> bool:
         """True if a hypernetwork acts in a part of the sampling only."""
         return any(entry.application.windowed for entry in self._entries)
 
-    def seek(self, timestep: float) -> bool:
-        """Open and close the windows for a timestep; the model's injector calls this.
+    @property
+    def open(self) -> tuple[bool, ...]:
+        """For each hypernetwork, whether it acts at the present position in the sampling."""
+        return tuple(entry.open for entry in self._entries)
+
+    def seek(self, timestep: float) -> None:
+        """Open and close the windows for a timestep; the model calls this.
 
         Args:
             timestep: Timestep of the next step.
-
-        Returns:
-            True if that changed a window.
         """
         step = self._clock.step(timestep)
-        changed = False
         for entry in self._entries:
-            active = not entry.application.windowed or is_active(step, entry.application.start, entry.application.end)
-            changed |= active != entry.active
-            entry.active = active
-        return changed
+            entry.open = not entry.application.windowed or is_active(
+                step, entry.application.start, entry.application.end
+            )
 
     def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, dict[SideName, float]]]:
-        """Yield the hypernetworks that act at an attention layer now; the model's injector calls this.
+        """Yield the hypernetworks that act at an attention layer now; the model calls this.
 
         Args:
             site: The attention layer.
@@ -289,7 +291,7 @@ class Attachment:
             An iterator of the hypernetworks in order, each with its strengths for k and v.
         """
         for entry in self._entries:
-            if entry.active and site.width in entry.hypernetwork.widths:
+            if entry.open and site.width in entry.hypernetwork.widths:
                 strength = entry.strengths[site.index]
                 yield entry.hypernetwork, {"k": strength * entry.application.k, "v": strength * entry.application.v}
 
@@ -302,12 +304,12 @@ class _Entry:
         application: Application,
         hypernetwork: Hypernetwork,
         sites: Sequence[AttentionSite],
-        active: bool | None = None,
+        is_open: bool | None = None,
     ) -> None:
         self.application = replace(application, hypernetwork=hypernetwork)
         self.hypernetwork = hypernetwork
         self.strengths = site_strengths(application.strength, sites)
-        self.active = application.start == 0 if active is None else active
+        self.open = application.start == 0 if is_open is None else is_open
 
     def __str__(self) -> str:
         strength = self.application.strength
@@ -328,7 +330,7 @@ def attach(
     *,
     start: float = 0.0,
     end: float = 1.0,
-    fold: bool = True,
+    fold: bool | Linears = True,
     exact: bool = False,
     clock: Clock | None = None,
 ) -> Attachment:
@@ -357,7 +359,9 @@ def attach(
             the position; without a pipeline it is `1 - timestep / 1000`. Default: 0.
         end: Fraction of the sampling at which they stop. Default: 1.
         fold: Fold hypernetworks without activation and norm into copies of the weights of self-attention. Use False
-            if another program manages the weights, such as a webui. Default: True.
+            to leave weights alone, or for a program with another Linear class give an object whose
+            `is_plain(module)` returns True if the module's forward is `linear(x, weight, bias)` at present.
+            Default: True.
         exact: Compute as the original programs do: in float32, module by module, in every step. Otherwise results
             agree with it within 1e-5 of the largest value in float32. Default: False.
         clock: Source of the position in the sampling, for programs with their own sampling loop. Default: the
@@ -398,7 +402,7 @@ def attach(
     clock = clock or SamplingClock(None if isinstance(model, nn.Module) else model)
     attachment = Attachment(sites, applications, clock, fold=fold, exact=exact)
     with lock:
-        attachment._join(injector_of(unet) or Injector(unet, sites))
+        attachment._join(attached_model(unet) or AttachedModel(unet, sites))
     return attachment
 
 
@@ -423,8 +427,8 @@ def attachments(model: Any) -> list[Attachment]:
         ...     hnloader.attachments(pipe)
         [<Attachment outline at 0.8: 20 of 20 attention layers>]
     """
-    injector = injector_of(_unet(model))
-    found = [] if injector is None else injector.attachments
+    owner = attached_model(_unet(model))
+    found = [] if owner is None else owner.attachments
     return [each for each in found if isinstance(each, Attachment)]
 
 
@@ -438,8 +442,8 @@ def _unet(model: Any) -> nn.Module:
 
 
 def _sites(unet: nn.Module) -> tuple[AttentionSite, ...]:
-    injector = injector_of(unet)
-    sites = find_sites(unet) if injector is None else injector.sites
+    owner = attached_model(unet)
+    sites = find_sites(unet) if owner is None else owner.sites
     if not sites:
         raise NoMatchingSitesError(
             f"{type(unet).__name__}: found no attention layers that hypernetworks act on. "

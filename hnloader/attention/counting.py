@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from hnloader.attention.sites import AttentionSite, input_width
+from hnloader.attention.layout import AttentionSite, input_width
 
 TEXT_TOKENS = 77
 

@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from hnloader.attention.assembly import Assembly
 from hnloader.attention.counting import TEXT_TOKENS, Step, contexts_at, count_step
-from hnloader.attention.folding import Projection
-from hnloader.attention.injector import Injector
-from hnloader.attention.layer_hooks import SiteHooks
-from hnloader.attention.plans import PlanName, SidePlan, multiply_adds
-from hnloader.attention.sites import AttentionSite
+from hnloader.attention.layout import AttentionSite
+from hnloader.attention.model import AttachedModel
+from hnloader.attention.plan import PlanName, SidePlan, multiply_adds
 from hnloader.attention.stages import AffineStage, ExactStage, LiveStage, Stage
 from hnloader.network import SIDES, Side, SideName
 
@@ -194,25 +193,19 @@ HEADER = ("block", "layers", "width", "plan", "multiply-adds", "bytes moved", "k
 
 
 def explain(
-    injector: Injector, batch: int | None, size: int | tuple[int, int] | None, tokens: int | None
+    owner: AttachedModel, batch: int | None, size: int | tuple[int, int] | None, tokens: int | None
 ) -> Explanation:
     """Describe the plans for the next call; see `Attachment.explain`."""
-    injector.update()
-    model = injector.model
-    shape = injector.sample_shape
+    assembly = owner.assembly()
+    model, shape = owner.model, owner.sample_shape
     if batch is None:
         batch = 2 if shape is None else shape[0]
     if size is None:
         size = shape[-2:] if shape is not None else _own_size(model)  # type: ignore[assignment]
     height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
-    tokens = _text_tokens(injector, shape) if tokens is None else tokens
-    step = count_step(model, batch, (int(height), int(width)), tokens)
+    step = count_step(model, batch, (int(height), int(width)), tokens or owner.tokens or TEXT_TOKENS)
     seen: set[object] = set()
-    rows = []
-    for site in injector.sites:
-        layer = injector.layer(site)
-        if layer is not None:
-            rows += [_row(model, site, layer, side, step, seen) for side in SIDES]
+    rows = [_row(model, site, assembly, side, step, seen) for site in assembly.plans for side in SIDES]
     return Explanation(tuple(rows), step)
 
 
@@ -221,24 +214,18 @@ def _own_size(model: Any) -> int:
     return size if isinstance(size, int) else 64
 
 
-def _text_tokens(injector: Injector, shape: tuple[int, ...] | None) -> int:
-    """Return the number of tokens in the last call."""
-    layers = [injector.layer(site) for site in injector.sites if site.kind == "cross"]
-    counts = [layer.k.contexts for layer in layers if layer is not None and layer.k.contexts is not None]
-    return counts[0] // shape[0] if counts and shape else TEXT_TOKENS
-
-
 def _row(
-    model: nn.Module, site: AttentionSite, layer: SiteHooks, side: SideName, step: Step | None, seen: set[object]
+    model: nn.Module, site: AttentionSite, assembly: Assembly, side: SideName, step: Step | None, seen: set[object]
 ) -> Row:
-    hook = layer.k if side == "k" else layer.v
-    plan, projection = hook.plan, layer.projection(side)
+    plan, projection = assembly.plans[site][side], assembly.projection_of(site, side)
     folded = projection is not None and projection.fold is not None and bool(plan.foldable)
-    name, why = _named(plan, folded, _why_not(projection))
-    contexts = contexts_at(model, site, step) if step is not None else hook.contexts
+    name, why = _named(plan, folded, "" if projection is None else projection.why_not)
+    contexts = contexts_at(model, site, step) if step is not None else None
     rows = contexts or 1
     before = [_plain_cost(link.hypernetwork.side(site.width, side), site.width) for link in plan.chain]
-    after = [_stage_cost(stage) for stage in (plan.stages if folded else (*plan.stages, *plan.tail))]
+    after = [] if name == "cache" else [_stage_cost(stage) for stage in (plan.stages if folded else plan.live)]
+    if projection is not None and projection.state == "kept":
+        after = [_Cost(-int(projection.module.weight.numel()), 0, 0)]  # type: ignore[operator]
     once, kept = 0, 0
     if plan not in seen:  # all layers of a plan share it
         seen.add(plan)
@@ -250,7 +237,7 @@ def _row(
             kept += hypernetwork.copied_bytes(site.width, side)
     if folded:
         assert projection is not None and projection.fold is not None
-        parts = len(projection.fold.plans)
+        parts = len(projection.plans)
         once += site.width * site.width * (len(projection.fold.weight) // parts)
         kept += projection.fold.bytes // parts
     element = next(model.parameters()).element_size()
@@ -274,12 +261,6 @@ def _row(
         share_before=None if total is None else sums[0] / total,
         share=None if total is None else sums[1] / total,
     )
-
-
-def _why_not(projection: Projection | None) -> str:
-    if projection is None or projection.owned:
-        return "" if projection is None else projection.why_not
-    return projection.why_not or "another program has hooks on the projection"
 
 
 def _matrix(plan: SidePlan) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hnloader.attention.sites import AttentionSite, family_of_sites
+from hnloader.attention.layout import AttentionSite, family_of_sites
 from hnloader.errors import NoMatchingSitesError
 from hnloader.families import Family, families_of, family_named
 from hnloader.network import Hypernetwork

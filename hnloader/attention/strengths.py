@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
-from hnloader.attention.sites import AttentionSite
+from hnloader.attention.layout import AttentionSite
 from hnloader.errors import NoMatchingSitesError
 from hnloader.texts import shown
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hnloader.attention.sites import find_sites
+from hnloader.attention.layout import find_sites
 from hnloader.training.pixels import Sample
 from hnloader.training.recompute import recompute_activations
 

@@ -7,7 +7,7 @@ import torch
 
 from hnloader.attention import attach, find_sites
 from hnloader.attention.counting import count_step
-from hnloader.attention.injector import injector_of
+from hnloader.attention.model import attached_model
 from tests.support.plan_models import AFFINE, RELU, folds
 from tests.support.small_models import (
     WIDTHS,
@@ -88,4 +88,4 @@ def test_memory_is_bounded_and_reported(unet):
             attachment.set_strength(strength)
             run(unet)
         assert sum(fold.bytes for fold in folds(unet)) == one_copy
-    assert injector_of(unet) is None
+    assert attached_model(unet) is None

@@ -14,10 +14,10 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from hnloader.attention import Application, attach, attachments, find_sites
-from hnloader.attention.folding import MOST_CHANGES
-from hnloader.attention.injector import injector_of
+from hnloader.attention.assembly import MOST_CHANGES
+from hnloader.attention.model import attached_model
 from hnloader.network import Architecture
-from tests.support.plan_models import AFFINE, KINDS, counted, exactly, folds, make, plans
+from tests.support.plan_models import AFFINE, KINDS, counted, exactly, folds, in_a_call, make, plans, projections
 from tests.support.small_models import (
     assert_same,
     make_unet,
@@ -46,10 +46,10 @@ def test_a_new_strength_in_every_step(unet, name):
 
 def test_hundreds_of_strengths_do_not_drift(unet):
     with attach(unet, AFFINE, 1.0) as attachment:
-        injector = injector_of(unet)
+        owner = attached_model(unet)
         for step in range(300):
             attachment.set_strength(0.55 + 0.45 * (-1) ** step * step / 300)
-            injector.update()
+            owner.assembly()
         attachment.set_strength(0.7)
         assert_same(run(unet), exactly(AFFINE, strength=0.7))
 
@@ -358,12 +358,13 @@ def test_half_precision_is_computed_in_half_precision_unless_it_overflows():
     for hypernetwork, dtype in ((tame, torch.float16), (wild, torch.float32)):
         with attach(unet, hypernetwork), torch.no_grad():
             layer = next(site.module for site in find_sites(unet) if site.width == 48)
-            hook = next(h for h in layer.to_k._forward_pre_hooks.values())
-            changed = hook.apply(contexts)
-            assert changed.isfinite().all()
-            assert_same(changed.float(), hypernetwork.transform("k", contexts, 1.0).float(), 4e-3)
-            stage = hook.plan.stages[0].stages[0]
-            assert set(stage._dtypes.values()) == {dtype}
+            expected = layer.to_k(hypernetwork.transform("k", contexts, 1.0))
+            sample = torch.zeros(1, 4, 8, 8).half()
+            found = in_a_call(unet, lambda: layer.to_k(contexts), sample)  # noqa: B023
+            assert found.isfinite().all()
+            assert_same(found.float(), expected.float(), 4e-3)
+            (plan,) = next(each.plans for each in projections(unet) if each.module is layer.to_k)
+            assert set(plan.stages[0]._dtypes.values()) == {dtype}
 
 
 @pytest.mark.parametrize("way", ["sequential", "model", "group"])

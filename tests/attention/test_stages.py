@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import gc
 
 import pytest
 import torch
 from torch import nn
 
 from hnloader.attention import attach, find_sites
-from hnloader.attention.stages import CachedStages
+from hnloader.attention.text_cache import TextCache
 from hnloader.errors import HypernetworkError
 from tests.support.plan_models import AFFINE, ALL, KINDS, RELU, counted, exactly, folds, plans
 from tests.support.small_models import (
@@ -196,7 +195,7 @@ def test_values_are_compared_once_for_each_call(unet, monkeypatch):
         monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(b is text) or original(a, b))
         for calls in (1, 2):
             run(unet, **inputs)
-            assert sum(compared) == 2 * calls  # k and v
+            assert sum(compared) == calls
 
 
 def test_a_changed_result_is_not_used_again(unet):
@@ -219,29 +218,37 @@ def test_batches_prompts_and_lengths_may_change(unet):
         assert_same(run(unet, **inputs), exactly(RELU, **inputs))
 
 
-def test_a_context_at_the_address_of_a_freed_one_is_another():
+def test_a_text_at_the_address_of_a_freed_one_is_another():
     """Tensors at the same address, one after the other, have separate results."""
-    stage = CachedStages(())
-    stage.stages = (lambda context: context * 2,)
+    cache = TextCache(1)
     for value in range(200):
+        cache.begin(keep=True)
         context = torch.full((2, 3), float(value))
-        assert torch.equal(stage(context), context * 2)
-        del context
-    gc.collect()
-    assert stage._results == {}
+        text = cache.find(context)
+        assert text.results == [None]
+        text.results[0] = context * 2
+        assert cache.find(context).results[0] is text.results[0]
+        del context, text
+        cache.end()
+    cache.begin(keep=True)
+    cache.end()
+    assert len(cache) == 0
 
 
-def test_kept_results_are_bounded_and_freed_with_the_contexts():
-    stage = CachedStages(())
-    stage.stages = (lambda context: context * 2,)
+def test_kept_results_are_bounded_and_leave_after_their_texts():
+    cache = TextCache(1)
     contexts = [torch.randn(2, 3) for _ in range(20)]
+    cache.begin(keep=True)
     for context in contexts:
-        stage(context)
-    assert len(stage._results) == CachedStages.LIMIT
+        cache.find(context)
+    cache.end()
+    assert len(cache) == TextCache.LIMIT
     contexts.clear()
     del context
-    gc.collect()
-    assert stage._results == {}
+    for _ in range(2):
+        cache.begin(keep=True)
+        cache.end()
+    assert len(cache) == 0
 
 
 def test_changed_parameters_of_a_hypernetwork_are_noticed(unet):

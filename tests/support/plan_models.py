@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from hnloader.attention import attach
-from hnloader.attention.injector import injector_of
-from hnloader.attention.stages import CachedStages
+from hnloader.attention.model import attached_model
+from hnloader.attention.plan import SidePlan
 from hnloader.network import Architecture, Hypernetwork
 from tests.support.small_models import (
     WIDTHS,
@@ -58,14 +58,34 @@ def plans(attachment, kind=None):
     return {row.plan for row in attachment.explain().rows if kind in (None, row.kind)}
 
 
+def projections(unet):
+    """Return the projections of a model with their states."""
+    return list(attached_model(unet).assembly().projections.values())
+
+
 def folds(unet):
     """Return the folds of a model."""
-    return [p.fold for p in injector_of(unet)._projections() if p.fold is not None]
+    return [projection.fold for projection in projections(unet) if projection.fold is not None]
 
 
 def counted(monkeypatch):
-    """Count the computations of contexts."""
+    """Count the computations of texts."""
     calls = []
-    original = CachedStages._compute
-    monkeypatch.setattr(CachedStages, "_compute", lambda self, context: calls.append(self) or original(self, context))
+    original = SidePlan.__call__
+
+    def call(self, context):
+        if self.name == "cache":
+            calls.append(self)
+        return original(self, context)
+
+    monkeypatch.setattr(SidePlan, "__call__", call)
     return calls
+
+
+def in_a_call(unet, function, sample=None):
+    """Call a function in the place of a model's forward, where hypernetworks act."""
+    unet.forward = lambda *args: function()
+    try:
+        return unet(torch.zeros(1, 4, 8, 8) if sample is None else sample, 0)
+    finally:
+        del unet.forward

@@ -22,7 +22,7 @@ from modules import (
 )
 from torch import Tensor
 
-from hnloader.attention.sites import family_of_sites, find_sites
+from hnloader.attention.layout import family_of_sites, find_sites
 from hnloader.families import all_families
 
 from ..protocol import KeepsModels, Rendered, RunsModel

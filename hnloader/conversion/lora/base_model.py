@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from hnloader.attention.sites import AttentionSite, family_of_sites, find_sites, unet_of
+from hnloader.attention.layout import AttentionSite, family_of_sites, find_sites, unet_of
 from hnloader.conversion.lora.model_runner import Denoiser, DiffusersDenoiser
 from hnloader.conversion.lora.unet_loading import load_unet_file, load_unet_folder
 from hnloader.conversion.lora.unet_weights import UNetWeights, weight_files

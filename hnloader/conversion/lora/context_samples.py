@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.attention import attachments
-from hnloader.attention.sites import AttentionSite, find_sites
+from hnloader.attention.layout import AttentionSite, find_sites
 from hnloader.conversion.lora.base_model import BaseModel
 from hnloader.conversion.lora.layer_names import diffusers_name
 from hnloader.conversion.lora.lora_chain import Chain

@@ -18,8 +18,8 @@ from hnloader._version import __version__
 from hnloader.activations import MIXING
 from hnloader.affine import AffineMap
 from hnloader.attention import Application
+from hnloader.attention.layout import AttentionSite
 from hnloader.attention.matching import check_match
-from hnloader.attention.sites import AttentionSite
 from hnloader.attention.strengths import Strength
 from hnloader.conversion.lora import lora_file
 from hnloader.conversion.lora.base_model import BaseModel, Projection, open_base

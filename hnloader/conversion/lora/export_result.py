@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hnloader.attention.sites import AttentionSite
+from hnloader.attention.layout import AttentionSite
 from hnloader.conversion.lora.base_model import Projection
 from hnloader.conversion.lora.fitting import Error
 from hnloader.conversion.lora.lora_options import Kind

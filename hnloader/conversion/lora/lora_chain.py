@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hnloader.affine import AffineMap
 from hnloader.attention.attach import Application
-from hnloader.attention.sites import AttentionSite
+from hnloader.attention.layout import AttentionSite
 from hnloader.attention.strengths import site_strengths
 from hnloader.network import Hypernetwork, SideName
 

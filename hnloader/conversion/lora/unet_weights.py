@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hnloader.attention.sites import AttentionSite, block_of
+from hnloader.attention.layout import AttentionSite, block_of
 from hnloader.conversion.lora.layer_names import diffusers_name
 from hnloader.errors import HypernetworkError, ModelError
 from hnloader.formats.checkpoint import load_plain

@@ -22,6 +22,7 @@ from diffusers.models.attention_processor import (
 )
 
 from hnloader.attention import Application, attach, attachments, find_sites
+from tests.support.plan_models import in_a_call
 from tests.support.small_models import (
     WIDTHS,
     assert_same,
@@ -217,10 +218,11 @@ def test_lora_before_and_after_attaching(unet):
 def test_the_down_projection_of_a_lora_sees_the_changed_context(unet):
     with attach(unet, HN, 0.8):
         add_lora(unet)
-        run(unet)
-        for site in find_sites(unet):
-            assert site.module.to_k._forward_pre_hooks
-            assert not site.module.to_k.base_layer._forward_pre_hooks
+        layers = [site.module.to_k for site in find_sites(unet)]
+        hooked = in_a_call(unet, lambda: [bool(layer._forward_pre_hooks) for layer in layers])
+        within = in_a_call(unet, lambda: [bool(layer.base_layer._forward_pre_hooks) for layer in layers])
+    assert all(hooked)
+    assert not any(within)
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -167,7 +167,7 @@ def test_windows_count_the_steps_of_the_run(sd_components, kind, name):
 
     def watch(module, args, kwargs):
         layer = module.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
-        calls.append(any(hook.plan.chain for hook in layer._forward_pre_hooks.values()))
+        calls.append("forward" in layer.__dict__)
 
     with attach(pipeline, HN, start=0.3, end=0.7):
         pipeline.unet.register_forward_pre_hook(watch, with_kwargs=True)

@@ -13,7 +13,7 @@ from torch import nn
 from hnloader.activations import ACTIVATIONS
 from hnloader.attention import Application, attach, find_sites
 from hnloader.network import Architecture, Hypernetwork
-from tests.support.plan_models import AFFINE, ALL, KINDS, RELU, exactly, folds, make, plans
+from tests.support.plan_models import AFFINE, ALL, KINDS, RELU, exactly, folds, in_a_call, make, plans
 from tests.support.small_models import (
     WIDTHS,
     assert_same,
@@ -92,7 +92,7 @@ def test_chains(unet, name, fold):
 def test_an_affine_chain_becomes_one_matrix(unet):
     with attach(unet, [AFFINE] * 5, 0.2) as attachment:
         explanation = attachment.explain(batch=2, size=16)
-        assert explanation.total("multiply_adds") == 0
+        assert explanation.total("multiply_adds") < 0
         five = explanation.total("kept_bytes")
     with attach(unet, AFFINE, 0.2) as attachment:
         assert attachment.explain().total("kept_bytes") == five
@@ -151,7 +151,7 @@ def test_random_architectures(structure, activation, norm, activate_output, stre
             expected = projection(hypernetwork.transform(side, context, strength))
             for fold in (True, False):
                 with attach(unet, hypernetwork, strength, fold=fold):
-                    assert_same(projection(context), expected)
+                    assert_same(in_a_call(unet, lambda: projection(context)), expected)  # noqa: B023
 
 
 # Activations over several values, which blocks of rows would separate
@@ -236,7 +236,7 @@ def test_every_activation_in_every_dimension(name, shape, residual):
             assert name == "softmax2d" and len(shape) == 2
             continue
         with attach(unet, hypernetwork, 0.7):
-            assert_same(projection(context), expected)
+            assert_same(in_a_call(unet, lambda: projection(context)), expected)  # noqa: B023
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -284,7 +284,7 @@ def test_modules_from_other_programs(module):
     for projection, side in ((layer.to_k, "k"), (layer.to_v, "v")):
         expected = projection(hypernetwork.transform(side, context, 0.7))
         with attach(unet, hypernetwork, 0.7):
-            assert_same(projection(context), expected)
+            assert_same(in_a_call(unet, lambda: projection(context)), expected)  # noqa: B023
 
 
 def test_a_matrix_that_would_round_too_much_is_not_folded(unet):

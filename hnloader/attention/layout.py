@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hnloader.families import Family, all_families, family_of_model
+from hnloader.network import SideName
 
 Kind = Literal["self", "cross"]
 
@@ -23,6 +24,14 @@ _ORIGINAL = re.compile(
     r"(?:^|\.)(?:(?P<block>(?:input|output)_blocks\.\d+)|middle_block)"
     r"\.\d+\.transformer_blocks\.\d+\.attn[12]$"
 )
+# The projections of an attention layer that receive the context, and the side of each equal part of their output; None
+# for queries. diffusers keeps to_k and to_v when it adds the fused projections, and keeps those when it goes back.
+SLOTS: dict[str, tuple[SideName | None, ...]] = {
+    "to_k": ("k",),
+    "to_v": ("v",),
+    "to_qkv": (None, "k", "v"),
+    "to_kv": ("k", "v"),
+}
 _ORDER = {"down": 0, "mid": 1, "up": 2}
 
 
@@ -59,6 +68,11 @@ class AttentionSite:
     def section(self) -> str:
         """`down`, `mid` or `up`."""
         return self.block.partition(".")[0]
+
+
+def slots_in_use(layer: nn.Module) -> tuple[str, ...]:
+    """Return the names of the projections that diffusers' processors call."""
+    return ("to_qkv", "to_kv") if getattr(layer, "fused_projections", False) else ("to_k", "to_v")
 
 
 def unet_of(model: Any) -> nn.Module | None:

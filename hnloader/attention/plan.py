@@ -12,17 +12,18 @@ All agree with `exact` within 1e-5 of the largest value in float32; docs/plans.m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from hnloader.attention.sites import Kind
-from hnloader.attention.stages import AffineStage, CachedStages, Chain, ExactStage, Link, LiveStage, Stage, by_rows
-from hnloader.network import Hypernetwork, Side, SideName
+from hnloader.attention.kernels import by_rows
+from hnloader.attention.layout import Kind
+from hnloader.attention.stages import AffineStage, Chain, ExactStage, Link, LiveStage, Stage
+from hnloader.network import Side, SideName
 
 PlanName = Literal["fold", "collapse", "cache", "live", "exact", "none"]
 
@@ -51,10 +52,21 @@ class SidePlan:
     side: SideName = "k"
     width: int = 0
 
+    @cached_property
+    def live(self) -> tuple[Stage, ...]:
+        """The stages of a projection without a fold."""
+        return (*self.stages, *self.tail)
+
     def __call__(self, context: Tensor) -> Tensor:
         """Return the context [..., width] for a projection without a fold."""
-        for stage in (*self.stages, *self.tail):
+        for stage in self.live:
             context = stage(context)
+        return context
+
+    def fast(self, context: Tensor) -> Tensor:
+        """Do the same without gradients, autocast and compiler; the caller checks that all are off."""
+        for stage in self.live:
+            context = stage.fast(context)
         return context
 
     def before_fold(self, context: Tensor) -> Tensor:
@@ -63,21 +75,10 @@ class SidePlan:
             context = stage(context)
         return context
 
-    def prepare(self, device: torch.device, dtype: torch.dtype, *, folded: bool) -> None:
-        """Compute in advance what contexts of this dtype on this device need."""
-        for stage in self.stages if folded else (*self.stages, *self.tail):
-            stage.prepare(device, dtype)
-
-    def compare_again(self) -> None:
-        """Compare each kept result with its context at its next use."""
-        for stage in self.stages:
-            if isinstance(stage, CachedStages):
-                stage.compare_again()
-
     @property
     def kept_bytes(self) -> int:
         """Bytes of kept results, beyond the hypernetworks' parameters and copies and beyond folds."""
-        return sum(stage.kept_bytes for stage in (*self.stages, *self.tail))
+        return sum(stage.kept_bytes for stage in self.live)
 
 
 NO_PLAN = SidePlan((), "none", "nothing acts here now")
@@ -91,7 +92,7 @@ def make_plan(chain: Chain, side: SideName, width: int, kind: Kind) -> SidePlan:
         stages = tuple(_single(link, side, width) for link in chain)
         return SidePlan(chain, "exact", _why_exact(chain), stages, side=side, width=width)
     if kind == "cross":
-        stages = (CachedStages(tuple(_single(link, side, width) for link in chain)),)
+        stages = _singles(chain, side, width)
         return SidePlan(chain, "cache", "the text stays the same between steps", stages, side=side, width=width)
     runs = [(affine, tuple(run)) for affine, run in groupby(chain, lambda link: _is_affine(link, side, width))]
     staged = [_stretch(run, side, width) if affine else _singles(run, side, width) for affine, run in runs]
@@ -159,25 +160,3 @@ def _why_live(chain: Chain, side: SideName, width: int) -> str:
             what = " and ".join(filter(None, words)) or "activations or norms"
             return f"{what} between the layers, and a context that changes in each step"
     return "a context that changes in each step"
-
-
-class Signature:
-    """Detects that hypernetworks changed: parameters or modules replaced, converted, edited in place, or trained."""
-
-    def __init__(self, hypernetworks: Iterable[Hypernetwork]) -> None:
-        modules = [module for hypernetwork in hypernetworks for module in hypernetwork.modules()]
-        self._parameters = [module._parameters for module in modules if module._parameters]
-        self._children = [module._modules for module in modules if module._modules]
-        self.value = self._now()
-
-    def changed(self) -> bool:
-        """Return True after a change."""
-        return self._now() != self.value
-
-    def _now(self) -> list[object]:
-        children: list[object] = [child for children in self._children for child in children.values()]
-        return children + [
-            None if p is None else (id(p), p.data_ptr(), p.requires_grad, -1 if p.is_inference() else p._version)
-            for parameters in self._parameters
-            for p in parameters.values()
-        ]

@@ -5,7 +5,7 @@ import torch
 from diffusers import UNetMotionModel
 
 from hnloader.attention import find_sites
-from hnloader.attention.sites import unet_of
+from hnloader.attention.layout import unet_of
 from tests.support.small_models import TEXT_WIDTH, WIDTHS, make_controlnet, make_text_encoder, make_unet, make_vae, run
 
 
