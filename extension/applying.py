@@ -24,7 +24,15 @@ from hnloader.prompt import Tag, parse_items
 from hnloader.texts import as_text, shown
 
 from .host_library import HostLibrary
-from .hosts.protocol import ClosesJobs, HasHypernetworks, WebuiHost, WritesInfotext, option, show_message
+from .hosts.protocol import (
+    ClosesJobs,
+    FindsPlainLinears,
+    HasHypernetworks,
+    WebuiHost,
+    WritesInfotext,
+    option,
+    show_message,
+)
 from .record import new_record, record_of
 from .redaction import redact
 
@@ -178,13 +186,14 @@ class Applier:
         if self._unet is None:
             return [(tag.name, f"No {family_list()} model is loaded.") for tag, _ in self._wanted]
         failures = []
+        fold = self.host.plain_linears if isinstance(self.host, FindsPlainLinears) else False
         exact = bool(option(self.host, "hnloader_exact", False))
         with torch.inference_mode(False), warnings.catch_warnings():
             warnings.simplefilter("ignore", PartialMatchWarning)
             for tag, loaded in self._wanted:
                 application = Application(loaded.hypernetwork, _strength(tag), tag.start, tag.end, tag.k, tag.v)
                 try:
-                    attachment = attach(self._unet, application, fold=False, exact=exact, clock=self.clock)
+                    attachment = attach(self._unet, application, fold=fold, exact=exact, clock=self.clock)
                 except HypernetworkError as error:
                     failures.append((tag.name, as_text(error, _LONGEST)))
                 else:

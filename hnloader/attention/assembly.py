@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hnloader.attention.changes import Changes, Linears, has_hooks, is_ours, moves_weights, own_forward
+from hnloader.attention.changes import Changes, PlainLinears, has_hooks, is_ours, moves_weights, own_forward
 from hnloader.attention.folding import Fold, Maps, fold_into
 from hnloader.attention.layout import SLOTS, AttentionSite, Kind, slots_in_use
 from hnloader.attention.plan import SidePlan, make_plan
@@ -74,7 +74,7 @@ class Assembly:
         sites: The attention layers.
         chains: The chains that act at a site, for k and v.
         surroundings: See `modules_around`.
-        linears: Knows which projections are plain.
+        linears: Finds the plain projections.
         memory: What earlier assemblies left.
         in_place: The memory of earlier folds may be used.
         busy: See `Changes`.
@@ -95,7 +95,7 @@ class Assembly:
         sites: Sequence[AttentionSite],
         chains: Callable[[AttentionSite, SideName], Chain],
         surroundings: Sequence[dict[str, Any]],
-        linears: Linears,
+        linears: PlainLinears,
         memory: Memory,
         *,
         in_place: bool,
@@ -106,7 +106,7 @@ class Assembly:
             dict.fromkeys(link.hypernetwork for plan in self._all_plans() for link in plan.chain)
         )
         self.switch = Switch()
-        self._linears, self._memory, self._in_place = linears, memory, in_place
+        self._is_plain, self._memory, self._in_place = linears(), memory, in_place
         self._moves = moves_weights(surroundings)
         self._maps: Maps = {}
         slots = [(site, slot) for site in sites for slot in SLOTS if self._acts(site, slot)]
@@ -160,7 +160,7 @@ class Assembly:
         """Return the reason why the module's own forward must run, empty if hnloader can compute the product."""
         weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
         plain = (
-            self._linears.is_plain(module)
+            self._is_plain(module)
             and type(weight) is nn.Parameter
             and type(bias) in (nn.Parameter, type(None))
             and weight.dtype in DTYPES
@@ -181,8 +181,6 @@ class Assembly:
             return "its weight is not contiguous"
         if any(each.device.type == "meta" for each in parameters):
             return "its weight is not in memory"
-        if any(each.is_inference() for each in parameters):
-            return "its weight was made in inference mode, which hides changes"
         return ""
 
     def _replacement(self, projection: Projection, forward: Callable[..., Any]) -> Replacement:

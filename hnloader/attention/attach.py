@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from hnloader.attention.changes import Linears
+from hnloader.attention.changes import PlainLinears
 from hnloader.attention.explain import Explanation, explain
 from hnloader.attention.layout import AttentionSite, find_sites, unet_of
 from hnloader.attention.matching import check_match
@@ -96,7 +96,7 @@ class Attachment:
         applications: Sequence[tuple[Application, Hypernetwork]],
         clock: Clock,
         *,
-        fold: bool | Linears = True,
+        fold: bool | PlainLinears = True,
         exact: bool = False,
     ) -> None:
         self.fold = bool(fold)
@@ -330,7 +330,7 @@ def attach(
     *,
     start: float = 0.0,
     end: float = 1.0,
-    fold: bool | Linears = True,
+    fold: bool | PlainLinears = True,
     exact: bool = False,
     clock: Clock | None = None,
 ) -> Attachment:
@@ -359,9 +359,9 @@ def attach(
             the position; without a pipeline it is `1 - timestep / 1000`. Default: 0.
         end: Fraction of the sampling at which they stop. Default: 1.
         fold: Fold hypernetworks without activation and norm into copies of the weights of self-attention. Use False
-            to leave weights alone, or for a program with another Linear class give an object whose
-            `is_plain(module)` returns True if the module's forward is `linear(x, weight, bias)` at present.
-            Default: True.
+            to leave weights alone. A program with another Linear class can give a function, which hnloader calls before
+            each call of the model. It returns a test of layers, which is True if the layer's forward is only
+            `linear(x, weight, bias)` in that call. Default: True.
         exact: Compute as the original programs do: in float32, module by module, in every step. Otherwise results
             agree with it within 1e-5 of the largest value in float32. Default: False.
         clock: Source of the position in the sampling, for programs with their own sampling loop. Default: the

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from hnloader.network import Hypernetwork
 SAMPLES = 32
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_TORCH_FORWARD = nn.Linear.forward
 
 
 class Ours:
@@ -36,28 +35,18 @@ def is_ours(function: object) -> bool:
 _FUSED = ("to_qkv", "to_kv")
 
 
-class Linears(Protocol):
-    """Knows the Linear class of a program, for `attach`."""
-
-    def is_plain(self, module: nn.Module) -> bool:
-        """Return True if the module's forward is `linear(x, module.weight, module.bias)` at present.
-
-        hnloader asks for each projection before each call of the model.
-        """
+# Called before each call of a model. Returns a test of its projections, which is True if the module's forward is only
+# `linear(x, module.weight, module.bias)` in that call.
+PlainLinears: TypeAlias = "Callable[[], Callable[[nn.Module], bool]]"
 
 
-class TorchLinears:
-    """torch's own Linear."""
+def torch_linears() -> Callable[[nn.Module], bool]:
+    """Return a test for torch's own Linear; see `PlainLinears`.
 
-    def is_plain(self, module: nn.Module) -> bool:
-        """See `Linears`.
-
-        AUTOMATIC1111's webui puts its LoRA into `nn.Linear.forward` for all modules; then none is plain.
-        """
-        return type(module) is nn.Linear and nn.Linear.forward is _TORCH_FORWARD
-
-
-TORCH_LINEARS = TorchLinears()
+    AUTOMATIC1111's webui puts its LoRA into `nn.Linear.forward` for all modules; then none is plain.
+    """
+    own = nn.Linear.forward.__module__ == "torch.nn.modules.linear"
+    return lambda module: own and type(module) is nn.Linear
 
 
 class Change(enum.Flag):
@@ -77,7 +66,7 @@ class Changes:
         surroundings: Attributes of the modules around them; see `modules_around`.
         hypernetworks: The hypernetworks that act.
         weights: The projections that are computed from their weights, not by their forward.
-        linears: Knows which projections are plain.
+        linears: Finds the plain projections.
         busy: The modules have something that hnloader sets for the time of a call.
     """
 
@@ -87,7 +76,7 @@ class Changes:
         surroundings: Sequence[dict[str, Any]],
         hypernetworks: Sequence[Hypernetwork],
         weights: Sequence[nn.Module],
-        linears: Linears,
+        linears: PlainLinears,
         *,
         busy: bool,
     ) -> None:
@@ -111,7 +100,12 @@ class _Layers:
     """The modules of the layers, and what other programs added to them."""
 
     def __init__(
-        self, sites: Sequence[AttentionSite], surroundings: Sequence[dict[str, Any]], linears: Linears, *, busy: bool
+        self,
+        sites: Sequence[AttentionSite],
+        surroundings: Sequence[dict[str, Any]],
+        linears: PlainLinears,
+        *,
+        busy: bool,
     ) -> None:
         children = [site.module._modules for site in sites]
         self._slots = [(modules, slot) for modules in children for slot in SLOTS if slot in modules]
@@ -122,7 +116,7 @@ class _Layers:
         self._dicts: list[Mapping[str, object]] = [*children, *surroundings, *own, *hooks]
         self._fused = [site.module.__dict__ for site in sites if any(slot in site.module._modules for slot in _FUSED)]
         # Asking torch's own Linear would mean to look at each module again.
-        self._linears, self._asked = linears, [] if linears is TORCH_LINEARS else modules
+        self._linears, self._asked = linears, [] if linears is torch_linears else modules
         self._state = self._now(busy)
 
     def changed(self, busy: bool) -> bool:
@@ -132,7 +126,7 @@ class _Layers:
         return [modules.get(slot) for modules, slot in self._slots]
 
     def _now(self, busy: bool) -> list[object]:
-        is_plain = self._linears.is_plain
+        is_plain = self._linears()
         return [
             nn.Linear.forward,
             self._sizes(busy),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hnloader.attention.assembly import Assembly, Memory
 from hnloader.attention.calls import Calls
-from hnloader.attention.changes import TORCH_LINEARS, Change, Linears, modules_around
+from hnloader.attention.changes import Change, PlainLinears, modules_around, torch_linears
 from hnloader.attention.layout import AttentionSite
 from hnloader.attention.schedule import timestep_of
 from hnloader.attention.stages import Chain, Link, autocast_dtype
@@ -29,7 +29,7 @@ class Attached(Protocol):
 
     fold: bool
     exact: bool
-    linears: Linears | None
+    linears: PlainLinears | None
 
     @property
     def widths(self) -> frozenset[int]:
@@ -182,7 +182,7 @@ class AttachedModel:
             [site for site in self.sites if site.width in widths],
             self._chain,
             self._surroundings,
-            linears[-1] if linears else TORCH_LINEARS,
+            linears[-1] if linears else torch_linears,
             self._memory,
             in_place=in_place,
             busy=self._calls.busy,

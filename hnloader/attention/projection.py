@@ -72,7 +72,7 @@ class Projection(Ours):
         if self._single is None or compiling() or input.requires_grad:
             return self.careful(input)
         own: dict[str, Any] = self._parameters
-        return functional.linear(self._single.fast(input), own["weight"], own["bias"])
+        return functional.linear(self._single.fast(input), own["weight"], own.get("bias"))
 
     def careful(self, input: Tensor) -> Tensor:  # noqa: A002
         """Compute the same in any mode."""
@@ -81,7 +81,7 @@ class Projection(Ours):
             return unchanged
         contexts = [input if plan is None else changed(plan, self.texts, input) for plan in self.plans]
         own: dict[str, Any] = self._parameters
-        return _multiplied(contexts, own["weight"], own["bias"])
+        return _multiplied(contexts, own["weight"], own.get("bias"))
 
     def __getstate__(self) -> dict[str, object]:
         """Copy a projection without hypernetworks: another program's wrapper of the module's forward may hold this."""

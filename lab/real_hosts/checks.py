@@ -107,6 +107,20 @@ def like_the_built_in(host: Server, seen: Seen) -> str:
     return ", ".join(found)
 
 
+def folded(host: Server, seen: Seen) -> str:
+    """Check a file without activation, which is folded into self-attention; keys and values of the text are kept.
+
+    AUTOMATIC1111 writes a LoRA into the weights in the first step, so the last step counts.
+    """
+    found = []
+    for prompt in (PROMPT, f"{PROMPT}<lora:thread:1>", f"{PROMPT}<lora:thread:0.5>", PROMPT):
+        image = host.image(f"{prompt}<hypernet:flat:0.7>")
+        last = host.state()["states"][-1]
+        assert set(last) == {"folded", "kept"}, last
+        found.append(expect_same(image, formula(host, seen, ("flat.pt", 0.7), prompt=prompt)))
+    return f"{last['folded']} folded, {last['kept']} kept; without, with, with another and without LoRA {max(found)}"
+
+
 def chain(host: Server, seen: Seen) -> str:
     found = host.image(f"{PROMPT}<hypernet:ink:0.7><hypernet:wash:-0.4>")
     return expect_same(found, formula(host, seen, ("ink.pt", 0.7), ("wash.pt", -0.4)))
@@ -365,6 +379,7 @@ def quiet(host: Server, seen: Seen) -> str:
 RUNNING: dict[str, Check] = {
     "without a tag": plain,
     "tag": tag,
+    "folded": folded,
     "like the built-in": like_the_built_in,
     "chain of two": chain,
     "safetensors": safetensors,

@@ -2,7 +2,8 @@
 
 `server.py` copies it into `extensions/probe/scripts/`. Routes:
 
-- `GET /probe/state`: hooks on the UNet, a checksum of its attention weights, the owner of `<hypernet:...>`, and more.
+- `GET /probe/state`: hooks on the UNet, a checksum of the attention, the owner of `<hypernet:...>`, and more; of
+  the last job, the states of the layers in each step.
 - `POST /probe/wrap`: apply `.pt` files by the formula `to_k(h_k(context))`, `to_v(h_v(context))`, without hnloader.
 - `POST /probe/fail`: the UNet raises in the second call of the next job.
 - `POST /probe/reload`: press 'Reload UI'.
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import collections
 import inspect
 import zlib
 
@@ -21,6 +23,7 @@ from modules import devices, extra_networks, script_callbacks, scripts, shared, 
 
 _wrapped = []
 _step = [0, 1]
+_states = []  # for each step of the last job, the number of projections by state
 
 
 def unet():
@@ -55,6 +58,8 @@ def state():
         "hooks": sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()),
         "weights": checksum,
         "dtypes": sorted({str(projection.weight.dtype) for projection, _ in projections()}),
+        "inference": sorted({projection.weight.is_inference() for projection, _ in projections()}),
+        "states": list(_states),
         "owner": type(owner).__module__,
         "built_in": len(getattr(shared, "loaded_hypernetworks", [])),
         "callbacks": len(ours),
@@ -150,6 +155,18 @@ def started(demo, app):
 
 def denoiser(params):
     _step[:] = params.sampling_step, params.total_sampling_steps
+    if params.sampling_step == 0:
+        _states.clear()
+    last = unet().out
+    if look not in last._forward_hooks.values():
+        last.register_forward_hook(look)
+
+
+def look(module, args, output):
+    """Note the states that hnloader gives the projections for the time of a call."""
+    owners = [getattr(vars(projection).get("forward"), "__self__", None) for projection, _ in projections()]
+    states = [getattr(owner, "state", None) for owner in owners]
+    _states.append(dict(collections.Counter(state for state in states if isinstance(state, str))))
 
 
 script_callbacks.on_app_started(started)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import hnloader
+from hnloader.attention import attachments
 from hnloader.network import Architecture, Hypernetwork
 from tests.support.standins.unets import ALL_WIDTHS, CrossAttention
 from tests.support.standins.webui import Webui
@@ -100,6 +101,21 @@ def test_lora_that_comes_changes_and_goes_during_a_job_counts(running: Webui, fi
     plain, tagged = job("a"), job(f"a{TAG}")
     by_formula(running)
     assert close(tagged, job("a"), plain)
+
+
+@pytest.mark.parametrize("running", ["linear"], indirect=True)
+def test_a_linear_file_is_folded_while_layers_are_plain(running: Webui) -> None:
+    lora = Lora(running)
+    folded = []
+
+    def look(step: int) -> None:
+        lora.set(0.5 * (step in (2, 3)))
+        rows = attachments(running.unet)[0].explain().rows
+        folded.append(all(row.plan == "fold" for row in rows if row.kind == "self"))
+
+    images(running, f"a{TAG}", steps=6, at_step=look)
+    # In the first call after a change, A1111's layers write the LoRA into their weights or take it out.
+    assert folded[1:] == [True, running.forge, True, running.forge, True]
 
 
 def test_parameters_keep_their_values_within_each_call(running: Webui) -> None:
