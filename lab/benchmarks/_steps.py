@@ -110,6 +110,7 @@ class Effort:
         least: Minimum number of rounds of each set.
         most: Maximum number of rounds of each set.
         burst: Steps in succession; their median is one sample.
+        warm_up: Uncounted steps of each copy.
     """
 
     seconds: float
@@ -117,6 +118,7 @@ class Effort:
     least: int = 3
     most: int = 15
     burst: int = 1
+    warm_up: int = 1
 
 
 def measure(subject: Subject, groups: Sequence[Group], effort: Effort) -> list[Result]:
@@ -140,7 +142,12 @@ def measure(subject: Subject, groups: Sequence[Group], effort: Effort) -> list[R
         steps = {_name(*place): step_of(*place) for place in places}
         gc.collect()
         return take_turns(
-            steps, seconds=effort.seconds, least=effort.least, most=effort.most, warm_up=2, burst=effort.burst
+            steps,
+            seconds=effort.seconds,
+            least=effort.least,
+            most=effort.most,
+            warm_up=effort.warm_up,
+            burst=effort.burst,
         )
 
     rounds = Rounds.joined([rounds_of_a_set() for _ in range(effort.sets)])

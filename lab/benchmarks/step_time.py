@@ -51,6 +51,11 @@ REAL = (
     Group(_files.NORM, (HOOKS, LEAST, OURS)),
     Group(_files.CROSS, (HOOKS, OURS)),
 )
+WHOLE = (
+    Group(_files.LINEAR, (OURS,)),
+    Group(_files.RELU, (HOOKS, EXACT, LEAST, OURS)),
+    Group(_files.CROSS, (OURS,)),
+)
 COMPARED = (
     Group(_files.LINEAR, (HOOKS, WEBUI, OURS)),
     Group(_files.RELU, (HOOKS, WEBUI, LORA, EXACT, LEAST, OURS)),
@@ -211,7 +216,7 @@ def cpu_plans() -> dict[str, Plan]:
             threads=1,
             calls=50,
         ),
-        "full": Plan(lambda: _models.sd1(64, 1), REAL, Effort(720), arithmetic_bound_targets),
+        "full": Plan(lambda: _models.sd1(64, 1), WHOLE, Effort(360), arithmetic_bound_targets),
         "reduced": Plan(reduced, COMPARED, Effort(60, sets=3), arithmetic_bound_targets),
         "bfloat16": Plan(lambda: reduced(torch.bfloat16), COMPARED, Effort(60, sets=3), half),
         "sdxl": Plan(lambda: _models.sdxl(32, 2), REAL, Effort(90)),
