@@ -13,7 +13,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hnloader.cli.terminal import clean, none_found, note, progress_bar, size_text, stderr, stdout
+from hnloader.cli.terminal import clean, none_found, note, progress_bar, stderr, stdout
+from hnloader.units import size_text
 
 if TYPE_CHECKING:
     from hnloader.conversion.planning import Plan

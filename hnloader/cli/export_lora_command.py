@@ -32,7 +32,8 @@ from hnloader.cli.conversion_options import (
 from hnloader.cli.conversion_run import Run, finish, show, stopping_cleanly
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.shared_options import refuse
-from hnloader.cli.terminal import Show, clean, note, progress_bar, size_text, stderr, stdout
+from hnloader.cli.terminal import Show, clean, note, progress_bar, stderr, stdout
+from hnloader.units import size_text
 
 if TYPE_CHECKING:
     from hnloader.conversion.bulk import OnExisting

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from hnloader.cli.reporting import FAILED, exit_codes, reports_errors
 from hnloader.cli.shared_options import HypernetDirOption, JsonOption
-from hnloader.cli.terminal import clean, fields, none_found, shortened, size_text, stderr, stdout
+from hnloader.cli.terminal import clean, fields, none_found, shortened, stderr, stdout
 from hnloader.texts import shown
+from hnloader.units import size_text
 
 if TYPE_CHECKING:
     from hnloader.cli.inspect_image import ImageInfo, ImageReader

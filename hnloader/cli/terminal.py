@@ -24,7 +24,6 @@ __all__ = [
     "note",
     "progress_bar",
     "shortened",
-    "size_text",
     "stderr",
     "stdout",
 ]
@@ -88,15 +87,6 @@ def progress_bar(description: str) -> Iterator[Show]:
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
-
-
-def size_text(size: float) -> str:
-    """Return a number of bytes as text in powers of 1000: 512 B, 1.2 kB, 87.1 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
 
 
 def _console(*, stderr: bool) -> Console:

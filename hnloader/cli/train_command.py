@@ -16,7 +16,8 @@ from rich.text import Text
 
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.shared_options import DeviceOption, refuse
-from hnloader.cli.terminal import clean, fields, note, size_text, stderr, stdout
+from hnloader.cli.terminal import clean, fields, note, stderr, stdout
+from hnloader.units import size_text
 
 if TYPE_CHECKING:
     from hnloader.training import Config, Event, Result

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hnloader.texts import as_text, shown, well_formed
 from hnloader.ui.sidecars import read_description, thumbnail
+from hnloader.units import size_text
 
 if TYPE_CHECKING:
     from hnloader.inspection import FileInfo
@@ -31,7 +32,6 @@ __all__ = [
     "notice",
     "progress",
     "reason",
-    "size_text",
     "status",
     "style",
     "table",
@@ -193,15 +193,6 @@ def _fits(info: FileInfo) -> str:
     if not info.widths:
         return "any model"
     return ", ".join(info.families) if info.families else "unknown model"
-
-
-def size_text(size: float) -> str:
-    """Return a number of bytes as 512 B, 1.2 kB, 87.1 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
 
 
 def facts(info: FileInfo) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from modules import ui_extra_networks_user_metadata
 from hnloader.errors import HypernetworkError
 from hnloader.texts import well_formed
 from hnloader.ui import compat, markup, sidecars
+from hnloader.units import size_text
 
 from ...host_library import HostLibrary
 from ...redaction import inspect_redacted
@@ -80,6 +81,6 @@ def _save(page: Any, path: Path, changes: dict[str, Any]) -> None:
 
 def _size(path: Path) -> str:
     try:
-        return markup.size_text(path.stat().st_size)
+        return size_text(path.stat().st_size)
     except OSError:
         return "Deleted"
