@@ -167,7 +167,8 @@ class Assembly:
         )
         if not plain:
             what = "" if weight is None else f", {str(weight.dtype).removeprefix('torch.')}"
-            return f"the projection differs from a plain Linear ({type(module).__name__}{what})"
+            program = type(module).__module__.partition(".")[0]
+            return f"the projection differs from a plain Linear ({program} {type(module).__name__}{what})"
         if own_forward(module.__dict__) or has_hooks(module):
             return "another program has hooks on the projection"
         return ""

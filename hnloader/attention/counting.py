@@ -28,20 +28,20 @@ class Step:
         batch: Number of images; 2 for one image with guidance.
         size: Height and width of the latents.
         text_tokens: Number of tokens in the text.
-        multiply_adds: Multiply-adds of the model without hypernetworks.
+        multiply_adds: Multiply-adds of the model without hypernetworks. None if its layout is unknown.
     """
 
     batch: int
     size: tuple[int, int]
     text_tokens: int
-    multiply_adds: int
+    multiply_adds: int | None
 
 
-def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens: int = TEXT_TOKENS) -> Step | None:
-    """Count one call of a diffusers UNet; return None for another layout."""
+def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens: int) -> Step:
+    """Count one call of a diffusers UNet; the multiply-adds of another layout are unknown."""
     levels = _levels(model)
     if levels is None:
-        return None
+        return Step(batch, size, text_tokens, None)
     total = 0
     for name, module in model.named_modules():
         positions = math.prod(_shrunk(size, _level(name, levels)))
@@ -56,12 +56,11 @@ def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens:
     return Step(batch, size, text_tokens, total * batch)
 
 
-def contexts_at(model: nn.Module, site: AttentionSite, step: Step) -> int | None:
-    """Return the number of contexts that a site receives in a call, None if unknown."""
+def contexts_at(model: nn.Module, site: AttentionSite, step: Step) -> int:
+    """Return the number of contexts that a site receives in a call."""
     if site.kind == "cross":
         return step.batch * step.text_tokens
-    levels = _levels(model)
-    return None if levels is None else step.batch * math.prod(_shrunk(step.size, _level(site.name, levels)))
+    return step.batch * math.prod(_shrunk(step.size, _level(site.name, _levels(model) or {})))
 
 
 def _attention(module: Any, positions: int, text_tokens: int) -> int:

@@ -1,9 +1,10 @@
-"""Explain the cost of attachments, layer by layer: `Attachment.explain`."""
+"""Explain which layers compute hypernetworks for free, which do not and why, and what it costs."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,16 +12,21 @@ from torch import nn
 
 from hnloader.attention.assembly import Assembly
 from hnloader.attention.counting import TEXT_TOKENS, Step, contexts_at, count_step
-from hnloader.attention.layout import AttentionSite
+from hnloader.attention.layout import AttentionSite, Kind
 from hnloader.attention.model import AttachedModel
 from hnloader.attention.plan import PlanName, SidePlan, multiply_adds
-from hnloader.attention.stages import AffineStage, ExactStage, LiveStage, Stage
-from hnloader.network import SIDES, Side, SideName
+from hnloader.attention.projection import Projection
+from hnloader.attention.stages import AffineStage, ExactStage, Stage
+from hnloader.attention.text_cache import TextCache
+from hnloader.network import SIDES, SideName
+from hnloader.units import count_text, size_text
+
+FREE: frozenset[PlanName] = frozenset({"fold", "cache", "none"})
 
 
 @dataclass(frozen=True)
 class Row:
-    """The cost of one side of one attention layer. Counts are per call of the model.
+    """The plan of a side of an attention layer, the reason for it, and its cost.
 
     Attributes:
         site: Name of the layer.
@@ -30,45 +36,36 @@ class Row:
         side: `k` or `v`.
         plan: `fold`, `collapse`, `cache`, `live`, `exact` or `none`; docs/plans.md describes them.
         why: Reason for this plan.
-        contexts: Number of contexts that the layer receives. None if unknown; the counts are then for one.
-        multiply_adds_before: Multiply-adds that plain hooks would add.
-        multiply_adds: Multiply-adds that this plan adds.
-        multiply_adds_once: Multiply-adds once per fold or new text, counted at the first layer that shares them.
-        bytes_before: Bytes of weights and contexts that plain hooks would read and write.
-        bytes: Bytes that this plan reads and writes.
-        kept_bytes: Memory beyond the model and the file, counted at the first layer that shares it.
-        share_before: `multiply_adds_before` relative to the model without hypernetworks. None if unknown.
-        share: `multiply_adds` relative to the model without hypernetworks. None if unknown.
+        multiply_adds: Multiply-adds that it adds to a call. Negative if `to_k` or `to_v` does not run. None if the
+            layout of the model is unknown.
+        multiply_adds_per_text: Multiply-adds for each new text, counted at the first layer that shares them.
+        kept_bytes: Most memory beyond the model and the file, counted at the first layer that shares it.
     """
 
     site: str
     block: str
-    kind: str
+    kind: Kind
     width: int
     side: SideName
     plan: PlanName
     why: str
-    contexts: int | None
-    multiply_adds_before: int
-    multiply_adds: int
-    multiply_adds_once: int
-    bytes_before: int
-    bytes: int
+    multiply_adds: int | None
+    multiply_adds_per_text: int
     kept_bytes: int
-    share_before: float | None
-    share: float | None
 
-
-COUNTS = ("multiply_adds_before", "multiply_adds", "multiply_adds_once", "bytes_before", "bytes", "kept_bytes")
+    @property
+    def section(self) -> str:
+        """`down`, `mid` or `up`."""
+        return self.block.partition(".")[0]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The plans of all attachments of a model, and their cost. `print` shows a table.
+    """The plans of everything that is attached to a model, and their cost. `print` shows an overview.
 
     Attributes:
         rows: One row for each side of each layer that an attachment changes.
-        step: The call of the model that is counted. None if the layout of the model is unknown.
+        step: The call of the model that is counted.
 
     Example:
         >>> import hnloader
@@ -76,247 +73,223 @@ class Explanation:
         >>> from hnloader.pipelines import load_model
         >>> pipe = load_model(pipeline_folder(), device="cpu").pipeline
         >>> with hnloader.attach(pipe, hypernetwork_paths()["outline"]) as attachment:
-        ...     explanation = attachment.explain(batch=2)
-        >>> explanation.to_dict()["totals"]["plans"]
-        {'fold': 20, 'cache': 20}
+        ...     print(attachment.explain(batch=2))
+        Free:
+               0 %  all 10 self-attention layers: fold, no activation and no norm
+           -4.64 %  all 10 cross-attention layers: cache, to_k and to_v run once for each text
+        Not free:
+                    none
+        Cost with 2 x 16 x 16 latents and 77 tokens:
+           -4.64 %  of the model's 737 M multiply-adds in each call
+           +2.10 %  once for each new text
+            852 kB  of memory for self-attention
+            5.7 MB  of memory for cross-attention, at most (4 texts)
     """
 
     rows: tuple[Row, ...]
-    step: Step | None
-
-    def total(self, count: str) -> int:
-        """Return the sum of a count over all rows.
-
-        Args:
-            count: Name of a count, such as `multiply_adds`.
-
-        Returns:
-            The sum.
-        """
-        return sum(getattr(row, count) for row in self.rows)
+    step: Step
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON can hold them.
 
         Returns:
-            `step`, `totals` and `rows`.
+            `step`, `rows`, and `totals`: how many rows have each of the `plans`, the sums of the rows, and the `share`
+            of the model's multiply-adds that a call adds.
         """
-        totals: dict[str, Any] = {count: self.total(count) for count in COUNTS}
-        totals["plans"] = dict(Counter(row.plan for row in self.rows))
-        if self.step is not None:
-            totals["share_before"] = totals["multiply_adds_before"] / self.step.multiply_adds
-            totals["share"] = totals["multiply_adds"] / self.step.multiply_adds
-        return {
-            "step": None if self.step is None else asdict(self.step),
-            "totals": totals,
-            "rows": [asdict(row) for row in self.rows],
+        known, added = self.step.multiply_adds, _added(self.rows)
+        totals = {
+            "plans": dict(Counter(row.plan for row in self.rows)),
+            "multiply_adds": None if known is None else added,
+            "share": None if known is None else added / known,
+            "multiply_adds_per_text": self._per_text(),
+            "kept_bytes": sum(row.kept_bytes for row in self.rows),
         }
-
-    def grouped(self) -> Iterator[tuple[list[Row], list[str]]]:
-        """Group the rows that differ in layer and side only.
-
-        Returns:
-            An iterator of groups, each with its cells in a table with the columns `HEADER`.
-        """
-        groups: dict[tuple[object, ...], list[Row]] = {}
-        for row in self.rows:
-            groups.setdefault((row.block, row.kind, row.width, row.plan, row.why), []).append(row)
-        for rows in groups.values():
-            yield rows, self._cells(rows)
-
-    def _cells(self, rows: Sequence[Row]) -> list[str]:
-        first, sums = rows[0], {count: sum(getattr(row, count) for row in rows) for count in COUNTS}
-        layers = len({row.site for row in rows})
-        sides = "".join(sorted({row.side for row in rows}))
-        shares = [sum(row.share_before or 0 for row in rows), sum(row.share or 0 for row in rows)]
-        return [
-            f"{first.block} {first.kind}",
-            f"{layers} x {sides}",
-            str(first.width),
-            first.plan,
-            _arrow(*(_count(sums[name]) for name in ("multiply_adds_before", "multiply_adds"))),
-            _arrow(*(_size(sums[name]) for name in ("bytes_before", "bytes"))),
-            _size(sums["kept_bytes"]),
-            "?" if first.share is None else _arrow(*(f"{share:.2%}" for share in shares)),
-            first.why,
-        ]
-
-    def summary(self) -> str:
-        """Return the totals.
-
-        Returns:
-            Text of two lines.
-        """
-        added = _arrow(_count(self.total("multiply_adds_before")), _count(self.total("multiply_adds")))
-        lines = [f"multiply-adds per call: {added}; once: {_count(self.total('multiply_adds_once'))}"]
-        lines[0] += f"; kept in memory: {_size(self.total('kept_bytes'))}"
-        if self.step is None:
-            lines.append("counted for one context, since the layout of this model is unknown")
-        else:
-            shares = [self.total(name) / self.step.multiply_adds for name in ("multiply_adds_before", "multiply_adds")]
-            height, width = self.step.size
-            lines.append(
-                f"share of a call with {self.step.batch} x {height} x {width} latents and {self.step.text_tokens} "
-                f"tokens ({_count(self.step.multiply_adds)}): {_arrow(*(f'{share:.2%}' for share in shares))}"
-            )
-        return "\n".join(lines)
+        return {"step": asdict(self.step), "totals": totals, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        lines = [list(HEADER), *(cells for _, cells in self.grouped())]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
-        table = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([*(line.rstrip() for line in table), "", self.summary()])
+        height, width = self.step.size
+        return "\n".join(
+            [
+                "Free:",
+                *self._grouped([row for row in self.rows if row.plan in FREE]),
+                "Not free:",
+                *self._grouped([row for row in self.rows if row.plan not in FREE]),
+                f"Cost with {self.step.batch} x {height} x {width} latents and {self.step.text_tokens} tokens:",
+                *self._cost(),
+            ]
+        )
+
+    def _grouped(self, rows: Sequence[Row]) -> list[str]:
+        """Return a line for each kind of attention, plan and reason."""
+        sides: dict[object, str] = defaultdict(str)
+        groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+        for row in rows:
+            sides[row.site, row.plan, row.why] += row.side
+        for row in rows:
+            groups[sides[row.site, row.plan, row.why], row.plan, row.why, row.kind].append(row)
+        lines = [
+            _line(self._percent(_added(group)), f"{self._layers(group, side)}: {plan}, {why}")
+            for (side, plan, why, _), group in groups.items()
+        ]
+        return lines or [_line("", "none")]
+
+    def _layers(self, rows: Sequence[Row], sides: str) -> str:
+        """Name layers of a kind, such as `6 of 16 self-attention layers (down, up.1)`."""
+        kind = rows[0].kind
+        every = {row.site: row for row in self.rows if row.kind == kind}
+        found = {row.site: row for row in rows}
+        side = {"k": "the keys of ", "v": "the values of "}.get(sides, "")
+        if len(found) == len(every):
+            return f"{side}all {len(every)} {kind}-attention layers"
+        partial = {row.section for row in every.values() if row.site not in found}
+        blocks = dict.fromkeys(row.block if row.section in partial else row.section for row in rows)
+        return f"{side}{len(found)} of {len(every)} {kind}-attention layers ({', '.join(blocks)})"
+
+    def _cost(self) -> list[str]:
+        lines = []
+        if self.step.multiply_adds is None:
+            lines.append(_line("?", "multiply-adds in each call: the layout of the model is unknown"))
+        else:
+            model = count_text(self.step.multiply_adds)
+            lines.append(_line(self._percent(_added(self.rows)), f"of the model's {model} multiply-adds in each call"))
+            if self._per_text():
+                lines.append(_line(self._percent(self._per_text()), "once for each new text"))
+        for kind, limit in (("self", ""), ("cross", f", at most ({TextCache.LIMIT} texts)")):
+            kept = sum(row.kept_bytes for row in self.rows if row.kind == kind)
+            if kept:
+                lines.append(_line(size_text(kept), f"of memory for {kind}-attention{limit}"))
+        return lines
+
+    def _per_text(self) -> int:
+        return sum(row.multiply_adds_per_text for row in self.rows)
+
+    def _percent(self, added: int) -> str:
+        """Return multiply-adds relative to the model's, empty if these are unknown."""
+        if self.step.multiply_adds is None:
+            return ""
+        return f"{100 * added / self.step.multiply_adds:+.2f} %" if added else "0 %"
 
 
-def _arrow(before: str, after: str) -> str:
-    return f"{before} -> {after}"
+def _line(number: str, text: str) -> str:
+    return textwrap.fill(f"{number:>10}  {text}", 100, subsequent_indent=" " * 14)
 
 
-def _count(number: float) -> str:
-    """Write a number as 0, 640, 1.2 M, 34 G."""
-    return _scaled(number, ("", " k", " M", " G", " T"))
-
-
-def _size(number: float) -> str:
-    """Write a number of bytes as 0 B, 640 B, 1.2 MB."""
-    return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
-
-
-def _scaled(number: float, units: Sequence[str]) -> str:
-    unit = 0
-    while number >= 999.5 and unit < len(units) - 1:
-        number, unit = number / 1000, unit + 1
-    return f"{number:.0f}{units[unit]}" if unit == 0 or number >= 99.95 else f"{number:.1f}{units[unit]}"
-
-
-HEADER = ("block", "layers", "width", "plan", "multiply-adds", "bytes moved", "kept", "share of call", "why")
+def _added(rows: Sequence[Row]) -> int:
+    return sum(row.multiply_adds or 0 for row in rows)
 
 
 def explain(
     owner: AttachedModel, batch: int | None, size: int | tuple[int, int] | None, tokens: int | None
 ) -> Explanation:
-    """Describe the plans for the next call; see `Attachment.explain`."""
+    """Describe the next call of a model; see `Attachment.explain`."""
     assembly = owner.assembly()
     model, shape = owner.model, owner.sample_shape
     if batch is None:
         batch = 2 if shape is None else shape[0]
     if size is None:
-        size = shape[-2:] if shape is not None else _own_size(model)  # type: ignore[assignment]
+        own: Any = getattr(getattr(model, "config", None), "sample_size", None) or 64
+        size = own if shape is None else shape[-2:]  # type: ignore[assignment]
     height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
     step = count_step(model, batch, (int(height), int(width)), tokens or owner.tokens or TEXT_TOKENS)
-    seen: set[object] = set()
-    rows = [_row(model, site, assembly, side, step, seen) for site in assembly.plans for side in SIDES]
-    return Explanation(tuple(rows), step)
+    rows = _Rows(model, assembly, step)
+    return Explanation(tuple(rows.row(site, side) for site in assembly.plans for side in SIDES), step)
 
 
-def _own_size(model: Any) -> int:
-    size = getattr(getattr(model, "config", None), "sample_size", None)
-    return size if isinstance(size, int) else 64
+class _Rows:
+    """Makes the rows of an assembly."""
+
+    def __init__(self, model: nn.Module, assembly: Assembly, step: Step) -> None:
+        self._model, self._assembly, self._step = model, assembly, step
+        self._counted: set[object] = set()
+        self._text = step.batch * step.text_tokens
+        parameter = next(model.parameters())
+        self._element, self._on_cpu = parameter.element_size(), parameter.device.type == "cpu"
+
+    def row(self, site: AttentionSite, side: SideName) -> Row:
+        """Return the row of a side of a layer."""
+        plan, projection = self._assembly.plans[site][side], self._assembly.projection_of(site, side)
+        name, why = _named(plan, projection)
+        added = None
+        if self._step.multiply_adds is not None:
+            added = _per_context(plan, projection) * contexts_at(self._model, site, self._step)
+        per_text, kept = self._once(plan)
+        return Row(
+            site=site.name,
+            block=site.block,
+            kind=site.kind,
+            width=site.width,
+            side=side,
+            plan=name,
+            why=why,
+            multiply_adds=added,
+            multiply_adds_per_text=per_text,
+            kept_bytes=kept + self._kept(plan, projection),
+        )
+
+    def _once(self, plan: SidePlan) -> tuple[int, int]:
+        """Return the multiply-adds for each text and the memory that all layers of a plan share."""
+        if not self._first(plan):
+            return 0, 0
+        hypernetworks = dict.fromkeys(link.hypernetwork for link in plan.chain)
+        copies = [each for each in hypernetworks if self._first((each, plan.width, plan.side))]
+        kept = plan.kept_bytes + sum(each.copied_bytes(plan.width, plan.side) for each in copies)
+        if plan.name != "cache":
+            return 0, kept
+        tensors = 1 + (self._on_cpu and self._first("the copy of a text"))
+        per_context = sum(multiply_adds(link.hypernetwork.side(plan.width, plan.side)) for link in plan.chain)
+        return self._text * per_context, kept + self._of_texts(tensors * plan.width)
+
+    def _kept(self, plan: SidePlan, projection: Projection | None) -> int:
+        """Return the memory that a layer takes."""
+        if projection is None:
+            return 0
+        if projection.fold is not None and plan.foldable and self._first(projection):
+            return projection.fold.bytes
+        return self._of_texts(_outputs(projection) // len(projection.plans)) if projection.state == "kept" else 0
+
+    def _of_texts(self, values: int) -> int:
+        return TextCache.LIMIT * self._text * values * self._element
+
+    def _first(self, key: object) -> bool:
+        """Return True at the first question for a key."""
+        known = key in self._counted
+        self._counted.add(key)
+        return not known
 
 
-def _row(
-    model: nn.Module, site: AttentionSite, assembly: Assembly, side: SideName, step: Step | None, seen: set[object]
-) -> Row:
-    plan, projection = assembly.plans[site][side], assembly.projection_of(site, side)
-    folded = projection is not None and projection.fold is not None and bool(plan.foldable)
-    name, why = _named(plan, folded, "" if projection is None else projection.why_not)
-    contexts = contexts_at(model, site, step) if step is not None else None
-    rows = contexts or 1
-    before = [_plain_cost(link.hypernetwork.side(site.width, side), site.width) for link in plan.chain]
-    after = [] if name == "cache" else [_stage_cost(stage) for stage in (plan.stages if folded else plan.live)]
-    if projection is not None and projection.state == "kept":
-        after = [_Cost(-int(projection.module.weight.numel()), 0, 0)]  # type: ignore[operator]
-    once, kept = 0, 0
-    if plan not in seen:  # all layers of a plan share it
-        seen.add(plan)
-        once = sum(each.multiply_adds for each in before) * rows if name == "cache" else _matrix(plan)
-        kept = plan.kept_bytes
-    for hypernetwork in dict.fromkeys(link.hypernetwork for link in plan.chain):
-        if (hypernetwork, site.width, side) not in seen:
-            seen.add((hypernetwork, site.width, side))
-            kept += hypernetwork.copied_bytes(site.width, side)
-    if folded:
-        assert projection is not None and projection.fold is not None
-        parts = len(projection.plans)
-        once += site.width * site.width * (len(projection.fold.weight) // parts)
-        kept += projection.fold.bytes // parts
-    element = next(model.parameters()).element_size()
-    sums = [sum(each.multiply_adds for each in costs) * rows for costs in (before, after)]
-    total = None if step is None else step.multiply_adds
-    return Row(
-        site=site.name,
-        block=site.block,
-        kind=site.kind,
-        width=site.width,
-        side=side,
-        plan=name,
-        why=why,
-        contexts=contexts,
-        multiply_adds_before=sums[0],
-        multiply_adds=sums[1],
-        multiply_adds_once=once,
-        bytes_before=sum(each.bytes(rows, 4) for each in before),
-        bytes=sum(each.bytes(rows, 4 if name == "exact" else element) for each in after),
-        kept_bytes=kept,
-        share_before=None if total is None else sums[0] / total,
-        share=None if total is None else sums[1] / total,
-    )
-
-
-def _matrix(plan: SidePlan) -> int:
-    """Count the multiply-adds that make one matrix of each affine stretch of a plan."""
-    stages = [stage for stage in (*plan.stages, *plan.tail) if isinstance(stage, AffineStage)]
-    stretches = [stage.links for stage in stages] or ([plan.foldable] if plan.foldable else [])
-    total = 0
-    for links in stretches:
-        for link in links:  # all its layers except the first, each times the matrix so far
-            linears = [m for m in link.hypernetwork.side(plan.width, plan.side).modules() if isinstance(m, nn.Linear)]
-            total += plan.width * sum(linear.weight.numel() for linear in linears[1:])
-        total += (len(links) - 1) * plan.width**3
-    return total
-
-
-def _named(plan: SidePlan, folded: bool, why_not: str) -> tuple[PlanName, str]:
+def _named(plan: SidePlan, projection: Projection | None) -> tuple[PlanName, str]:
     """Return the plan that the projection allows, and the reason."""
-    if folded or not plan.foldable:
+    if projection is None:
         return plan.name, plan.why
-    if not plan.stages and any(isinstance(stage, AffineStage) for stage in plan.tail):
-        return "collapse", f"not folded: {why_not}"
-    return "live", f"not folded: {why_not}"
+    if projection.state == "kept":
+        return plan.name, "to_k and to_v run once for each text"
+    if plan.name == "cache" and projection.why_not:
+        return plan.name, f"{plan.why}, but to_k and to_v run in each call: {projection.why_not}"
+    if not plan.foldable or projection.fold is not None:
+        return plan.name, plan.why
+    collapsed = not plan.stages and any(isinstance(stage, AffineStage) for stage in plan.tail)
+    return "collapse" if collapsed else "live", f"not folded: {projection.why_not}"
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """The cost of a stage: multiply-adds per context, values of its weights, values read and written per context."""
-
-    multiply_adds: int
-    weights: int
-    moved: int
-
-    def bytes(self, contexts: int, element: int) -> int:
-        return element * (self.weights + contexts * self.moved)
-
-
-def _plain_cost(side: Side, width: int) -> _Cost:
-    """Return the cost module by module, then of the product with the strength and the sum."""
-    moved, values = 2 * width + 3 * width, width
-    for module in side.modules():
-        if isinstance(module, nn.Linear):
-            moved += module.in_features + module.out_features
-            values = module.out_features
-        elif not isinstance(module, nn.Dropout) and not list(module.children()):
-            moved += 2 * values
-    return _Cost(multiply_adds(side), sum(p.numel() for p in side.parameters()), moved)
+def _per_context(plan: SidePlan, projection: Projection | None) -> int:
+    """Return the multiply-adds that a side adds for each context."""
+    if projection is None or not plan.chain:
+        return 0
+    parts, product = len(projection.plans), plan.width * _outputs(projection)
+    if projection.state == "kept":
+        return -product // parts
+    stages = plan.stages if projection.fold is not None else plan.live
+    added = 0 if plan.name == "cache" else sum(map(_of_stage, stages))
+    # The hook on a fused projection runs it for each side.
+    return added + product if projection.state == "hook" and parts > 1 else added
 
 
-def _stage_cost(stage: Stage) -> _Cost:
-    """Return the cost of a stage for every context; zero for a kept result."""
+def _of_stage(stage: Stage) -> int:
     if isinstance(stage, AffineStage):
-        square = stage.width * stage.width
-        return _Cost(square, square + stage.width, 2 * stage.width)
-    if isinstance(stage, ExactStage):
-        plain = _plain_cost(stage.hypernetwork.side(stage.width, stage.side), stage.width)
-        if isinstance(stage, LiveStage):  # the hidden values stay in the CPU's cache
-            return _Cost(plain.multiply_adds, plain.weights, 5 * stage.width)
-        return plain
-    return _Cost(0, 0, 0)
+        return stage.width * stage.width
+    assert isinstance(stage, ExactStage)
+    return multiply_adds(stage.stored)
+
+
+def _outputs(projection: Projection) -> int:
+    return int(getattr(projection.module, "out_features", 0))

@@ -93,7 +93,7 @@ def make_plan(chain: Chain, side: SideName, width: int, kind: Kind) -> SidePlan:
         return SidePlan(chain, "exact", _why_exact(chain), stages, side=side, width=width)
     if kind == "cross":
         stages = _singles(chain, side, width)
-        return SidePlan(chain, "cache", "the text stays the same between steps", stages, side=side, width=width)
+        return SidePlan(chain, "cache", "hypernetworks run once for each text", stages, side=side, width=width)
     runs = [(affine, tuple(run)) for affine, run in groupby(chain, lambda link: _is_affine(link, side, width))]
     staged = [_stretch(run, side, width) if affine else _singles(run, side, width) for affine, run in runs]
     before = tuple(stage for stages in staged[:-1] for stage in stages)
@@ -102,11 +102,10 @@ def make_plan(chain: Chain, side: SideName, width: int, kind: Kind) -> SidePlan:
         if before:
             why = f"{_why_live(chain, side, width)}; what follows without is folded"
             return SidePlan(chain, "live", why, before, staged[-1], last, side, width)
-        return SidePlan(chain, "fold", "no activation, no norm", (), staged[-1], last, side, width)
+        return SidePlan(chain, "fold", "no activation and no norm", (), staged[-1], last, side, width)
     stages = (*before, *staged[-1])
     if len(stages) == 1 and isinstance(stages[0], AffineStage):
-        why = "no activation, no norm; the weights belong to the host"
-        return SidePlan(chain, "collapse", why, stages, side=side, width=width)
+        return SidePlan(chain, "collapse", _why_live(chain, side, width), stages, side=side, width=width)
     return SidePlan(chain, "live", _why_live(chain, side, width), stages, side=side, width=width)
 
 
@@ -152,11 +151,10 @@ def _why_exact(chain: Chain) -> str:
 
 
 def _why_live(chain: Chain, side: SideName, width: int) -> str:
-    """Name what keeps the first hypernetwork that is not affine from being one matrix."""
+    """Return the reason against a fold."""
     for link in chain:
         if not is_affine(link.hypernetwork.side(width, side)):
             found = link.hypernetwork.architecture
             words = [] if found is None else [found.activation or "", "layer norm" if found.norm else ""]
-            what = " and ".join(filter(None, words)) or "activations or norms"
-            return f"{what} between the layers, and a context that changes in each step"
-    return "a context that changes in each step"
+            return f"{' and '.join(filter(None, words)) or 'activations or norms'} between the layers"
+    return "folding is off"

@@ -1,14 +1,12 @@
-"""`hnloader explain`: show how a model computes hypernetworks, and at what cost."""
+"""`hnloader explain`: show which layers compute hypernetworks for free, which do not and why, and the cost."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from hnloader.cli.reporting import reports_errors
@@ -24,14 +22,9 @@ from hnloader.cli.shared_options import (
     read_hypernet,
     read_size,
 )
-from hnloader.cli.terminal import clean, note, stdout
-
-if TYPE_CHECKING:
-    from hnloader.attention import Explanation
+from hnloader.cli.terminal import note, stdout
 
 __all__ = ["explain"]
-
-_STYLES = {"fold": "green", "cache": "green", "collapse": "yellow", "none": "dim"}
 
 
 @reports_errors
@@ -54,15 +47,17 @@ def explain(
     batch: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Latents per model call; CFG needs two per image.")
     ] = 2,
-    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Allow folding; webuis do not fold.")] = True,
+    fold: Annotated[
+        bool, typer.Option("--fold/--no-fold", help="Fold into copies of the weights where possible.")
+    ] = True,
     exact: Annotated[bool, typer.Option("--exact", help="Compute exactly as the original programs do.")] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Show how a model computes hypernetworks at each attention layer, why, and at what cost.
+    """Show which attention layers compute hypernetworks for free, which do not and why, and what it costs.
 
-    Nothing is sampled. Shared memory and one-time work are listed at the first layer that needs them.
+    It generates no image.
     """
     from hnloader.attention import attach
     from hnloader.generation import load_hypernetworks
@@ -72,7 +67,7 @@ def explain(
     pixels = read_size(size)
     applied = load_hypernetworks(tags, library, paths=True)
     if any(one.tag.start > 0 or one.tag.end < 1 for one in applied):
-        note("start and end are ignored: the table shows the cost while all hypernetworks are active.")
+        note("start and end are ignored: the cost is that of steps in which all hypernetworks act.")
     applications = [replace(one.application(), start=0.0, end=1.0) for one in applied]
     pipeline = load_for_images(model, device, dtype, config).pipeline
     scale = pipeline.vae_scale_factor
@@ -80,21 +75,5 @@ def explain(
     tokens = pipeline.tokenizer.model_max_length
     with attach(pipeline, applications, fold=fold, exact=exact) as attachment:
         explanation = attachment.explain(batch=batch, size=latents, tokens=tokens)
-    if as_json:
-        stdout().print(Text(json.dumps(explanation.to_dict(), indent=2)), soft_wrap=True)
-    else:
-        _show(explanation)
-
-
-def _show(explanation: Explanation) -> None:
-    from hnloader.attention.explain import HEADER
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in HEADER:
-        table.add_column(name, overflow="fold", justify="right" if name == "kept" else "left")
-    for rows, cells in explanation.grouped():
-        style = _STYLES.get(rows[0].plan, "")
-        plan = HEADER.index("plan")
-        table.add_row(*(Text(clean(cell), style if index == plan else "") for index, cell in enumerate(cells)))
-    stdout().print(table)
-    stdout().print(Text(explanation.summary()), soft_wrap=True)
+    text = json.dumps(explanation.to_dict(), indent=2) if as_json else str(explanation)
+    stdout().print(Text(text), soft_wrap=True)
