@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
@@ -84,6 +85,10 @@ class AttachedModel:
             model.register_forward_pre_hook(self.begin, with_kwargs=True),
             model.register_forward_hook(self.end, **always),
         ]
+        # Code compiled around the bare model does not look for hooks, but notices a `forward` of the instance.
+        self._marked = "torch._dynamo" in sys.modules and "forward" not in model.__dict__
+        if self._marked:
+            model.__dict__["forward"] = MethodType(type(model).forward, model)
 
     # -- calls of the model
 
@@ -149,6 +154,8 @@ class AttachedModel:
             return
         for handle in self._handles:
             handle.remove()
+        if self._marked and self.model.__dict__.get("forward") == MethodType(type(self.model).forward, self.model):
+            del self.model.__dict__["forward"]
         self._assemblies.clear()
         self._memory = Memory()
         self._prepared = None
