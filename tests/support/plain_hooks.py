@@ -49,27 +49,51 @@ def changed_context(hypernetwork: Hypernetwork, side: str, context: Tensor, stre
         return (context.to(wide) + strength * x).to(context.dtype)
 
 
+# The projections of a layer, and which side each part of their output belongs to.
+SLOTS = {"to_k": "k", "to_v": "v", "to_qkv": "qkv", "to_kv": "kv"}
+
+
 @contextlib.contextmanager
 def plain_hooks(model: nn.Module, chain: Chain) -> Iterator[nn.Module]:
     """Apply a chain to a bare model until the end of the block."""
     handles = []
     for site in find_sites(model):
         links = [(each, value(site) if callable(value) else value) for each, value in chain]
-        for side in "kv":
-
-            def change(_: nn.Module, args: tuple[Any, ...], links: Any = links, side: str = side) -> tuple[Tensor]:
-                context = args[0]
-                for hypernetwork, strength in links:
-                    if context.shape[-1] in hypernetwork.widths:
-                        context = changed_context(hypernetwork, side, context, strength)
-                return (context,)
-
-            handles.append(getattr(site.module, f"to_{side}").register_forward_pre_hook(change))
+        for slot, sides in SLOTS.items():
+            module = getattr(site.module, slot, None)
+            if module is not None and len(sides) == 1:
+                handles.append(module.register_forward_pre_hook(_changing_input(links, sides)))
+            elif module is not None:
+                handles.append(module.register_forward_hook(_changing_output(links, sides)))
     try:
         yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+Links = Sequence[tuple[Hypernetwork, float]]
+
+
+def _through(links: Links, side: str, context: Tensor) -> Tensor:
+    for hypernetwork, strength in links:
+        if side != "q" and context.shape[-1] in hypernetwork.widths:
+            context = changed_context(hypernetwork, side, context, strength)
+    return context
+
+
+def _changing_input(links: Links, side: str) -> Callable[..., tuple[Tensor]]:
+    return lambda module, args: (_through(links, side, args[0]),)
+
+
+def _changing_output(links: Links, sides: str) -> Callable[..., Tensor]:
+    """Compute a fused projection once for each side and take that side's part."""
+
+    def change(module: nn.Module, args: tuple[Tensor], result: Tensor) -> Tensor:
+        results = [module.forward(_through(links, side, args[0])).chunk(len(sides), -1) for side in sides]
+        return torch.cat([parts[index] for index, parts in enumerate(results)], -1)
+
+    return change
 
 
 def output(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
