@@ -146,8 +146,8 @@ TEXTS = st.tuples(st.integers(0, 1), st.sampled_from(sorted(VIEWS)), st.sampled_
 class Operations(RuleBasedStateMachine):
     """A model, its bare twin, and what is attached."""
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(name=st.sampled_from(sorted(HYPERNETWORKS)), given=TEXTS)
+    def start(self, name, given) -> None:
         self.model = Miniature()
         self.bare = Miniature()
         self.entries: list[Entry] = []
@@ -157,7 +157,9 @@ class Operations(RuleBasedStateMachine):
         self.texts = [torch.from_numpy(memory) for memory in self.memory]
         self.sample = torch.randn(BATCHES, 6, WIDTH, generator=generator)
         self.dtype = torch.float32
-        self.lora = self.fused = self.recorded = False
+        self.lora = self.fused = self.recorded = self.quiet = False
+        self.given, self.mode = given, torch.no_grad
+        self.attach(name, 0.8, (0.0, 1.0), {})
 
     def both(self) -> Iterator[Miniature]:
         yield self.model
@@ -184,16 +186,13 @@ class Operations(RuleBasedStateMachine):
     # Calls
 
     @rule(given=TEXTS, mode=st.sampled_from([torch.no_grad, torch.no_grad, torch.inference_mode, torch.enable_grad]))
-    def call(self, given, mode) -> None:
-        inputs = self.inputs(given)
-        with mode():
-            found = output(self.model, inputs)
-            self.recorded = found.requires_grad
-            assert_matches(found, self.bare, self.chain(inputs), inputs)
+    def go_on_with(self, given, mode) -> None:
+        """Change what the next calls compute."""
+        self.given, self.mode = given, mode
 
-    @rule(given=TEXTS)
-    def call_twice(self, given) -> None:
-        inputs = self.inputs(given)
+    @rule()
+    def call_twice(self) -> None:
+        inputs = self.inputs(self.given)
         found = [call(self.model, inputs) for _ in range(2)]
         self.recorded = False
         assert torch.equal(*found)
@@ -248,8 +247,8 @@ class Operations(RuleBasedStateMachine):
             handle.remove()
         self.recorded = False
 
-    @rule(given=TEXTS, checkpointing=st.booleans(), strength=st.sampled_from(STRENGTHS))
-    def train(self, given, checkpointing, strength) -> None:
+    @rule(given=TEXTS, checkpointing=st.booleans(), strength=st.sampled_from(STRENGTHS), quiet=st.booleans())
+    def train(self, given, checkpointing, strength, quiet) -> None:
         inputs = self.inputs(given)
         before = self.chain(inputs)
         found = []
@@ -268,7 +267,7 @@ class Operations(RuleBasedStateMachine):
             each.zero_grad()
             each.requires_grad_(False)
             each.checkpointing = False
-        self.recorded = True
+        self.recorded, self.quiet = True, quiet
         largest = max(float(each.abs().max()) for each in found[1].values() if each is not None)
         for name, gradient in found[1].items():
             if gradient is None:
@@ -470,7 +469,18 @@ class Operations(RuleBasedStateMachine):
             elif isinstance(wrapped, Wrapped):
                 projection.forward = wrapped.original
 
-    # What holds between calls
+    # What holds after each operation
+
+    @invariant()
+    def computes_what_plain_hooks_compute(self) -> None:
+        if self.quiet:  # so that other operations follow a training step directly
+            self.quiet = False
+            return
+        inputs = self.inputs(self.given)
+        with self.mode():
+            found = output(self.model, inputs)
+            self.recorded = found.requires_grad
+            assert_matches(found, self.bare, self.chain(inputs), inputs)
 
     @invariant()
     def carries_nothing_between_calls(self) -> None:
@@ -493,7 +503,7 @@ class Operations(RuleBasedStateMachine):
 
 Operations.TestCase.settings = settings(
     max_examples=SEQUENCES or 300,
-    stateful_step_count=20,
+    stateful_step_count=15,
     deadline=None,
     derandomize=not SEQUENCES,
     database=None,
