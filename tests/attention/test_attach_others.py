@@ -106,6 +106,22 @@ def test_hooks_that_change_the_input(twins: Twins, name: str, hook: str) -> None
         twins.check(chain, INPUTS)
 
 
+@pytest.mark.parametrize("hook", INPUT_HOOKS)
+@pytest.mark.parametrize("name", CHAINS)
+def test_hooks_from_after_attaching_get_the_changed_input(twins: Twins, name: str, hook: str) -> None:
+    chain = CHAINS[name]
+    with attach(twins.model, chain):
+        for _ in range(2):
+            handles = [INPUT_HOOKS[hook](projection) for each in twins for projection in projections(each)]
+            with plain_hooks(twins.bare, chain, prepend=True):
+                expected = run(twins.bare, **INPUTS)
+            for _ in range(2):
+                assert_same(run(twins.model, **INPUTS), expected)
+            for handle in handles:
+                handle.remove()
+            twins.check(chain, INPUTS)
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_hook_for_all_modules(twins: Twins, name: str) -> None:
     chosen = [projection for each in twins for projection in projections(each)]

@@ -54,15 +54,15 @@ SLOTS = {"to_k": "k", "to_v": "v", "to_qkv": "qkv", "to_kv": "kv"}
 
 
 @contextlib.contextmanager
-def plain_hooks(model: nn.Module, chain: Chain) -> Iterator[nn.Module]:
-    """Apply a chain to a bare model until the end of the block."""
+def plain_hooks(model: nn.Module, chain: Chain, *, prepend: bool = False) -> Iterator[nn.Module]:
+    """Apply a chain to a bare model until the end of the block, with `prepend` before the hooks of other programs."""
     handles = []
     for site in find_sites(model):
         links = [(each, value(site) if callable(value) else value) for each, value in chain]
         for slot, sides in SLOTS.items():
             module = getattr(site.module, slot, None)
             if module is not None and len(sides) == 1:
-                handles.append(module.register_forward_pre_hook(_changing_input(links, sides)))
+                handles.append(module.register_forward_pre_hook(_changing_input(links, sides), prepend=prepend))
             elif module is not None:
                 handles.append(module.register_forward_hook(_changing_output(links, sides)))
     try:
