@@ -20,6 +20,7 @@ from tests.support.model_calls import Held, assert_bare_layers, call, in_the_mid
 from tests.support.plain_hooks import CHAINS, Chain, Twins, assert_matches, expected_output, output
 from tests.support.small_models import assert_same, make_small_unet, run, unet_inputs
 
+SOME = ("affine", "chain")
 INPUTS = unet_inputs()
 OTHER = unet_inputs(seed=2)
 
@@ -373,7 +374,7 @@ def fail() -> None:
 
 @pytest.mark.parametrize("action", [fail, interrupt, leave])
 @pytest.mark.parametrize("where", ["block", "to_k", "to_v of the last", "before the model", "after the model"])
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", SOME)
 def test_an_exception_inside_a_call(twins: Twins, name: str, where: str, action: Callable[[], None]) -> None:
     model, chain = twins.model, CHAINS[name]
     sites = find_sites(model)
@@ -479,7 +480,7 @@ def test_copied_parts_carry_nothing(twins: Twins, way: str, part: str, moment: s
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", SOME)
 def test_a_copied_model_has_its_own_attachments(twins: Twins, name: str, way: str, moment: str) -> None:
     model, chain = twins.model, CHAINS[name]
     copies: list[nn.Module] = []
