@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from hnloader.attention.assembly import Assembly, Replacement
-from hnloader.attention.projection import Dispatch, Hooked, Switch, class_forward
+from hnloader.attention.projection import Dispatch, Hooked, Projection, Switch, class_forward
 
 Hook = tuple[Hooked, "Callable[..., Any]"]
 
@@ -130,8 +130,10 @@ class Calls:
 
 def _remove(own: dict[str, Any], values: dict[str, Any]) -> None:
     for name, value in values.items():
-        if own.get(name) is value:  # another program may have wrapped it
+        if own.get(name) is value:
             del own[name]
+        elif isinstance(projection := getattr(value, "__self__", None), Projection):
+            projection.wrapped()
 
 
 def _dispatched(calls: Sequence[Call]) -> list[Replacement]:

@@ -92,9 +92,11 @@ class AttachedModel:
 
     # -- calls of the model
 
-    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Begin a call of the model; torch passes its arguments."""
         with lock:
+            if kwargs is None:  # another hook detached everything in this call, and torch calls this one once more
+                return
             if self._calls:
                 self._calls.drop_abandoned(model)
             self._seek(args, kwargs)

@@ -58,6 +58,7 @@ class Projection(Ours):
     state: State = "live"
     why_not = ""
     fold: Fold | None = None
+    _whole = False
 
     def __init__(self, module: nn.Module, plans: Plans, texts: TextCache, switch: Switch) -> None:
         self.module = module
@@ -82,6 +83,10 @@ class Projection(Ours):
         contexts = [input if plan is None else changed(plan, self.texts, input) for plan in self.plans]
         own: dict[str, Any] = self._parameters
         return _multiplied(contexts, own["weight"], own.get("bias"))
+
+    def wrapped(self) -> None:
+        """Obey the switch also in `forward`, because another program wrapped it during a call and calls it later."""
+        self._single, self._whole = None, False
 
     def __getstate__(self) -> dict[str, object]:
         """Copy a projection without hypernetworks: another program's wrapper of the module's forward may hold this."""
