@@ -508,7 +508,7 @@ class Operations(RuleBasedStateMachine):
 
 
 Operations.TestCase.settings = settings(
-    max_examples=SEQUENCES or 300,
+    max_examples=SEQUENCES or 200,
     stateful_step_count=15,
     deadline=None,
     derandomize=not SEQUENCES,
