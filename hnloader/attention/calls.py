@@ -47,8 +47,15 @@ class Calls:
 
     def begin(self, assembly: Assembly, replacements: list[Replacement]) -> None:
         """Begin a call in this thread."""
+        usual = not (self._running or self._set or self._hooks or assembly.hooked)
         self._running.append(Call(threading.get_ident(), assembly, replacements))
-        self._update()
+        if usual:  # this comes before and after every step, so it is short
+            for own, values in replacements:
+                own.update(values)
+            self._set, self._switches = replacements, [assembly.switch]
+            assembly.switch.on = True
+        else:
+            self._update()
 
     def end(self, *, stay: bool) -> Assembly | None:
         """End the innermost call of this thread.
@@ -60,6 +67,13 @@ class Calls:
             Assembly of the call if no other call uses it.
         """
         thread = threading.get_ident()
+        if len(self._running) == 1 and self._running[0].thread == thread and not (stay or self._hooks):
+            assembly = self._running.pop().assembly
+            for own, values in self._set:
+                _remove(own, values)
+            self._set = []
+            assembly.switch.on = False
+            return assembly
         call = next((call for call in reversed(self._running) if call.thread == thread), None)
         if call is None:
             return None
@@ -103,10 +117,10 @@ class Calls:
         if replacements is not self._set:
             for own, values in replacements:
                 own.update(values)
-            staying = {id(own) for own, _ in replacements} if replacements else ()
+            staying = {id(own): values for own, values in replacements}
             for own, values in self._set:
-                if id(own) not in staying:
-                    _remove(own, values)
+                new = staying.get(id(own), {})
+                _remove(own, {name: value for name, value in values.items() if name not in new})
             self._set = replacements
         if hooks or self._hooks:
             before, self._hooks = self._hooks, {}

@@ -6,8 +6,7 @@ versions and addresses, and a few values of each tensor, for changes that torch 
 
 from __future__ import annotations
 
-import enum
-from collections import Counter
+import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -17,8 +16,12 @@ from torch import Tensor, nn
 from hnloader.attention.layout import SLOTS, AttentionSite
 from hnloader.network import Hypernetwork
 
-# Values of a tensor that are compared. Each is in another line of the processor's cache, so more would take longer.
-SAMPLES = 32
+# Values of a large tensor that are compared, and the bytes that make it large: such models take much longer.
+PLACES = 256
+LARGE = 1 << 18
+# On the CPU, smaller tensors are compared in one line of the processor's cache, and the smallest as a whole.
+LINE = 64
+SMALL = 2048
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
@@ -49,21 +52,12 @@ def torch_linears() -> Callable[[nn.Module], bool]:
     return lambda module: own and type(module) is nn.Linear
 
 
-class Change(enum.Flag):
-    """Kinds of changes: of the layers or the weights of the model, or of the hypernetworks."""
-
-    NOTHING = 0
-    LAYERS = enum.auto()
-    WEIGHTS = enum.auto()
-    HYPERNETWORKS = enum.auto()
-
-
 class Changes:
     """The state of everything that a model with hypernetworks depends on.
 
     Args:
         sites: The attention layers that have hypernetworks.
-        surroundings: Attributes of the modules around them; see `modules_around`.
+        surroundings: Attributes of the modules around them, the model's first; see `modules_around`.
         hypernetworks: The hypernetworks that act.
         weights: The projections that are computed from their weights, not by their forward.
         linears: Finds the plain projections.
@@ -84,16 +78,13 @@ class Changes:
         self._weights = _Tensors(weights)
         self._own = _Tensors((m for hypernetwork in hypernetworks for m in hypernetwork.modules()), own=True)
 
-    def found(self, *, busy: bool) -> Change:
-        """Return what changed since this object was made; see above for `busy`."""
-        found = Change.NOTHING
-        if self._own.changed():
-            found |= Change.HYPERNETWORKS
-        if self._weights.changed():
-            found |= Change.WEIGHTS
-        if self._layers.changed(busy):
-            found |= Change.LAYERS
-        return found
+    def found(self, *, busy: bool) -> bool:
+        """Return True if something changed since this object was made; see above for `busy`."""
+        return self._layers.changed(busy) or self._weights.changed() or self._own.changed()
+
+    def of_hypernetworks(self) -> bool:
+        """Return True if the hypernetworks changed."""
+        return self._own.changed()
 
 
 class _Layers:
@@ -112,8 +103,9 @@ class _Layers:
         modules = [module for module in self._projections() if module is not None]
         own = [module.__dict__ for module in modules]
         hooks = [attributes[name] for attributes in own for name in _HOOKS]
-        # Whatever a program adds (a hook, a forward, an offloading hook, a module) makes one of these longer.
-        self._dicts: list[Mapping[str, object]] = [*children, *surroundings, *own, *hooks]
+        # Whatever a program adds (a hook, a forward, an offloading hook, a module) makes one of these longer. If it
+        # offloads a block alone, that shows when it moves the weights.
+        self._dicts: list[Mapping[str, object]] = [*children, *surroundings[:1], *own, *hooks]
         self._fused = [site.module.__dict__ for site in sites if any(slot in site.module._modules for slot in _FUSED)]
         # Asking torch's own Linear would mean to look at each module again.
         self._linears, self._asked = linears, [] if linears is torch_linears else modules
@@ -155,7 +147,7 @@ class _Tensors:
         self._ids, self._state = self._identities(), self._values()
         # Parameters in training are never kept; comparing values on another device waits for it.
         watched = [t for t in self._tensors if not own or (t.device.type == "cpu" and not t.requires_grad)]
-        self._watch = Watch(Sample(tensor) for tensor in watched if tensor.is_contiguous())
+        self._watch = Watch(tensor for tensor in watched if tensor.is_contiguous())
 
     def changed(self) -> bool:
         # The identities come first: if they are the same, the tensors of the first look are still the present ones.
@@ -183,46 +175,47 @@ def versions(module: nn.Module) -> list[object]:
     return state
 
 
-class Sample:
-    """Some values of a tensor, to notice changes that torch does not count.
+class Watch:
+    """Some values of many tensors, to notice changes that torch does not count.
 
-    peft merges a LoRA in this way. That changes nearly all values of a weight, so some are enough.
+    peft merges a LoRA in this way. That changes nearly all values of a weight, so some are enough. They are compared at
+    once.
     """
 
-    def __init__(self, tensor: Tensor, count: int = SAMPLES) -> None:
-        step = tensor.numel() // count | 1  # odd, so that it passes through all columns
-        self.view = tensor.detach().view(-1)[::step]
-        self.values = self.view.clone()
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._lines: list[Tensor] = []  # they keep the memory alive
+        groups: dict[tuple[object, ...], list[Tensor]] = {}
+        for tensor in tensors:
+            flat = tensor.detach().view(-1)
+            if flat.device.type == "cpu" and flat.numel() * flat.element_size() < LARGE:
+                self._lines.append(_line_of(flat))
+                continue
+            view = flat[:: len(flat) // PLACES | 1]  # an odd step passes through all columns
+            # On the CPU, torch joins views of the same layout faster.
+            layout = (view.shape, view.stride()) if flat.device.type == "cpu" else ()
+            groups.setdefault((view.device, view.dtype, layout), []).append(view)
+        # An operation of torch on each line would take longer than the comparison.
+        self._memory = [_bytes_of(line) for line in self._lines]
+        self._bytes = b"".join(self._memory)
+        self._groups = [(views, torch.cat(views)) for views in groups.values()]
 
     def changed(self) -> bool:
-        """Return True if the tensor has other values now."""
-        return not torch.equal(self.view, self.values)
-
-
-# torch joins tensors of one layout faster, which pays for this many.
-MANY = 8
-
-
-class Watch:
-    """Samples of many tensors, compared at once for each device and dtype, and on the CPU for common layouts."""
-
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        samples = list(samples)
-        layouts = Counter((sample.view.shape, sample.view.stride()) for sample in samples)
-        groups: dict[tuple[object, ...], list[Sample]] = {}
-        for sample in samples:
-            view = sample.view
-            layout = (view.shape, view.stride())
-            common = view.device.type == "cpu" and layouts[layout] >= MANY
-            groups.setdefault((view.device, view.dtype, layout if common else ()), []).append(sample)
-        self._groups = [
-            ([sample.view for sample in samples], torch.cat([sample.values for sample in samples]))
-            for samples in groups.values()
-        ]
-
-    def changed(self) -> bool:
-        """Return True if a tensor has other values now."""
+        """Return True if a tensor has other values now; its address must be the same."""
+        if b"".join(self._memory) != self._bytes:
+            return True
         return any(not torch.equal(torch.cat(views), values) for views, values in self._groups)
+
+
+def _line_of(flat: Tensor) -> Tensor:
+    """Return all of a small tensor, otherwise what fills a line of the processor's cache in its middle."""
+    size = LINE // flat.element_size()
+    middle = len(flat) // 2 // size * size
+    return flat if len(flat) * flat.element_size() <= SMALL else flat[middle : middle + size]
+
+
+def _bytes_of(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:
+    """Return the memory of a contiguous tensor on the CPU."""
+    return (ctypes.c_char * (tensor.numel() * tensor.element_size())).from_address(tensor.data_ptr())
 
 
 def modules_around(model: nn.Module, sites: Sequence[AttentionSite]) -> list[dict[str, Any]]:

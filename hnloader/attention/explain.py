@@ -183,14 +183,15 @@ def explain(
 ) -> Explanation:
     """Describe the next call of a model; see `Attachment.explain`."""
     assembly = owner.assembly()
-    model, shape = owner.model, owner.sample_shape
+    model, (shape, text) = owner.model, owner.shapes
     if batch is None:
         batch = 2 if shape is None else shape[0]
     if size is None:
         own: Any = getattr(getattr(model, "config", None), "sample_size", None) or 64
         size = own if shape is None else shape[-2:]  # type: ignore[assignment]
     height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
-    step = count_step(model, batch, (int(height), int(width)), tokens or owner.tokens or TEXT_TOKENS)
+    tokens = tokens or (TEXT_TOKENS if text is None else text[-2])
+    step = count_step(model, batch, (int(height), int(width)), tokens)
     rows = _Rows(model, assembly, step)
     return Explanation(tuple(rows.row(site, side) for site in assembly.plans for side in SIDES), step)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hnloader.affine import AffineMap
-from hnloader.attention.changes import Sample, versions
+from hnloader.attention.changes import Watch, versions
 from hnloader.attention.kernels import HALF, wide
 from hnloader.attention.plan import SidePlan
 from hnloader.attention.stages import Chain, stretch_map, tensor_bytes
@@ -48,7 +48,7 @@ class Fold:
     bias: Tensor
     chains: tuple[Chain, ...]
     versions: list[object]
-    samples: tuple[Sample, ...]
+    watch: Watch
     growth: float = 1.0
 
     @property
@@ -58,7 +58,7 @@ class Fold:
 
     def outdated(self, module: nn.Module) -> bool:
         """Return True if the module has other parameters or values now."""
-        return self.versions != versions(module) or any(sample.changed() for sample in self.samples)
+        return self.versions != versions(module) or self.watch.changed()
 
 
 def fold_into(module: nn.Module, plans: Plans, maps: Maps, old: Fold | None, *, in_place: bool) -> Fold | str:
@@ -108,8 +108,8 @@ def _make(module: nn.Module, plans: Plans, chains: tuple[Chain, ...], maps: Maps
         inner, own = _stretch(plan, weight, maps).map, w.to(wide(weight.dtype))
         new.copy_(own @ inner.matrix)
         new_bias.copy_(inner.bias @ own.T + b)
-    samples = tuple(Sample(tensor) for tensor in (weight, bias) if tensor is not None)
-    return Fold(result, result_bias, chains, versions(module), samples)
+    watch = Watch(tensor for tensor in (weight, bias) if tensor is not None)
+    return Fold(result, result_bias, chains, versions(module), watch)
 
 
 @dataclass(frozen=True)

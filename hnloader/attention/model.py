@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hnloader.attention.assembly import Assembly, Memory
 from hnloader.attention.calls import Calls
-from hnloader.attention.changes import Change, PlainLinears, modules_around, torch_linears
+from hnloader.attention.changes import PlainLinears, modules_around, torch_linears
 from hnloader.attention.layout import AttentionSite
 from hnloader.attention.schedule import timestep_of
 from hnloader.attention.stages import Chain, Link, autocast_dtype
@@ -63,8 +63,7 @@ class AttachedModel:
         model: The model.
         sites: All attention layers of the model.
         stale: True if strengths changed since the last call of the model.
-        sample_shape: Shape of the latents in the last call, None before the first.
-        tokens: Length of the text in the last call, None if unknown.
+        shapes: Shapes of the latents and the text in the last call, None if unknown.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[AttentionSite]) -> None:
@@ -72,13 +71,13 @@ class AttachedModel:
         self.model = model
         self.sites = tuple(sites)
         self.stale = True
-        self.sample_shape: tuple[int, ...] | None = None
-        self.tokens: int | None = None
+        self.shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None)
         self._calls = Calls()
         self._memory = Memory()
         self._assemblies: dict[tuple[bool, ...], Assembly] = {}
         self._surroundings: list[dict[str, Any]] | None = None
-        self._prepared: tuple[object, ...] | None = None
+        self._windowed: list[Attached] = []
+        self._prepared: object = None  # device, dtype and number of copies
         _keep_out_of_graphs()
         always = {} if _old_torch() else {"always_call": True}
         self._handles = [
@@ -99,13 +98,24 @@ class AttachedModel:
                 return
             if self._calls:
                 self._calls.drop_abandoned(model)
-            self._seek(args, kwargs)
+            if self._windowed:
+                timestep = timestep_of(args, kwargs)
+                for attachment in self._windowed:
+                    attachment.seek(timestep)
             assembly = self.assembly()
             sample = args[0] if args else kwargs.get("sample", kwargs.get("x"))
-            device = sample.device if isinstance(sample, Tensor) else torch.device("cpu")
-            assembly.texts.begin(keep=not _is_recorded(device))
-            self._note(assembly, sample, args, kwargs)
-            careful = torch.is_grad_enabled() or autocast_dtype(device.type) is not None
+            careful = torch.is_grad_enabled()
+            if isinstance(sample, Tensor):
+                text = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states", kwargs.get("context"))
+                self.shapes = sample.shape, text.shape if isinstance(text, Tensor) else None
+                device, dtype = sample.device, sample.dtype
+                careful |= autocast_dtype(device.type) is not None
+                copies = sum(hypernetwork.kept_copies for hypernetwork in assembly.hypernetworks)
+                if self._prepared != (device, dtype, copies):
+                    assembly.prepare(device, dtype)  # compiled code cannot do it
+                    copies = sum(hypernetwork.kept_copies for hypernetwork in assembly.hypernetworks)
+                    self._prepared = (device, dtype, copies)
+                assembly.texts.begin(keep=not _is_recorded(device))
             self._calls.begin(assembly, assembly.careful if careful else assembly.fast)
 
     def end(self, model: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -115,31 +125,11 @@ class AttachedModel:
             if done is not None:
                 done.texts.end()
 
-    def _seek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        windowed = [attachment for attachment in self.attachments if attachment.windowed]
-        if windowed:
-            timestep = timestep_of(args, kwargs)
-            for attachment in windowed:
-                attachment.seek(timestep)
-
-    def _note(self, assembly: Assembly, sample: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Note the shapes of a call, and compute in advance what compiled code cannot, unless the last call did."""
-        if not isinstance(sample, Tensor):
-            return
-        self.sample_shape = tuple(sample.shape)
-        text = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states", kwargs.get("context"))
-        self.tokens = int(text.shape[-2]) if isinstance(text, Tensor) and text.ndim > 1 else None
-        place = (assembly, sample.device, sample.dtype, *(each.kept_copies for each in assembly.hypernetworks))
-        if self._prepared != place:
-            assembly.prepare(sample.device, sample.dtype)
-            self._prepared = (*place[:3], *(each.kept_copies for each in assembly.hypernetworks))
-
     # -- attachments
 
     def add(self, attachment: Attached) -> None:
         """Append an attachment; on an error, leave the model unchanged."""
-        self.attachments.append(attachment)
-        self.stale = True
+        self._set_attachments([*self.attachments, attachment])
         try:
             self.assembly()
         except BaseException:
@@ -148,9 +138,8 @@ class AttachedModel:
 
     def remove(self, attachment: Attached) -> None:
         """Remove an attachment if it is here; with the last one, remove the hooks and everything that is kept."""
-        self.attachments = [each for each in self.attachments if each is not attachment]
+        self._set_attachments([each for each in self.attachments if each is not attachment])
         self._calls.stop()
-        self.stale = True
         if self.attachments:
             self.assembly()
             return
@@ -162,24 +151,32 @@ class AttachedModel:
         self._memory = Memory()
         self._prepared = None
 
+    def _set_attachments(self, attachments: list[Attached]) -> None:
+        self.attachments = attachments
+        self._windowed = [attachment for attachment in attachments if attachment.windowed]
+        self.stale = True
+
     def assembly(self) -> Assembly:
         """Return the present assembly, a new one if something changed."""
-        key = tuple(is_open for attachment in self.attachments for is_open in attachment.open)
+        key = tuple(is_open for attachment in self._windowed for is_open in attachment.open)
         found = self._assemblies.get(key)
-        change = Change.NOTHING if found is None else found.changes.found(busy=self._calls.busy)
-        if change & Change.HYPERNETWORKS:
+        if found is None or self.stale or found.changes.found(busy=self._calls.busy):
+            found = self._renewed(key)
+        return found
+
+    def _renewed(self, key: tuple[bool, ...]) -> Assembly:
+        """Return a new assembly, the only one unless merely the windows differ."""
+        known = list(self._assemblies.values())
+        if any(assembly.changes.of_hypernetworks() for assembly in known):
             self.forget()
-        if found is None or change or self.stale:
-            if change or self.stale:
-                self._assemblies.clear()
-            found = None  # free its memory
-            found = self._assemble()
-            self.stale = False
-        self._assemblies.pop(key, None)
-        self._assemblies[key] = found
+        if self.stale or any(assembly.changes.found(busy=self._calls.busy) for assembly in known):
+            self._assemblies.clear()
+        del known  # free its memory
+        assembly = self._assemblies[key] = self._assemble()
         for old in list(self._assemblies)[:-MOST_ASSEMBLIES]:
             del self._assemblies[old]
-        return found
+        self.stale, self._prepared = False, None
+        return assembly
 
     def _assemble(self) -> Assembly:
         if self._surroundings is None:

@@ -70,7 +70,7 @@ class Projection(Ours):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in nn.Linear.forward
         """Compute `nn.Linear.forward` of the module with the hypernetworks, without gradients."""
-        if self._single is None or compiling() or input.requires_grad:
+        if self._single is None or compiling() or input.requires_grad or not self.switch.on:
             return self.careful(input)
         own: dict[str, Any] = self._parameters
         return functional.linear(self._single.fast(input), own["weight"], own.get("bias"))
@@ -112,7 +112,7 @@ class Folded(Projection):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """See `Projection.forward`."""
-        if self._whole and not input.requires_grad:
+        if self._whole and self.switch.on and not input.requires_grad:
             return functional.linear(input, self._matrix, self._offset)
         return self.careful(input)
 
@@ -280,7 +280,7 @@ def class_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 class BareState(Ours):
-    """The state of a module without hypernetworks, for `copy`, `deepcopy` and `pickle` during a call.
+    """The state of a module without hypernetworks, for `copy`, `deepcopy` and `pickle` while functions stay on it.
 
     All three ask a module's instance for `__getstate__`.
     """
