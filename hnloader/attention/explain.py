@@ -83,7 +83,7 @@ class Explanation:
            -4.64 %  of the model's 737 M multiply-adds in each call
            +2.10 %  once for each new text
             852 kB  of memory for self-attention
-            5.7 MB  of memory for cross-attention, at most (4 texts)
+            5.7 MB  of memory for cross-attention, with 4 texts at most
     """
 
     rows: tuple[Row, ...]
@@ -154,7 +154,7 @@ class Explanation:
             lines.append(_line(self._percent(_added(self.rows)), f"of the model's {model} multiply-adds in each call"))
             if self._per_text():
                 lines.append(_line(self._percent(self._per_text()), "once for each new text"))
-        for kind, limit in (("self", ""), ("cross", f", at most ({TextCache.LIMIT} texts)")):
+        for kind, limit in (("self", ""), ("cross", f", with {TextCache.LIMIT} texts at most")):
             kept = sum(row.kept_bytes for row in self.rows if row.kind == kind)
             if kept:
                 lines.append(_line(size_text(kept), f"of memory for {kind}-attention{limit}"))
