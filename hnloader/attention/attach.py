@@ -212,7 +212,7 @@ class Attachment:
     def explain(
         self, *, batch: int | None = None, size: int | tuple[int, int] | None = None, tokens: int | None = None
     ) -> Explanation:
-        """Explain how each layer computes its hypernetworks, why, and at what cost.
+        """Explain which layers compute hypernetworks for free, which do not and why, and what it costs.
 
         It covers everything that is attached to the model, since the layers compute it together.
 

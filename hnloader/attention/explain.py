@@ -64,8 +64,9 @@ class Explanation:
     """The plans of everything that is attached to a model, and their cost. `print` shows an overview.
 
     Attributes:
-        rows: One row for each side of each layer that an attachment changes.
-        step: The call of the model that is counted.
+        rows: One row for each side of each layer that an attachment changes, with `site`, `block`, `kind`, `width`,
+            `side`, `plan`, `why`, `multiply_adds`, `multiply_adds_per_text` and `kept_bytes`.
+        step: The call that is counted, with `batch`, `size`, `text_tokens`, and the model's own `multiply_adds`.
 
     Example:
         >>> import hnloader
