@@ -44,10 +44,11 @@ def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens:
         return Step(batch, size, text_tokens, None)
     total = 0
     for name, module in model.named_modules():
-        positions = math.prod(_shrunk(size, _level(name, levels)))
+        level = _level(name, levels)
+        positions = _positions(size, level)
         if isinstance(module, nn.Conv2d):
             per_position = module.weight.numel() if module.weight is not None else 0
-            total += per_position * math.prod(_shrunk(size, _level(name, levels, after=True)))
+            total += per_position * _positions(size, level + (module.stride[0] > 1))
         elif name.endswith((".attn1", ".attn2")) and hasattr(module, "to_k"):
             total += _attention(module, positions, text_tokens)
         elif _is_linear(module) and ".attn1." not in name and ".attn2." not in name:
@@ -60,7 +61,7 @@ def contexts_at(model: nn.Module, site: AttentionSite, step: Step) -> int:
     """Return the number of contexts that a site receives in a call."""
     if site.kind == "cross":
         return step.batch * step.text_tokens
-    return step.batch * math.prod(_shrunk(step.size, _level(site.name, _levels(model) or {})))
+    return step.batch * _positions(step.size, _level(site.name, _levels(model) or {}))
 
 
 def _attention(module: Any, positions: int, text_tokens: int) -> int:
@@ -83,30 +84,21 @@ def _levels(model: Any) -> dict[str, int] | None:
     levels, level = {}, 0
     for index, block in enumerate(downs):
         levels[f"down_blocks.{index}"] = level
-        level += _resamples(block, "downsamplers")
+        level += bool(getattr(block, "downsamplers", None))
     levels["mid_block"] = level
     for index, block in enumerate(ups if isinstance(ups, nn.ModuleList) else ()):
         levels[f"up_blocks.{index}"] = level
-        level -= _resamples(block, "upsamplers")
+        level -= bool(getattr(block, "upsamplers", None))
     return levels
 
 
-def _resamples(block: Any, name: str) -> bool:
-    return bool(getattr(block, name, None))
-
-
-def _level(name: str, levels: dict[str, int], *, after: bool = False) -> int:
-    """Return the level of a module's input, or with `after` of its output, by its name."""
+def _level(name: str, levels: dict[str, int]) -> int:
+    """Return how often the latents are halved before a module, by its name."""
     match = _BLOCK.match(name)
     if match is None:
         return 0
-    level = levels[match[3] or f"{match[1]}_blocks.{match[2]}"]
-    if after and ".downsamplers." in name:
-        return level + 1
-    if after and ".upsamplers." in name:
-        return level - 1
-    return level
+    return levels[match[3] or f"{match[1]}_blocks.{match[2]}"] - (".upsamplers." in name)
 
 
-def _shrunk(size: Sequence[int], level: int) -> tuple[int, int]:
-    return math.ceil(size[0] / 2**level), math.ceil(size[1] / 2**level)
+def _positions(size: Sequence[int], level: int) -> int:
+    return math.prod(math.ceil(length / 2**level) for length in size)
