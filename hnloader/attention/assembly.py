@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from hnloader.attention.changes import Changes, PlainLinears, has_hooks, is_ours, moves_weights, own_forward
+from hnloader.attention.changes import (
+    Changes,
+    PlainLinears,
+    has_hooks,
+    is_ours,
+    moves_weights,
+    own_forward,
+    torch_linears,
+)
 from hnloader.attention.folding import Fold, Maps, fold_into
 from hnloader.attention.layout import SLOTS, AttentionSite, Kind, slots_in_use
 from hnloader.attention.plan import SidePlan, make_plan
@@ -110,7 +118,7 @@ class Assembly:
         self._moves = moves_weights(surroundings)
         self._maps: Maps = {}
         slots = [(site, slot) for site in sites for slot in SLOTS if self._acts(site, slot)]
-        self.texts = TextCache(len(slots))
+        self.texts = TextCache(len(slots), steady=linears is not torch_linears)
         self.projections: dict[tuple[AttentionSite, str], Projection] = {
             (site, slot): self._projection(site, slot, number) for number, (site, slot) in enumerate(slots)
         }

@@ -361,7 +361,8 @@ def attach(
         fold: Fold hypernetworks without activation and norm into copies of the weights of self-attention. Use False
             to leave weights alone. A program with another Linear class can give a function, which hnloader calls before
             each call of the model. It returns a test of layers, which is True if the layer's forward is only
-            `linear(x, weight, bias)` in that call. Default: True.
+            `linear(x, weight, bias)` in that call. It also promises that no text changes in place during a call.
+            Default: True.
         exact: Compute as the original programs do: in float32, module by module, in every step. Otherwise results
             agree with it within 1e-5 of the largest value in float32. Default: False.
         clock: Source of the position in the sampling, for programs with their own sampling loop. Default: the

@@ -39,7 +39,7 @@ _FUSED = ("to_qkv", "to_kv")
 
 
 # Called before each call of a model. Returns a test of its projections, which is True if the module's forward is only
-# `linear(x, module.weight, module.bias)` in that call.
+# `linear(x, module.weight, module.bias)` in that call. The program that gives it changes no text during a call.
 PlainLinears: TypeAlias = "Callable[[], Callable[[nn.Module], bool]]"
 
 

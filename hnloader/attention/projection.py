@@ -142,7 +142,7 @@ class Kept(Projection):
         if compiling():
             return super().careful(input)
         text = self.texts.current
-        if text.context is input and text.version == input._version:
+        if text.context is input and (text.version is None or text.version == input._version):
             kept = text.results[self._number]
             if kept is not None and kept[0]._version == kept[1]:
                 return kept[0]

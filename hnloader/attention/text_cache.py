@@ -3,7 +3,8 @@
 A text is the same if it is the same tensor object at the same version; changes in place raise the version, except
 through `.data` or a numpy view. On the CPU its values are also compared with a copy, once for each call of the model.
 There, a new tensor with the values of a kept text is the same text. A tensor of inference mode has no version: on the
-CPU its values are compared at each use, and on other devices, where comparing waits, nothing is kept.
+CPU its values are compared at each use, and on other devices, where comparing waits, nothing is kept. If no program
+changes texts during calls, its values are compared once for each call, and on other devices it is kept for one call.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Text:
 
     Attributes:
         context: The text's tensor in the present call, None before its first use there.
-        version: Version of `context`.
+        version: Version of `context`, None if nothing changes it during this call.
         changed: The contexts of plans and their versions, by plan.
         results: Keys or values and their versions, by the number of their projection.
     """
@@ -45,7 +46,7 @@ class Text:
 
     def __init__(self, count: int, autocast: torch.dtype | None) -> None:
         self.context: Tensor | None = None
-        self.version = 0
+        self.version: int | None = 0
         self.changed: dict[object, Versioned] = {}
         self.results: list[Versioned | None] = [None] * count
         self.checked = self.used = False
@@ -89,6 +90,11 @@ class Text:
         )
 
     @property
+    def lasting(self) -> bool:
+        """False if the next call cannot tell whether its tensor changed: one of inference mode on another device."""
+        return self._values is not None or self._state[-1] is not None
+
+    @property
     def alive(self) -> bool:
         """True if the tensor exists."""
         return self._reference() is not None
@@ -106,6 +112,10 @@ _NONE = Text(0, None)
 class TextCache:
     """The texts of a model.
 
+    Args:
+        count: Number of projections with results.
+        steady: No program changes a text in place during a call.
+
     Attributes:
         current: The text that the layers of the present call use.
         keeps: True during calls whose results may be kept.
@@ -114,10 +124,11 @@ class TextCache:
     # Two pipelines at once, each with the two halves of its guidance apart.
     LIMIT = 4
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, steady: bool = False) -> None:
         self.current = _NONE
         self.keeps = False
-        self._count = count  # of projections with results
+        self._steady = steady
+        self._count = count
         self._texts: dict[int, Text] = {}  # by the id of the tensor, the latest used last
 
     def begin(self, *, keep: bool) -> None:
@@ -132,24 +143,26 @@ class TextCache:
         self.current, self.keeps = _NONE, False
         for key, text in list(self._texts.items()):
             text.context = None
-            if not text.alive and not text.used:
+            if not text.lasting or not (text.alive or text.used):
                 self._texts.pop(key, None)
 
     def find(self, context: Tensor) -> Text | None:
         """Return the text of a tensor, a new one if necessary; None if nothing may be kept for it."""
+        if not self.keeps or type(context) not in (Tensor, nn.Parameter):
+            return None
         inference = context.is_inference()
-        on_cpu = context.device.type == "cpu"
-        if not self.keeps or type(context) not in (Tensor, nn.Parameter) or (inference and not on_cpu):
+        if inference and not self._steady and context.device.type != "cpu":
             return None
         autocast = autocast_dtype(context.device.type)
         text = self._texts.get(id(context))
-        if text is None or not text.serves(context, autocast):
+        known = text is not None and text.context is context and text.version is None and autocast is None
+        if text is None or not (known or text.serves(context, autocast)):
             text = self._of_equal(context, autocast) or Text(self._count, autocast)
             text.bind(context, self._texts)
         self._put(id(context), text)
         text.used = True
-        if not inference and autocast is None:
-            text.version = context._version
+        if autocast is None and (self._steady or not inference):
+            text.version = None if inference else context._version
             text.context = context
             self.current = text
         return text

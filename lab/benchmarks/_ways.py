@@ -27,8 +27,8 @@ def bare(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> None:
 
 
 def ours(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloader.Attachment:
-    """Attach with hnloader and its defaults."""
-    return hnloader.attach(model, list(hypernetworks), STRENGTH)
+    """Attach with hnloader and its defaults, on a webui's model as the extension does."""
+    return hnloader.attach(model, list(hypernetworks), STRENGTH, fold=getattr(model, "plain_linears", True))
 
 
 def ours_exact(model: nn.Module, hypernetworks: Sequence[Hypernetwork]) -> hnloader.Attachment:

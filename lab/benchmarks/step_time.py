@@ -16,7 +16,7 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
-from lab.benchmarks import _files, _models, _options, _plots, _report, _steps, _ways
+from lab.benchmarks import _files, _models, _options, _plots, _report, _steps, _ways, _webui_models
 from lab.benchmarks._files import Case
 from lab.benchmarks._measure import Spread
 from lab.benchmarks._models import Subject
@@ -45,6 +45,8 @@ LAUNCHES = (
     Group(_files.CROSS, (HOOKS, LEAST, NEW_TEXT, OURS)),
     Group(_files.FIVE_LINEAR, (HOOKS, LEAST, OURS)),
 )
+# The models of webuis make a new text in each step.
+IN_WEBUIS = tuple(Group(group.case, (HOOKS, OURS)) for group in LAUNCHES)
 REAL = (
     Group(_files.LINEAR, (HOOKS, OURS)),
     Group(_files.RELU, (HOOKS, EXACT, LEAST, OURS)),
@@ -216,6 +218,12 @@ def cpu_plans() -> dict[str, Plan]:
             threads=1,
             calls=50,
         ),
+        **{
+            f"launch-bound-{name}": Plan(
+                make, IN_WEBUIS, Effort(20, sets=12, most=30, burst=3), launch_bound_targets, threads=1
+            )
+            for name, make in {"a1111": _webui_models.a1111, "forge": _webui_models.forge}.items()
+        },
         "full": Plan(lambda: _models.sd1(64, 1), WHOLE, Effort(360), arithmetic_bound_targets),
         "reduced": Plan(reduced, COMPARED, Effort(60, sets=3), arithmetic_bound_targets),
         "bfloat16": Plan(lambda: reduced(torch.bfloat16), COMPARED, Effort(60, sets=3), half),
