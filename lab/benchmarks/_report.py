@@ -88,18 +88,23 @@ class Target:
 
 
 def target_table(targets: Sequence[Target]) -> str:
-    """Return a table with a row for each target."""
-    rows = [
-        [
-            f"{target.what}; {target.where}",
-            with_spread(target.measured, 3) + target.unit,
-            f"{target.limit:g}{target.unit}",
-            "" if target.bound is None else f"{target.bound:.3f}",
-            target.verdict,
-        ]
-        for target in targets
-    ]
-    return table(["target", "measured (quartiles)", "at most", "least possible", "verdict"], rows)
+    """Return a table with a row for each target. Neighbors on the same model share its name."""
+    rows = []
+    where = ""
+    for target in targets:
+        rows.append(
+            [
+                "" if target.where == where else target.where,
+                target.what,
+                with_spread(target.measured, 3) + target.unit,
+                f"{target.limit:g}{target.unit}",
+                "" if target.bound is None else f"{target.bound:.3f}",
+                target.verdict,
+            ]
+        )
+        where = target.where
+    headers = ["measured on", "target", "measured (quartiles)", "at most", "least possible", "verdict"]
+    return table(headers, rows, words=2)
 
 
 def machine(threads: int | None = None) -> str:

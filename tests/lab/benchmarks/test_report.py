@@ -30,6 +30,13 @@ def test_verdict_of_a_target(low: float, median: float, bound: float | None, ver
     assert verdict in target_table([target])
 
 
+def test_neighboring_targets_share_the_name_of_their_model() -> None:
+    spread = Spread(1, 1, 1)
+    targets = [Target(what, where, spread, 1) for what, where in (("a", "one"), ("b", "one"), ("a", "two"))]
+    names = [line.split("|")[1].strip() for line in target_table(targets).splitlines()[2:]]
+    assert names == ["one", "", "two"]
+
+
 def test_put_between_replaces_the_old_content() -> None:
     text = "a\n<!-- x -->\nold\n<!-- end of x -->\nb\n"
     assert put_between(text, "x", "new\n") == "a\n<!-- x -->\nnew\n<!-- end of x -->\nb\n"
