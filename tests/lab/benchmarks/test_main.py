@@ -98,7 +98,7 @@ def test_memory_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert [each["after"] for each in saved["kept"]] == [0, 0]
     folds, texts = saved["kept"]
     assert 0 < folds["one"] == folds["many"]
-    assert 0 < texts["one"] < texts["many"] <= texts["bound"]
+    assert 0 < texts["one"] < texts["many"] <= 1.01 * texts["bound"]
     assert "self-attention: folded projections" in capsys.readouterr().out
 
 
