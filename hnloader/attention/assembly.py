@@ -125,8 +125,8 @@ class Assembly:
         del self._maps
         own = [each.module for each in self.projections.values() if each.state in ("folded", "kept")]
         self.changes = Changes(sites, surroundings, self.hypernetworks, own, linears, busy=busy)
-        self.fast = [self._replacement(each, each.forward, may_stay=False) for each in self.projections.values()]
-        self.careful = [self._replacement(each, each.careful, may_stay=True) for each in self.projections.values()]
+        self.fast = [self._replacement(each, each.forward) for each in self.projections.values()]
+        self.careful = [self._replacement(each, each.careful) for each in self.projections.values()]
         self.hooked = [each for each in self.projections.values() if isinstance(each, Hooked)]
         memory.forget_others(site.module._modules.get(slot) for site in sites for slot in SLOTS)
 
@@ -192,13 +192,12 @@ class Assembly:
             return "its weight is not in memory"
         return ""
 
-    def _replacement(self, projection: Projection, forward: Callable[..., Any], *, may_stay: bool) -> Replacement:
-        """Return the attributes of a module during a call; `may_stay` if they may stay after it."""
+    def _replacement(self, projection: Projection, forward: Callable[..., Any]) -> Replacement:
+        """Return the attributes of a module during a call."""
         own, bare = projection.module.__dict__, BareState(projection.module)
-        found: dict[str, Any] = {}
         state = own.get("__getstate__")
-        if may_stay and (state is None or is_ours(state)):
-            found["__getstate__"] = bare.state
+        # Hooks, or another thread, may copy a layer in the middle of a call.
+        found: dict[str, Any] = {"__getstate__": bare.state} if state is None or is_ours(state) else {}
         if not isinstance(projection, Hooked):
             found["forward"] = forward
         elif not own_forward(own) and "torch._dynamo" in sys.modules:
