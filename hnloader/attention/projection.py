@@ -280,7 +280,7 @@ def class_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 class BareState(Ours):
-    """The state of a module without hypernetworks, for `copy`, `deepcopy` and `pickle` while functions stay on it.
+    """The state of a module without hypernetworks, for `copy`, `deepcopy` and `pickle` during a call.
 
     All three ask a module's instance for `__getstate__`.
     """
