@@ -2,8 +2,8 @@
 
     python -m lab.benchmarks [--quick] [--threads N] [--write-docs]
 
---write-docs also writes the output into docs/dev/speed.md, the plots into docs/images, and the sentence on speed into
-README.md. JSON files and plots stay in lab/benchmarks/results.
+--write-docs also writes the output of some into docs/dev/speed.md, the plots into docs/images, and the sentence on
+speed into README.md. JSON files and plots stay in lab/benchmarks/results.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from lab.benchmarks import _report
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "lab" / "benchmarks" / "results"
-# These take the shared options and print Markdown; the others print plain lines.
-MARKDOWN = ("step_time", "memory_kept", "attach_time", "growth", "train_time")
+# --write-docs writes the output of these; the other benchmarks have sections of their own in the documentation.
+DOCUMENTED = ("step_time", "memory_kept", "attach_time", "growth")
+# These take the shared options.
+WITH_OPTIONS = (*DOCUMENTED, "train_time")
 PLOTS = ("speed-steps", "speed-growth")
 
 
 def names() -> list[str]:
-    """Return the benchmarks of this folder, the Markdown ones first."""
+    """Return the benchmarks of this folder, those with options first."""
     found = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
-    return [*MARKDOWN, *(name for name in found if name not in MARKDOWN)]
+    return [*WITH_OPTIONS, *(name for name in found if name not in WITH_OPTIONS)]
 
 
 def run(name: str, options: Sequence[str]) -> str | None:
-    """Run a benchmark, show its output, and return it as Markdown; None if it failed."""
-    arguments = [*options, "--results", str(RESULTS)] if name in MARKDOWN else []
+    """Run a benchmark, show its output, and return it; None if it failed."""
+    arguments = [*options, "--results", str(RESULTS)] if name in WITH_OPTIONS else []
     command = [sys.executable, "-m", f"lab.benchmarks.{name}", *arguments]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -42,10 +44,7 @@ def run(name: str, options: Sequence[str]) -> str | None:
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line)
-    text = "".join(lines).strip()
-    if process.returncode != 0:
-        return None
-    return text if name in MARKDOWN else f"### {name}\n\n```\n{text}\n```"
+    return "".join(lines).strip() if process.returncode == 0 else None
 
 
 def write_docs(sections: Sequence[str], head: str) -> None:
@@ -82,7 +81,7 @@ def main() -> int:
         section = run(name, passed)
         if section is None:
             failed.append(name)
-        else:
+        elif name in DOCUMENTED:
             sections.append(section)
     print(f"\n{(time.perf_counter() - begin) / 60:.1f} minutes")
     if failed:
