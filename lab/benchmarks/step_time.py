@@ -213,14 +213,14 @@ def cpu_plans() -> dict[str, Plan]:
         "launch-bound": Plan(
             _models.launch_bound,
             LAUNCHES,
-            Effort(20, sets=12, most=30, burst=3),
+            Effort(20, sets=60, most=5, burst=3),
             launch_bound_targets,
             threads=1,
             calls=50,
         ),
         **{
             f"launch-bound-{name}": Plan(
-                make, IN_WEBUIS, Effort(20, sets=12, most=30, burst=3), launch_bound_targets, threads=1
+                make, IN_WEBUIS, Effort(20, sets=60, most=5, burst=3), launch_bound_targets, threads=1
             )
             for name, make in {"a1111": _webui_models.a1111, "forge": _webui_models.forge}.items()
         },
