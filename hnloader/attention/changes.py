@@ -1,12 +1,14 @@
 """Notice what changed since the last call of a model: its layers, their weights, and the hypernetworks.
 
-This is the only place that looks. The check takes some 100 microseconds for the UNet of SD 1. It compares identities,
-versions and addresses, and a few values of each tensor, for changes that torch does not count: `weight.data += x`.
+This is the only place that looks. It compares identities, versions and addresses, and a few values of each tensor, for
+changes that torch does not count: `weight.data += x`. A step leaves most of this memory cold, so each thing that is
+looked at takes a fraction of a microsecond.
 """
 
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -19,9 +21,13 @@ from hnloader.network import Hypernetwork
 # Values of a large tensor that are compared, and the bytes that make it large: such models take much longer.
 PLACES = 256
 LARGE = 1 << 18
-# On the CPU, smaller tensors are compared in one line of the processor's cache, and the smallest as a whole.
+# On the CPU, smaller tensors are compared in this many lines of the processor's cache, and the smallest as a whole.
+LINES = 2
 LINE = 64
 SMALL = 2048
+
+_VERSION = operator.attrgetter("_version")
+_REQUIRES_GRAD = operator.attrgetter("requires_grad")
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
@@ -74,96 +80,90 @@ class Changes:
         *,
         busy: bool,
     ) -> None:
-        self._layers = _Layers(sites, surroundings, linears, busy=busy)
-        self._weights = _Tensors(weights)
-        self._own = _Tensors((m for hypernetwork in hypernetworks for m in hypernetwork.modules()), own=True)
+        children = [site.module._modules for site in sites]
+        layers = [(modules, slot) for modules in children for slot in SLOTS if slot in modules]
+        found = [modules[slot] for modules, slot in layers]
+        modules = [module for module in found if module is not None]
+        fused = [site.module.__dict__ for site in sites if any(slot in site.module._modules for slot in _FUSED)]
+        layers += [(layer, "fused_projections") for layer in fused]
+        own = [module for hypernetwork in hypernetworks for module in hypernetwork.modules()]
+        own_entries: list[tuple[dict[str, Any], str]] = [
+            (module._modules, name) for module in own for name in module._modules
+        ]
+        own_entries += [(module._parameters, name) for module in own for name in module._parameters]
+        weight_entries = [(module._parameters, name) for module in weights for name in module._parameters]
+        self._all = _Entries([*layers, *weight_entries], own_entries)
+        self._own = _Entries([], own_entries)
+        # Whatever a program adds (a hook, a forward, an offloading hook, a module) makes one of these longer. If it
+        # offloads a block alone, that shows when it moves the weights.
+        hooks = [module.__dict__[name] for module in modules for name in _HOOKS]
+        attributes = [module.__dict__ for module in modules]
+        self._dicts = [*children, *surroundings[:1], *attributes, *hooks]
+        self._lengths = self._present_lengths(busy)
+        self._forward = nn.Linear.forward
+        # Asking torch's own Linear would mean to look at each module again.
+        self._linears, self._asked = linears, [] if linears is torch_linears else modules
+        self._plain = self._present_plain()
 
     def found(self, *, busy: bool) -> bool:
         """Return True if something changed since this object was made; see above for `busy`."""
-        return self._layers.changed(busy) or self._weights.changed() or self._own.changed()
+        return (
+            nn.Linear.forward is not self._forward
+            or self._present_lengths(busy) != self._lengths
+            or self._all.changed()
+            or (bool(self._asked) and self._present_plain() != self._plain)
+        )
 
     def of_hypernetworks(self) -> bool:
         """Return True if the hypernetworks changed."""
         return self._own.changed()
 
-
-class _Layers:
-    """The modules of the layers, and what other programs added to them."""
-
-    def __init__(
-        self,
-        sites: Sequence[AttentionSite],
-        surroundings: Sequence[dict[str, Any]],
-        linears: PlainLinears,
-        *,
-        busy: bool,
-    ) -> None:
-        children = [site.module._modules for site in sites]
-        self._slots = [(modules, slot) for modules in children for slot in SLOTS if slot in modules]
-        modules = [module for module in self._projections() if module is not None]
-        own = [module.__dict__ for module in modules]
-        hooks = [attributes[name] for attributes in own for name in _HOOKS]
-        # Whatever a program adds (a hook, a forward, an offloading hook, a module) makes one of these longer. If it
-        # offloads a block alone, that shows when it moves the weights.
-        self._dicts: list[Mapping[str, object]] = [*children, *surroundings[:1], *own, *hooks]
-        self._fused = [site.module.__dict__ for site in sites if any(slot in site.module._modules for slot in _FUSED)]
-        # Asking torch's own Linear would mean to look at each module again.
-        self._linears, self._asked = linears, [] if linears is torch_linears else modules
-        self._state = self._now(busy)
-
-    def changed(self, busy: bool) -> bool:
-        return self._now(busy) != self._state
-
-    def _projections(self) -> list[nn.Module | None]:
-        return [modules.get(slot) for modules, slot in self._slots]
-
-    def _now(self, busy: bool) -> list[object]:
-        is_plain = self._linears()
-        return [
-            nn.Linear.forward,
-            self._sizes(busy),
-            list(map(id, self._projections())),
-            [layer.get("fused_projections") for layer in self._fused],
-            [is_plain(module) for module in self._asked],
-        ]
-
-    def _sizes(self, busy: bool) -> list[int]:
+    def _present_lengths(self, busy: bool) -> list[int]:
         """Return the numbers of entries, without those that hnloader sets for the time of a call."""
         if busy:
             return [sum(not is_ours(value) for value in own.values()) for own in self._dicts]
         return list(map(len, self._dicts))
 
+    def _present_plain(self) -> list[bool]:
+        is_plain = self._linears()
+        return [is_plain(module) for module in self._asked]
 
-class _Tensors:
-    """The parameters of modules, and with `own` their submodules and the need for gradients too."""
 
-    def __init__(self, modules: Iterable[nn.Module], *, own: bool = False) -> None:
-        modules = list(modules)
-        self._parameters = [module._parameters for module in modules if module._parameters]
-        self._children = [module._modules for module in modules if module._modules] if own else []
-        self._own = own
-        self._tensors = [p for parameters in self._parameters for p in parameters.values() if p is not None]
-        self._counted = [t for t in self._tensors if not t.is_inference()]  # the others have no version
-        self._ids, self._state = self._identities(), self._values()
+class _Entries:
+    """Entries of the dictionaries of modules, and the tensors among them. It looks without Python's loops.
+
+    Args:
+        model: Dictionaries and names in the model.
+        own: The same in the hypernetworks, whose need for gradients and further modules count too.
+    """
+
+    def __init__(self, model: Sequence[tuple[dict[str, Any], str]], own: Sequence[tuple[dict[str, Any], str]]) -> None:
+        entries = [*model, *own]
+        self._dicts, self._names = [entry[0] for entry in entries], [entry[1] for entry in entries]
+        self._values = [entries.get(name) for entries, name in entries]
+        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]  # the others have no version
+        self._lengthened = [names for names, _ in own]
+        self._lengths = list(map(len, self._lengthened))
+        self._trained = [value for value in self._values[len(model) :] if isinstance(value, Tensor)]
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+        self._versions = list(map(_VERSION, self._counted))
+        self._gradients = list(map(_REQUIRES_GRAD, self._trained))
         # Parameters in training are never kept; comparing values on another device waits for it.
-        watched = [t for t in self._tensors if not own or (t.device.type == "cpu" and not t.requires_grad)]
-        self._watch = Watch(tensor for tensor in watched if tensor.is_contiguous())
+        left_out = {id(t) for t in self._trained if t.requires_grad or t.device.type != "cpu"}
+        self._watch = Watch(t for t in self._tensors if id(t) not in left_out and t.is_contiguous())
 
     def changed(self) -> bool:
-        # The identities come first: if they are the same, the tensors of the first look are still the present ones.
-        if self._identities() != self._ids or self._values() != self._state:
-            return True
-        return self._watch.changed()
-
-    def _identities(self) -> list[int]:
-        children = [id(child) for children in self._children for child in children.values()]
-        return children + [id(p) for parameters in self._parameters for p in parameters.values()]
-
-    def _values(self) -> list[object]:
-        state: list[object] = [[t.data_ptr() for t in self._tensors], [t._version for t in self._counted]]
-        if self._own:
-            state.append([t.requires_grad for t in self._tensors])
-        return state
+        """Return True if an entry or a tensor changed."""
+        # The entries come first: if they are the same, so are the tensors.
+        return (
+            any(map(operator.is_not, map(dict.get, self._dicts, self._names), self._values))
+            or list(map(Tensor.data_ptr, self._tensors)) != self._addresses
+            or list(map(_VERSION, self._counted)) != self._versions
+            or list(map(_REQUIRES_GRAD, self._trained)) != self._gradients
+            or list(map(len, self._lengthened)) != self._lengths
+            or self._watch.changed()
+        )
 
 
 def versions(module: nn.Module) -> list[object]:
@@ -188,7 +188,7 @@ class Watch:
         for tensor in tensors:
             flat = tensor.detach().view(-1)
             if flat.device.type == "cpu" and flat.numel() * flat.element_size() < LARGE:
-                self._lines.append(_line_of(flat))
+                self._lines += _lines_of(flat)
                 continue
             view = flat[:: len(flat) // PLACES | 1]  # an odd step passes through all columns
             # On the CPU, torch joins views of the same layout faster.
@@ -206,11 +206,13 @@ class Watch:
         return any(not torch.equal(torch.cat(views), values) for views, values in self._groups)
 
 
-def _line_of(flat: Tensor) -> Tensor:
-    """Return all of a small tensor, otherwise what fills a line of the processor's cache in its middle."""
+def _lines_of(flat: Tensor) -> list[Tensor]:
+    """Return all of a small tensor, otherwise evenly spaced lines of the processor's cache."""
+    if len(flat) * flat.element_size() <= SMALL:
+        return [flat]
     size = LINE // flat.element_size()
-    middle = len(flat) // 2 // size * size
-    return flat if len(flat) * flat.element_size() <= SMALL else flat[middle : middle + size]
+    starts = [index * len(flat) // LINES // size * size for index in range(LINES)]
+    return [flat[start : start + size] for start in starts]
 
 
 def _bytes_of(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:
