@@ -209,19 +209,11 @@ def cpu_plans() -> dict[str, Plan]:
     """Return the plans for a processor by name."""
     reduced = partial(_models.sd1, 32, 2, full=False)
     half = partial(arithmetic_bound_targets, half=True)
+    launches = Effort(20, sets=60, most=5, burst=3)
     return {
-        "launch-bound": Plan(
-            _models.launch_bound,
-            LAUNCHES,
-            Effort(20, sets=60, most=5, burst=3),
-            launch_bound_targets,
-            threads=1,
-            calls=50,
-        ),
+        "launch-bound": Plan(_models.launch_bound, LAUNCHES, launches, launch_bound_targets, threads=1, calls=50),
         **{
-            f"launch-bound-{name}": Plan(
-                make, IN_WEBUIS, Effort(20, sets=60, most=5, burst=3), launch_bound_targets, threads=1
-            )
+            f"launch-bound-{name}": Plan(make, IN_WEBUIS, launches, launch_bound_targets, threads=1)
             for name, make in {"a1111": _webui_models.a1111, "forge": _webui_models.forge}.items()
         },
         "full": Plan(lambda: _models.sd1(64, 1), WHOLE, Effort(360), arithmetic_bound_targets),
