@@ -26,7 +26,7 @@ help:
 	@echo "make dist       build a reproducible wheel and sdist into dist/"
 	@echo "make lock · make audit · make sbom   pin, audit and list the dependencies (docs/dev/supply-chain.md)"
 	@echo "make screenshots   update the screenshots in docs/images"
-	@echo "make gpu        run the checks that need a GPU (docs/dev/gpu.md)"
+	@echo "make gpu        run the checks and tables that need a GPU (docs/dev/gpu.md)"
 	@echo "make hosts      test the extension in real webuis (docs/dev/real-hosts.md)"
 	@echo "make webui-gradio  test the pages with the gradio versions of both webuis"
 
@@ -129,7 +129,7 @@ webui-gradio: browser
 	done
 
 gpu: $(READY)
-	$(BIN)/python -m lab.gpu
+	@$(BIN)/python -m lab.gpu; checked=$$?; $(BIN)/python -m lab.benchmarks.step_time && exit $$checked
 
 # One webui is enough. The default interpreter is the one of its environment; A1111_PYTHON and FORGE_PYTHON override it.
 hosts: browser

@@ -203,7 +203,14 @@ class Watch:
         """Return True if a tensor has other values now; its address must be the same."""
         if b"".join(self._memory) != self._bytes:
             return True
-        return any(not torch.equal(torch.cat(views), values) for views, values in self._groups)
+        return any(
+            not torch.equal(torch.cat(views), values) for views, values in self._groups if not _is_captured(values)
+        )
+
+
+def _is_captured(values: Tensor) -> bool:
+    """Return True while a CUDA graph records the operations on a tensor, so that its values cannot be read."""
+    return values.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _lines_of(flat: Tensor) -> list[Tensor]:

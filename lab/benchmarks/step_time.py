@@ -7,6 +7,7 @@ Prints Markdown: a table for each model, and the targets with their verdicts.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -229,8 +230,8 @@ def cpu_plans() -> dict[str, Plan]:
 
 def gpu_plans() -> dict[str, Plan]:
     """Return SD 1 and SDXL with the dtypes and batches that are usual on GPUs, and a compiled model, by name."""
-    kinds = [(torch.float16, batch) for batch in (1, 4, 8)] + [(torch.bfloat16, batch) for batch in (2, 8)]
-    effort = Effort(15, most=50, burst=3)
+    kinds = itertools.product((torch.float16, torch.bfloat16), (1, 4, 8))
+    effort = Effort(10, most=50, burst=3)
     return {
         "half": Plan(
             lambda: _models.sd1(64, 2, torch.float16), COMPARED, effort, partial(arithmetic_bound_targets, half=True)

@@ -12,6 +12,7 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import hnloader
 from hnloader.attention import attach
@@ -169,16 +170,67 @@ def compiled(device: torch.device) -> str:
     styles = [_style(KINDS["affine"]), _style(KINDS["relu"])]
     call = torch.compile(unet)
     inputs = moved(unet_inputs(), torch.float32, device)
+    compilations = 0
     with attach(unet, styles) as attachment, torch.no_grad():
         for strength in (0.8, 0.3, -0.5):
             attachment.set_strength(strength)
             error = relative_error(call(**inputs).sample.cpu(), run(unet))
             assert error < 1e-4, f"{error:.1e} at strength {strength}"
             results.append(f"{error:.0e}")
+            graphs_now = counters["stats"]["unique_graphs"]
+            compilations = compilations or graphs_now
+            assert graphs_now == compilations, f"strength {strength} was compiled again"
     with torch.no_grad():
         error = relative_error(call(**inputs).sample.cpu(), run(unet))
     assert error < 1e-4, f"{error:.1e} after detaching"
     return f"differs from eager by {', '.join(results)}"
+
+
+def graphs(device: torch.device) -> str:
+    """Capture a CUDA graph while attached, and replay it with another text and another sample."""
+    if device.type == "cpu":
+        return "skipped on the CPU"
+    results = []
+    for dtype in (torch.float32, *HALF):
+        unet = make_unet().to(device, dtype)
+        inputs = {name: value.clone() for name, value in moved(unet_inputs(), dtype, device).items()}
+        given = [inputs["sample"], inputs["encoder_hidden_states"]]
+        with attach(unet, [_style(KINDS["affine"]), _style(KINDS["relu"])], 0.8), torch.no_grad():
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):  # torch asks for a few calls before the capture, on another stream
+                for _ in range(3):
+                    unet(**inputs)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                output = unet(**inputs).sample
+            for _ in range(2):
+                for tensor in given:
+                    tensor.copy_(torch.randn_like(tensor))
+                graph.replay()
+                found = output.float().cpu()
+                error = relative_error(found, unet(**inputs).sample.float().cpu())
+                assert error < (SAME if dtype == torch.float32 else 0.02), f"{error:.1e} in {dtype} with another text"
+        results.append(f"{str(dtype).removeprefix('torch.')} {error:.0e}")
+    return f"differs from eager by {', '.join(results)}"
+
+
+def states(device: torch.device) -> str:
+    """Count the layers that are folded, kept and live, in every precision and batch."""
+    results: dict[str, None] = {}
+    for dtype in (torch.float32, *HALF):
+        for batch in (1, 4, 8):
+            unet = make_unet().to(device, dtype)
+            inputs = moved(unet_inputs(batch=batch), dtype, device)
+            for name in ("affine", "relu", "norm"):
+                with attach(unet, _style(KINDS[name]), 0.8) as attachment:
+                    run(unet, inputs)
+                    plans = {(row.kind, row.plan) for row in attachment.explain().rows}
+                own = "fold" if name == "affine" else "live"
+                assert plans == {("self", own), ("cross", "cache")}, f"{name}, {dtype}, batch {batch}: {plans}"
+                results[f"{name} {own}"] = None
+    return f"self-attention: {', '.join(results)}; cross-attention: cache"
 
 
 def no_memory(device: torch.device) -> str:
@@ -223,6 +275,8 @@ CHECKS: dict[str, Check] = {
     "modes": modes,
     "offloading": offloads,
     "torch.compile": compiled,
+    "CUDA graphs": graphs,
+    "states": states,
     "no memory": no_memory,
 }
 
