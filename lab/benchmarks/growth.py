@@ -31,7 +31,7 @@ class Kind:
 
     Attributes:
         activation: Activation of the hidden layers.
-        fold: True if it may be folded into the model's weights; webuis do not allow it.
+        fold: True if it may be folded into the weights of the model.
         hooks: Name of the way with live hooks for such files.
     """
 
