@@ -21,7 +21,7 @@ from lab.benchmarks import _report
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "lab" / "benchmarks" / "results"
-# --write-docs writes the output of these; the other benchmarks have sections of their own in the documentation.
+# --write-docs writes the output of these; the documentation has separate sections for the other benchmarks.
 DOCUMENTED = ("step_time", "memory_kept", "attach_time", "growth")
 # These take the shared options.
 WITH_OPTIONS = (*DOCUMENTED, "train_time")
