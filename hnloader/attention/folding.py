@@ -20,7 +20,7 @@ from hnloader.affine import AffineMap
 from hnloader.attention.changes import Watch, versions
 from hnloader.attention.kernels import HALF, wide
 from hnloader.attention.plan import SidePlan
-from hnloader.attention.stages import Chain, stretch_map, tensor_bytes
+from hnloader.attention.stages import Chain, own_modes, stretch_map, tensor_bytes
 
 # The rounding of a fold may grow by this factor when new strengths are worked into it.
 MOST_GROWTH = 32.0
@@ -77,7 +77,7 @@ def fold_into(module: nn.Module, plans: Plans, maps: Maps, old: Fold | None, *, 
     chains = tuple(() if plan is None else plan.foldable for plan in plans)
     if old is not None and old.chains == chains:
         return old
-    with torch.inference_mode(False), torch.no_grad():
+    with own_modes(_tensors(module)[0].device):
         rescaled = _rescaled(old, chains, module) if old is not None and in_place else None
         if rescaled is not None:
             return rescaled

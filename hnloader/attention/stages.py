@@ -8,9 +8,10 @@ exact one: autograd keeps what it needs, and the compiler fuses by itself.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,15 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
         if device_type == "cpu":
             return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+@contextlib.contextmanager
+def own_modes(device: torch.device) -> Iterator[None]:
+    """Compute something that other calls use too, without the inference mode, gradients and autocast of this one."""
+    autocast = autocast_dtype(device.type) is not None
+    full = torch.autocast(device.type, enabled=False) if autocast else contextlib.nullcontext()
+    with torch.inference_mode(False), torch.no_grad(), full:
+        yield
 
 
 class Stage:
@@ -179,7 +189,7 @@ class LiveStage(ExactStage):
 
     def _measure(self, device: torch.device, dtype: torch.dtype) -> Rounding:
         """Measure with temporary copies, since one of them is often not needed later."""
-        with torch.inference_mode(False), torch.no_grad():
+        with own_modes(device):
             exact, low = (copy.deepcopy(self.stored).to(device=device, dtype=each) for each in (torch.float32, dtype))
             assert isinstance(exact, SequentialSide) and isinstance(low, SequentialSide)
             return measure_rounding(exact, Program(low, dtype), self.width, device, dtype)
@@ -234,7 +244,7 @@ class AffineStage(Stage):
 
 def stretch_map(links: Chain, side: SideName, width: int, dtype: torch.dtype, device: torch.device | str) -> AffineMap:
     """Return affine hypernetworks at their strengths as one map, the identity included."""
-    with torch.inference_mode(False), torch.no_grad():
+    with own_modes(torch.device(device)):
         result: AffineMap | None = None
         for link in links:
             residual = link.hypernetwork.side(width, side).affine_map(dtype, device)

@@ -243,6 +243,17 @@ def check_autocast(
     assert error <= 3 * allowed, f"the error is {error / allowed:.2f} of that of plain hooks"
 
 
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("name", SOME)
+def test_a_first_call_with_autocast(twins: Twins, name: str, fold: bool) -> None:
+    """The folds and matrices of that call serve later calls without autocast."""
+    chain, inputs = CHAINS[name], unet_inputs()
+    with attach(twins.model, chain, fold=fold):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            output(twins.model, inputs)
+        twins.check(chain, inputs)
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_autocast_with_gradients(twins: Twins, name: str) -> None:
     chain, inputs = CHAINS[name], unet_inputs()
