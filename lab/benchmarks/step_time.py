@@ -217,7 +217,7 @@ def cpu_plans() -> dict[str, Plan]:
             f"launch-bound-{name}": Plan(make, IN_WEBUIS, launches, launch_bound_targets, threads=1)
             for name, make in {"a1111": _webui_models.a1111, "forge": _webui_models.forge}.items()
         },
-        "full": Plan(lambda: _models.sd1(64, 1), WHOLE, Effort(360), arithmetic_bound_targets),
+        "full": Plan(lambda: _models.sd1(64, 1), WHOLE, Effort(120, sets=3), arithmetic_bound_targets),
         "reduced": Plan(reduced, COMPARED, Effort(60, sets=3), arithmetic_bound_targets),
         "bfloat16": Plan(lambda: reduced(torch.bfloat16), COMPARED, Effort(60, sets=3), half),
         "sdxl": Plan(lambda: _models.sdxl(32, 2), REAL, Effort(90)),
