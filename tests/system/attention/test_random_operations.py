@@ -415,6 +415,7 @@ class Operations(RuleBasedStateMachine):
         for each in self.both():
             recurse_remove_peft_layers(each)
             each.requires_grad_(False)
+            del each.peft_config  # peft leaves it, and would warn about it the next time
         self.lora = False
 
     @precondition(lambda self: not self.lora and not self.fused)

@@ -49,6 +49,8 @@ OWN_TEXTS = {
         "own.dtype",
         "ready.dtype",
         "tensor.dtype",
+        "weight.dtype",
+        "explanation",
         "self.dtype",
         "first.width",
         "site.index",
