@@ -143,7 +143,7 @@ class _Entries:
         self._values = [entries.get(name) for entries, name in entries]
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
         self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]  # the others have no version
-        self._lengthened = [names for names, _ in own]
+        self._lengthened = list({id(names): names for names, _ in own}.values())
         self._lengths = list(map(len, self._lengthened))
         self._trained = [value for value in self._values[len(model) :] if isinstance(value, Tensor)]
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
