@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,14 @@ from typing import Any
 import hnloader
 from hnloader.errors import HypernetworkError
 from hnloader.inspection import FileInfo
-from hnloader.texts import as_text, shown, well_formed
+from hnloader.texts import as_text, shown, well_formed, without_folders
 
 _LONGEST = 2_000  # characters of a message
 
 
 def redact(folders: Iterable[Path], text: str) -> str:
     """Shorten paths of files to their part below the webui's folders, and escape text that is not UTF-8."""
-    for folder in sorted(map(str, folders), key=len, reverse=True):  # one folder can contain another
-        text = text.replace(folder.rstrip(os.sep) + os.sep, "").replace(folder, Path(folder).name)
-    return well_formed(text)
+    return well_formed(without_folders(text, folders))
 
 
 def redacted_message(folders: Iterable[Path], error: Exception) -> str:

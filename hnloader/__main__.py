@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from hnloader.errors import install_advice
+
 
 def main() -> None:
     """Run the command line and exit with its code (docs/cli.md lists them)."""
@@ -13,7 +15,7 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in ("typer", "rich"):
             raise
-        sys.exit(f"The command line needs {package}: pip install 'hnloader[cli]'")
+        sys.exit(f"The command line requires {package}. {install_advice('cli')}.")
     except KeyboardInterrupt:
         sys.exit(130)
     run()

@@ -142,6 +142,11 @@ class ModelError(HypernetworkError):
     code = "model"
 
 
+def install_advice(extra: str) -> str:
+    """Tell how to install an extra. The name hnloader on PyPI is not ours, so pip needs the folder of the clone."""
+    return f"In the folder of hnloader, run: python -m pip install '.[{extra}]'"
+
+
 class MissingExtraError(HypernetworkError):
     """An optional package is missing; the message names the command that installs it."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError
+from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, install_advice
 from hnloader.formats.source import open_source
 from hnloader.image_containers import CutImage, cut, format_of, text_in
 
@@ -156,7 +156,7 @@ def _decoded(part: CutImage, kind: str, most_pixels: int, shortest: int | None) 
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise HypernetworkError("Reading images requires Pillow. Run: pip install 'hnloader[train]'.") from error
+        raise HypernetworkError(f"Reading images requires Pillow. {install_advice('train')}.") from error
 
     width, height = part.size
     pixels = width * height

@@ -24,6 +24,7 @@ from hnloader.errors import HypernetworkNotFoundError
 from hnloader.folders import walk
 from hnloader.formats.registry import suffixes as known_suffixes
 from hnloader.texts import shown, well_formed
+from hnloader.units import counted
 
 __all__ = ["Library", "LibraryFile"]
 
@@ -248,7 +249,7 @@ class Library:
         for file in self.files():
             counts[file.folder] += 1
         return ", ".join(
-            f"{folder} ({_counted(counts[folder])})" if folder.is_dir() else f"{folder} (missing folder)"
+            f"{folder} ({counted(counts[folder], 'file')})" if folder.is_dir() else f"{folder} (missing folder)"
             for folder in self.folders
         )
 
@@ -268,10 +269,6 @@ def _list(folders: Iterable[Path], suffixes: Sequence[str]) -> _Listing:
         for name in {_folded(name).strip() for name in _names(file)}:
             by_key[name].append(file)
     return _Listing(files, dict(by_key))
-
-
-def _counted(files: int) -> str:
-    return "1 file" if files == 1 else f"{files} files"
 
 
 def _sorted(folder: Path, suffixes: Sequence[str]) -> list[LibraryFile]:

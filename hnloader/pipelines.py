@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from hnloader.errors import HypernetworkError, MissingExtraError, ModelError
+from hnloader.errors import HypernetworkError, MissingExtraError, ModelError, install_advice
 from hnloader.families import Family, all_families, family_list
 from hnloader.files import expanded, open_regular, read_regular, sha256_of
 from hnloader.texts import shown
@@ -302,7 +302,7 @@ def _diffusers() -> Any:
         import transformers  # noqa: F401  (diffusers imports without it, but its pipelines then fail)
     except ImportError as error:
         raise MissingExtraError(
-            f"Generating images requires {error.name or 'diffusers'}. Run: pip install 'hnloader[diffusers]'."
+            f"Generating images requires {error.name or 'diffusers'}. {install_advice('diffusers')}."
         ) from error
     return diffusers
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-__all__ = ["all_well_formed", "as_text", "plain", "shown", "takes", "well_formed"]
+__all__ = ["all_well_formed", "as_text", "plain", "shown", "takes", "well_formed", "without_folders"]
 
 _LONGEST = 80
 _ELLIPSIS = "…"
@@ -51,6 +52,13 @@ def takes(value: object, room: int) -> bool:
     copier = _Copier(room, whole=True)
     copier.copy(value, 0)
     return copier.left > 0
+
+
+def without_folders(text: str, folders: Iterable[Path | str]) -> str:
+    """Shorten the paths in a text to their part below these folders."""
+    for folder in sorted(map(str, folders), key=len, reverse=True):  # one folder can contain another
+        text = text.replace(folder.rstrip(os.sep) + os.sep, "").replace(folder, Path(folder).name)
+    return text
 
 
 def well_formed(text: str) -> str:

@@ -1,8 +1,8 @@
-"""Write sizes and large counts in powers of 1000."""
+"""Write sizes, large counts, and counts of things."""
 
 from __future__ import annotations
 
-__all__ = ["count_text", "size_text"]
+__all__ = ["count_text", "counted", "size_text"]
 
 
 def size_text(size: float) -> str:
@@ -13,6 +13,11 @@ def size_text(size: float) -> str:
 def count_text(count: float) -> str:
     """Return a count as text: 640, 1.2 M, 678 G."""
     return _scaled(count, ("", "k", "M", "G", "T")).strip()
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count of things as text: 1 step, 1,200 steps."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _scaled(number: float, units: tuple[str, ...]) -> str:

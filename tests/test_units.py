@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hnloader.units import count_text, size_text
+from hnloader.units import count_text, counted, size_text
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,8 @@ def test_sizes(size: float, text: str) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0"), (640, "640"), (1_234_567, "1.2 M"), (678e9, "678 G")])
 def test_counts(count: float, text: str) -> None:
     assert count_text(count) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1_200, "1,200 steps")])
+def test_counts_of_things(count: int, text: str) -> None:
+    assert counted(count, "step") == text

@@ -24,6 +24,7 @@ from hnloader.errors import HypernetworkError, NoMatchingSitesError, PartialMatc
 from hnloader.families import family_list
 from hnloader.network import Hypernetwork, SideName
 from hnloader.texts import shown
+from hnloader.units import counted
 
 Source: TypeAlias = "Hypernetwork | str | os.PathLike[str]"
 
@@ -204,7 +205,7 @@ class Attachment:
             left = [site.width for site in self._sites if site.width not in entry.hypernetwork.widths]
             if left:
                 line += "; not in the file: " + ", ".join(
-                    f"width {width} ({left.count(width)} layers)" for width in sorted(set(left))
+                    f"width {width} ({counted(left.count(width), 'layer')})" for width in sorted(set(left))
                 )
             lines.append(line)
         return "\n".join(lines)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hnloader.cli.terminal import clean, none_found, note, progress_bar, stderr, stdout
-from hnloader.units import size_text
+from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
     from hnloader.conversion.planning import Plan
@@ -81,7 +81,7 @@ class Progress:
 
     def _text(self) -> str:
         rate = self._done_size / max(time.monotonic() - self._began, 1e-3)
-        return f"{self._doing} {self._done_files:,} of {self._files:,} files, {size_text(rate)}/s"
+        return f"{self._doing} {self._done_files:,} of {counted(self._files, 'file')}, {size_text(rate)}/s"
 
     def _left(self) -> float:
         elapsed = time.monotonic() - self._began

@@ -16,6 +16,7 @@ import typer
 from hnloader.cli.conversion_output import show_results
 from hnloader.cli.reporting import FAILED, INTERRUPTED, SOME_FAILED, exit_codes
 from hnloader.cli.terminal import note
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from hnloader.conversion.bulk import Converter, OnExisting
@@ -89,7 +90,7 @@ def finish(results: Sequence[Result], plan: Plan, *, interrupted: bool) -> None:
     """Exit with the code of the results, unless it is 0."""
     if interrupted:
         begun = len(results) - len(plan.settled)
-        note(f"Interrupted after {begun:,} of {len(plan.jobs):,} files. Repeat the command to resume.")
+        note(f"Interrupted after {begun:,} of {counted(len(plan.jobs), 'file')}. Repeat the command to resume.")
         raise typer.Exit(INTERRUPTED)
     if code := _exit_code(results):
         raise typer.Exit(code)

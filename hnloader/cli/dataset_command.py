@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.terminal import clean, progress_bar, stderr, stdout
 from hnloader.texts import shown
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from hnloader.training import Config
@@ -70,7 +71,7 @@ def check(
         kind = Text("excluded: ", "bold red") if problem.excluded else Text("note: ", "bold yellow")
         stderr().print(kind + Text(clean(f"{problem.path}: {problem.message}")), soft_wrap=True)
     excluded = sum(problem.excluded for problem in found.problems)
-    stderr().print(Text(f"{len(found.images)} images to train on, {excluded} files excluded."))
+    stderr().print(Text(f"{counted(len(found.images), 'image')} to train on, {counted(excluded, 'file')} excluded."))
     if sheet is not None:
         _write_sheet(found, settings, side, sheet)
         stdout().print(Text(clean(sheet.resolve())), soft_wrap=True)

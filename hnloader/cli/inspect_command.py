@@ -21,7 +21,7 @@ from hnloader.cli.reporting import FAILED, exit_codes, reports_errors
 from hnloader.cli.shared_options import HypernetDirOption, JsonOption
 from hnloader.cli.terminal import clean, fields, none_found, shortened, stderr, stdout
 from hnloader.texts import shown
-from hnloader.units import size_text
+from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
     from hnloader.cli.inspect_image import ImageInfo, ImageReader
@@ -185,7 +185,7 @@ def _widths(info: FileInfo) -> str:
 
 
 def _training(info: FileInfo) -> str:
-    steps = "unknown number of steps" if info.step is None else f"{info.step:,} steps"
+    steps = "unknown number of steps" if info.step is None else counted(info.step, "step")
     checkpoint = shortened(info.checkpoint_name or "")
     if info.checkpoint:
         checkpoint = f"{checkpoint or 'checkpoint'} ({shortened(info.checkpoint)})"
@@ -274,5 +274,5 @@ def _table(found: Sequence[Inspected], hashes: bool) -> Table:
 def _summary(good: int, bad: int) -> Text:
     if not good and not bad:
         return none_found()
-    text = Text(f"{good} hypernetwork{'' if good == 1 else 's'}", "green" if good else "yellow")
-    return text + Text(f", {bad} other file{'' if bad == 1 else 's'}", "red") if bad else text
+    text = Text(counted(good, "hypernetwork"), "green" if good else "yellow")
+    return text + Text(f", {counted(bad, 'other file')}", "red") if bad else text

@@ -15,6 +15,7 @@ from rich.text import Text
 from hnloader.cli.reporting import FAILED, exit_codes, reports_errors
 from hnloader.cli.shared_options import JsonOption
 from hnloader.cli.terminal import clean, stderr, stdout
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +88,7 @@ def _show(found: Sequence[Scan], other_files: bool, callables: bool) -> None:
         stdout().print(table)
     counts = Counter(one.verdict for one in found)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    stderr().print(Text(f"{len(found)} file{'' if len(found) == 1 else 's'}: {summary or 'none'}"))
+    stderr().print(Text(f"{counted(len(found), 'file')}: {summary or 'none'}"))
 
 
 def _reason(one: Scan, callables: bool) -> str:

@@ -17,7 +17,7 @@ from rich.text import Text
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.shared_options import DeviceOption, refuse
 from hnloader.cli.terminal import clean, fields, note, stderr, stdout
-from hnloader.units import size_text
+from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
     from hnloader.training import Config, Event, Result
@@ -210,7 +210,7 @@ def _memory_text() -> str:
 
 
 def _print_result(result: Result) -> None:
-    rows: list[tuple[str, str | Text]] = [("status", f"{result.reason}, after {result.step:,} steps")]
+    rows: list[tuple[str, str | Text]] = [("status", f"{result.reason}, after {counted(result.step, 'step')}")]
     if result.best is not None:
         loss, step, path = result.best
         first = "" if result.initial_loss is None else f" ({result.initial_loss:.4f} before the first step)"

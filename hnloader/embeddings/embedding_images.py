@@ -19,11 +19,18 @@ import torch
 from torch import Tensor
 
 from hnloader.embeddings.embedding import Embedding
-from hnloader.errors import CorruptFileError, HypernetworkError, UnknownFormatError, UnsupportedArchitectureError
+from hnloader.errors import (
+    CorruptFileError,
+    HypernetworkError,
+    UnknownFormatError,
+    UnsupportedArchitectureError,
+    install_advice,
+)
 from hnloader.formats.source import Source
 from hnloader.formats.trees import canonical
 from hnloader.images import read_image, read_text
 from hnloader.texts import shown
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,9 +108,9 @@ def card(embedding: Embedding) -> Image:
 
     image = Image.new("RGB", _CARD_SIZE, (38, 50, 66))
     draw = ImageDraw.Draw(image)
-    lines = [embedding.name or "embedding", f"{embedding.count} vectors of {embedding.width}"]
+    lines = [embedding.name or "embedding", f"{counted(embedding.count, 'vector')} of {embedding.width}"]
     if embedding.step is not None:
-        lines.append(f"{embedding.step:,} steps")
+        lines.append(counted(embedding.step, "step"))
     for row, (line, size) in enumerate(zip(lines, (48, 24, 24), strict=False)):
         font = ImageFont.load_default(size)
         draw.text((32, 32 + 72 * row), line[:200], fill=(240, 244, 248), font=font)
@@ -165,8 +172,7 @@ def _pixels_of(data: bytes, label: str) -> Pixels:
         import numpy as np
     except ModuleNotFoundError as error:
         raise HypernetworkError(
-            f"Reading an embedding from an image requires {error.name}. Run: pip install 'hnloader[train]', or use the "
-            ".pt file."
+            f"Reading an embedding from an image requires {error.name}. {install_advice('train')}. Or use the .pt file."
         ) from error
 
     image = read_image(data, {"PNG": MAX_PIXELS, "WEBP": MAX_PIXELS}, label=label).image

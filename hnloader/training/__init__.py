@@ -1,6 +1,6 @@
 """Train hypernetworks and textual-inversion embeddings on your own images.
 
-It requires the extra `train`: pip install 'hnloader[train]'. docs/training.md is the guide.
+It requires the extra `train` (docs/install.md). docs/training.md is the guide.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import MissingExtraError
+from hnloader.errors import MissingExtraError, install_advice
 from hnloader.training.config import Config, read_config
 from hnloader.training.events import BestWeights, Event, Result
 
@@ -109,5 +109,5 @@ def prepare(
     try:
         from hnloader.training import preparation
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"Training requires {error.name}. Run: pip install 'hnloader[train]'.") from error
+        raise MissingExtraError(f"Training requires {error.name}. {install_advice('train')}.") from error
     return preparation.prepare(config, resume=resume, restart=restart, dry_run=dry_run, device=device)

@@ -13,6 +13,7 @@ from hnloader.files import open_regular, sha256_of
 from hnloader.images import PHOTOS, ReadImage, has_alpha, read_image
 from hnloader.training.caption_files import MASK_SUFFIX, CaptionFiles, reason_of
 from hnloader.training.config import MIN_SIZE, DataConfig
+from hnloader.units import counted
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Dataset:
             yield f"{problem.path.name}: {problem.message}{' The image is excluded.' if problem.excluded else ''}"
         if len(self.problems) > _MAX_REMARKS:
             more = len(self.problems) - _MAX_REMARKS
-            yield f"{more} more problems. `hnloader dataset check` lists them."
+            yield f"{counted(more, 'more problem')}. `hnloader dataset check` lists all of them."
         missing = sum(image.caption is None for image in self.images)
         if missing and config.captions == "auto":
             yield (

@@ -17,6 +17,7 @@ from hnloader.training import html, schema
 from hnloader.training.config import Config
 from hnloader.training.dataset import Dataset, TrainingImage, open_image
 from hnloader.training.state import State
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +52,9 @@ def write_report(
         html.section("Settings", f"<pre>{html.text(schema.write(config, comments=False))}</pre>"),
         html.section("Environment", html.table(environment().items())),
     ]
-    lead = f"{config.method}, {state.step:,} of {config.steps:,} steps on {len(dataset.images)} images"
+    lead = (
+        f"{config.method}, {state.step:,} of {counted(config.steps, 'step')} on {counted(len(dataset.images), 'image')}"
+    )
     with replacing(path) as temporary:
         temporary.write_text(html.page(config.name, lead, body), encoding="utf-8")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hnloader.errors import ConfigError, MissingExtraError
+from hnloader.errors import ConfigError, MissingExtraError, install_advice
 from hnloader.files import read_regular
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ def _yaml() -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise MissingExtraError("YAML configurations require PyYAML. Run: pip install 'hnloader[train]'.") from error
+        raise MissingExtraError(f"YAML configurations require PyYAML. {install_advice('train')}.") from error
     return yaml
 
 

@@ -43,6 +43,7 @@ from hnloader.training.state import State, load_state, save_state, states
 from hnloader.training.stop_signals import stop_signals
 from hnloader.training.trackers import Trackers
 from hnloader.training.validation import Validator, validation_losses
+from hnloader.units import counted
 
 # The user is warned about a training run that does not improve after this number of validations.
 _VALIDATIONS_TO_REMARK = 3
@@ -436,8 +437,8 @@ class Trainer:
 def _starting_notes(config: Config, previous_steps: int) -> Iterator[str]:
     if previous_steps:
         yield (
-            f"{config.start_from} was trained for {previous_steps:,} steps. They count for a learning_rate with steps, "
-            f"and the output will state {previous_steps + config.steps:,}."
+            f"{config.start_from} was trained for {counted(previous_steps, 'step')}. These count for a learning_rate "
+            f"with steps, and the output will state {previous_steps + config.steps:,}."
         )
     settings = config.hypernetwork
     new_hypernetwork = config.method == "hypernetwork" and not config.start_from

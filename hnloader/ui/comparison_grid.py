@@ -13,6 +13,7 @@ from hnloader.errors import SettingsError
 from hnloader.prompt import Tag, format_number
 from hnloader.texts import shown
 from hnloader.ui.page_host import Generator, ImageRequest
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -127,7 +128,7 @@ class Comparison:
         )
 
     def _caption(self) -> str:
-        settings = f"{self.request.steps} steps"
+        settings = counted(self.request.steps, "step")
         if self.request.guidance is not None:
             settings += f", CFG scale {format_number(self.request.guidance)}"
         seeds = f"seed {self.seed}" if self.seeds == 1 else f"seeds {self.seed} to {self.seed + self.seeds - 1}"

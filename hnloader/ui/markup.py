@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hnloader.texts import as_text, shown, well_formed
 from hnloader.ui.sidecars import read_description, thumbnail
-from hnloader.units import size_text
+from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
     from hnloader.inspection import FileInfo
@@ -109,7 +109,7 @@ def _card(entry: Entry, chosen: bool) -> str:
     else:
         badge = f'<span class="hnl-badge{"" if info.families else " hnl-dim"}">{escaped(_fits(info))}</span>'
         line = escaped(_structure(info), 90)
-    steps = "" if info is None or info.step is None else f" · {info.step:,} steps"
+    steps = "" if info is None or info.step is None else f" · {counted(info.step, 'step')}"
     return (
         f'<button type="button" class="hnl-card{" hnl-broken" if bad else ""}" data-key="{escaped(entry.key)}" '
         f'aria-pressed="{"true" if chosen else "false"}" title="{escaped(entry.label)}" onclick="{_PICK}">'
@@ -206,7 +206,7 @@ def facts(info: FileInfo) -> list[tuple[str, str]]:
         ("Architecture", escaped(_structure(info))),
         ("Variant", escaped(f"{info.program}, {as_text(info.variant, 100)}; {info.format} ({info.container})")),
         ("Checkpoint", escaped(checkpoint or "unknown", _LONGEST_VALUE)),
-        ("Trained", escaped("unknown" if info.step is None else f"{info.step:,} steps")),
+        ("Trained", escaped("unknown" if info.step is None else counted(info.step, "step"))),
         ("Parameters", escaped(f"{info.parameters:,} ({', '.join(info.dtypes) or 'none'})")),
         *((("Members", "<br>".join(escaped(member.name) for member in info.members)),) if info.members else ()),
     ]

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hnloader.errors import HypernetworkError, MissingExtraError
+from hnloader.errors import HypernetworkError, MissingExtraError, install_advice
 
 if TYPE_CHECKING:
     from hnloader.ui.page_host import Host
@@ -126,7 +126,7 @@ def _gradio() -> Any:
         import gradio
     except ImportError as error:
         missing = error.name or "gradio"
-        raise MissingExtraError(f"The page requires {missing}. Run: pip install 'hnloader[page]'.") from error
+        raise MissingExtraError(f"The page requires {missing}. {install_advice('page')}.") from error
     return gradio
 
 

@@ -84,14 +84,14 @@ def test_missing_cli_package_is_named(missing: str) -> None:
     running = process("-c", code)
     out, err = running.communicate()
     assert (running.returncode, out) == (1, "")
-    assert missing in err and "pip install 'hnloader[cli]'" in err and len(err.splitlines()) == 1
+    assert missing in err and "pip install '.[cli]'" in err and len(err.splitlines()) == 1
 
 
 def test_generate_names_the_missing_diffusers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     result = invoke("generate", "a cat", "--model", tmp_path)
     assert result.exit_code == 1
-    assert "pip install 'hnloader[diffusers]'" in result.stderr
+    assert "pip install '.[diffusers]'" in result.stderr
 
 
 def test_help_does_not_import_diffusers() -> None:

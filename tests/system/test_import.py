@@ -74,7 +74,7 @@ def test_training_names_the_missing_package(blocked: str, code: str, named: str,
     (tmp_path / "a.ppm").write_text("")
     said = run(program, blocked, tmp_path)
     assert said.startswith(f"{code} ")
-    assert all(fact in said for fact in ((named, "hnloader[train]") if named else (str(tmp_path),)))
+    assert all(fact in said for fact in ((named, "'.[train]'") if named else (str(tmp_path),)))
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.fields import IMAGE_SIZE, ImageValues, SettingFields, example_prompt, textbox, whole
 from hnloader.ui.pages.progress import complaint, ended, run_and_cancel, stop_with, updates
 from hnloader.ui.saving import save_numbered
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +69,9 @@ class _Compare:
             comparison = self.comparison(*inputs)
         except HypernetworkError as error:
             return markup.status(str(error))
-        return markup.status(f"{comparison.to_make:,} images: {len(comparison.rows)} by {len(comparison.columns)}")
+        return markup.status(
+            f"{counted(comparison.to_make, 'image')}: {len(comparison.rows)} by {len(comparison.columns)}"
+        )
 
     def run(self, *inputs: Any) -> Iterator[tuple[Any, ...]]:
         """Make the grid. Yields token, status, both buttons and the image."""

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from hnloader.errors import MissingExtraError, SettingsError
+from hnloader.errors import MissingExtraError, SettingsError, install_advice
 from hnloader.files import check_room
 from hnloader.formats.registry import default_format, writable_formats
 from hnloader.ui import jobs, markup
 from hnloader.ui.compat import html, listen, make, reveal, update
 from hnloader.ui.pages.choices import choices, chosen_files
 from hnloader.ui.pages.progress import complaint, ended, run_and_cancel, stop_with, updates
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from hnloader.conversion.bulk import Converter, OnExisting
@@ -111,7 +112,9 @@ class _Convert:
         def tell(text: str = "", part: float = 0.0) -> None:
             done = max(0, len(results) - len(plan.settled))
             if not cancel.is_set():  # files in progress are finished after cancelling
-                job.report(int(100 * (done + part)), 100 * files, f"{done:,} of {len(plan.jobs):,} files{text}")
+                job.report(
+                    int(100 * (done + part)), 100 * files, f"{done:,} of {counted(len(plan.jobs), 'file')}{text}"
+                )
 
         tell()
         converter, at_once = self._converter(target, tell, cancel)
@@ -129,7 +132,7 @@ class _Convert:
 
             return ToFormat(_targets()[target]), min(4, os.cpu_count() or 1)
         if self.host.lora_base is None:
-            raise MissingExtraError("Converting to LoRA requires diffusers. Run: pip install 'hnloader[diffusers]'.")
+            raise MissingExtraError(f"Converting to LoRA requires diffusers. {install_advice('diffusers')}.")
         from hnloader.conversion.lora.base_model import open_base
         from hnloader.conversion.lora.bulk_export import LoraExporter
 

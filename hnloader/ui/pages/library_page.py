@@ -19,6 +19,7 @@ from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.compat import html, image_input, listen, make, reveal, update
 from hnloader.ui.pages.fields import textbox
 from hnloader.ui.sidecars import notes_path, read_notes, read_values, save_preview, strength_in
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from hnloader.ui.page_host import Host
@@ -64,7 +65,7 @@ class _Library:
         """Inspect all files, then report errors or where to put the user's own files."""
         yield from self._inspecting(200)
         bad, folders, entries = self.catalog.counts().bad, self.catalog.folders(), self.catalog.entries()
-        text = f"{_files(bad)} cannot be used. To list them, set Show to '{BAD}'." if bad else ""
+        text = f"{counted(bad, 'file')} cannot be used. To list them, set Show to '{BAD}'." if bad else ""
         if entries and not bad and all(entry.file.folder != folders[0] for entry in entries):
             text = f"Put your own files into {folders[0].absolute()}, then press Refresh."
         yield markup.status(text)
@@ -159,7 +160,7 @@ class _Library:
         cards = markup.cards([self.catalog.inspect(entry) for entry in part], chosen) if part else self._empty()
         label = f'<div class="hnl-page">page {page:,} of {pages:,}</div>' if pages > 1 else ""
         files = len(self.catalog.entries())
-        count = _files(files) if len(found) == files else f"{len(found):,} of {_files(files)}"
+        count = counted(files, "file") if len(found) == files else f"{len(found):,} of {counted(files, 'file')}"
         turns = (update(interactive=possible, visible=pages > 1) for possible in (page > 1, page < pages))
         return markup.status(count), cards, page, label, *turns
 
@@ -259,7 +260,3 @@ def tag_name(entry: Entry, catalog: Catalog) -> str:
         return Library(catalog.folders()).name_of(entry.path)
     except HypernetworkNotFoundError:  # removed meanwhile
         return entry.file.relative.as_posix()
-
-
-def _files(number: int) -> str:
-    return f"{number:,} file{'' if number == 1 else 's'}"

@@ -26,9 +26,9 @@ def explained(error: BaseException) -> str:
     return f"This is a bug in hnloader: {type(error).__name__}: {error}. The terminal shows the traceback."
 
 
-def complaint(error: BaseException) -> str:
-    """Show an error as a notice, or a cancelled job as information."""
-    return markup.notice(explained(error), "info" if isinstance(error, CancelledError) else "bad")
+def complaint(error: BaseException, shortened: Callable[[str], str] = str) -> str:
+    """Show an error as a notice, or a cancelled job as information; `shortened` changes its text."""
+    return markup.notice(shortened(explained(error)), "info" if isinstance(error, CancelledError) else "bad")
 
 
 def run_and_cancel(label: str, elem_id: str) -> tuple[Any, Any]:

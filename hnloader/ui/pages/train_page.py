@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ from hnloader.errors import HypernetworkError
 from hnloader.files import expanded
 from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.prompt import Tag
+from hnloader.texts import without_folders
 from hnloader.ui import markup
 from hnloader.ui.compat import html, image_output, listen, make, update
 from hnloader.ui.pages.fields import textbox, whole
 from hnloader.ui.pages.library_page import tag_name
 from hnloader.ui.pages.progress import complaint
 from hnloader.ui.training_runs import TrainingFiles, TrainingRuns
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from hnloader.training.status import Status
@@ -86,9 +89,9 @@ class _Train:
         except ImportError as error:
             return markup.notice(f"Checking images requires {error.name}.", "bad"), None
         except Exception as error:
-            return complaint(error), None
+            return self._refusal(error), None
         captions = sum(image.caption is not None for image in found.images)
-        text = f"{len(found.images)} images to train on, {captions} with a caption."
+        text = f"{counted(len(found.images), 'image')} to train on, {captions} with a caption."
         rows = [
             [markup.escaped(problem.path.name), markup.escaped(problem.message, 300)] for problem in found.problems[:50]
         ]
@@ -111,7 +114,7 @@ class _Train:
             self._require_packages(runs)
             runs.start(name, settings | _settings(form.more), form.preset)
         except Exception as error:
-            yield self._refused(error)
+            yield update(), self._refusal(error), *[update()] * 4
             return
         yield from self.watch(name)
 
@@ -124,7 +127,7 @@ class _Train:
             self._require_packages(runs)
             runs.resume(name, self._new_steps(runs.files(name), whole(steps, "Steps")))
         except Exception as error:
-            yield self._refused(error)
+            yield update(), self._refusal(error), *[update()] * 4
             return
         yield from self.watch(name)
 
@@ -167,8 +170,8 @@ class _Train:
             if newest != shown or quiet >= _MAX_QUIET:
                 yield (
                     update(choices=runs.names(), value=name),
-                    _status(files, running),
-                    _details(files),
+                    _status(files, running, lambda text: self._without_folders(text, files)),
+                    _details(files, lambda text: self._without_folders(text, files)),
                     update(interactive=active is None),
                     update(interactive=active is None),
                     update(interactive=active is not None),
@@ -189,12 +192,12 @@ class _Train:
             folder = self.place.embeddings if embedding and self.place.embeddings is not None else self.place.library
             path = runs.use(name, folder(), best=which == _BEST)
         except Exception as error:
-            return complaint(error)
+            return self._refusal(error)
         self.catalog.refresh()
         self.host.on_change()
         entry = next((each for each in self.catalog.entries() if each.path == path), None)
         tag = "" if embedding or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
-        return markup.notice(f"Copied to {path}.{tag}", "good")
+        return markup.notice(f"Copied to the folder {path.parent.name!r} as {path.name!r}.{tag}", "good")
 
     def _runs(self, python: str = "") -> TrainingRuns:
         named = (python or "").strip() if self.place.may_name_python else ""
@@ -202,21 +205,29 @@ class _Train:
 
     def _require_packages(self, runs: TrainingRuns) -> None:
         if missing := runs.missing():
-            raise HypernetworkError(f"{missing} {self._advice(runs.python)}")
+            raise HypernetworkError(f"{missing} {self._advice()}")
 
-    def _advice(self, python: str) -> str:
-        command = f"Run: {python} -m pip install 'hnloader[train]'"
+    def _advice(self) -> str:
+        command = "With this Python, run in the folder of hnloader: python -m pip install '.[train]'"
         if self.place.may_name_python:
             return f"{command}, or set another Python interpreter under More settings."
         return f"{command}."
 
-    def _refused(self, error: BaseException) -> tuple[Any, ...]:
-        return update(), complaint(error), *[update()] * 4
+    def _refusal(self, error: BaseException) -> str:
+        return complaint(error, self._without_folders)
+
+    def _without_folders(self, text: str, files: TrainingFiles | None = None) -> str:
+        """Shorten paths: the page can be public, and everybody at it sees the newest training run."""
+        places = (self.place.folder, self.place.library, self.place.embeddings)
+        folders = [Path(sys.executable).parent, *(place().absolute() for place in places if place is not None)]
+        settings = {} if files is None else self._runs().settings(files.name)
+        folders += [Path(str(settings[key])).parent for key in ("images", "model", "start_from") if settings.get(key)]
+        return without_folders(text, (folder for folder in folders if folder.is_absolute() and folder.name))
 
     def _empty(self) -> tuple[Any, ...]:
         runs = self._runs()
         missing = runs.missing()
-        notice = markup.notice(f"{missing} {self._advice(runs.python)}" if missing else "", "bad")
+        notice = markup.notice(self._without_folders(f"{missing} {self._advice()}") if missing else "", "bad")
         empty = markup.empty("No training runs yet", "Enter a folder with 5 to 50 images, and press Train.")
         idle = update(interactive=True), update(interactive=False), update(interactive=False)
         return update(choices=[], value=None), notice, empty, *idle
@@ -245,7 +256,7 @@ def _modified(path: Path) -> int:
         return 0
 
 
-def _status(files: TrainingFiles, running: bool) -> str:
+def _status(files: TrainingFiles, running: bool, shortened: Callable[[str], str]) -> str:
     """Return a progress bar, or how the training ended."""
     from hnloader.training.status import ENDED, read_status
 
@@ -259,12 +270,12 @@ def _status(files: TrainingFiles, running: bool) -> str:
     problem = files.problem() or (status.message if status is not None and status.phase == "failed" else "")
     if problem or status is None or status.phase not in ENDED:
         problem = problem or "The process was killed. Press Resume to continue from the newest saved state."
-        return markup.notice(f"{files.name} did not finish: {problem}", "bad")
+        return markup.notice(f"{files.name} did not finish: {shortened(problem)}", "bad")
     text, kind = _ENDED[status.phase]
     return markup.notice(f"{files.name}: {text}", kind)
 
 
-def _details(files: TrainingFiles) -> str:
+def _details(files: TrainingFiles, shortened: Callable[[str], str]) -> str:
     """Return numbers, curves and previews."""
     from hnloader.training.report import loss_curves
     from hnloader.training.status import read_status
@@ -273,10 +284,11 @@ def _details(files: TrainingFiles) -> str:
     if status is None:
         return ""
     drawn = f'<div class="hnl-curves">{loss_curves(status.history)}</div>' if len(status.history) > 1 else ""
-    return f'<div class="hnl-details">{markup.table(_rows(files, status))}{drawn}{_previews(files.previews)}</div>'
+    table = markup.table(_rows(files, status, shortened))
+    return f'<div class="hnl-details">{table}{drawn}{_previews(files.previews)}</div>'
 
 
-def _rows(files: TrainingFiles, status: Status) -> Iterator[tuple[str, str]]:
+def _rows(files: TrainingFiles, status: Status, shortened: Callable[[str], str]) -> Iterator[tuple[str, str]]:
     yield "Steps", f"{status.step:,} of {status.steps:,}"
     if status.loss is not None:
         yield "Loss", f"{status.loss:.4f}"
@@ -286,9 +298,10 @@ def _rows(files: TrainingFiles, status: Status) -> Iterator[tuple[str, str]]:
         yield "Learning rate", f"{status.learning_rate:.3g}"
     yield "Training time", _duration(status.seconds)
     if status.message:
-        yield "Message", markup.escaped(status.message, 400)
-    if (files.run_folder / "report.html").is_file():
-        yield "Report", f"<code>{markup.escaped(files.run_folder / 'report.html')}</code>"
+        yield "Message", markup.escaped(shortened(status.message), 400)
+    report = files.run_folder / "report.html"
+    if report.is_file():
+        yield "Report", f"<code>{markup.escaped(report.relative_to(files.folder.parent.parent).as_posix())}</code>"
 
 
 def _previews(path: Path) -> str:
@@ -370,7 +383,7 @@ def _form(place: TrainingPlace) -> tuple[dict[str, Any], Any]:
     with make("Accordion", "More settings", open=False):
         hint = "One per line, as in `hnloader train --init`: batch_size: 2"
         fields["more"] = textbox("Settings", "hnl-train-more", 20, info=hint, lines=3)
-        hint = "With hnloader[train] installed. Empty: the interpreter of this page"
+        hint = "One with the packages for training (docs/install.md). Empty: the interpreter of this page"
         visible = place.may_name_python
         fields["python"] = textbox("Python interpreter", "hnl-train-python", info=hint, visible=visible)
     return fields, check
