@@ -18,6 +18,7 @@ from hnloader.errors import HypernetworkError
 from .applying import default_strength
 from .core import Extension
 from .hosts.protocol import Panel, ShowsPanel, WritesInfotext, option, show_message
+from .redaction import redacted_message
 from .rows import read_rows, tags_of, text_of
 
 TITLE = "Hypernetworks"
@@ -67,7 +68,6 @@ class RowsPanel:
 
         name = f"hnl_{tab}"
         box = compat.make("Textbox", value="", label="Rows", elem_id=f"{name}_rows", elem_classes=["hnl-panel-hidden"])
-        box.do_not_save_to_config = True  # the browser remembers the rows
         style = f"<style>{_STYLE.read_text('utf-8')}</style>"
         if not option(self._extension.host, "hnloader_panel", True):
             compat.html(style)
@@ -114,7 +114,7 @@ class RowsPanel:
             try:
                 self._extension.library.find(tag.name)
             except HypernetworkError as error:
-                problems.append(str(error))
+                problems.append(redacted_message(self._extension.host.folders(), error))
         return (
             f'<div class="hnl-panel-state" data-source="{escape(text or "")}" data-rows="{escape(json.dumps(values))}">'
             + (f'<p>Same as: <code translate="no">{escape(text_of(tags))}</code></p>' if tags else "")

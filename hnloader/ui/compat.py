@@ -58,7 +58,10 @@ def make(component: str, *arguments: Any, **options: Any) -> Any:
     """Make a gradio component by its name, with the options that this release knows."""
     kind = getattr(gradio, component)
     sendable = {name: all_well_formed(value) for name, value in options.items()}
-    return kind(*map(all_well_formed, arguments), **_known(_parameters(kind.__init__), sendable))
+    made = kind(*map(all_well_formed, arguments), **_known(_parameters(kind.__init__), sendable))
+    # The webuis keep a default for each tab and label in ui-config.json, for ever, and give two `Steps` the same one.
+    made.do_not_save_to_config = True
+    return made
 
 
 def html(value: str = "", **options: Any) -> Any:

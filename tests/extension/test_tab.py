@@ -39,6 +39,22 @@ def test_page_is_built_after_each_reload(running: Webui) -> None:
     assert running.reports == []
 
 
+@pytest.mark.parametrize("place", ["tab", "txt2img", "img2img"])
+def test_no_default_goes_into_the_webui_s_file(running: Webui, place: str) -> None:
+    """The webuis keep the default of each component in ui-config.json, by tab and label, at the first start."""
+    import gradio
+
+    if place == "tab":
+        ((page, _, _),) = running.tabs()
+    else:
+        with gradio.Blocks() as page:
+            (script,) = running.part("scripts").ScriptRunner(place == "img2img").alwayson_scripts
+            script.ui(place == "img2img")
+    found = [block for block in page.blocks.values() if isinstance(block, gradio.components.Component)]
+    assert len(found) > 5
+    assert [block for block in found if not getattr(block, "do_not_save_to_config", False)] == []
+
+
 def test_training_uses_the_webui_s_folders_and_checkpoint(running: Webui, pages: Host) -> None:
     place = pages.training
     assert place is not None

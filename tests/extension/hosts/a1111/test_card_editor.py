@@ -32,6 +32,11 @@ def test_dialog_shows_file_and_notes(with_cards: Webui, editor: Any) -> None:
     assert ", ".join(map(str, ALL_WIDTHS)) in table
 
 
+def test_no_default_goes_into_the_webui_s_file(editor: Any) -> None:
+    assert editor.strength.do_not_save_to_config
+    assert editor.edit_notes.do_not_save_to_config
+
+
 def test_save_keeps_other_values(with_cards: Webui, editor: Any) -> None:
     path = with_cards.hypernetworks / "ink.pt"
     (with_cards.hypernetworks / "ink.json").write_text('{"sd version": "SD1", "notes": "old"}')
