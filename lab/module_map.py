@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "dev" / "architecture.md"
-PACKAGES = ("hnloader", "extension", "lab")
+PACKAGES = ("hnloader", "extension", "node_pack", "lab")
 BEGIN, END = "<!-- modules: python -m lab.module_map -->", "<!-- end of modules -->"
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from tests.support.paths import ROOT
 
 MOST_ARGUMENTS = 8
-SOURCES = ("hnloader", "extension", "scripts", "lab")
+SOURCES = ("hnloader", "extension", "node_pack", "scripts", "lab")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in ("hnloader", "extension")
+    for package in ("hnloader", "extension", "node_pack")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
