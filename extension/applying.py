@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +28,7 @@ from hnloader.texts import as_text, shown
 from .host_library import HostLibrary
 from .hosts.protocol import (
     ClosesJobs,
+    FindsControlNets,
     FindsPlainLinears,
     HasHypernetworks,
     WebuiHost,
@@ -80,12 +83,22 @@ class Applier:
         self._wanted: list[tuple[Tag, _Loaded]] = []
         self._attachments: list[Attachment] = []
         self._applied: list[tuple[str, str]] = []  # name and hash of each attachment
-        self._unet: nn.Module | None = None
+        self._models: list[nn.Module] = []  # the UNet and its ControlNets
         self._job: Any = None
+        self._open: list[weakref.ref[Any]] = []  # jobs with rows that have begun, the innermost last
 
-    def set_rows(self, job: Any, tags: Sequence[Tag]) -> None:
-        """Apply these tags before those of the job's prompt."""
+    def begin(self, job: Any, tags: Sequence[Tag]) -> None:
+        """Apply these tags before those of the job's prompt, and in jobs that other extensions start within it."""
         setattr(job, _ROWS, tuple(tags))
+        self._open.append(weakref.ref(job))
+        self._restore_at_close(job)
+
+    def finish(self, job: Any) -> None:
+        """End a job that began, and those within it."""
+        for position, begun in enumerate(self._open):
+            if begun() is job:
+                del self._open[position:]
+                return
 
     def override(self, job: Any, **fields: Any) -> None:
         """Change `name`, `strength`, `start` or `end` of all the job's hypernetworks.
@@ -112,8 +125,7 @@ class Applier:
                 failures.append((tag.name, as_text(error, _LONGEST)))
         if self._wanted:
             self._job = job
-            if isinstance(self.host, ClosesJobs):
-                self.host.at_close(job, self.deactivate)
+            self._restore_at_close(job)
             failures += self._attach()
         self._report(job, failures)
 
@@ -134,8 +146,21 @@ class Applier:
         if not self._wanted:
             return
         self.clock.set(index, steps)
-        if self.host.unet(self._job) is not self._unet:
+        if self._present_models() != self._models:
             self._report(self._job, self._attach())
+
+    def _restore_at_close(self, job: Any) -> None:
+        def closed() -> None:
+            self.deactivate()
+            self.finish(job)
+
+        if isinstance(self.host, ClosesJobs):
+            self.host.at_close(job, closed)
+
+    def _inherited(self, job: Any, name: str, default: Any) -> Any:
+        """Return an attribute of the job, or of the job that it runs in: extensions copy no attributes of ours."""
+        jobs = [job, *(begun() for begun in reversed(self._open))]
+        return next((getattr(each, name) for each in jobs if hasattr(each, name)), default)
 
     def _tags(self, job: Any, items: Sequence[Sequence[str]]) -> tuple[list[Tag], list[_Failure]]:
         """Collect the tags of rows, prompt and quick setting, with the changes of a plot."""
@@ -147,8 +172,8 @@ class Applier:
             except PromptTagError as error:
                 failures.append((each[0] if each else "", as_text(error, _LONGEST)))
         try:
-            wanted = [*getattr(job, _ROWS, ()), *tags, *self._quick_setting(job, tags)]
-            return _overridden(wanted, getattr(job, _OVERRIDE, {})), failures
+            wanted = [*self._inherited(job, _ROWS, ()), *tags, *self._quick_setting(job, tags)]
+            return _overridden(wanted, self._inherited(job, _OVERRIDE, {})), failures
         except PromptTagError as error:  # an axis of a plot can ask for start=1
             return [], [*failures, ("", as_text(error, _LONGEST))]
 
@@ -180,32 +205,47 @@ class Applier:
         return loaded
 
     def _attach(self) -> list[_Failure]:
-        """Attach all that is wanted to the current UNet; return what does not fit it."""
+        """Attach all that is wanted to the current models; return what does not fit the UNet."""
         self._detach()
-        self._unet = self.host.unet(self._job)
-        if self._unet is None:
+        self._models = self._present_models()
+        if not self._models:
             return [(tag.name, f"No {family_list()} model is loaded.") for tag, _ in self._wanted]
+        unet, *control_nets = self._models
         failures = []
-        fold = self.host.plain_linears if isinstance(self.host, FindsPlainLinears) else False
-        exact = bool(option(self.host, "hnloader_exact", False))
         with torch.inference_mode(False), warnings.catch_warnings():
             warnings.simplefilter("ignore", PartialMatchWarning)
             for tag, loaded in self._wanted:
-                application = Application(loaded.hypernetwork, _strength(tag), tag.start, tag.end, tag.k, tag.v)
                 try:
-                    attachment = attach(self._unet, application, fold=fold, exact=exact, clock=self.clock)
+                    self._attach_one(unet, tag, loaded, _strength(tag))
                 except HypernetworkError as error:
                     failures.append((tag.name, as_text(error, _LONGEST)))
-                else:
-                    self._attachments.append(attachment)
-                    self._applied.append((tag.name, loaded.digest))
+                    continue
+                self._applied.append((tag.name, loaded.digest))
+                for model in control_nets:
+                    with contextlib.suppress(HypernetworkError):  # of another family, or without attention
+                        self._attach_one(model, tag, loaded, _strength_without_up(tag))
         return failures
+
+    def _attach_one(self, model: nn.Module, tag: Tag, loaded: _Loaded, strength: Strength) -> None:
+        fold = self.host.plain_linears if isinstance(self.host, FindsPlainLinears) else False
+        exact = bool(option(self.host, "hnloader_exact", False))
+        application = Application(loaded.hypernetwork, strength, tag.start, tag.end, tag.k, tag.v)
+        self._attachments.append(attach(model, application, fold=fold, exact=exact, clock=self.clock))
+
+    def _present_models(self) -> list[nn.Module]:
+        """Return the UNet and the ControlNets that the next step calls; nothing without a UNet."""
+        unet = self.host.unet(self._job)
+        if unet is None:
+            return []
+        if not isinstance(self.host, FindsControlNets) or not option(self.host, "hnloader_controlnet", True):
+            return [unet]
+        return [unet, *self.host.control_nets(self._job)]
 
     def _detach(self) -> None:
         while self._attachments:
             self._attachments.pop().detach()
         self._applied = []
-        self._unet = None
+        self._models = []
 
     def _report(self, job: Any, failures: Sequence[_Failure]) -> None:
         """Show what failed under the image, and write what was applied into its infotext."""
@@ -237,6 +277,12 @@ def default_strength(host: WebuiHost) -> float:
 
 def _strength(tag: Tag) -> Strength:
     return {part.block: tag.strength * part.weight for part in tag.blocks} if tag.blocks else tag.strength
+
+
+def _strength_without_up(tag: Tag) -> Strength:
+    """Return the strength in a ControlNet, which has no up blocks."""
+    blocks = [part for part in tag.blocks if not part.block.startswith("up")]
+    return _strength(replace(tag, blocks=tuple(blocks))) if blocks or not tag.blocks else 0.0
 
 
 def _overridden(tags: Sequence[Tag], fields: dict[str, Any]) -> list[Tag]:

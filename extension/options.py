@@ -16,6 +16,12 @@ OPTIONS = (
     ),
     Option("hnloader_panel", True, "Show the panel 'Hypernetworks' in txt2img and img2img", needs_reload=True),
     Option(
+        "hnloader_controlnet",
+        True,
+        "Apply hypernetworks in ControlNets, too",
+        "as the original webui does; off: in the UNet alone",
+    ),
+    Option(
         "hnloader_exact",
         False,
         "Compute hypernetworks in float32, like the original webui",

@@ -29,7 +29,8 @@ _STYLE = Path(__file__).with_name("panel.css")
 def register(extension: Extension, host: ShowsPanel) -> None:
     """Show the panel in txt2img and img2img."""
     rows = RowsPanel(extension)
-    extension.exports["HypernetworksPanel"] = host.panel_class(Panel(TITLE, INFOTEXT_KEY, rows.build, rows.apply))
+    panel = Panel(TITLE, INFOTEXT_KEY, rows.build, rows.apply, extension.applier.finish)
+    extension.exports["HypernetworksPanel"] = host.panel_class(panel)
     if isinstance(host, WritesInfotext):
         host.on_paste(clear_rows)
 
@@ -54,7 +55,7 @@ class RowsPanel:
             if row.problem:
                 show_message(host, f"{TITLE}: {row.problem}", job)
         tags = tags_of(rows)
-        self._extension.applier.set_rows(job, tags)
+        self._extension.applier.begin(job, tags)
         if isinstance(host, WritesInfotext):
             parameters = host.parameters(job)  # the images of a plot share them
             if tags:

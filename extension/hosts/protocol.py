@@ -145,6 +145,14 @@ class FindsPlainLinears(Protocol):
 
 
 @runtime_checkable
+class FindsControlNets(Protocol):
+    """ControlNets. Without it, hypernetworks act in the UNet alone."""
+
+    def control_nets(self, job: Any) -> Sequence[nn.Module]:
+        """Return the ControlNets that the job's next sampling step calls, each once."""
+
+
+@runtime_checkable
 class WritesInfotext(Protocol):
     """Generation parameters in images."""
 
@@ -165,7 +173,8 @@ class Panel:
     title: str
     infotext_key: str
     build: Callable[[str], Any]  # for the tab "txt2img" or "img2img": makes the components, returns that of the value
-    apply: Callable[[Any, Any], None]  # job, value of the component or from the API
+    apply: Callable[[Any, Any], None]  # job that begins, value of the component or from the API
+    finish: Callable[[Any], None]  # job that has ended
 
 
 @runtime_checkable

@@ -37,6 +37,7 @@ class Automatic1111(
     protocol.ListsFiles,
     protocol.HasHypernetworks,
     protocol.ClosesJobs,
+    protocol.FindsControlNets,
     protocol.FindsPlainLinears,
     protocol.WritesInfotext,
     protocol.ShowsPanel,
@@ -152,6 +153,21 @@ class Automatic1111(
         job.close = close_and_call
         setattr(job, _CLOSES, True)
 
+    def control_nets(self, job: Any) -> Sequence[nn.Module]:
+        """Return those of the extension sd-webui-controlnet, whose attention has the built-in hypernetworks, too.
+
+        Units with the same file have copies of its wrapper around one network.
+        """
+        runner = getattr(job, "scripts", None)
+        found: dict[int, nn.Module] = {}
+        for script in getattr(runner, "alwayson_scripts", ()):
+            for unit in follow(script, "latest_network.control_params") or ():
+                wrapper = getattr(unit, "control_model", None)
+                network = getattr(wrapper, "control_model", wrapper)
+                if isinstance(network, nn.Module):
+                    found[id(network)] = network
+        return list(found.values())
+
     def plain_linears(self) -> Callable[[nn.Module], bool]:
         return plain_linears()
 
@@ -182,6 +198,9 @@ class Automatic1111(
 
             def process(self, p: Any, *args: Any) -> None:
                 panel.apply(p, args[0] if args else None)
+
+            def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+                panel.finish(p)
 
         return HypernetworksPanel
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from modules import sd_models, shared
@@ -27,6 +27,18 @@ class Forge(Automatic1111):
         model = follow(shared, "sd_model") or getattr(job, "sd_model", None)
         found = follow(model, "forge_objects.unet.model.diffusion_model")
         return found if isinstance(found, nn.Module) else None
+
+    def control_nets(self, job: Any) -> Sequence[nn.Module]:
+        """Follow the chain of ControlNets that the job's patcher has."""
+        model = follow(shared, "sd_model") or getattr(job, "sd_model", None)
+        control = follow(model, "forge_objects.unet.controlnet_linked_list")
+        found: dict[int, nn.Module] = {}
+        while control is not None:
+            network = getattr(control, "control_model", None)
+            if isinstance(network, nn.Module):
+                found[id(network)] = network
+            control = getattr(control, "previous_controlnet", None)
+        return list(found.values())
 
     def plain_linears(self) -> Callable[[nn.Module], bool]:
         """Return a test for Forge's own Linear, which can also cast, scale, or add LoRAs to its weight in each call.

@@ -129,13 +129,13 @@ def _process(p: StableDiffusionProcessing) -> Processed:
     if not p.disable_extra_networks and p.extra_network_data:
         extra_networks.deactivate(p, p.extra_network_data)
     processed = Processed(images, infotexts, "".join(f"{comment}\n" for comment in p.comments))
-    _call(p, "postprocess", processed=processed)
+    _call(p, "postprocess", processed)
     return processed
 
 
-def _call(p: StableDiffusionProcessing, what: str, **kwargs: Any) -> None:
+def _call(p: StableDiffusionProcessing, what: str, *given: Any, **kwargs: Any) -> None:
     if p.scripts is not None:
-        p.scripts.call(what, p, **kwargs)
+        p.scripts.call(what, p, *given, **kwargs)
 
 
 def _draw(p: StableDiffusionProcessing, latent: Tensor, infotext: str) -> Any:

@@ -110,10 +110,10 @@ class ScriptRunner:
             except Exception:
                 errors.report(f"Error initializing {script_class}", exc_info=True)
 
-    def call(self, what: str, p, **kwargs: Any) -> None:
+    def call(self, what: str, p, *given: Any, **kwargs: Any) -> None:
         for script in self.alwayson_scripts:
             try:
                 args = p.alwayson_scripts.get(script.title().lower(), [])
-                getattr(script, what)(p, *args, **kwargs)
+                getattr(script, what)(p, *given, *args, **kwargs)
             except Exception:
                 errors.report(f"Error running {what}: {script.filename}", exc_info=True)
