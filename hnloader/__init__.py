@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from hnloader.inspection import FileInfo, inspect
     from hnloader.loading import load, save
     from hnloader.network import Architecture, Hypernetwork
+    from hnloader.scopes import Scope
     from hnloader.training import train
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "OtherModelError",
     "PartialMatchWarning",
     "PromptTagError",
+    "Scope",
     "SettingsError",
     "UnknownFormatError",
     "UnsafeFileError",
@@ -104,6 +106,7 @@ _LAZY = {
     "hnloader.inspection": ("FileInfo", "inspect"),
     "hnloader.loading": ("load", "save"),
     "hnloader.network": ("Architecture", "Hypernetwork"),
+    "hnloader.scopes": ("Scope",),
     "hnloader.training": ("train",),
 }
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hnloader.scopes import ScopeLike, as_scope
 from hnloader.texts import shown
 
 __all__ = [
@@ -231,13 +232,13 @@ def family_named(name: str | None) -> Family | None:
     return next((family for family in _families if family.name == name), None)
 
 
-def families_of(widths: Iterable[int]) -> tuple[str, ...]:
+def families_of(scopes: Iterable[ScopeLike]) -> tuple[str, ...]:
     """Return the names of the families that a hypernetwork with these widths is made for.
 
     A text width names its family, whatever else the file holds. Without one, all families with these widths count.
 
     Args:
-        widths: Context widths in the file.
+        scopes: Widths or scopes in the file.
 
     Returns:
         Names in the order of `all_families`. Empty if no family has these widths.
@@ -249,11 +250,13 @@ def families_of(widths: Iterable[int]) -> tuple[str, ...]:
         >>> families_of([640, 1280])
         ('SD 1', 'SD 2', 'SDXL')
     """
-    held = frozenset(widths)
-    by_text = tuple(family.name for family in all_families() if family.text_width in held)
-    if by_text or not held:
+    held = [as_scope(scope) for scope in scopes]
+    text = {scope.width for scope in held if scope.kind != "self"}
+    by_text = tuple(family.name for family in all_families() if family.text_width in text)
+    if by_text or not held or any(scope.kind == "cross" for scope in held):
         return by_text
-    return tuple(family.name for family in all_families() if held <= family.self_widths)
+    own = {scope.width for scope in held}
+    return tuple(family.name for family in all_families() if own <= family.self_widths)
 
 
 def family_of_model(text_widths: Iterable[int], self_widths: Iterable[int]) -> Family | None:

@@ -15,13 +15,14 @@ from hnloader.errors import HypernetworkError
 from hnloader.families import families_of
 from hnloader.files import legacy_hash_of
 from hnloader.formats.architecture import ARCHITECTURE_KEYS
-from hnloader.formats.composition import Composition, all_widths
+from hnloader.formats.composition import Composition, all_scopes
 from hnloader.formats.contents import is_tensor_info
 from hnloader.formats.reading import Reader, read_contents
 from hnloader.formats.registry import format_of
 from hnloader.formats.source import FileLike, Source, open_source
 from hnloader.formats.trees import mapped
 from hnloader.network import Architecture
+from hnloader.scopes import as_scope
 from hnloader.texts import as_text, plain, shown
 
 __all__ = ["FileInfo", "inspect"]
@@ -46,6 +47,7 @@ class FileInfo:
         program: Program that wrote the file, as far as the file shows.
         variant: Kind of file of that program.
         widths: Context widths that it changes.
+        scopes: Scope of each pair of sides, as text. Of most files, these are the widths.
         families: Model families that it is made for; empty if no known family has its widths.
         architecture: Architecture of the sides; None for a composition.
         step: Training steps; None if the file does not state them.
@@ -72,6 +74,7 @@ class FileInfo:
     program: str
     variant: str
     widths: tuple[int, ...]
+    scopes: tuple[str, ...]
     families: tuple[str, ...]
     architecture: Architecture | None = None
     step: int | None = None
@@ -140,6 +143,7 @@ class FileInfo:
             "program": self.program,
             "variant": as_text(self.variant, _LONGEST_FACT),
             "widths": list(self.widths),
+            "scopes": list(self.scopes),
             "families": list(self.families),
             "architecture": _architecture(self.architecture),
             "step": self.step,
@@ -195,7 +199,8 @@ def _weights(source: Source, file: FileLike) -> FileInfo:
         program=contents.program,
         variant=contents.variant,
         widths=contents.widths,
-        families=families_of(contents.widths),
+        scopes=tuple(map(str, contents.scopes)),
+        families=families_of(contents.scopes),
         architecture=contents.architecture,
         step=_number(metadata.get("step")),
         checkpoint=_text(metadata.get("sd_checkpoint")),
@@ -211,7 +216,7 @@ def _composition(source: Source, file: FileLike, composition: Composition, named
     file_format = format_of(source)
     assert file_format is not None
     members = list(named.values())
-    widths = all_widths(source, [member.widths for member in members])
+    scopes = all_scopes(source, [[as_scope(scope) for scope in member.scopes] for member in members])
     return FileInfo(
         path=source.path,
         name=source.stem,
@@ -220,8 +225,9 @@ def _composition(source: Source, file: FileLike, composition: Composition, named
         container="text",
         program=composition.program,
         variant="composition",
-        widths=widths,
-        families=families_of(widths),
+        widths=tuple(dict.fromkeys(scope.width for scope in scopes)),
+        scopes=tuple(map(str, scopes)),
+        families=families_of(scopes),
         parameters=sum(member.parameters for member in members),
         dtypes=tuple(dict.fromkeys(dtype for member in members for dtype in member.dtypes)),
         metadata={"structure": composition.text},

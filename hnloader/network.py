@@ -1,7 +1,8 @@
 """Hypernetworks: for each context width two small residual networks, one for keys, one for values.
 
 In every attention layer whose context has last dimension D, a hypernetwork with width D computes
-`K = to_k(h_k(context))` and `V = to_v(h_v(context))`, with `h(c) = c + strength * residual(c)`.
+`K = to_k(h_k(context))` and `V = to_v(h_v(context))`, with `h(c) = c + strength * residual(c)`. A scope can limit a
+pair of networks to some of the layers of a width.
 This module depends only on torch. docs/format.md has the mathematics and the source of each rule.
 """
 
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from hnloader.activations import canonical_activation, make_activation
 from hnloader.affine import AffineMap
+from hnloader.scopes import Kind, Scope, ScopeLike, as_scope, check_apart
 from hnloader.texts import shown
 
 __all__ = [
@@ -314,19 +316,22 @@ def make_side(architecture: Architecture, width: int) -> Side:
 
 
 class Hypernetwork(nn.Module):
-    """A hypernetwork: a k side and a v side for each width.
+    """A hypernetwork: a k side and a v side for each width, or for each scope.
 
     `load` returns it in eval mode, with parameters in the dtype of the file and without gradients. As in the original
     programs, results are computed in float32 for any stored dtype and cast to the context's dtype. A float64 context is
     computed in float64.
 
     Args:
-        sides: The (k, v) sides by width.
+        sides: The (k, v) sides by width or scope. A site takes one pair at most.
         name: Name of the hypernetwork. Default: "".
         architecture: Architecture of the sides; None for a composition of several hypernetworks. Default: None.
         metadata: All other keys of a file with their values. Default: {}.
         variant: Kind of the source file, such as "A1111 webui, from 2022-11". Default: "".
         old_names: Files use the tensor names linear1 and linear2 of the first files. Default: False.
+
+    Raises:
+        ValueError: Two scopes have a site in common, or the text of a scope is malformed.
 
     Attributes:
         name: Name in the file, otherwise the file's stem.
@@ -348,7 +353,7 @@ class Hypernetwork(nn.Module):
 
     def __init__(
         self,
-        sides: Mapping[int, tuple[Side, Side]],
+        sides: Mapping[int, tuple[Side, Side]] | Mapping[Scope, tuple[Side, Side]] | Mapping[str, tuple[Side, Side]],
         *,
         name: str = "",
         architecture: Architecture | None = None,
@@ -362,15 +367,18 @@ class Hypernetwork(nn.Module):
         self.metadata: dict[str, object] = dict(metadata or {})
         self.variant = variant
         self.old_names = old_names
-        self.sides = nn.ModuleDict({str(width): nn.ModuleDict({"k": k, "v": v}) for width, (k, v) in sides.items()})
-        self._copies: dict[tuple[int, SideName, torch.device, torch.dtype], Side] = {}
+        by_scope = {as_scope(key): pair for key, pair in sides.items()}
+        check_apart(by_scope)
+        self._scopes = tuple(by_scope)
+        self.sides = nn.ModuleDict({str(scope): nn.ModuleDict({"k": k, "v": v}) for scope, (k, v) in by_scope.items()})
+        self._copies: dict[tuple[Scope, SideName, torch.device, torch.dtype], Side] = {}
         self._derived: dict[object, Any] = {}
         self.eval()
 
     @classmethod
     def new(
         cls,
-        widths: tuple[int, ...],
+        widths: tuple[ScopeLike, ...],
         architecture: Architecture,
         *,
         name: str = "",
@@ -379,7 +387,7 @@ class Hypernetwork(nn.Module):
         """Return a new hypernetwork for training: float32, torch's default initial values, gradients on, in eval mode.
 
         Args:
-            widths: Context widths.
+            widths: Context widths, or scopes.
             architecture: Architecture of all sides.
             name: Name of the hypernetwork. Default: "".
             metadata: Further keys for a file, besides those that state the architecture. Default: {}.
@@ -387,81 +395,121 @@ class Hypernetwork(nn.Module):
         Returns:
             Hypernetwork on the CPU, or on the device of a surrounding `torch.device(...)`.
         """
-        sides = {width: (make_side(architecture, width), make_side(architecture, width)) for width in widths}
+        scopes = map(as_scope, widths)
+        sides = {
+            scope: (make_side(architecture, scope.width), make_side(architecture, scope.width)) for scope in scopes
+        }
         stated = {"name": name, **architecture.to_metadata(), **(metadata or {})}
         return cls(sides, name=name, architecture=architecture, metadata=stated)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Context widths that it changes, in the order of the file."""
-        return tuple(int(width) for width in self.sides)
+        return tuple(dict.fromkeys(scope.width for scope in self._scopes))
 
-    def side(self, width: int, side: SideName) -> Side:
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scope of each pair of sides, in the order of the file. Usually each is a whole width."""
+        return self._scopes
+
+    def scope_at(self, width: int, kind: Kind, number: int) -> Scope | None:
+        """Return the scope of the sides that act at a site.
+
+        Args:
+            width: Width of its contexts.
+            kind: Its kind of attention, "self" or "cross".
+            number: Its number among the attention sites of the model.
+
+        Returns:
+            One of `scopes`, or None for a site that stays unchanged.
+        """
+        return next((scope for scope in self._scopes if scope.holds(width, kind, number)), None)
+
+    def side(self, scope: ScopeLike, side: SideName) -> Side:
         """Return a side as stored.
 
         Args:
-            width: One of `widths`.
+            scope: One of `scopes`, or its text or width.
             side: "k" or "v".
 
         Returns:
             The side itself.
 
         Raises:
-            KeyError: The width or the side is unknown.
+            KeyError: The scope or the side is unknown.
         """
-        if str(width) not in self.sides:
-            raise KeyError(f"Width {width}: the hypernetwork holds the widths {list(self.widths)}. Use one of them.")
+        if str(scope) not in self.sides:
+            raise KeyError(
+                f"Scope {shown(str(scope))}: the hypernetwork holds {', '.join(map(str, self._scopes))}. "
+                "Use one of these."
+            )
         if side not in SIDES:
             raise KeyError(f"Side {shown(side)}: a width has the sides 'k' and 'v'. Use one of them.")
-        pair: Any = self.sides[str(width)]
+        pair: Any = self.sides[str(scope)]
         found: Side = pair[side]
         return found
 
-    def forward(self, context: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward(self, context: Tensor, strength: float = 1.0, scope: ScopeLike | None = None) -> tuple[Tensor, Tensor]:
         """Return the contexts for `to_k` and `to_v`.
 
         Args:
             context: Context. [..., width], any floating dtype, any device.
             strength: Any real number: 1 is the trained effect, 0 the identity. Default: 1.
+            scope: One of `scopes`. Default: the whole width.
 
         Returns:
             (k, v), each with the shape, dtype and device of `context`; `context` itself for an unknown width.
 
         Raises:
             TypeError: The context has a dtype that is not floating-point.
+            ValueError: Only some sites of this width have sides, and no scope is given.
         """
-        return self.transform("k", context, strength), self.transform("v", context, strength)
+        return self.transform("k", context, strength, scope), self.transform("v", context, strength, scope)
 
-    def transform(self, side: SideName, context: Tensor, strength: float = 1.0) -> Tensor:
+    def transform(
+        self, side: SideName, context: Tensor, strength: float = 1.0, scope: ScopeLike | None = None
+    ) -> Tensor:
         """Return one of the two results of `forward`.
 
         Args:
             side: "k" for the context of `to_k`, "v" for that of `to_v`.
             context: Context. [..., width], any floating dtype, any device.
             strength: Any real number. Default: 1.
+            scope: One of `scopes`. Default: the whole width.
 
         Returns:
             Changed context with the shape, dtype and device of `context`.
 
         Raises:
             TypeError: The context has a dtype that is not floating-point.
+            ValueError: Only some sites of this width have sides, and no scope is given.
         """
         if not context.is_floating_point():
             raise TypeError(
                 f"Context: found the dtype {context.dtype}. Give a floating-point dtype such as torch.float32."
             )
-        width = context.shape[-1]
-        if strength == 0 or str(width) not in self.sides:
+        chosen = self._scope_of(context.shape[-1]) if scope is None else as_scope(scope)
+        if strength == 0 or chosen is None:
             return context
         dtype = torch.float64 if context.dtype == torch.float64 else torch.float32
-        run = self._in(dtype, context.device, width, side)
+        run = self._in(dtype, context.device, chosen, side)
         return run(context.to(dtype), strength).to(context.dtype)
 
-    def resident(self, width: int, side: SideName, dtype: torch.dtype, device: torch.device | str) -> Side:
+    def _scope_of(self, width: int) -> Scope | None:
+        """Return the scope of a whole width, or None for an unknown width."""
+        whole = Scope(width)
+        if str(whole) in self.sides:
+            return whole
+        if width in self.widths:
+            found = ", ".join(str(scope) for scope in self._scopes if scope.width == width)
+            raise ValueError(f"Width {width}: the hypernetwork holds sides for {found}. Give one of these scopes.")
+        return None
+
+    def resident(self, scope: ScopeLike, side: SideName, dtype: torch.dtype, device: torch.device | str) -> Side:
         """Return a side in another dtype or on another device.
 
         Args:
-            width: One of `widths`.
+            scope: One of `scopes`, or its text or width.
             side: "k" or "v".
             dtype: Dtype of the parameters.
             device: Device of the parameters.
@@ -470,12 +518,12 @@ class Hypernetwork(nn.Module):
             The stored side if it has both, otherwise a copy that is kept until `release`.
 
         Raises:
-            KeyError: The width is unknown.
+            KeyError: The scope is unknown.
         """
-        stored, place = self.side(width, side), torch.device(device)
+        stored, place = self.side(scope, side), torch.device(device)
         if all(p.dtype == dtype and p.device == place for p in stored.parameters()):
             return stored
-        key = (width, side, place, dtype)
+        key = (as_scope(scope), side, place, dtype)
         if key not in self._copies:
             # Outside of inference mode, because a copy from inside cannot take part in gradients later.
             with torch.inference_mode(False), torch.no_grad():
@@ -489,26 +537,26 @@ class Hypernetwork(nn.Module):
             device: Device of the contexts.
             dtype: Dtype of the computation. Default: float32.
         """
-        for width in self.widths:
+        for scope in self._scopes:
             for side in SIDES:
-                self._in(dtype, torch.device(device), width, side)
+                self._in(dtype, torch.device(device), scope, side)
 
     @property
     def kept_copies(self) -> int:
         """Number of sides with copies in another dtype or on another device; 0 after `release`."""
         return len(self._copies)
 
-    def copied_bytes(self, width: int, side: SideName) -> int:
+    def copied_bytes(self, scope: ScopeLike, side: SideName) -> int:
         """Return the memory of the kept copies of a side.
 
         Args:
-            width: One of `widths`.
+            scope: One of `scopes`, or its text or width.
             side: "k" or "v".
 
         Returns:
             Size in bytes.
         """
-        copies = [copied for key, copied in self._copies.items() if key[:2] == (width, side)]
+        copies = [copied for key, copied in self._copies.items() if key[:2] == (as_scope(scope), side)]
         return sum(p.numel() * p.element_size() for copied in copies for p in copied.parameters())
 
     def release(self) -> None:
@@ -532,14 +580,14 @@ class Hypernetwork(nn.Module):
         return found
 
     def _in(
-        self, dtype: torch.dtype, device: torch.device, width: int, side: SideName
+        self, dtype: torch.dtype, device: torch.device, scope: Scope, side: SideName
     ) -> Callable[[Tensor, float], Tensor]:
         """Return a side that computes in `dtype` on `device`: itself, a kept copy, or a cast that passes gradients."""
-        stored = self.side(width, side)
+        stored = self.side(scope, side)
         parameters = list(stored.parameters())
         if any(p.requires_grad and (p.dtype != dtype or p.device != device) for p in parameters):
             return _casting(stored, device, dtype)
-        return self.resident(width, side, dtype, device)
+        return self.resident(scope, side, dtype, device)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Drop the kept copies when `.to`, `.half` and the like change the parameters."""
@@ -553,9 +601,10 @@ class Hypernetwork(nn.Module):
         """Return the summary in `repr`.
 
         Returns:
-            Name, widths and architecture.
+            Name, scopes and architecture.
         """
-        return f"name={shown(self.name)}, widths={self.widths}, architecture={self.architecture}"
+        scopes = ", ".join(map(str, self._scopes))
+        return f"name={shown(self.name)}, scopes={shown(scopes, 300)}, architecture={self.architecture}"
 
 
 def _module(spec: LayerSpec, architecture: Architecture) -> nn.Module:

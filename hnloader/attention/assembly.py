@@ -20,12 +20,13 @@ from hnloader.attention.changes import (
     torch_linears,
 )
 from hnloader.attention.folding import Fold, Maps, fold_into
-from hnloader.attention.layout import SLOTS, AttentionSite, Kind, slots_in_use
+from hnloader.attention.layout import SLOTS, AttentionSite, slots_in_use
 from hnloader.attention.plan import SidePlan, make_plan
 from hnloader.attention.projection import BareState, Folded, Hooked, Kept, Plans, Projection, Switch
 from hnloader.attention.stages import Chain
 from hnloader.attention.text_cache import TextCache
 from hnloader.network import SIDES, Hypernetwork, SideName
+from hnloader.scopes import Kind
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # A weight that changes more often while attached is being trained or merged; folding it again would not pay.
@@ -42,20 +43,20 @@ class Memory:
         folds: The last folds, by projection.
         changes: How often the weights of a fold changed, by projection.
         earlier: The hooks of other programs that a projection had when hnloader first saw it.
-        plans: The plans by chain, side, width and kind of attention.
+        plans: The plans by chain, side and kind of attention.
     """
 
     def __init__(self) -> None:
         self.folds: dict[nn.Module, Fold] = {}
         self.changes: Counter[nn.Module] = Counter()
         self.earlier: dict[nn.Module, frozenset[int]] = {}
-        self.plans: dict[tuple[Chain, SideName, int, Kind], SidePlan] = {}
+        self.plans: dict[tuple[Chain, SideName, Kind], SidePlan] = {}
 
     def plan(self, chain: Chain, side: SideName, site: AttentionSite) -> SidePlan:
         """Return the plan that all sites of a chain share."""
-        key = (chain, side, site.width, site.kind)
+        key = (chain, side, site.kind)
         if key not in self.plans:
-            self.plans[key] = make_plan(chain, side, site.width, site.kind)
+            self.plans[key] = make_plan(chain, side, site.kind)
         return self.plans[key]
 
     def forget_others(self, modules: Iterable[nn.Module | None]) -> None:

@@ -16,13 +16,14 @@ from torch import nn
 from hnloader.attention.changes import PlainLinears
 from hnloader.attention.explain import Explanation, explain
 from hnloader.attention.layout import AttentionSite, find_sites, unet_of
-from hnloader.attention.matching import check_match
+from hnloader.attention.matching import check_match, scope_at
 from hnloader.attention.model import AttachedModel, attached_model, lock
 from hnloader.attention.schedule import Clock, SamplingClock, is_active
 from hnloader.attention.strengths import Strength, check_number, check_strength, site_strengths
 from hnloader.errors import HypernetworkError, NoMatchingSitesError, PartialMatchWarning
 from hnloader.families import family_list
 from hnloader.network import Hypernetwork, SideName
+from hnloader.scopes import Scope
 from hnloader.texts import shown
 from hnloader.units import counted
 
@@ -125,8 +126,19 @@ class Attachment:
 
     @property
     def sites(self) -> tuple[AttentionSite, ...]:
-        """The attention layers that change: those whose width one of the hypernetworks holds."""
-        return tuple(site for site in self._sites if site.width in self.widths)
+        """The attention layers that change: those that one of the hypernetworks has sides for."""
+        return tuple(site for site in self._sites if self.covers(site))
+
+    def covers(self, site: AttentionSite) -> bool:
+        """Return True for an attention layer that one of the hypernetworks has sides for; the model calls this.
+
+        Args:
+            site: The attention layer.
+
+        Returns:
+            Whether it changes.
+        """
+        return any(scope_at(entry.hypernetwork, site) is not None for entry in self._entries)
 
     @property
     def widths(self) -> frozenset[int]:
@@ -199,10 +211,10 @@ class Attachment:
             return repr(self)
         lines = []
         for entry in self._entries:
-            covered = [site for site in self._sites if site.width in entry.hypernetwork.widths]
+            covered = [site for site in self._sites if scope_at(entry.hypernetwork, site) is not None]
             kinds = [f"{sum(site.kind == kind for site in covered)} {kind}" for kind in ("self", "cross")]
             line = f"{entry}: {len(covered)} of {len(self._sites)} attention layers ({', '.join(kinds)})"
-            left = [site.width for site in self._sites if site.width not in entry.hypernetwork.widths]
+            left = [site.width for site in self._sites if scope_at(entry.hypernetwork, site) is None]
             if left:
                 line += "; not in the file: " + ", ".join(
                     f"width {width} ({counted(left.count(width), 'layer')})" for width in sorted(set(left))
@@ -282,19 +294,20 @@ class Attachment:
                 step, entry.application.start, entry.application.end
             )
 
-    def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, dict[SideName, float]]]:
+    def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, Scope, dict[SideName, float]]]:
         """Yield the hypernetworks that act at an attention layer now; the model calls this.
 
         Args:
             site: The attention layer.
 
         Returns:
-            An iterator of the hypernetworks in order, each with its strengths for k and v.
+            An iterator of the hypernetworks in order, each with the scope of its sides and its strengths for k and v.
         """
         for entry in self._entries:
-            if entry.open and site.width in entry.hypernetwork.widths:
-                strength = entry.strengths[site.index]
-                yield entry.hypernetwork, {"k": strength * entry.application.k, "v": strength * entry.application.v}
+            scope = scope_at(entry.hypernetwork, site)
+            if entry.open and scope is not None:
+                strength, factors = entry.strengths[site.index], entry.application
+                yield entry.hypernetwork, scope, {"k": strength * factors.k, "v": strength * factors.v}
 
 
 class _Entry:
@@ -379,7 +392,7 @@ def attach(
         ValueError: A number is not finite, a window is empty, or no hypernetwork is given.
 
     Warns:
-        PartialMatchWarning: The model lacks some widths of a hypernetwork.
+        PartialMatchWarning: The model lacks some widths or numbered layers of a hypernetwork.
 
     Example:
         >>> import hnloader

@@ -12,13 +12,14 @@ from torch import nn
 
 from hnloader.attention.assembly import Assembly
 from hnloader.attention.counting import TEXT_TOKENS, Step, contexts_at, count_step
-from hnloader.attention.layout import AttentionSite, Kind
+from hnloader.attention.layout import AttentionSite
 from hnloader.attention.model import AttachedModel
 from hnloader.attention.plan import PlanName, SidePlan, multiply_adds
 from hnloader.attention.projection import Projection
 from hnloader.attention.stages import AffineStage, ExactStage, Stage
 from hnloader.attention.text_cache import TextCache
 from hnloader.network import SIDES, SideName
+from hnloader.scopes import Kind
 from hnloader.units import count_text, size_text
 
 FREE: frozenset[PlanName] = frozenset({"fold", "cache", "none"})
@@ -232,13 +233,13 @@ class _Rows:
         """Return the multiply-adds for each text and the memory that all layers of a plan share."""
         if not self._first(plan):
             return 0, 0
-        hypernetworks = dict.fromkeys(link.hypernetwork for link in plan.chain)
-        copies = [each for each in hypernetworks if self._first((each, plan.width, plan.side))]
-        kept = plan.kept_bytes + sum(each.copied_bytes(plan.width, plan.side) for each in copies)
+        used = dict.fromkeys((link.hypernetwork, link.scope) for link in plan.chain)
+        copies = [each for each in used if self._first((each, plan.side))]
+        kept = plan.kept_bytes + sum(owner.copied_bytes(scope, plan.side) for owner, scope in copies)
         if plan.name != "cache":
             return 0, kept
         tensors = 1 + (self._on_cpu and self._first("the copy of a text"))
-        per_context = sum(multiply_adds(link.hypernetwork.side(plan.width, plan.side)) for link in plan.chain)
+        per_context = sum(multiply_adds(link.side(plan.side)) for link in plan.chain)
         return self._text * per_context, kept + self._of_texts(tensors * plan.width)
 
     def _kept(self, plan: SidePlan, projection: Projection | None) -> int:

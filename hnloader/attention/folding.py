@@ -129,10 +129,10 @@ def _stretch(plan: SidePlan, weight: Tensor, maps: Maps) -> _Stretch:
     key = (plan, weight.dtype, weight.device)
     if key not in maps:
         dtype = wide(weight.dtype)
-        inner = stretch_map(plan.foldable, plan.side, plan.width, dtype, weight.device)
+        inner = stretch_map(plan.foldable, plan.side, dtype, weight.device)
         changed = _probes(plan.width, weight).to(dtype)
         for link in plan.foldable:
-            stored = link.hypernetwork.side(plan.width, plan.side)
+            stored = link.side(plan.side)
             changed = copy.deepcopy(stored).to(weight.device, dtype)(changed, link.strength)
         maps[key] = _Stretch(inner, changed)
     return maps[key]

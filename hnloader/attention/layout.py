@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from hnloader.families import Family, all_families, family_of_model
 from hnloader.network import SideName
-
-Kind = Literal["self", "cross"]
+from hnloader.scopes import Kind
 
 # The blocks in the layout of the original code, which the webuis keep: one list of modules for all the down blocks and
 # another for all the up blocks.

@@ -18,6 +18,7 @@ from hnloader.attention.layout import AttentionSite
 from hnloader.attention.schedule import timestep_of
 from hnloader.attention.stages import Chain, Link, autocast_dtype
 from hnloader.network import Hypernetwork, SideName
+from hnloader.scopes import Scope
 
 # One lock for all models: changes are rare and short, and a model with a lock in its hooks could not be copied.
 lock = threading.RLock()
@@ -33,10 +34,6 @@ class Attached(Protocol):
     linears: PlainLinears | None
 
     @property
-    def widths(self) -> frozenset[int]:
-        """See `Attachment.widths`."""
-
-    @property
     def windowed(self) -> bool:
         """See `Attachment.windowed`."""
 
@@ -47,7 +44,10 @@ class Attached(Protocol):
     def seek(self, timestep: float) -> None:
         """See `Attachment.seek`."""
 
-    def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, dict[SideName, float]]]:
+    def covers(self, site: AttentionSite) -> bool:
+        """See `Attachment.covers`."""
+
+    def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, Scope, dict[SideName, float]]]:
         """See `Attachment.at`."""
 
 
@@ -181,11 +181,10 @@ class AttachedModel:
     def _assemble(self) -> Assembly:
         if self._surroundings is None:
             self._surroundings = modules_around(self.model, self.sites)
-        widths = {width for attachment in self.attachments for width in attachment.widths}
         linears = [attachment.linears for attachment in self.attachments if attachment.linears is not None]
         in_place = not self._calls and not self._assemblies
         return Assembly(
-            [site for site in self.sites if site.width in widths],
+            [site for site in self.sites if any(attachment.covers(site) for attachment in self.attachments)],
             self._chain,
             self._surroundings,
             linears[-1] if linears else torch_linears,
@@ -196,9 +195,9 @@ class AttachedModel:
 
     def _chain(self, site: AttentionSite, side: SideName) -> Chain:
         return tuple(
-            Link(hypernetwork, strength[side], attachment.exact, attachment.fold)
+            Link(hypernetwork, scope, strength[side], attachment.exact, attachment.fold)
             for attachment in self.attachments
-            for hypernetwork, strength in attachment.at(site)
+            for hypernetwork, scope, strength in attachment.at(site)
             if strength[side] != 0
         )
 

@@ -21,16 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.attention.kernels import by_rows
-from hnloader.attention.layout import Kind
 from hnloader.attention.stages import AffineStage, Chain, ExactStage, Link, LiveStage, Stage
 from hnloader.network import Side, SideName
+from hnloader.scopes import Kind
 
 PlanName = Literal["fold", "collapse", "cache", "live", "exact", "none"]
 
 
 @dataclass(frozen=True, eq=False)
 class SidePlan:
-    """The plan for the k or the v side of a chain at the sites of a width and kind.
+    """The plan for the k or the v side of a chain at the sites of a kind.
 
     Attributes:
         chain: The chain.
@@ -40,7 +40,6 @@ class SidePlan:
         tail: Stages that run after them at projections without a fold.
         foldable: The affine end of the chain that may be folded, or an empty chain.
         side: Side of the hypernetworks.
-        width: Width of the context.
     """
 
     chain: Chain
@@ -50,7 +49,11 @@ class SidePlan:
     tail: tuple[Stage, ...] = ()
     foldable: Chain = ()
     side: SideName = "k"
-    width: int = 0
+
+    @property
+    def width(self) -> int:
+        """Width of the context."""
+        return self.chain[0].scope.width
 
     @cached_property
     def live(self) -> tuple[Stage, ...]:
@@ -84,48 +87,48 @@ class SidePlan:
 NO_PLAN = SidePlan((), "none", "nothing acts here now")
 
 
-def make_plan(chain: Chain, side: SideName, width: int, kind: Kind) -> SidePlan:
-    """Return the plan that a chain allows at the sites of a width and kind."""
+def make_plan(chain: Chain, side: SideName, kind: Kind) -> SidePlan:
+    """Return the plan that a chain allows at the sites of a kind."""
     if not chain:
         return NO_PLAN
-    if any(_must_be_exact(link, side, width) for link in chain):
-        stages = tuple(_single(link, side, width) for link in chain)
-        return SidePlan(chain, "exact", _why_exact(chain), stages, side=side, width=width)
+    if any(_must_be_exact(link, side) for link in chain):
+        stages = tuple(_single(link, side) for link in chain)
+        return SidePlan(chain, "exact", _why_exact(chain), stages, side=side)
     if kind == "cross":
-        stages = _singles(chain, side, width)
-        return SidePlan(chain, "cache", "hypernetworks run once for each text", stages, side=side, width=width)
-    runs = [(affine, tuple(run)) for affine, run in groupby(chain, lambda link: _is_affine(link, side, width))]
-    staged = [_stretch(run, side, width) if affine else _singles(run, side, width) for affine, run in runs]
+        stages = _singles(chain, side)
+        return SidePlan(chain, "cache", "hypernetworks run once for each text", stages, side=side)
+    runs = [(affine, tuple(run)) for affine, run in groupby(chain, lambda link: _is_affine(link, side))]
+    staged = [_stretch(run, side) if affine else _singles(run, side) for affine, run in runs]
     before = tuple(stage for stages in staged[:-1] for stage in stages)
     affine, last = runs[-1]
     if affine and all(link.fold for link in last):
         if before:
-            why = f"{_why_live(chain, side, width)}; what follows without is folded"
-            return SidePlan(chain, "live", why, before, staged[-1], last, side, width)
-        return SidePlan(chain, "fold", "no activation and no norm", (), staged[-1], last, side, width)
+            why = f"{_why_live(chain, side)}; what follows without is folded"
+            return SidePlan(chain, "live", why, before, staged[-1], last, side)
+        return SidePlan(chain, "fold", "no activation and no norm", (), staged[-1], last, side)
     stages = (*before, *staged[-1])
     if len(stages) == 1 and isinstance(stages[0], AffineStage):
-        return SidePlan(chain, "collapse", _why_live(chain, side, width), stages, side=side, width=width)
-    return SidePlan(chain, "live", _why_live(chain, side, width), stages, side=side, width=width)
+        return SidePlan(chain, "collapse", _why_live(chain, side), stages, side=side)
+    return SidePlan(chain, "live", _why_live(chain, side), stages, side=side)
 
 
-def _single(link: Link, side: SideName, width: int) -> Stage:
+def _single(link: Link, side: SideName) -> Stage:
     """Return the stage of one hypernetwork."""
-    if _must_be_exact(link, side, width) or not by_rows(link.hypernetwork.side(width, side)):
-        return ExactStage(link, side, width)
-    return LiveStage(link, side, width)
+    if _must_be_exact(link, side) or not by_rows(link.side(side)):
+        return ExactStage(link, side)
+    return LiveStage(link, side)
 
 
-def _singles(links: Chain, side: SideName, width: int) -> tuple[Stage, ...]:
-    return tuple(_single(link, side, width) for link in links)
+def _singles(links: Chain, side: SideName) -> tuple[Stage, ...]:
+    return tuple(_single(link, side) for link in links)
 
 
-def _stretch(links: Chain, side: SideName, width: int) -> tuple[Stage, ...]:
+def _stretch(links: Chain, side: SideName) -> tuple[Stage, ...]:
     """Return affine hypernetworks as one matrix if that takes fewer multiply-adds than one after the other."""
-    apart = sum(multiply_adds(link.hypernetwork.side(width, side)) for link in links)
-    if width * width < apart:
-        return (AffineStage(links, side, width),)
-    return _singles(links, side, width)
+    apart = sum(multiply_adds(link.side(side)) for link in links)
+    if links[0].scope.width ** 2 < apart:
+        return (AffineStage(links, side),)
+    return _singles(links, side)
 
 
 def multiply_adds(side: Side) -> int:
@@ -133,8 +136,8 @@ def multiply_adds(side: Side) -> int:
     return sum(module.weight.numel() for module in side.modules() if isinstance(module, nn.Linear))
 
 
-def _is_affine(link: Link, side: SideName, width: int) -> bool:
-    return is_affine(link.hypernetwork.side(width, side))
+def _is_affine(link: Link, side: SideName) -> bool:
+    return is_affine(link.side(side))
 
 
 def is_affine(side: Side) -> bool:
@@ -142,18 +145,18 @@ def is_affine(side: Side) -> bool:
     return side.affine_map(torch.float32, "meta") is not None
 
 
-def _must_be_exact(link: Link, side: SideName, width: int) -> bool:
-    return link.exact or any(p.requires_grad for p in link.hypernetwork.side(width, side).parameters())
+def _must_be_exact(link: Link, side: SideName) -> bool:
+    return link.exact or any(p.requires_grad for p in link.side(side).parameters())
 
 
 def _why_exact(chain: Chain) -> str:
     return "asked for (exact=True)" if any(link.exact for link in chain) else "its parameters are trained"
 
 
-def _why_live(chain: Chain, side: SideName, width: int) -> str:
+def _why_live(chain: Chain, side: SideName) -> str:
     """Return the reason against a fold."""
     for link in chain:
-        if not is_affine(link.hypernetwork.side(width, side)):
+        if not is_affine(link.side(side)):
             found = link.hypernetwork.architecture
             words = [] if found is None else [found.activation or "", "layer norm" if found.norm else ""]
             return f"{' and '.join(filter(None, words)) or 'activations or norms'} between the layers"

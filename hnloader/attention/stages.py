@@ -20,15 +20,21 @@ from torch import Tensor
 from hnloader.affine import AffineMap
 from hnloader.attention.kernels import HALF, Program, Rounding, measure_rounding, wide
 from hnloader.network import Hypernetwork, SequentialSide, Side, SideName
+from hnloader.scopes import Scope
 
 
 class Link(NamedTuple):
-    """A hypernetwork in a chain, with its strength and the options of its attachment."""
+    """A hypernetwork in a chain: the scope of the sides that act, its strength and the options of its attachment."""
 
     hypernetwork: Hypernetwork
+    scope: Scope
     strength: float
     exact: bool = False
     fold: bool = True
+
+    def side(self, side: SideName) -> Side:
+        """Return the side that acts, as stored."""
+        return self.hypernetwork.side(self.scope, side)
 
 
 Chain = tuple[Link, ...]
@@ -101,11 +107,11 @@ def _forward(side: Side, rows: Tensor, strength: float) -> Tensor:
 class ExactStage(Stage):
     """A hypernetwork module by module, in float32."""
 
-    def __init__(self, link: Link, side: SideName, width: int) -> None:
+    def __init__(self, link: Link, side: SideName) -> None:
         self.hypernetwork = link.hypernetwork
         self.strength = link.strength
         self.side: SideName = side
-        self.width = width
+        self.scope = link.scope
         # What computes contexts of the last dtype and device; a weak reference, so that a release frees it.
         self._last: Callable[[], Side | None] = lambda: None
         self._last_place: tuple[object, object] = (None, None)
@@ -115,7 +121,7 @@ class ExactStage(Stage):
     @property
     def stored(self) -> Side:
         """The side as stored."""
-        return self.hypernetwork.side(self.width, self.side)
+        return self.hypernetwork.side(self.scope, self.side)
 
     def __call__(self, context: Tensor) -> Tensor:
         """See `Stage`."""
@@ -123,7 +129,7 @@ class ExactStage(Stage):
             _, dtype, side, strength = self._compiled
             rows = context.to(dtype)
             return (rows + side.residual(rows) * strength).to(context.dtype)
-        return self.hypernetwork.transform(self.side, context, self.strength)
+        return self.hypernetwork.transform(self.side, context, self.strength, self.scope)
 
     def fast(self, context: Tensor) -> Tensor:
         """See `Stage.fast`."""
@@ -132,7 +138,7 @@ class ExactStage(Stage):
         if side is None:
             if any(parameter.requires_grad for parameter in self.stored.parameters()):
                 return self(context)
-            side = self.hypernetwork.resident(self.width, self.side, wide(context.dtype), context.device)
+            side = self.hypernetwork.resident(self.scope, self.side, wide(context.dtype), context.device)
             self._last, self._last_place = weakref.ref(side), (context.dtype, context.device)
         rows = context if context.dtype in _WIDE else context.float()
         result = _forward(side, rows, self.strength)
@@ -145,7 +151,7 @@ class ExactStage(Stage):
     def _prepare_in(self, chosen: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
         if any(parameter.requires_grad for parameter in self.stored.parameters()):
             return
-        side = self.hypernetwork.resident(self.width, self.side, chosen, device)
+        side = self.hypernetwork.resident(self.scope, self.side, chosen, device)
         with torch.inference_mode(False):
             strength = torch.tensor(self.strength, dtype=wide(dtype), device=device)
         self._compiled = ((device, dtype), chosen, side, strength)
@@ -154,8 +160,8 @@ class ExactStage(Stage):
 class LiveStage(ExactStage):
     """A hypernetwork over blocks of contexts, in few passes over memory and without copies between layers."""
 
-    def __init__(self, link: Link, side: SideName, width: int) -> None:
-        super().__init__(link, side, width)
+    def __init__(self, link: Link, side: SideName) -> None:
+        super().__init__(link, side)
         self._dtypes: dict[Place, torch.dtype] = {}
         self._last_program: Callable[[], Program | None] = lambda: None
 
@@ -194,11 +200,11 @@ class LiveStage(ExactStage):
         self._prepare_in(chosen, device, dtype)
 
     def _program(self, device: torch.device, dtype: torch.dtype) -> Program:
-        key = ("program", self.width, self.side, device, dtype)
+        key = ("program", self.scope, self.side, device, dtype)
         return self.hypernetwork.derived(key, lambda: Program(self._resident(device, dtype), dtype))
 
     def _rounding(self, device: torch.device, dtype: torch.dtype) -> Rounding:
-        key = ("rounding", self.width, self.side, device, dtype)
+        key = ("rounding", self.scope, self.side, device, dtype)
         return self.hypernetwork.derived(key, lambda: self._measure(device, dtype))
 
     def _measure(self, device: torch.device, dtype: torch.dtype) -> Rounding:
@@ -206,11 +212,11 @@ class LiveStage(ExactStage):
         with own_modes(device):
             exact, low = (copy.deepcopy(self.stored).to(device=device, dtype=each) for each in (torch.float32, dtype))
             assert isinstance(exact, SequentialSide) and isinstance(low, SequentialSide)
-            return measure_rounding(exact, Program(low, dtype), self.width, device, dtype)
+            return measure_rounding(exact, Program(low, dtype), self.scope.width, device, dtype)
 
     def _resident(self, device: torch.device, dtype: torch.dtype) -> SequentialSide:
         with torch.inference_mode(False), torch.no_grad():
-            side = self.hypernetwork.resident(self.width, self.side, dtype, device)
+            side = self.hypernetwork.resident(self.scope, self.side, dtype, device)
         assert isinstance(side, SequentialSide)
         return side
 
@@ -221,17 +227,17 @@ class AffineStage(Stage):
     It computes in float32 or float64, because half precision would round away what M adds to the identity.
     """
 
-    def __init__(self, links: Chain, side: SideName, width: int) -> None:
+    def __init__(self, links: Chain, side: SideName) -> None:
         self.links = links
         self.side: SideName = side
-        self.width = width
+        self.width = links[0].scope.width
         self._maps: dict[Place, AffineMap] = {}
 
     def __call__(self, context: Tensor) -> Tensor:
         """See `Stage`."""
         if not compiling() and (records_gradients(context) or autocast_dtype(context.device.type) is not None):
             for link in self.links:
-                context = link.hypernetwork.transform(self.side, context, link.strength)
+                context = link.hypernetwork.transform(self.side, context, link.strength, link.scope)
             return context
         return self.fast(context)
 
@@ -248,7 +254,7 @@ class AffineStage(Stage):
         """See `Stage.prepare`."""
         dtype = wide(dtype)
         if (device, dtype) not in self._maps:
-            self._maps[device, dtype] = stretch_map(self.links, self.side, self.width, dtype, device)
+            self._maps[device, dtype] = stretch_map(self.links, self.side, dtype, device)
 
     @property
     def kept_bytes(self) -> int:
@@ -256,12 +262,12 @@ class AffineStage(Stage):
         return sum(tensor_bytes(each.matrix, each.bias) for each in self._maps.values())
 
 
-def stretch_map(links: Chain, side: SideName, width: int, dtype: torch.dtype, device: torch.device | str) -> AffineMap:
+def stretch_map(links: Chain, side: SideName, dtype: torch.dtype, device: torch.device | str) -> AffineMap:
     """Return affine hypernetworks at their strengths as one map, the identity included."""
     with own_modes(torch.device(device)):
         result: AffineMap | None = None
         for link in links:
-            residual = link.hypernetwork.side(width, side).affine_map(dtype, device)
+            residual = link.side(side).affine_map(dtype, device)
             assert residual is not None, "an affine side has a map"
             step = residual.scaled(link.strength)
             step.matrix.diagonal().add_(1)

@@ -181,7 +181,7 @@ def _origin(info: FileInfo) -> str:
 
 
 def _widths(info: FileInfo) -> str:
-    return shown(info.widths, 300).strip("(),") or "-"
+    return shortened(", ".join(info.scopes)) or "-"
 
 
 def _training(info: FileInfo) -> str:

@@ -105,9 +105,11 @@ def _check_nested(given: Hypernetwork, path: Path, target: Path | None) -> None:
         return
     _check_members(path, target, MAX_NESTED_COMPOSITIONS - 1)
     alone = load(path)
-    for width, side in itertools.product(given.widths, SIDES):
-        x = torch.randn(1, _ROWS, width, generator=torch.Generator().manual_seed(width))
-        same = alone.widths == given.widths and torch.equal(alone.transform(side, x), given.transform(side, x))
+    for scope, side in itertools.product(given.scopes, SIDES):
+        x = torch.randn(1, _ROWS, scope.width, generator=torch.Generator().manual_seed(scope.width))
+        same = alone.scopes == given.scopes and torch.equal(
+            alone.transform(side, x, scope=scope), given.transform(side, x, scope=scope)
+        )
         if not same:
             raise NotMergeableError(
                 f"{path}: without the folders of its members, this composition gives another result. Put its members "

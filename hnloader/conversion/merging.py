@@ -7,7 +7,9 @@ hidden layers are concatenated. A chain of networks with activations does not fi
 
 from __future__ import annotations
 
+import copy
 import difflib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -30,6 +32,7 @@ from hnloader.formats.composition import Composed, Unchanged
 from hnloader.formats.contents import build_side
 from hnloader.loading import load
 from hnloader.network import SIDES, Architecture, Hypernetwork, SequentialSide, Side, SideName
+from hnloader.scopes import Scope, refined
 from hnloader.texts import shown
 
 __all__ = ["EXACT", "MODES", "Merged", "Mode", "Part", "checked_mode", "merge"]
@@ -169,27 +172,34 @@ def _part(item: Item, folders: tuple[str | os.PathLike[str], ...]) -> Part:
 
 # -- the parts together: tensors per side, and the architecture of all sides
 
-_Tensors: TypeAlias = "dict[tuple[int, SideName], dict[str, Tensor]]"
+_Tensors: TypeAlias = "dict[tuple[Scope, SideName], dict[str, Tensor]]"
 
 
-def _widths(parts: Sequence[Part]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(width for part in parts for width in part.hypernetwork.widths))
+def _scopes(parts: Sequence[Part]) -> dict[Scope, tuple[Scope | None, ...]]:
+    """Return the scopes of the result, each with the scope of every part that contains it."""
+    try:
+        return refined([part.hypernetwork.scopes for part in parts])
+    except ValueError as error:
+        raise NotMergeableError(str(error)) from error
 
 
-def _keys(parts: Sequence[Part]) -> list[tuple[int, SideName]]:
-    return [(width, side) for width in _widths(parts) for side in SIDES]
-
-
-def _side_of(part: Part, width: int, side: SideName) -> Side:
-    held = width in part.hypernetwork.widths
-    return part.hypernetwork.side(width, side) if held else Unchanged(width)
+def _sides_of(parts: Sequence[Part]) -> dict[tuple[Scope, SideName], list[Side]]:
+    """Return the sides of the parts by scope and side of the result."""
+    return {
+        (scope, side): [
+            Unchanged(scope.width) if within is None else part.hypernetwork.side(within, side)
+            for part, within in zip(parts, held, strict=True)
+        ]
+        for scope, held in _scopes(parts).items()
+        for side in SIDES
+    }
 
 
 def _combine(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture, str]:
     affine = _compose(parts, mode)
     if affine is not None:
         return affine
-    branches = {(width, side): _branches_of(parts, width, side, mode) for width, side in _keys(parts)}
+    branches = {key: _branches_of(parts, sides, key[1], mode) for key, sides in _sides_of(parts).items()}
     if any(found is None for found in branches.values()):
         names = ", ".join(part.hypernetwork.name or "Hypernetwork" for part in parts)
         raise NotMergeableError(
@@ -202,17 +212,17 @@ def _combine(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture,
 def _compose(parts: Sequence[Part], mode: Mode) -> tuple[_Tensors, Architecture, str] | None:
     """Compose or add all maps, as one matrix per side; return None if a part is not affine."""
     tensors: _Tensors = {}
-    for width, side in _keys(parts):
-        identity = AffineMap.identity(width, torch.float64)
-        chained, added = identity, AffineMap.zero(width, torch.float64)
-        for part in parts:
-            found = _side_of(part, width, side).affine_map()
+    for (scope, side), sides in _sides_of(parts).items():
+        identity = AffineMap.identity(scope.width, torch.float64)
+        chained, added = identity, AffineMap.zero(scope.width, torch.float64)
+        for part, own in zip(parts, sides, strict=True):
+            found = own.affine_map()
             if found is None:
                 return None
             scaled = found.scaled(part.strength(side))
             chained, added = chained.then(identity + scaled), added + scaled
         residual = chained - identity if mode == "chain" else added
-        tensors[width, side] = {"linear.0.weight": residual.matrix, "linear.0.bias": residual.bias}
+        tensors[scope, side] = {"linear.0.weight": residual.matrix, "linear.0.bias": residual.bias}
     how = "affine networks make one matrix and bias per side"
     return tensors, Architecture((1, 1), dropout=(0, 0)), how
 
@@ -226,9 +236,10 @@ class _Branch:
     factor: float
 
 
-def _branches_of(parts: Sequence[Part], width: int, side: SideName, mode: Mode) -> list[_Branch] | None:
+def _branches_of(parts: Sequence[Part], sides: Sequence[Side], side: SideName, mode: Mode) -> list[_Branch] | None:
     found = (
-        _branches(_side_of(part, width, side), part.hypernetwork.architecture, part.strength(side)) for part in parts
+        _branches(own, part.hypernetwork.architecture, part.strength(side))
+        for part, own in zip(parts, sides, strict=True)
     )
     return _join(found, chained=mode != "side-by-side")
 
@@ -276,7 +287,7 @@ def _architecture_of(side: SequentialSide) -> Architecture:
 # -- one network at a strength, or several side by side
 
 
-def _from_branches(branches: dict[tuple[int, SideName], list[_Branch]]) -> tuple[_Tensors, Architecture, str]:
+def _from_branches(branches: dict[tuple[Scope, SideName], list[_Branch]]) -> tuple[_Tensors, Architecture, str]:
     most = max(branches.values(), key=len)
     if not most:
         raise NotMergeableError("Every strength is 0: the result would change nothing. Give another strength.")
@@ -292,12 +303,12 @@ def _from_branches(branches: dict[tuple[int, SideName], list[_Branch]]) -> tuple
     inner = [sum(ratios) for ratios in zip(*(b.architecture.layer_structure[1:-1] for b in most), strict=True)]
     together = replace(first, layer_structure=(1, *inner, 1), dropout=(0,) * (len(inner) + 2))
     tensors: _Tensors = {}
-    for (width, side), found in branches.items():
+    for (scope, side), found in branches.items():
         if len(found) != len(most):
             raise NotMergeableError(
-                f"Width {width}: a file lacks it, so the {side} sides would differ. Leave that file out."
+                f"{_titled(scope)}: a file lacks it, so the {side} sides would differ. Leave that file out."
             )
-        tensors[width, side] = _side_by_side(found, together, width)
+        tensors[scope, side] = _side_by_side(found, together, scope)
     return tensors, together, f"{len(most)} networks side by side: their hidden layers make one wider layer"
 
 
@@ -314,7 +325,12 @@ def _linears(side: SequentialSide) -> list[nn.Linear]:
     return [module for module in side.linear if isinstance(module, nn.Linear)]
 
 
-def _side_by_side(found: list[_Branch], together: Architecture, width: int) -> dict[str, Tensor]:
+def _titled(scope: Scope) -> str:
+    return scope.label[0].upper() + scope.label[1:]
+
+
+def _side_by_side(found: list[_Branch], together: Architecture, scope: Scope) -> dict[str, Tensor]:
+    width = scope.width
     layers = [_linears(branch.side) for branch in found]
     last = len(layers[0]) - 1
     names = [index for index, spec in enumerate(together.layers(width)) if spec.kind == "linear"]
@@ -332,7 +348,7 @@ def _side_by_side(found: list[_Branch], together: Architecture, width: int) -> d
         tensors[f"linear.{index}.weight"], tensors[f"linear.{index}.bias"] = weight, bias
     if any(tensors[f"linear.{names[i]}.weight"].shape[0] != together.sizes(width)[i + 1] for i in range(last)):
         raise NotMergeableError(
-            f"Width {width}: layer_structure cannot state the sizes of its hidden layers. Merge other files."
+            f"{_titled(scope)}: layer_structure cannot state the sizes of its hidden layers. Merge other files."
         )
     return tensors
 
@@ -344,22 +360,22 @@ def _bias(linear: nn.Linear) -> Tensor:
 
 
 def _with_strength(
-    branches: dict[tuple[int, SideName], list[_Branch]], architecture: Architecture
+    branches: dict[tuple[Scope, SideName], list[_Branch]], architecture: Architecture
 ) -> tuple[_Tensors, Architecture, str]:
     tensors: _Tensors = {}
-    for (width, side), found in branches.items():
+    for (scope, side), found in branches.items():
         if found:
-            tensors[width, side] = _scaled(found[0])
+            tensors[scope, side] = _scaled(found[0])
         else:  # an unchanged side: a network whose output is zero
-            tensors[width, side] = _scaled(replace(_other_side(branches, width), factor=0.0))
+            tensors[scope, side] = _scaled(replace(_other_side(branches, scope), factor=0.0))
     padded = (*architecture.dropout, *(0,) * (len(architecture.layer_structure) - len(architecture.dropout)))
     return tensors, replace(architecture, dropout=padded), "the strength is in the last layer"
 
 
-def _other_side(branches: dict[tuple[int, SideName], list[_Branch]], width: int) -> _Branch:
-    found = [each for side in SIDES for each in branches[width, side]]
+def _other_side(branches: dict[tuple[Scope, SideName], list[_Branch]], scope: Scope) -> _Branch:
+    found = [each for side in SIDES for each in branches[scope, side]]
     if not found:
-        raise NotMergeableError(f"Width {width}: no file changes it at these strengths. Leave it out.")
+        raise NotMergeableError(f"{_titled(scope)}: no file changes it at these strengths. Leave it out.")
     return found[0]
 
 
@@ -394,20 +410,20 @@ def _average(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]:
         other = part.hypernetwork
         if other.architecture is None or not _same_architecture(other, first):
             raise NotMergeableError(
-                f"{other.name or 'Hypernetwork'}: found {other.architecture} and the widths {other.widths}, but "
-                f"{first.name or 'the first one'} has {first.architecture} and {first.widths}. Average files of "
+                f"{other.name or 'Hypernetwork'}: found {other.architecture} for {_listed(other)}, but "
+                f"{first.name or 'the first one'} has {first.architecture} for {_listed(first)}. Average files of "
                 "one architecture."
             )
     assert first.architecture is not None
     tensors: _Tensors = {}
-    for width, side in _keys(parts):
+    for scope, side in itertools.product(first.scopes, SIDES):
         shares = [part.strength(side) for part in parts]
         total = sum(shares)
         if total == 0:
             raise NotMergeableError("The strengths add up to 0. Give shares such as 1 and 1, or 0.7 and 0.3.")
-        states = [part.hypernetwork.side(width, side).state_dict() for part in parts]
+        states = [part.hypernetwork.side(scope, side).state_dict() for part in parts]
         pairs = list(zip(states, shares, strict=True))
-        tensors[width, side] = {
+        tensors[scope, side] = {
             name: sum((s[name].double() * (share / total) for s, share in pairs), torch.zeros((), dtype=torch.float64))
             for name in states[0]
         }
@@ -417,8 +433,12 @@ def _average(parts: Sequence[Part]) -> tuple[_Tensors, Architecture, str, bool]:
     return tensors, first.architecture, how, exact
 
 
+def _listed(hypernetwork: Hypernetwork) -> str:
+    return shown(", ".join(map(str, hypernetwork.scopes)), 300)
+
+
 def _same_architecture(one: Hypernetwork, two: Hypernetwork) -> bool:
-    """Return True for the same architecture and widths. Without an activation, `activate_output` is ignored."""
+    """Return True for the same architecture and scopes. Without an activation, `activate_output` is ignored."""
     built = [
         replace(
             each.architecture, activate_output=each.architecture.activate_output and bool(each.architecture.activation)
@@ -426,7 +446,7 @@ def _same_architecture(one: Hypernetwork, two: Hypernetwork) -> bool:
         for each in (one, two)
         if each.architecture is not None
     ]
-    return len(built) == 2 and built[0] == built[1] and one.widths == two.widths
+    return len(built) == 2 and built[0] == built[1] and one.scopes == two.scopes
 
 
 # -- the result
@@ -442,14 +462,13 @@ def _build(
     exact: bool,
 ) -> Hypernetwork:
     kind: torch.dtype = getattr(torch, dtype)
-    widths = _widths(parts)
-    built: dict[int, tuple[Side, Side]] = {}
-    for width in widths:
+    built: dict[Scope, tuple[Side, Side]] = {}
+    for scope in dict.fromkeys(scope for scope, _ in sides):
         k, v = (
-            build_side(architecture, width, {n: t.to(kind).contiguous() for n, t in sides[width, side].items()})
+            build_side(architecture, scope.width, {n: t.to(kind).contiguous() for n, t in sides[scope, side].items()})
             for side in SIDES
         )
-        built[width] = (k, v)
+        built[scope] = (k, v)
     bad = [name for tensors in sides.values() for name, t in tensors.items() if not torch.isfinite(t.to(kind)).all()]
     if bad:
         raise NotMergeableError(f"{bad[0]}: values are too large for {dtype}. Use bfloat16 or float32.")
@@ -475,21 +494,22 @@ def _common(parts: Sequence[Part], key: str) -> object:
 def _error(made: Hypernetwork, parts: Sequence[Part], mode: Mode) -> float:
     """Return the largest difference from the parts on random inputs, relative to the largest output."""
     worst = 0.0
-    for width, side in _keys(parts):
-        generator = torch.Generator().manual_seed(width)
-        x = torch.randn(1, _ROWS, width, generator=generator, dtype=torch.float64)
+    for (scope, side), sides in _sides_of(parts).items():
+        generator = torch.Generator().manual_seed(scope.width)
+        x = torch.randn(1, _ROWS, scope.width, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            found, wanted = made.transform(side, x), _expected(parts, mode, side, x)
+            found, wanted = made.transform(side, x, scope=scope), _expected(parts, sides, mode, side, x)
         worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12)))
     return worst
 
 
-def _expected(parts: Sequence[Part], mode: Mode, side: SideName, x: Tensor) -> Tensor:
+def _expected(parts: Sequence[Part], sides: Sequence[Side], mode: Mode, side: SideName, x: Tensor) -> Tensor:
+    wide = [copy.deepcopy(own).double() for own in sides]
     if mode == "chain":
-        for part in parts:
-            x = part.hypernetwork.transform(side, x, part.strength(side))
+        for part, own in zip(parts, wide, strict=True):
+            x = own(x, part.strength(side))
         return x
     total = sum(part.strength(side) for part in parts)
     shares = [part.strength(side) / (total if mode == "average" else 1) for part in parts]
-    changes = [part.hypernetwork.transform(side, x) - x for part in parts]
+    changes = [own(x) - x for own in wide]
     return x + sum((change * share for change, share in zip(changes, shares, strict=True)), torch.zeros_like(x))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from hnloader.formats.contents import Contents
 from hnloader.formats.outgoing import Lazy, Outgoing
 from hnloader.network import Architecture, LayerSpec, SideName
+from hnloader.scopes import Scope
 
 __all__ = ["normalized", "why_not"]
 
@@ -34,8 +35,8 @@ def normalized(outgoing: Outgoing, contents: Contents) -> Outgoing:
     old = contents.architecture
     new = replace(old, dropout_before_norm=False, dropout=_rates(old))
     sides = {
-        (width, side): _renamed(tensors, old, new, width)
-        for (width, side), tensors in _normally_named(outgoing, contents).items()
+        (scope, side): _renamed(tensors, old, new, scope.width)
+        for (scope, side), tensors in _normally_named(outgoing, contents).items()
     }
     stated = {"name": outgoing.name, **_DEFAULTS, **outgoing.metadata, **new.to_metadata()}
     stated.pop("skip_connection", None)
@@ -55,7 +56,7 @@ def _rates(architecture: Architecture) -> tuple[float, ...]:
     return (*architecture.dropout, *(0,) * missing)
 
 
-def _normally_named(outgoing: Outgoing, contents: Contents) -> dict[tuple[int, SideName], dict[str, Lazy]]:
+def _normally_named(outgoing: Outgoing, contents: Contents) -> dict[tuple[Scope, SideName], dict[str, Lazy]]:
     """Return the tensors by the names of `Contents` (`linear.0`, never `linear1`)."""
     return {
         key: dict(zip(contents.sides[key], tensors.values(), strict=True)) for key, tensors in outgoing.sides.items()

@@ -115,7 +115,7 @@ def _cast(outgoing: Outgoing, dtype: str, label: str) -> Outgoing:
     def cast(tensors: Mapping[str, Lazy], where: str) -> dict[str, Lazy]:
         return {name: _cast_tensor(tensor, dtype, f"{label}: {name} {where}") for name, tensor in tensors.items()}
 
-    sides = {key: cast(tensors, f"of the {key[1]} side of width {key[0]}") for key, tensors in outgoing.sides.items()}
+    sides = {key: cast(tensors, f"of the {key[1]} side of {key[0].label}") for key, tensors in outgoing.sides.items()}
     return replace(outgoing, sides=sides)
 
 

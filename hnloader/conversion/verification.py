@@ -112,12 +112,15 @@ def verify_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, 
     Raises:
         VerificationError: A part differs.
     """
-    if expected.widths != found.widths:
-        raise VerificationError(f"{path}: expected the widths {shown(expected.widths)}, got {shown(found.widths)}.")
+    if expected.scopes != found.scopes:
+        wanted_scopes, found_scopes = (", ".join(map(str, each.scopes)) for each in (expected, found))
+        raise VerificationError(
+            f"{path}: expected the widths {shown(wanted_scopes, 200)}, got {shown(found_scopes, 200)}."
+        )
     _verify_metadata(expected, found, path)
     read_back = from_contents(found, "")
     for key, tensors in expected.sides.items():
-        where = f"the {key[1]} side of width {key[0]}"
+        width, where = key[0].width, f"the {key[1]} side of {key[0].label}"
         wanted = {normalize_name(name): tensor for name, tensor in tensors.items()}
         given = {normalize_name(name): tensor for name, tensor in read_back.sides[key].items()}
         if wanted.keys() != given.keys():
@@ -126,10 +129,10 @@ def verify_equal(expected: Outgoing, found: Contents, path: Path) -> tuple[str, 
         for name, tensor in wanted.items():
             if not _same_data(tensor, given[name]):
                 raise VerificationError(f"{path}: {name} of {where} differs from the source.")
-        x = torch.randn(1, _ROWS, key[0], generator=torch.Generator().manual_seed(key[0]))
-        one, two = (_output(found.architecture, key[0], each, x) for each in (given, wanted))
+        x = torch.randn(1, _ROWS, width, generator=torch.Generator().manual_seed(width))
+        one, two = (_output(found.architecture, width, each, x) for each in (given, wanted))
         if _bits(one) != _bits(two):
-            raise VerificationError(f"{path}: the outputs of width {key[0]} differ from those of the source.")
+            raise VerificationError(f"{path}: the outputs of {key[0].label} differ from those of the source.")
     return ("tensors", "metadata", "outputs")
 
 

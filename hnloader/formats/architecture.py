@@ -18,6 +18,7 @@ from typing import Literal
 from hnloader.activations import canonical_activation
 from hnloader.errors import UnsupportedArchitectureError
 from hnloader.network import Architecture, LayerSpec, SideName
+from hnloader.scopes import Scope
 from hnloader.texts import shown
 
 __all__ = ["ARCHITECTURE_KEYS", "SideShapes", "normalize_name", "old_name", "verify"]
@@ -50,16 +51,21 @@ ARCHITECTURE_KEYS = (
 
 @dataclass(frozen=True)
 class SideShapes:
-    """Names and shapes of one side of one width."""
+    """Names and shapes of one side of one scope."""
 
-    width: int
+    scope: Scope
     side: SideName
     shapes: Shapes
 
     @property
+    def width(self) -> int:
+        """Width of the contexts."""
+        return self.scope.width
+
+    @property
     def where(self) -> str:
         """Name in messages."""
-        return f"the {self.side} side of width {self.width}"
+        return f"the {self.side} side of {self.scope.label}"
 
 
 def normalize_name(name: str) -> str:

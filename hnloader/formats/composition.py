@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from hnloader.affine import AffineMap
 from hnloader.errors import CorruptFileError
 from hnloader.formats.source import Source
-from hnloader.network import Hypernetwork, Side, SideName
+from hnloader.network import SIDES, Hypernetwork, Side, SideName
+from hnloader.scopes import Scope, refined
 
-__all__ = ["Composed", "Composition", "Member", "Structure", "all_widths", "build_composition"]
+__all__ = ["Composed", "Composition", "Member", "Structure", "all_scopes", "build_composition"]
 
 MAX_WIDTHS = 64  # of all members; the known models have 8
 
@@ -57,7 +58,7 @@ class Composition:
 
 
 class Composed(Side):
-    """One side of a composition for one width. Members without the width leave the context unchanged.
+    """One side of a composition for one scope. Members without sides there leave the context unchanged.
 
     At strength 1 it computes the composition. Other strengths interpolate between the context and that result; the
     original program ignores the strength of a tag for these files.
@@ -110,7 +111,7 @@ class Composed(Side):
 
 
 class Unchanged(Side):
-    """The side of a member without the width."""
+    """The side of a member that leaves the sites unchanged."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -127,11 +128,12 @@ class Unchanged(Side):
 
 def build_composition(source: Source, found: Composition, members: dict[str, Hypernetwork]) -> Hypernetwork:
     """Build the hypernetwork of a composition from its members."""
-    widths = all_widths(source, [member.widths for member in members.values()])
-    sides = {
-        width: (_composed(found.structure, members, width, "k"), _composed(found.structure, members, width, "v"))
-        for width in widths
-    }
+    scopes = all_scopes(source, [member.scopes for member in members.values()])
+    sides: dict[Scope, tuple[Side, Side]] = {}
+    for scope, within in scopes.items():
+        held = dict(zip(members, zip(members.values(), within, strict=True), strict=True))
+        k, v = (_composed(found.structure, held, scope.width, side) for side in SIDES)
+        sides[scope] = (k, v)
     return Hypernetwork(
         sides,
         name=source.stem,
@@ -140,23 +142,33 @@ def build_composition(source: Source, found: Composition, members: dict[str, Hyp
     )
 
 
-def all_widths(source: Source, members: Iterable[Iterable[int]]) -> tuple[int, ...]:
-    """Return the widths of the members, each once. Raises CorruptFileError for more than any model has."""
-    widths = tuple(dict.fromkeys(width for member in members for width in member))
+def all_scopes(source: Source, members: Sequence[Sequence[Scope]]) -> dict[Scope, tuple[Scope | None, ...]]:
+    """Return the scopes of a composition, each with those of the members that contain it.
+
+    Raises CorruptFileError for more than any model has.
+    """
+    widths = {scope.width for member in members for scope in member}
     if len(widths) > MAX_WIDTHS:
         raise CorruptFileError(
             f"{source.label}: the members have {len(widths):,} widths, more than {MAX_WIDTHS}. "
             "Leave out members that fit no model."
         )
-    return widths
+    try:
+        return refined(members)
+    except ValueError as error:
+        raise CorruptFileError(f"{source.label}: {error}") from error
 
 
-def _composed(structure: Structure, members: dict[str, Hypernetwork], width: int, side: SideName) -> Side:
+# Each member with its scope at the sites of a composed side; None for a member that leaves them unchanged.
+_Within = dict[str, tuple[Hypernetwork, "Scope | None"]]
+
+
+def _composed(structure: Structure, members: _Within, width: int, side: SideName) -> Side:
     def built(of: str | Structure) -> Side:
         if isinstance(of, Structure):
             return _composed(of, members, width, side)
-        member = members[of]
-        return member.side(width, side) if width in member.widths else Unchanged(width)
+        member, scope = members[of]
+        return Unchanged(width) if scope is None else member.side(scope, side)
 
     sides = [built(member.of) for member in structure.members]
     return Composed(width, sides, [member.strength for member in structure.members], structure.weights)

@@ -13,6 +13,7 @@ from hnloader.errors import CorruptFileError, UnsupportedArchitectureError
 from hnloader.formats.architecture import SideShapes, normalize_name, verify
 from hnloader.formats.trees import has_at_most, mapped
 from hnloader.network import Architecture, Hypernetwork, Side, SideName, make_side
+from hnloader.scopes import Scope, check_apart
 from hnloader.texts import as_text, shown
 
 __all__ = [
@@ -60,7 +61,7 @@ class Contents:
             writes.
         variant: The kind of file of that program. A format that only hnloader writes gives `stated_origin`.
         metadata: All keys besides the widths; tensors in it are `TensorInfo`.
-        sides: (width, side) -> tensors by normalized name.
+        sides: (scope, side) -> tensors by normalized name. Most scopes are a whole width.
         old_names: The file uses the names linear1 and linear2.
         read: Returns the tensor that a `TensorInfo` describes. The format gives this function: `Checkpoint.read` for
             `.pt`. `build_side` puts the tensors into modules.
@@ -79,7 +80,7 @@ class Contents:
     program: str
     variant: str
     metadata: dict[str, object]
-    sides: dict[tuple[int, SideName], SideTensors]
+    sides: dict[tuple[Scope, SideName], SideTensors]
     old_names: bool
     read: Callable[[Any], Tensor] = field(repr=False)
     forget: Callable[[], None] = field(default=lambda: None, repr=False)
@@ -94,25 +95,31 @@ class Contents:
 
         Raises:
             CorruptFileError: The metadata holds more than any program writes.
-            UnsupportedArchitectureError: Metadata and tensors contradict each other.
+            UnsupportedArchitectureError: Metadata and tensors contradict each other, or scopes have a site in common.
         """
         if not has_at_most(self.metadata, MAX_METADATA):
             raise CorruptFileError(f"{self.label}: the metadata holds more than {MAX_METADATA:,} values. Remove some.")
         shapes = [
-            SideShapes(width, side, {name: info.shape for name, info in tensors.items()})
-            for (width, side), tensors in self.sides.items()
+            SideShapes(scope, side, {name: info.shape for name, info in tensors.items()})
+            for (scope, side), tensors in self.sides.items()
         ]
         try:
+            check_apart(self.scopes)
             self.architecture = verify(shapes, self.metadata)
-            for (width, side), tensors in self.sides.items():
-                _check_dtypes(tensors, f"the {side} side of width {width}")
-        except UnsupportedArchitectureError as error:
+            for (scope, side), tensors in self.sides.items():
+                _check_dtypes(tensors, f"the {side} side of {scope.label}")
+        except (UnsupportedArchitectureError, ValueError) as error:
             raise UnsupportedArchitectureError(f"{self.label}: {error}") from error
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """Scopes in the order of the file."""
+        return tuple(dict.fromkeys(scope for scope, _ in self.sides))
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Context widths in the order of the file."""
-        return tuple(dict.fromkeys(width for width, _ in self.sides))
+        return tuple(dict.fromkeys(scope.width for scope in self.scopes))
 
     @property
     def origin(self) -> str:
@@ -131,7 +138,7 @@ class Contents:
             CorruptFileError: The data is damaged, or values are not finite.
         """
         return Hypernetwork(
-            {width: (self._side(width, "k"), self._side(width, "v")) for width in self.widths},
+            {scope: (self._side(scope, "k"), self._side(scope, "v")) for scope in self.scopes},
             name=self.name(stem),
             architecture=self.architecture,
             metadata={
@@ -142,12 +149,12 @@ class Contents:
             old_names=self.old_names,
         )
 
-    def _side(self, width: int, side: SideName) -> Side:
+    def _side(self, scope: Scope, side: SideName) -> Side:
         tensors = {}
-        for name, info in self.sides[width, side].items():
+        for name, info in self.sides[scope, side].items():
             tensors[name] = self.read(info)
-            check_finite(tensors[name], f"{self.label}: {name} of the {side} side of width {width}")
-        return build_side(self.architecture, width, tensors)
+            check_finite(tensors[name], f"{self.label}: {name} of the {side} side of {scope.label}")
+        return build_side(self.architecture, scope.width, tensors)
 
 
 def build_side(architecture: Architecture, width: int, tensors: Mapping[str, Tensor]) -> Side:
@@ -166,18 +173,18 @@ def is_tensor_info(value: object) -> bool:
 
 
 def all_named_tensors(
-    given: Mapping[tuple[int, SideName], Mapping[object, object]],
-) -> tuple[dict[tuple[int, SideName], SideTensors], bool]:
+    given: Mapping[tuple[Scope, SideName], Mapping[object, object]],
+) -> tuple[dict[tuple[Scope, SideName], SideTensors], bool]:
     """Return the tensors of each side by normalized name, and whether the file uses the old names.
 
     Raises:
         UnsupportedArchitectureError: A side holds other things than named tensors, a name occurs twice, or the file
             mixes old and new names.
     """
-    sides: dict[tuple[int, SideName], SideTensors] = {}
+    sides: dict[tuple[Scope, SideName], SideTensors] = {}
     first: dict[bool, str] = {}  # old name or new one -> the first of them
-    for (width, side), named in given.items():
-        where = f"the {side} side of width {width}"
+    for (scope, side), named in given.items():
+        where = f"the {side} side of {scope.label}"
         tensors: SideTensors = {}
         for name, info in named.items():
             if not isinstance(name, str) or not is_tensor_info(info):
@@ -191,7 +198,7 @@ def all_named_tensors(
                 )
             first.setdefault(normal != name, f"{shown(name)} on {where}")
             tensors[normal] = info  # type: ignore[assignment]
-        sides[width, side] = tensors
+        sides[scope, side] = tensors
     if len(first) > 1:
         raise UnsupportedArchitectureError(
             f"The tensors have old names ({first[True]}) and new names ({first[False]}). Use one kind of names."

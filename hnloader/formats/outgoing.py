@@ -18,6 +18,7 @@ from hnloader.formats.contents import Contents, check_finite, is_tensor_info
 from hnloader.formats.source import PIECE_SIZE
 from hnloader.formats.trees import check_kinds, mapped
 from hnloader.network import SIDES, Hypernetwork, SideName
+from hnloader.scopes import Scope
 from hnloader.texts import as_text, shown
 
 __all__ = ["Lazy", "Outgoing", "from_contents", "from_hypernetwork", "held", "lazily", "lazily_stored", "tensor_bytes"]
@@ -62,9 +63,9 @@ class Outgoing:
 
     Attributes:
         name: Name of the hypernetwork.
-        widths: Widths in the order of the file.
+        scopes: Scopes in the order of the file. Most are a whole width.
         sides: Tensors of each side by their names in the file.
-        metadata: All keys besides the widths; tensors in it are `Lazy`.
+        metadata: All other keys; tensors in it are `Lazy`.
         variant: Program and variant that it came from.
         notes: Further text for the header of a format that has one, by key.
         hashes: The same for sha256 in hex that are known after the tensors are written, not before.
@@ -73,8 +74,8 @@ class Outgoing:
     """
 
     name: str
-    widths: tuple[int, ...]
-    sides: Mapping[tuple[int, SideName], Mapping[str, Lazy]]
+    scopes: tuple[Scope, ...]
+    sides: Mapping[tuple[Scope, SideName], Mapping[str, Lazy]]
     metadata: Mapping[str, object]
     variant: str
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -95,11 +96,11 @@ def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
             "Save its members, or merge them with hnloader.merge."
         )
     sides = {
-        (width, side): {
+        (scope, side): {
             _written(name, hypernetwork.old_names): held(tensor)
-            for name, tensor in hypernetwork.side(width, side).state_dict().items()
+            for name, tensor in hypernetwork.side(scope, side).state_dict().items()
         }
-        for width in hypernetwork.widths
+        for scope in hypernetwork.scopes
         for side in SIDES
     }
     metadata: dict[str, object] = {}
@@ -109,7 +110,7 @@ def from_hypernetwork(hypernetwork: Hypernetwork, suffix: str) -> Outgoing:
                 f"The metadata has the key {shown(key)}, a {type(key).__name__}. Use text as keys."
             )
         metadata[key] = lazily(value, f"metadata[{shown(key)}]")
-    return Outgoing(hypernetwork.name, hypernetwork.widths, sides, metadata, hypernetwork.variant)
+    return Outgoing(hypernetwork.name, hypernetwork.scopes, sides, metadata, hypernetwork.variant)
 
 
 def from_contents(contents: Contents, stem: str) -> Outgoing:
@@ -118,15 +119,15 @@ def from_contents(contents: Contents, stem: str) -> Outgoing:
     `Lazy.get` raises CorruptFileError if the data is damaged or not finite.
     """
     sides = {
-        (width, side): {
-            _written(name, contents.old_names): _stored(contents, info, f"{name} of the {side} side of width {width}")
+        (scope, side): {
+            _written(name, contents.old_names): _stored(contents, info, f"{name} of the {side} side of {scope.label}")
             for name, info in tensors.items()
         }
-        for (width, side), tensors in contents.sides.items()
+        for (scope, side), tensors in contents.sides.items()
     }
     metadata = {key: lazily_stored(value, contents) for key, value in contents.metadata.items()}
     ordered = contents.ordered is True
-    return Outgoing(contents.name(stem), contents.widths, sides, metadata, contents.origin, ordered=ordered)
+    return Outgoing(contents.name(stem), contents.scopes, sides, metadata, contents.origin, ordered=ordered)
 
 
 def _written(name: str, old_names: bool) -> str:

@@ -20,6 +20,7 @@ from hnloader.formats.registry import FileFormat
 from hnloader.formats.source import Source
 from hnloader.formats.torch_zip import write_tree
 from hnloader.network import SIDES, SideName
+from hnloader.scopes import Scope
 from hnloader.texts import as_text, shown
 
 __all__ = ["FORMAT"]
@@ -48,13 +49,13 @@ def _read(source: Source) -> Contents:
 
 
 def _contents(checkpoint: Checkpoint, tree: dict[object, object], label: str) -> Contents:
-    given: dict[tuple[int, SideName], Mapping[object, object]] = {}
+    given: dict[tuple[Scope, SideName], Mapping[object, object]] = {}
     containers: set[type] = set()
     for width, pair in tree.items():
         if type(width) is not int:
             continue
         containers.add(type(pair))
-        given |= {(width, side): tensors for side, tensors in _pair(width, pair)}
+        given |= {(Scope(width), side): tensors for side, tensors in _pair(width, pair)}
     sides, old_names = all_named_tensors(given)
     kinds = set(map(type, given.values()))
     metadata = {key: value for key, value in tree.items() if isinstance(key, str)}
@@ -115,8 +116,13 @@ def identify_variant(metadata: Mapping[str, object], *, old_names: bool, lists: 
 def _write(outgoing: Outgoing, path: Path) -> None:
     """Write int keys and tuples, then the metadata in the order in which they were read."""
     kind = OrderedDict if outgoing.ordered else dict
+    if limited := [scope for scope in outgoing.scopes if not scope.whole]:
+        raise UnsupportedArchitectureError(
+            f"{shown(outgoing.name)}: the sides of {limited[0].label} are for some of the attention layers. Programs "
+            "that read .pt files apply all sides to all layers of a width. Save as .safetensors."
+        )
     tree: dict[object, object] = {
-        width: tuple(kind(outgoing.sides[width, side]) for side in SIDES) for width in outgoing.widths
+        scope.width: tuple(kind(outgoing.sides[scope, side]) for side in SIDES) for scope in outgoing.scopes
     }
     tree.update(outgoing.metadata)
     write_tree(path, tree)

@@ -1,4 +1,4 @@
-"""The safetensors format: tensors named `<width>.<k|v>.<name>`, everything else in one JSON text of the header.
+"""The safetensors format: tensors named `<scope>.<k|v>.<name>`, everything else in one JSON text of the header.
 
 docs/format.md describes the layout. A safetensors file cannot run code, and its header is read without its data.
 """
@@ -34,11 +34,13 @@ from hnloader.formats.registry import FileFormat
 from hnloader.formats.source import Source, joined
 from hnloader.formats.trees import canonical
 from hnloader.network import SIDES, SideName
+from hnloader.scopes import Scope, as_scope
 from hnloader.texts import as_text, shown, well_formed
 
 __all__ = ["FORMAT", "check_header", "decode_value", "encode_value", "write_tensors"]
 
-LAYOUT_VERSION = 1
+# Layout 2 has scopes in the place of widths. A file whose scopes are whole widths has layout 1.
+LAYOUT_VERSION = 2
 MAX_HEADER_SIZE = 8 << 20
 MAX_PARTS = 500_000  # of the JSON that describes a hypernetwork: brackets and commas
 MAX_TENSORS = 20_000  # a full checkpoint, which is read only to say what it is, has some 3,000
@@ -61,7 +63,7 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _DTYPE_CODES = {name: code for code, name in _DTYPES.items()}
-_TENSOR_NAME = re.compile(r"([1-9][0-9]{0,6})\.([kv])\.(.+)", re.DOTALL)
+_TENSOR_NAME = re.compile(r"([1-9][^.]*)\.([kv])\.(.+)", re.DOTALL)
 _EXTRA_NAME = re.compile(r"metadata\.(0|[1-9][0-9]{0,6})")
 # Constructors by the names in `encode_value`.
 _SEQUENCES: dict[str, Callable[[Iterable[Any]], Any]] = {
@@ -109,7 +111,7 @@ def _read(source: Source) -> Contents:
     about = _described(described, source.label)
     extras = {name: info for name, info in tensors.items() if _EXTRA_NAME.fullmatch(name)}
     try:
-        sides, old_names = _sides(tensors, extras.keys(), about.get("widths"))
+        sides, old_names = _sides(tensors, extras.keys(), _scopes(about))
         values = _decode_mapping(about.get("metadata", {}), extras)
         ordered = _is_ordered(about.get("state_dicts", "dict"))
         if unused := extras.keys() - _named_in(about.get("metadata", {})):
@@ -267,22 +269,36 @@ def _check_layout(tensors: dict[str, StoredTensor], start: int, source: Source) 
         )
 
 
+def _scopes(about: dict[str, Any]) -> list[Scope]:
+    """Return the scopes that a description lists. Raises ValueError."""
+    key = "widths" if about["layout"] == 1 else "scopes"
+    listed, kind = about.get(key), int if key == "widths" else str
+    if not isinstance(listed, list) or not all(type(each) is kind for each in listed) or not listed:
+        raise ValueError(f"The key {key} is not a list of {'whole numbers' if kind is int else 'texts'}.")
+    if {"widths", "scopes"} <= about.keys():
+        raise ValueError("The description has both keys, widths and scopes.")
+    scopes = [as_scope(each) for each in listed]
+    if len(set(scopes)) < len(scopes):
+        twice = next(scope for scope, count in Counter(scopes).items() if count > 1)
+        raise ValueError(f"The key {key} names {twice} twice.")
+    if key == "scopes" and all(scope.whole for scope in scopes):
+        raise ValueError("The scopes are whole widths, which layout 1 describes.")
+    return scopes
+
+
 def _sides(
-    tensors: dict[str, StoredTensor], extras: Any, widths: object
-) -> tuple[dict[tuple[int, SideName], SideTensors], bool]:
-    grouped: dict[tuple[int, SideName], dict[object, object]] = {}
-    if not isinstance(widths, list) or not all(type(width) is int for width in widths) or not widths:
-        raise ValueError("The key widths is not a list of whole numbers.")
-    for width in widths:
-        if (width, "k") in grouped:
-            raise ValueError(f"The key widths names {width} twice.")
-        grouped[width, "k"], grouped[width, "v"] = {}, {}
+    tensors: dict[str, StoredTensor], extras: Any, scopes: Sequence[Scope]
+) -> tuple[dict[tuple[Scope, SideName], SideTensors], bool]:
+    by_text = {str(scope): scope for scope in scopes}
+    grouped: dict[tuple[Scope, SideName], dict[object, object]] = {
+        (scope, side): {} for scope in scopes for side in SIDES
+    }
     for name, info in tensors.items():
         match = _TENSOR_NAME.fullmatch(name)
-        if match is not None and (int(match[1]), match[2]) in grouped:
-            grouped[int(match[1]), "k" if match[2] == "k" else "v"][match[3]] = info
+        if match is not None and match[1] in by_text:
+            grouped[by_text[match[1]], "k" if match[2] == "k" else "v"][match[3]] = info
         elif match is not None:
-            raise ValueError(f"The width of the tensor {shown(name)} is not among the widths.")
+            raise ValueError(f"The tensor {shown(name)} belongs to none of the widths or scopes of the file.")
         elif name not in extras:
             raise ValueError(f"A tensor has the name {shown(name)}.")
     # safetensors does not keep the order; the order of computation reads best.
@@ -436,8 +452,7 @@ def _write(outgoing: Outgoing, path: Path) -> None:
     extras: dict[str, Lazy] = {}
     metadata = {key: encode_value(value, extras) for key, value in outgoing.metadata.items()}
     about: dict[str, object] = {
-        "layout": LAYOUT_VERSION,
-        "widths": list(outgoing.widths),
+        **_layout(outgoing.scopes),
         "variant": outgoing.variant,
         "metadata": metadata,
     }
@@ -446,13 +461,20 @@ def _write(outgoing: Outgoing, path: Path) -> None:
     described = json.dumps(about, ensure_ascii=True)
     _read_back(described, extras, outgoing.metadata)
     tensors = {
-        f"{width}.{side}.{name}": tensor
-        for width in outgoing.widths
+        f"{scope}.{side}.{name}": tensor
+        for scope in outgoing.scopes
         for side in SIDES
-        for name, tensor in outgoing.sides[width, side].items()
+        for name, tensor in outgoing.sides[scope, side].items()
     }
     header = {"format": "pt", METADATA_KEY: described, **_model_spec(outgoing)}
     _write_lazily(path, {**tensors, **extras}, {**header, **outgoing.notes}, outgoing.hashes, hashed=outgoing.data_hash)
+
+
+def _layout(scopes: Sequence[Scope]) -> dict[str, object]:
+    """Return the layout, and the widths or scopes in their order."""
+    if all(scope.whole for scope in scopes):
+        return {"layout": 1, "widths": [scope.width for scope in scopes]}
+    return {"layout": 2, "scopes": [str(scope) for scope in scopes]}
 
 
 def _read_back(text: str, extras: Mapping[str, Lazy], metadata: Mapping[str, object]) -> None:
@@ -474,9 +496,11 @@ def _read_back(text: str, extras: Mapping[str, Lazy], metadata: Mapping[str, obj
 
 def _model_spec(outgoing: Outgoing) -> dict[str, str]:
     """Return the keys of Stability AI's ModelSpec 1.0.1, by which programs identify models."""
-    made_for = families_of(outgoing.widths)
+    made_for = families_of(outgoing.scopes)
     family = family_named(made_for[0]) if len(made_for) == 1 else None
     base = family.modelspec if family else "stable-diffusion"
+    if not made_for and not all(scope.whole for scope in outgoing.scopes):
+        base = "transformer"
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{base}/hypernetwork",

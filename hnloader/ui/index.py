@@ -33,7 +33,7 @@ from hnloader.ui.sidecars import notes_path, read_notes
 __all__ = ["VERSION", "cache_folder", "index_path", "read_entry", "read_index", "write_index"]
 
 # Raise it when records mean something else, or `inspect` reports something else for the same file.
-VERSION = 1
+VERSION = 2
 _KIND = "hnloader library index"
 # A record takes about 1 kB. A longer one holds someone's text; its file is inspected again instead.
 _LONGEST_RECORD = 64_000
@@ -43,7 +43,7 @@ _PLAIN = (
     *("name", "size", "format", "container", "program", "variant"),
     *("step", "checkpoint", "checkpoint_name", "parameters"),
 )
-_TUPLES = ("widths", "families", "dtypes")
+_TUPLES = ("widths", "scopes", "families", "dtypes")
 
 
 def cache_folder() -> Path | None:

@@ -202,7 +202,7 @@ def facts(info: FileInfo) -> list[tuple[str, str]]:
     checkpoint = " ".join(filter(None, (name, f"({known})" if known else "")))
     return [
         ("Fits", escaped(_fits(info))),
-        ("Widths", escaped(shown(info.widths, _LONGEST_VALUE).strip("(),") or "see members")),
+        ("Widths", escaped(as_text(", ".join(info.scopes), _LONGEST_VALUE) or "see members")),
         ("Architecture", escaped(_structure(info))),
         ("Variant", escaped(f"{info.program}, {as_text(info.variant, 100)}; {info.format} ({info.container})")),
         ("Checkpoint", escaped(checkpoint or "unknown", _LONGEST_VALUE)),

@@ -68,10 +68,10 @@ def _check_computes(hypernetwork: Hypernetwork) -> None:
     """Check that a loaded hypernetwork is finite and computes."""
     for tensor in hypernetwork.state_dict().values():
         assert bool(torch.isfinite(tensor.float()).all())
-    for width in hypernetwork.widths[:1]:
-        if width <= 1024:
+    for scope in hypernetwork.scopes[:1]:
+        if scope.width <= 1024:
             with torch.no_grad():
-                hypernetwork(torch.zeros(1, 1, width), 1.0)
+                hypernetwork(torch.zeros(1, 1, scope.width), 1.0, scope)
 
 
 def _read_checkpoint(data: bytes | str) -> None:

@@ -25,6 +25,7 @@ MODULE = """
 from hnloader.formats.contents import Contents, all_named_tensors
 from hnloader.formats.registry import FileFormat
 from hnloader.network import SIDES
+from hnloader.scopes import Scope
 import io, torch
 
 def detect(source):
@@ -37,7 +38,7 @@ def read(source):
         width, side, name, shape, values = line.split(";")
         sizes = [int(size) for size in shape.split(",")]
         tensor = torch.tensor([float(value) for value in values.split(",")]).reshape(sizes)
-        tensors.setdefault((int(width), side), {})[name] = Entry(tensor)
+        tensors.setdefault((Scope.parse(width), side), {})[name] = Entry(tensor)
     sides, old_names = all_named_tensors(tensors)
     return Contents(
         label=source.label,
@@ -57,11 +58,11 @@ class Entry:
 
 def write(outgoing, path):
     lines = ["TOY1"]
-    for width in outgoing.widths:
+    for scope in outgoing.scopes:
         for side in SIDES:
-            for name, lazy in outgoing.sides[width, side].items():
+            for name, lazy in outgoing.sides[scope, side].items():
                 values = ",".join(repr(value) for value in lazy.get().flatten().tolist())
-                lines.append(f"{width};{side};{name};{','.join(map(str, lazy.shape))};{values}")
+                lines.append(f"{scope};{side};{name};{','.join(map(str, lazy.shape))};{values}")
     path.write_text(chr(10).join(lines))
 
 FORMAT = FileFormat(name="toy", label="toy", suffixes=(".toy",), detect=detect, read=read, write=write)

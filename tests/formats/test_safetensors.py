@@ -29,6 +29,12 @@ def about(header: dict, **changes: object) -> None:
     header["__metadata__"]["hypernetwork"] = json.dumps(described)
 
 
+def scoped(header: dict, *scopes: str) -> None:
+    described = json.loads(header["__metadata__"]["hypernetwork"]) | {"layout": 2, "scopes": list(scopes)}
+    described.pop("widths")
+    header["__metadata__"]["hypernetwork"] = json.dumps(described)
+
+
 def moved(header: dict, name: str, by: int) -> None:
     header[name]["data_offsets"] = [offset + by for offset in header[name]["data_offsets"]]
 
@@ -37,7 +43,13 @@ BAD_HEADERS: dict[str, tuple[Callable[[dict], object], type[HypernetworkError], 
     "no text metadata": (lambda h: h.update(__metadata__={"hypernetwork": 3}), CorruptFileError, "metadata"),
     "no JSON": (lambda h: h["__metadata__"].update(hypernetwork="{"), CorruptFileError, "JSON"),
     "no layout": (lambda h: about(h, layout=None), CorruptFileError, "layout"),
-    "a newer layout": (lambda h: about(h, layout=2), UnsupportedArchitectureError, "layout 2"),
+    "a newer layout": (lambda h: about(h, layout=3), UnsupportedArchitectureError, "layout 3"),
+    "a layout without its key": (lambda h: about(h, layout=2), CorruptFileError, "scopes"),
+    "both keys": (lambda h: about(h, scopes=["8"]), CorruptFileError, "scopes"),
+    "scopes that are widths": (lambda h: scoped(h, "8"), CorruptFileError, "layout 1"),
+    "a scope in another spelling": (lambda h: scoped(h, "8:0,1,2"), CorruptFileError, "8:0-2"),
+    "a scope twice": (lambda h: scoped(h, "8:0", "8:0"), CorruptFileError, "twice"),
+    "a scope without tensors": (lambda h: scoped(h, "8", "8:0"), UnsupportedArchitectureError, "8:0"),
     "no widths": (lambda h: about(h, widths=None), CorruptFileError, "widths"),
     "a width more": (lambda h: about(h, widths=[8, 9]), UnsupportedArchitectureError, "width 9"),
     "a width less": (lambda h: about(h, widths=[9]), HypernetworkError, "widths"),

@@ -131,7 +131,7 @@ def the_index(shelf: Path, cache: Path) -> Path:
 
 
 def other_version(data: bytes) -> bytes:
-    return data.replace(b'"version": 1', b'"version": 2', 1)
+    return data.replace(b'"version": 2', b'"version": 1', 1)
 
 
 DAMAGES = {

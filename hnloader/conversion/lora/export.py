@@ -143,10 +143,10 @@ def check_family(made: Hypernetwork | FileInfo, base: BaseModel, note: Callable[
     Raises:
         NoMatchingSitesError: The hypernetwork is made for another family.
     """
-    remark = check_match(cast("Hypernetwork", made), base.sites)  # which reads name and widths
+    remark = check_match(made, base.sites)
     if remark is None:
         return
-    named = families_of(made.widths)
+    named = families_of(made.scopes)
     text = {site.width for site in base.sites if site.kind == "cross"}
     wrong = base.family not in named if named and base.family else not text & set(made.widths)
     if wrong:

@@ -12,10 +12,11 @@ from hnloader.attention.attach import Application
 from hnloader.attention.layout import AttentionSite
 from hnloader.attention.strengths import site_strengths
 from hnloader.network import Hypernetwork, SideName
+from hnloader.scopes import Scope
 
 __all__ = ["Chain", "Links"]
 
-Links = tuple[tuple[Hypernetwork, float], ...]
+Links = tuple[tuple[Hypernetwork, Scope, float], ...]
 
 
 class Chain:
@@ -34,14 +35,15 @@ class Chain:
         for application, hypernetwork, strengths in self._applied:
             strength = strengths[site.index] * (application.k if side == "k" else application.v)
             assert isinstance(hypernetwork, Hypernetwork)
-            if site.width in hypernetwork.widths and strength != 0:
-                found.append((hypernetwork, strength))
+            scope = hypernetwork.scope_at(site.width, site.kind, site.index)
+            if scope is not None and strength != 0:
+                found.append((hypernetwork, scope, strength))
         return tuple(found)
 
     def apply(self, site: AttentionSite, side: SideName, context: Tensor) -> Tensor:
         """Return `context` [..., width] as the projection of this side receives it, in its shape and dtype."""
-        for hypernetwork, strength in self.links(site, side):
-            context = hypernetwork.transform(side, context, strength)
+        for hypernetwork, scope, strength in self.links(site, side):
+            context = hypernetwork.transform(side, context, strength, scope)
         return context
 
     def change(self, site: AttentionSite, side: SideName, context: Tensor) -> Tensor:
@@ -62,8 +64,8 @@ class Chain:
 def _composed(links: Links, width: int, side: SideName) -> AffineMap | None:
     """Compose all links and subtract the context: h2(h1(c)) - c."""
     change: AffineMap | None = None
-    for hypernetwork, strength in links:
-        step = hypernetwork.side(width, side).affine_map()
+    for hypernetwork, scope, strength in links:
+        step = hypernetwork.side(scope, side).affine_map()
         if step is None:
             return None
         step = step.scaled(strength)

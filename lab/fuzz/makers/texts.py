@@ -25,7 +25,9 @@ def safetensors(choices: Choices) -> bytes:
 
 def _header(choices: Choices, width: int) -> tuple[dict[str, object], int]:
     metadata = {"step": 3, "name": "ink", "layer_structure": [1, 2, 1], "activation_func": "linear"}
-    about = {"layout": 1, "widths": [width], "variant": "x", "metadata": metadata}
+    scope = choices.pick((str(width), f"{width}:self", f"{width}:0-6/2", f"{width}:cross:1,8-"))
+    layout = {"layout": 1, "widths": [width]} if scope.isdecimal() else {"layout": 2, "scopes": [scope]}
+    about = {**layout, "variant": "x", "metadata": metadata}
     for _ in range(choices.below(4)):
         about = _changed(choices, about)  # type: ignore[assignment]
     header: dict[str, object] = {
@@ -43,7 +45,7 @@ def _header(choices: Choices, width: int) -> tuple[dict[str, object], int]:
             count = shape[0] * (shape[1] if len(shape) > 1 else 1)
             kind = choices.pick(("F32", "F32", "F16", "BF16", "I64", "BOOL", "F8_E4M3"))
             size = count * {"F32": 4, "I64": 8, "BOOL": 1, "F8_E4M3": 1}.get(kind, 2)
-            header[f"{width}.{side}.linear.{name}"] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
+            header[f"{scope}.{side}.linear.{name}"] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
             at += size
     if choices.rarely(3):
         header = _changed(choices, header)  # type: ignore[assignment]

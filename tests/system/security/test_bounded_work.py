@@ -100,7 +100,8 @@ def odd(request: pytest.FixtureRequest, tmp_path: Path) -> FileInfo:
     path.write_bytes(b"x")
     return FileInfo(
         path=path, name=LONG, size=1, format="pt", container="zip", program="A1111 webui", variant=LONG,
-        widths=(768,), families=("SD 1",), architecture=Architecture((1, 2, 1), "relu", dropout=(0, 0, 0)), step=1,
+        widths=(768,), scopes=("768",), families=("SD 1",),
+        architecture=Architecture((1, 2, 1), "relu", dropout=(0, 0, 0)), step=1,
         checkpoint=LONG, checkpoint_name=LONG, parameters=1, dtypes=("float32",),
         metadata={"name": LONG, "tree": tree, LONG: tree} | {f"key {number}": tree for number in range(300)},
     )  # fmt: skip
