@@ -79,7 +79,7 @@ class Scope:
             The scope.
 
         Raises:
-            ValueError: There are no numbers, or one is out of range.
+            ValueError: The numbers are missing, or one is out of range.
         """
         sites = 0
         for number in numbers:
@@ -181,7 +181,7 @@ def refined(groups: Sequence[Sequence[Scope]]) -> dict[Scope, tuple[Scope | None
         groups: The scopes of each hypernetwork, without a site in common.
 
     Returns:
-        For each scope, the one that contains it in every group, or None.
+        For each scope, its container in every group, or None.
 
     Raises:
         ValueError: There are more than `MOST_TOGETHER`.

@@ -47,8 +47,13 @@ class Layers:
         """Return None if the model has all widths of a hypernetwork, else a description.
 
         Raises:
-            NoMatchingSitesError: The model has none of the widths.
+            NoMatchingSitesError: The model has none of the widths, or the file is for some of the layers of a width.
         """
+        if limited := [scope for scope in hypernetwork.scopes if not scope.whole]:
+            raise NoMatchingSitesError(
+                f"{hypernetwork.name}: the file holds the scope {limited[0]}, and these nodes apply all sides to all "
+                "layers of a width. Use hnloader.attach in diffusers."
+            )
         return check_match(hypernetwork, self.sites)
 
 

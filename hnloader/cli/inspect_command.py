@@ -20,7 +20,6 @@ from rich.text import Text
 from hnloader.cli.reporting import FAILED, exit_codes, reports_errors
 from hnloader.cli.shared_options import HypernetDirOption, JsonOption
 from hnloader.cli.terminal import clean, fields, none_found, shortened, stderr, stdout
-from hnloader.texts import shown
 from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from hnloader.texts import as_text, shown, well_formed
+from hnloader.texts import as_text, well_formed
 from hnloader.ui.sidecars import read_description, thumbnail
 from hnloader.units import counted, size_text
 

@@ -196,7 +196,7 @@ def test_a_composition_of_too_many_scopes_is_refused(tmp_path: Path) -> None:
 
 
 def by_block(unet: torch.nn.Module) -> Hypernetwork:
-    """Make sides of their own for each block, width and kind."""
+    """Make separate sides for each block, width and kind."""
     groups: dict[tuple[str, int, str], list[int]] = {}
     for site in find_sites(unet):
         groups.setdefault((site.block, site.width, site.kind), []).append(site.index)
