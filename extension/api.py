@@ -30,6 +30,7 @@ from .redaction import inspect_redacted, redact, redacted_message, redacted_valu
 T = TypeVar("T")
 
 PREFIX = "/hnloader/v1"
+LIST = "/sdapi/v1/hypernetworks"
 MAX_LISTED = 1000
 MAX_NAME = 300
 MAX_CONVERTED = 4 << 30  # bytes
@@ -88,6 +89,8 @@ def serve(extension: Extension, app: FastAPI, access: Access) -> None:
     """Add the routes to an app, if the webui serves its own API."""
     if access.enabled:
         app.include_router(router(extension, access))
+        if all(getattr(route, "path", None) != LIST for route in app.routes):
+            app.include_router(own_list(extension, access))
         check_jobs(app)
 
 
@@ -115,6 +118,20 @@ def router(extension: Extension, access: Access) -> APIRouter:
     async def convert(wanted: ConvertRequest) -> ConvertResponse:
         """Convert and verify a file, keeping the source. One conversion runs at a time."""
         return await pool.run(lambda: service.convert(wanted))
+
+    return routes
+
+
+def own_list(extension: Extension, access: Access) -> APIRouter:
+    """Return the route by which AUTOMATIC1111's webui lists hypernetworks, for webuis without it."""
+    routes = APIRouter(route_class=guarded(access))
+
+    @routes.get(LIST)
+    def hypernetworks() -> list[dict[str, str]]:
+        """List the names and the paths below their folders."""
+        library = extension.library.refresh()
+        files = [(name, library.first(name)) for name in library.names()]
+        return [{"name": well_formed(name), "path": _relative(file)} for name, file in files]
 
     return routes
 

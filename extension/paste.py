@@ -24,7 +24,7 @@ def register(extension: Extension, host: WritesInfotext) -> None:
 def pasted(extension: Extension, fields: dict[str, Any]) -> None:
     """Replace the tag of an old image by one that finds its file, and report files that differ from the image's.
 
-    For `Hypernet` and `Hypernet strength` the webui has put `<hypernet:NAME:STRENGTH>` at the end of the prompt.
+    For `Hypernet` and `Hypernet strength` most webuis have put `<hypernet:NAME:STRENGTH>` at the end of the prompt.
     """
     library = extension.library
     old = fields.get(OLD_NAME)
@@ -46,10 +46,8 @@ def _old_name(library: HostLibrary, old: str, digest: str) -> str:
 
 
 def _with_tag(prompt: str, old: str, name: str, strength: str) -> str:
-    """Replace the webui's tag by one that reads as the image meant it."""
+    """Replace the webui's tag by one that reads as the image meant it; add that one where there is none."""
     webui_tag = f"<hypernet:{old}:{strength}>"
-    if not prompt.endswith(webui_tag):
-        return prompt
     try:
         tag = str(Tag(name, float(strength)))
     except (PromptTagError, ValueError):

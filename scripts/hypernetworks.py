@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +32,28 @@ def _start() -> None:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         print(f"[hnloader] Hypernetworks are off: {reason}. See docs/webui.md in {_ROOT}.")
+        with suppress(Exception):
+            globals()["HypernetworksOff"] = _notice()
+
+
+def _notice() -> type:
+    """Return a script with a line on the page: the webui cuts tags out of prompts without a word."""
+    import gradio
+    from modules import scripts
+
+    class HypernetworksOff(scripts.Script):  # type: ignore[misc, unused-ignore]
+        def title(self) -> str:
+            return "Hypernetworks (off)"
+
+        def show(self, is_img2img: bool) -> object:
+            return scripts.AlwaysVisible
+
+        def ui(self, is_img2img: bool) -> list[object]:
+            text = "Hypernetworks are off, and &lt;hypernet:...&gt; has no effect. The console gives the reason."
+            gradio.HTML(f'<p role="alert">{text}</p>')
+            return []
+
+    return HypernetworksOff
 
 
 def _folder(entry: str) -> Path:

@@ -66,5 +66,5 @@ def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["a1111", "forge"])
 def webui(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Webui]:
     """A stand-in webui, not started yet."""
-    with running_webui(tmp_path / "webui", forge=request.param == "forge") as webui:
+    with running_webui(tmp_path / "webui", request.param) as webui:
         yield webui

@@ -30,4 +30,6 @@ def detect() -> WebuiHost:
 
 
 def _exists(module: str) -> bool:
-    return module in sys.modules or importlib.util.find_spec(module) is not None
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None

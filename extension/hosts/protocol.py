@@ -49,7 +49,7 @@ class Events:
 class WebuiHost(Protocol):
     """The required part, which is enough for tags in prompts."""
 
-    name: ClassVar[str]
+    name: str
 
     def folders(self) -> list[Path]:
         """Return the folders with hypernetworks. The first one wins."""

@@ -1,8 +1,8 @@
 """Start a real webui with and without the extension, run the checks, and print a table.
 
-This requires a working checkout of AUTOMATIC1111 or Forge, its Python, and any checkpoint of Stable Diffusion 1, which
-can have random weights. Models, extensions and settings are in a temporary folder; the checkout stays unchanged. The
-exit status is 1 if a check failed.
+This requires a working checkout of AUTOMATIC1111, Forge or a fork of them, its Python, and any checkpoint of Stable
+Diffusion 1, which can have random weights. Models, extensions and settings are in a temporary folder; the checkout
+stays unchanged. The exit status is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help="run checks whose names contain one of these: a,b,c")
     parser.add_argument("--keep", type=Path, help="use this new folder, and keep it")
-    parser.add_argument("arguments", nargs="*", help="additional arguments for the webui, after --")
-    given = parser.parse_args()
+    parser.epilog = "Arguments after -- are passed to the webui."
+    own, passed = _split(sys.argv[1:])
+    given = parser.parse_args(own)
     checkout = given.checkout.resolve()
     python = (given.python or checkout / "venv" / "bin" / "python").absolute()
     with tempfile.TemporaryDirectory() as temporary:
@@ -54,10 +55,16 @@ def main() -> int:
         checkpoints = {"first": given.checkpoint, "second": given.checkpoint}
         if given.sdxl:
             checkpoints["sdxl"] = given.sdxl
-        results = list(run(checkout, python, checkpoints, given.also, folder, given.only, given.arguments))
+        results = list(run(checkout, python, checkpoints, given.also, folder, given.only, passed))
     failed = results.count(False)
     print(f"{len(results)} checks, {failed} failed")
     return 1 if failed else 0
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before and after `--`, which argparse handles only next to other positional ones."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end + 1 :]
 
 
 def run(
@@ -80,13 +87,15 @@ def run(
         fill(each / "models", also)
     seen = checks.Seen(data)
     with Server(checkout, python, without, arguments) as host:
-        name = host.name
-        print(f"{name} in {checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
+        seen.is_forge = host.is_forge
+        print(f"{host.name} in {checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
         seen.plain = host.image(checks.PROMPT)
         assert seen.plain == host.image(checks.PROMPT), "this host generates two different images from the same seed"
-        if name == "AUTOMATIC1111" and wanted("like the built-in"):
+        if wanted("like the built-in"):
             for file in ("ink", *(each.stem for each in also)):
-                seen.built_in[file] = host.image(f"{checks.PROMPT}<hypernet:{file}:0.7>")
+                image = host.image(f"{checks.PROMPT}<hypernet:{file}:0.7>")
+                if image != seen.plain or not host.is_forge:
+                    seen.built_in[file] = image
             host.image(checks.PROMPT)
         seen.state = host.state()
         if any(map(wanted, page.PAGE)):
@@ -102,7 +111,7 @@ def run(
                     yield outcome(each, lambda check=check: check(host, seen))
             if any(map(wanted, page.PAGE)):
                 yield from in_browser(host, seen, wanted)
-    for each, more in variants.STARTS[name].items():
+    for each, more in variants.STARTS[seen.is_forge].items():
         if wanted(each):
             yield outcome(each, lambda more=more: started_with(checkout, python, data, [*more, *arguments], seen))
     if wanted("many files"):

@@ -36,6 +36,7 @@ class Seen:
     built_in: dict[str, HostImage] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     browser: set[str] = field(default_factory=set)
+    is_forge: bool = False
 
 
 Check = Callable[[Server, Seen], str]
@@ -97,7 +98,7 @@ def tag(host: Server, seen: Seen) -> str:
 
 
 def like_the_built_in(host: Server, seen: Seen) -> str:
-    """Compare with the hypernetworks of AUTOMATIC1111 itself."""
+    """Compare with the webui's own hypernetworks."""
     if not seen.built_in:
         return "this host applies no hypernetworks itself"
     found = []
@@ -268,7 +269,7 @@ def inpaint(host: Server, seen: Seen) -> str:
 
 def hires(host: Server, seen: Seen) -> str:
     fields: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.8}
-    if host.name == "Forge":
+    if host.accepts("hr_additional_modules"):
         fields["hr_additional_modules"] = []
     tagged = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
     expect_other(tagged, host.image(PROMPT, **fields))
@@ -294,6 +295,8 @@ def other_checkpoint(host: Server, seen: Seen) -> str:
 
 
 def refiner(host: Server, seen: Seen) -> str:
+    if not host.accepts("refiner_checkpoint"):
+        return "this webui has none"
     prompt = f"{PROMPT}<hypernet:ink:0.7>"
     found = host.image(prompt, steps=4, refiner_checkpoint="second", refiner_switch_at=0.5)
     assert "Refiner" in found.infotext, found.infotext

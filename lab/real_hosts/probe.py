@@ -31,6 +31,12 @@ def unet():
     return (forge.unet.model if forge is not None else shared.sd_model.model).diffusion_model
 
 
+def hooks(module):
+    """Count the hooks on a module, without the one of this extension."""
+    others = [hook for hook in module._forward_hooks.values() if hook is not look]
+    return len(module._forward_pre_hooks) + len(others)
+
+
 def projections():
     for module in unet().modules():
         if hasattr(module, "to_k") and hasattr(module, "to_v"):
@@ -46,7 +52,7 @@ def state():
     checksum = 0
     for projection, _ in projections():
         checksum = zlib.crc32(projection.weight.detach().cpu().contiguous().view(torch.uint8).numpy().data, checksum)
-    owner = extra_networks.extra_network_registry["hypernet"]
+    owner = extra_networks.extra_network_registry.get("hypernet")
     ours = [
         callback.script
         for callbacks in script_callbacks.callback_map.values()
@@ -55,7 +61,7 @@ def state():
     ]
     return {
         "loaded": True,
-        "hooks": sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()),
+        "hooks": sum(map(hooks, model.modules())),
         "weights": checksum,
         "dtypes": sorted({str(projection.weight.dtype) for projection, _ in projections()}),
         "inference": sorted({projection.weight.is_inference() for projection, _ in projections()}),

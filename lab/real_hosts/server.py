@@ -21,6 +21,8 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from extension.hosts.forge import webui_name
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PATIENCE = 900
@@ -28,7 +30,7 @@ PATIENCE = 900
 _COMMON = (
     "--skip-prepare-environment --skip-version-check --skip-torch-cuda-test --no-download-sd-model --no-hashing --api"
 )
-_CPU = {"Forge": "--always-cpu", "AUTOMATIC1111": "--use-cpu all --no-half --no-half-vae"}
+_CPU = {True: "--always-cpu", False: "--use-cpu all --no-half --no-half-vae"}  # Forge and its forks; others
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
@@ -57,7 +59,8 @@ class Server:
 
     def __init__(self, checkout: Path, python: Path, data: Path, arguments: Sequence[str] = ()) -> None:
         self.checkout, self.python, self.data, self.arguments = checkout, python, data, list(arguments)
-        self.name = "Forge" if (checkout / "modules_forge").is_dir() else "AUTOMATIC1111"
+        self.is_forge = (checkout / "modules_forge").is_dir()
+        self.name = _name(checkout) if self.is_forge else "AUTOMATIC1111"
         self.log = data / "host.log"
         self.seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,11 +69,12 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [str(self.python), "launch.py", *_COMMON.split(), *_CPU[self.name].split()]
+        command = [str(self.python), "launch.py", *_COMMON.split(), *_CPU[self.is_forge].split()]
         # Forge serves scripts and styles only from its data folder.
         command += ["--data-dir", str(self.data), "--gradio-allowed-path", str(self.checkout)]
         command += ["--port", str(self.port), *self.arguments]
         offline = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_RESTARTING": "1"}
+        offline["IGNORE_CMD_ARGS_ERRORS"] = "1"  # some forks lack some of these arguments
         begun = time.monotonic()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -143,6 +147,11 @@ class Server:
         found: dict[str, Any] = self.get("/probe/state")
         return found
 
+    def accepts(self, field: str) -> bool:
+        """Return whether requests for images can have this field."""
+        schemas = self.get("/openapi.json")["components"]["schemas"]
+        return field in schemas["StableDiffusionProcessingTxt2Img"]["properties"]
+
     def images(self, prompt: str, verb: str = "txt2img", **fields: Any) -> list[HostImage]:
         """Generate images of 64 x 64 in 3 steps."""
         body = {
@@ -168,6 +177,11 @@ class Server:
         return self.images(prompt, **fields)[0]
 
 
+def _name(checkout: Path) -> str:
+    text = (checkout / "modules_forge" / "forge_version.py").read_text("utf-8")
+    return webui_name(text.partition("=")[2].strip(" \n'\""))
+
+
 def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool) -> Path:
     """Make a data folder with the checkpoints by name, the probe, and optionally this repository as an extension.
 
@@ -179,12 +193,15 @@ def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool)
         for file in (checkpoint, checkpoint.with_suffix(".yaml")):
             if file.exists():
                 (folder / "models" / "Stable-diffusion" / f"{name}{file.suffix}").symlink_to(file.resolve())
-    # Settings at the top of the page. Forge uses another name, and always shows the checkpoint.
-    quick = {
+    settings = {
+        # Settings at the top of the page. Forge uses another name, and always shows the checkpoint.
         "quicksettings_list": ["sd_model_checkpoint", "sd_hypernetwork"],
         "quick_setting_list": ["sd_hypernetwork"],
+        "sd_model_checkpoint": "first.safetensors",  # some forks choose none
+        "show_progress_type": "Approx cheap",  # needs no download
+        "live_previews_enable": False,
     }
-    (folder / "config.json").write_text(json.dumps(quick))
+    (folder / "config.json").write_text(json.dumps(settings))
     probe = folder / "extensions" / "probe" / "scripts"
     probe.mkdir(parents=True)
     shutil.copy(HERE / "probe.py", probe / "probe.py")

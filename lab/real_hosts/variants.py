@@ -38,8 +38,8 @@ def other_start(host: Server, seen: Seen) -> str:
 
 def optimizations(host: Server, seen: Seen) -> str:
     """Check every attention optimization that AUTOMATIC1111 offers on this computer."""
-    if host.name != "AUTOMATIC1111":
-        return "this host sets them on the command line, see below"
+    if host.is_forge:
+        return "this webui sets them on the command line, see below"
     titles = host.get("/probe/optimizations")
     assert len(titles) > 3, titles
     for title in titles:
@@ -53,14 +53,14 @@ def optimizations(host: Server, seen: Seen) -> str:
 
 def eight_bits(host: Server, seen: Seen) -> str:
     """Check weights in float8, which the host casts at each call, also with a LoRA."""
-    if host.name == "AUTOMATIC1111":
-        if "fp8_storage" not in host.get("/sdapi/v1/options"):
-            return "this version lacks the setting"
-        settings: list[dict[str, Any]] = [{"fp8_storage": "Enable"}]
-        usual: list[dict[str, Any]] = [{"fp8_storage": "Disable"}]
+    offered = host.get("/sdapi/v1/options")
+    if LOW_BITS in offered:
+        settings: list[dict[str, Any]] = [{LOW_BITS: "float8-e4m3fn (fp16 LoRA)"}, {"sd_model_checkpoint": "second"}]
+        usual: list[dict[str, Any]] = [{LOW_BITS: "Automatic"}, {"sd_model_checkpoint": "first"}]
+    elif "fp8_storage" in offered and not host.is_forge:
+        settings, usual = [{"fp8_storage": "Enable"}], [{"fp8_storage": "Disable"}]
     else:
-        settings = [{LOW_BITS: "float8-e4m3fn (fp16 LoRA)"}, {"sd_model_checkpoint": "second"}]
-        usual = [{LOW_BITS: "Automatic"}, {"sd_model_checkpoint": "first"}]
+        return "this webui lacks the setting"
     try:
         for each in settings:
             host.post("/sdapi/v1/options", each)
@@ -83,7 +83,7 @@ def in_eight_bits(host: Server, seen: Seen) -> str:
         host.image(f"{with_lora}<hypernet:ink:0.7>", steps=1),
         formula(host, seen, ("ink.pt", 0.7), prompt=with_lora, steps=1),
     )
-    if host.name != "AUTOMATIC1111":
+    if host.is_forge:
         return found
     host.post("/probe/cast")
     try:
@@ -128,8 +128,8 @@ def for_files(also: Iterable[Path], checkpoints: Mapping[str, object]) -> dict[s
 # After the checks that compare bits.
 LAST: dict[str, Check] = {"8-bit weights": eight_bits}
 
-# Arguments of additional starts, by host.
-STARTS: dict[str, dict[str, list[str]]] = {
-    "AUTOMATIC1111": {"--medvram": ["--medvram"], "--lowvram": ["--lowvram"]},
-    "Forge": {"split attention": ["--attention-split"], "torch's attention": ["--attention-pytorch"]},
+# Arguments of additional starts: of Forge and its forks, and of others.
+STARTS: dict[bool, dict[str, list[str]]] = {
+    False: {"--medvram": ["--medvram"], "--lowvram": ["--lowvram"]},
+    True: {"split attention": ["--attention-split"], "torch's attention": ["--attention-pytorch"]},
 }

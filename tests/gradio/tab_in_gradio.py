@@ -212,7 +212,7 @@ def main() -> None:
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory() as name,
-        running(Path(name) / "webui", forge=MAJOR >= 4) as webui,
+        running(Path(name) / "webui", "forge" if MAJOR >= 4 else "a1111") as webui,
         sync_playwright() as playwright,
     ):
         start(webui)

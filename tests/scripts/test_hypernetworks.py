@@ -36,6 +36,16 @@ def callbacks(webui: Webui) -> dict[str, int]:
     return {kind: len(found) for kind, found in webui.part("script_callbacks").callbacks.items()}
 
 
+def notice_in(webui: Webui) -> str:
+    """Return what the scripts show in the page."""
+    import gradio
+
+    with gradio.Blocks() as page:
+        for script in webui.part("scripts").ScriptRunner(False).alwayson_scripts:
+            script.ui(False)
+    return " ".join(str(block.value) for block in page.blocks.values() if isinstance(block, gradio.HTML))
+
+
 def applies(webui: Webui) -> bool:
     save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
     plain, tagged = (webui.generate(prompt).images[0] for prompt in ("a", "a<hypernet:ink>"))
@@ -156,6 +166,7 @@ def test_failing_import_leaves_the_webui(error: str, webui: Webui, capsys: pytes
     assert webui.reports == []
     assert webui.shared.others_run
     assert webui.generate("a<hypernet:ink>").images
+    assert "has no effect" in notice_in(webui)
 
 
 def test_old_python_is_reported(

@@ -226,7 +226,7 @@ def test_infotext_round_trip(webui: Webui) -> None:
 
 def test_host_leaves_nothing_in_the_process(tmp_path: Path) -> None:
     path = list(sys.path)
-    with running(tmp_path / "webui", forge=True) as webui:
+    with running(tmp_path / "webui", "forge") as webui:
         add_script(webui, "import sys")
         webui.start()
         assert {"modules.shared", "modules_forge"} <= set(sys.modules)
@@ -236,7 +236,7 @@ def test_host_leaves_nothing_in_the_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("storage", ["bfloat16", "float16", "int8"])
 def test_forge_casts_weights_at_each_call(storage: str, tmp_path: Path) -> None:
-    with running(tmp_path / "webui", forge=True, storage=storage) as webui:
+    with running(tmp_path / "webui", "forge", storage) as webui:
         webui.start()
         stored, plain = webui.unet, make_unet(0)
     inputs = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 5, 24)

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's webui, 1.7 to 1.10."""
+"""AUTOMATIC1111's webui, 1.7 to 1.10, and forks that kept its model code."""
 
 from ..protocol import WebuiHost
 

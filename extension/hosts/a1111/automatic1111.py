@@ -16,10 +16,13 @@ from hnloader.ui import TagButton
 from ...host_library import HostLibrary
 from .. import protocol
 from ..protocol import Access, Axis, Events, Option, Panel
+from .listing import listing
 from .plain_linears import plain_linears
-from .rendering import Rendering, follow
+from .rendering import NO_HYPERNETWORK, QUICK_SETTING, Rendering, follow
 
 _CLOSES = "hnloader_closes"
+# Where forks keep their UNet: Forge and those after it, AUTOMATIC1111, and diffusers.
+_UNETS = ("forge_objects.unet.model.diffusion_model", "model.diffusion_model", "unet")
 # `switch_to_txt2img` is the webuis' own function.
 _SEND = """(tag) => {
     const prompt = document.querySelector('#txt2img_prompt textarea');
@@ -51,15 +54,21 @@ class Automatic1111(
     name = "AUTOMATIC1111"
     tag_button = TagButton("Send to txt2img", _SEND)
 
+    def __init__(self) -> None:
+        self._listing = listing()
+
     def folders(self) -> list[Path]:
         """Return the webui's folder, then those of the setting."""
         more = str(self.option("hnloader_folders", "")).splitlines()
-        return [Path(shared.cmd_opts.hypernetwork_dir), *(Path(line.strip()) for line in more if line.strip())]
+        return [self._listing.folder, *(Path(line.strip()) for line in more if line.strip())]
 
     def unet(self, job: Any = None) -> nn.Module | None:
-        """Return the UNet of the model in use, which a refiner replaces during a job."""
-        found = follow(shared, "sd_model.model.diffusion_model")
-        return found if isinstance(found, nn.Module) else None
+        """Return the UNet of the model in use, which a refiner replaces during a job; see `_UNETS`."""
+        for model in (follow(shared, "sd_model"), getattr(job, "sd_model", None)):
+            for path in _UNETS:
+                if isinstance(found := follow(model, path), nn.Module):
+                    return found
+        return None
 
     def connect(self, events: Events) -> None:
         """Register the tag just before the page is built: after the webui's own, since the last one wins."""
@@ -75,7 +84,8 @@ class Automatic1111(
             def deactivate(self, p: Any) -> None:
                 events.deactivate()
 
-        script_callbacks.on_before_ui(lambda: extra_networks.register_extra_network(HypernetTag()))
+        register = extra_networks.register_extra_network  # without it, no tag can act
+        script_callbacks.on_before_ui(lambda: register(HypernetTag()))
         script_callbacks.on_model_loaded(lambda model: events.model_changed())
         script_callbacks.on_script_unloaded(events.unload)
         self.on_step(events.step)
@@ -100,33 +110,29 @@ class Automatic1111(
         def add() -> None:
             for option in options:
                 shared.opts.add_option(option.key, _option_info(option, ("hnloader", section)))
+            known = shared.opts.data_labels.get(QUICK_SETTING)
+            if known is None or getattr(known, "section", None) == ("hnloader", section):
+                shared.opts.add_option(QUICK_SETTING, self._quick_setting_info(("hnloader", section)))
 
         script_callbacks.on_ui_settings(add)
 
+    def _quick_setting_info(self, section: tuple[str, str]) -> Any:
+        """Describe 'Add hypernetwork to prompt' for webuis that lack it; only a setting can be a quick setting."""
+        import gradio
+
+        def choices() -> dict[str, list[str]]:
+            return {"choices": [NO_HYPERNETWORK, *self._listing.names()]}
+
+        label = "Add hypernetwork to prompt"
+        return shared.OptionInfo(
+            NO_HYPERNETWORK, label, gradio.Dropdown, choices, refresh=self._listing.refresh, section=section
+        )
+
     def list_files(self, names: Callable[[], Mapping[str, str]]) -> None:
-        """Replace the function that makes the webui's list."""
-        from modules.hypernetworks import hypernetwork
-
-        original = hypernetwork.list_hypernetworks
-
-        def list_hypernetworks(path: str) -> dict[str, str]:
-            found = {**original(path), **names()}
-            # The page and the API send names and paths as UTF-8, and fail where one of them is not.
-            return {name: path for name, path in found.items() if well_formed(name + path) == name + path}
-
-        def replace() -> None:
-            hypernetwork.list_hypernetworks = list_hypernetworks
-            shared.reload_hypernetworks()
-
-        def restore() -> None:
-            if hypernetwork.list_hypernetworks is list_hypernetworks:
-                hypernetwork.list_hypernetworks = original
-
-        script_callbacks.on_before_ui(replace)
-        script_callbacks.on_script_unloaded(restore)
+        self._listing.include(names)
 
     def refresh_files(self) -> None:
-        shared.reload_hypernetworks()
+        self._listing.refresh()
 
     # Jobs.
 
@@ -208,7 +214,7 @@ class Automatic1111(
         """Add the page before the webui builds its own, when its default pages exist."""
         from .cards import add_page
 
-        script_callbacks.on_before_ui(lambda: add_page(library))
+        script_callbacks.on_before_ui(lambda: add_page(library, self.refresh_files))
 
     def add_axes(self, axes: Sequence[Axis]) -> None:
         """Add the axes before the page is built, when the plot's script is loaded."""

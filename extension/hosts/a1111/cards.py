@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from modules import shared, ui_extra_networks
 
@@ -31,9 +32,9 @@ TITLE = "Hypernetworks"
 _UNSAFE = frozenset('<>"')
 
 
-def add_page(library: HostLibrary) -> None:
-    """Replace the webui's own page, or add a last one."""
-    page = page_class(library)()
+def add_page(library: HostLibrary, refresh: Callable[[], None]) -> None:
+    """Replace the webui's own page, or add a last one; `refresh` updates the webui's list."""
+    page = page_class(library, refresh)()
     pages = ui_extra_networks.extra_pages
     places = [place for place, other in enumerate(pages) if other.name == page.name]
     pages[:] = [other for other in pages if other.name != page.name]
@@ -42,7 +43,7 @@ def add_page(library: HostLibrary) -> None:
         pages.insert(places[0], pages.pop())
 
 
-def page_class(library: HostLibrary) -> type:
+def page_class(library: HostLibrary, refresh: Callable[[], None]) -> type:
     """Make the page's class, since a reload of the webui replaces its base class."""
 
     class HypernetworkCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc, unused-ignore]
@@ -60,7 +61,8 @@ def page_class(library: HostLibrary) -> type:
         def metadata(self, values: Any) -> None: ...
 
         def refresh(self) -> None:
-            shared.reload_hypernetworks()
+            refresh()
+            library.refresh()
             ui_extra_networks.allowed_dirs.update(self.allowed_directories_for_previews())
 
         def allowed_directories_for_previews(self) -> list[str]:
@@ -82,7 +84,7 @@ def page_class(library: HostLibrary) -> type:
         def find_preview(self, path: str) -> str | None:
             """Take a path without its suffix."""
             found = sidecars.preview_path(Path(f"{path}.pt"), _exists(self))
-            return None if found is None else self.link_preview(str(found))
+            return None if found is None else _link(found)
 
         def create_user_metadata_editor(self, ui: Any, tabname: str) -> Any:
             return editor_class(library)(ui, tabname, self)
@@ -118,7 +120,7 @@ def _item(page: Any, library: HostLibrary, file: LibraryFile, index: int | None)
         "name": name,
         "filename": str(path),
         "shorthash": "",
-        "preview": None if preview is None else page.link_preview(str(preview)),
+        "preview": None if preview is None else _link(preview),
         "search_terms": [words],
         "search_term": words,  # 1.7
         "local_preview": str(preview or path.with_name(f"{path.stem}.preview.{shared.opts.samples_format}")),
@@ -128,6 +130,11 @@ def _item(page: Any, library: HostLibrary, file: LibraryFile, index: int | None)
     page.read_user_metadata(item)
     item["prompt"] = _javascript(name, sidecars.strength_in(item["user_metadata"]))
     return item
+
+
+def _link(preview: Path) -> str:
+    """Return the address at which all webuis serve previews."""
+    return f"./sd_extra_networks/thumb?filename={quote(preview.as_posix())}&mtime={preview.stat().st_mtime}"
 
 
 def _read_sidecars(item: dict[str, Any]) -> None:

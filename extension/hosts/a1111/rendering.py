@@ -16,6 +16,7 @@ from modules import (
     processing,
     prompt_parser,
     script_callbacks,
+    scripts,
     sd_models,
     sd_samplers,
     shared,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.1  # seconds between two calls of `waiting`
 # Setting 'Add hypernetwork to prompt', and its value for nothing.
-_QUICK_SETTING, _NOTHING = "sd_hypernetwork", "None"
+QUICK_SETTING, NO_HYPERNETWORK = "sd_hypernetwork", "None"
 
 
 class Rendering(RunsModel, KeepsModels):
@@ -56,8 +57,8 @@ class Rendering(RunsModel, KeepsModels):
         return Path(getattr(shared.cmd_opts, "embeddings_dir", None) or Path(paths.data_path) / "embeddings")
 
     def quick_setting(self) -> str | None:
-        name = str(getattr(shared.opts, _QUICK_SETTING, None) or _NOTHING)
-        return None if name == _NOTHING else name
+        name = str(getattr(shared.opts, QUICK_SETTING, None) or NO_HYPERNETWORK)
+        return None if name == NO_HYPERNETWORK else name
 
     def samplers(self) -> Sequence[str]:
         return tuple(sd_samplers.visible_sampler_names())
@@ -88,6 +89,7 @@ class Rendering(RunsModel, KeepsModels):
         state.begin(job="hypernetworks")
         try:
             with closing(processing.StableDiffusionProcessingTxt2Img(**self._fields(request))) as job:
+                job.scripts = scripts.ScriptRunner()  # an empty one: reForge reads the scripts of each job
                 images = processing.process_images(job).images
             complete = not (state.interrupted or state.skipped or getattr(state, "stopping_generation", False))
             return Rendered(images[0] if images else None, complete, job)
@@ -113,7 +115,7 @@ class Rendering(RunsModel, KeepsModels):
             "do_not_save_samples": True,
             "do_not_save_grid": True,
             # 'Add hypernetwork to prompt' would act in every image of a comparison.
-            "override_settings": {} if self.quick_setting() is None else {_QUICK_SETTING: _NOTHING},
+            "override_settings": {} if self.quick_setting() is None else {QUICK_SETTING: NO_HYPERNETWORK},
         }
         if hasattr(processing.StableDiffusionProcessingTxt2Img, "scheduler"):  # since 1.9
             fields["scheduler"] = "Automatic"

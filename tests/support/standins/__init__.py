@@ -1,10 +1,11 @@
-"""Stand-ins for AUTOMATIC1111's webui 1.10 and for Forge, so that the extension is tested without them.
+"""Stand-ins for AUTOMATIC1111's webui 1.10, Forge and its forks, so that the extension is tested without them.
 
 They keep the hosts' promises to extensions and nothing more, and return noise as images:
 
 - `modules/` is imported as `modules`: scripts and their loading, callbacks, extra networks, options, processing with
   batches, hires pass and refiner, infotext, and the built-in hypernetworks.
 - `unets.py` has small UNets in the layout of both hosts.
+- `modules_forge/`, `backend/` and `ldm_patched/` are those of Forge and its forks; `webui.FAMILIES` has what differs.
 - `webui.py` has `Webui`, which starts a host in a folder, reloads its UI, switches checkpoints and generates images.
 
 Details of the hosts that are easily forgotten:

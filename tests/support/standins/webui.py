@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -17,36 +18,86 @@ from torch import nn
 from tests.support.standins.unets import make_sd_model, make_unet
 
 ROOT = Path(__file__).parents[3]
+_OURS = ("modules", "modules_forge", "backend", "ldm_patched", "networks", "hnloader_webui")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts of a host.
+
+    Attributes:
+        version: That of Forge and its forks; "" for AUTOMATIC1111.
+        layers: Module of the layers of Forge and its forks.
+        hypernetworks: Whether the host has a folder, a list, a page of cards and a tag for them.
+        quick_setting: Whether it has the setting 'Add hypernetwork to prompt'.
+        needs_scripts: Whether each job must have a runner of scripts.
+    """
+
+    version: str = ""
+    layers: str = ""
+    hypernetworks: bool = True
+    quick_setting: bool = True
+    needs_scripts: bool = False
+
+
+FAMILIES = {
+    "a1111": Family(),
+    "forge": Family("f2.0.1v1.10.1", "backend.operations"),
+    "reforge": Family("1.0.0v2-v1.10.1RC", "ldm_patched.modules.ops", needs_scripts=True),
+    "classic": Family("classic", "ldm_patched.modules.ops", hypernetworks=False, quick_setting=False),
+    "ersatz": Family("f2.ersatz", "backend.operations", quick_setting=False),
+    "neo": Family("neo", "backend.operations", hypernetworks=False, quick_setting=False),
+}
 
 
 class Webui:
     """A running host; `part` returns its modules."""
 
-    def __init__(self, folder: Path, *, forge: bool, storage: str = "float32") -> None:
-        self.folder, self.forge, self.storage = folder, forge, storage
-        for name in ("extensions", "models/hypernetworks", "output"):
+    def __init__(self, folder: Path, family: str = "a1111", storage: str = "float32") -> None:
+        self.folder, self.family, self.storage = folder, FAMILIES[family], storage
+        self.forge = bool(self.family.version)
+        for name in ("extensions", "models", "output"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for name in ("paths", "paths_internal"):
             paths = self.part(name)
             paths.script_path = paths.data_path = str(folder)
             paths.models_path, paths.extensions_dir = str(folder / "models"), str(folder / "extensions")
-        self.shared.cmd_opts.hypernetwork_dir = str(self.hypernetworks)
+        self.hypernetworks.mkdir(parents=True)
+        if self.family.hypernetworks:
+            self.shared.cmd_opts.hypernetwork_dir = str(self.hypernetworks)
+        else:
+            self._lack_hypernetworks()
+        self.part("processing").settings.needs_scripts = self.family.needs_scripts
+        if not self.family.quick_setting:
+            del self.shared.opts.data_labels["sd_hypernetwork"]
         for option in ("outdir_samples", "outdir_grids"):
             setattr(self.shared.opts, option, str(folder / "output"))
         self.sd_models = self.part("sd_models")
+        if self.family.layers != "backend.operations":
+            del self.sd_models.forge_model_reload
         for number, name in enumerate(("first", "second")):
             self.sd_models.checkpoints[name] = lambda name=name, number=number: self._make(name, number)
         self.sd_models.settings.chosen = "first"
+
+    def _lack_hypernetworks(self) -> None:
+        self.hypernetworks.rmdir()
+        sys.modules["modules.hypernetworks"] = None
+        del self.shared.cmd_opts.hypernetwork_dir
+        for name in ("hypernetworks", "reload_hypernetworks"):
+            delattr(self.shared, name)
 
     def _make(self, name: str, seed: int) -> Any:
         if not self.forge:
             model = make_sd_model(name, make_unet(seed, built_in=self.shared.loaded_hypernetworks))
             self.lora.assign_network_names_to_compvis_modules(model)
             return model
-        operations = importlib.import_module("backend.operations")
-        linear = operations.ForgeOperationsBNB4bits.Linear
-        if self.storage != "int8":
-            linear = partial(operations.ForgeOperations.Linear, storage=self.storage)
+        layers = importlib.import_module(self.family.layers)
+        if self.family.layers != "backend.operations":
+            linear = layers.disable_weight_init.Linear
+        elif self.storage == "int8":
+            linear = layers.ForgeOperationsBNB4bits.Linear
+        else:
+            linear = partial(layers.ForgeOperations.Linear, storage=self.storage)
         with torch.inference_mode():
             return make_sd_model(name, make_unet(seed, linear), forge=True)
 
@@ -143,13 +194,13 @@ class Webui:
 
     def _load(self) -> None:
         self.part("scripts").load_scripts(forge=self.forge)
-        self.shared.reload_hypernetworks()
-        pages = self.part("ui_extra_networks")
+        pages, networks = self.part("ui_extra_networks"), self.part("extra_networks")
         pages.initialize()
         pages.register_default_pages(forge=self.forge)
-        networks = self.part("extra_networks")
         networks.initialize()
-        networks.register_default_extra_networks()
+        if self.family.hypernetworks:
+            self.shared.reload_hypernetworks()
+            networks.register_default_extra_networks()
 
     def _show(self) -> None:
         callbacks = self.part("script_callbacks")
@@ -174,15 +225,18 @@ class Webui:
 
 
 @contextmanager
-def running(folder: Path, *, forge: bool = False, storage: str = "float32") -> Iterator[Webui]:
+def running(folder: Path, family: str = "a1111", storage: str = "float32") -> Iterator[Webui]:
     """Yield a host in an empty folder, not started yet, and remove it from this process afterwards."""
     path, modules = list(sys.path), dict(sys.modules)
     sys.path.insert(0, str(Path(__file__).parent))
     try:
-        webui = Webui(folder, forge=forge, storage=storage)
-        if forge:
-            sys.modules["modules_forge"] = ModuleType("modules_forge")
+        webui = Webui(folder, family, storage)
+        if webui.forge:
+            importlib.import_module("modules_forge.forge_version").version = webui.family.version
+            if webui.family.layers == "ldm_patched.modules.ops":
+                sys.modules["modules_forge.main_entry"] = None
         else:
+            sys.modules["modules_forge"] = None
             webui.lora.patch()
         yield webui
     finally:
@@ -190,5 +244,5 @@ def running(folder: Path, *, forge: bool = False, storage: str = "float32") -> I
             sys.modules["networks"].undo()
         sys.path[:] = path
         for name in set(sys.modules) - set(modules):
-            if name.partition(".")[0] in ("modules", "modules_forge", "backend", "networks", "hnloader_webui"):
+            if name.partition(".")[0] in _OURS:
                 del sys.modules[name]

@@ -21,7 +21,7 @@ TAG = "<hypernet:ink:0.7>"
 
 @pytest.mark.parametrize("storage", ["float16", "bfloat16", "float8_e4m3fn", "int8"])
 def test_images_match_the_formula_with_any_storage_type(storage: str, tmp_path: Path) -> None:
-    with running_webui(tmp_path / "webui", forge=True, storage=storage) as webui:
+    with running_webui(tmp_path / "webui", "forge", storage) as webui:
         webui.install()
         save_hypernetwork(webui.hypernetworks / "ink.pt", ALL_WIDTHS, seed=1)
         webui.start()
@@ -39,14 +39,14 @@ def plain_layers(webui: Webui) -> list[bool]:
 
 @pytest.mark.parametrize(("storage", "plain"), [("float32", True), ("float16", False), ("int8", False)])
 def test_layers_are_plain_if_they_neither_cast_nor_quantize(storage: str, plain: bool, tmp_path: Path) -> None:
-    with running_webui(tmp_path / "webui", forge=True, storage=storage) as webui:
+    with running_webui(tmp_path / "webui", "forge", storage) as webui:
         webui.install()
         webui.start()
         assert set(plain_layers(webui)) == {plain}
 
 
 def test_layers_that_are_moved_scaled_or_have_online_loras_are_not_plain(tmp_path: Path) -> None:
-    with running_webui(tmp_path / "webui", forge=True) as webui:
+    with running_webui(tmp_path / "webui", "forge") as webui:
         webui.install()
         webui.start()
         layers = [module for module in webui.unet.modules() if hasattr(module, "parameters_manual_cast")]
@@ -60,7 +60,7 @@ def test_layers_that_are_moved_scaled_or_have_online_loras_are_not_plain(tmp_pat
 
 
 def test_fork_without_forges_operations_has_no_plain_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running_webui(tmp_path / "webui", forge=True) as webui:
+    with running_webui(tmp_path / "webui", "forge") as webui:
         webui.install()
         webui.start()
         with monkeypatch.context() as patch:

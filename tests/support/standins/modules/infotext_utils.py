@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from modules import shared
 from modules.script_callbacks import run
 
 _FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -26,7 +27,7 @@ def parse_generation_parameters(text: str) -> dict[str, Any]:
     prompt, _, last = text.strip().rpartition("\n")
     fields: dict[str, Any] = {key: unquote(value) for key, value in _FIELD.findall(last)}
     fields["Prompt"] = prompt
-    if "Hypernet" in fields:  # old images
+    if "Hypernet" in fields and hasattr(shared, "hypernetworks"):  # old images
         fields["Prompt"] += f"<hypernet:{fields['Hypernet']}:{fields.get('Hypernet strength', '1.0')}>"
     return fields
 

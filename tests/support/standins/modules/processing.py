@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -85,6 +86,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
         made.append(self)
 
 
+settings = SimpleNamespace(needs_scripts=False)
 # For tests: the jobs of this kind.
 made: list[StableDiffusionProcessingTxt2Img] = []
 
@@ -111,6 +113,8 @@ def process_images(p: StableDiffusionProcessing) -> Processed:
 
 def _process(p: StableDiffusionProcessing) -> Processed:
     """As in the hosts, an error skips `deactivate`."""
+    if settings.needs_scripts:
+        assert p.scripts.alwayson_scripts is not None
     _call(p, "before_process")
     sd_models.reload_model_weights()
     prompts = p.prompt if isinstance(p.prompt, list) else [p.prompt] * p.batch_size * p.n_iter

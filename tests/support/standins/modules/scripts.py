@@ -98,8 +98,11 @@ def load_scripts(*, forge: bool) -> None:
 class ScriptRunner:
     """The scripts of one tab that are always on; each has the values that the API gave under its title."""
 
-    def __init__(self, is_img2img: bool = False) -> None:
+    def __init__(self, is_img2img: bool | None = None) -> None:
+        """Without a tab, it is empty, as in the hosts before they initialize it."""
         self.alwayson_scripts = []
+        if is_img2img is None:
+            return
         for script_class, *_ in scripts_data:
             try:
                 script = script_class()

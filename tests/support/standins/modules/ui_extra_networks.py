@@ -102,9 +102,6 @@ class _Page:
     def get_sort_keys(self, path: str) -> dict[str, Any]:
         return {"name": Path(path).name.lower(), "path": path.lower(), "date_modified": int(Path(path).stat().st_mtime)}
 
-    def link_preview(self, filename: str) -> str:
-        return f"./sd_extra_networks/thumb?filename={filename}&mtime={Path(filename).stat().st_mtime}"
-
     def find_description(self, path: str) -> str | None:
         text = Path(f"{path}.txt")
         return text.read_text() if text.is_file() else None

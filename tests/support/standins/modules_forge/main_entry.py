@@ -1,0 +1,1 @@
+"""Forge 2 and its forks have this module."""
