@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from extension.hosts.forge import webui_name
+from extension.hosts.forge.webui_names import webui_name
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..a1111.automatic1111 import Automatic1111
 from ..a1111.rendering import follow
-from . import webui_name
+from .webui_names import webui_name
 
 
 class ForgeBase(Automatic1111):
