@@ -131,16 +131,12 @@ webui-gradio: browser
 gpu: $(READY)
 	@$(BIN)/python -m lab.gpu; checked=$$?; $(BIN)/python -m lab.benchmarks.step_time && exit $$checked
 
-# One webui is enough. The default interpreter is the one of its environment; A1111_PYTHON and FORGE_PYTHON override it.
+# WEBUIS has the folders of one or more webuis; FOLDER=PYTHON names another Python than venv/bin/python in the folder.
 hosts: browser
-	@test -n "$(A1111)$(FORGE)" -a -n "$(CHECKPOINT)" || \
-		{ echo "Name the webuis' folders and a checkpoint: make hosts A1111=folder FORGE=folder CHECKPOINT=file"; exit 1; }
-	@failed=0; \
-	if [ -n "$(A1111)" ]; then $(BIN)/python -m lab.real_hosts "$(A1111)" --checkpoint "$(CHECKPOINT)" \
-		$(if $(A1111_PYTHON),--python "$(A1111_PYTHON)") || failed=1; fi; \
-	if [ -n "$(FORGE)" ]; then $(BIN)/python -m lab.real_hosts "$(FORGE)" --checkpoint "$(CHECKPOINT)" \
-		$(if $(FORGE_PYTHON),--python "$(FORGE_PYTHON)") || failed=1; fi; \
-	exit $$failed
+	@test -n "$(WEBUIS)" -a -n "$(CHECKPOINT)" || \
+		{ echo "Name folders of webuis and a checkpoint: make hosts WEBUIS='folder another' CHECKPOINT=file"; exit 1; }
+	$(BIN)/python -m pip install --quiet webuiapi
+	$(BIN)/python -m lab.real_hosts $(WEBUIS) --checkpoint "$(CHECKPOINT)" $(ARGUMENTS)
 
 clean:
 	rm -rf .venv-gradio .venv-tools $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,24 +16,56 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import hnloader
 from tests.support.checking import outcome
 
 from . import checks, files, page, variants
-from .server import Server, make_data
+from .server import Checkout, Server, make_data
 
 MANY, BROKEN = 2000, 50
 # Additional CPU seconds that a start may take with MANY files.
 LATER = 3.0
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the command line names.
+
+    Attributes:
+        checkpoints: Files by their names in the webui: `first`, `second` and optionally `sdxl`.
+        also: More hypernetworks.
+        extensions: Folders of other extensions to install.
+        control: A ControlNet for the extension of AUTOMATIC1111 or Forge.
+        arguments: More arguments of the webui.
+        only: Parts of the names of checks to run.
+        skip: Parts of the names of checks to skip.
+    """
+
+    checkpoints: dict[str, Path]
+    also: list[Path]
+    extensions: list[Path]
+    control: Path | None
+    arguments: list[str]
+    only: list[str]
+    skip: list[str]
+
+    def wanted(self, name: str) -> bool:
+        """Return whether to run a check."""
+        return any(part in name for part in self.only) and not any(part in name for part in self.skip)
+
+
 def main() -> int:
-    """Run all checks on one host."""
+    """Run all checks on each webui."""
     parser = argparse.ArgumentParser(prog="python -m lab.real_hosts", description=__doc__)
-    parser.add_argument("checkout", type=Path, help="the webui's folder")
-    parser.add_argument("--python", type=Path, help="its Python; default: venv/bin/python in its folder")
+    parser.add_argument(
+        "webuis",
+        nargs="+",
+        metavar="FOLDER[=PYTHON]",
+        help="a webui's folder, and its Python; default: venv/bin/python in the folder",
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of Stable Diffusion 1")
     parser.add_argument("--sdxl", type=Path, help="also check this checkpoint of Stable Diffusion XL")
     parser.add_argument(
@@ -43,21 +75,34 @@ def main() -> int:
         default=[],
         help="also apply this .pt file, which has only layers and relu",
     )
+    parser.add_argument(
+        "--extension", type=Path, action="append", default=[], help="also install the extension in this folder"
+    )
+    parser.add_argument("--control", type=Path, help="also check this ControlNet of Stable Diffusion 1")
     parser.add_argument("--only", default="", help="run checks whose names contain one of these: a,b,c")
+    parser.add_argument("--skip", default="", help="skip checks whose names contain one of these: a,b,c")
     parser.add_argument("--keep", type=Path, help="use this new folder, and keep it")
     parser.epilog = "Arguments after -- are passed to the webui."
     own, passed = _split(sys.argv[1:])
-    given = parser.parse_args(own)
-    checkout = given.checkout.resolve()
-    python = (given.python or checkout / "venv" / "bin" / "python").absolute()
+    chosen = parser.parse_args(own)
+    checkpoints = {"first": chosen.checkpoint, "second": chosen.checkpoint}
+    if chosen.sdxl:
+        checkpoints["sdxl"] = chosen.sdxl
+    only, skip = chosen.only.split(","), [part for part in chosen.skip.split(",") if part]
+    given = Given(checkpoints, chosen.also, chosen.extension, chosen.control, passed, only, skip)
+    return max([check_webui(each, given, chosen.keep) for each in chosen.webuis])
+
+
+def check_webui(webui: str, given: Given, keep: Path | None) -> int:
+    """Print the outcome of each check of `FOLDER[=PYTHON]`; return 1 if one failed, else 0."""
+    name, _, python = webui.partition("=")
+    checkout = Path(name).resolve()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.keep or Path(temporary)
-        checkpoints = {"first": given.checkpoint, "second": given.checkpoint}
-        if given.sdxl:
-            checkpoints["sdxl"] = given.sdxl
-        results = list(run(checkout, python, checkpoints, given.also, folder, given.only, passed))
+        folder = Path(temporary) if keep is None else keep / checkout.name
+        host = Checkout(checkout, Path(python or checkout / "venv" / "bin" / "python").absolute())
+        results = list(run(host, given, folder))
     failed = results.count(False)
-    print(f"{len(results)} checks, {failed} failed")
+    print(f"{checkout.name}: {len(results)} checks, {failed} failed", flush=True)
     return 1 if failed else 0
 
 
@@ -67,28 +112,20 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:end], arguments[end + 1 :]
 
 
-def run(
-    checkout: Path,
-    python: Path,
-    checkpoints: dict[str, Path],
-    also: list[Path],
-    folder: Path,
-    only: str,
-    arguments: list[str],
-) -> Iterable[bool]:
+def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
     """Yield the outcome of each check."""
-
-    def wanted(name: str) -> bool:
-        return any(part in name for part in only.split(","))
-
-    without = make_data(folder / "without", checkpoints, extension=False)
-    data = make_data(folder / "with", checkpoints, extension=True)
+    wanted, also, arguments = given.wanted, given.also, given.arguments
+    without = make_data(folder / "without", given.checkpoints, given.extensions, extension=False)
+    data = make_data(folder / "with", given.checkpoints, given.extensions, extension=True)
     for each in (without, data):
         fill(each / "models", also)
+        if given.control is not None:
+            (each / "models" / "ControlNet").mkdir()
+            (each / "models" / "ControlNet" / "edges.safetensors").symlink_to(given.control.resolve())
     seen = checks.Seen(data)
-    with Server(checkout, python, without, arguments) as host:
+    with Server(checkout, without, arguments) as host:
         seen.is_forge = host.is_forge
-        print(f"{host.name} in {checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
+        print(f"{host.name} in {checkout.folder}: started without the extension in {host.seconds:.0f} s", flush=True)
         seen.plain = host.image(checks.PROMPT)
         assert seen.plain == host.image(checks.PROMPT), "this host generates two different images from the same seed"
         if wanted("like the built-in"):
@@ -97,14 +134,23 @@ def run(
                 if image != seen.plain or not host.is_forge:
                     seen.built_in[file] = image
             host.image(checks.PROMPT)
+            if given.control is not None and not host.is_forge:
+                seen.built_in["edges"] = host.image(f"{checks.PROMPT}<hypernet:ink:0.7>", **checks.controlled(host))
         seen.state = host.state()
         if any(map(wanted, page.PAGE)):
             yield outcome("page unchanged", lambda: page.look_at(host, seen))
     if wanted("install.py"):
-        yield outcome("install.py", lambda: installs(python, checkout, data))
-    running = {**checks.RUNNING, **variants.for_files(also, checkpoints), **checks.AT_THE_END, **variants.LAST}
+        yield outcome("install.py", lambda: installs(checkout, data))
+    control = {"ControlNet": checks.control_net} if given.control is not None else {}
+    running = {
+        **checks.RUNNING,
+        **control,
+        **variants.for_files(also, given.checkpoints),
+        **checks.AT_THE_END,
+        **variants.LAST,
+    }
     if any(map(wanted, (*running, *page.PAGE))):
-        with Server(checkout, python, data, arguments) as host:
+        with Server(checkout, data, arguments) as host:
             print(f"started with the extension in {host.seconds:.0f} s", flush=True)
             for each, check in running.items():
                 if wanted(each):
@@ -113,11 +159,11 @@ def run(
                 yield from in_browser(host, seen, wanted)
     for each, more in variants.STARTS[seen.is_forge].items():
         if wanted(each):
-            yield outcome(each, lambda more=more: started_with(checkout, python, data, [*more, *arguments], seen))
+            yield outcome(each, lambda more=more: started_with(checkout, data, [*more, *arguments], seen))
     if wanted("many files"):
-        yield outcome("many files", lambda: many(checkout, python, data, arguments))
+        yield outcome("many files", lambda: many(checkout, data, arguments))
     if wanted("API alone"):
-        yield outcome("API alone", lambda: api_alone(checkout, python, data, arguments, seen))
+        yield outcome("API alone", lambda: api_alone(checkout, data, arguments, seen))
 
 
 def in_browser(host: Server, seen: checks.Seen, wanted: Callable[[str], bool]) -> Iterable[bool]:
@@ -149,12 +195,12 @@ def fill(models: Path, also: list[Path]) -> None:
     files.save_lora(models / "Lora" / "thread.safetensors")
 
 
-def installs(python: Path, checkout: Path, data: Path) -> str:
+def installs(checkout: Checkout, data: Path) -> str:
     """Run it as the host does at every launch, with nothing missing."""
     begun = time.monotonic()
     done = subprocess.run(
-        [str(python), str(data / "extensions" / "hnloader" / "install.py")],
-        env={"PYTHONPATH": str(checkout), "PATH": "/usr/bin:/bin"},
+        [str(checkout.python), str(data / "extensions" / "hnloader" / "install.py")],
+        env={"PYTHONPATH": str(checkout.folder), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=False,
@@ -163,19 +209,19 @@ def installs(python: Path, checkout: Path, data: Path) -> str:
     return f"nothing to do, {time.monotonic() - begun:.2f} s"
 
 
-def started_with(checkout: Path, python: Path, data: Path, arguments: list[str], seen: checks.Seen) -> str:
+def started_with(checkout: Checkout, data: Path, arguments: list[str], seen: checks.Seen) -> str:
     """Check the tag after a start with other arguments."""
-    with Server(checkout, python, data, arguments) as host:
+    with Server(checkout, data, arguments) as host:
         return variants.other_start(host, seen)
 
 
-def many(checkout: Path, python: Path, data: Path, arguments: list[str]) -> str:
+def many(checkout: Checkout, data: Path, arguments: list[str]) -> str:
     """Check that a large collection is listed and does not slow the start. The quicker of two starts counts."""
 
     def start() -> tuple[float, float, int]:
         """Return CPU seconds, which depend little on other programs, seconds by the clock, and the listed files."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        with Server(checkout, python, data, arguments) as host:
+        with Server(checkout, data, arguments) as host:
             listed = len(host.get("/sdapi/v1/hypernetworks"))
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, host.seconds, listed
@@ -192,9 +238,9 @@ def many(checkout: Path, python: Path, data: Path, arguments: list[str]) -> str:
     return found
 
 
-def api_alone(checkout: Path, python: Path, data: Path, arguments: list[str], seen: checks.Seen) -> str:
+def api_alone(checkout: Checkout, data: Path, arguments: list[str], seen: checks.Seen) -> str:
     """Check the API of a start without the page (--nowebui)."""
-    with Server(checkout, python, data, ["--nowebui", *arguments]) as host:
+    with Server(checkout, data, ["--nowebui", *arguments]) as host:
         rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
         tagged = host.image(f"{checks.PROMPT}<hypernet:ink:0.7>")
         checks.expect_other(tagged, seen.plain)

@@ -10,6 +10,7 @@ import time
 import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,50 @@ def folded(host: Server, seen: Seen) -> str:
         assert set(last) == {"folded", "kept"}, last
         found.append(expect_same(image, formula(host, seen, ("flat.pt", 0.7), prompt=prompt)))
     return f"{last['folded']} folded, {last['kept']} kept; without, with, with another and without LoRA {max(found)}"
+
+
+def control_net(host: Server, seen: Seen) -> str:
+    """Check that a ControlNet's own attention has the hypernetwork, as in AUTOMATIC1111's built-in one."""
+    fields = controlled(host)
+    plain = host.image(PROMPT, **fields)
+    expect_other(plain, seen.plain)
+    tagged = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
+    host.post("/sdapi/v1/options", {"hnloader_controlnet": False})
+    try:
+        unet_alone = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
+    finally:
+        host.post("/sdapi/v1/options", {"hnloader_controlnet": True})
+    assert host.image(PROMPT, **fields) == plain, "the jobs changed the plain image with a ControlNet"
+    found = f"effect {plain.far(tagged)[1]:.1f} in the mean, of which in the ControlNet {unet_alone.far(tagged)[1]:.1f}"
+    assert tagged != unet_alone, "the setting has no effect"
+    if "edges" not in seen.built_in:
+        return found
+    return f"{found}; from the built-in {expect_same(tagged, seen.built_in['edges'])}"
+
+
+def controlled(host: Server) -> dict[str, Any]:
+    """Return fields that use the ControlNet `edges`."""
+    (model,) = (name for name in host.get("/controlnet/model_list?update=true")["model_list"] if "edges" in name)
+    hint = numpy.zeros((64, 64, 3), dtype=numpy.uint8)
+    hint[16:48, 16:48] = 255
+    unit = {"enabled": True, "model": model, "module": "none", "image": encoded(hint), "pixel_perfect": False}
+    return {"alwayson_scripts": {"ControlNet": {"args": [unit]}}}
+
+
+def client(host: Server, seen: Seen) -> str:
+    """Use `webuiapi`, a client from PyPI, as its users do."""
+    import webuiapi
+
+    found = webuiapi.WebUIApi(host="127.0.0.1", port=host.port, sampler="Euler", steps=3)
+    size = {"width": 64, "height": 64, "cfg_scale": 4, "negative_prompt": "gray", "seed": 5, "scheduler": "Automatic"}
+    rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
+    wanted = host.image(f"{PROMPT}<hypernet:ink:0.7>")
+    for prompt, scripts in ((f"{PROMPT}<hypernet:ink:0.7>", {}), (PROMPT, rows)):
+        made = found.txt2img(prompt=prompt, alwayson_scripts=scripts, **size)
+        expect_same(HostImage(numpy.asarray(made.image.convert("RGB")), ""), wanted)
+    names = {each["name"] for each in found.get_hypernetworks()}
+    assert {"ink", "wash", "dry"} <= names, names
+    return f"webuiapi {version('webuiapi')}: tags, rows and {len(names)} names"
 
 
 def chain(host: Server, seen: Seen) -> str:
@@ -394,6 +439,7 @@ RUNNING: dict[str, Check] = {
     "panel's rows": panel,
     "list in the API": listing,
     "routes of the API": routes,
+    "client of the API": client,
     "quick setting": quick_setting,
     "batch": batch,
     "img2img": image_to_image,

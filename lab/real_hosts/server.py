@@ -54,13 +54,21 @@ class HostImage:
         return int(difference.max()), float(difference.mean())
 
 
+@dataclass(frozen=True)
+class Checkout:
+    """A webui's folder and its Python."""
+
+    folder: Path
+    python: Path
+
+
 class Server:
     """One start of a host: `with Server(...) as host`. `data` is its folder with models and extensions."""
 
-    def __init__(self, checkout: Path, python: Path, data: Path, arguments: Sequence[str] = ()) -> None:
-        self.checkout, self.python, self.data, self.arguments = checkout, python, data, list(arguments)
-        self.is_forge = (checkout / "modules_forge").is_dir()
-        self.name = _name(checkout) if self.is_forge else "AUTOMATIC1111"
+    def __init__(self, checkout: Checkout, data: Path, arguments: Sequence[str] = ()) -> None:
+        self.checkout, self.python, self.data, self.arguments = checkout.folder, checkout.python, data, list(arguments)
+        self.is_forge = (checkout.folder / "modules_forge").is_dir()
+        self.name = _name(checkout.folder) if self.is_forge else "AUTOMATIC1111"
         self.log = data / "host.log"
         self.seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -182,8 +190,8 @@ def _name(checkout: Path) -> str:
     return webui_name(text.partition("=")[2].strip(" \n'\""))
 
 
-def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool) -> Path:
-    """Make a data folder with the checkpoints by name, the probe, and optionally this repository as an extension.
+def make_data(folder: Path, checkpoints: Mapping[str, Path], others: Sequence[Path], *, extension: bool) -> Path:
+    """Make a data folder with checkpoints by name, the probe, other extensions, and optionally this repository as one.
 
     A `.yaml` file beside a checkpoint is included; AUTOMATIC1111 reads the model's configuration from it.
     """
@@ -205,6 +213,8 @@ def make_data(folder: Path, checkpoints: Mapping[str, Path], *, extension: bool)
     probe = folder / "extensions" / "probe" / "scripts"
     probe.mkdir(parents=True)
     shutil.copy(HERE / "probe.py", probe / "probe.py")
+    for other in others:
+        shutil.copytree(other, folder / "extensions" / other.name, ignore=shutil.ignore_patterns(".git"))
     if extension:
         copy_repository(folder / "extensions" / "hnloader")
     return folder
