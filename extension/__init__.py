@@ -1,4 +1,4 @@
-"""Webui extension: hypernetworks in AUTOMATIC1111 and Forge.
+"""Webui extension: hypernetworks in AUTOMATIC1111, Forge and their forks.
 
 `scripts/hypernetworks.py` loads this package as `hnloader_webui`, since other extensions may also ship a package named
 `extension`. Importing it imports nothing from a webui.

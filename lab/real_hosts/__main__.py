@@ -32,7 +32,7 @@ LATER = 3.0
 
 @dataclass(frozen=True)
 class Given:
-    """What the command line names.
+    """Values of the command line.
 
     Attributes:
         checkpoints: Files by their names in the webui: `first`, `second` and optionally `sdxl`.

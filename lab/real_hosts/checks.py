@@ -232,6 +232,20 @@ def panel(host: Server, seen: Seen) -> str:
     return "text and objects equal the tag; rows act before tags"
 
 
+def nested(host: Server, seen: Seen) -> str:
+    """Check that rows reach a job within a job, as ADetailer's pass over faces is."""
+    rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
+    host.post("/probe/nest")
+    try:
+        plain = host.image(PROMPT)
+        found = host.image(PROMPT, alwayson_scripts=rows)
+        same = expect_same(found, formula(host, seen, ("ink.pt", 0.7)))
+        assert host.image(PROMPT) == plain, "the rows stay after their job"
+    finally:
+        host.post("/probe/nest")
+    return f"{expect_other(found, plain)}; {same}"
+
+
 def listing(host: Server, seen: Seen) -> str:
     listed = {each["name"] for each in host.get("/sdapi/v1/hypernetworks")}
     assert {"ink", "wash", "dry"} <= listed, listed
@@ -437,6 +451,7 @@ RUNNING: dict[str, Check] = {
     "start and end": window,
     "infotext": infotext,
     "panel's rows": panel,
+    "job within a job": nested,
     "list in the API": listing,
     "routes of the API": routes,
     "client of the API": client,

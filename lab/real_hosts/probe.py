@@ -8,18 +8,20 @@
 - `POST /probe/fail`: the UNet raises in the second call of the next job.
 - `POST /probe/reload`: press 'Reload UI'.
 - `GET /probe/optimizations`: the titles of AUTOMATIC1111's attention optimizations.
+- `POST /probe/nest`: toggle that each image is made again by a job within its job, without scripts, as detailers do.
 - `POST /probe/cast`: toggle casting of weights at each call, which AUTOMATIC1111 does with --no-half on a GPU.
 """
 
 from __future__ import annotations
 
 import collections
+import copy
 import inspect
 import zlib
 
 import torch
 from fastapi import Body
-from modules import devices, extra_networks, script_callbacks, scripts, shared, shared_items
+from modules import devices, extra_networks, processing, script_callbacks, scripts, shared, shared_items
 
 _wrapped = []
 _step = [0, 1]
@@ -152,10 +154,43 @@ def cast():
     return {"cast": True}
 
 
+_nests = []
+
+
+def nest():
+    if _nests:
+        _nests.clear()
+    else:
+        _nests.append(True)
+    return {}
+
+
+class Detailer(scripts.Script):
+    def title(self):
+        return "Detailer of the probe"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def postprocess_image(self, p, pp, *args):
+        if not _nests or getattr(p, "within_another", False):
+            return
+        fields = ("sd_model", "seed", "steps", "cfg_scale", "width", "height", "sampler_name", "negative_prompt")
+        same = {name: getattr(p, name) for name in fields if hasattr(p, name)}
+        inner = processing.StableDiffusionProcessingImg2Img(
+            init_images=[pp.image], denoising_strength=0.8, prompt="a lake", do_not_save_samples=True, **same
+        )
+        inner.within_another = True
+        inner.scripts = copy.copy(p.scripts)
+        inner.scripts.alwayson_scripts = []
+        inner.script_args = ()
+        pp.image = processing.process_images(inner).images[0]
+
+
 def started(demo, app):
     app.add_api_route("/probe/state", state, methods=["GET"])
     app.add_api_route("/probe/optimizations", optimizations, methods=["GET"])
-    for call in (wrap, fail, reload, cast):
+    for call in (wrap, fail, reload, nest, cast):
         app.add_api_route(f"/probe/{call.__name__}", call, methods=["POST"])
 
 
