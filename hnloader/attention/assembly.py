@@ -20,7 +20,7 @@ from hnloader.attention.changes import (
     torch_linears,
 )
 from hnloader.attention.folding import Fold, Maps, fold_into
-from hnloader.attention.layout import SLOTS, AttentionSite, slots_in_use
+from hnloader.attention.layout import AttentionSite
 from hnloader.attention.plan import SidePlan, make_plan
 from hnloader.attention.projection import BareState, Folded, Hooked, Kept, Plans, Projection, Switch
 from hnloader.attention.stages import Chain
@@ -118,7 +118,7 @@ class Assembly:
         self._is_plain, self._memory, self._in_place = linears(), memory, in_place
         self._moves = moves_weights(surroundings)
         self._maps: Maps = {}
-        slots = [(site, slot) for site in sites for slot in SLOTS if self._acts(site, slot)]
+        slots = [(site, slot) for site in sites for slot in site.slots if self._acts(site, slot)]
         self.texts = TextCache(len(slots), steady=linears is not torch_linears)
         self.projections: dict[tuple[AttentionSite, str], Projection] = {
             (site, slot): self._projection(site, slot, number) for number, (site, slot) in enumerate(slots)
@@ -129,7 +129,7 @@ class Assembly:
         self.fast = [self._replacement(each, each.forward) for each in self.projections.values()]
         self.careful = [self._replacement(each, each.careful) for each in self.projections.values()]
         self.hooked = [each for each in self.projections.values() if isinstance(each, Hooked)]
-        memory.forget_others(site.module._modules.get(slot) for site in sites for slot in SLOTS)
+        memory.forget_others(site.module._modules.get(slot) for site in sites for slot in site.slots)
 
     def _all_plans(self) -> Iterator[SidePlan]:
         for plans in self.plans.values():
@@ -139,29 +139,30 @@ class Assembly:
         return slot in site.module._modules and any(plan is not None for plan in self._plans_of(site, slot))
 
     def _plans_of(self, site: AttentionSite, slot: str) -> Plans:
-        plans = (None if side is None else self.plans[site][side] for side in SLOTS[slot])
+        plans = (None if side is None else self.plans[site][side] for side in site.slots[slot].sides)
         return tuple(None if plan is None or not plan.chain else plan for plan in plans)
 
     def _projection(self, site: AttentionSite, slot: str, number: int) -> Projection:
         """Return the projection in the cheapest state that is right."""
-        module, plans = site.module._modules[slot], self._plans_of(site, slot)
+        module, plans, rows = site.module._modules[slot], self._plans_of(site, slot), site.slots[slot]
         assert module is not None
         self._memory.earlier.setdefault(module, frozenset(module._forward_pre_hooks) | frozenset(module._forward_hooks))
         why = moves_weights([module.__dict__]) or self._moves or self._why_hook(module)
         if why:
-            return Hooked(module, plans, self.texts, self.switch, why, self._memory.earlier[module])
+            return Hooked(module, plans, rows, self.texts, self.switch, why, self._memory.earlier[module])
         why = self._why_live(module)
-        if slot not in slots_in_use(site.module):
+        if slot not in site.slots_in_use:
             why = "the layer does not use it now"
         if not why and all(plan is not None and plan.name == "cache" for plan in plans):
-            return Kept(module, plans, self.texts, self.switch, number)
+            return Kept(module, plans, rows, self.texts, self.switch, number)
         if any(plan is not None and plan.foldable for plan in plans):
-            fold = why or fold_into(module, plans, self._maps, self._memory.last_fold(module), in_place=self._in_place)
+            last = self._memory.last_fold(module)
+            fold = why or fold_into(module, plans, rows, self._maps, last, in_place=self._in_place)
             if isinstance(fold, Fold):
                 self._memory.folds[module] = fold
-                return Folded(module, plans, self.texts, self.switch, fold)
+                return Folded(module, plans, rows, self.texts, self.switch, fold)
             why = fold
-        projection = Projection(module, plans, self.texts, self.switch)
+        projection = Projection(module, plans, rows, self.texts, self.switch)
         projection.why_not = why
         return projection
 
@@ -207,7 +208,7 @@ class Assembly:
 
     def projection_of(self, site: AttentionSite, side: SideName) -> Projection | None:
         """Return the projection in use that computes a side."""
-        slots = [slot for slot in slots_in_use(site.module) if side in SLOTS[slot]]
+        slots = [slot for slot in site.slots_in_use if side in site.slots[slot].sides]
         found = [self.projections[site, slot] for slot in slots if (site, slot) in self.projections]
         return found[0] if found else None
 

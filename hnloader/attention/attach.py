@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from hnloader.attention.changes import PlainLinears
+from hnloader.attention.decoders import why_no_decoder
 from hnloader.attention.explain import Explanation, explain
-from hnloader.attention.layout import AttentionSite, find_sites, unet_of
+from hnloader.attention.layout import AttentionSite, find_sites, host_of
 from hnloader.attention.matching import check_match, scope_at
 from hnloader.attention.model import AttachedModel, attached_model, lock
 from hnloader.attention.schedule import Clock, SamplingClock, is_active
@@ -404,7 +405,7 @@ def attach(
         >>> image.size
         (64, 64)
     """
-    unet = _unet(model)
+    unet = _host(model)
     _check_compiled(model, unet)
     applications = [
         (application, _loaded(application.hypernetwork))
@@ -442,27 +443,29 @@ def attachments(model: Any) -> list[Attachment]:
         ...     hnloader.attachments(pipe)
         [<Attachment outline at 0.8: 20 of 20 attention layers>]
     """
-    owner = attached_model(_unet(model))
+    owner = attached_model(_host(model))
     found = [] if owner is None else owner.attachments
     return [each for each in found if isinstance(each, Attachment)]
 
 
-def _unet(model: Any) -> nn.Module:
-    unet = unet_of(model)
-    if unet is None:
+def _host(model: Any) -> nn.Module:
+    found = host_of(model)
+    if found is None:
         raise NoMatchingSitesError(
-            f"{type(model).__name__}: found no UNet. Give the UNet or the pipeline of {family_list()}."
+            f"{type(model).__name__}: found no UNet or language model. Give the UNet or the pipeline of "
+            f"{family_list()}, or a decoder of transformers."
         )
-    return unet
+    return found
 
 
 def _sites(unet: nn.Module) -> tuple[AttentionSite, ...]:
     owner = attached_model(unet)
     sites = find_sites(unet) if owner is None else owner.sites
     if not sites:
+        found = why_no_decoder(unet) or "no attention layers that hypernetworks act on"
         raise NoMatchingSitesError(
-            f"{type(unet).__name__}: found no attention layers that hypernetworks act on. "
-            f"Give the UNet of {family_list()}."
+            f"{type(unet).__name__}: found {found}. Give the UNet of {family_list()}, or a decoder of transformers "
+            "with projections such as k_proj and v_proj."
         )
     return sites
 

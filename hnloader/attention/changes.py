@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from hnloader.attention.layout import SLOTS, AttentionSite
+from hnloader.attention.decoders import is_falcon_linear, is_transposed
+from hnloader.attention.layout import AttentionSite
 from hnloader.network import Hypernetwork
 
 # Values of a large tensor that are compared, and the bytes that make it large: such models take much longer.
@@ -55,7 +56,7 @@ def torch_linears() -> Callable[[nn.Module], bool]:
     AUTOMATIC1111's webui puts its LoRA into `nn.Linear.forward` for all modules; then none is plain.
     """
     own = nn.Linear.forward.__module__ == "torch.nn.modules.linear"
-    return lambda module: own and type(module) is nn.Linear
+    return lambda module: (own and type(module) is nn.Linear) or is_transposed(module) or is_falcon_linear(module)
 
 
 class Changes:
@@ -81,7 +82,12 @@ class Changes:
         busy: bool,
     ) -> None:
         children = [site.module._modules for site in sites]
-        layers = [(modules, slot) for modules in children for slot in SLOTS if slot in modules]
+        layers = [
+            (modules, slot)
+            for modules, site in zip(children, sites, strict=True)
+            for slot in site.slots
+            if slot in modules
+        ]
         found = [modules[slot] for modules, slot in layers]
         modules = [module for module in found if module is not None]
         fused = [site.module.__dict__ for site in sites if any(slot in site.module._modules for slot in _FUSED)]

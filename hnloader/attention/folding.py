@@ -18,7 +18,9 @@ from torch.nn import functional
 
 from hnloader.affine import AffineMap
 from hnloader.attention.changes import Watch, versions
+from hnloader.attention.decoders import is_transposed
 from hnloader.attention.kernels import HALF, wide
+from hnloader.attention.output_rows import Rows
 from hnloader.attention.plan import SidePlan
 from hnloader.attention.stages import Chain, own_modes, stretch_map, tensor_bytes
 
@@ -61,12 +63,15 @@ class Fold:
         return self.versions != versions(module) or self.watch.changed()
 
 
-def fold_into(module: nn.Module, plans: Plans, maps: Maps, old: Fold | None, *, in_place: bool) -> Fold | str:
+def fold_into(
+    module: nn.Module, plans: Plans, rows: Rows, maps: Maps, old: Fold | None, *, in_place: bool
+) -> Fold | str:
     """Fold the ends of chains into the matrix of a projection.
 
     Args:
         module: A Linear.
         plans: Plan of each part of the outputs; None for a part that stays (the queries).
+        rows: The parts of the outputs.
         maps: Stretches that other projections made, to share.
         old: The last fold of the same weights and values of hypernetworks.
         in_place: The memory of `old` may be used.
@@ -82,34 +87,32 @@ def fold_into(module: nn.Module, plans: Plans, maps: Maps, old: Fold | None, *, 
         if rescaled is not None:
             return rescaled
         try:
-            fold = _make(module, plans, chains, maps)
-            return _too_rough(fold, plans, module, maps) or fold
+            fold = _make(module, plans, rows, chains, maps)
+            return _too_rough(fold, plans, rows, module, maps) or fold
         except (MemoryError, torch.cuda.OutOfMemoryError):
             return "the memory does not hold a copy of its weight"
 
 
 def _tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return the weight [outputs, inputs] and the bias of a projection."""
     weight, bias = module._parameters["weight"], module._parameters.get("bias")
     assert weight is not None, "a plain projection has a weight"
-    return weight.detach(), None if bias is None else bias.detach()
+    matrix = weight.detach().t() if is_transposed(module) else weight.detach()
+    return matrix, None if bias is None else bias.detach()
 
 
-def _make(module: nn.Module, plans: Plans, chains: tuple[Chain, ...], maps: Maps) -> Fold:
+def _make(module: nn.Module, plans: Plans, rows: Rows, chains: tuple[Chain, ...], maps: Maps) -> Fold:
     """Make a fold in float32 (float64 for a float64 module), rounded once to the module's dtype."""
     weight, bias = _tensors(module)
     whole_bias = weight.new_zeros(len(weight)) if bias is None else bias
-    result, result_bias = torch.empty_like(weight), torch.empty_like(whole_bias)
-    chunks = (x.chunk(len(plans)) for x in (weight, whole_bias, result, result_bias))
-    for plan, w, b, new, new_bias in zip(plans, *chunks, strict=True):
-        if plan is None or not plan.foldable:
-            new.copy_(w)
-            new_bias.copy_(b)
-            continue
-        inner, own = _stretch(plan, weight, maps).map, w.to(wide(weight.dtype))
-        new.copy_(own @ inner.matrix)
-        new_bias.copy_(inner.bias @ own.T + b)
-    watch = Watch(tensor for tensor in (weight, bias) if tensor is not None)
-    return Fold(result, result_bias, chains, versions(module), watch)
+    weights, biases = rows.split(weight, 0), rows.split(whole_bias, 0)
+    for number, plan in enumerate(plans):
+        if plan is not None and plan.foldable:
+            inner, own = _stretch(plan, weight, maps).map, weights[number].to(wide(weight.dtype))
+            weights[number] = (own @ inner.matrix).to(weight.dtype)
+            biases[number] = (inner.bias @ own.T + biases[number]).to(weight.dtype)
+    watch = Watch(tensor.detach() for tensor in module._parameters.values() if tensor is not None)
+    return Fold(rows.join(weights, 0), rows.join(biases, 0), chains, versions(module), watch)
 
 
 @dataclass(frozen=True)
@@ -165,17 +168,16 @@ def _rescaled(old: Fold, chains: tuple[Chain, ...], module: nn.Module) -> Fold |
     return replace(old, chains=chains, growth=growth)
 
 
-def _too_rough(fold: Fold, plans: Plans, module: nn.Module, maps: Maps) -> str:
+def _too_rough(fold: Fold, plans: Plans, rows: Rows, module: nn.Module, maps: Maps) -> str:
     """Return a reason if a fold is worse than the exact result on contexts of unit variance, else an empty text.
 
     In float32 and float64 both must agree within a fifth of 1e-5, the bound of all plans. In half precision the root
     mean square error against float32 may be twice the rounding error of the exact result.
     """
     weight, bias = _tensors(module)
-    count = len(plans)
-    biases = [None] * count if bias is None else bias.chunk(count)
-    folded = functional.linear(_probes(weight.shape[1], weight), fold.weight, fold.bias).chunk(count, dim=-1)
-    for plan, result, w, b in zip(plans, folded, weight.chunk(count), biases, strict=True):
+    biases = [None] * len(plans) if bias is None else rows.split(bias, 0)
+    folded = rows.split(functional.linear(_probes(weight.shape[1], weight), fold.weight, fold.bias), -1)
+    for plan, result, w, b in zip(plans, folded, rows.split(weight, 0), biases, strict=True):
         if plan is not None and plan.foldable:
             changed = _stretch(plan, weight, maps).changed
             exact = functional.linear(changed, w.to(changed), None if b is None else b.to(changed))

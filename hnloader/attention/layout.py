@@ -7,14 +7,15 @@ Everything else works on `AttentionSite`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from hnloader.attention.decoders import decoder_layers, decoder_of, is_transposed
+from hnloader.attention.output_rows import Rows
 from hnloader.families import Family, all_families, family_of_model
-from hnloader.network import SideName
 from hnloader.scopes import Kind
 
 # The blocks in the layout of the original code, which the webuis keep: one list of modules for all the down blocks and
@@ -23,14 +24,16 @@ _ORIGINAL = re.compile(
     r"(?:^|\.)(?:(?P<block>(?:input|output)_blocks\.\d+)|middle_block)"
     r"\.\d+\.transformer_blocks\.\d+\.attn[12]$"
 )
-# The projections of an attention layer that receive the context, and the side of each equal part of their output; None
-# for queries. diffusers keeps to_k and to_v when it adds the fused projections, and keeps those when it goes back.
-SLOTS: dict[str, tuple[SideName | None, ...]] = {
-    "to_k": ("k",),
-    "to_v": ("v",),
-    "to_qkv": (None, "k", "v"),
-    "to_kv": ("k", "v"),
+# The projections of an attention layer that receive the context, and the parts of their output. diffusers keeps to_k
+# and to_v when it adds the fused projections, and keeps those when it goes back.
+SLOTS: Mapping[str, Rows] = {
+    "to_k": Rows(("k",)),
+    "to_v": Rows(("v",)),
+    "to_qkv": Rows((None, "k", "v")),
+    "to_kv": Rows(("k", "v")),
 }
+# Section of the layers of a decoder.
+_LAYER = "layer"
 _ORDER = {"down": 0, "mid": 1, "up": 2}
 
 
@@ -39,13 +42,15 @@ class AttentionSite:
     """One attention layer of a model. `find_sites` returns them.
 
     Attributes:
-        index: Position among the model's sites in the order in which they run: down, mid, up.
+        index: Position among the model's sites in the order in which they run, in a UNet down, mid, up.
         name: Dotted name of the layer's module, such as `down_blocks.1.attentions.0.transformer_blocks.0.attn2`, or in
             a webui `input_blocks.4.1.transformer_blocks.0.attn2`.
-        block: `down.0`, `down.1`, ..., `mid`, `up.0`, ..., numbered as in diffusers in both layouts.
+        block: `down.0`, `down.1`, ..., `mid`, `up.0`, ..., numbered as in diffusers in both layouts. In a language
+            model `layer.0`, `layer.1`, ...
         kind: `self` if the context is the layer's own normalized input, `cross` if it is the text.
-        width: Last dimension of the context that `to_k` and `to_v` receive.
-        module: The attention layer, with `to_k` and `to_v`, and `to_qkv` or `to_kv` after fusing.
+        width: Last dimension of the context that its projections receive.
+        module: The attention layer. In a UNet, it has `to_k` and `to_v`, and `to_qkv` or `to_kv` after fusing.
+        slots: The names of its projections for keys and values, with the parts of their outputs.
 
     Example:
         >>> from hnloader.attention import find_sites
@@ -62,16 +67,19 @@ class AttentionSite:
     kind: Kind
     width: int
     module: nn.Module = field(repr=False)
+    slots: Mapping[str, Rows] = field(default_factory=lambda: SLOTS, repr=False)
+
+    @property
+    def slots_in_use(self) -> tuple[str, ...]:
+        """The names of the projections that the layer calls now: diffusers keeps the others after fusing."""
+        if self.slots is not SLOTS:
+            return tuple(self.slots)
+        return ("to_qkv", "to_kv") if getattr(self.module, "fused_projections", False) else ("to_k", "to_v")
 
     @property
     def section(self) -> str:
-        """`down`, `mid` or `up`."""
+        """`down`, `mid` or `up`; `layer` in a language model."""
         return self.block.partition(".")[0]
-
-
-def slots_in_use(layer: nn.Module) -> tuple[str, ...]:
-    """Return the names of the projections that diffusers' processors call."""
-    return ("to_qkv", "to_kv") if getattr(layer, "fused_projections", False) else ("to_k", "to_v")
 
 
 def unet_of(model: Any) -> nn.Module | None:
@@ -82,14 +90,32 @@ def unet_of(model: Any) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
+def host_of(model: Any) -> nn.Module | None:
+    """Return the module whose calls hypernetworks follow: the UNet of a model, or the decoder of a language model.
+
+    A decoder is called in every use of its model: with a head, by `generate`, within peft, or alone.
+    """
+    found = unet_of(model)
+    if found is None:
+        found = unet_of(getattr(model, "model", None))
+    return found if found is None else decoder_of(found) or found
+
+
+def is_decoder(sites: Sequence[AttentionSite]) -> bool:
+    """Return True if attention layers are those of a language model's decoder."""
+    return bool(sites) and sites[0].section == _LAYER
+
+
 def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
-    """Find the self- and cross-attention layers in the transformer blocks of a UNet.
+    """Find the attention layers that hypernetworks act on.
 
     Args:
-        model: A diffusers UNet or ControlNet, or a UNet in the layout of the original code, as in the webuis.
+        model: A diffusers UNet or ControlNet, a UNet in the layout of the original code, as in the webuis, or a
+            language model of transformers.
 
     Returns:
-        The sites in the order in which they run. Empty for other models: VAEs, text encoders, transformers.
+        The sites in the order in which they run: the self- and cross-attention layers of a UNet's transformer blocks,
+        or the self-attention layers of a decoder. Empty for other models, such as VAEs and text encoders.
 
     Example:
         >>> from hnloader.attention import find_sites
@@ -105,6 +131,11 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
         block = _block(name, levels)
         if block and all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_k", "to_v")):
             found.append((block, name, module))
+    if not found:
+        return tuple(
+            AttentionSite(index, name, f"{_LAYER}.{number}", "self", _input_width(module, slots), module, slots)
+            for index, (name, module, slots, _, number) in enumerate(decoder_layers(model))
+        )
     found.sort(key=lambda entry: _ORDER[entry[0].partition(".")[0]])  # stable: the order within a section stays
     return tuple(
         AttentionSite(index, name, block, _kind(model, name, module), input_width(module.to_k), module)
@@ -167,10 +198,16 @@ def _kind(model: nn.Module, name: str, module: nn.Module) -> Kind:
     return "cross" if getattr(module, "is_cross_attention", name.endswith("attn2")) else "self"
 
 
+def _input_width(module: nn.Module, slots: Mapping[str, Rows]) -> int:
+    return input_width(module._modules[next(iter(slots))])
+
+
 def input_width(projection: Any) -> int:
     """Return the number of input features of a projection, plain, wrapped by peft or quantized; 0 if unknown."""
     while hasattr(projection, "base_layer"):
         projection = projection.base_layer
+    if isinstance(projection, nn.Module) and is_transposed(projection):
+        return int(projection._parameters["weight"].shape[0])  # type: ignore[union-attr]
     if hasattr(projection, "in_features"):
         return int(projection.in_features)
     # Packed weights have another shape than their matrix.

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hnloader.attention.assembly import Assembly, Memory
 from hnloader.attention.calls import Calls
 from hnloader.attention.changes import PlainLinears, modules_around, torch_linears
-from hnloader.attention.layout import AttentionSite
+from hnloader.attention.layout import AttentionSite, is_decoder
+from hnloader.attention.model_inputs import decoder_inputs, unet_inputs
 from hnloader.attention.schedule import timestep_of
 from hnloader.attention.stages import Chain, Link, autocast_dtype
 from hnloader.network import Hypernetwork, SideName
@@ -103,12 +104,11 @@ class AttachedModel:
                 for attachment in self._windowed:
                     attachment.seek(timestep)
             assembly = self.assembly()
-            sample = args[0] if args else kwargs.get("sample", kwargs.get("x"))
+            found = decoder_inputs(model, args, kwargs) if is_decoder(self.sites) else unet_inputs(args, kwargs)
             careful = torch.is_grad_enabled()
-            if isinstance(sample, Tensor):
-                text = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states", kwargs.get("context"))
-                self.shapes = sample.shape, text.shape if isinstance(text, Tensor) else None
-                device, dtype = sample.device, sample.dtype
+            if found is not None:
+                self.shapes = found.shape, found.text
+                device, dtype = found.device, found.dtype
                 careful |= autocast_dtype(device.type) is not None
                 copies = sum(hypernetwork.kept_copies for hypernetwork in assembly.hypernetworks)
                 if self._prepared != (device, dtype, copies):

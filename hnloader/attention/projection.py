@@ -23,7 +23,9 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from hnloader.attention.changes import Ours, is_ours
+from hnloader.attention.decoders import is_transposed
 from hnloader.attention.folding import Fold
+from hnloader.attention.output_rows import Rows
 from hnloader.attention.plan import SidePlan
 from hnloader.attention.stages import compiling, records_gradients
 from hnloader.attention.text_cache import TextCache
@@ -43,7 +45,8 @@ class Projection(Ours):
 
     Args:
         module: The projection.
-        plans: Plan of each equal part of the output; None for a part without hypernetworks.
+        plans: Plan of each part of the output; None for a part without hypernetworks.
+        rows: The parts of the output.
         texts: What is kept for texts.
         switch: If it is off, the projection computes without hypernetworks.
 
@@ -60,13 +63,15 @@ class Projection(Ours):
     fold: Fold | None = None
     _whole = False
 
-    def __init__(self, module: nn.Module, plans: Plans, texts: TextCache, switch: Switch) -> None:
+    def __init__(self, module: nn.Module, plans: Plans, rows: Rows, texts: TextCache, switch: Switch) -> None:
         self.module = module
         self.plans = plans
+        self.rows = rows
         self.texts = texts
         self.switch = switch
         self._parameters = module._parameters  # faster than the module's attributes
-        self._single = plans[0] if len(plans) == 1 else None
+        self._transposed = is_transposed(module)
+        self._single = plans[0] if len(plans) == 1 and not self._transposed else None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in nn.Linear.forward
         """Compute `nn.Linear.forward` of the module with the hypernetworks, without gradients."""
@@ -82,7 +87,8 @@ class Projection(Ours):
             return unchanged
         contexts = [input if plan is None else changed(plan, self.texts, input) for plan in self.plans]
         own: dict[str, Any] = self._parameters
-        return _multiplied(contexts, own["weight"], own.get("bias"))
+        weight = own["weight"].t() if self._transposed else own["weight"]
+        return _multiplied(contexts, self.rows, weight, own.get("bias"))
 
     def wrapped(self) -> None:
         """Obey the switch also in `forward`, because another program wrapped it during a call and calls it later."""
@@ -104,8 +110,10 @@ class Folded(Projection):
 
     state: State = "folded"
 
-    def __init__(self, module: nn.Module, plans: Plans, texts: TextCache, switch: Switch, fold: Fold) -> None:
-        super().__init__(module, plans, texts, switch)
+    def __init__(
+        self, module: nn.Module, plans: Plans, rows: Rows, texts: TextCache, switch: Switch, fold: Fold
+    ) -> None:
+        super().__init__(module, plans, rows, texts, switch)
         self.fold = fold
         self._matrix, self._offset = fold.weight, fold.bias
         self._whole = not any(plan.stages for plan in plans if plan is not None)
@@ -121,7 +129,7 @@ class Folded(Projection):
         if not self.switch.on or self.records(input):
             return super().careful(input)
         contexts = [input if plan is None else plan.before_fold(input) for plan in self.plans]
-        return _multiplied(contexts, self._matrix, self._offset)
+        return _multiplied(contexts, self.rows, self._matrix, self._offset)
 
 
 class Kept(Projection):
@@ -133,8 +141,10 @@ class Kept(Projection):
 
     state: State = "kept"
 
-    def __init__(self, module: nn.Module, plans: Plans, texts: TextCache, switch: Switch, number: int) -> None:
-        super().__init__(module, plans, texts, switch)
+    def __init__(
+        self, module: nn.Module, plans: Plans, rows: Rows, texts: TextCache, switch: Switch, number: int
+    ) -> None:
+        super().__init__(module, plans, rows, texts, switch)
         self._number = number
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -177,12 +187,14 @@ class Hooked(Projection):
         self,
         module: nn.Module,
         plans: Plans,
+        rows: Rows,
         texts: TextCache,
         switch: Switch,
         why_not: str,
         earlier: frozenset[int],
     ) -> None:
-        self.module, self.plans, self.texts, self.switch, self.why_not = module, plans, texts, switch, why_not
+        self.module, self.plans, self.rows, self.texts, self.switch = module, plans, rows, texts, switch
+        self.why_not = why_not
         self.earlier = earlier
         # For torch, a hook on `to_k` and `to_v` comes before the forward, one on a fused projection after it.
         self.hook = self.before if len(plans) == 1 else self.after
@@ -238,12 +250,12 @@ class Hooked(Projection):
         """
         if not self.switch.on:
             return None
-        context, count = args[0] if args else next(iter(kwargs.values())), len(self.plans)
-        parts = list(output.chunk(count, dim=-1))
+        context = args[0] if args else next(iter(kwargs.values()))
+        parts = self.rows.split(output, -1)
         for number, plan in enumerate(self.plans):
             if plan is not None:
-                parts[number] = module.forward(changed(plan, self.texts, context)).chunk(count, dim=-1)[number]
-        return torch.cat(parts, dim=-1)
+                parts[number] = self.rows.split(module.forward(changed(plan, self.texts, context)), -1)[number]
+        return self.rows.join(parts, -1)
 
 
 def changed(plan: SidePlan, texts: TextCache, context: Tensor) -> Tensor:
@@ -261,13 +273,15 @@ def changed(plan: SidePlan, texts: TextCache, context: Tensor) -> Tensor:
     return kept[0]
 
 
-def _multiplied(contexts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply each context by its equal part of the rows of a weight."""
-    count = len(contexts)
+def _multiplied(contexts: Sequence[Tensor], rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply each context by its part of the rows of a weight."""
     if all(context is contexts[0] for context in contexts):
         return functional.linear(contexts[0], weight, bias)
-    biases = [None] * count if bias is None else bias.chunk(count)
-    parts = zip(contexts, weight.chunk(count), biases, strict=True)
+    if rows.groups > 1:  # picking the rows would copy the weight
+        found = [rows.split(functional.linear(context, weight, bias), -1) for context in contexts]
+        return rows.join([parts[number] for number, parts in enumerate(found)], -1)
+    biases = [None] * len(contexts) if bias is None else rows.split(bias, 0)
+    parts = zip(contexts, rows.split(weight, 0), biases, strict=True)
     return torch.cat([functional.linear(context, w, b) for context, w, b in parts], dim=-1)
 
 

@@ -184,7 +184,7 @@ def fingerprint(model: nn.Module) -> dict[str, object]:
             )
             for name, module in model.named_modules()
         },
-        "processors": {name: id(processor) for name, processor in model.attn_processors.items()},
+        "processors": {name: id(processor) for name, processor in getattr(model, "attn_processors", {}).items()},
     }
 
 
