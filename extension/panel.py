@@ -115,7 +115,7 @@ class RowsPanel:
             try:
                 self._extension.library.find(tag.name)
             except HypernetworkError as error:
-                problems.append(redacted_message(self._extension.host.folders(), error))
+                problems.append(redacted_message(self._extension.library.folders(), error))
         return (
             f'<div class="hnl-panel-state" data-source="{escape(text or "")}" data-rows="{escape(json.dumps(values))}">'
             + (f'<p>Same as: <code translate="no">{escape(text_of(tags))}</code></p>' if tags else "")

@@ -54,7 +54,7 @@ def start(webui: Webui) -> None:
 
 def serve(webui: Webui) -> str:
     """Serve a webui's page: txt2img with the scripts of extensions, then their tabs."""
-    scripts = webui.part("scripts").ScriptRunner().alwayson_scripts
+    scripts = webui.part("scripts").ScriptRunner(False).alwayson_scripts
     extra = webui.tabs()
 
     def generate(prompt: str, rows: str) -> tuple[str, str]:
