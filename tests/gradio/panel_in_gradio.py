@@ -146,6 +146,18 @@ def drive(user: Driver) -> None:
     assert user.tags() == "<hypernet:ink:0.8>"
     report("keeps the rows when the page is loaded again")
 
+    page.evaluate("""() => {
+        window.hypernetworks = [["ink", "ink"]];  // as tagcomplete keeps the names of .pt files
+        const prompt = document.body.appendChild(document.createElement("textarea"));
+        for (const text of ["<h", "<hy"]) {
+            prompt.value = text;
+            prompt.dispatchEvent(new Event("input", { bubbles: true }));
+        }
+        prompt.remove();
+    }""")
+    assert page.evaluate("window.hypernetworks.map(([name]) => name)") == ["ink", "wash"]
+    report("adds names to those of tagcomplete")
+
     user.set(1, "name", "inky")
     expect(page.locator("#hnl_txt2img_state .hnl-panel-problem")).to_contain_text("'ink'")
     user.set(1, "name", "ink")
@@ -228,7 +240,8 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(viewport={"width": 1360, "height": 950})
         # A webui loads the scripts in the folder `javascript` of each extension.
-        page.add_init_script(path=ROOT / "javascript" / "hypernetworks_panel.js")
+        for script in sorted((ROOT / "javascript").glob("*.js")):
+            page.add_init_script(path=script)
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         start = time.monotonic()
