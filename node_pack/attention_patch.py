@@ -17,7 +17,7 @@ from hnloader.network import Hypernetwork, SideName
 
 from .folded_context import Change, FoldedContext, KeptFolds, change, plain
 from .sampling_window import Window
-from .unet_layers import Layers, Place, layers_of, place_of
+from .unet_layers import Place, layers_of, place_of
 
 _KEY = "hnloader"
 # Keys of `transformer_options`.
@@ -100,7 +100,7 @@ class Chain:
 
     def _begin(self, base_model: Any, options: dict[str, Any]) -> _Call:
         if base_model not in self._layers:
-            layers = layers_of(base_model)
+            layers = layers_of(base_model.diffusion_model, base_model)
             self._layers[base_model] = [layers.strengths(setting.strength) for setting in self.settings]
         pairs = list(zip(self.settings, self._layers[base_model], strict=True))
         if not all(setting.window.whole for setting in self.settings):
@@ -168,7 +168,7 @@ def apply_to_model(model: Any, setting: Setting) -> tuple[Any, str | None]:
     Raises:
         NoMatchingSitesError: The model takes no hypernetworks, has other widths, or lacks a block.
     """
-    layers = layers_of(model.model)
+    layers = layers_of(model.get_model_object("diffusion_model"), model.model)
     warning = layers.check(setting.hypernetwork)
     layers.strengths(setting.strength)
     clone = model.clone()
@@ -178,11 +178,6 @@ def apply_to_model(model: Any, setting: Setting) -> tuple[Any, str | None]:
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _KEY, chain.around_call)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, chain.around_run)
     return clone, warning
-
-
-def check_model(model: Any) -> Layers:
-    """Return the attention layers of a ComfyUI model; see `layers_of`."""
-    return layers_of(model.model)
 
 
 def _take_last(clone: Any) -> tuple[Setting, ...]:

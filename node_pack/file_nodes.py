@@ -30,7 +30,7 @@ class FileNode:
         """Return a value that changes with the file, because ComfyUI reuses the result of an unchanged node."""
         if hypernetwork is None:  # connected to another node
             return ""
-        return files.stamp_of(files.path_of(hypernetwork))
+        return files.stamps_of(files.path_of(hypernetwork))
 
     @classmethod
     def VALIDATE_INPUTS(cls, hypernetwork: str | None = None) -> bool | str:  # noqa: N802
@@ -61,7 +61,8 @@ class HypernetworkInfo(FileNode):
     def inspect(self, hypernetwork: str) -> dict[str, Any]:
         """Return the facts about the file as text."""
         path = files.path_of(hypernetwork)
-        text = described(hnloader.inspect(path, [path.parent]), hypernetwork)
+        with files.without_folder_names():
+            text = described(hnloader.inspect(path, files.folders()), hypernetwork)
         return {"ui": {"text": [text]}, "result": (text,)}
 
 
@@ -116,12 +117,9 @@ class ConvertHypernetwork(FileNode):
     def convert(self, hypernetwork: str, to: str, dtype: str, if_exists: Any) -> dict[str, Any]:
         """Convert the file; return the name of the new one."""
         source = files.path_of(hypernetwork)
-        done = convert(
-            source,
-            source.with_suffix(f".{to}"),
-            dtype=None if dtype == _AS_STORED else dtype,
-            on_existing=if_exists,
-        )
+        cast_to = None if dtype == _AS_STORED else dtype
+        with files.without_folder_names():
+            done = convert(source, source.with_suffix(f".{to}"), dtype=cast_to, on_existing=if_exists)
         name = (Path(hypernetwork.replace("\\", "/")).parent / done.target.name).as_posix()
         text = f"{name}: the file exists, so it was skipped." if done.action == "skipped" else f"Saved {name}."
         if done.verified:

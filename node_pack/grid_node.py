@@ -30,7 +30,7 @@ class HypernetworkGrid:
                 "images": ("IMAGE", {"tooltip": "A batch of images becomes a column."}),
                 "labels": ("STRING", {"forceInput": True, "tooltip": "One for each column."}),
             },
-            "optional": {"title": ("STRING", {"default": ""})},
+            "optional": {"title": ("STRING", {"default": "", "tooltip": "Headline of the grid."})},
         }
 
     def draw(self, images: list[Tensor], labels: list[str], title: list[str] | None = None) -> tuple[Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import folder_paths
@@ -13,7 +15,7 @@ from hnloader.errors import HypernetworkError, HypernetworkNotFoundError
 from hnloader.formats.registry import suffixes
 from hnloader.library import Library
 from hnloader.network import Hypernetwork
-from hnloader.texts import shown
+from hnloader.texts import shown, without_folders
 
 FOLDER = "hypernetworks"
 # The choice in an empty folder; ComfyUI's page cannot show an empty list.
@@ -27,9 +29,14 @@ _loaded: weakref.WeakValueDictionary[Stamp, Hypernetwork] = weakref.WeakValueDic
 
 def add_suffixes() -> None:
     """Let ComfyUI list compositions (`.hns`) and safetensors files as hypernetworks."""
-    folders, known = folder_paths.folder_names_and_paths[FOLDER]
+    paths, known = folder_paths.folder_names_and_paths[FOLDER]
     # Other folders of models share the set.
-    folder_paths.folder_names_and_paths[FOLDER] = (folders, {*known, *suffixes()})
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*known, *suffixes()})
+
+
+def folders() -> list[Path]:
+    """Return ComfyUI's folders of hypernetworks, the first one preferred."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
 
 
 def names() -> list[str]:
@@ -65,13 +72,22 @@ def tagged_path(name: str) -> Path:
     Raises:
         HypernetworkNotFoundError: The name is unknown.
     """
-    library = Library(folder_paths.get_folder_paths(FOLDER), hint=_HINT)
+    library = Library(folders(), hint=_HINT)
     try:
         return library.find(name)
     except HypernetworkNotFoundError:
         near = " or ".join(map(shown, library.suggestions(name)))
         hint = f"Did you mean {near}?" if near else _HINT
         raise HypernetworkNotFoundError(f"Hypernetwork {shown(name)}: found no such file. {hint}") from None
+
+
+@contextmanager
+def without_folder_names() -> Iterator[None]:
+    """Shorten paths in messages to their part below the folders, because workflows and screenshots are shared."""
+    try:
+        yield
+    except HypernetworkError as error:
+        raise type(error)(without_folders(str(error), folders())) from None
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -87,6 +103,15 @@ def stamp_of(path: Path) -> Stamp:
     return str(path), status.st_size, status.st_mtime_ns
 
 
+def stamps_of(path: Path) -> tuple[Stamp, ...]:
+    """Return a value that changes with the file or with a member of a composition."""
+    members: tuple[Path, ...] = ()
+    if path.suffix.lower() == ".hns":
+        with without_folder_names():
+            members = hnloader.inspect(path, folders()).members
+    return tuple(map(stamp_of, (path, *members)))
+
+
 def load(path: Path) -> Hypernetwork:
     """Load a file. Nodes that use the same file share one hypernetwork.
 
@@ -97,8 +122,8 @@ def load(path: Path) -> Hypernetwork:
     hypernetwork = _loaded.get(stamp)
     if hypernetwork is None:
         # ComfyUI runs nodes in inference mode, and copies made there have other rules.
-        with torch.inference_mode(False), torch.no_grad():
-            hypernetwork = hnloader.load(path, folder_paths.get_folder_paths(FOLDER))
+        with without_folder_names(), torch.inference_mode(False), torch.no_grad():
+            hypernetwork = hnloader.load(path, folders())
         if path.suffix.lower() != ".hns":  # the members of a composition can change on their own
             _loaded[stamp] = hypernetwork
     return hypernetwork

@@ -6,8 +6,9 @@ import logging
 from typing import Any
 
 import comfy.hooks
+from server import PromptServer
 
-from hnloader.attention.strengths import Strength
+from hnloader.attention.strengths import Strength, check_number
 from hnloader.prompt import Tag, parse_blocks, parse_prompt
 from hnloader.texts import shown
 
@@ -78,14 +79,13 @@ def tagged_setting(tag: Tag) -> Setting:
 
 
 def warn(text: str | None, node: str | None) -> None:
-    """Log a warning, and show it on a node of the page."""
+    """Log a warning, and show it on the page."""
     if text is None:
         return
     logging.warning("[hnloader] %s", text)
-    from server import PromptServer
-
-    if node is not None and PromptServer.instance is not None:
-        PromptServer.instance.send_progress_text(text, node)
+    if PromptServer.instance is not None:
+        # Not as a progress text: clients of the API take all binary messages for images.
+        PromptServer.instance.send_sync("hnloader.warning", {"node": node, "text": text})
 
 
 class LoadHypernetwork(FileNode):
@@ -153,7 +153,7 @@ class HypernetworksFromPrompt:
         """Return a value that changes with the files."""
         if prompt is None:  # connected to another node
             return float("nan")
-        return tuple(files.stamp_of(files.tagged_path(tag.name)) for tag in parse_prompt(prompt).tags)
+        return tuple(files.stamps_of(files.tagged_path(tag.name)) for tag in parse_prompt(prompt).tags)
 
     def apply(self, model: Any, prompt: str, node: str | None = None) -> tuple[Any, str]:
         """Return a copy of the model with the hypernetworks, and the prompt without their tags."""
@@ -238,6 +238,6 @@ class HypernetworkStrengths(FileNode):
 def number(text: str) -> float:
     """Return a strength, or raise ValueError."""
     try:
-        return float(text)
-    except ValueError:
+        return check_number(text, "strength")
+    except TypeError:
         raise ValueError(f"Strengths: found {shown(text)}. Write numbers such as 0, 0.5, 1.") from None

@@ -57,13 +57,17 @@ class Layers:
         return check_match(hypernetwork, self.sites)
 
 
-def layers_of(base_model: Any) -> Layers:
-    """Return the attention layers of a `comfy.model_base.BaseModel`.
+def layers_of(diffusion_model: Any, base_model: Any) -> Layers:
+    """Return the attention layers of a UNet.
+
+    Args:
+        diffusion_model: The UNet, possibly compiled.
+        base_model: The `comfy.model_base.BaseModel` that it belongs to.
 
     Raises:
         NoMatchingSitesError: The model is not Stable Diffusion 1, 2 or XL.
     """
-    unet = unet_of(base_model.diffusion_model)
+    unet = unet_of(diffusion_model)
     config = getattr(base_model.model_config, "unet_config", {})
     found = [] if unet is None or config.get("use_temporal_attention") else find_sites(unet)
     named = [(site, match) for site in found if (match := _NAME.search(site.name)) is not None]
