@@ -27,7 +27,7 @@ help:
 	@echo "make lock · make audit · make sbom   pin, audit and list the dependencies (docs/dev/supply-chain.md)"
 	@echo "make screenshots   update the screenshots in docs/images"
 	@echo "make gpu        run the checks and tables that need a GPU (docs/dev/gpu.md)"
-	@echo "make hosts      test the extension in real webuis (docs/dev/real-hosts.md)"
+	@echo "make hosts      test the extension in real webuis and the nodes in ComfyUI (docs/dev/real-hosts.md)"
 	@echo "make webui-gradio  test the pages with the gradio versions of both webuis"
 
 $(READY): pyproject.toml constraints.txt
@@ -133,10 +133,16 @@ gpu: $(READY)
 
 # WEBUIS has the folders of one or more webuis; FOLDER=PYTHON names another Python than venv/bin/python in the folder.
 hosts: browser
-	@test -n "$(WEBUIS)" -a -n "$(CHECKPOINT)" || \
-		{ echo "Name folders of webuis and a checkpoint: make hosts WEBUIS='folder another' CHECKPOINT=file"; exit 1; }
-	$(BIN)/python -m pip install --quiet webuiapi
-	$(BIN)/python -m lab.real_hosts $(WEBUIS) --checkpoint "$(CHECKPOINT)" $(ARGUMENTS)
+	@test -n "$(COMFYUI)" -o -n "$(WEBUIS)" -a -n "$(CHECKPOINT)" || \
+		{ echo "Name folders of webuis and a checkpoint, or folders of ComfyUI:"; \
+		echo "make hosts WEBUIS='folder another' CHECKPOINT=file COMFYUI=folder"; exit 1; }
+	$(BIN)/python -m pip install --quiet webuiapi comfy-api-simplified
+	@failed=0; \
+	for folder in $(COMFYUI); do $(BIN)/python -m lab.real_hosts.comfyui "$$folder" \
+		$(if $(COMFYUI_PYTHON),--python "$(COMFYUI_PYTHON)") || failed=1; done; \
+	if [ -n "$(WEBUIS)" ]; then \
+		$(BIN)/python -m lab.real_hosts $(WEBUIS) --checkpoint "$(CHECKPOINT)" $(ARGUMENTS) || failed=1; fi; \
+	exit $$failed
 
 clean:
 	rm -rf .venv-gradio .venv-tools $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -313,7 +313,7 @@ def refused(host: ComfyUI) -> str:
             host.outputs(nodes)
         except RefusedError as error:
             return str(error)
-        raise AssertionError("the workflow ran")
+        raise AssertionError("The workflow ran.")
 
     sd1 = checkpoint("sd1")
     cases = {
@@ -464,9 +464,9 @@ def interrupted(host: ComfyUI) -> str:
     try:
         host.finished(queued)
     except RefusedError as error:
-        assert "interrupted" in str(error), error
+        assert "Interrupted" in str(error), error
     else:
-        raise AssertionError("the run was not interrupted")
+        raise AssertionError("The run was not interrupted.")
     nodes = workflow(source, width=768, seed=8)
     nodes["save"]["inputs"]["filename_prefix"] = "again"
     assert torch.equal(host.latent(nodes), plain), "the plain latent changed"

@@ -125,7 +125,7 @@ class User:
                 return entry
             if self.page.get_by_text("hypernetwork", exact=False).filter(has_text="missing").count():
                 return None
-        raise AssertionError("the job did not end")
+        raise AssertionError("The job did not end.")
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class Formula:
 
 
 class Adapter:
-    """Replace cross-attention as IPAdapter does: attention to further tokens with a key projection of its own."""
+    """Replace cross-attention as IPAdapter does: attention to further tokens beside the text."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "apply", "probe"
 

@@ -43,7 +43,7 @@ Workflow = dict[str, dict[str, Any]]
 
 
 class RefusedError(Exception):
-    """ComfyUI did not run the workflow; the message is the one that its page shows."""
+    """ComfyUI did not run the workflow. The message is what its page shows."""
 
 
 class ComfyUI:
@@ -157,7 +157,7 @@ class ComfyUI:
             if event == "execution_error":
                 raise RefusedError(f"{details['exception_type']}: {details['exception_message']}")
             if event == "execution_interrupted":
-                raise RefusedError("interrupted")
+                raise RefusedError("Interrupted.")
         outputs: dict[str, Any] = history[queued]["outputs"]
         return outputs
 

@@ -107,7 +107,7 @@ class UNetModel(nn.Module):
 
 
 class BaseModel(nn.Module):
-    """What `apply_model` belongs to: the UNet, its configuration, and the schedule of the noise."""
+    """The owner of `apply_model`: the UNet, its configuration, and the schedule of the noise."""
 
     def __init__(self, unet: nn.Module, name: str = "SD15", **config: object) -> None:
         super().__init__()
