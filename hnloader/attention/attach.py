@@ -11,20 +11,21 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hnloader.attention.changes import PlainLinears
 from hnloader.attention.decoders import why_no_decoder
 from hnloader.attention.explain import Explanation, explain
-from hnloader.attention.layout import AttentionSite, find_sites, host_of
+from hnloader.attention.layout import AttentionSite, find_sites, host_of, is_decoder
 from hnloader.attention.matching import check_match, scope_at
 from hnloader.attention.model import AttachedModel, attached_model, lock
 from hnloader.attention.schedule import Clock, SamplingClock, is_active
+from hnloader.attention.stages import Link
 from hnloader.attention.strengths import Strength, check_number, check_strength, site_strengths
+from hnloader.attention.token_masks import TokenMask, check_tokens
 from hnloader.errors import HypernetworkError, NoMatchingSitesError, PartialMatchWarning
 from hnloader.families import family_list
 from hnloader.network import Hypernetwork, SideName
-from hnloader.scopes import Scope
 from hnloader.texts import shown
 from hnloader.units import counted
 
@@ -43,10 +44,13 @@ class Application:
         end: Fraction of the sampling at which it stops, more than `start`. Default: 1.
         k: Factor on the strength for the keys. Default: 1.
         v: Factor on the strength for the values. Default: 1.
+        tokens: For language models: the first token on which it acts, and the first on which it acts no more, or None
+            for all later ones. Positions count from 0 in each row, the prompt included, padding not. Default: None, all
+            tokens.
 
     Raises:
         TypeError: A value is not a number.
-        ValueError: A value is not finite, or not `0 <= start < end <= 1`.
+        ValueError: A value is not finite, not `0 <= start < end <= 1`, or `tokens` is not a pair of positions.
 
     Example:
         >>> import hnloader
@@ -60,6 +64,7 @@ class Application:
     end: float = 1.0
     k: float = 1.0
     v: float = 1.0
+    tokens: tuple[int, int | None] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strength", check_strength(self.strength))
@@ -70,11 +75,13 @@ class Application:
                 f"Start and end: found {self.start} and {self.end}. "
                 "Use fractions of the sampling with 0 <= start < end <= 1."
             )
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", check_tokens(self.tokens))
 
     @property
     def windowed(self) -> bool:
-        """True if it acts in a part of the sampling only."""
-        return self.start > 0 or self.end < 1
+        """True if it acts in a part of the sampling, or on some tokens only."""
+        return self.start > 0 or self.end < 1 or self.tokens is not None
 
 
 class Attachment:
@@ -166,7 +173,7 @@ class Attachment:
             for position in positions:
                 entry = changed[position]
                 application = replace(entry.application, strength=strength)
-                changed[position] = _Entry(application, entry.hypernetwork, self._sites, entry.open)
+                changed[position] = _Entry(application, entry.hypernetwork, self._sites, entry)
             self._entries = changed
             model.stale = True
 
@@ -231,9 +238,9 @@ class Attachment:
         It covers everything that is attached to the model, since the layers compute it together.
 
         Args:
-            batch: Images in one call of the model. Default: as in the last call, or 2.
+            batch: Images, or rows of text, in one call of the model. Default: as in the last call, or 2 images, 1 row.
             size: Height and width of the latents. Default: as in the last call, or the model's own.
-            tokens: Length of the text. Default: as in the last call, or 77.
+            tokens: Length of the text. Default: as in the last call, or 77; for a language model 128.
 
         Returns:
             The explanation; `print` it.
@@ -275,12 +282,12 @@ class Attachment:
 
     @property
     def windowed(self) -> bool:
-        """True if a hypernetwork acts in a part of the sampling only."""
+        """True if a hypernetwork acts in a part of the sampling, or on some tokens only."""
         return any(entry.application.windowed for entry in self._entries)
 
     @property
-    def open(self) -> tuple[bool, ...]:
-        """For each hypernetwork, whether it acts at the present position in the sampling."""
+    def open(self) -> tuple[bool | None, ...]:
+        """For each hypernetwork, whether it acts in the present call; None if it acts on some tokens of it."""
         return tuple(entry.open for entry in self._entries)
 
     def seek(self, timestep: float) -> None:
@@ -295,20 +302,32 @@ class Attachment:
                 step, entry.application.start, entry.application.end
             )
 
-    def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, Scope, dict[SideName, float]]]:
+    def seek_tokens(self, positions: Tensor) -> None:
+        """Open and close the windows for the tokens of a call; the model calls this.
+
+        Args:
+            positions: Positions of the tokens. [rows, tokens], one row for all or one for each.
+        """
+        for entry in self._entries:
+            if entry.application.tokens is not None:
+                entry.open = entry.mask.set(positions, entry.application.tokens)
+
+    def at(self, site: AttentionSite) -> Iterator[tuple[Link, dict[SideName, float]]]:
         """Yield the hypernetworks that act at an attention layer now; the model calls this.
 
         Args:
             site: The attention layer.
 
         Returns:
-            An iterator of the hypernetworks in order, each with the scope of its sides and its strengths for k and v.
+            An iterator of links at strength 1 in order, each with its strengths for k and v.
         """
         for entry in self._entries:
             scope = scope_at(entry.hypernetwork, site)
-            if entry.open and scope is not None:
+            if entry.open is not False and scope is not None:
+                mask = entry.mask if entry.open is None else None
                 strength, factors = entry.strengths[site.index], entry.application
-                yield entry.hypernetwork, scope, {"k": strength * factors.k, "v": strength * factors.v}
+                link = Link(entry.hypernetwork, scope, 1.0, self.exact, self.fold, mask)
+                yield link, {"k": strength * factors.k, "v": strength * factors.v}
 
 
 class _Entry:
@@ -319,18 +338,22 @@ class _Entry:
         application: Application,
         hypernetwork: Hypernetwork,
         sites: Sequence[AttentionSite],
-        is_open: bool | None = None,
+        earlier: _Entry | None = None,
     ) -> None:
         self.application = replace(application, hypernetwork=hypernetwork)
         self.hypernetwork = hypernetwork
         self.strengths = site_strengths(application.strength, sites)
-        self.open = application.start == 0 if is_open is None else is_open
+        self.open: bool | None = application.start == 0 if earlier is None else earlier.open
+        self.mask: TokenMask = TokenMask() if earlier is None else earlier.mask
 
     def __str__(self) -> str:
         strength = self.application.strength
         number = f"{strength:g}" if isinstance(strength, float) else str(strength)
         text = f"{self.hypernetwork.name or 'hypernetwork'} at {number}"
-        if self.application.windowed:
+        if self.application.tokens is not None:
+            first, last = self.application.tokens
+            text += f" from token {first}" + ("" if last is None else f" to {last}")
+        elif self.application.windowed:
             text += f" from {self.application.start:g} to {self.application.end:g}"
         return text
 
@@ -361,14 +384,14 @@ def attach(
 
     Args:
         model: A diffusers pipeline, another object with a `unet`, or the UNet itself, compiled or not. A ControlNet
-            may be given as a model.
+            may be given as a model. A language model of transformers, or its text-generation pipeline.
         hypernetworks: A hypernetwork or the path of its file; a pair of one and its strength; an `Application`; or a
             sequence of these.
         strength: Strength of the hypernetworks that are given without one. 1 is the trained strength, 0 changes
             nothing. A mapping gives numbers by block, such as `{"up": 1, "mid": 0.5}`. Patterns, from the least to the
             most specific: `*`; `self`, `cross`; `down`, `mid`, `up`; `up.cross`; `up.1`; `up.1.cross`; a glob on the
             layer's name; its index. The most specific match wins, and the later of two globs. Other layers get 0.
-            Default: 1.
+            Blocks of a language model are `layer.0`, `layer.1`, ... Default: 1.
         start: Fraction of the sampling, 0 to 1, at which those hypernetworks begin to act. A step counts if all of it
             is between `start` and `end`, as with diffusers' `control_guidance_start`. The pipeline's scheduler gives
             the position; without a pipeline it is `1 - timestep / 1000`. Default: 0.
@@ -387,7 +410,7 @@ def attach(
         The attachment, which changes strengths and detaches.
 
     Raises:
-        NoMatchingSitesError: The model has no UNet, or its attention layers match no width or no pattern.
+        NoMatchingSitesError: The model has no layers that hypernetworks act on, or they match no width or no pattern.
         HypernetworkError: A torch before 2.5 compiled the model, or a file cannot be loaded; see `load`.
         TypeError: An argument is not a hypernetwork, path or number.
         ValueError: A number is not finite, a window is empty, or no hypernetwork is given.
@@ -412,6 +435,7 @@ def attach(
         for application in _applications(hypernetworks, strength, start, end)
     ]
     sites = _sites(unet)
+    _check_windows([application for application, _ in applications], decoder=is_decoder(sites))
     for remark in [check_match(hypernetwork, sites) for _, hypernetwork in applications]:
         if remark is not None:
             warnings.warn(remark, PartialMatchWarning, stacklevel=2)
@@ -468,6 +492,17 @@ def _sites(unet: nn.Module) -> tuple[AttentionSite, ...]:
             "with projections such as k_proj and v_proj."
         )
     return sites
+
+
+def _check_windows(applications: Sequence[Application], *, decoder: bool) -> None:
+    for application in applications:
+        if application.tokens is not None and not decoder:
+            raise ValueError(f"Tokens: found {application.tokens}, and this model samples in steps. Use start and end.")
+        if decoder and (application.start > 0 or application.end < 1):
+            raise ValueError(
+                f"Start and end: found {application.start:g} and {application.end:g}, and a language model has no "
+                "sampling steps. Use Application(..., tokens=(first, end))."
+            )
 
 
 def _check_compiled(model: Any, unet: nn.Module) -> None:

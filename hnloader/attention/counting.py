@@ -1,6 +1,6 @@
-"""Count the multiply-adds of one call of a diffusers UNet from its modules, without running it.
+"""Count the multiply-adds of one call of a diffusers UNet or a decoder from its modules, without running it.
 
-Convolutions, Linear layers and attention count; norms and activations do not.
+Convolutions, Linear layers and attention count; norms and activations do not. Of a decoder, only Linear layers count.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from hnloader.attention.decoders import is_transposed, output_width
 from hnloader.attention.layout import AttentionSite, input_width
 
 TEXT_TOKENS = 77
@@ -25,16 +26,22 @@ class Step:
     """One call of the model.
 
     Attributes:
-        batch: Number of images; 2 for one image with guidance.
-        size: Height and width of the latents.
-        text_tokens: Number of tokens in the text.
+        batch: Number of images; 2 for one image with guidance. For a language model, the number of rows.
+        size: Height and width of the latents. None for a language model.
+        text_tokens: Number of tokens in the text, or in each row.
         multiply_adds: Multiply-adds of the model without hypernetworks. None if its layout is unknown.
     """
 
     batch: int
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     text_tokens: int
     multiply_adds: int | None
+
+    def __str__(self) -> str:
+        if self.size is None:
+            return f"{self.batch} x {self.text_tokens} tokens"
+        height, width = self.size
+        return f"{self.batch} x {height} x {width} latents and {self.text_tokens} tokens"
 
 
 def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens: int) -> Step:
@@ -57,9 +64,18 @@ def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens:
     return Step(batch, size, text_tokens, total * batch)
 
 
+def count_decoder_step(decoder: nn.Module, batch: int, tokens: int) -> Step:
+    """Count one call of a decoder. With experts, of which a token uses some, the multiply-adds are unknown."""
+    if any(re.search("expert|moe", type(module).__name__, re.IGNORECASE) for module in decoder.modules()):
+        return Step(batch, None, tokens, None)
+    linears = [module for module in decoder.modules() if not hasattr(module, "base_layer")]
+    total = sum(input_width(each) * output_width(each) for each in linears if _is_linear(each) or is_transposed(each))
+    return Step(batch, None, tokens, total * batch * tokens)
+
+
 def contexts_at(model: nn.Module, site: AttentionSite, step: Step) -> int:
     """Return the number of contexts that a site receives in a call."""
-    if site.kind == "cross":
+    if site.kind == "cross" or step.size is None:
         return step.batch * step.text_tokens
     return step.batch * _positions(step.size, _level(site.name, _levels(model) or {}))
 

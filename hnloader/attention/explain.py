@@ -11,17 +11,19 @@ from typing import Any
 from torch import nn
 
 from hnloader.attention.assembly import Assembly
-from hnloader.attention.counting import TEXT_TOKENS, Step, contexts_at, count_step
-from hnloader.attention.layout import AttentionSite
+from hnloader.attention.counting import TEXT_TOKENS, Step, contexts_at, count_decoder_step, count_step
+from hnloader.attention.decoders import output_width
+from hnloader.attention.layout import AttentionSite, is_decoder
 from hnloader.attention.model import AttachedModel
 from hnloader.attention.plan import PlanName, SidePlan, multiply_adds
 from hnloader.attention.projection import Projection
-from hnloader.attention.stages import AffineStage, ExactStage, Stage
+from hnloader.attention.stages import AffineStage, ExactStage, MaskedStage, Stage
 from hnloader.attention.text_cache import TextCache
 from hnloader.network import SIDES, SideName
 from hnloader.scopes import Kind
 from hnloader.units import count_text, size_text
 
+_TOKENS = 128
 FREE: frozenset[PlanName] = frozenset({"fold", "cache", "none"})
 
 
@@ -31,7 +33,7 @@ class Row:
 
     Attributes:
         site: Name of the layer.
-        block: `down.0`, ..., `mid`, `up.0`, ...
+        block: `down.0`, ..., `mid`, `up.0`, ...; `layer.0`, ... in a language model.
         kind: `self` or `cross`.
         width: Width of the contexts.
         side: `k` or `v`.
@@ -56,7 +58,7 @@ class Row:
 
     @property
     def section(self) -> str:
-        """`down`, `mid` or `up`."""
+        """`down`, `mid` or `up`; `layer` in a language model."""
         return self.block.partition(".")[0]
 
 
@@ -109,14 +111,13 @@ class Explanation:
         return {"step": asdict(self.step), "totals": totals, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        height, width = self.step.size
         return "\n".join(
             [
                 "Free:",
                 *self._grouped([row for row in self.rows if row.plan in FREE]),
                 "Not free:",
                 *self._grouped([row for row in self.rows if row.plan not in FREE]),
-                f"Cost with {self.step.batch} x {height} x {width} latents and {self.step.text_tokens} tokens:",
+                f"Cost with {self.step}:",
                 *self._cost(),
             ]
         )
@@ -185,7 +186,16 @@ def explain(
 ) -> Explanation:
     """Describe the next call of a model; see `Attachment.explain`."""
     assembly = owner.assembly()
+    step = _step(owner, batch, size, tokens)
+    rows = _Rows(owner.model, assembly, step)
+    return Explanation(tuple(rows.row(site, side) for site in assembly.plans for side in SIDES), step)
+
+
+def _step(owner: AttachedModel, batch: int | None, size: int | tuple[int, int] | None, tokens: int | None) -> Step:
     model, (shape, text) = owner.model, owner.shapes
+    if is_decoder(owner.sites):
+        rows, length = (1, _TOKENS) if shape is None else shape
+        return count_decoder_step(model, batch or rows, tokens or length)
     if batch is None:
         batch = 2 if shape is None else shape[0]
     if size is None:
@@ -193,9 +203,7 @@ def explain(
         size = own if shape is None else shape[-2:]  # type: ignore[assignment]
     height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
     tokens = tokens or (TEXT_TOKENS if text is None else text[-2])
-    step = count_step(model, batch, (int(height), int(width)), tokens)
-    rows = _Rows(model, assembly, step)
-    return Explanation(tuple(rows.row(site, side) for site in assembly.plans for side in SIDES), step)
+    return count_step(model, batch, (int(height), int(width)), tokens)
 
 
 class _Rows:
@@ -248,7 +256,8 @@ class _Rows:
             return 0
         if projection.fold is not None and plan.foldable and self._first(projection):
             return projection.fold.bytes
-        return self._of_texts(_outputs(projection) // len(projection.plans)) if projection.state == "kept" else 0
+        kept = output_width(projection.module) // len(projection.plans) if projection.state == "kept" else 0
+        return self._of_texts(kept)
 
     def _of_texts(self, values: int) -> int:
         return TextCache.LIMIT * self._text * values * self._element
@@ -278,21 +287,20 @@ def _per_context(plan: SidePlan, projection: Projection | None) -> int:
     """Return the multiply-adds that a side adds for each context."""
     if projection is None or not plan.chain:
         return 0
-    parts, product = len(projection.plans), plan.width * _outputs(projection)
+    parts, product = len(projection.plans), plan.width * output_width(projection.module)
     if projection.state == "kept":
         return -product // parts
     stages = plan.stages if projection.fold is not None else plan.live
     added = 0 if plan.name == "cache" else sum(map(_of_stage, stages))
-    # The hook on a fused projection runs it for each side.
-    return added + product if projection.state == "hook" and parts > 1 else added
+    # The hook on a fused projection runs it for each side, and so do parts that take turns.
+    repeats = parts > 1 and (projection.state == "hook" or (bool(stages) and projection.rows.groups > 1))
+    return added + product if repeats else added
 
 
 def _of_stage(stage: Stage) -> int:
     if isinstance(stage, AffineStage):
         return stage.width * stage.width
+    if isinstance(stage, MaskedStage):
+        return _of_stage(stage.stage)
     assert isinstance(stage, ExactStage)
     return multiply_adds(stage.stored)
-
-
-def _outputs(projection: Projection) -> int:
-    return int(getattr(projection.module, "out_features", 0))

@@ -15,11 +15,10 @@ from hnloader.attention.assembly import Assembly, Memory
 from hnloader.attention.calls import Calls
 from hnloader.attention.changes import PlainLinears, modules_around, torch_linears
 from hnloader.attention.layout import AttentionSite, is_decoder
-from hnloader.attention.model_inputs import decoder_inputs, unet_inputs
+from hnloader.attention.model_inputs import decoder_inputs, token_positions, unet_inputs
 from hnloader.attention.schedule import timestep_of
 from hnloader.attention.stages import Chain, Link, autocast_dtype
-from hnloader.network import Hypernetwork, SideName
-from hnloader.scopes import Scope
+from hnloader.network import SideName
 
 # One lock for all models: changes are rare and short, and a model with a lock in its hooks could not be copied.
 lock = threading.RLock()
@@ -39,7 +38,7 @@ class Attached(Protocol):
         """See `Attachment.windowed`."""
 
     @property
-    def open(self) -> tuple[bool, ...]:
+    def open(self) -> tuple[bool | None, ...]:
         """See `Attachment.open`."""
 
     def seek(self, timestep: float) -> None:
@@ -48,7 +47,10 @@ class Attached(Protocol):
     def covers(self, site: AttentionSite) -> bool:
         """See `Attachment.covers`."""
 
-    def at(self, site: AttentionSite) -> Iterator[tuple[Hypernetwork, Scope, dict[SideName, float]]]:
+    def seek_tokens(self, positions: Tensor) -> None:
+        """See `Attachment.seek_tokens`."""
+
+    def at(self, site: AttentionSite) -> Iterator[tuple[Link, dict[SideName, float]]]:
         """See `Attachment.at`."""
 
 
@@ -75,7 +77,7 @@ class AttachedModel:
         self.shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None)
         self._calls = Calls()
         self._memory = Memory()
-        self._assemblies: dict[tuple[bool, ...], Assembly] = {}
+        self._assemblies: dict[tuple[bool | None, ...], Assembly] = {}
         self._surroundings: list[dict[str, Any]] | None = None
         self._windowed: list[Attached] = []
         self._prepared: object = None  # device, dtype and number of copies
@@ -100,9 +102,7 @@ class AttachedModel:
             if self._calls:
                 self._calls.drop_abandoned(model)
             if self._windowed:
-                timestep = timestep_of(args, kwargs)
-                for attachment in self._windowed:
-                    attachment.seek(timestep)
+                self._seek(args, kwargs)
             assembly = self.assembly()
             found = decoder_inputs(model, args, kwargs) if is_decoder(self.sites) else unet_inputs(args, kwargs)
             careful = torch.is_grad_enabled()
@@ -117,6 +117,17 @@ class AttachedModel:
                     self._prepared = (device, dtype, copies)
                 assembly.texts.begin(keep=not _is_recorded(device))
             self._calls.begin(assembly, assembly.careful if careful else assembly.fast)
+
+    def _seek(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Open and close the windows for a call."""
+        if is_decoder(self.sites):
+            positions = token_positions(self.model, args, kwargs)
+            for attachment in self._windowed:
+                attachment.seek_tokens(positions)
+            return
+        timestep = timestep_of(args, kwargs)
+        for attachment in self._windowed:
+            attachment.seek(timestep)
 
     def end(self, model: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """End a call of the model, also after an exception; torch passes what it returns."""
@@ -164,7 +175,7 @@ class AttachedModel:
             found = self._renewed(key)
         return found
 
-    def _renewed(self, key: tuple[bool, ...]) -> Assembly:
+    def _renewed(self, key: tuple[bool | None, ...]) -> Assembly:
         """Return a new assembly, the only one unless merely the windows differ."""
         known = list(self._assemblies.values())
         if any(assembly.changes.of_hypernetworks() for assembly in known):
@@ -195,9 +206,9 @@ class AttachedModel:
 
     def _chain(self, site: AttentionSite, side: SideName) -> Chain:
         return tuple(
-            Link(hypernetwork, scope, strength[side], attachment.exact, attachment.fold)
+            link._replace(strength=strength[side])
             for attachment in self.attachments
-            for hypernetwork, scope, strength in attachment.at(site)
+            for link, strength in attachment.at(site)
             if strength[side] != 0
         )
 

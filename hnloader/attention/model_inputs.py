@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "decoder_inputs", "unet_inputs"]
+__all__ = ["Inputs", "decoder_inputs", "token_positions", "unet_inputs"]
 
 
 class Inputs(NamedTuple):
@@ -34,6 +35,27 @@ def unet_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs | None
         return None
     text = args[2] if len(args) > 2 else kwargs.get("encoder_hidden_states", kwargs.get("context"))
     return Inputs(sample.device, sample.dtype, sample.shape, text.shape if isinstance(text, Tensor) else None)
+
+
+def token_positions(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the positions of the tokens in a call of a decoder: [rows, tokens], one row if all are alike.
+
+    They count the tokens of a row, without padding.
+    """
+    if len(args) > 1:
+        kwargs = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    ids, mask, past = (kwargs.get(name) for name in ("position_ids", "attention_mask", "past_key_values"))
+    found = decoder_inputs(model, args, kwargs)
+    assert found is not None, "a decoder receives tokens"
+    count = found.shape[1]
+    if isinstance(ids, Tensor):
+        return ids.reshape(-1, *ids.shape[-2:])[0]  # some models have three positions for each token
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return (mask.long().cumsum(-1) - 1)[:, -count:]
+    before = 0
+    if past is not None:
+        before = past.get_seq_length() if hasattr(past, "get_seq_length") else past[0][0].shape[-2]
+    return torch.arange(before, before + count, device=found.device)[None]
 
 
 def decoder_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs | None:

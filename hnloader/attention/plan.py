@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.attention.kernels import by_rows
-from hnloader.attention.stages import AffineStage, Chain, ExactStage, Link, LiveStage, Stage
+from hnloader.attention.stages import AffineStage, Chain, ExactStage, Link, LiveStage, MaskedStage, Stage
 from hnloader.network import Side, SideName
 from hnloader.scopes import Kind
 
@@ -114,9 +114,8 @@ def make_plan(chain: Chain, side: SideName, kind: Kind) -> SidePlan:
 
 def _single(link: Link, side: SideName) -> Stage:
     """Return the stage of one hypernetwork."""
-    if _must_be_exact(link, side) or not by_rows(link.side(side)):
-        return ExactStage(link, side)
-    return LiveStage(link, side)
+    kind = ExactStage if _must_be_exact(link, side) or not by_rows(link.side(side)) else LiveStage
+    return kind(link, side) if link.mask is None else MaskedStage(kind(link, side), link.mask)
 
 
 def _singles(links: Chain, side: SideName) -> tuple[Stage, ...]:
@@ -137,7 +136,7 @@ def multiply_adds(side: Side) -> int:
 
 
 def _is_affine(link: Link, side: SideName) -> bool:
-    return is_affine(link.side(side))
+    return link.mask is None and is_affine(link.side(side))
 
 
 def is_affine(side: Side) -> bool:
@@ -156,6 +155,8 @@ def _why_exact(chain: Chain) -> str:
 def _why_live(chain: Chain, side: SideName) -> str:
     """Return the reason against a fold."""
     for link in chain:
+        if link.mask is not None:
+            return "it acts on some tokens of this call"
         if not is_affine(link.side(side)):
             found = link.hypernetwork.architecture
             words = [] if found is None else [found.activation or "", "layer norm" if found.norm else ""]

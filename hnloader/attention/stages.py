@@ -19,18 +19,23 @@ from torch import Tensor
 
 from hnloader.affine import AffineMap
 from hnloader.attention.kernels import HALF, Program, Rounding, measure_rounding, wide
+from hnloader.attention.token_masks import TokenMask
 from hnloader.network import Hypernetwork, SequentialSide, Side, SideName
 from hnloader.scopes import Scope
 
 
 class Link(NamedTuple):
-    """A hypernetwork in a chain: the scope of the sides that act, its strength and the options of its attachment."""
+    """A hypernetwork in a chain: the scope of the sides that act, its strength and the options of its attachment.
+
+    With a mask, it acts on some tokens of a call only.
+    """
 
     hypernetwork: Hypernetwork
     scope: Scope
     strength: float
     exact: bool = False
     fold: bool = True
+    mask: TokenMask | None = None
 
     def side(self, side: SideName) -> Side:
         """Return the side that acts, as stored."""
@@ -219,6 +224,22 @@ class LiveStage(ExactStage):
             side = self.hypernetwork.resident(self.scope, self.side, dtype, device)
         assert isinstance(side, SequentialSide)
         return side
+
+
+class MaskedStage(Stage):
+    """A hypernetwork that acts on some tokens of a call."""
+
+    def __init__(self, stage: ExactStage, mask: TokenMask) -> None:
+        self.stage, self._mask = stage, mask
+
+    def __call__(self, context: Tensor) -> Tensor:
+        """See `Stage`."""
+        mask = self._mask.last if compiling() else self._mask.present()
+        return torch.where(mask.to(context.device), self.stage(context), context)
+
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """See `Stage.prepare`."""
+        self.stage.prepare(device, dtype)
 
 
 class AffineStage(Stage):

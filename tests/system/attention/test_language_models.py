@@ -13,7 +13,7 @@ from torch import Tensor
 import hnloader
 from hnloader.network import Architecture, Hypernetwork
 from tests.support.small_decoders import applied, available, make_decoder, reference
-from tests.support.small_models import assert_untouched, fingerprint
+from tests.support.small_models import assert_untouched, fingerprint, make_hypernetwork, make_unet
 
 IDS = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(3))
 KINDS = {"affine": Architecture(), "relu": Architecture(activation="relu"), "norm": Architecture(norm=True)}
@@ -245,6 +245,104 @@ def test_offloaded_models(place: str, tmp_path: Path) -> None:
         accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     with hnloader.attach(model, hypernetwork, 0.7):
         assert error(logits(model), expected) < 1e-5
+
+
+def test_the_cost_is_explained() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for name, kind, added in (
+        ("llama", "affine", 0),
+        ("llama", "relu", 2 * 2 * 32 * 64),
+        ("gpt_neox", "relu", 2 * 2 * 32 * 64 + 2 * 32 * 96),
+    ):
+        model = make_decoder(name, attn_implementation="eager")
+        with hnloader.attach(model, make(kind), 0.7) as attachment:
+            step = attachment.explain().step
+            assert (step.batch, step.size, step.text_tokens) == (1, None, 128)
+            logits(model)
+            explanation = attachment.explain()
+            assert (explanation.step.batch, explanation.step.text_tokens) == (3, 9)
+            found = explanation.to_dict()["totals"]["multiply_adds"]
+            assert found == 3 * 9 * len(attachment.sites) * added
+            assert "3 x 9 tokens" in str(explanation)
+            attachment.set_strength(0)
+            counter = FlopCounterMode(display=False)
+            with counter, torch.no_grad():
+                (model.model if name == "llama" else model.gpt_neox)(IDS)
+            products = counter.get_flop_counts()["Global"]
+            linear = sum(count for op, count in products.items() if str(op) in ("aten.mm", "aten.addmm"))
+            assert explanation.step.multiply_adds == linear // 2
+
+
+# -- windows by token position
+
+
+def in_window(change: Any, positions: Tensor, first: int, end: int | None) -> Any:
+    """Return a change that acts at some positions [rows, tokens] only."""
+    inside = ((positions >= first) & (positions < (1000 if end is None else end)))[..., None]
+    return lambda number, side, context: torch.where(inside, change(number, side, context), context)
+
+
+@pytest.mark.parametrize("kind", ["affine", "relu"])
+@pytest.mark.parametrize(("first", "end"), [(0, None), (0, 4), (3, 6), (5, None), (9, None), (20, 30), (0, 1)])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_window_changes_the_tokens_in_it(name: str, first: int, end: int | None, kind: str) -> None:
+    model, hypernetwork = make_decoder(name), make(kind)
+    change = in_window(applied(hypernetwork, 0.7), torch.arange(9)[None], first, end)
+    expected = logits(reference(model, change))
+    with hnloader.attach(model, hnloader.Application(hypernetwork, 0.7, tokens=(first, end))) as attachment:
+        assert error(logits(model), expected) < 1e-5
+        assert f"from token {first}" in attachment.summary()
+        past, parts = None, []
+        for position in range(9):
+            with torch.no_grad():
+                output = model(IDS[:, position : position + 1], past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            parts.append(output.logits)
+        assert error(torch.cat(parts, 1), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"cache_implementation": "static"}, {"num_beams": 2}], ids=["", "static", "beams"]
+)
+def test_positions_leave_out_padding(options: dict[str, Any]) -> None:
+    model, application = make_decoder(), hnloader.Application(make(), 0.7, tokens=(4, 12))
+    with hnloader.attach(model, application):
+        alone = generated(model, IDS[:1], **options)
+        padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), IDS[:1]], 1)
+        both = torch.cat([padded, torch.arange(14)[None] + 5])
+        mask = (both != 0).long()
+        assert torch.equal(generated(model, both, attention_mask=mask, **options)[:1, 5:], alone)
+    if not options:
+        assert not torch.equal(generated(model, IDS[:1]), alone)
+
+
+def test_two_windows_of_a_chain() -> None:
+    model, one, two = make_decoder(), make("affine"), make("relu", (32,), 2)
+    positions = torch.arange(9)[None]
+
+    def change(number: int, side: Any, context: Tensor) -> Tensor:
+        context = in_window(applied(one, 0.5), positions, 2, 7)(number, side, context)
+        return in_window(applied(two, 0.5), positions, 5, None)(number, side, context)  # type: ignore[no-any-return]
+
+    expected = logits(reference(model, change))
+    windows = [hnloader.Application(one, 0.5, tokens=(2, 7)), hnloader.Application(two, 0.5, tokens=(5, None))]
+    with hnloader.attach(model, windows):
+        assert error(logits(model), expected) < 1e-5
+        assert torch.equal(generated(model), generated(model, use_cache=False))
+
+
+@pytest.mark.parametrize("tokens", [(3, 3), (-1, 2), (1.0, 2), 5, (1,), "ab", (True, 3)])
+def test_other_windows_are_refused(tokens: Any) -> None:
+    with pytest.raises(ValueError, match="okens"):
+        hnloader.Application(make(), tokens=tokens)
+
+
+def test_a_window_of_the_other_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="tokens="):
+        hnloader.attach(make_decoder(), make(), start=0.5)
+    with pytest.raises(ValueError, match="start and end"):
+        hnloader.attach(make_unet("sd1"), hnloader.Application(make_hypernetwork((48,)), tokens=(1, 2)))
 
 
 @pytest.mark.slow
