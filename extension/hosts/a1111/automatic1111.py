@@ -167,7 +167,7 @@ class Automatic1111(
         runner = getattr(job, "scripts", None)
         found: dict[int, nn.Module] = {}
         for script in getattr(runner, "alwayson_scripts", ()):
-            for unit in follow(script, "latest_network.control_params") or ():
+            for unit in getattr(vars(script).get("latest_network"), "control_params", None) or ():
                 wrapper = getattr(unit, "control_model", None)
                 network = getattr(wrapper, "control_model", wrapper)
                 if isinstance(network, nn.Module):

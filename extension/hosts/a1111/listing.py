@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -73,7 +74,8 @@ class OwnListing:
 
     def __init__(self) -> None:
         self.folder = Path(paths.models_path) / "hypernetworks"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # models on a read-only disk
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._names: Callable[[], Mapping[str, str]] = dict
 
     def include(self, names: Callable[[], Mapping[str, str]]) -> None:

@@ -63,6 +63,17 @@ def test_folder_is_made(webui: Webui, capsys: pytest.CaptureFixture[str]) -> Non
     assert webui.reports == []
 
 
+def test_folder_that_cannot_be_made_turns_nothing_off(webui: Webui, capsys: pytest.CaptureFixture[str]) -> None:
+    webui.install()
+    webui.hypernetworks.parent.mkdir(exist_ok=True)
+    if webui.hypernetworks.is_dir():
+        webui.hypernetworks.rmdir()
+    webui.hypernetworks.touch()
+    webui.start()
+    assert "Hypernetworks are off" not in capsys.readouterr().out
+    assert "'ink' was not applied" in webui.generate("a<hypernet:ink>").comments
+
+
 def test_images_match_the_formula(running: Webui) -> None:
     plain, tagged = images(running, "a"), images(running, f"a{TAG}")
     assert running.hooks == 0
