@@ -72,11 +72,11 @@ def editor_class(library: HostLibrary) -> type:
 
 def _save(page: Any, path: Path, changes: dict[str, Any]) -> None:
     try:
-        written = sidecars.save_values(path, changes)
+        sidecars.save_values(path, changes)
     except HypernetworkError as error:
         raise gradio.Error(well_formed(str(error))) from error
     if (lister := getattr(page, "lister", None)) is not None:
-        lister.update_file_entry(str(written))
+        lister.reset()  # it lists the folders again, since the file may be new
 
 
 def _size(path: Path) -> str:

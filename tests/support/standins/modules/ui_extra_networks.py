@@ -65,11 +65,6 @@ class Lister:
     def reset(self) -> None:
         self.folders.clear()
 
-    def update_file_entry(self, path: str) -> None:
-        folder, name = os.path.split(path)
-        if folder in self.folders:
-            self.folders[folder][name] = Path(path).stat()
-
 
 class _Page:
     """The common part of both versions of pages."""
