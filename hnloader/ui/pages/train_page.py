@@ -16,7 +16,7 @@ from hnloader.errors import HypernetworkError
 from hnloader.files import expanded
 from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.prompt import Tag
-from hnloader.texts import without_folders
+from hnloader.texts import as_text, shown, without_folders
 from hnloader.ui import markup
 from hnloader.ui.compat import html, image_output, listen, make, update
 from hnloader.ui.pages.fields import textbox, whole
@@ -197,7 +197,7 @@ class _Train:
         self.host.on_change()
         entry = next((each for each in self.catalog.entries() if each.path == path), None)
         tag = "" if embedding or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
-        return markup.notice(f"Copied to the folder {path.parent.name!r} as {path.name!r}.{tag}", "good")
+        return markup.notice(f"Copied to the folder {shown(path.parent.name)} as {shown(path.name)}.{tag}", "good")
 
     def _runs(self, python: str = "") -> TrainingRuns:
         named = (python or "").strip() if self.place.may_name_python else ""
@@ -221,7 +221,9 @@ class _Train:
         places = (self.place.folder, self.place.library, self.place.embeddings)
         folders = [Path(sys.executable).parent, *(place().absolute() for place in places if place is not None)]
         settings = {} if files is None else self._runs().settings(files.name)
-        folders += [Path(str(settings[key])).parent for key in ("images", "model", "start_from") if settings.get(key)]
+        folders += [
+            Path(as_text(settings[key], 4096)).parent for key in ("images", "model", "start_from") if settings.get(key)
+        ]
         return without_folders(text, (folder for folder in folders if folder.is_absolute() and folder.name))
 
     def _empty(self) -> tuple[Any, ...]:
