@@ -20,6 +20,8 @@ from .sampling_window import Window
 from .unet_layers import Place, layers_of, place_of
 
 _KEY = "hnloader"
+# Position of `transformer_options` among the arguments of `apply_model`, after a ControlNet's dictionary.
+_OPTIONS = 5
 # Keys of `transformer_options`.
 _CALLS, _KEPT = "hnloader_calls", "hnloader_kept"
 _KINDS = {"attn1_patch": "self", "attn2_patch": "cross"}
@@ -74,10 +76,9 @@ class Chain:
     def around_call(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the UNet as a wrapper of `apply_model`, and note for the patches what acts in this call."""
         given = list(args)
-        position = next(index for index, each in enumerate(given) if isinstance(each, dict))
-        options = dict(given[position])
+        options = dict(given[_OPTIONS])
         options[_CALLS] = {**options.get(_CALLS, {}), self: self._begin(executor.class_obj, options)}
-        given[position] = options
+        given[_OPTIONS] = options
         return executor(*given, **kwargs)
 
     def around_run(self, executor: Any, *args: Any, **kwargs: Any) -> Any:

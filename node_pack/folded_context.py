@@ -27,7 +27,7 @@ class KeptFolds:
 
     def __init__(self, has_room: Callable[[int, torch.device], bool]) -> None:
         self._has_room = has_room
-        self._folds: dict[object, tuple[weakref.ref[Tensor], tuple[Change, ...], Tensor, Tensor]] = {}
+        self._folds: dict[tuple[object, tuple[Change, ...]], tuple[weakref.ref[Tensor], Tensor, Tensor]] = {}
 
     def folded(self, key: object, weight: Tensor, changes: tuple[Change, ...]) -> tuple[Tensor, Tensor] | None:
         """Return the folded weight and its bias, or None if they are not kept.
@@ -37,16 +37,16 @@ class KeptFolds:
             weight: Weight of the projection, the same object in every step.
             changes: Changes of the context, the same objects in every step.
         """
-        kept = self._folds.get(key)
-        if kept is not None and kept[0]() is weight and kept[1] == changes:
-            return kept[2], kept[3]
+        kept = self._folds.get((key, changes))
+        if kept is not None and kept[0]() is weight:
+            return kept[1:]
         # ComfyUI casts some weights in each call. Their folds could be used only once.
         if not isinstance(weight, nn.Parameter):
             return None
         if kept is None and not self._has_room(weight.numel() * weight.element_size(), weight.device):
             return None
         made = fold(weight, changes)
-        self._folds[key] = (weakref.ref(weight), changes, *made)
+        self._folds[key, changes] = (weakref.ref(weight), *made)
         return made
 
 

@@ -151,8 +151,8 @@ class HypernetworksFromPrompt:
     @classmethod
     def IS_CHANGED(cls, prompt: str | None = None, **others: object) -> object:  # noqa: N802
         """Return a value that changes with the files."""
-        if prompt is None:  # connected to another node
-            return float("nan")
+        if prompt is None:  # connected to another node, so any file can be named
+            return tuple(map(files.stamp_of, map(files.path_of, files.names())))
         return tuple(files.stamps_of(files.tagged_path(tag.name)) for tag in parse_prompt(prompt).tags)
 
     def apply(self, model: Any, prompt: str, node: str | None = None) -> tuple[Any, str]:

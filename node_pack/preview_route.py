@@ -13,9 +13,14 @@ from . import hypernetwork_files as files
 if TYPE_CHECKING:
     from aiohttp import web
 
+_ADDED = "hnloader_preview"
+
 
 def add_route(server: Any) -> None:
-    """Add `GET /hnloader/preview?file=NAME` to ComfyUI's server."""
+    """Add `GET /hnloader/preview?file=NAME` to ComfyUI's server, once for several clones."""
+    if getattr(server, _ADDED, False):
+        return
+    setattr(server, _ADDED, True)
     from aiohttp import web
 
     async def preview(request: web.Request) -> web.Response:

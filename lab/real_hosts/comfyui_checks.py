@@ -193,6 +193,16 @@ def others(host: ComfyUI) -> str:
             for chain in ((part, load(file, 0.7)), (load(file, 0.7), part)):
                 worst = max(worst, expect_same(host.latent(workflow(source, *chain, width=768, side=128)), wanted))
         said.append(f"{name} {worst:.1e}")
+
+    def controlled(*chain: tuple[str, dict[str, Any]]) -> Workflow:
+        nodes = workflow(source, *chain, width=768)
+        nodes["control"] = {"class_type": "ProbeControl", "inputs": {"conditioning": ["positive", 0]}}
+        nodes["sampler"]["inputs"]["positive"] = ["control", 0]
+        return nodes
+
+    found = host.latent(controlled(load("ink.pt", 0.7)))
+    expect_other(found, host.latent(workflow(source, load("ink.pt", 0.7), width=768)))
+    said.append(f"ControlNet {expect_same(found, host.latent(controlled(formula(('ink.pt', 0.7))))):.1e}")
     return ", ".join(said)
 
 

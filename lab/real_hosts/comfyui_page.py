@@ -192,7 +192,17 @@ def shows_the_preview(user: User) -> str:
 
 def reloads(user: User) -> str:
     """Reload the page: the workflow with its values and the preview are back."""
-    user.page.wait_for_timeout(2_000)
+    # The page keeps a workflow when the user moves something.
+    user.fit()
+    begin = user.node(_LOADER, "app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 80, node.pos[1] - 14])")
+    box = user.page.locator("#graph-canvas").bounding_box()
+    assert box is not None
+    place = (begin[0] + box["x"], begin[1] + box["y"])
+    user.page.mouse.move(*place)
+    user.page.mouse.down()
+    user.page.mouse.move(place[0] + 12, place[1] + 8, steps=6)
+    user.page.mouse.up()
+    user.page.wait_for_timeout(4_000)
     user.page.reload()
     user.wait()
     user.page.wait_for_timeout(3_000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-import comfy.lora
+import comfy.controlnet
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
@@ -143,6 +143,32 @@ class Adapter:
         return (clone,)
 
 
+class _Control(comfy.controlnet.ControlBase):
+    """A ControlNet that returns a constant for the middle block."""
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        return {"input": [], "middle": [torch.full_like(x_noisy[:, :1], 0.1).mean()], "output": []}
+
+    def copy(self):
+        return self
+
+    def get_models(self):
+        return []
+
+
+class Control:
+    """Set a ControlNet on a conditioning."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "apply", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def apply(self, conditioning):
+        return ([[text, {**more, "control": _Control()}] for text, more in conditioning],)
+
+
 class Clones:
     """Return a model after many copies, and what they cost."""
 
@@ -200,4 +226,6 @@ def _tensor_bytes():
     return sum(storages.values())
 
 
-NODE_CLASS_MAPPINGS = {f"Probe{each.__name__}": each for each in (TinyModel, Text, Formula, Adapter, Clones, Checksum)}
+NODE_CLASS_MAPPINGS = {
+    f"Probe{each.__name__}": each for each in (TinyModel, Text, Formula, Adapter, Control, Clones, Checksum)
+}

@@ -31,6 +31,7 @@ _PARTS = (
     "node_pack",
     "hnloader",
     "example_workflows",
+    "examples",
     "pyproject.toml",
     "scripts",
     "extension",

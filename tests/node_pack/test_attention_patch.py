@@ -159,6 +159,15 @@ def test_replaced_attention_receives_projected_keys(file: str, comfyui: Host) ->
     assert_same(sample(comfyui.load(model, file, 0.7)), wanted)
 
 
+def test_the_options_are_found_behind_those_of_a_controlnet(comfyui: Host) -> None:
+    model = make_model()
+    model.model.control = {"input": [], "middle": [], "output": []}
+    found = sample(comfyui.load(model, ACTIVATED, 0.7))
+    with formula(model, (ACTIVATED, 0.7)):
+        assert_same(found, sample(model))
+    assert model.model.control == {"input": [], "middle": [], "output": []}
+
+
 @pytest.mark.parametrize("file", [AFFINE, ACTIVATED])
 def test_changed_weights_are_seen_between_runs(file: str, comfyui: Host) -> None:
     """As a LoRA: ComfyUI puts new weights into the layers, or changes them in place."""

@@ -115,14 +115,15 @@ class BaseModel(nn.Module):
         self.model_config = type(name, (), {"unet_config": config})()
         self.model_sampling = SimpleNamespace(percent_to_sigma=lambda percent: 12.0 * (1 - percent))
         self.current_patcher: Any = None
+        self.control: dict[str, list[Any]] | None = None  # of a ControlNet
 
     def apply_model(self, x: Tensor, sigma: Tensor, context: Tensor, options: dict[str, Any]) -> Tensor:
         from comfy.patcher_extension import WrappersMP, wrapped
 
         run = wrapped(WrappersMP.APPLY_MODEL, self._apply_model, self, options)
-        return run(x, sigma, None, context, None, options)
+        return run(x, sigma, None, context, self.control, options)
 
-    def _apply_model(self, x: Tensor, t: Tensor, concat: None, context: Tensor, control: None, options: dict) -> Tensor:
+    def _apply_model(self, x: Tensor, t: Tensor, concat: None, context: Tensor, control: Any, options: dict) -> Tensor:
         dtype = next(self.diffusion_model.parameters()).dtype
         return self.diffusion_model(x.to(dtype), context.to(dtype), dict(options)).to(x.dtype)
 
