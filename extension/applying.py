@@ -85,6 +85,7 @@ class Applier:
         self._applied: list[tuple[str, str]] = []  # name and hash of each attachment
         self._models: list[nn.Module] = []  # the UNet and its ControlNets
         self._job: Any = None
+        self._model_seen = False
         self._open: list[weakref.ref[Any]] = []  # jobs with rows that have begun, the innermost last
 
     def begin(self, job: Any, tags: Sequence[Tag]) -> None:
@@ -140,6 +141,11 @@ class Applier:
     def model_changed(self) -> None:
         """Restore the model that was replaced; the next step attaches to the new one."""
         self._detach()
+        self._model_seen = True
+
+    def unet(self) -> nn.Module | None:
+        """Return the UNet of the loaded model; None before the first one, since asking for it could load it."""
+        return self.host.unet() if self._model_seen else None
 
     def step(self, index: int, steps: int) -> None:
         """Set the clock, and follow a model that was replaced during the job, for example by a refiner."""
@@ -235,6 +241,7 @@ class Applier:
     def _present_models(self) -> list[nn.Module]:
         """Return the UNet and the ControlNets that the next step calls; nothing without a UNet."""
         unet = self.host.unet(self._job)
+        self._model_seen = True
         if unet is None:
             return []
         if not isinstance(self.host, FindsControlNets) or not option(self.host, "hnloader_controlnet", True):

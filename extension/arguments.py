@@ -11,12 +11,12 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from .panel import TITLE
+from .panel import NAME
 from .rows import read_rows
 
 PATHS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img")
 # Most requests do not name the script, and those of img2img are large.
-_NAMED = re.compile(re.escape(TITLE.encode()), re.IGNORECASE)
+_NAMED = re.compile(re.escape(NAME.encode()), re.IGNORECASE)
 
 
 def check_jobs(app: Any) -> None:
@@ -37,7 +37,7 @@ def problems_in(body: bytes) -> list[str]:
     scripts = request.get("alwayson_scripts") if isinstance(request, dict) else None
     found: list[str] = []
     for name, given in scripts.items() if isinstance(scripts, dict) else ():
-        if name.casefold() == TITLE.casefold():  # the webuis ignore case, too
+        if name.casefold() == NAME.casefold():  # the webuis ignore case, too
             found += _problems(given)
     return found
 
@@ -63,7 +63,7 @@ class _Checked:
             messages.append(await receive())
         problems = problems_in(b"".join(message.get("body", b"") for message in messages))
         if problems:
-            response = JSONResponse({"detail": f"{TITLE}: {' '.join(problems)}"}, 422)
+            response = JSONResponse({"detail": f"{NAME}: {' '.join(problems)}"}, 422)
             await response(scope, receive, send)
             return
 

@@ -10,6 +10,8 @@ from hnloader.hashes import Hashes, find_by_hash, is_hash
 from hnloader.infotext import without_hash
 from hnloader.library import Library, LibraryFile
 from hnloader.texts import well_formed
+from hnloader.ui.catalog import Catalog
+from hnloader.ui.index import cache_folder
 
 
 class HostLibrary:
@@ -17,11 +19,15 @@ class HostLibrary:
 
     Args:
         folders: Called before each listing, since settings can change the folders.
+
+    Attributes:
+        catalog: The contents of the files.
     """
 
     def __init__(self, folders: Callable[[], list[Path]]) -> None:
         self.folders = folders
         self.hashes = Hashes()
+        self.catalog = Catalog(folders, cache_folder())
         self.current = Library(folders())
         self._listing = threading.Lock()
         self._begun = 0

@@ -14,7 +14,7 @@ OPTIONS = (
         "searched after the webui's own folder, including subfolders",
         restrict_api=True,
     ),
-    Option("hnloader_panel", True, "Show the panel 'Hypernetworks' in txt2img and img2img", needs_reload=True),
+    Option("hnloader_panel", True, "Show the panel 'Apply hypernetworks' in txt2img and img2img", needs_reload=True),
     Option(
         "hnloader_controlnet",
         True,

@@ -1,4 +1,4 @@
-"""Panel 'Hypernetworks' below the prompt: rows that act before the tags of the prompt.
+"""Panel 'Apply hypernetworks' below the prompt: rows that act before the tags of the prompt.
 
 The panel's value is text in a hidden field, in the form that `rows.read_rows` reads. In the browser,
 `javascript/hypernetworks_panel.js` draws the rows and writes changes into the field as JSON. A pasted infotext and
@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from hnloader.errors import HypernetworkError
+from hnloader.formats.registry import suffixes
 
 from .applying import default_strength
 from .core import Extension
-from .hosts.protocol import Panel, ShowsPanel, WritesInfotext, option, show_message
+from .facts import facts_of, mismatch, preview
+from .hosts.protocol import Panel, ShowsCards, ShowsPanel, ShowsTab, WritesInfotext, option, show_message
 from .redaction import redacted_message
-from .rows import read_rows, tags_of, text_of
+from .rows import Row, read_rows, tags_of, text_of
+from .tab import TITLE as TOOLS_TITLE
 
-TITLE = "Hypernetworks"
+NAME = "Hypernetworks"  # of the script in requests to the API
+TITLE = "Apply hypernetworks"
+CARDS_TITLE = "Hypernetworks"  # the name of the webui's own page
 INFOTEXT_KEY = "Hypernet rows"
 _STYLE = Path(__file__).with_name("panel.css")
 
@@ -29,7 +34,7 @@ _STYLE = Path(__file__).with_name("panel.css")
 def register(extension: Extension, host: ShowsPanel) -> None:
     """Show the panel in txt2img and img2img."""
     rows = RowsPanel(extension)
-    panel = Panel(TITLE, INFOTEXT_KEY, rows.build, rows.apply, extension.applier.finish)
+    panel = Panel(NAME, INFOTEXT_KEY, rows.build, rows.apply, extension.applier.finish)
     extension.exports["HypernetworksPanel"] = host.panel_class(panel)
     if isinstance(host, WritesInfotext):
         host.on_paste(clear_rows)
@@ -53,7 +58,7 @@ class RowsPanel:
         rows = read_rows(value)
         for row in rows:
             if row.problem:
-                show_message(host, f"{TITLE}: {row.problem}", job)
+                show_message(host, f"{NAME}: {row.problem}", job)
         tags = tags_of(rows)
         self._extension.applier.begin(job, tags)
         if isinstance(host, WritesInfotext):
@@ -96,32 +101,57 @@ class RowsPanel:
 
     def _frame(self, tab: str) -> str:
         """Return the element that the browser draws the rows in, with the values of a new row."""
-        strength = default_strength(self._extension.host)
-        fresh = {"enabled": True, "name": "", "strength": strength, "block": "", "start": 0.0, "end": 1.0, "k": 1.0}
-        row = escape(json.dumps({**fresh, "v": 1.0}))
-        return f'<div class="hnl-panel-rows" data-tab="{tab}" data-fresh="{row}" role="list"></div>'
+        host = self._extension.host
+        fresh = {"enabled": True, "name": "", "strength": default_strength(host), "block": "", "start": 0.0, "end": 1.0}
+        row = escape(json.dumps({**fresh, "k": 1.0, "v": 1.0}))
+        tools = f' data-tools="{escape(TOOLS_TITLE)}"' if isinstance(host, ShowsTab) else ""
+        cards = f' data-cards="{escape(CARDS_TITLE)}"' if isinstance(host, ShowsCards) else ""
+        return f'<div class="hnl-panel-rows" data-tab="{tab}" data-fresh="{row}"{tools}{cards} role="list"></div>'
 
     def _names(self, tab: str) -> str:
-        options = "".join(f'<option value="{escape(name)}"></option>' for name in self._extension.library.names())
-        return f'<datalist id="hnl_{tab}_names">{options}</datalist>'
+        names = self._extension.library.names()
+        options = "".join(f'<option value="{escape(name)}"></option>' for name in names)
+        none = f"<p>{escape(self._no_files())}</p>" if not names else ""
+        return f'<datalist id="hnl_{tab}_names">{options}</datalist>{none}'
+
+    def _no_files(self) -> str:
+        folder = "/".join(self._extension.library.folders()[0].parts[-2:])
+        return f"Found no hypernetworks. Put {', '.join(suffixes())} files into {folder}, then press Refresh."
 
     def _state(self, text: str) -> str:
         """Return the text of the field and how Python read it, for the browser and the user."""
         rows = read_rows(text)
-        values = [dict(row.values) for row in rows if row.values]
+        drawn = [row for row in rows if row.values]  # the others have nothing to draw
         tags = tags_of(rows)
-        problems = [row.problem for row in rows if row.problem]
-        for tag in tags:
-            try:
-                self._extension.library.find(tag.name)
-            except HypernetworkError as error:
-                problems.append(redacted_message(self._extension.library.folders(), error))
+        data = {
+            "source": text or "",
+            "rows": json.dumps([dict(row.values) for row in drawn]),
+            "notes": json.dumps([self._note(row) for row in drawn]),
+        }
+        attributes = " ".join(f'data-{key}="{escape(value)}"' for key, value in data.items())
+        problems = [row.problem for row in rows if row.problem and not row.values]
         return (
-            f'<div class="hnl-panel-state" data-source="{escape(text or "")}" data-rows="{escape(json.dumps(values))}">'
+            f'<div class="hnl-panel-state" {attributes}>'
             + (f'<p>Same as: <code translate="no">{escape(text_of(tags))}</code></p>' if tags else "")
             + "".join(f'<p class="hnl-panel-problem" role="alert">{escape(problem)}</p>' for problem in problems)
             + "</div>"
         )
+
+    def _note(self, row: Row) -> dict[str, str]:
+        """Return what a row shows about its file: `models`, `preview` and `problem`."""
+        library = self._extension.library
+        name = row.tag.name if row.tag is not None else str(row.values.get("name") or "").strip()
+        if not name:
+            return {"problem": row.problem}
+        try:
+            path = library.find(name).path
+        except HypernetworkError as error:
+            return {"problem": row.problem or redacted_message(library.folders(), error)}
+        facts = facts_of(library, path)
+        problem = row.problem or facts.problem
+        if facts.info is not None and not problem:
+            problem = mismatch(facts.info, self._extension.applier.unet())
+        return {"models": facts.models, "preview": preview(path), "problem": problem}
 
 
 def _heading(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Tab 'Hypernetworks' with the pages of `hnloader ui`: Library, Convert, Compare and Train."""
+"""Tab 'Hypernetwork tools' with the pages of `hnloader ui`: Library, Convert, Compare and Train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .generator import WebuiGenerator
 from .hosts.protocol import KeepsModels, ListsFiles, RendersImages, RunsModel, ServesApi, ShowsTab
 from .webui_model import WebuiDenoiser
 
-TITLE = "Hypernetworks"
+TITLE = "Hypernetwork tools"
 
 
 def register(extension: Extension, host: ShowsTab) -> None:

@@ -1,4 +1,4 @@
-// The rows of the panel 'Hypernetworks' in txt2img and img2img. extension/panel.py explains how they reach Python.
+// The rows of the panel 'Apply hypernetworks' in txt2img and img2img. extension/panel.py explains how they reach Python.
 (() => {
     "use strict";
 
@@ -18,6 +18,7 @@
             this.fresh = JSON.parse(frame.dataset.fresh);
             this.rows = [];
             this.sent = "";
+            this.opened = new WeakSet(); // rows whose advanced settings are shown
             frame.addEventListener("input", (event) => this.edited(event));
             frame.addEventListener("change", (event) => this.edited(event));
             frame.addEventListener("click", (event) => this.clicked(event));
@@ -25,6 +26,7 @@
             frame.addEventListener("focusout", (event) => this.restore(event.target));
             setInterval(() => frame.isConnected && this.watch(), 500);
             if (this.box.value === "") this.remembered();
+            if (!this.rows.length) this.draw();
         }
 
         // The field of the webui's script. gradio 4 replaces it while it builds the page.
@@ -42,7 +44,11 @@
         follow() {
             const { source, rows } = this.read;
             const text = source?.trim();
-            if (text !== this.box.value.trim() || text === this.sent) return;
+            if (text !== this.box.value.trim()) return;
+            if (text === this.sent) {
+                this.mark();
+                return;
+            }
             this.sent = text;
             this.rows = JSON.parse(rows).map((row) => ({ ...this.fresh, strength: 1, ...row }));
             this.draw();
@@ -104,7 +110,47 @@
         }
 
         draw() {
-            this.frame.replaceChildren(...this.rows.map((row, index) => this.drawn(row, index)));
+            const drawn = this.rows.map((row, index) => this.drawn(row, index));
+            this.frame.replaceChildren(...(drawn.length ? drawn : [this.empty()]));
+            this.marked = null;
+            this.mark();
+        }
+
+        // What a new user sees: what to do, and the other places that have hypernetworks.
+        empty() {
+            const { cards, tools } = this.frame.dataset;
+            const parts = ["A hypernetwork changes the style or the subject of an image. Add one here"];
+            if (cards) parts.push(", or click its card on the page ", element("b", {}, cards), " below to add a tag to the prompt");
+            parts.push(".");
+            const tab = tools && this.toolsTab();
+            if (tab) {
+                const link = element("button", { type: "button", name: "tools", textContent: tools });
+                parts.push(" To see what each file is for, open ", link, ".");
+            }
+            return element("p", { className: "hnl-panel-empty" }, ...parts);
+        }
+
+        toolsTab() {
+            const buttons = document.querySelectorAll("#tabs [role=tab], #tabs > .tab-nav button, #tabs > div:first-child button");
+            return [...buttons].find((button) => button.textContent.trim() === this.frame.dataset.tools);
+        }
+
+        // Show what Python found out about the file of each row.
+        mark() {
+            const { source, notes } = this.read;
+            if (!notes || notes === this.marked || source.trim() !== this.sent) return;
+            this.marked = notes;
+            JSON.parse(notes).forEach((note, index) => {
+                const row = this.frame.children[index];
+                if (!row?.matches(".hnl-panel-row")) return;
+                const preview = row.querySelector(".hnl-panel-preview");
+                preview.style.backgroundImage = note.preview ? `url("${note.preview}")` : "";
+                preview.textContent = note.preview ? "" : (row.querySelector("[name=name]").value[0] ?? "").toUpperCase();
+                row.querySelector(".hnl-panel-models").textContent = note.models ? `For ${note.models}` : "";
+                row.querySelector(".hnl-panel-problem").textContent = note.problem ?? "";
+                row.classList.toggle("hnl-panel-wrong", Boolean(note.problem));
+                row.querySelector("[name=name]").setAttribute("aria-invalid", Boolean(note.problem));
+            });
         }
 
         drawn(row, index) {
@@ -114,34 +160,51 @@
                 else input.value = row[name] ?? "";
                 return input;
             };
-            const number = (name, ariaLabel, limits) =>
-                field(name, { type: "number", step: 0.05, ariaLabel, ...limits });
-            const labeled = (text, input) => element("label", {}, text, input);
             const button = (act, text, ariaLabel, disabled) =>
                 element("button", { type: "button", name: act, ariaLabel, title: ariaLabel, disabled }, text);
             const file = field("name", { type: "text", placeholder: "Hypernetwork", ariaLabel: "Hypernetwork" });
             file.setAttribute("list", `hnl_${this.tab}_names`);
-            const slider = field("strength", { type: "range", min: 0, max: 2, step: 0.05, ariaLabel: "Strength" });
+            const problem = element("p", { className: "hnl-panel-problem" });
+            problem.setAttribute("role", "alert");
             const made = element("div", { className: "hnl-panel-row" },
                 field("enabled", { type: "checkbox", ariaLabel: "Enabled" }),
-                file,
+                element("span", { className: "hnl-panel-preview", ariaHidden: "true" }),
+                element("div", { className: "hnl-panel-file" }, file, element("span", { className: "hnl-panel-models" })),
                 element("div", { className: "hnl-panel-order" },
                     button("up", "↑", "Move up", index === 0),
                     button("down", "↓", "Move down", index === this.rows.length - 1),
                     button("remove", "✕", "Remove", false)),
-                element("div", { className: "hnl-panel-strength" },
-                    labeled("Strength", number("strength", "Strength (number)")), slider),
-                element("div", { className: "hnl-panel-more" },
-                    labeled("Blocks", field("block", {
-                        type: "text", placeholder: "all", ariaLabel: "Blocks, for example up or mid+up@0.5",
-                    })),
-                    labeled("Start", number("start", "Start: fraction of the sampling", { min: 0, max: 1 })),
-                    labeled("End", number("end", "End: fraction of the sampling", { min: 0, max: 1 })),
-                    labeled("k", number("k", "Factor on the strength for keys")),
-                    labeled("v", number("v", "Factor on the strength for values"))));
+                element("label", { className: "hnl-panel-strength" }, "Strength",
+                    field("strength", { type: "number", step: 0.05, ariaLabel: "Strength (number)" }),
+                    field("strength", { type: "range", min: 0, max: 2, step: 0.05, ariaLabel: "Strength" })),
+                problem,
+                this.advanced(row, field));
             made.setAttribute("role", "listitem");
             made.classList.toggle("hnl-panel-off", row.enabled === false);
             return made;
+        }
+
+        advanced(row, field) {
+            const number = (name, limits) => field(name, { type: "number", step: 0.05, ...limits });
+            const lines = [
+                ["Blocks", field("block", { type: "text", placeholder: "all" }),
+                    "Parts of the model: down, mid, up, or one such as up.1. Combine them as in mid+up@0.5."],
+                ["Start", number("start", { min: 0, max: 1 }), "When it begins to act: 0 is the first step, 0.5 the middle."],
+                ["End", number("end", { min: 0, max: 1 }), "When it stops: 1 is the last step."],
+                ["Keys (k)", number("k"), "Factor on the strength for keys, which decide where the model looks."],
+                ["Values (v)", number("v"), "Factor on the strength for values, which decide what it sees there."],
+            ];
+            const summary = element("summary", {}, "Advanced", element("span", { textContent: this.changes(row) }));
+            const details = element("details", { className: "hnl-panel-more", open: this.opened.has(row) }, summary,
+                ...lines.map(([text, input, help]) => element("label", {}, element("span", {}, text), input, element("small", {}, help))));
+            details.addEventListener("toggle", () => this.opened[details.open ? "add" : "delete"](row));
+            return details;
+        }
+
+        // The advanced settings that differ from a new row's, as in a tag.
+        changes(row) {
+            const names = ["block", "start", "end", "k", "v"];
+            return names.filter((name) => row[name] !== this.fresh[name]).map((name) => `${name}=${row[name]}`).join(", ");
         }
 
         indexOf(target) {
@@ -159,6 +222,7 @@
             if (type === "change" && target.type === "number") target.value = value;
             if (row[target.name] === value) return;
             row[target.name] = value;
+            target.closest(".hnl-panel-row").querySelector("summary span").textContent = this.changes(row);
             if (target.name === "enabled") target.closest(".hnl-panel-row").classList.toggle("hnl-panel-off", !value);
             for (const twin of target.closest(".hnl-panel-row").querySelectorAll(`[name=${target.name}]`)) {
                 if (twin !== target) twin.value = value;
@@ -173,6 +237,7 @@
         }
 
         clicked({ target }) {
+            if (target.name === "tools") this.toolsTab()?.click();
             const index = this.indexOf(target);
             if (index < 0 || target.tagName !== "BUTTON") return;
             const [row] = this.rows.splice(index, 1);

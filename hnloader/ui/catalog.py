@@ -80,7 +80,7 @@ class Catalog:
                 status = file.path.stat()
             except OSError:  # removed meanwhile
                 continue
-            key = hashlib.sha256(str(file.path).encode(errors="surrogatepass")).hexdigest()[:16]
+            key = _key_of(file.path)
             found[key] = Entry(key, file, status.st_size, status.st_mtime_ns, status.st_ino)
         with self._lock:
             if self._entries is not None:
@@ -110,6 +110,19 @@ class Catalog:
         with self._lock:
             entry = (self._entries or {}).get(key or "")
         return None if entry is None else self.inspect(entry)
+
+    def find(self, path: Path) -> Entry | None:
+        """Return the inspected file at a path of these folders in its present state, or None for another path."""
+        key = _key_of(path)
+        entry = self.get(key)
+        try:
+            status = path.stat()
+        except OSError:
+            return entry
+        if entry is None or entry.stamp != (status.st_size, status.st_mtime_ns, status.st_ino):
+            self.refresh()
+            entry = self.get(key)
+        return entry
 
     def inspect(self, entry: Entry) -> Entry:
         """Return the entry with `info` or `problem`, reading the file's header if needed."""
@@ -216,6 +229,10 @@ class Catalog:
                 return f"unreadable {entry.key}"
             self._hashes[name] = digest.hexdigest()
         return self._hashes[name]
+
+
+def _key_of(path: Path) -> str:
+    return hashlib.sha256(str(path).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _newer(known: Entry | None, found: Entry) -> Entry:

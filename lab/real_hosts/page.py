@@ -78,7 +78,7 @@ class User:
     def rows(self) -> Locator:
         panel = self.page.locator("#hnl_txt2img_panel")
         if not self.page.locator("#hnl_txt2img_add").is_visible():
-            panel.get_by_text("Hypernetworks").first.click()
+            panel.get_by_text("Apply hypernetworks").first.click()
         self.page.locator("#hnl_txt2img_add").wait_for()
         return panel.locator(".hnl-panel-row")
 
@@ -236,7 +236,7 @@ def cards(user: User) -> str:
 def library(user: User) -> str:
     """List, search, show a problem, and press 'Send to txt2img'."""
     page = user.page
-    user.turn_to("Hypernetworks")
+    user.turn_to("Hypernetwork tools")
     cards = page.locator(".hnl-card")
     expect(cards.first).to_be_visible()
     names = cards.all_inner_texts()
@@ -250,12 +250,12 @@ def library(user: User) -> str:
     user.turn_to("txt2img")
     user.settle()
     user.prompt(PROMPT)
-    user.turn_to("Hypernetworks")
+    user.turn_to("Hypernetwork tools")
     page.locator("#hnl-use").click()
     expect(page.locator("#txt2img_prompt textarea")).to_have_value(f"{PROMPT} <hypernet:wash:1>")
     text = user.generate()
     assert "Hypernet hashes: wash" in text.replace('"', ""), text
-    user.turn_to("Hypernetworks")
+    user.turn_to("Hypernetwork tools")
     page.locator("#hnl-search textarea, #hnl-search input").first.fill("")
     return "cards, search, problem of a file, tag sent to txt2img"
 
@@ -263,7 +263,7 @@ def library(user: User) -> str:
 def convert(user: User) -> str:
     """Convert to safetensors; convert to LoRA and cancel while the model samples."""
     page, models = user.page, user.seen.folder / "models"
-    user.turn_to("Hypernetworks")
+    user.turn_to("Hypernetwork tools")
     user.turn_to("Convert", "#hnl-tabs")
     status = page.locator("#hnl-convert-status").first
     user.choose("#hnl-convert-files", "wash.pt")
@@ -285,7 +285,7 @@ def convert(user: User) -> str:
 def export_lora(user: User) -> str:
     """Convert a file with one layer, which takes 80 steps at 512 x 512."""
     page, models = user.page, user.seen.folder / "models"
-    user.turn_to("Hypernetworks")
+    user.turn_to("Hypernetwork tools")
     user.turn_to("Convert", "#hnl-tabs")
     page.locator("#hnl-convert-to").get_by_text("LoRA").click()
     if "wash.pt" in " ".join(user.chosen("#hnl-convert-files")):
@@ -303,7 +303,7 @@ def export_lora(user: User) -> str:
 
 def compare(user: User) -> str:
     page = user.page
-    user.turn_to("Hypernetworks")
+    user.turn_to("Hypernetwork tools")
     user.turn_to("Compare", "#hnl-tabs")
     page.locator("#hnl-compare-prompts textarea").fill(PROMPT)
     user.choose("#hnl-compare-files", "ink.pt")

@@ -24,5 +24,5 @@ def pages(running: Webui, monkeypatch: pytest.MonkeyPatch) -> Host:
     given: list[Host] = []
     monkeypatch.setattr("hnloader_webui.tab.build", given.append)
     ((_, title, elem_id),) = running.tabs()
-    assert (title, elem_id) == ("Hypernetworks", "hnloader")
+    assert (title, elem_id) == ("Hypernetwork tools", "hnloader")
     return given[0]

@@ -9,6 +9,7 @@ the txt2img and img2img tabs of a webui do, with buttons that do to it what a we
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from extension.host_library import HostLibrary
 from extension.panel import RowsPanel
 from extension.rows import read_rows, tags_of, text_of
 from tests.support.browsers import FLAGS, find_chromium
+from tests.support.builders import Recipe, make_sides, metadata, tree, write
 
 # Newer than all webuis: hidden components do not exist yet.
 LAZY = int(gradio.__version__.partition(".")[0]) >= 5
@@ -43,7 +45,9 @@ PASTED = "<hypernet:wash:-0.5:block=mid+up@0.5,start=0.1,end=0.9,k=0,v=2><hypern
 
 def stand_in(folder: Path) -> Any:
     """An extension as far as the panel needs it."""
-    return SimpleNamespace(host=SimpleNamespace(), library=HostLibrary(lambda: [folder]))
+    host = SimpleNamespace(folders=lambda: [folder])
+    applier = SimpleNamespace(unet=lambda: None)
+    return SimpleNamespace(host=host, library=HostLibrary(host.folders), applier=applier)
 
 
 def serve(extension: Any, jobs: list[str]) -> str:
@@ -87,7 +91,7 @@ class Driver:
         add = self.page.locator(f"#hnl_{tab}_add")
         self.page.locator(f"#hnl_{tab}_panel").wait_for()
         if not add.is_visible():
-            self.page.locator(f"#hnl_{tab}_panel").get_by_text("Hypernetworks").first.click()
+            self.page.locator(f"#hnl_{tab}_panel").get_by_text("Apply hypernetworks").first.click()
         add.wait_for()
 
     def reload(self) -> None:
@@ -95,13 +99,18 @@ class Driver:
         self.page.reload()
         if LAZY:
             self.open_panel("txt2img")
-        expect(self.page.locator("#hnl_txt2img_panel")).to_contain_text("Hypernetworks (1)")
+        expect(self.page.locator("#hnl_txt2img_panel")).to_contain_text("Apply hypernetworks (1)")
 
     def rows(self, tab: str = "txt2img") -> Locator:
         return self.page.locator(f"#hnl_{tab}_panel .hnl-panel-row")
 
+    def problem(self, row: int, tab: str = "txt2img") -> Locator:
+        return self.rows(tab).nth(row).locator(".hnl-panel-problem")
+
     def set(self, row: int, name: str, value: str, tab: str = "txt2img") -> None:
         field = self.rows(tab).nth(row).locator(f"[name={name}]").first
+        if not field.is_visible():
+            self.rows(tab).nth(row).locator("summary").click()
         field.fill(value)
         field.press("Tab")
 
@@ -117,6 +126,7 @@ def drive(user: Driver) -> None:
     """Use the panel as a user does."""
     page = user.page
     assert user.tags() == ""
+    expect(page.locator("#hnl_txt2img_panel .hnl-panel-empty")).to_contain_text("Add one here")
     page.locator("#hnl_txt2img_add").click()
     user.set(0, "name", "ink")
     user.set(0, "strength", "0.8")
@@ -127,7 +137,10 @@ def drive(user: Driver) -> None:
     both = "<hypernet:ink:0.8><hypernet:wash:1:block=up,start=0.2>"
     assert user.tags() == both
     expect(page.locator("#hnl_txt2img_state code")).to_have_text(both)
-    expect(page.locator("#hnl_txt2img_panel")).to_contain_text("Hypernetworks (2)")
+    expect(page.locator("#hnl_txt2img_panel")).to_contain_text("Apply hypernetworks (2)")
+    expect(user.rows().nth(0).locator(".hnl-panel-models")).to_have_text("For SD 1")
+    expect(user.problem(0)).to_be_empty()
+    expect(user.rows().nth(1).locator("summary")).to_have_text("Advancedblock=up, start=0.2")
     report("adds rows, and a job gets their tags")
 
     user.rows().nth(1).locator("[name=up]").click()
@@ -135,7 +148,7 @@ def drive(user: Driver) -> None:
     assert user.tags() == "<hypernet:wash:1:block=up,start=0.2><hypernet:ink:0.8>"
     user.rows().nth(0).locator("[name=enabled]").uncheck()
     assert user.tags() == "<hypernet:ink:0.8>"
-    expect(page.locator("#hnl_txt2img_panel")).to_contain_text("Hypernetworks (1)")
+    expect(page.locator("#hnl_txt2img_panel")).to_contain_text("Apply hypernetworks (1)")
     report("moves a row, switches one off")
 
     user.reload()
@@ -155,14 +168,17 @@ def drive(user: Driver) -> None:
         }
         prompt.remove();
     }""")
-    assert page.evaluate("window.hypernetworks.map(([name]) => name)") == ["ink", "wash"]
+    assert page.evaluate("window.hypernetworks.map(([name]) => name)") == ["ink", "broken", "wash"]
     report("adds names to those of tagcomplete")
 
     user.set(1, "name", "inky")
-    expect(page.locator("#hnl_txt2img_state .hnl-panel-problem")).to_contain_text("'ink'")
+    expect(user.problem(1)).to_contain_text("'ink'")
+    expect(user.rows().nth(1)).to_have_class(re.compile("hnl-panel-wrong"))
+    user.set(1, "name", "broken")
+    expect(user.problem(1)).to_contain_text("HTML")
     user.set(1, "name", "ink")
     user.set(1, "end", "0")
-    expect(page.locator("#hnl_txt2img_state .hnl-panel-problem")).to_contain_text("Row 2")
+    expect(user.problem(1)).to_contain_text("Row 2")
     assert user.tags() == ""
     user.set(1, "end", "")
     expect(user.rows().nth(1).locator("[name=end]")).to_have_value("1")
@@ -174,7 +190,7 @@ def drive(user: Driver) -> None:
     expect(user.rows().nth(0).locator("[name=block]")).to_have_value("mid+up@0.5")
     expect(user.rows().nth(0).locator("[name=strength]").first).to_have_value("-0.5")
     assert user.tags() == PASTED
-    expect(page.locator("#hnl_txt2img_state .hnl-panel-problem")).to_contain_text("nothing")
+    expect(user.problem(1)).to_contain_text("nothing")
     user.rows().nth(1).locator("[name=remove]").click()
     expect(user.rows()).to_have_count(1)
     assert user.tags() == PASTED.split("<hypernet:nothing")[0]
@@ -210,10 +226,10 @@ def drive(user: Driver) -> None:
     (user.folder / "late.pt").touch()
     (user.folder / 'x"><img src=q onerror=window.pwned=1>.pt').touch()
     page.locator("#hnl_txt2img_refresh").click()
-    expect(page.locator("#hnl_txt2img_names option")).to_have_count(4)
+    expect(page.locator("#hnl_txt2img_names option")).to_have_count(5)
     page.locator("#hnl_txt2img_add").click()
     user.set(0, "name", 'x"><img src=q onerror=window.pwned=1>')
-    expect(page.locator("#hnl_txt2img_state .hnl-panel-problem")).to_contain_text("Rename the file")
+    expect(user.problem(0)).to_contain_text("Rename the file")
     page.locator("#hnl_txt2img_add").click()
     user.set(1, "name", "late")
     assert user.tags() == "<hypernet:late:1>"
@@ -232,8 +248,10 @@ def main() -> None:
     expect.set_options(timeout=30_000)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
-        for file in ("ink.pt", "wash.safetensors"):
-            (folder / file).touch()
+        recipe = Recipe(structure=(1, 2, 1), activation="relu")
+        for file in ("ink.pt", "wash.pt"):
+            write(folder / file, tree(make_sides(recipe, (768,)), metadata(recipe, "2022-11")))
+        (folder / "broken.pt").write_text("<!DOCTYPE html>")
         jobs: list[str] = []
         url = serve(stand_in(folder), jobs)
         program = find_chromium(playwright.chromium.executable_path)

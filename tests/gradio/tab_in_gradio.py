@@ -1,4 +1,4 @@
-"""Drive the tab 'Hypernetworks' beside the panel in a browser, in whatever gradio the running Python has.
+"""Drive the tab 'Hypernetwork tools' beside the panel in a browser, in whatever gradio the running Python has.
 
     python -m tests.gradio.tab_in_gradio [FOLDER]
 
@@ -82,7 +82,7 @@ def serve(webui: Webui) -> str:
 
 def drive(page: Page, webui: Webui) -> None:
     """Use the tab as a user does."""
-    turn_to(page, "Hypernetworks")
+    turn_to(page, "Hypernetwork tools")
     cards = page.locator(".hnl-card")
     expect(cards).to_have_count(4)
     expect(page.locator("#hnl-library-state").first).to_contain_text("1 file cannot be used")
@@ -95,7 +95,7 @@ def drive(page: Page, webui: Webui) -> None:
     turn_to(page, "txt2img")
     prompt = page.locator("#txt2img_prompt textarea")
     prompt.fill("a cat")
-    turn_to(page, "Hypernetworks")
+    turn_to(page, "Hypernetwork tools")
     page.locator("#hnl-use").click()
     expect(prompt).to_be_visible()
     expect(prompt).to_have_value("a cat <hypernet:wash:1>")
@@ -104,7 +104,7 @@ def drive(page: Page, webui: Webui) -> None:
     expect(infotext).to_have_value(re.compile('Hypernet hashes: "wash'))
     report("sends a file to the prompt, and a job applies it")
 
-    turn_to(page, "Hypernetworks")
+    turn_to(page, "Hypernetwork tools")
     compare(page, webui)
     turn_to(page, "Convert", "#hnl-tabs")
     page.get_by_text("all files in the library").click()
@@ -161,28 +161,33 @@ def compare(page: Page, webui: Webui) -> None:
 
 
 def take_images(browser: Browser, url: str, webui: Webui, folder: Path) -> None:
-    """Write the screenshots of docs/webui.md."""
+    """Write the screenshots of docs/webui.md, before the first job: the files do not fit the stand-in's model."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in webui.hypernetworks.iterdir():
         path.unlink()
     make_album(webui.hypernetworks)
+    webui.shared.sd_model = None
     page = browser.new_page(viewport={"width": 1200, "height": 800}, color_scheme="light")
     page.add_init_script(path=ROOT / "javascript" / "hypernetworks_panel.js")
     page.goto(url)
     add = page.locator("#hnl_txt2img_add")
     if not add.is_visible():
-        page.locator("#hnl_txt2img_panel").get_by_text("Hypernetworks").first.click()
+        page.locator("#hnl_txt2img_panel").get_by_text("Apply hypernetworks").first.click()
     values = ({"name": "watercolor", "strength": "0.8"}, {"name": "outline", "block": "up", "start": "0.2"})
     for number, fields in enumerate(values):
         add.click()
         for name, value in fields.items():
-            field = page.locator("#hnl_txt2img_panel .hnl-panel-row").nth(number).locator(f"[name={name}]").first
+            row = page.locator("#hnl_txt2img_panel .hnl-panel-row").nth(number)
+            field = row.locator(f"[name={name}]").first
+            if not field.is_visible():
+                row.locator("summary").click()
             field.fill(value)
             field.press("Tab")
     expect(page.locator("#hnl_txt2img_state code")).to_contain_text("start=0.2")
     page.evaluate("document.activeElement.blur()")
     page.mouse.move(0, 0)
     page.locator("#hnl_txt2img_panel").screenshot(path=folder / "webui-panel.png")
-    turn_to(page, "Hypernetworks")
+    turn_to(page, "Hypernetwork tools")
     page.locator(".hnl-card").filter(has_text="outline").first.click()
     expect(page.locator("#hnl-detail").first).to_contain_text("SHA-256")
     page.mouse.move(0, 0)
@@ -210,33 +215,35 @@ def main() -> None:
     expect.set_options(timeout=30_000)
     images = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
     started = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory() as name,
-        running(Path(name) / "webui", "forge" if MAJOR >= 4 else "a1111") as webui,
-        sync_playwright() as playwright,
-    ):
-        start(webui)
-        url = serve(webui)
+    family = "forge" if MAJOR >= 4 else "a1111"
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         program = find_chromium(playwright.chromium.executable_path)
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1360, "height": 950})
-        page.add_init_script(WEBUI_SCRIPT)
-        # A webui loads the scripts in the folder `javascript` of each extension.
-        page.add_init_script(path=ROOT / "javascript" / "hypernetworks_panel.js")
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(url)
-        try:
-            drive(page, webui)
-        finally:
-            print(*errors, sep="\n", end="")
-        assert errors == [], errors
         if images is not None:
-            images.mkdir(parents=True, exist_ok=True)
-            take_images(browser, url, webui, images)
+            with running(Path(name) / "album", family) as webui:
+                start(webui)
+                take_images(browser, serve(webui), webui, images)
+        with running(Path(name) / "webui", family) as webui:
+            start(webui)
+            use(browser, webui)
         browser.close()
     print(f"gradio {gradio.__version__}: the tab passed in {time.monotonic() - started:.0f} s", flush=True)
     os._exit(0)  # gradio's threads would keep running
+
+
+def use(browser: Browser, webui: Webui) -> None:
+    page = browser.new_page(viewport={"width": 1360, "height": 950})
+    page.add_init_script(WEBUI_SCRIPT)
+    # A webui loads the scripts in the folder `javascript` of each extension.
+    page.add_init_script(path=ROOT / "javascript" / "hypernetworks_panel.js")
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(serve(webui))
+    try:
+        drive(page, webui)
+    finally:
+        print(*errors, sep="\n", end="")
+    assert errors == [], errors
 
 
 if __name__ == "__main__":

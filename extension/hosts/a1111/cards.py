@@ -22,6 +22,7 @@ from hnloader.prompt import Tag
 from hnloader.texts import as_text, well_formed
 from hnloader.ui import sidecars
 
+from ...facts import facts_of
 from ...host_library import HostLibrary
 from ...redaction import inspect_redacted, redacted_values
 from .card_editor import editor_class
@@ -72,6 +73,7 @@ def page_class(library: HostLibrary, refresh: Callable[[], None]) -> type:
             for index, file in enumerate(_shown(library, _strict(self))):
                 with contextlib.suppress(OSError):  # deleted meanwhile
                     yield _item(self, library, file, index)
+            library.catalog.save()
 
         def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any]:
             """Raise HypernetworkNotFoundError for an unknown name."""
@@ -114,7 +116,9 @@ def _item(page: Any, library: HostLibrary, file: LibraryFile, index: int | None)
     path = file.path.absolute()
     stem = str(path.with_suffix(""))
     name = library.current.shortest_name(file)
-    words = html.escape(page.search_terms_from_path(stem))
+    facts = facts_of(library, file.path)
+    shown = f"Cannot be used: {facts.problem}" if facts.problem else f"For {facts.models}"
+    words = html.escape(f"{page.search_terms_from_path(stem)} {shown}")
     preview = sidecars.preview_path(path, _exists(page))
     item: dict[str, Any] = {
         "name": name,
@@ -128,6 +132,7 @@ def _item(page: Any, library: HostLibrary, file: LibraryFile, index: int | None)
         "sort_keys": {"default": index, **page.get_sort_keys(str(path))},
     }
     page.read_user_metadata(item)
+    item["description"] = "\n".join(filter(None, [html.escape(shown), item["description"]]))
     item["prompt"] = _javascript(name, sidecars.strength_in(item["user_metadata"]))
     return item
 

@@ -114,7 +114,8 @@ def test_metadata_button_shows_the_header_without_folders(with_cards: Webui) -> 
     assert pages.get_metadata("hypernetworks", "../ink") == {}
 
 
-def test_page_opens_no_hypernetwork(with_cards: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_opens_each_hypernetwork_once(with_cards: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    names(with_cards)
     opened = []
 
     def watched(path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -122,9 +123,25 @@ def test_page_opens_no_hypernetwork(with_cards: Webui, monkeypatch: pytest.Monke
         return open(path, *args, **kwargs)  # noqa: PTH123
 
     monkeypatch.setattr("hnloader.files.open", watched, raising=False)
-    monkeypatch.setattr("hnloader.inspect", lambda *given: opened.append("inspect"))
+    monkeypatch.setattr("hnloader.ui.catalog.inspect", lambda path, *given: opened.append(path.name))
+    names(with_cards)
+    with_cards.cards_page.refresh()
     names(with_cards)
     assert set(opened) <= {".json", ".txt"}
+
+
+def test_card_shows_the_model_and_what_cannot_be_used(with_cards: Webui) -> None:
+    save_hypernetwork(with_cards.hypernetworks / "photo.pt", (768, 320))
+    (with_cards.hypernetworks / "page.pt").write_text("<!DOCTYPE html><html></html>")
+    with_cards.cards_page.refresh()
+    items = {item["name"]: item for item in with_cards.cards_page.list_items()}
+    assert items["photo"]["description"] == "For SD 1"
+    assert "For SD 1" in items["photo"]["search_terms"][0]
+    assert items["page"]["description"].startswith("Cannot be used: page.pt")
+    assert str(with_cards.folder) not in items["page"]["description"]
+    save_hypernetwork(with_cards.hypernetworks / "page.pt", (1024,))
+    items = {item["name"]: item for item in with_cards.cards_page.list_items()}
+    assert items["page"]["description"] == "For SD 2"
 
 
 def test_deleted_file_leaves_the_others(with_cards: Webui) -> None:
