@@ -152,7 +152,9 @@ def _cache(model: Any) -> list[Tensor]:
     with torch.no_grad():
         past = model(ids, use_cache=True).past_key_values
     layer = past[0] if not hasattr(past, "layers") else (past.layers[0].keys, past.layers[0].values)
-    return [layer[0].clone(), layer[1].clone()]
+    # GPT-BigCode of old releases keeps both in one tensor.
+    keys, values = layer.chunk(2, -1) if isinstance(layer, Tensor) else layer[:2]
+    return [keys.clone(), values.clone()]
 
 
 def sides_of_rows(model: Any) -> list[SideName | None]:
