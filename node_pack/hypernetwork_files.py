@@ -32,6 +32,8 @@ def add_suffixes() -> None:
     paths, known = folder_paths.folder_names_and_paths[FOLDER]
     # Other folders of models share the set.
     folder_paths.folder_names_and_paths[FOLDER] = (paths, {*known, *suffixes()})
+    # ComfyUI's own nodes may have listed the folder before.
+    getattr(folder_paths, "filename_list_cache", {}).pop(FOLDER, None)
 
 
 def folders() -> list[Path]:

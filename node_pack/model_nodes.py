@@ -9,6 +9,7 @@ import comfy.hooks
 from server import PromptServer
 
 from hnloader.attention.strengths import Strength, check_number
+from hnloader.errors import HypernetworkError
 from hnloader.prompt import Tag, parse_blocks, parse_prompt
 from hnloader.texts import shown
 
@@ -57,8 +58,9 @@ def setting_of(hypernetwork: str, strength: float, details: dict[str, Any]) -> S
     """Return a file with the optional inputs of a node."""
     window = Window(details.get("start", 0.0), details.get("end", 1.0), details.get("window", "percent"))
     loaded = files.load(files.path_of(hypernetwork))
-    by_block = blocks(hypernetwork, details.get("blocks", ""), strength)
-    return Setting(loaded, by_block, window, details.get("k", 1.0), details.get("v", 1.0))
+    by_block = blocks(hypernetwork, details.get("blocks", ""), check_number(strength, "strength"))
+    k, v = (check_number(details.get(side, 1.0), side) for side in ("k", "v"))
+    return Setting(loaded, by_block, window, k, v)
 
 
 def blocks(name: str, text: str, strength: float) -> Strength:
@@ -154,6 +156,16 @@ class HypernetworksFromPrompt:
         if prompt is None:  # connected to another node, so any file can be named
             return tuple(map(files.stamp_of, map(files.path_of, files.names())))
         return tuple(files.stamps_of(files.tagged_path(tag.name)) for tag in parse_prompt(prompt).tags)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompt: str | None = None) -> bool | str:  # noqa: N802
+        """Return True, or the reason why a tag cannot be applied, before anything runs."""
+        try:
+            for tag in parse_prompt(prompt or "").tags:
+                files.tagged_path(tag.name)
+        except HypernetworkError as error:
+            return str(error)
+        return True
 
     def apply(self, model: Any, prompt: str, node: str | None = None) -> tuple[Any, str]:
         """Return a copy of the model with the hypernetworks, and the prompt without their tags."""

@@ -127,6 +127,19 @@ class User:
                 return None
         raise AssertionError("The job did not end.")
 
+    def read_error(self, text: str) -> str:
+        """Return the message with a text, which newer pages show after a click, and close it."""
+        details = self.page.get_by_role("button", name="View details")
+        message = self.page.get_by_text(text)
+        expect(details.or_(message).first).to_be_visible(timeout=20_000)
+        if details.count():
+            details.first.click()
+        expect(message.first).to_be_visible(timeout=20_000)
+        said = message.first.inner_text()
+        self.page.keyboard.press("Escape")
+        self.page.wait_for_timeout(1_000)
+        return said
+
 
 @contextmanager
 def browser(host: ComfyUI) -> Iterator[User]:
@@ -218,16 +231,10 @@ def shows_errors(user: User) -> str:
     user.set(_LOADER, hypernetwork="only 2048.pt")
     entry = user.run()
     assert entry is not None and entry["status"]["status_str"] == "error", entry
-    message = user.page.get_by_text("made for SDXL (2048)").first
-    expect(message).to_be_visible(timeout=20_000)
-    said = message.inner_text()[:120]
-    user.page.keyboard.press("Escape")
-    user.page.wait_for_timeout(1_000)
+    said = user.read_error("made for SDXL (2048)")[:120]
     user.set(_LOADER, hypernetwork="gone.pt")
     user.run()
-    expect(user.page.get_by_text("the file is missing").first).to_be_visible(timeout=20_000)
-    user.page.keyboard.press("Escape")
-    user.page.wait_for_timeout(500)
+    user.read_error("the file is missing")
     user.set(_LOADER, hypernetwork="ink.pt")
     return said
 

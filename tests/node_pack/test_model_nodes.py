@@ -36,8 +36,11 @@ def test_wrong_tags_stop_the_workflow(prompt: str, error: type[Exception], comfy
     node = comfyui.node("HypernetworksFromPrompt")
     with pytest.raises(error):
         node.apply(make_model(), prompt)
-    with pytest.raises(error):
+    with pytest.raises(error) as raised:
         node.IS_CHANGED(prompt=prompt)
+    assert node.VALIDATE_INPUTS(prompt=prompt) == str(raised.value)
+    assert node.VALIDATE_INPUTS(prompt="<hypernet:ink:0.5>") is True
+    assert node.VALIDATE_INPUTS() is True  # connected to another node
 
 
 def test_a_changed_file_changes_the_result_of_a_prompt(comfyui: Host) -> None:
@@ -64,6 +67,12 @@ def test_a_sweep_makes_a_model_for_each_strength(comfyui: Host) -> None:
 def test_strengths_must_be_numbers(text: str, comfyui: Host) -> None:
     with pytest.raises(ValueError, match="Strength"):
         comfyui.node("HypernetworkStrengths").sweep(make_model(), "relu_121.pt", text)
+
+
+@pytest.mark.parametrize("given", [{"strength": float("nan")}, {"strength": 1.0, "k": float("inf")}])
+def test_numbers_must_be_finite(given: dict[str, float], comfyui: Host) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        comfyui.load(make_model(), "relu_121.pt", **given)
 
 
 def test_the_nodes_name_their_inputs(comfyui: Host) -> None:

@@ -48,6 +48,7 @@ def running(folder: Path) -> Iterator[Host]:
         folder_paths = importlib.import_module("folder_paths")
         paths, known = folder_paths.folder_names_and_paths["hypernetworks"]
         paths.append(str(folder))
+        folder_paths.get_filename_list("hypernetworks")  # as the built-in node does
         yield Host(_import_clone(), server, folder)
         assert known == folder_paths.folder_names_and_paths["loras"][1] == {".ckpt", ".pt", ".safetensors"}
     finally:
