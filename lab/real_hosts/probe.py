@@ -34,8 +34,8 @@ def unet():
 
 
 def hooks(module):
-    """Count the hooks on a module, without the one of this extension."""
-    others = [hook for hook in module._forward_hooks.values() if hook is not look]
+    """Count the hooks on a module, without those of this extension, also of its loads before 'Reload UI'."""
+    others = [hook for hook in module._forward_hooks.values() if getattr(hook, "__name__", "") != look.__name__]
     return len(module._forward_pre_hooks) + len(others)
 
 
