@@ -22,10 +22,10 @@ from .facts import facts_of, mismatch, preview
 from .hosts.protocol import Panel, ShowsCards, ShowsPanel, ShowsTab, WritesInfotext, option, show_message
 from .redaction import redacted_message
 from .rows import Row, read_rows, tags_of, text_of
+from .tab import PANEL_TITLE as TITLE
 from .tab import TITLE as TOOLS_TITLE
 
 NAME = "Hypernetworks"  # of the script in requests to the API
-TITLE = "Apply hypernetworks"
 CARDS_TITLE = "Hypernetworks"  # the name of the webui's own page
 INFOTEXT_KEY = "Hypernet rows"
 _STYLE = Path(__file__).with_name("panel.css")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hnloader.errors import HypernetworkError
-from hnloader.ui import Host, TrainingPlace, build
+from hnloader.ui import Host, TagButton, TrainingPlace, build
 from hnloader.ui.index import cache_folder
 
 from .core import Extension
 from .generator import WebuiGenerator
-from .hosts.protocol import KeepsModels, ListsFiles, RendersImages, RunsModel, ServesApi, ShowsTab
+from .hosts.protocol import KeepsModels, ListsFiles, RendersImages, RunsModel, ServesApi, ShowsPanel, ShowsTab
 from .webui_model import WebuiDenoiser
 
 TITLE = "Hypernetwork tools"
+PANEL_TITLE = "Apply hypernetworks"
 
 
 def register(extension: Extension, host: ShowsTab) -> None:
@@ -38,10 +40,18 @@ def page_host(extension: Extension, tab: ShowsTab, generator: WebuiGenerator | N
         output=tab.output,
         generator=generator,
         converted=lambda: host.folders()[0] / "converted",
-        tag_button=tab.tag_button,
+        tag_button=_tag_button(tab.tag_button, with_panel=isinstance(host, ShowsPanel)),
         cache=cache_folder(),
         **more,
     )
+
+
+def _tag_button(button: TagButton | None, *, with_panel: bool) -> TagButton | None:
+    """Name the other places where hypernetworks are applied."""
+    if button is None:
+        return None
+    hint = f"To apply a file, select it and press {button.label}, which adds its tag to the prompt."
+    return replace(button, hint=hint + (f" Or add it to {PANEL_TITLE} below the prompt." if with_panel else ""))
 
 
 def _lora_base(files: KeepsModels, model: Callable[[], WebuiDenoiser]) -> Callable[[], dict[str, Any]]:

@@ -131,8 +131,12 @@
         }
 
         toolsTab() {
-            const buttons = document.querySelectorAll("#tabs [role=tab], #tabs > .tab-nav button, #tabs > div:first-child button");
-            return [...buttons].find((button) => button.textContent.trim() === this.frame.dataset.tools);
+            // In 3.41 tabs are plain buttons; newer gradio also has hidden copies of them.
+            for (const kind of ["[role=tab]", "> div:first-child button"]) {
+                const found = [...document.querySelectorAll(`#tabs ${kind}`)].find((tab) => tab.textContent.trim() === this.frame.dataset.tools);
+                if (found) return found;
+            }
+            return null;
         }
 
         // Show what Python found out about the file of each row.

@@ -125,10 +125,12 @@ class TagButton:
     Attributes:
         label: Text of the button.
         js: JavaScript function that takes the tag.
+        hint: How to apply files in the host, for Library. Default: nothing.
     """
 
     label: str
     js: str
+    hint: str = ""
 
 
 @dataclass(frozen=True)

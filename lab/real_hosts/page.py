@@ -85,6 +85,8 @@ class User:
     def set_row(self, row: int, **values: str) -> None:
         for name, value in values.items():
             field = self.rows().nth(row).locator(f"[name={name}]").first
+            if not field.is_visible():
+                self.rows().nth(row).locator("summary").click()
             field.fill(value)
             field.press("Tab")
 

@@ -82,9 +82,12 @@ def serve(webui: Webui) -> str:
 
 def drive(page: Page, webui: Webui) -> None:
     """Use the tab as a user does."""
-    turn_to(page, "Hypernetwork tools")
+    panel = page.locator("#hnl_txt2img_panel")
+    panel.get_by_text("Apply hypernetworks").first.click()
+    panel.get_by_role("button", name="Hypernetwork tools").click()
     cards = page.locator(".hnl-card")
     expect(cards).to_have_count(4)
+    expect(page.get_by_text("Or add it to Apply hypernetworks")).to_be_visible()
     expect(page.locator("#hnl-library-state").first).to_contain_text("1 file cannot be used")
     page.locator("#hnl-search textarea, #hnl-search input").first.fill("wash")
     expect(cards).to_have_count(1)

@@ -176,6 +176,8 @@ def build(host: Host, catalog: Catalog, root: Any) -> LibraryPage:
     """Build the page within the open gradio context; `root` is the `Blocks` that loads it."""
     handlers = _Library(host, catalog)
     search, sort, only, refresh = _search_fields()
+    if host.tag_button is not None and host.tag_button.hint:
+        html(markup.status(host.tag_button.hint))
     with make("Row"):
         with make("Column", scale=1, min_width=150):
             status = html()
