@@ -143,7 +143,7 @@ class FileInfo:
             "program": self.program,
             "variant": as_text(self.variant, _LONGEST_FACT),
             "widths": list(self.widths),
-            "scopes": list(self.scopes),
+            "scopes": [as_text(scope, _LONGEST_FACT) for scope in self.scopes],
             "families": list(self.families),
             "architecture": _architecture(self.architecture),
             "step": self.step,

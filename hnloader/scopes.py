@@ -11,18 +11,19 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 from typing import Literal, TypeAlias
 
 from hnloader.texts import shown
 
-__all__ = ["MOST_SITES", "Kind", "Scope", "ScopeLike", "as_scope", "check_apart", "refined"]
+__all__ = ["MOST_SCOPES", "MOST_SITES", "Kind", "Scope", "ScopeLike", "as_scope", "check_apart", "refined"]
 
 Kind = Literal["self", "cross"]
 KINDS: tuple[Kind, Kind] = ("self", "cross")
 MOST_SITES = 1000
+MOST_SCOPES = 1024  # of one hypernetwork
+_LONGEST = 4096  # characters; the worst set of numbers takes less
 # Scopes that several hypernetworks have together; the deepest models have some 200 sites.
 MOST_TOGETHER = 256
 
@@ -101,7 +102,7 @@ class Scope:
         Raises:
             ValueError: The text is malformed, or not the text of its scope.
         """
-        match = _TEXT.fullmatch(text)
+        match = _TEXT.fullmatch(text) if len(text) <= _LONGEST else None
         if match is None:
             raise ValueError(f"Scope {shown(text, 100)}: expected a text such as '768', '768:self' or '768:0-7'.")
         kind: Kind | None = "self" if match[2] == "self" else "cross" if match[2] else None
@@ -162,8 +163,13 @@ def as_scope(value: ScopeLike) -> Scope:
     return Scope.parse(value) if isinstance(value, str) else Scope(value)
 
 
-def check_apart(scopes: Iterable[Scope]) -> None:
-    """Raise ValueError if two scopes of a hypernetwork have a site in common, since a site takes one pair of sides."""
+def check_apart(scopes: Collection[Scope]) -> None:
+    """Raise ValueError if two scopes of a hypernetwork have a site in common, since a site takes one pair of sides.
+
+    Too many scopes are an error as well.
+    """
+    if len(scopes) > MOST_SCOPES:
+        raise ValueError(f"Found {len(scopes):,} scopes, more than {MOST_SCOPES:,}. Use fewer.")
     taken: dict[tuple[int, Kind], int] = defaultdict(int)
     for scope in scopes:
         for kind in KINDS if scope.kind is None else (scope.kind,):
@@ -240,6 +246,8 @@ def _sites_in(text: str) -> int:
             sites |= -1 << first
         elif first > last or step == 0:
             raise ValueError(f"Sites {shown(item)}: expected a smaller number before a larger one, and a step above 0.")
+        elif step == 1:
+            sites |= ((1 << last - first + 1) - 1) << first
         else:
             for number in range(first, last + 1, step):
                 sites |= 1 << number
@@ -250,25 +258,28 @@ def _sites_in(text: str) -> int:
 def _sites_text(sites: int) -> str:
     """Return the text of a set of sites: from the first on, the longest run with equal steps, if it has three."""
     first = _rest(sites)
-    rest = list(_bits(sites if first is None else sites & ((1 << first) - 1)))
-    items = []
-    while rest:
-        run = _first_run(rest)
-        if len(run) < 3:
-            run = run[:1]
-        step = "" if len(run) < 3 or run[1] - run[0] == 1 else f"/{run[1] - run[0]}"
-        items.append(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}{step}")
-        rest = rest[len(run) :]
+    numbers = list(_bits(sites if first is None else sites & ((1 << first) - 1)))
+    items, at = [], 0
+    while at < len(numbers):
+        end = _end_of_run(numbers, at)
+        if end - at < 3:
+            items.append(f"{numbers[at]}")
+            at += 1
+            continue
+        step = numbers[at + 1] - numbers[at]
+        items.append(f"{numbers[at]}-{numbers[end - 1]}" + ("" if step == 1 else f"/{step}"))
+        at = end
     if first is not None:
         items.append(f"{first}-")
     return ",".join(items)
 
 
-def _first_run(numbers: Sequence[int]) -> list[int]:
-    """Return the numbers from the first on that have equal steps."""
-    steps = (after - before for before, after in pairwise(numbers))
-    count = len(list(next(groupby(steps), (0, ()))[1]))
-    return list(numbers[: count + 1])
+def _end_of_run(numbers: Sequence[int], at: int) -> int:
+    """Return the place after the numbers with equal steps that begin at a place."""
+    end = at + 2
+    while end < len(numbers) and numbers[end] - numbers[end - 1] == numbers[at + 1] - numbers[at]:
+        end += 1
+    return min(end, len(numbers))
 
 
 def _bits(sites: int) -> Iterator[int]:

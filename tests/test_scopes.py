@@ -108,11 +108,20 @@ def test_numbers_out_of_range_are_refused(numbers: tuple[int, ...]) -> None:
 )
 def test_scopes_with_a_common_site_are_refused(one: str, two: str) -> None:
     with raises(ValueError, two):
-        check_apart(map(Scope.parse, (one, two)))
+        check_apart([Scope.parse(one), Scope.parse(two)])
+
+
+def test_too_many_scopes_and_long_texts_are_refused() -> None:
+    with raises(ValueError, "1,024", "1,100"):
+        check_apart([Scope(width) for width in range(1, 1101)])
+    with pytest.raises(ValueError, match="Scope"):
+        Scope.parse("8:" + "0-999," * 100_000 + "0")
 
 
 def test_scopes_apart_are_allowed() -> None:
-    check_apart(map(Scope.parse, ("8:self", "8:cross", "9", "7:0,1", "7:2-", "6:self:0-4/2", "6:1,3", "6:cross:4")))
+    check_apart(
+        list(map(Scope.parse, ("8:self", "8:cross", "9", "7:0,1", "7:2-", "6:self:0-4/2", "6:1,3", "6:cross:4")))
+    )
 
 
 def _parted(pieces: list[Scope]) -> list[Scope]:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from hnloader.attention.layout import AttentionSite
 from hnloader.errors import NoMatchingSitesError
-from hnloader.texts import shown
+from hnloader.texts import as_text, shown
 
 Strength: TypeAlias = "float | Mapping[str, float]"
 
@@ -119,8 +119,10 @@ def _unknown_pattern(pattern: str, sites: Sequence[AttentionSite], labels: Seque
     words = list(dict.fromkeys(word for site_words in labels for word in site_words if not word.isdigit()))
     close = difflib.get_close_matches(pattern, words, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    last, sections = sites[-1], ", ".join(dict.fromkeys(site.section for site in sites))
     return (
         f"Strength: the pattern {shown(pattern)} matches no attention layer of this model.{hint} Use a block "
-        f"({', '.join(blocks)}), a section (down, mid, up), a kind (self, cross), both (up.cross, up.1.cross), "
-        f"* for all, an index from 0 to {len(sites) - 1}, or a glob on a layer's name such as {sites[0].name}."
+        f"({as_text(', '.join(blocks), 300)}), a section ({sections}), a kind (self, cross), both "
+        f"({last.section}.{last.kind}, {last.block}.{last.kind}), * for all, an index from 0 to {len(sites) - 1}, or a "
+        f"glob on a layer's name such as {sites[0].name}."
     )

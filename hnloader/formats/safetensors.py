@@ -34,7 +34,7 @@ from hnloader.formats.registry import FileFormat
 from hnloader.formats.source import Source, joined
 from hnloader.formats.trees import canonical
 from hnloader.network import SIDES, SideName
-from hnloader.scopes import Scope, as_scope
+from hnloader.scopes import MOST_SCOPES, Scope, as_scope
 from hnloader.texts import as_text, shown, well_formed
 
 __all__ = ["FORMAT", "check_header", "decode_value", "encode_value", "write_tensors"]
@@ -275,6 +275,8 @@ def _scopes(about: dict[str, Any]) -> list[Scope]:
     listed, kind = about.get(key), int if key == "widths" else str
     if not isinstance(listed, list) or not all(type(each) is kind for each in listed) or not listed:
         raise ValueError(f"The key {key} is not a list of {'whole numbers' if kind is int else 'texts'}.")
+    if len(listed) > MOST_SCOPES:  # before their texts are parsed
+        raise ValueError(f"The key {key} names {len(listed):,} scopes, more than {MOST_SCOPES:,}.")
     if {"widths", "scopes"} <= about.keys():
         raise ValueError("The description has both keys, widths and scopes.")
     scopes = [as_scope(each) for each in listed]
