@@ -49,13 +49,15 @@ class Pipelines:
         return pipeline
 
 
-def make_affine(widths: tuple[int, ...], *, bias: bool = True, seed: int = 0, **architecture: Any) -> Hypernetwork:
+def make_affine(
+    widths: tuple[int | str, ...], *, bias: bool = True, seed: int = 0, **architecture: Any
+) -> Hypernetwork:
     """A random hypernetwork without activation, whose change is about as large as its context."""
     return make_random(widths, Architecture((1, 2, 1), **architecture), bias=bias, seed=seed)
 
 
 def make_random(
-    widths: tuple[int, ...], architecture: Architecture, *, bias: bool = True, seed: int = 0
+    widths: tuple[int | str, ...], architecture: Architecture, *, bias: bool = True, seed: int = 0
 ) -> Hypernetwork:
     torch.manual_seed(seed + 500)
     made = Hypernetwork.new(widths, architecture, name="style")

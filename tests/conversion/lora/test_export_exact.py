@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import hnloader
+from hnloader.attention import find_sites
 from hnloader.conversion.lora import LoraOptions, export_lora
 from hnloader.conversion.lora.base_model import BaseModel
 from hnloader.network import Architecture, Hypernetwork
@@ -64,6 +65,17 @@ def test_a_chain_becomes_one_file(tmp_path: Path) -> None:
     backwards = export_lora(chain[::-1], unet, tmp_path / "y.safetensors", LYCORIS)
     forth, back = (read(one.path)[0] for one in (made, backwards))
     assert not any(torch.allclose(forth[name], back[name]) for name in forth if name.endswith("attn2_to_k.diff"))
+
+
+def test_only_the_layers_of_a_scope_change(tmp_path: Path) -> None:
+    unet, hypernetwork = make_unet(), make_affine(("48:1,3", "48:5-", "20:self"))
+    made = export_lora(hypernetwork, unet, tmp_path / "x.safetensors", LYCORIS)
+    with with_file(unet, made.path) as changed:
+        assert_same(run(changed), live(unet, hypernetwork), 2e-5)
+    covered = [site for site in find_sites(unet) if hypernetwork.scope_at(site.width, site.kind, site.index)]
+    assert 0 < len(covered) < len(find_sites(unet))
+    names = {name.rpartition("_to_")[0] for name in read(made.path)[0]}
+    assert len(names) == len(covered)
 
 
 def test_strength_by_block_and_by_side(tmp_path: Path) -> None:
