@@ -9,12 +9,14 @@ import hnloader
 from hnloader.conversion import convert
 from hnloader.errors import HypernetworkError
 from hnloader.inspection import FileInfo
+from hnloader.texts import as_text
 from hnloader.units import size_text
 
 from . import hypernetwork_files as files
 
 INSPECTING = "utils/hypernetworks"
 _AS_STORED = "as stored"
+_LONGEST = 1_000  # characters of a line, which a file can fill with anything
 
 
 def file_input(tooltip: str = "File in models/hypernetworks: .pt, .safetensors or .hns.") -> tuple[Any, dict[str, str]]:
@@ -80,7 +82,7 @@ def described(info: FileInfo, name: str) -> str:
         "Steps": "" if info.step is None else str(info.step),
         "Trained on": info.checkpoint_name or info.checkpoint or "",
     }
-    return "\n".join(f"{key}: {value}" for key, value in lines.items() if value)
+    return "\n".join(f"{key}: {as_text(value, _LONGEST)}" for key, value in lines.items() if value)
 
 
 class ConvertHypernetwork(FileNode):

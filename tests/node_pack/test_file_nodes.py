@@ -15,6 +15,9 @@ def test_info(comfyui: Host) -> None:
     assert found["ui"] == {"text": [text]}
     for fact in ("styles/sd1.safetensors", "Ink", "SD 1", "1-2-1, relu", "1200", "float32"):
         assert fact in text
+    hn.metadata["sd_checkpoint_name"] = "a" * 100_000
+    hnloader.save(hn, comfyui.folder / "long.pt")
+    assert len(comfyui.node("HypernetworkInfo").inspect("long.pt")["result"][0]) < 5_000
     assert "composition" in comfyui.node("HypernetworkInfo").inspect("hns_nested.hns")["result"][0]
 
 
