@@ -429,7 +429,7 @@ def attach(
         (64, 64)
     """
     unet = _host(model)
-    _check_compiled(model, unet)
+    _check_compiled(model)
     applications = [
         (application, _loaded(application.hypernetwork))
         for application in _applications(hypernetworks, strength, start, end)
@@ -505,14 +505,16 @@ def _check_windows(applications: Sequence[Application], *, decoder: bool) -> Non
             )
 
 
-def _check_compiled(model: Any, unet: nn.Module) -> None:
+def _check_compiled(model: Any) -> None:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    compiled = getattr(model, "unet", model) is not unet or any(
-        getattr(module, "_compiled_call_impl", None) is not None for module in unet.modules()
+    given = model if isinstance(model, nn.Module) else getattr(model, "unet", getattr(model, "model", None))
+    modules = list(given.modules()) if isinstance(given, nn.Module) else []
+    compiled = any(
+        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None for module in modules
     )
     if compiled and version < (2, 5):
         raise HypernetworkError(
-            f"{type(unet).__name__}: the model is compiled, and code that torch {torch.__version__} compiles ignores "
+            f"{type(given).__name__}: the model is compiled, and code that torch {torch.__version__} compiles ignores "
             "hypernetworks. Use torch 2.5 or newer, or the model without torch.compile."
         )
 

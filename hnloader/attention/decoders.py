@@ -99,10 +99,11 @@ def _slots(module: nn.Module) -> Mapping[str, Rows]:
     """Return the projections of an attention layer with the parts of their outputs. Empty for other modules."""
     if all(isinstance(module._modules.get(slot), nn.Module) for slot in _SEPARATE):
         return _SEPARATE
-    for kind in type(module).__mro__:
-        slot, rows_of = _FUSED.get(kind.__name__, ("", _thirds))
-        if isinstance(module._modules.get(slot), nn.Module) and not getattr(module, "is_cross_attention", False):
-            return {slot: rows_of(module, output_width(module._modules[slot]))}
+    if module._modules.keys() & _FUSED_SLOTS and not getattr(module, "is_cross_attention", False):
+        for kind in type(module).__mro__:
+            slot, rows_of = _FUSED.get(kind.__name__, ("", _thirds))
+            if isinstance(module._modules.get(slot), nn.Module):
+                return {slot: rows_of(module, output_width(module._modules[slot]))}
     return {}
 
 
@@ -174,4 +175,5 @@ _FUSED: Mapping[str, tuple[str, Callable[[Any, int], Rows]]] = {
     "PersimmonAttention": ("query_key_value", _by_head),
     "Phi3Attention": ("qkv_proj", _phi3),
 }
+_FUSED_SLOTS = frozenset(slot for slot, _ in _FUSED.values())
 _UNKNOWN = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "wqkv", "W_pack", "qkv", "att_proj", "kv_b_proj")

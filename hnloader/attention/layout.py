@@ -7,7 +7,7 @@ Everything else works on `AttentionSite`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +98,9 @@ def host_of(model: Any) -> nn.Module | None:
     found = unet_of(model)
     if found is None:
         found = unet_of(getattr(model, "model", None))
-    return found if found is None else decoder_of(found) or found
+    if found is None or any(True for _ in _unet_layers(found)):
+        return found
+    return decoder_of(found) or found
 
 
 def is_decoder(sites: Sequence[AttentionSite]) -> bool:
@@ -125,12 +127,7 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
         >>> len(find_sites(unet)), sorted({site.width for site in find_sites(unet)})
         (20, [64, 96, 112, 128])
     """
-    found: list[tuple[str, str, nn.Module]] = []
-    levels = _levels(model)
-    for name, module in model.named_modules():
-        block = _block(name, levels)
-        if block and all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_k", "to_v")):
-            found.append((block, name, module))
+    found = list(_unet_layers(model))
     if not found:
         return tuple(
             AttentionSite(index, name, f"{_LAYER}.{number}", "self", _input_width(module, slots), module, slots)
@@ -141,6 +138,16 @@ def find_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
         AttentionSite(index, name, block, _kind(model, name, module), input_width(module.to_k), module)
         for index, (block, name, module) in enumerate(found)
     )
+
+
+def _unet_layers(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    """Yield block, name and module of the attention layers of a UNet."""
+    levels = _levels(model)
+    for name, module in model.named_modules():
+        if module._modules and all(isinstance(getattr(module, part, None), nn.Module) for part in ("to_k", "to_v")):
+            block = _block(name, levels)
+            if block:
+                yield block, name, module
 
 
 def family_of_sites(sites: Iterable[AttentionSite]) -> Family | None:

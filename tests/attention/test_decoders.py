@@ -11,10 +11,11 @@ from hnloader.attention import attach, find_sites
 from hnloader.attention.decoders import decoder_of
 from hnloader.attention.layout import host_of
 from hnloader.attention.output_rows import Rows
-from hnloader.errors import NoMatchingSitesError
+from hnloader.errors import HypernetworkError, NoMatchingSitesError
 from hnloader.network import Architecture, Hypernetwork
 from tests.support.errors import raises
 from tests.support.small_decoders import WIDTH, attention_layers, available, make_decoder, sides_of_rows
+from tests.support.small_models import make_unet
 
 FUSED = ["bloom", "codegen", "falcon", "falcon_multi_query", "falcon_new", "gpt2", "gpt_bigcode", "gpt_bigcode_heads"]
 FUSED += ["gpt_neox", "mpt", "persimmon", "phi3"]
@@ -125,6 +126,19 @@ def test_other_models_are_refused_by_name(name: str) -> None:
     assert find_sites(build()) == ()
     with raises(NoMatchingSitesError, name, fact):
         attach(build(), make())
+
+
+def test_the_unet_of_a_model_with_a_language_model_is_attached_to() -> None:
+    model = nn.ModuleDict({"text": make_decoder(), "unet": make_unet("sd1")})
+    assert host_of(model) is model
+    assert {site.section for site in find_sites(model)} == {"down", "mid", "up"}
+
+
+def test_old_releases_of_torch_attach_to_models_that_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.4.1")
+    attach(make_decoder(), make()).detach()
+    with raises(HypernetworkError, "2.4.1"):
+        attach(torch.compile(make_decoder()), make())
 
 
 def test_a_file_of_another_width_is_refused() -> None:
