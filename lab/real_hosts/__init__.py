@@ -1,1 +1,1 @@
-"""The extension in a real webui: `make hosts A1111=folder FORGE=folder CHECKPOINT=file`."""
+"""The extension in a real webui: `make hosts WEBUIS=folders CHECKPOINT=file`."""
