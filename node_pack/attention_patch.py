@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -60,10 +61,12 @@ class Chain:
 
     Args:
         settings: The hypernetworks, in order.
+        checked: The model of the chain was checked. A hook meets its model only in the first run. Default: False.
     """
 
-    def __init__(self, settings: Sequence[Setting]) -> None:
+    def __init__(self, settings: Sequence[Setting], checked: bool = False) -> None:
         self.settings = tuple(settings)
+        self._checked = checked
         self._layers: weakref.WeakKeyDictionary[Any, list[dict[Place, float]]] = weakref.WeakKeyDictionary()
 
     def options(self) -> dict[str, Any]:
@@ -102,6 +105,9 @@ class Chain:
     def _begin(self, base_model: Any, options: dict[str, Any]) -> _Call:
         if base_model not in self._layers:
             layers = layers_of(base_model.diffusion_model, base_model)
+            warnings = [] if self._checked else [layers.check(setting.hypernetwork) for setting in self.settings]
+            for warning in filter(None, warnings):
+                logging.warning("[hnloader] %s", warning)
             self._layers[base_model] = [layers.strengths(setting.strength) for setting in self.settings]
         pairs = list(zip(self.settings, self._layers[base_model], strict=True))
         if not all(setting.window.whole for setting in self.settings):
@@ -173,7 +179,7 @@ def apply_to_model(model: Any, setting: Setting) -> tuple[Any, str | None]:
     warning = layers.check(setting.hypernetwork)
     layers.strengths(setting.strength)
     clone = model.clone()
-    chain = Chain([*_take_last(clone), setting])
+    chain = Chain([*_take_last(clone), setting], checked=True)
     for name, patches in chain.options()["patches"].items():
         clone.set_model_patch(patches[0], name)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _KEY, chain.around_call)

@@ -402,3 +402,17 @@ def test_a_hook_on_another_model_is_refused_when_it_runs(comfyui: Host) -> None:
     (hooks,) = comfyui.node("CreateHookHypernetwork").create(AFFINE, 0.7)
     with pytest.raises(NoMatchingSitesError, match="SVD_img2vid"):
         sample(make_model("SVD_img2vid", use_temporal_attention=True), (text(1), hooks))
+
+
+def test_a_hook_with_other_widths_is_refused_or_reported_when_it_runs(
+    comfyui: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, widths in (("xl.pt", (2048,)), ("part.pt", (32, 2048))):
+        made = hnloader.Hypernetwork.new(widths, hnloader.Architecture()).requires_grad_(False)
+        hnloader.save(made, comfyui.folder / name)
+    (hooks,) = comfyui.node("CreateHookHypernetwork").create("xl.pt", 0.7)
+    with pytest.raises(NoMatchingSitesError, match="2048"):
+        sample(make_model(), (text(1), hooks))
+    (hooks,) = comfyui.node("CreateHookHypernetwork").create("part.pt", 0.7)
+    sample(make_model(), (text(1), hooks))
+    assert len([record for record in caplog.records if "2048" in record.getMessage()]) == 1
