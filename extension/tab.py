@@ -32,9 +32,9 @@ def page_host(extension: Extension, tab: ShowsTab, generator: WebuiGenerator | N
     if isinstance(host, ListsFiles):
         more["on_change"] = host.refresh_files
     if isinstance(host, KeepsModels):
-        more["training"] = _training_place(extension, tab, host)
+        more |= {"training": _training_place(extension, tab, host), "loras": host.lora_folder}
         if generator is not None and isinstance(host, RunsModel):
-            more |= {"loras": host.lora_folder, "lora_base": _lora_base(host, lambda: WebuiDenoiser(host, generator))}
+            more |= {"lora_base": _lora_base(host, lambda: WebuiDenoiser(host, generator))}
     return Host(
         folders=host.folders,
         output=tab.output,

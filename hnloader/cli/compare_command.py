@@ -1,4 +1,4 @@
-"""`hnloader compare`: compare an embedding and a hypernetwork trained on the same images."""
+"""`hnloader compare`: compare a hypernetwork, an embedding and a LoRA trained on the same images."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
+_METHODS = ("hypernetwork", "embedding", "lora")
+
 
 @reports_errors
 def compare(
@@ -44,6 +46,17 @@ def compare(
     embedding: Annotated[
         Path | None, typer.Option(help="Use this embedding instead of training one.", show_default=False)
     ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="Use this LoRA instead of training one.", show_default=False)
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Methods to compare, separated by commas.")] = ",".join(_METHODS),
+    one_rate: Annotated[
+        bool, typer.Option("--one-rate", help="Train each method once, instead of with three learning rates.")
+    ] = False,
+    equal_parameters: Annotated[
+        bool,
+        typer.Option("--equal-parameters", help="Choose the LoRA's rank so that it is as large as the hypernetwork."),
+    ] = False,
     clip: Annotated[
         str | None, typer.Option(help="Add a CLIP model (folder or Hub name) as a metric.", show_default=False)
     ] = None,
@@ -52,18 +65,22 @@ def compare(
     set_: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train an embedding and a hypernetwork on the same images and compare them.
+    """Train a hypernetwork, an embedding and a LoRA on the same images and compare them.
 
-    Finished training runs are kept; an interrupted comparison resumes.
+    Each is trained with a third of its learning rate, with that, and with three times that. The run with the lowest
+    validation loss counts. Finished training runs are kept; an interrupted comparison resumes.
     """
     from hnloader.training import read_config
-    from hnloader.training.method_comparison import Plan, compare_methods, write_comparison
+    from hnloader.training.method_comparison import RATE_FACTORS, Plan, compare_methods, write_comparison
 
-    finished: dict[Any, Path | None] = {"hypernetwork": hypernetwork, "embedding": embedding}
+    finished: dict[Any, Path | None] = {"hypernetwork": hypernetwork, "embedding": embedding, "lora": lora}
     plan = Plan(
         read_config(config, parse_settings(set_ or []), preset),
         [*(prompt or []), *_lines(prompts)],
         seeds=range(1, seeds + 1),
+        methods=[each.strip() for each in methods.split(",") if each.strip()],  # type: ignore[misc]
+        rate_factors=(1.0,) if one_rate else RATE_FACTORS,
+        equal_parameters=equal_parameters,
         seconds=seconds,
         finished={method: path for method, path in finished.items() if path is not None},
         device=device,

@@ -57,7 +57,7 @@ def train(
             "--output", "-o", help="File to write, such as style.pt or style.safetensors.", show_default=False
         ),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="hypernetwork or embedding.", show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help="hypernetwork, embedding or lora.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Number of training steps.", show_default=False)] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest saved state.")] = False,
@@ -69,7 +69,7 @@ def train(
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a hypernetwork or a textual-inversion embedding on your own images.
+    """Train a hypernetwork, a textual-inversion embedding or a LoRA on your own images.
 
     Ctrl-C saves everything; --resume continues exactly where it stopped.
     """

@@ -1,4 +1,4 @@
-"""The adapter that is trained, a hypernetwork or an embedding, as the trainer sees it."""
+"""The adapter that is trained, a hypernetwork, an embedding or a LoRA, as the trainer sees it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Context = contextlib.AbstractContextManager[object]
 
 
 class Adapter(ABC):
-    """A trained hypernetwork or embedding.
+    """A trained hypernetwork, embedding or LoRA.
 
     Attributes:
         parameters: The trained parameters, float32.

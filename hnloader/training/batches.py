@@ -45,7 +45,7 @@ class BatchMaker:
             caption = self._captioner(image, random_below(random, 2**31))
             found = self.cache.latents(image, flipped=flipped, shift=_shift(random, data.random_shift))
             latents.append(found)
-            captions.append("" if dropped and config.method == "hypernetwork" else caption)
+            captions.append("" if dropped and config.method != "embedding" else caption)
             sampled.append(found.mean + found.std * torch.randn(found.mean.shape, generator=random))
             offset = torch.randn((len(found.mean), 1, 1), generator=random) * config.noise_offset
             noise.append(torch.randn(found.mean.shape, generator=random) + offset)

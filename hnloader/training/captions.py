@@ -39,7 +39,7 @@ def training_caption(image: TrainingImage, config: Config, choice: int) -> str:
 
     The token goes first if the caption lacks it, because the text encoder reads only the start of a long caption.
     """
-    if config.method == "hypernetwork":
+    if config.method != "embedding":
         return caption_of(image, config.data, config.name, choice)
     token = config.placeholder_token
     caption = caption_of(image, config.data, token, choice)
@@ -66,7 +66,7 @@ class Captioner:
     def __call__(self, image: TrainingImage, choice: int) -> str:
         """Return the caption of an image; `choice` selects the template."""
         caption = training_caption(image, self._config, choice)
-        if self._config.method == "hypernetwork":
+        if self._config.method != "embedding":
             return caption
         if caption not in self._known:
             token = self._config.placeholder_token

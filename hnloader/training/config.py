@@ -18,7 +18,7 @@ from hnloader.training.schema import setting
 
 __all__ = ["Config", "read_config"]
 
-Method = Literal["hypernetwork", "embedding"]
+Method = Literal["hypernetwork", "embedding", "lora"]
 Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"]
 # Pixels, of images and of `data.resolution`.
 MIN_SIZE = 32
@@ -86,6 +86,24 @@ class EmbeddingConfig:
     placeholder_token: str = setting(
         "", "The word for the embedding in captions and prompts; empty for <name of the output>."
     )
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The layers of a new LoRA."""
+
+    rank: int = setting(
+        16, "Rank of each layer's change: higher ranks learn more and make larger files.", least=1, most=1024
+    )
+    alpha: float = setting(
+        0.0, "Scale of the change, divided by the rank. 0: the rank, so that the scale is 1.", least=0
+    )
+    targets: Literal["kv", "attention", "all"] = setting(
+        "attention",
+        "Layers to change: kv (keys and values, as a hypernetwork), attention (all four projections), or all\n"
+        "(also the feed-forward layers).",
+    )
+    dropout: float = setting(0.0, "Dropout of the input. It reduces overfitting to few images.", least=0, most=0.9)
 
 
 @dataclass(frozen=True)
@@ -180,11 +198,11 @@ class Config:
     )
     images: str = setting("", "The folder with the training images.")
     output: str = setting("", "The file to write, such as style.pt (which every webui loads) or style.safetensors.")
-    method: Method = setting("hypernetwork", "hypernetwork, or embedding (textual inversion).")
+    method: Method = setting("hypernetwork", "hypernetwork, embedding (textual inversion), or lora.")
     start_from: str = setting(
         "",
-        "A hypernetwork or embedding to train further, such as a webui's .pt (with its .pt.optim next to it). Its\n"
-        "steps are added to the steps of this training run in the output, and count for a learning_rate with steps.",
+        "A hypernetwork, embedding or LoRA to train further, such as a webui's .pt (with its .pt.optim next to it).\n"
+        "Its steps are added to those of this training run in the output, and count for a learning_rate with steps.",
     )
 
     steps: int = setting(1500, "Number of training steps.", least=1, most=10_000_000)
@@ -193,8 +211,8 @@ class Config:
     learning_rate: str | float = setting(
         "auto",
         "A number; or the webui's '5e-5:100, 1e-5:1000, 1e-6' (a rate up to a step, then the next); or auto: with\n"
-        "adamw, adamw8bit and adafactor 1e-4 for a hypernetwork and 5e-3 for an embedding, with lion a tenth of\n"
-        "that, with prodigy 1, with sgd a thousand times that.",
+        "adamw, adamw8bit and adafactor 1e-4 for a hypernetwork or LoRA and 5e-3 for an embedding, with lion a tenth\n"
+        "of that, with prodigy 1, with sgd a thousand times that.",
     )
     lr_scheduler: Literal["constant", "cosine", "linear"] = setting(
         "cosine", "Decay of a single learning rate to a hundredth: constant (none), linear or cosine."
@@ -242,6 +260,7 @@ class Config:
 
     hypernetwork: HypernetworkConfig = setting(HypernetworkConfig, "The architecture of the hypernetwork.")
     embedding: EmbeddingConfig = setting(EmbeddingConfig, "The initial vectors of the embedding.")
+    lora: LoraConfig = setting(LoraConfig, "The layers of the LoRA.")
     data: DataConfig = setting(DataConfig, "The images and their captions.")
     prior: PriorConfig = setting(PriorConfig, "Prior preservation, for a style that affects unrelated prompts.")
     previews: PreviewConfig = setting(PreviewConfig, "Images generated during the training.")
@@ -254,6 +273,8 @@ class Config:
         for key in ("model", "images", "output", "model_config", "start_from"):
             expanded(getattr(self, key))  # raises for a NUL, or a user without a home folder
         suffixes = [suffix for each in writable_formats() for suffix in each.suffixes]
+        if self.method == "lora":  # no program reads a LoRA as a .pt
+            suffixes = [".safetensors"]
         if Path(self.output).suffix.lower() not in suffixes:
             raise ConfigError(f"Setting 'output': expected the suffix {' or '.join(suffixes)}, got {self.output!r}.")
         if 0 < self.data.resolution < MIN_SIZE:

@@ -12,6 +12,7 @@ from hnloader.errors import HypernetworkError
 _MAX_STEPS = 10
 _ADVICE = {
     "hypernetwork": "Check hypernetwork.widths, activation and initialization, or the file in start_from.",
+    "lora": "Check lora.targets, or the file in start_from.",
     "embedding": "Check that the model reads the placeholder token in the captions, or shorten them.",
 }
 
@@ -21,7 +22,7 @@ class GradientCheck:
 
     Args:
         parameters: The trained parameters.
-        method: "hypernetwork" or "embedding".
+        method: "hypernetwork", "embedding" or "lora".
         steps: The number of steps of the training.
     """
 

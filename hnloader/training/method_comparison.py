@@ -1,14 +1,14 @@
-"""Compare an embedding and a hypernetwork that are trained on the same images with the same budget."""
+"""Compare a hypernetwork, an embedding and a LoRA that are trained on the same images with the same budget."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,7 @@ from hnloader.training import html
 from hnloader.training.config import Config, Method
 from hnloader.training.dataset import open_image
 from hnloader.training.events import Event
+from hnloader.training.lora_adapter import target_names
 from hnloader.training.metrics import Metric, PaletteMetric, pixel_drift
 from hnloader.training.preparation import prepare
 from hnloader.training.previews import generate_image
@@ -28,10 +29,12 @@ from hnloader.training.trainer import Trainer
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-METHODS: tuple[Method, ...] = ("hypernetwork", "embedding")
+METHODS: tuple[Method, ...] = ("hypernetwork", "embedding", "lora")
+# The best of these multiples of the learning rate counts, since each method needs another one.
+RATE_FACTORS = (1 / 3, 1.0, 3.0)
 # Prompts that are unrelated to any training, for all models.
 UNRELATED = ("a photograph of a street", "a bowl of fruit on a table", "a person reading", "mountains and a lake")
-_STEADY = "changes unrelated prompts less"
+_STEADY = "changes unrelated prompts least"
 
 MakeMetrics = Callable[[list["Image"]], list[Metric]]
 Callback = Callable[[str, Event], None]
@@ -42,12 +45,15 @@ class Plan:
     """The settings of a comparison.
 
     Attributes:
-        config: The settings. `output` gives the names of the files (style-hypernetwork.pt, style-embedding.pt), and
-            `method` is ignored. An interrupted training run resumes.
-        prompts: Generated with both methods. The token of the embedding goes first, or in place of {name}.
+        config: The settings. `output` gives the names of the files (style-hypernetwork.pt, style-embedding.pt,
+            style-lora.safetensors), and `method` is ignored. An interrupted training run resumes.
+        prompts: Generated with all methods. The token of the embedding goes first, or in place of {name}.
         unrelated: Prompts whose images should not change.
         seeds: The seeds of each prompt.
-        seconds: Train each method for this time instead of `config.steps`.
+        methods: The methods to compare, at least two.
+        rate_factors: Train each method with these multiples of its learning rate, and take the lowest validation loss.
+        equal_parameters: Give the LoRA the rank with which it has about as many parameters as the hypernetwork.
+        seconds: Train for this time instead of `config.steps`.
         finished: Files to use instead of training.
         device: "auto", "cpu", "cuda", ...
     """
@@ -56,6 +62,9 @@ class Plan:
     prompts: Sequence[str]
     unrelated: Sequence[str] = UNRELATED
     seeds: Sequence[int] = (1, 2)
+    methods: Sequence[Method] = METHODS
+    rate_factors: Sequence[float] = (1.0,)
+    equal_parameters: bool = False
     seconds: float | None = None
     finished: Mapping[Method, Path] = field(default_factory=dict)
     device: str = "auto"
@@ -63,6 +72,11 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ConfigError("Found no prompts to compare. Use --prompts FILE (one per line) or --prompt TEXT.")
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown or len(set(self.methods)) < max(2, len(self.methods)):
+            raise ConfigError(f"Methods: expected two or more of {', '.join(METHODS)}, got {', '.join(self.methods)}.")
+        if self.equal_parameters and not {"hypernetwork", "lora"} <= set(self.methods):
+            raise ConfigError("Equal parameters: expected the methods hypernetwork and lora. Add them.")
 
 
 @dataclass
@@ -70,11 +84,13 @@ class MethodResult:
     """The result of one method.
 
     Attributes:
-        method: "hypernetwork" or "embedding".
+        method: "hypernetwork", "embedding" or "lora".
         path: The file.
         steps: Steps of the training; None for a finished file.
         seconds: Training time; None for a finished file.
         memory: Peak memory of the training in bytes, on a GPU.
+        parameters: Number of trained values.
+        learning_rate: The learning rate; None for a finished file.
         validation_loss: The validation loss.
         metrics: Kind and name of a metric -> number.
         drift: How much unrelated prompts changed, 0 to 1.
@@ -85,6 +101,8 @@ class MethodResult:
     steps: int | None = None
     seconds: float | None = None
     memory: int | None = None
+    parameters: int = 0
+    learning_rate: str | None = None
     validation_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     drift: float | None = None
@@ -101,7 +119,7 @@ class MethodComparison:
 
     Attributes:
         without: The metrics of the model alone.
-        results: The hypernetwork, then the embedding.
+        results: The result of each method.
         conclusion: Sentences that follow from the numbers.
         grid: Prompts by methods, with the first seed.
     """
@@ -113,7 +131,7 @@ class MethodComparison:
 
 
 def compare_methods(plan: Plan, make_metrics: MakeMetrics, callback: Callback | None = None) -> MethodComparison:
-    """Train both methods (or load finished files), generate the same prompts from the same seeds, and compare.
+    """Train all methods (or load finished files), generate the same prompts from the same seeds, and compare.
 
     Args:
         plan: The settings.
@@ -123,7 +141,7 @@ def compare_methods(plan: Plan, make_metrics: MakeMetrics, callback: Callback | 
     Raises:
         HypernetworkError: As `hnloader.train`, or a finished file cannot be loaded.
     """
-    runs = [_run(method, plan, callback) for method in METHODS]
+    runs = _runs(plan, callback)
     prompts, unrelated, seeds = plan.prompts, plan.unrelated, plan.seeds
     trainer = runs[0][1]
     without = _generate(trainer, prompts, plan, trained=False)
@@ -147,29 +165,85 @@ def compare_methods(plan: Plan, make_metrics: MakeMetrics, callback: Callback | 
     results = tuple(result for result, _ in runs)
     unchanged = {key: 0.0 for key in results[0].metrics if key.startswith("drift (")}
     own = _measure(metrics, without, asked) | unchanged
-    return MethodComparison(own, results, tuple(_conclusion(*results)), grid)
+    return MethodComparison(own, results, tuple(_conclusion(results)), grid)
 
 
-def _run(method: Method, plan: Plan, callback: Callback | None) -> tuple[MethodResult, Trainer]:
-    """Train a method, or load its finished file."""
-    config, finished = plan.config, plan.finished.get(method)
-    if finished is None:
-        config.check()
+def _runs(plan: Plan, callback: Callback | None) -> list[tuple[MethodResult, Trainer]]:
+    runs: dict[Method, tuple[MethodResult, Trainer]] = {}
+    # The hypernetwork first, since its size can determine the LoRA's.
+    for method in sorted(plan.methods, key=METHODS.index):
+        config = plan.config
+        if method == "lora" and plan.equal_parameters:
+            rank = _rank_of(runs["hypernetwork"][1])
+            config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=rank))
+        runs[method] = _best_run(method, dataclasses.replace(plan, config=config), callback)
+    return [runs[method] for method in plan.methods]
+
+
+def _rank_of(hypernetwork: Trainer) -> int:
+    """Return the rank with which a LoRA has about as many parameters as a hypernetwork."""
+    unet, targets = hypernetwork.denoiser.unet, hypernetwork.config.lora.targets
+    layers: list[Any] = [unet.get_submodule(name) for name in target_names(unet, targets)]
+    per_rank = sum(layer.in_features + layer.out_features for layer in layers)
+    return max(1, round(_count(hypernetwork) / int(per_rank)))
+
+
+def _count(trainer: Trainer) -> int:
+    return sum(parameter.numel() for parameter in trainer.adapter.parameters)
+
+
+def _best_run(method: Method, plan: Plan, callback: Callback | None) -> tuple[MethodResult, Trainer]:
+    """Train a method with each learning rate, and return the run with the lowest validation loss."""
+    finished, config = plan.finished.get(method), plan.config
     output = Path(config.output)
-    path = finished or output.with_name(f"{output.stem}-{method}{output.suffix}")
-    start_from = str(path) if finished else ""
-    config = dataclasses.replace(config, method=method, output=str(path), start_from=start_from)
+    suffix = ".safetensors" if method == "lora" else output.suffix
+    path = finished or output.with_name(f"{output.stem}-{method}{suffix}")
     embedding = dataclasses.replace(config.embedding, placeholder_token=config.placeholder_token)
-    config = dataclasses.replace(config, embedding=embedding)
-    trainer = prepare(config, resume=finished is None, dry_run=finished is not None, device=plan.device)
-    result = MethodResult(method, path)
-    if finished is None:
+    start_from = str(finished or "")
+    config = dataclasses.replace(config, method=method, output=str(path), start_from=start_from, embedding=embedding)
+    rates = [] if finished else _rates(config, plan.rate_factors)
+    if len(rates) < 2:
+        return _run(config, plan, callback)
+    best: tuple[MethodResult, Trainer] | None = None
+    for rate in rates:
+        # In separate folders: the name of the output is a word in captions.
+        place = path.with_name(f"{path.stem}-rates") / f"{rate:.3g}" / path.name
+        run = _run(dataclasses.replace(config, output=str(place), learning_rate=rate), plan, callback)
+        if run[0].validation_loss is None:
+            raise ConfigError(
+                "Comparing learning rates requires validation images. Set data.validation_split, use five images or "
+                "more, or give one learning rate."
+            )
+        if best is None or run[0].validation_loss < (best[0].validation_loss or 0.0):
+            best = run
+    assert best is not None
+    return best
+
+
+def _rates(config: Config, factors: Sequence[float]) -> list[float]:
+    """Return the learning rates to try; none for a schedule of several rates."""
+    try:
+        rate = float(config.learning_rate_text)
+    except ValueError:
+        return []
+    return [rate * factor for factor in factors]
+
+
+def _run(config: Config, plan: Plan, callback: Callback | None) -> tuple[MethodResult, Trainer]:
+    """Train with these settings, or load the finished file in `start_from`."""
+    finished = bool(config.start_from)
+    if not finished:
+        config.check()
+    trainer = prepare(config, resume=not finished, dry_run=finished, device=plan.device)
+    result = MethodResult(config.method, Path(config.output), parameters=_count(trainer))
+    if not finished:
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        _train(trainer, plan.seconds, method, callback)
+        _train(trainer, plan.seconds, config.method, callback)
         result.steps, result.seconds = trainer.state.step, trainer.state.seconds
         result.memory = torch.cuda.max_memory_allocated() if cuda else None
+        result.learning_rate = config.learning_rate_text
     if trainer.validator.images:
         result.validation_loss = trainer.validator.loss()
     return result, trainer
@@ -232,31 +306,50 @@ def _measure_drift(metrics: Sequence[Metric], images: list[Image], before: list[
     return {f"drift ({name})": value for name, value in found if value is not None}
 
 
-def _conclusion(one: MethodResult, two: MethodResult) -> Iterator[str]:
+def _conclusion(results: Sequence[MethodResult]) -> Iterator[str]:
     """Return what follows from the numbers."""
     for kind, verb in (
-        ("style", "shows more of the style"),
-        ("prompt", "follows the prompt better"),
+        ("style", "shows most of the style"),
+        ("prompt", "follows the prompt best"),
         ("drift", _STEADY),
     ):
-        for key in one.metrics:
+        for key in results[0].metrics:
             if key.startswith(f"{kind} ("):
-                values = one.metrics[key], two.metrics[key]
-                yield _verdict(verb, key, values, higher_is_better=kind != "drift")
-    if one.validation_loss is not None and two.validation_loss is not None:
-        yield _verdict("has the lower validation loss", "loss", (one.validation_loss, two.validation_loss))
-    if one.drift is not None and two.drift is not None:
-        yield _verdict(_STEADY, "drift", (one.drift, two.drift))
-    smaller, larger = sorted((one, two), key=lambda each: each.size)
-    yield f"The {smaller.method} file is {larger.size / smaller.size:,.0f} times smaller."
+                yield from _verdict(
+                    verb,
+                    key,
+                    [each.metrics.get(key) for each in results],
+                    results,
+                    best=max if kind != "drift" else min,
+                )
+    yield from _verdict("has the lowest validation loss", "loss", [each.validation_loss for each in results], results)
+    yield from _verdict(_STEADY, "drift", [each.drift for each in results], results)
+    smallest, *_, largest = sorted(results, key=lambda each: each.size)
+    ratio = largest.size / smallest.size
+    yield f"The {_named(smallest)} file is {ratio:,.0f} times smaller than the {_named(largest)} file."
 
 
-def _verdict(verb: str, key: str, values: tuple[float, float], *, higher_is_better: bool = False) -> str:
-    a, b = values
-    numbers = f"({key}: {METHODS[0]} {a:.3g}, {METHODS[1]} {b:.3g})"
-    if abs(a - b) <= 0.02 * max(abs(a), abs(b), 1e-9):
-        return f"Neither {verb} {numbers}."
-    return f"The {METHODS[0] if (a > b) == higher_is_better else METHODS[1]} {verb} {numbers}."
+def _verdict(
+    verb: str,
+    key: str,
+    values: Sequence[float | None],
+    results: Sequence[MethodResult],
+    best: Callable[[Iterable[float]], float] = min,
+) -> Iterator[str]:
+    """Return which method has the best value, unless another is within 2 %."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(results):
+        return
+    numbers = ", ".join(f"{_named(each)} {value:.3g}" for each, value in zip(results, known, strict=True))
+    first = best(known)
+    near = [each for each, value in zip(results, known, strict=True) if abs(value - first) <= 0.02 * abs(first) + 1e-9]
+    names = " and ".join(f"the {_named(each)}" for each in near)
+    words = verb if len(near) == 1 else f"{verb}, within 2 %"
+    yield f"{names[0].upper()}{names[1:]} {words} ({key}: {numbers})."
+
+
+def _named(result: MethodResult) -> str:
+    return "LoRA" if result.method == "lora" else result.method
 
 
 # -- the report
@@ -281,7 +374,9 @@ def write_comparison(comparison: MethodComparison, folder: Path, title: str) -> 
         "conclusion": comparison.conclusion,
     }
     with replacing(paths[0]) as temporary:
-        temporary.write_text(html.page(title, "hypernetwork and embedding side by side", body), encoding="utf-8")
+        temporary.write_text(
+            html.page(title, ", ".join(_named(each) for each in comparison.results), body), encoding="utf-8"
+        )
     with replacing(paths[1]) as temporary:
         temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
     with replacing(paths[2]) as temporary:
@@ -297,6 +392,8 @@ def comparison_table(comparison: MethodComparison) -> tuple[list[str], list[list
     ]
     optional: dict[str, list[object]] = {
         "drift of unrelated prompts": [each.drift for each in results],
+        "trained values": [each.parameters for each in results],
+        "learning rate": [each.learning_rate for each in results],
         "validation loss": [each.validation_loss for each in results],
         "steps": [each.steps for each in results],
         "training time, s": [each.seconds for each in results],
@@ -306,4 +403,4 @@ def comparison_table(comparison: MethodComparison) -> tuple[list[str], list[list
     for name, values in optional.items():
         if any(value is not None for value in values):
             rows.append([name, "", *("" if value is None else value for value in values)])
-    return ["", "without", *(each.method for each in results)], rows
+    return ["", "without", *map(_named, results)], rows

@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 from hnloader.errors import MissingExtraError
 
 # Learning rates of AdamW that suit full-size models.
-_ADAMW_RATES = {"hypernetwork": 1e-4, "embedding": 5e-3}
+_ADAMW_RATES = {"hypernetwork": 1e-4, "embedding": 5e-3, "lora": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
 
 
 def auto_learning_rate(name: str, method: str) -> float:
-    """Return the usual learning rate of an optimizer for "hypernetwork" or "embedding"."""
+    """Return the usual learning rate of an optimizer for "hypernetwork", "embedding" or "lora"."""
     kind = OPTIMIZERS[name]
     return _ADAMW_RATES[method] * kind.adamw_factor if kind.learning_rate is None else kind.learning_rate
 

@@ -22,7 +22,7 @@ from hnloader.training.adapters import Adapter
 from hnloader.training.batches import BatchMaker
 from hnloader.training.cache import Cache
 from hnloader.training.captions import Captioner
-from hnloader.training.config import Config
+from hnloader.training.config import Config, Method
 from hnloader.training.dataset import Dataset
 from hnloader.training.denoiser import Denoiser
 from hnloader.training.deterministic import allow_nondeterministic, deterministic_algorithms
@@ -32,6 +32,7 @@ from hnloader.training.events import BestWeights, Event, Reason, Result
 from hnloader.training.gradients import GradientCheck
 from hnloader.training.hypernetwork_adapter import HypernetworkAdapter
 from hnloader.training.learning_rate import parse_learning_rate
+from hnloader.training.lora_adapter import LoraAdapter
 from hnloader.training.optim_file import load_optim_file
 from hnloader.training.optimizers import make_optimizer, set_learning_rate
 from hnloader.training.pixels import training_size
@@ -51,6 +52,12 @@ _VALIDATIONS_TO_REMARK = 3
 _LOSS_SMOOTHING = 0.98
 
 Callback = Callable[[Event], None]
+
+_ADAPTERS: dict[Method, Callable[[Config, Denoiser], Adapter]] = {
+    "hypernetwork": HypernetworkAdapter,
+    "embedding": EmbeddingAdapter,
+    "lora": LoraAdapter,
+}
 
 
 class Trainer:
@@ -75,8 +82,7 @@ class Trainer:
         self.state = State(
             config=schema.plain(config), model=denoiser.fingerprint("unet"), images=dataset.fingerprint()
         )
-        make = HypernetworkAdapter if config.method == "hypernetwork" else EmbeddingAdapter
-        self.adapter: Adapter = make(config, denoiser)
+        self.adapter: Adapter = _ADAPTERS[config.method](config, denoiser)
         self.state.previous_steps = self.adapter.previous_steps
         self._set_up_optimization()
         self._set_up_data()
@@ -383,7 +389,7 @@ class Trainer:
         images = [*self.validator.images, *self.images]
         captions = dict.fromkeys(self.captioner(image, 0) for image in images)
         prompts = previews.prompts or tuple(captions)[: previews.count]
-        name = config.name if config.method == "hypernetwork" else config.placeholder_token
+        name = config.placeholder_token if config.method == "embedding" else config.name
         return tuple(prompt.replace("{name}", name) for prompt in prompts)
 
     def _track(self, loss: float) -> str:

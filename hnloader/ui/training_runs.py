@@ -3,7 +3,7 @@
 Each has a folder in a common one:
 
 - NAME/config.yaml: its settings
-- NAME/NAME.pt: its output, with NAME.training for states, previews and status.json
+- NAME/NAME.pt (of a LoRA .safetensors): its output, with NAME.training for states, previews and status.json
 - NAME/log.txt: its messages
 - lock, job.json: locked by the current training run, and its name
 
@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,12 @@ class TrainingFiles:
     Attributes:
         folder: Its folder.
         name: Its name.
+        suffix: Suffix of its output.
     """
 
     folder: Path
     name: str
+    suffix: str = ".pt"
 
     @property
     def config(self) -> Path:
@@ -75,7 +77,7 @@ class TrainingFiles:
     @property
     def output(self) -> Path:
         """The trained file."""
-        return self.folder / f"{self.name}.pt"
+        return self.folder / f"{self.name}{self.suffix}"
 
     @property
     def run_folder(self) -> Path:
@@ -90,7 +92,7 @@ class TrainingFiles:
     @property
     def best(self) -> Path:
         """The weights with the lowest validation loss."""
-        return self.run_folder / "best.pt"
+        return self.run_folder / f"best{self.suffix}"
 
     @property
     def previews(self) -> Path:
@@ -139,7 +141,10 @@ class TrainingRuns:
             raise HypernetworkError(
                 f"Output name: expected at most 64 letters, digits, spaces and . _ - + ( ), got {shown(name)}."
             )
-        return TrainingFiles(self.folder / name, name)
+        files = TrainingFiles(self.folder / name, name)
+        with contextlib.suppress(HypernetworkError):  # a new one
+            return replace(files, suffix=_suffix(_read_settings(files)))
+        return files
 
     def running(self) -> str | None:
         """Return the name of the current training run."""
@@ -148,13 +153,7 @@ class TrainingRuns:
 
     def settings(self, name: str) -> dict[str, Any]:
         """Return the settings of a training run, or raise HypernetworkError if it does not exist."""
-        from hnloader.training.schema import read_yaml
-
-        try:
-            found = read_yaml(read_regular(self.files(name).config).decode("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise HypernetworkError(f"Training run {name!r}: not found in {self.folder}. Check the name.") from error
-        return found if isinstance(found, dict) else {}
+        return _read_settings(self.files(name))
 
     def start(self, name: str, settings: Mapping[str, Any], preset: str = "style") -> TrainingFiles:
         """Start a training run.
@@ -170,7 +169,7 @@ class TrainingRuns:
         """
         from hnloader.training import read_config, schema
 
-        files = self.files(name)
+        files = replace(self.files(name), suffix=_suffix(settings))
         given = {**settings, "output": str(files.output)}
         for key in ("images", "model", "model_config", "start_from", "output"):
             path = expanded(str(given.get(key) or ""))
@@ -215,7 +214,7 @@ class TrainingRuns:
         if not source.is_file():
             raise HypernetworkError(f"Training run {name!r} has no {'validated weights' if best else 'output'} yet.")
         make_folder(folder)
-        wanted = folder / f"{name}.pt"
+        wanted = folder / f"{name}{files.suffix}"
         target = next(path for path in itertools.chain([wanted], numbered(wanted)) if not os.path.lexists(path))
         with replacing(target, overwrite=False, sources=[source]) as temporary:
             shutil.copyfile(source, temporary)
@@ -322,3 +321,18 @@ class TrainingRuns:
     @property
     def _job_path(self) -> Path:
         return self.folder / "job.json"
+
+
+def _read_settings(files: TrainingFiles) -> dict[str, Any]:
+    from hnloader.training.schema import read_yaml
+
+    try:
+        found = read_yaml(read_regular(files.config).decode("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        place = files.folder.parent
+        raise HypernetworkError(f"Training run {files.name!r}: not found in {place}. Check the name.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _suffix(settings: Mapping[str, Any]) -> str:
+    return ".safetensors" if settings.get("method") == "lora" else ".pt"

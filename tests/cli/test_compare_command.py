@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hnloader.cli.app import app
+from hnloader.training import Config, method_comparison
+from hnloader.training.method_comparison import RATE_FACTORS, MethodResult, Plan
 from tests.support.tiny_model import save_images
+from tests.support.trainings import config_in
 
 QUICK = [
     "steps=6",
@@ -40,13 +43,13 @@ def settings(tiny_model: Path, folder: Path, output: Path) -> list[str]:
     return [part for each in given for part in ("--set", each)]
 
 
-def test_both_methods_are_trained_and_compared(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
-    given = settings(tiny_model, folder, tmp_path / "style.pt")
+def test_all_methods_are_trained_and_compared(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    given = [*settings(tiny_model, folder, tmp_path / "style.pt"), "--one-rate"]
     code, out, err = run("-p", "a cat", "-p", "a dog", "--out", tmp_path / "report", *given)
     assert code == 0, err
     assert "style (palette)" in out
     found = json.loads((tmp_path / "report" / "comparison.json").read_text())
-    assert [each["method"] for each in found["results"]] == ["hypernetwork", "embedding"]
+    assert [each["method"] for each in found["results"]] == ["hypernetwork", "embedding", "lora"]
     for each in found["results"]:
         assert each["steps"] == 6
         assert each["size"] == (tmp_path / each["path"]).stat().st_size
@@ -55,7 +58,7 @@ def test_both_methods_are_trained_and_compared(tiny_model: Path, folder: Path, t
     # Unrelated prompts do not contain the token of the embedding.
     assert found["results"][1]["drift"] == 0
     assert found["results"][0]["drift"] > 0
-    assert any("changes unrelated prompts less" in line for line in found["conclusion"])
+    assert any("changes unrelated prompts least" in line for line in found["conclusion"])
     assert all(line in err for line in found["conclusion"])
     page = (tmp_path / "report" / "report.html").read_text()
     assert "validation loss" in page
@@ -68,9 +71,10 @@ def test_both_methods_are_trained_and_compared(tiny_model: Path, folder: Path, t
 
 
 def test_finished_files_are_used(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
-    given = settings(tiny_model, folder, tmp_path / "style.pt")
+    given = [*settings(tiny_model, folder, tmp_path / "style.pt"), "--one-rate"]
     assert run("-p", "a cat", "--out", tmp_path / "one", *given)[0] == 0
     files = {method: tmp_path / f"style-{method}.pt" for method in ("hypernetwork", "embedding")}
+    files["lora"] = tmp_path / "style-lora.safetensors"
     bytes_before = {method: path.read_bytes() for method, path in files.items()}
     options = [part for method, path in files.items() for part in (f"--{method}", path)]
     code, _, err = run(
@@ -92,6 +96,9 @@ def test_finished_files_are_used(tiny_model: Path, folder: Path, tmp_path: Path)
         (("--prompts", "none.txt"), "none.txt"),
         (("-p", "a", "--lpips"), "pip install lpips"),
         (("-p", "a", "--hypernetwork", "none.pt"), "none.pt"),
+        (("-p", "a", "--methods", "lora"), "two or more"),
+        (("-p", "a", "--methods", "lora,lorra"), "lorra"),
+        (("-p", "a", "--methods", "embedding,lora", "--equal-parameters"), "hypernetwork"),
         (("-p", "a", "--set", "previews.stepps=1"), "previews.stepps"),
     ],
 )
@@ -116,7 +123,7 @@ def test_lpips_measures_the_drift_of_unrelated_prompts(
     package = ModuleType("lpips")
     package.LPIPS = lambda net, verbose: torch.nn.L1Loss()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lpips", package)
-    given = settings(tiny_model, folder, tmp_path / "style.pt")
+    given = [*settings(tiny_model, folder, tmp_path / "style.pt"), "--one-rate", "--methods", "hypernetwork,embedding"]
     code, out, err = run("-p", "a cat", "--lpips", "--out", tmp_path / "report", *given)
     assert code == 0, err
     assert "drift (LPIPS)" in out
@@ -124,4 +131,42 @@ def test_lpips_measures_the_drift_of_unrelated_prompts(
     assert found["without"]["drift (LPIPS)"] == 0
     hypernetwork, embedding = (each["metrics"]["drift (LPIPS)"] for each in found["results"])
     assert hypernetwork > embedding == 0
-    assert any("less (drift (LPIPS)" in line for line in found["conclusion"])
+    assert any("least (drift (LPIPS)" in line for line in found["conclusion"])
+
+
+def test_the_learning_rate_with_the_lowest_loss_counts(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    given = settings(tiny_model, folder, tmp_path / "style.pt")
+    code, _, err = run(
+        "-p", "a cat", "--methods", "lora,hypernetwork", "--equal-parameters", "--out", tmp_path / "report", *given
+    )
+    assert code == 0, err
+    lora, hypernetwork = json.loads((tmp_path / "report" / "comparison.json").read_text())["results"]
+    assert lora["method"] == "lora"
+    assert lora["parameters"] == pytest.approx(hypernetwork["parameters"], rel=0.2)
+    for result, suffix in ((lora, "safetensors"), (hypernetwork, "pt")):
+        folder_of_rates = tmp_path / f"style-{result['method']}-rates"
+        assert {path.name for path in folder_of_rates.iterdir()} == {"0.000333", "0.001", "0.003"}
+        assert (
+            folder_of_rates / f"{float(result['learning_rate']):.3g}" / f"style-{result['method']}.{suffix}"
+        ).is_file()
+
+
+def test_the_lowest_validation_loss_decides(
+    tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def run_with(config: Config, plan: Plan, callback: object) -> tuple[MethodResult, SimpleNamespace]:
+        tried.append((config.method, float(config.learning_rate)))
+        losses = {"embedding": [0.3, 0.1, 0.2], "lora": [0.1, 0.2, 0.3]}[config.method]
+        loss = losses[len(tried) % 3 - 1]
+        return MethodResult(
+            config.method, Path(config.output), learning_rate=config.learning_rate_text, validation_loss=loss
+        ), SimpleNamespace()
+
+    monkeypatch.setattr(method_comparison, "_run", run_with)
+    config = config_in(tmp_path, tiny_model, learning_rate="3e-4")
+    plan = Plan(config, ["a"], methods=("embedding", "lora"), rate_factors=RATE_FACTORS)
+    found = [result.learning_rate for result, _ in method_comparison._runs(plan, None)]
+    assert [float(rate) for rate in found] == [pytest.approx(3e-4), pytest.approx(1e-4)]
+    assert [method for method, _ in tried] == ["embedding"] * 3 + ["lora"] * 3

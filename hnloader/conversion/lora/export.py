@@ -114,7 +114,8 @@ def export_lora(
         image, differences = _image_grid(job, applications, changes, progress)
     warnings = _warnings(job, changes, errors, statistics)
     style = _style(options, model)
-    metadata = lora_file.kohya_metadata(changes, options.kind, model.family, model.name, path.stem, style)
+    ranks = {change.rank for change in changes}
+    metadata = lora_file.kohya_metadata(ranks, ALPHA, options.kind, model.family, model.name, path.stem, style)
     metadata |= _result_metadata(job, errors, statistics, warnings, differences)
     metadata |= source_metadata(sources, model, options)
     tensors = _tensors(changes, style, job)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hnloader.conversion.lora.export_result import ALPHA, LayerChange
+from hnloader.conversion.lora.export_result import LayerChange
 from hnloader.conversion.lora.layer_names import NameStyle, lora_name
 from hnloader.conversion.lora.lora_options import Kind
 from hnloader.errors import HypernetworkError
@@ -42,20 +42,25 @@ def named_tensors(changes: Sequence[LayerChange], style: NameStyle, layers: int)
 
 
 def kohya_metadata(
-    changes: Sequence[LayerChange], kind: Kind, family: str | None, base: str, title: str, style: NameStyle
+    ranks: Collection[int | None],
+    alpha: float,
+    kind: Kind,
+    family: str | None,
+    base: str,
+    title: str,
+    style: NameStyle,
 ) -> dict[str, str]:
-    """Return the metadata that kohya's tools, the webuis and model managers read."""
+    """Return the metadata that kohya's tools, the webuis and model managers read; `ranks` has no duplicates."""
     known = family_named(family)
     version, architecture, resolution = "", "unknown", ""
     if known is not None:
         version, architecture = known.lora_base, known.modelspec_lora or known.modelspec
         resolution = f"{known.resolution}x{known.resolution}"
-    ranks = {change.rank for change in changes}
     rank = str(next(iter(ranks))) if len(ranks) == 1 and kind == "lora" else "Dynamic"  # kohya's word for mixed ranks
     metadata = {
         "ss_network_module": "networks.lora" if kind == "lora" else "lycoris.kohya",
         "ss_network_dim": rank,
-        "ss_network_alpha": f"{ALPHA:g}",
+        "ss_network_alpha": f"{alpha:g}",
         "ss_network_args": json.dumps({} if kind == "lora" else {"algo": "full"}),
         "ss_v2": "True" if version.startswith("sd_v2") else "False",
         "ss_base_model_version": version,

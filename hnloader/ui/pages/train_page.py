@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainPage", "build"]
 
-_METHODS = ("hypernetwork", "embedding")
+_METHODS = (("hypernetwork", "hypernetwork"), ("embedding", "embedding"), ("LoRA", "lora"))
 _PRESETS = ("style", "subject")
 _LAST, _BEST = "last step", "lowest validation loss"
 _SHEET_RESOLUTION = 512
@@ -188,16 +188,22 @@ class _Train:
             if not name:
                 raise HypernetworkError("Training runs: none selected. Select one first.")
             runs = self._runs()
-            embedding = runs.settings(name).get("method") == "embedding"
-            folder = self.place.embeddings if embedding and self.place.embeddings is not None else self.place.library
-            path = runs.use(name, folder(), best=which == _BEST)
+            method = str(runs.settings(name).get("method"))
+            path = runs.use(name, self._folder(method), best=which == _BEST)
         except Exception as error:
             return self._refusal(error)
         self.catalog.refresh()
         self.host.on_change()
         entry = next((each for each in self.catalog.entries() if each.path == path), None)
-        tag = "" if embedding or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
+        tag = "" if method != "hypernetwork" or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
         return markup.notice(f"Copied to the folder {shown(path.parent.name)} as {shown(path.name)}.{tag}", "good")
+
+    def _folder(self, method: str) -> Path:
+        """Return the folder where the host looks for files of a method."""
+        host, place = self.host, self.place
+        if method == "lora":
+            return (host.loras or host.converted or (lambda: host.output() / "converted"))()
+        return place.embeddings() if method == "embedding" and place.embeddings is not None else place.library()
 
     def _runs(self, python: str = "") -> TrainingRuns:
         named = (python or "").strip() if self.place.may_name_python else ""
@@ -375,7 +381,7 @@ def _form(place: TrainingPlace) -> tuple[dict[str, Any], Any]:
         elem_id="hnl-train-model",
     )
     with make("Row"):
-        fields["method"] = make("Radio", label="Train", choices=list(_METHODS), value=_METHODS[0])
+        fields["method"] = make("Radio", label="Train", choices=list(_METHODS), value="hypernetwork")
         fields["preset"] = make("Radio", label="Preset", choices=list(_PRESETS), value=_PRESETS[0])
     with make("Row"):
         fields["steps"] = make(

@@ -7,11 +7,9 @@ import json
 from typing import Any
 
 import pytest
-import torch
 
 import hnloader
 from hnloader.conversion.lora import LoraOptions, export_lora, open_base
-from hnloader.conversion.lora.export_result import LayerChange
 from hnloader.conversion.lora.lora_file import kohya_metadata
 from tests.support.lora_models import QUICK, Pipelines, make_affine, read
 from tests.support.small_models import WIDTHS, make_unet
@@ -74,12 +72,10 @@ def test_metadata_of_kohya_and_modelspec(made: Any) -> None:
     ],
 )
 def test_metadata_of_each_family(family: str, version: str, is_sd2: str, architecture: str) -> None:
-    site = open_base(make_unet()).sites[0]
-    changes = [LayerChange(site, "to_k", down=torch.ones(rank, 8), up=torch.ones(8, rank)) for rank in (2, 5)]
-    metadata = kohya_metadata(changes, "lora", family, "base", "title", "diffusers")
+    metadata = kohya_metadata({2, 5}, 1.0, "lora", family, "base", "title", "diffusers")
     assert metadata["ss_base_model_version"] == version
     assert metadata["ss_v2"] == is_sd2
     assert metadata["modelspec.architecture"] == architecture
     assert metadata["ss_network_dim"] == "Dynamic"
-    full = kohya_metadata(changes, "lycoris", family, "base", "title", "diffusers")
+    full = kohya_metadata({2, 5}, 1.0, "lycoris", family, "base", "title", "diffusers")
     assert full["ss_network_module"] == "lycoris.kohya"

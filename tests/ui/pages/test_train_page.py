@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
+from safetensors.torch import load_file
 
 import hnloader
 from hnloader.embeddings import load_embedding
@@ -120,6 +121,21 @@ def test_train_a_finished_embedding_further(url: str, open_page, images: Path, t
     expect(page.locator("#hnl-train-details")).to_contain_text("12 of 12", timeout=SLOW)
     expect(status).to_contain_text("word: Finished.", timeout=SLOW)
     assert load_embedding(made).step == 12
+
+
+def test_train_a_lora(url: str, open_page, images: Path, tmp_path: Path) -> None:
+    page = open_page(url)
+    turn_to_train(page)
+    ask(page, images, "drawn", 4)
+    page.get_by_label("LoRA").check()
+    page.locator("#hnl-train").click()
+    expect(page.locator("#hnl-train-status")).to_contain_text("drawn: Finished.", timeout=SLOW)
+    made = tmp_path / "images" / "trainings" / "drawn" / "drawn.safetensors"
+    assert any("lora_down" in name for name in load_file(made))
+    page.locator("#hnl-train-use").click()
+    expect(page.locator("#hnl-train-notice")).to_contain_text("as 'drawn.safetensors'.")
+    (copied,) = tmp_path.rglob("converted/drawn.safetensors")
+    assert copied.read_bytes() == made.read_bytes()
 
 
 def test_mistakes_and_images_are_shown(url: str, open_page, images: Path, tmp_path: Path) -> None:
