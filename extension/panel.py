@@ -140,11 +140,11 @@ class RowsPanel:
     def _note(self, row: Row) -> dict[str, str]:
         """Return what a row shows about its file: `models`, `preview` and `problem`."""
         library = self._extension.library
-        name = row.tag.name if row.tag is not None else str(row.values.get("name") or "").strip()
-        if not name:
+        name = row.tag.name if row.tag is not None else row.values.get("name")
+        if not isinstance(name, str) or not name.strip():
             return {"problem": row.problem}
         try:
-            path = library.find(name).path
+            path = library.find(name.strip()).path
         except HypernetworkError as error:
             return {"problem": row.problem or redacted_message(library.folders(), error)}
         facts = facts_of(library, path)

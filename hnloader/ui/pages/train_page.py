@@ -188,7 +188,7 @@ class _Train:
             if not name:
                 raise HypernetworkError("Training runs: none selected. Select one first.")
             runs = self._runs()
-            method = str(runs.settings(name).get("method"))
+            method = runs.settings(name).get("method")
             path = runs.use(name, self._folder(method), best=which == _BEST)
         except Exception as error:
             return self._refusal(error)
@@ -198,7 +198,7 @@ class _Train:
         tag = "" if method != "hypernetwork" or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
         return markup.notice(f"Copied to the folder {shown(path.parent.name)} as {shown(path.name)}.{tag}", "good")
 
-    def _folder(self, method: str) -> Path:
+    def _folder(self, method: object) -> Path:
         """Return the folder where the host looks for files of a method."""
         host, place = self.host, self.place
         if method == "lora":

@@ -36,7 +36,8 @@ OWN = {
     "hnloader/pipelines.py": {"name"},
     "hnloader/ui/diffusers_generator.py": {"name"},
     "hnloader/ui/pages/convert_page.py": {"target"},
-    "hnloader/ui/training_runs.py": {"_REQUIRED", "name"},
+    "hnloader/scopes.py": {"str(self)"},
+    "hnloader/ui/training_runs.py": {"_REQUIRED", "name", "files.name"},
 }
 # `str` of these is bounded: paths, sizes, our own errors and classes.
 OWN_TEXTS = {
@@ -89,7 +90,19 @@ OWN_TEXTS = {
     "preview or path.with_name(f'{path.stem}.preview.{shared.opts.samples_format}')",
     "getattr(shared.opts, QUICK_SETTING, None) or NO_HYPERNETWORK",
     "files[0] if len(files) == 1 else files[0].parent",
+    "self",
     "json.loads(read_regular(index)).get('_class_name')",
+    # A scope checks its numbers when it is made.
+    *(
+        "scope",
+        "scopes",
+        "whole",
+        "self.width",
+        "self._scopes",
+        "each.scopes",
+        "contents.scopes",
+        "hypernetwork.scopes",
+    ),
     # Of `map`.
     *("host.folders()", "self._entries", "sorted(set(widths))", "places", "tags", "tag.blocks", "self.blocks"),
     "cast('Sequence[object]', result.details.get(key, ()))",
