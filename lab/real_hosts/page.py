@@ -277,7 +277,7 @@ def convert(user: User) -> str:
     page.locator("#hnl-convert-to").get_by_text("LoRA").click()
     expect(page.get_by_label("separate folder")).to_be_checked()
     page.locator("#hnl-convert").click()
-    expect(status).to_contain_text("0 of 1 files:", timeout=PATIENCE)
+    expect(status).to_contain_text("0 of 1 file:", timeout=PATIENCE)
     page.locator("#hnl-convert-cancel").click()
     expect(status).to_contain_text("Cancelled", timeout=PATIENCE)
     assert not list(models.glob("Lora/*-lora.safetensors"))
