@@ -156,6 +156,19 @@ def test_a_chain_and_strengths_by_layer(tmp_path: Path) -> None:
         assert "3 of 3" in attachment.summary()
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "falcon_multi_query"])
+def test_new_strengths_of_a_fold(name: str) -> None:
+    model, hypernetwork = make_decoder(name), make("affine")
+    expected = {
+        number: logits(reference(model, applied(hypernetwork, number))) for number in (0.7, 0.2, -1.0, 0.001, 2.0)
+    }
+    with hnloader.attach(model, hypernetwork) as attachment:
+        for number, result in expected.items():
+            attachment.set_strength(number)
+            assert error(logits(model), result) < 1e-5
+            assert {row.plan for row in attachment.explain().rows} == {"fold"}
+
+
 @pytest.mark.parametrize("part", ["head", "inner", "copy"])
 def test_every_way_to_the_decoder_has_hypernetworks(part: str) -> None:
     model, hypernetwork = make_decoder(), make()
