@@ -30,7 +30,7 @@ _BUILD = """
         app.graph.add(node);
         for (const [name, value] of Object.entries(values)) {
             if (name === "size") { node.setSize(value); continue; }
-            if (name === "title") { node.title = value; continue; }
+            if (name === "node title") { node.title = value; continue; }
             (node.widgets.find((each) => each.name === name) ?? node.widgets[0]).value = value;
         }
         made[key] = node;
@@ -39,7 +39,7 @@ _BUILD = """
         made[source].connect(made[source].findOutputSlot(output), made[target], made[target].findInputSlot(input));
     }
     app.canvas.ds.scale = given.scale;
-    app.canvas.ds.offset = [130, 260];
+    app.canvas.ds.offset = [130, 230];
     app.canvas.setDirty(true, true);
     return app.graph.serialize();
 }
@@ -142,8 +142,8 @@ def hypernetwork_in_a_region() -> tuple[Nodes, Links]:
             (430, -60),
             {"hypernetwork": "style.pt", "strength": 1.0, "size": [360, 260]},
         ),
-        "left": ("ConditioningSetArea", (840, 250), {**half, "x": 0, "title": "Left half"}),
-        "right": ("ConditioningSetArea", (840, 460), {**half, "x": 256, "title": "Right half"}),
+        "left": ("ConditioningSetArea", (840, 250), {**half, "x": 0, "node title": "Left half"}),
+        "right": ("ConditioningSetArea", (840, 460), {**half, "x": 256, "node title": "Right half"}),
         "hooked": ("ConditioningSetProperties", (840, 40), {}),
         "both": ("ConditioningCombine", (1300, 330), {}),
     }
@@ -174,7 +174,7 @@ def make(user: User, folder: Path = ROOT) -> list[str]:
     for example in EXAMPLES:
         nodes, links = example()
         wide = "hooked" in nodes
-        given: dict[str, Any] = {"nodes": nodes, "links": links, "scale": 0.64 if wide else 0.8}
+        given: dict[str, Any] = {"nodes": nodes, "links": links, "scale": 0.64 if wide else 0.77}
         workflow = user.page.evaluate(_BUILD, given)
         assert len(workflow["links"]) == len(links), example.__name__
         user.page.wait_for_timeout(2_500)

@@ -114,17 +114,17 @@ class User:
     def run(self) -> dict[str, Any] | None:
         """Press Run; return the entry of the new job in the history, or None if it was refused."""
         before = set(self.host.get("/history"))
-        self.page.get_by_test_id("queue-button").or_(
-            self.page.get_by_role("button", name="Run", exact=True)
-        ).first.click()
+        button = self.page.get_by_test_id("queue-button").or_(self.page.get_by_role("button", name="Run", exact=True))
+        with self.page.expect_response(lambda answer: answer.url.endswith("/prompt")) as sent:
+            button.first.click()
+        if sent.value.status != 200:
+            return None
         for _ in range(PATIENCE // 500):
             self.page.wait_for_timeout(500)
             added = [entry for queued, entry in self.host.get("/history").items() if queued not in before]
             if added:
                 entry: dict[str, Any] = added[0]
                 return entry
-            if self.page.get_by_text("hypernetwork", exact=False).filter(has_text="missing").count():
-                return None
         raise AssertionError("The job did not end.")
 
     def read_error(self, text: str) -> str:
@@ -233,7 +233,7 @@ def shows_errors(user: User) -> str:
     assert entry is not None and entry["status"]["status_str"] == "error", entry
     said = user.read_error("made for SDXL (2048)")[:120]
     user.set(_LOADER, hypernetwork="gone.pt")
-    user.run()
+    assert user.run() is None, "a missing file was not refused"
     user.read_error("the file is missing")
     user.set(_LOADER, hypernetwork="ink.pt")
     return said

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from PIL import Image
 
 from tests.support.paths import ROOT
 from tests.support.standins.comfyui_host import running
@@ -78,3 +82,29 @@ def test_each_node_has_a_page_of_help(tmp_path: Path) -> None:
     with running(tmp_path) as host:
         pages = {path.stem for path in (ROOT / host.pack.WEB_DIRECTORY / "docs").glob("*.md")}
         assert pages == set(host.pack.NODE_CLASS_MAPPINGS)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "example_workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_examples_fit_the_nodes_and_their_images_contain_them(path: Path, tmp_path: Path) -> None:
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    with Image.open(ROOT / "docs" / "images" / f"comfyui-{path.stem.replace('_', '-')}.png") as image:
+        assert json.loads(image.text["workflow"]) == workflow
+    assert path.with_suffix(".jpg").is_file()
+    with running(tmp_path) as host:
+        ours = [node for node in workflow["nodes"] if node["type"].startswith("Hnloader")]
+        assert ours
+        for node in ours:
+            inputs = host.pack.NODE_CLASS_MAPPINGS[node["type"]].INPUT_TYPES()
+            given = {**inputs["required"], **inputs.get("optional", {})}
+            widgets = [
+                name
+                for name, (kind, more) in given.items()
+                if (isinstance(kind, list) or kind in ("STRING", "FLOAT")) and not more.get("forceInput")
+            ]
+            assert len(node["widgets_values"]) == len(widgets), node["type"]
+
+
+def test_the_example_of_strengths_has_a_title() -> None:
+    workflow = json.loads((ROOT / "example_workflows" / "compare_strengths.json").read_text(encoding="utf-8"))
+    (grid,) = [node for node in workflow["nodes"] if node["type"] == "HnloaderHypernetworkGrid"]
+    assert grid["widgets_values"] == ["style"]
