@@ -201,8 +201,10 @@ def _best_run(method: Method, plan: Plan, callback: Callback | None) -> tuple[Me
     embedding = dataclasses.replace(config.embedding, placeholder_token=config.placeholder_token)
     start_from = str(finished or "")
     config = dataclasses.replace(config, method=method, output=str(path), start_from=start_from, embedding=embedding)
-    rates = [] if finished else _rates(config, plan.rate_factors)
-    if len(rates) < 2:
+    if finished or len(plan.rate_factors) < 2:
+        return _run(config, plan, callback)
+    rates = _rates(prepare(config, dry_run=True, device=plan.device).config, plan.rate_factors)
+    if not rates:
         return _run(config, plan, callback)
     best: tuple[MethodResult, Trainer] | None = None
     for rate in rates:
@@ -243,7 +245,7 @@ def _run(config: Config, plan: Plan, callback: Callback | None) -> tuple[MethodR
         _train(trainer, plan.seconds, config.method, callback)
         result.steps, result.seconds = trainer.state.step, trainer.state.seconds
         result.memory = torch.cuda.max_memory_allocated() if cuda else None
-        result.learning_rate = config.learning_rate_text
+        result.learning_rate = trainer.config.learning_rate_text
     if trainer.validator.images:
         result.validation_loss = trainer.validator.loss()
     return result, trainer

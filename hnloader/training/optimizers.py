@@ -13,8 +13,11 @@ from torch import Tensor, nn, optim
 
 from hnloader.errors import MissingExtraError
 
-# Learning rates of AdamW that suit full-size models.
+# Learning rates of AdamW that suit full-size models, and the width of the widest self-attention in SD 1, SD 2 and SDXL.
+# The best rate of Adam falls as 1 / width (Yang et al. 2022, arXiv:2203.03466).
 _ADAMW_RATES = {"hypernetwork": 1e-4, "embedding": 5e-3, "lora": 1e-4}
+FULL_WIDTH = 1280
+_MOST_FACTOR = 10.0  # narrower models were not tried
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,19 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
 }
 
 
-def auto_learning_rate(name: str, method: str) -> float:
-    """Return the usual learning rate of an optimizer for "hypernetwork", "embedding" or "lora"."""
+def auto_learning_rate(name: str, method: str, width: int = FULL_WIDTH) -> float:
+    """Return the usual learning rate of an optimizer.
+
+    Args:
+        name: Name of the optimizer.
+        method: "hypernetwork", "embedding" or "lora".
+        width: Width of the model's widest self-attention. An embedding is in the text encoder, so its rate is the same.
+    """
     kind = OPTIMIZERS[name]
-    return _ADAMW_RATES[method] * kind.adamw_factor if kind.learning_rate is None else kind.learning_rate
+    if kind.learning_rate is not None:
+        return kind.learning_rate
+    factor = 1.0 if method == "embedding" else min(FULL_WIDTH / width, _MOST_FACTOR)
+    return _ADAMW_RATES[method] * kind.adamw_factor * factor
 
 
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], rate: float, decay: float) -> optim.Optimizer:

@@ -7,6 +7,7 @@ import math
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hnloader.attention import find_sites
 from hnloader.errors import ConfigError, DivergedError, HypernetworkError
 from hnloader.files import make_folder, remove_leftovers
 from hnloader.pipelines import Model
@@ -34,7 +36,7 @@ from hnloader.training.hypernetwork_adapter import HypernetworkAdapter
 from hnloader.training.learning_rate import parse_learning_rate
 from hnloader.training.lora_adapter import LoraAdapter
 from hnloader.training.optim_file import load_optim_file
-from hnloader.training.optimizers import make_optimizer, set_learning_rate
+from hnloader.training.optimizers import FULL_WIDTH, auto_learning_rate, make_optimizer, set_learning_rate
 from hnloader.training.pixels import training_size
 from hnloader.training.previews import render_previews, save_previews, tile_previews
 from hnloader.training.report import write_report
@@ -74,6 +76,7 @@ class Trainer:
     def __init__(
         self, config: Config, denoiser: Denoiser, dataset: Dataset, model: Model, accelerator: Any = None
     ) -> None:
+        config = _with_learning_rate(config, denoiser)
         self.config, self.denoiser, self.dataset, self.model = config, denoiser, dataset, model
         self._accelerator = accelerator
         self.output = Path(config.output)
@@ -438,6 +441,14 @@ class Trainer:
         state = self.state
         losses = (each["validation_loss"] for each in reversed(state.history) if "validation_loss" in each)
         return Event(state.step, self.config.steps, state.loss or 0.0, self._rate, next(losses, None), saved, message)
+
+
+def _with_learning_rate(config: Config, denoiser: Denoiser) -> Config:
+    """Replace the learning rate "auto" by the number for this model."""
+    if config.learning_rate != "auto":
+        return config
+    width = max((site.width for site in find_sites(denoiser.unet) if site.kind == "self"), default=FULL_WIDTH)
+    return replace(config, learning_rate=auto_learning_rate(config.optimizer, config.method, width))
 
 
 def _starting_notes(config: Config, previous_steps: int) -> Iterator[str]:

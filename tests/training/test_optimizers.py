@@ -105,6 +105,23 @@ def test_the_automatic_learning_rate_depends_on_the_optimizer(settings_of: Setti
     assert float(settings_of("a", "lion", learning_rate=3e-4).learning_rate_text) == 3e-4
 
 
+@pytest.mark.parametrize(
+    ("method", "suffix", "factor"), [("hypernetwork", "pt", 10), ("embedding", "pt", 1), ("lora", "safetensors", 10)]
+)
+def test_the_automatic_learning_rate_depends_on_the_width(
+    method: str, suffix: str, factor: float, settings_of: Settings, tmp_path: Path
+) -> None:
+    usual = {"hypernetwork": 1e-4, "embedding": 5e-3, "lora": 1e-4}[method]
+    training = prepare(
+        settings_of("a", "adamw", method=method, learning_rate="auto", output=str(tmp_path / f"{method}.{suffix}"))
+    )
+    assert training.learning_rate.at(1) == pytest.approx(usual * factor)
+    assert float(training.config.learning_rate) == pytest.approx(usual * factor)
+    assert auto_learning_rate("adamw", method, 640) == pytest.approx(usual * (1 if factor == 1 else 2))
+    fixed = prepare(settings_of("b", "adamw", learning_rate=3e-4))
+    assert fixed.learning_rate.at(1) == pytest.approx(3e-4)
+
+
 @pytest.mark.parametrize("name", [name for name, kind in OPTIMIZERS.items() if kind.package])
 def test_a_missing_or_old_package_is_reported_first(
     name: str, settings_of: Settings, monkeypatch: pytest.MonkeyPatch
