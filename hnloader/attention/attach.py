@@ -199,6 +199,8 @@ class Attachment:
             model, self._model = self._model, None
             if model is not None:
                 model.remove(self)
+                for entry in self._entries:
+                    entry.mask.forget()
                 self._sites = ()  # they hold the model's layers
 
     def __enter__(self) -> Attachment:

@@ -234,7 +234,7 @@ class MaskedStage(Stage):
 
     def __call__(self, context: Tensor) -> Tensor:
         """See `Stage`."""
-        mask = self._mask.last if compiling() else self._mask.present()
+        mask: Any = self._mask.last if compiling() else self._mask.present()
         return torch.where(mask.to(context.device), self.stage(context), context)
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hnloader.texts import shown
@@ -29,12 +28,12 @@ class TokenMask:
     """The mask of a window for the present call of each thread.
 
     Attributes:
-        last: The mask that was set last in any thread. [rows, tokens, 1].
+        last: The mask that was set last in any thread, None before the first. [rows, tokens, 1].
     """
 
     def __init__(self) -> None:
         self._by_thread: dict[int, Tensor] = {}
-        self.last = torch.ones(1, 1, 1, dtype=torch.bool)
+        self.last: Tensor | None = None
 
     def set(self, positions: Tensor, window: Tokens) -> bool | None:
         """Begin a call with tokens at these positions [rows, tokens].
@@ -52,7 +51,14 @@ class TokenMask:
 
     def present(self) -> Tensor:
         """Return the mask of this thread's call: [rows, tokens, 1]. Gradients may be computed in another thread."""
-        return self._by_thread.get(threading.get_ident(), self.last)
+        found = self._by_thread.get(threading.get_ident(), self.last)
+        assert found is not None, "the model's call sets the mask"
+        return found
+
+    def forget(self) -> None:
+        """Free the masks."""
+        self._by_thread.clear()
+        self.last = None
 
     def __getstate__(self) -> dict[str, object]:
         """Copy no call."""
