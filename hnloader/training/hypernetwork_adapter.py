@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hnloader.attention.attach import Attachment, attach
+from hnloader.attention.layout import find_sites
+from hnloader.attention.matching import scope_at
 from hnloader.errors import ConfigError
 from hnloader.loading import load, save
 from hnloader.network import Hypernetwork
@@ -23,8 +25,8 @@ class HypernetworkAdapter(Adapter):
 
     def __init__(self, config: Config, denoiser: Denoiser) -> None:
         self.config, self.denoiser = config, denoiser
-        make = _loaded if config.start_from else _new
-        self.hypernetwork = make(config, denoiser.widths).to(denoiser.device)
+        made = _loaded(config, denoiser) if config.start_from else _new(config, denoiser.widths)
+        self.hypernetwork = made.to(denoiser.device)
         self.hypernetwork.requires_grad_(True)
         self.hypernetwork.eval()
         self.parameters = list(self.hypernetwork.parameters())
@@ -77,15 +79,22 @@ class HypernetworkAdapter(Adapter):
         save(hypernetwork, path)
 
 
-def _loaded(config: Config, widths: tuple[int, ...]) -> Hypernetwork:
+def _loaded(config: Config, denoiser: Denoiser) -> Hypernetwork:
     found = load(config.start_from)
     if found.architecture is None:
         raise ConfigError(f"Setting 'start_from': {config.start_from} is a composition. Name one of its members.")
-    missing = [width for width in found.widths if width not in widths]
-    if missing:
+    used = {scope_at(found, site) for site in find_sites(denoiser.unet)}
+    unused = [scope for scope in found.scopes if scope not in used]
+    if unused:
         raise ConfigError(
-            f"Setting 'start_from': {config.start_from} holds the width {missing[0]}, and the model has "
-            f"{', '.join(map(str, widths))}. Use a hypernetwork for this model."
+            f"Setting 'start_from': {config.start_from} holds sides for {unused[0].label}, and the model has "
+            f"{', '.join(map(str, denoiser.widths))}. Use a hypernetwork for this model."
+        )
+    limited = [scope for scope in found.scopes if not scope.whole]
+    if limited and Path(config.output).suffix.lower() == ".pt":
+        raise ConfigError(
+            f"Setting 'output': expected a .safetensors file for the {limited[0].label} of {config.start_from}, got "
+            f"{config.output}. Change the ending."
         )
     return found.float()
 

@@ -46,3 +46,23 @@ def test_widths_that_the_model_lacks_are_refused(settings_of: Run, tmp_path: Pat
         prepare(settings_of(hypernetwork__widths=[99]))
     with raises(HypernetworkError, "none.pt"):
         prepare(settings_of(start_from=str(tmp_path / "none.pt")))
+
+
+def test_a_file_with_scopes_is_trained_further(settings_of: Run, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    before = hnloader.Hypernetwork.new(("24:cross:0-3", "24:cross:4-"), hnloader.Architecture(), name="start")
+    hnloader.save(before, start)
+    result = train(settings_of("more.safetensors", steps=2, start_from=str(start), ema_decay=0.0))
+    after = hnloader.load(result.output)
+    assert after.scopes == before.scopes
+    for name, tensor in before.state_dict().items():
+        assert not torch.equal(after.state_dict()[name], tensor), name
+    with raises(ConfigError, "output", ".safetensors"):
+        prepare(settings_of("other.pt", start_from=str(start)))
+
+
+def test_scopes_that_the_model_lacks_are_refused(settings_of: Run, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    hnloader.save(hnloader.Hypernetwork.new(("24", "16:900-"), hnloader.Architecture(), name="start"), start)
+    with raises(ConfigError, "16:900-"):
+        prepare(settings_of("more.safetensors", start_from=str(start)))
