@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.shared_options import DeviceOption, refuse
-from hnloader.cli.terminal import clean, fields, note, stderr, stdout
+from hnloader.cli.terminal import clean, fields, note, progress_bar, stderr, stdout
 from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
@@ -64,6 +66,9 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard an earlier training run of this output and start over.")
     ] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Try several learning rates for a minute, print the best, and exit.")
+    ] = False,
     status: Annotated[
         bool, typer.Option("--status", help="Print the progress of the training run of this output, and exit.")
     ] = False,
@@ -85,6 +90,9 @@ def train(
     settings = read_config(config, overrides, preset)
     if status:
         _print_status(settings)
+        return
+    if find_lr:
+        _print_rates(settings, device)
         return
     with stop_signals(), _status_file(settings) as writer:
         with stderr().status("Reading the images and loading the model"):
@@ -172,6 +180,21 @@ def _print_status(config: Config) -> None:
     if status.message:
         rows.append(("message", clean(status.message)))
     stdout().print(fields(rows))
+
+
+def _print_rates(config: Config, device: str) -> None:
+    from hnloader.training.rate_search import find_learning_rate
+
+    with progress_bar("Learning rates") as show:
+        found = find_learning_rate(config, device=device, callback=lambda done, total: show(done, total, "Trying"))
+    table = Table("learning rate", f"loss after {found.steps} steps", box=None, header_style="bold", pad_edge=False)
+    table.add_row("none", f"{found.initial_loss:.4f}")
+    for each in found.tried:
+        mark = "  lowest" if each == found.best else ""
+        table.add_row(f"{each.rate:.2g}", f"{each.loss:.4f}{mark}" if math.isfinite(each.loss) else "diverged")
+    stdout().print(table)
+    stderr().print(Text(found.conclusion))
+    stdout().print(Text(clean(found.path.resolve())), soft_wrap=True)
 
 
 def _summary(event: Event) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hnloader.errors import ConfigError
 
 FLOOR = 0.01
+HIGHEST = 10
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _pieces(text: str, end: int) -> list[tuple[float, int]]:
             rate, last = float(number), int(last_text) if colon else end
         except ValueError as error:
             raise ConfigError(f"{where}: expected a number, or pieces such as '5e-5:100, 1e-5'.") from error
-        if not 0 < rate < 10:
+        if not 0 < rate < HIGHEST:
             raise ConfigError(f"{where}: expected a rate above 0 and below 10, got {rate:g}. A usual one is 1e-4.")
         to_the_end = not colon or last == -1  # -1 is the webui's notation
         if to_the_end and index < len(parts) - 1:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,16 @@ class Trainer:
         self.validator = Validator(config, denoiser, self.batches, (validation_images, self.images), self.applied)
         sizes = [training_size(image.size, config.data, resolution, multiple) for image in self.images]
         self.sampler = BatchSampler(sizes, config.batch_size, config.data.repeats, config.seed)
+
+    def start_over(self, values: Sequence[Tensor], rate: float, steps: int) -> None:
+        """Return to these parameters with a new optimizer and a constant learning rate; see `rate_search`."""
+        with torch.no_grad():
+            for parameter, value in zip(self.adapter.parameters, values, strict=True):
+                parameter.copy_(value)
+        self.config = replace(
+            self.config, learning_rate=rate, lr_scheduler="constant", lr_warmup_steps=0, steps=max(steps, 1)
+        )
+        self._set_up_optimization()
 
     # -- resuming
 
