@@ -14,6 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from hnloader.attention.strengths import Strength
+from hnloader.errors import HypernetworkError
 from hnloader.network import Hypernetwork, SideName
 
 from .folded_context import Change, FoldedContext, KeptFolds, change, plain
@@ -97,10 +98,18 @@ class Chain:
         for setting in self.settings:
             setting.hypernetwork.release()
 
-    def call(self, options: dict[str, Any]) -> _Call | None:
-        """Return the present call of the UNet, or None outside of `apply_model`."""
+    def call(self, options: dict[str, Any]) -> _Call:
+        """Return the present call of the UNet.
+
+        Raises:
+            HypernetworkError: Something calls the UNet outside of `apply_model`, where no wrapper acts.
+        """
         calls: dict[Chain, _Call] = options.get(_CALLS, {})
-        return calls.get(self)
+        if self not in calls:
+            raise HypernetworkError(
+                "Hypernetwork: a node calls the UNet without ComfyUI's apply_model. Remove that node, or report it."
+            )
+        return calls[self]
 
     def _begin(self, base_model: Any, options: dict[str, Any]) -> _Call:
         if base_model not in self._layers:
@@ -128,7 +137,7 @@ class Patch:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return q and the changed k and v."""
         call = self.chain.call(options)
-        if call is None or not call.active:
+        if not call.active:
             return q, k, v
         place = place_of(options, self.kind)
         return q, self._changed(call, "k", k, place), self._changed(call, "v", v, place)

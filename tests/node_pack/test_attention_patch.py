@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hnloader
-from hnloader.errors import NoMatchingSitesError
+from hnloader.errors import HypernetworkError, NoMatchingSitesError
 from tests.support.builders import relative_error
 from tests.support.paths import GOLDENS
 from tests.support.standins.comfyui_host import Host
@@ -391,6 +391,13 @@ def test_some_missing_widths_are_a_warning_on_the_page(comfyui: Host, caplog: py
     ((event, data),) = comfyui.server.events
     assert event == "hnloader.warning" and data["node"] == "7"
     assert "2048" in data["text"] and data["text"] in caplog.text
+
+
+def test_a_call_that_bypasses_comfyui_is_an_error_instead_of_no_effect(comfyui: Host) -> None:
+    model = comfyui.load(make_model(), AFFINE)
+    options = dict(model.model_options["transformer_options"])
+    with pytest.raises(HypernetworkError, match="apply_model"):
+        model.model.diffusion_model(torch.zeros(1, 4, 4, 4), text(1), options)
 
 
 def test_unknown_blocks_are_refused(comfyui: Host) -> None:
