@@ -147,7 +147,8 @@ def controlled(host: Server) -> dict[str, Any]:
     (model,) = (name for name in host.get("/controlnet/model_list?update=true")["model_list"] if "edges" in name)
     hint = numpy.zeros((64, 64, 3), dtype=numpy.uint8)
     hint[16:48, 16:48] = 255
-    unit = {"enabled": True, "model": model, "module": "none", "image": encoded(hint), "pixel_perfect": False}
+    module = "None" if host.is_forge else "none"
+    unit = {"enabled": True, "model": model, "module": module, "image": encoded(hint), "pixel_perfect": False}
     return {"alwayson_scripts": {"ControlNet": {"args": [unit]}}}
 
 
