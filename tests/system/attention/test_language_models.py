@@ -248,17 +248,29 @@ def test_gradients_with_and_without_checkpointing() -> None:
         assert error(one, two) < 1e-4 or float((one - two).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("place", ["cpu", "disk"])
-def test_offloaded_models(place: str, tmp_path: Path) -> None:
+def offload(model: Any, place: str, folder: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
-    model, hypernetwork = make_decoder("gpt2"), make()
-    expected = logits(reference(model, applied(hypernetwork, 0.7)))
     if place == "disk":
-        accelerate.disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
-    else:
+        accelerate.disk_offload(model, folder, execution_device=torch.device("cpu"))
+    elif place == "cpu":
         accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
-    with hnloader.attach(model, hypernetwork, 0.7):
-        assert error(logits(model), expected) < 1e-5
+    else:
+        layers = {f"transformer.h.{number}": "disk" if number == 1 else "cpu" for number in range(3)}
+        rest = {f"transformer.{name}": "cpu" for name in ("wte", "wpe", "drop", "ln_f")}
+        device_map = {**layers, **rest, "lm_head": "cpu"}
+        accelerate.dispatch_model(model, device_map, main_device="cpu", offload_dir=folder, force_hooks=True)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("place", ["cpu", "disk", "device_map"])
+def test_offloaded_models(place: str, first: bool, tmp_path: Path) -> None:
+    model, hypernetwork = make_decoder("gpt2"), make("affine")
+    expected = logits(reference(model, applied(hypernetwork, 0.7)))
+    attachment = hnloader.attach(model, hypernetwork, 0.7) if first else None
+    offload(model, place, tmp_path)
+    attachment = attachment or hnloader.attach(model, hypernetwork, 0.7)
+    assert error(logits(model), expected) < 1e-5
+    assert "fold" not in {row.plan for row in attachment.explain().rows}
 
 
 def test_the_cost_is_explained() -> None:
