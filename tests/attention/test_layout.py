@@ -7,6 +7,7 @@ from diffusers import UNetMotionModel
 from hnloader.attention import find_sites
 from hnloader.attention.layout import unet_of
 from tests.support.small_models import TEXT_WIDTH, WIDTHS, make_controlnet, make_text_encoder, make_unet, make_vae, run
+from tests.support.standins import unets
 
 
 @pytest.mark.parametrize("kind", WIDTHS)
@@ -34,6 +35,13 @@ def test_sites_come_in_the_order_in_which_they_run():
     assert called == [site.index for site in sites]
     for handle in handles:
         handle.remove()
+
+
+def test_sites_of_the_original_layout_have_the_numbers_of_diffusers():
+    # Files with scopes name sites by these numbers.
+    webui, diffusers = find_sites(unets.make_unet(0)), find_sites(make_unet("sd1", layers_per_block=2))
+    assert [(site.block, site.kind) for site in webui] == [(site.block, site.kind) for site in diffusers]
+    assert len(webui) == 32
 
 
 def test_blocks_are_numbered_as_in_the_model():
