@@ -135,7 +135,7 @@ def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
                     seen.built_in[file] = image
             host.image(checks.PROMPT)
             if given.control is not None and not host.is_forge:
-                seen.built_in["edges"] = host.image(f"{checks.PROMPT}<hypernet:ink:0.7>", **checks.controlled(host))
+                seen.controlled = host.image(f"{checks.PROMPT}<hypernet:ink:0.7>", **checks.controlled(host))
         seen.state = host.state()
         if any(map(wanted, page.PAGE)):
             yield outcome("page unchanged", lambda: page.look_at(host, seen))

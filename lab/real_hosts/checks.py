@@ -29,12 +29,13 @@ OTHER = 1.0
 class Seen:
     """The host without the extension: images, the state of its model, and errors in the browser.
 
-    `built_in` has the images with its own hypernetworks, by file name.
+    `built_in` has the images with its own hypernetworks, by file name, and `controlled` one with a ControlNet, too.
     """
 
     folder: Path
     plain: HostImage | None = None
     built_in: dict[str, HostImage] = field(default_factory=dict)
+    controlled: HostImage | None = None
     state: dict[str, Any] = field(default_factory=dict)
     browser: set[str] = field(default_factory=set)
     is_forge: bool = False
@@ -137,9 +138,9 @@ def control_net(host: Server, seen: Seen) -> str:
     assert host.image(PROMPT, **fields) == plain, "the jobs changed the plain image with a ControlNet"
     found = f"effect {plain.far(tagged)[1]:.1f} in the mean, of which in the ControlNet {unet_alone.far(tagged)[1]:.1f}"
     assert tagged != unet_alone, "the setting has no effect"
-    if "edges" not in seen.built_in:
+    if seen.controlled is None:
         return found
-    return f"{found}; from the built-in {expect_same(tagged, seen.built_in['edges'])}"
+    return f"{found}; from the built-in {expect_same(tagged, seen.controlled)}"
 
 
 def controlled(host: Server) -> dict[str, Any]:
