@@ -37,7 +37,7 @@ def test_captions_and_problems_are_listed(folder: Path, tmp_path: Path) -> None:
     assert "48 x 48" in out
     assert "excluded" in err
     assert "broken.png: Cannot be read" in err
-    assert "6 images to train on, 1 files excluded" in err
+    assert "6 images to train on, 1 file excluded" in err
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 6 * 160
     (folder / "broken.png").unlink()
