@@ -134,6 +134,10 @@ class User:
         expect(details.or_(message).first).to_be_visible(timeout=20_000)
         if details.count():
             details.first.click()
+        info = self.page.get_by_role("button", name="Info for")  # an input that a node refuses
+        expect(info.or_(message).first).to_be_visible(timeout=20_000)
+        if info.count():
+            info.first.click()
         expect(message.first).to_be_visible(timeout=20_000)
         said = message.first.inner_text()
         self.page.keyboard.press("Escape")
@@ -231,7 +235,7 @@ def shows_errors(user: User) -> str:
     user.set(_LOADER, hypernetwork="only 2048.pt")
     entry = user.run()
     assert entry is not None and entry["status"]["status_str"] == "error", entry
-    said = user.read_error("made for SDXL (2048)")[:120]
+    said = " ".join(user.read_error("made for SDXL (2048)").split())[:160]
     user.set(_LOADER, hypernetwork="gone.pt")
     assert user.run() is None, "a missing file was not refused"
     user.read_error("the file is missing")
