@@ -27,7 +27,7 @@ class Facts:
     """The facts about a file.
 
     Attributes:
-        info: What `inspect` reports; None if the file cannot be used.
+        info: What `inspect` reports; None if the file cannot be used or was not read.
         problem: Why the file cannot be used, otherwise empty.
     """
 
@@ -44,9 +44,9 @@ class Facts:
         return ", ".join(self.info.families) or "an unknown model"
 
 
-def facts_of(library: HostLibrary, path: Path) -> Facts:
-    """Return the facts about a file of the library."""
-    entry = library.catalog.find(path)
+def facts_of(library: HostLibrary, path: Path, *, read: bool = True) -> Facts:
+    """Return the facts about a file of the library; without `read`, only those that are known."""
+    entry = library.catalog.find(path, read=read)
     if entry is None:
         return Facts(None, "The file no longer exists.")
     return Facts(entry.info, redact(library.folders(), entry.problem or ""))

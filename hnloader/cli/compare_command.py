@@ -98,7 +98,7 @@ def compare(
     stdout().print(_table(found))
     for line in found.conclusion:
         stderr().print(Text(line), soft_wrap=True)
-    for path in paths:
+    for path in [*paths, *(result.path for result in found.results)]:
         stdout().print(Text(clean(path.resolve())), soft_wrap=True)
 
 

@@ -195,6 +195,8 @@ def _count(trainer: Trainer) -> int:
 def _best_run(method: Method, plan: Plan, callback: Callback | None) -> tuple[MethodResult, Trainer]:
     """Train a method with each learning rate, and return the run with the lowest validation loss."""
     finished, config = plan.finished.get(method), plan.config
+    if finished is None:
+        config.check()
     output = Path(config.output)
     suffix = ".safetensors" if method == "lora" else output.suffix
     path = finished or output.with_name(f"{output.stem}-{method}{suffix}")

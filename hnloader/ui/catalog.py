@@ -7,6 +7,7 @@ and inode are unchanged. With a cache folder they also last until the next start
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import unicodedata
@@ -111,18 +112,20 @@ class Catalog:
             entry = (self._entries or {}).get(key or "")
         return None if entry is None else self.inspect(entry)
 
-    def find(self, path: Path) -> Entry | None:
-        """Return the inspected file at a path of these folders in its present state, or None for another path."""
+    def find(self, path: Path, *, read: bool = True) -> Entry | None:
+        """Return the file at a path of these folders in its present state, or None for another path.
+
+        Without `read`, a file that was not inspected yet stays so.
+        """
         key = _key_of(path)
-        entry = self.get(key)
-        try:
+        self.entries()
+        entry = (self._entries or {}).get(key)
+        with contextlib.suppress(OSError):
             status = path.stat()
-        except OSError:
-            return entry
-        if entry is None or entry.stamp != (status.st_size, status.st_mtime_ns, status.st_ino):
-            self.refresh()
-            entry = self.get(key)
-        return entry
+            if entry is None or entry.stamp != (status.st_size, status.st_mtime_ns, status.st_ino):
+                self.refresh()
+                entry = (self._entries or {}).get(key)
+        return self.inspect(entry) if read and entry is not None else entry
 
     def inspect(self, entry: Entry) -> Entry:
         """Return the entry with `info` or `problem`, reading the file's header if needed."""

@@ -63,7 +63,7 @@ def opened() -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
-def test_start_with_2000_files_opens_none(webui: Webui, opened: list[str]) -> None:
+def test_start_with_2000_files_opens_few(webui: Webui, opened: list[str]) -> None:
     webui.install()
     good = save_hypernetwork(webui.hypernetworks / "good.pt", ALL_WIDTHS, seed=1).read_bytes()
     for number in range(2000):
@@ -76,7 +76,8 @@ def test_start_with_2000_files_opens_none(webui: Webui, opened: list[str]) -> No
     page.create_html("txt2img")
     webui.reload()
     assert len(webui.shared.hypernetworks) == len(page.items) == 2001
-    assert [path for path in opened if path.startswith(str(webui.hypernetworks))] == []
+    assert len({path for path in opened if path.startswith(str(webui.hypernetworks))}) <= 100
+    opened.clear()
     webui.generate("a<hypernet:good>")
     assert {path for path in opened if path.startswith(str(webui.hypernetworks))} == {
         str(webui.hypernetworks / "good.pt")

@@ -31,6 +31,8 @@ TITLE = "Hypernetworks"
 # The webuis' pages would read these characters of a name as HTML. Such a name gets no card, nor does one outside UTF-8,
 # which would keep the whole page from being sent.
 _UNSAFE = frozenset('<>"')
+# Files that one listing reads; the next one reads as many more. A webui with 2,000 new files must start at once.
+_MOST_READ = 100
 
 
 def add_page(library: HostLibrary, refresh: Callable[[], None]) -> None:
@@ -70,9 +72,13 @@ def page_class(library: HostLibrary, refresh: Callable[[], None]) -> type:
             return [str(folder.absolute()) for folder in library.folders()]
 
         def list_items(self) -> Iterator[dict[str, Any]]:
+            left = _MOST_READ
             for index, file in enumerate(_shown(library, _strict(self))):
+                known = library.catalog.find(file.path, read=False)
+                read = left > 0
+                left -= known is not None and not known.inspected
                 with contextlib.suppress(OSError):  # deleted meanwhile
-                    yield _item(self, library, file, index)
+                    yield _item(self, library, file, index, read=read)
             library.catalog.save()
 
         def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any]:
@@ -111,13 +117,15 @@ def _strict(page: Any) -> bool:
     return "'{filename}'" in getattr(page, "btn_copy_path_tpl", "")
 
 
-def _item(page: Any, library: HostLibrary, file: LibraryFile, index: int | None) -> dict[str, Any]:
+def _item(
+    page: Any, library: HostLibrary, file: LibraryFile, index: int | None, *, read: bool = True
+) -> dict[str, Any]:
     """Return the values that the webui makes a card from."""
     path = file.path.absolute()
     stem = str(path.with_suffix(""))
     name = library.current.shortest_name(file)
-    facts = facts_of(library, file.path)
-    shown = f"Cannot be used: {facts.problem}" if facts.problem else f"For {facts.models}"
+    facts = facts_of(library, file.path, read=read)
+    shown = f"Cannot be used: {facts.problem}" if facts.problem else f"For {facts.models}" if facts.models else ""
     words = html.escape(f"{page.search_terms_from_path(stem)} {shown}")
     preview = sidecars.preview_path(path, _exists(page))
     item: dict[str, Any] = {

@@ -62,7 +62,7 @@ class Webui:
             paths = self.part(name)
             paths.script_path = paths.data_path = str(folder)
             paths.models_path, paths.extensions_dir = str(folder / "models"), str(folder / "extensions")
-        self.hypernetworks.mkdir(parents=True)
+        self.hypernetworks.mkdir(parents=True, exist_ok=True)
         if self.family.hypernetworks:
             self.shared.cmd_opts.hypernetwork_dir = str(self.hypernetworks)
         else:

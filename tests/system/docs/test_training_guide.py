@@ -130,7 +130,8 @@ def test_what_else_the_guide_promises_is_there(place: Path) -> None:
             image.load()
     assert (place / "style.training" / "best.pt").is_file()
     assert list((place / "style.training").glob("state-*.safetensors"))
-    assert load_embedding(place / "by-config-embedding.pt").step == 2
+    for rate in (place / "by-config-embedding-rates").iterdir():
+        assert load_embedding(rate / "by-config-embedding.pt").step == 2
     assert (place / "comparison" / "report.html").is_file()
     assert (place / "comparison" / "comparison.json").is_file()
 
