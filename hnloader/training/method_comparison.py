@@ -312,44 +312,36 @@ def _measure_drift(metrics: Sequence[Metric], images: list[Image], before: list[
 
 def _conclusion(results: Sequence[MethodResult]) -> Iterator[str]:
     """Return what follows from the numbers."""
-    for kind, verb in (
-        ("style", "shows most of the style"),
-        ("prompt", "follows the prompt best"),
-        ("drift", _STEADY),
+    for kind, claim, best in (
+        ("style", "shows most of the style", max),
+        ("prompt", "follows the prompt best", max),
+        ("drift", _STEADY, min),
     ):
         for key in results[0].metrics:
             if key.startswith(f"{kind} ("):
-                yield from _verdict(
-                    verb,
-                    key,
-                    [each.metrics.get(key) for each in results],
-                    results,
-                    best=max if kind != "drift" else min,
-                )
-    yield from _verdict("has the lowest validation loss", "loss", [each.validation_loss for each in results], results)
-    yield from _verdict(_STEADY, "drift", [each.drift for each in results], results)
+                yield from _verdict(claim, key, {_named(each): each.metrics.get(key) for each in results}, best)
+    losses = {_named(each): each.validation_loss for each in results}
+    yield from _verdict("has the lowest validation loss", "loss", losses, min)
+    yield from _verdict(_STEADY, "drift", {_named(each): each.drift for each in results}, min)
     smallest, *_, largest = sorted(results, key=lambda each: each.size)
-    ratio = largest.size / smallest.size
-    yield f"The {_named(smallest)} file is {ratio:,.0f} times smaller than the {_named(largest)} file."
+    if (ratio := largest.size / smallest.size) >= 1.5:
+        yield f"The {_named(smallest)} file is {ratio:,.0f} times smaller than the {_named(largest)} file."
 
 
 def _verdict(
-    verb: str,
-    key: str,
-    values: Sequence[float | None],
-    results: Sequence[MethodResult],
-    best: Callable[[Iterable[float]], float] = min,
+    claim: str, key: str, values: Mapping[str, float | None], best: Callable[[Iterable[float]], float]
 ) -> Iterator[str]:
-    """Return which method has the best value, unless another is within 2 %."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(results):
+    """Return which method has the best value, unless others are within 2 %; nothing if a value is missing."""
+    known = {name: value for name, value in values.items() if value is not None}
+    if len(known) < len(values):
         return
-    numbers = ", ".join(f"{_named(each)} {value:.3g}" for each, value in zip(results, known, strict=True))
-    first = best(known)
-    near = [each for each, value in zip(results, known, strict=True) if abs(value - first) <= 0.02 * abs(first) + 1e-9]
-    names = " and ".join(f"the {_named(each)}" for each in near)
-    words = verb if len(near) == 1 else f"{verb}, within 2 %"
-    yield f"{names[0].upper()}{names[1:]} {words} ({key}: {numbers})."
+    numbers = ", ".join(f"{name} {value:.3g}" for name, value in known.items())
+    first = best(known.values())
+    near = [f"the {name}" for name, value in known.items() if abs(value - first) <= 0.02 * abs(first) + 1e-9]
+    if len(near) == 1:
+        yield f"The {near[0].removeprefix('the ')} {claim} ({key}: {numbers})."
+    else:
+        yield f"No method alone {claim}: {' and '.join(near)} are within 2 % ({key}: {numbers})."
 
 
 def _named(result: MethodResult) -> str:
