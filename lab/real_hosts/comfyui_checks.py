@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -536,12 +535,8 @@ def client(host: ComfyUI) -> str:
 
 def quiet(host: ComfyUI) -> str:
     """Check that no exception comes from the node pack, except those of the workflows that are refused."""
-    unwanted, frame = [], ""
-    for line in host.console().splitlines():
-        if 'File "' in line:
-            frame = line
-        elif re.match(r"\s*[\w.]*(Error|Exception)\b", line) and "custom_nodes/hnloader" in frame:
-            unwanted += [] if line.strip().startswith("hnloader.errors.") else [line]
+    errors = host.errors_from("custom_nodes/hnloader")
+    unwanted = [line for line in errors if not line.strip().startswith("hnloader.errors.")]
     assert not unwanted, unwanted[0]
     return "no exception from the node pack but those of refused workflows"
 

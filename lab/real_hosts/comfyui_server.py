@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import time
 import urllib.error
 import urllib.parse
@@ -22,9 +18,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
+from .host_process import PATIENCE, HostProcess, open_url
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PATIENCE = 900
 # What ComfyUI needs of this repository, with other folders that a clone has.
 _PARTS = (
     "__init__.py",
@@ -37,7 +34,6 @@ _PARTS = (
     "extension",
     "tests/support",
 )
-_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 # A workflow as the API takes it: inputs are values, or [node, output].
 Workflow = dict[str, dict[str, Any]]
@@ -47,77 +43,31 @@ class RefusedError(Exception):
     """ComfyUI did not run the workflow. The message is what its page shows."""
 
 
-class ComfyUI:
+class ComfyUI(HostProcess):
     """One start of ComfyUI: `with ComfyUI(...) as host`. `data` is its base directory."""
 
     def __init__(self, checkout: Path, python: Path, data: Path, arguments: Sequence[str] = ()) -> None:
         self.checkout, self.python, self.data, self.arguments = checkout, python, data, list(arguments)
-        self.log = data / "host.log"
-        self.seconds = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__("ComfyUI", data)
 
     def __enter__(self) -> ComfyUI:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         command = [str(self.python), "main.py", "--cpu", "--base-directory", str(self.data)]
         command += ["--database-url", "sqlite:///:memory:"]
-        command += ["--port", str(self.port), "--disable-auto-launch", *self.arguments]
-        # A fork installs packages by itself.
-        offline = {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
-        begun = time.monotonic()
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self.checkout,
-                env={**os.environ, **offline},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            self._wait()
-        except BaseException:
-            self.__exit__()
-            raise
-        self.seconds = time.monotonic() - begun
+        command += ["--port", self.take_port(), "--disable-auto-launch", *self.arguments]
+        self.start(command, self.checkout, {"PIP_NO_INDEX": "1"})  # a fork installs packages by itself
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-    def _wait(self) -> None:
-        for _ in range(PATIENCE):
-            assert self._process is not None
-            if self._process.poll() is not None:
-                raise RuntimeError(f"ComfyUI exited. Its last lines are:\n{self.tail()}")
-            try:
-                self.get("/system_stats")
-            except OSError:
-                time.sleep(1)
-            else:
-                return
-        raise RuntimeError(f"ComfyUI did not answer within {PATIENCE} s. Its last lines are:\n{self.tail()}")
-
-    @property
-    def address(self) -> str:
-        """The address of the page."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def tail(self, lines: int = 25) -> str:
-        """Return the last lines of the console."""
-        return "\n".join(self.console().splitlines()[-lines:])
-
-    def console(self) -> str:
-        """Return the console."""
-        return self.log.read_text("utf-8", "replace")
+    def answers(self, after: int = 0) -> bool:
+        """Return True once the API answers."""
+        try:
+            self.get("/system_stats")
+        except OSError:
+            return False
+        return True
 
     def read(self, path: str) -> bytes:
         """Return the body of a response. Raises OSError."""
-        with _open(self.address + path, timeout=PATIENCE) as answer:
+        with open_url(self.address + path, timeout=PATIENCE) as answer:
             body: bytes = answer.read()
             return body
 
@@ -130,7 +80,7 @@ class ComfyUI:
         request = urllib.request.Request(self.address + path, json.dumps(body).encode())
         request.add_header("Content-Type", "application/json")
         try:
-            with _open(request, timeout=PATIENCE) as answer:
+            with open_url(request, timeout=PATIENCE) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             raise RefusedError(error.read().decode("utf-8", "replace")) from None

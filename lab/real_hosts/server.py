@@ -5,12 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -23,19 +18,15 @@ from PIL import Image
 
 from extension.hosts.forge.webui_names import webui_name
 
+from .host_process import PATIENCE, HostProcess, open_url
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PATIENCE = 900
 
 _COMMON = (
     "--skip-prepare-environment --skip-version-check --skip-torch-cuda-test --no-download-sd-model --no-hashing --api"
 )
 _CPU = {True: "--always-cpu", False: "--use-cpu all --no-half --no-half-vae"}  # Forge and its forks; others
-_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-
-
-class HostError(Exception):
-    """The host exited or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -62,92 +53,50 @@ class Checkout:
     python: Path
 
 
-class Server:
+class Server(HostProcess):
     """One start of a host: `with Server(...) as host`. `data` is its folder with models and extensions."""
 
     def __init__(self, checkout: Checkout, data: Path, arguments: Sequence[str] = ()) -> None:
         self.checkout, self.python, self.data, self.arguments = checkout.folder, checkout.python, data, list(arguments)
         self.is_forge = (checkout.folder / "modules_forge").is_dir()
         self.name = _name(checkout.folder) if self.is_forge else "AUTOMATIC1111"
-        self.log = data / "host.log"
-        self.seconds = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__("The host", data)
 
     def __enter__(self) -> Server:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         command = [str(self.python), "launch.py", *_COMMON.split(), *_CPU[self.is_forge].split()]
         # Forge serves scripts and styles only from its data folder.
         command += ["--data-dir", str(self.data), "--gradio-allowed-path", str(self.checkout)]
-        command += ["--port", str(self.port), *self.arguments]
-        offline = {"HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_RESTARTING": "1"}
-        offline["IGNORE_CMD_ARGS_ERRORS"] = "1"  # some forks lack some of these arguments
-        begun = time.monotonic()
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self.checkout,
-                env={**os.environ, **offline},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            self.wait()
-        except BaseException:
-            self.__exit__()
-            raise
-        self.seconds = time.monotonic() - begun
+        command += ["--port", self.take_port(), *self.arguments]
+        environment = {"GRADIO_ANALYTICS_ENABLED": "False", "SD_WEBUI_RESTARTING": "1"}
+        environment["IGNORE_CMD_ARGS_ERRORS"] = "1"  # some forks lack some of these arguments
+        self.log.unlink(missing_ok=True)  # `answers` looks for a line of this start
+        self.start(command, self.checkout, environment)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-    def wait(self, after: int = 0) -> None:
-        """Wait until the console reports the start, counted from the character `after`, and API and probe answer.
+    def answers(self, after: int = 0) -> bool:
+        """Return True once the console reports the start, counted from the character `after`, and API and probe answer.
 
         A request before that, between page and API, keeps AUTOMATIC1111 from starting.
         """
-        for _ in range(PATIENCE):
-            assert self._process is not None
-            if self._process.poll() is not None:
-                raise HostError(f"The host exited. Its last lines are:\n{self.tail()}")
-            if "Startup time: " not in self.console()[after:]:
-                time.sleep(1)
-                continue
-            try:
-                self.get("/sdapi/v1/options")
-                self.get("/probe/state")
-            except OSError:
-                time.sleep(1)
-            else:
-                return
-        raise HostError(f"The host did not answer within {PATIENCE} s. Its last lines are:\n{self.tail()}")
-
-    def tail(self, lines: int = 25) -> str:
-        """Return the last lines of the host's console."""
-        return "\n".join(self.console().splitlines()[-lines:])
-
-    def console(self) -> str:
-        """Return the host's console."""
-        return self.log.read_text("utf-8", "replace")
+        if "Startup time: " not in self.console()[after:]:
+            return False
+        try:
+            self.get("/sdapi/v1/options")
+            self.get("/probe/state")
+        except OSError:
+            return False
+        return True
 
     def get(self, path: str) -> Any:
         """Return the JSON response. Raises OSError."""
-        with _open(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE) as answer:
+        with open_url(self.address + path, timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def post(self, path: str, body: Any = None) -> Any:
         """Return the JSON response. Raises OSError, and urllib.error.HTTPError for a status such as 500."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", json.dumps(body or {} if body != [] else []).encode()
-        )
+        request = urllib.request.Request(self.address + path, json.dumps(body or {} if body != [] else []).encode())
         request.add_header("Content-Type", "application/json")
-        with _open(request, timeout=PATIENCE) as answer:
+        with open_url(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def state(self) -> dict[str, Any]:
