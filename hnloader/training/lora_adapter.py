@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hnloader.attention import find_sites
 from hnloader.attention.layout import family_of_sites
 from hnloader.conversion.lora.layer_names import lora_name
-from hnloader.conversion.lora.lora_file import kohya_metadata, name_style, write
+from hnloader.conversion.lora.lora_file import kohya_metadata, load, name_style, write
 from hnloader.errors import ConfigError, MissingExtraError, install_advice
 from hnloader.files import replacing
 from hnloader.pipelines import Model
@@ -24,11 +23,8 @@ from hnloader.training.config import Config
 from hnloader.training.denoiser import Denoiser
 from hnloader.training.sampler import generator_for, random_below
 
-_PARTS = {
-    "kv": ("to_k", "to_v"),
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "all": ("to_q", "to_k", "to_v", "to_out.0"),
-}
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_PARTS = {"kv": ("to_k", "to_v"), "attention": _ATTENTION, "all": _ATTENTION}
 _FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 _STEPS = "ss_steps"  # kohya's key
 _NAME = "default"  # peft's name of the only adapter
@@ -160,8 +156,7 @@ class LoraAdapter(Adapter):
     def _read(self, path: Path) -> tuple[dict[str, Tensor], int, float, int]:
         """Return the tensors, rank, alpha and steps of a file for these layers."""
         try:
-            tensors = load_file(path)
-            metadata = _metadata(path)
+            tensors, metadata = load(path)
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"Setting 'start_from': {path} cannot be read as a LoRA ({error}).") from error
         wanted = {self._file_name(name) for name in self._names}
@@ -207,13 +202,6 @@ def _peft() -> Any:
     except ImportError as error:
         raise MissingExtraError(f"Training a LoRA requires peft. {install_advice('train')}.") from error
     return peft
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as opened:
-        return dict(opened.metadata() or {})
 
 
 def _down(layer: Any) -> nn.Linear:

@@ -20,7 +20,7 @@ from hnloader.families import family_named
 from hnloader.formats.outgoing import tensor_bytes
 from hnloader.formats.safetensors import write_tensors
 
-__all__ = ["kohya_metadata", "name_style", "named_tensors", "overflowing", "read", "write"]
+__all__ = ["kohya_metadata", "load", "name_style", "named_tensors", "overflowing", "read", "write"]
 
 _IMPLEMENTATIONS = {"diffusers": "diffusers", "original": "https://github.com/Stability-AI/generative-models"}
 _HASH = "sshs_model_hash"
@@ -92,14 +92,19 @@ def read(path: Path) -> dict[str, str]:
         HypernetworkError: The file cannot be read, or its tensors differ from those that were written.
     """
     try:
-        with safe_open(path, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            metadata: dict[str, str] = opened.metadata() or {}
+        tensors, metadata = load(path)
     except (OSError, SafetensorError) as error:
         raise HypernetworkError(f"{path}: the safetensors file is damaged ({error}). Export it again.") from error
     if metadata.get(_HASH) != _sha256_of_data(tensors):
         raise HypernetworkError(f"{path}: the tensors differ from those that were written. Export it again.")
     return metadata
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of any safetensors file. Raises OSError and SafetensorError."""
+    with safe_open(path, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return tensors, opened.metadata() or {}
 
 
 def overflowing(tensors: Mapping[str, Tensor]) -> str | None:
