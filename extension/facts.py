@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -13,12 +12,11 @@ from hnloader.attention import AttentionSite, find_sites
 from hnloader.attention.matching import check_match
 from hnloader.errors import NoMatchingSitesError
 from hnloader.inspection import FileInfo
-from hnloader.ui.sidecars import thumbnail
+from hnloader.ui.catalog_entry import Entry
 
 from .host_library import HostLibrary
 from .redaction import redact
 
-_SIDE = 96  # pixels of a preview in a row
 _sites_of: WeakKeyDictionary[nn.Module, tuple[AttentionSite, ...]] = WeakKeyDictionary()
 
 
@@ -44,9 +42,13 @@ class Facts:
         return ", ".join(self.info.families) or "an unknown model"
 
 
-def facts_of(library: HostLibrary, path: Path, *, read: bool = True) -> Facts:
-    """Return the facts about a file of the library; without `read`, only those that are known."""
-    entry = library.catalog.find(path, read=read)
+def facts_of(library: HostLibrary, path: Path) -> Facts:
+    """Return the facts about a file of the library."""
+    return facts_in(library, library.catalog.find(path))
+
+
+def facts_in(library: HostLibrary, entry: Entry | None) -> Facts:
+    """Return the facts in an entry of the library's catalog; None stands for a file that is gone."""
     if entry is None:
         return Facts(None, "The file no longer exists.")
     return Facts(entry.info, redact(library.folders(), entry.problem or ""))
@@ -67,9 +69,3 @@ def _sites(unet: nn.Module) -> tuple[AttentionSite, ...]:
     if unet not in _sites_of:
         _sites_of[unet] = find_sites(unet)
     return _sites_of[unet]
-
-
-def preview(path: Path) -> str:
-    """Return a small preview of a file as the address of an image, empty if it has none."""
-    small = thumbnail(path, _SIDE)
-    return "" if small is None else f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"

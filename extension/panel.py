@@ -15,10 +15,11 @@ from typing import Any
 
 from hnloader.errors import HypernetworkError
 from hnloader.formats.registry import suffixes
+from hnloader.ui.sidecars import thumbnail_url
 
 from .applying import default_strength
 from .core import Extension
-from .facts import facts_of, mismatch, preview
+from .facts import facts_of, mismatch
 from .hosts.protocol import Panel, ShowsCards, ShowsPanel, ShowsTab, WritesInfotext, option, show_message
 from .redaction import redacted_message
 from .rows import Row, read_rows, tags_of, text_of
@@ -28,6 +29,7 @@ from .tab import TITLE as TOOLS_TITLE
 NAME = "Hypernetworks"  # of the script in requests to the API
 CARDS_TITLE = "Hypernetworks"  # the name of the webui's own page
 INFOTEXT_KEY = "Hypernet rows"
+_PREVIEW_SIDE = 96  # pixels
 _STYLE = Path(__file__).with_name("panel.css")
 
 
@@ -151,7 +153,7 @@ class RowsPanel:
         problem = row.problem or facts.problem
         if facts.info is not None and not problem:
             problem = mismatch(facts.info, self._extension.applier.unet())
-        return {"models": facts.models, "preview": preview(path), "problem": problem}
+        return {"models": facts.models, "preview": thumbnail_url(path, _PREVIEW_SIDE), "problem": problem}
 
 
 def _heading(text: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from hnloader.errors import HypernetworkError
 from hnloader.ui import Host, TagButton, TrainingPlace, build
-from hnloader.ui.index import cache_folder
 
 from .core import Extension
 from .generator import WebuiGenerator
@@ -41,7 +40,7 @@ def page_host(extension: Extension, tab: ShowsTab, generator: WebuiGenerator | N
         generator=generator,
         converted=lambda: host.folders()[0] / "converted",
         tag_button=_tag_button(tab.tag_button, with_panel=isinstance(host, ShowsPanel)),
-        cache=cache_folder(),
+        catalog=extension.library.catalog,
         **more,
     )
 

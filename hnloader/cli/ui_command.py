@@ -97,6 +97,7 @@ def ui(
 
 def _host(folders: list[Path], generator: DiffusersGenerator, models: list[str], out: Path, *, local: bool) -> Host:
     from hnloader.demo import pipeline_folder
+    from hnloader.ui.catalog import Catalog
     from hnloader.ui.index import cache_folder
     from hnloader.ui.page_host import Host, TrainingPlace
 
@@ -113,7 +114,7 @@ def _host(folders: list[Path], generator: DiffusersGenerator, models: list[str],
             may_name_python=local,
         ),
         pages=("generate", "library", "compare", "convert", "train"),
-        cache=cache_folder(),
+        catalog=Catalog(lambda: folders, cache_folder()),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import html
 import re
@@ -13,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from hnloader.texts import as_text, well_formed
-from hnloader.ui.sidecars import read_description, thumbnail
+from hnloader.ui.sidecars import read_description, thumbnail_url
 from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
@@ -127,15 +126,13 @@ def _folder(entry: Entry) -> str:
 
 
 def _image(entry: Entry, kind: str) -> str:
-    """Return the preview as a data URL, so that the server needs to serve no files."""
-    small = thumbnail(entry.path)
-    if small is None:
+    url = thumbnail_url(entry.path)
+    if not url:
         letter = next((letter for letter in entry.file.name if letter.isalnum()), "?").upper()
         sign = "!" if entry.problem is not None else letter
         hue = f"hnl-hue{int(entry.key[:2], 16) % 6}"
         return f'<span class="{kind} hnl-none {hue}" aria-hidden="true">{escaped(sign)}</span>'
-    data = base64.b64encode(small).decode()
-    return f'<img class="{kind}" alt="" src="data:image/jpeg;base64,{data}">'
+    return f'<img class="{kind}" alt="" src="{url}">'
 
 
 def headline(entry: Entry) -> str:

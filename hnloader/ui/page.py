@@ -24,7 +24,7 @@ def build_page(host: Host) -> None:
     root = Context.root_block
     if root is None:
         raise RuntimeError("No gradio.Blocks is open. Call build(host) within `with gradio.Blocks():`.")
-    catalog = Catalog(host.folders, host.cache)
+    catalog = host.catalog or Catalog(host.folders)
     files: list[Any] = []
     pages: dict[str, Any] = {}
     html(markup.style(), elem_id="hnl-style")

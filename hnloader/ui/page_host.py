@@ -15,6 +15,8 @@ from hnloader.prompt import Tag
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from hnloader.ui.catalog import Catalog
+
 __all__ = [
     "EXAMPLE_PROMPT",
     "Generator",
@@ -170,7 +172,7 @@ class Host:
         training: Where to train. None hides Train.
         pages: Pages to show, in this order: library, convert, compare, train, generate.
         tag_button: Button that sends a file's tag to the host. None sends it to Generate if that page is shown.
-        cache: Folder that keeps the library's index for the next start. None keeps nothing.
+        catalog: The library's files, if the program uses them, too. None makes one without an index.
         on_change: Called after files were added or changed.
     """
 
@@ -184,5 +186,5 @@ class Host:
     training: TrainingPlace | None = None
     pages: tuple[str, ...] = ("library", "convert", "compare", "train")
     tag_button: TagButton | None = None
-    cache: Path | None = None
+    catalog: Catalog | None = None
     on_change: Callable[[], None] = lambda: None

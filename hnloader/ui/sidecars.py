@@ -6,6 +6,7 @@ For `ink.pt` the image is `ink.png` or `ink.preview.png` (also jpg, jpeg, webp, 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -38,6 +39,7 @@ __all__ = [
     "strength_in",
     "text_in",
     "thumbnail",
+    "thumbnail_url",
 ]
 
 _SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif")
@@ -78,6 +80,12 @@ def thumbnail(path: Path, side: int = 320) -> bytes | None:
         if status.st_size <= _LARGEST_PREVIEW:
             return _thumbnail(preview, status.st_mtime_ns, status.st_size, side)
     return None
+
+
+def thumbnail_url(path: Path, side: int = 320) -> str:
+    """Return the thumbnail as a data URL, so that the server needs to serve no files; "" without one."""
+    small = thumbnail(path, side)
+    return "" if small is None else f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
 
 
 @lru_cache(maxsize=512)

@@ -22,7 +22,7 @@ from hnloader.prompt import Tag
 from hnloader.texts import as_text, well_formed
 from hnloader.ui import sidecars
 
-from ...facts import facts_of
+from ...facts import Facts, facts_in, facts_of
 from ...host_library import HostLibrary
 from ...redaction import inspect_redacted, redacted_values
 from .card_editor import editor_class
@@ -74,16 +74,17 @@ def page_class(library: HostLibrary, refresh: Callable[[], None]) -> type:
         def list_items(self) -> Iterator[dict[str, Any]]:
             left = _MOST_READ
             for index, file in enumerate(_shown(library, _strict(self))):
-                known = library.catalog.find(file.path, read=False)
-                read = left > 0
-                left -= known is not None and not known.inspected
+                entry = library.catalog.find(file.path, read=False)
+                if entry is not None and not entry.inspected and left > 0:
+                    entry, left = library.catalog.inspect(entry), left - 1
                 with contextlib.suppress(OSError):  # deleted meanwhile
-                    yield _item(self, library, file, index, read=read)
+                    yield _item(self, library, file, index, facts_in(library, entry))
             library.catalog.save()
 
         def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any]:
             """Raise HypernetworkNotFoundError for an unknown name."""
-            return _item(self, library, library.find(name), index)
+            file = library.find(name)
+            return _item(self, library, file, index, facts_of(library, file.path))
 
         def read_user_metadata(self, item: dict[str, Any] | None, use_cache: bool = True) -> None:
             if item is not None:
@@ -117,14 +118,11 @@ def _strict(page: Any) -> bool:
     return "'{filename}'" in getattr(page, "btn_copy_path_tpl", "")
 
 
-def _item(
-    page: Any, library: HostLibrary, file: LibraryFile, index: int | None, *, read: bool = True
-) -> dict[str, Any]:
+def _item(page: Any, library: HostLibrary, file: LibraryFile, index: int | None, facts: Facts) -> dict[str, Any]:
     """Return the values that the webui makes a card from."""
     path = file.path.absolute()
     stem = str(path.with_suffix(""))
     name = library.current.shortest_name(file)
-    facts = facts_of(library, file.path, read=read)
     shown = f"Cannot be used: {facts.problem}" if facts.problem else f"For {facts.models}" if facts.models else ""
     words = html.escape(f"{page.search_terms_from_path(stem)} {shown}")
     preview = sidecars.preview_path(path, _exists(page))
