@@ -47,6 +47,7 @@ from hnloader.errors import (
 if TYPE_CHECKING:
     from hnloader.attention.attach import Application, Attachment, attach, attachments
     from hnloader.conversion import Converted, convert
+    from hnloader.conversion.baking import Baked, bake
     from hnloader.conversion.lora import LoraExport, LoraOptions, export_lora
     from hnloader.conversion.merging import Merged, merge
     from hnloader.inspection import FileInfo, inspect
@@ -59,6 +60,7 @@ __all__ = [
     "Application",
     "Architecture",
     "Attachment",
+    "Baked",
     "CancelledError",
     "ConfigError",
     "Converted",
@@ -88,6 +90,7 @@ __all__ = [
     "VerificationError",
     "attach",
     "attachments",
+    "bake",
     "convert",
     "export_lora",
     "inspect",
@@ -101,6 +104,7 @@ __all__ = [
 _LAZY = {
     "hnloader.attention": ("Application", "Attachment", "attach", "attachments"),
     "hnloader.conversion": ("Converted", "convert"),
+    "hnloader.conversion.baking": ("Baked", "bake"),
     "hnloader.conversion.lora": ("LoraExport", "LoraOptions", "export_lora"),
     "hnloader.conversion.merging": ("Merged", "merge"),
     "hnloader.inspection": ("FileInfo", "inspect"),

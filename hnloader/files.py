@@ -243,6 +243,37 @@ def _part(target: Path, withheld: int, overwrite: bool) -> Iterator[_Part]:
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, and rename it to `path` after the block.
+
+    If the block fails or is interrupted, the temporary folder is removed.
+
+    Raises:
+        ExistingFileError: `path` exists.
+        HypernetworkError: The folder cannot be made, or the disk is full.
+    """
+    check_free(path)
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    try:
+        temporary.mkdir()
+        try:
+            yield temporary
+            check_free(path)  # a rename would replace an empty folder
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except (OSError, ValueError) as error:
+        raise _not_written(path, error) from error
+
+
+def copied(source: Path, target: Path) -> None:
+    """Copy a file with its permissions and wait for the disk; raise OSError."""
+    shutil.copy(source, target)
+    _flush(target)
+
+
 def check_free(path: Path) -> None:
     """Raise ExistingFileError if `path` exists, even as a broken link."""
     if os.path.lexists(path):

@@ -1,19 +1,23 @@
-"""`hnloader merge`: merge hypernetworks into one file."""
+"""`hnloader merge`: merge hypernetworks into one file, or into a checkpoint."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hnloader.cli.reporting import reports_errors
-from hnloader.cli.shared_options import HypernetDirOption, hypernetwork_library, read_hypernet
-from hnloader.cli.terminal import clean, fields, stderr, stdout
+from hnloader.cli.shared_options import HypernetDirOption, hypernetwork_library, read_hypernet, refuse
+from hnloader.cli.terminal import clean, fields, note, progress_bar, stderr, stdout
+from hnloader.units import counted
 
 if TYPE_CHECKING:
     from hnloader.conversion.merging import Merged, Part
+    from hnloader.prompt import Tag
 
 __all__ = ["merge"]
 
@@ -33,26 +37,59 @@ def merge(
             help="chain: one after the other; side-by-side: all on the same input; average: mean of the weights."
         ),
     ] = "chain",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 (the default), float16 or bfloat16.", show_default=False)
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Bake into a copy of this model: a diffusers folder, or a .safetensors or .ckpt file.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     folders: HypernetDirOption = None,
 ) -> None:
-    """Merge several hypernetworks into one file, or bake a strength into a file.
+    """Merge several hypernetworks into one file, or bake them into a checkpoint.
 
     Reports whether the result is exact. If a chain does not fit into one network, write it to a .hns file.
     """
+    if os.path.lexists(output) and not overwrite:
+        from hnloader.errors import ExistingFileError
+
+        raise ExistingFileError(f"{output}: the file exists. Use --overwrite, or choose another name.")
+    tags = [read_hypernet(text) for text in hypernetworks]
+    if into is None:
+        _merge(hypernetworks, tags, output, mode, dtype or "float32", folders, overwrite=overwrite)
+    else:
+        for option, given in (("--mode", mode != "chain"), ("--dtype", dtype is not None)):
+            if given:
+                refuse(option, "Cannot be combined with --into, which chains, and keeps the types of the checkpoint.")
+        _bake(tags, into, output, folders, overwrite=overwrite)
+    stdout().print(clean(output.resolve()), soft_wrap=True)
+
+
+def _merge(
+    texts: Sequence[str],
+    tags: Sequence[Tag],
+    output: Path,
+    mode: str,
+    dtype: str,
+    folders: Sequence[Path] | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Merge hypernetworks into one hypernetwork file."""
     from hnloader.conversion import merging
-    from hnloader.errors import ExistingFileError, HypernetworkError
+    from hnloader.errors import HypernetworkError
     from hnloader.files import same_file
     from hnloader.formats.hns import FORMAT as HNS
     from hnloader.formats.reading import files_of
     from hnloader.generation import load_hypernetworks
     from hnloader.loading import save
 
-    if os.path.lexists(output) and not overwrite:
-        raise ExistingFileError(f"{output}: the file exists. Use --overwrite, or choose another name.")
-    tags = [read_hypernet(text) for text in hypernetworks]
-    for tag, text in zip(tags, hypernetworks, strict=True):
+    for tag, text in zip(tags, texts, strict=True):
         if tag.blocks or tag.start != 0 or tag.end != 1:
             raise HypernetworkError(
                 f"{text!r}: a merged file cannot hold block, start or end. Give only a strength, k and v."
@@ -75,7 +112,25 @@ def merge(
         made = merging.merge(parts, mode=merging.checked_mode(mode), name=output.stem, dtype=dtype)
         save(made.hypernetwork, output, overwrite=overwrite, sources=files)
         _show(made, dtype)
-    stdout().print(clean(output.resolve()), soft_wrap=True)
+
+
+def _bake(tags: Sequence[Tag], into: Path, output: Path, folders: Sequence[Path] | None, *, overwrite: bool) -> None:
+    """Bake hypernetworks into a checkpoint, and show the result."""
+    from hnloader.conversion.baking import bake
+    from hnloader.generation import load_hypernetworks
+
+    applied = load_hypernetworks(tags, hypernetwork_library(folders), paths=True)
+    items = [replace(one.application(), hypernetwork=one.path) for one in applied]
+    with progress_bar("Baking") as progress:
+        made = bake(items, into, output, overwrite=overwrite, note=note, progress=progress)
+    types = " and ".join(made.dtypes)
+    rows = [
+        ("base", clean(made.base)),
+        ("changed", f"{counted(made.layers, 'attention layer')}, {types}"),
+        ("exact", "yes, up to rounding" if made.dtypes == ("float32",) else f"yes, up to the rounding of {types}"),
+        ("error", f"{made.error:.1e} of the largest key or value, on random inputs"),
+    ]
+    stderr().print(fields(rows))
 
 
 def _keep(parts: list[Part], output: Path, files: list[Path], *, overwrite: bool) -> None:

@@ -37,7 +37,15 @@ from hnloader.network import SIDES, SideName
 from hnloader.scopes import MOST_SCOPES, Scope, as_scope
 from hnloader.texts import as_text, shown, well_formed
 
-__all__ = ["FORMAT", "check_header", "decode_value", "encode_value", "write_tensors"]
+__all__ = [
+    "FORMAT",
+    "check_header",
+    "decode_value",
+    "encode_value",
+    "read_lazily",
+    "write_lazily",
+    "write_tensors",
+]
 
 # Layout 2 has scopes in the place of widths. A file whose scopes are whole widths has layout 1.
 LAYOUT_VERSION = 2
@@ -124,10 +132,7 @@ def _read(source: Source) -> Contents:
         raise UnsupportedArchitectureError(f"{source.label}: {error}") from error
 
     def read_tensor(info: StoredTensor) -> Tensor:
-        dtype = getattr(torch, info.dtype)
-        data = joined(source.pieces(info.offset, info.size), info.size)
-        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return flat.reshape(info.shape)
+        return _read_tensor(source, info)
 
     variant = as_text(about.get("variant", ""), 200)
     notes = {key: value for key, value in metadata.items() if key != METADATA_KEY}
@@ -165,6 +170,29 @@ def _described(text: str, label: str) -> dict[str, Any]:
             f"{label} has layout {version}, and this hnloader reads up to {LAYOUT_VERSION}. Update hnloader."
         )
     return about  # type: ignore[no-any-return]
+
+
+def _read_tensor(source: Source, info: StoredTensor) -> Tensor:
+    dtype = getattr(torch, info.dtype)
+    data = joined(source.pieces(info.offset, info.size), info.size)
+    flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return flat.reshape(info.shape)
+
+
+def read_lazily(source: Source) -> tuple[dict[str, Lazy], dict[str, str]]:
+    """Return the tensors of any safetensors file, which are read on demand, and its metadata.
+
+    Raises:
+        CorruptFileError: The header is damaged or does not fit the file.
+    """
+    tensors, metadata = _read_header(source)
+
+    def lazy(info: StoredTensor) -> Lazy:
+        return Lazy(
+            info.shape, info.dtype, lambda: _read_tensor(source, info), lambda: source.pieces(info.offset, info.size)
+        )
+
+    return {name: lazy(info) for name, info in tensors.items()}, metadata
 
 
 # -- the header
@@ -469,7 +497,7 @@ def _write(outgoing: Outgoing, path: Path) -> None:
         for name, tensor in outgoing.sides[scope, side].items()
     }
     header = {"format": "pt", METADATA_KEY: described, **_model_spec(outgoing)}
-    _write_lazily(path, {**tensors, **extras}, {**header, **outgoing.notes}, outgoing.hashes, hashed=outgoing.data_hash)
+    write_lazily(path, {**tensors, **extras}, {**header, **outgoing.notes}, outgoing.hashes, hashed=outgoing.data_hash)
 
 
 def _layout(scopes: Sequence[Scope]) -> dict[str, object]:
@@ -516,10 +544,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
     The library's own writer needs NumPy and holds all data twice.
     """
-    _write_lazily(path, {name: held(tensor) for name, tensor in tensors.items()}, metadata)
+    write_lazily(path, {name: held(tensor) for name, tensor in tensors.items()}, metadata)
 
 
-def _write_lazily(
+def write_lazily(
     path: Path,
     tensors: Mapping[str, Lazy],
     metadata: Mapping[str, str],
@@ -527,7 +555,7 @@ def _write_lazily(
     *,
     hashed: bool = False,
 ) -> None:
-    """Write tensors one at a time.
+    """Write a safetensors file one tensor at a time, and open it with the safetensors library.
 
     `hashes` are sha256 in hex by key; they and, with `hashed`, ModelSpec's hash of the data replace placeholders in the
     header after the data is written.

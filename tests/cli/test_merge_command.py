@@ -94,3 +94,30 @@ def test_mistakes_print_one_line_and_change_nothing(arguments: tuple[str, ...], 
     assert words in err
     assert "Traceback" not in err
     assert {path: path.read_bytes() for path in files.iterdir()} == before
+
+
+def test_hypernetworks_are_baked_into_a_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    made = Hypernetwork.new((16, 24), Architecture(activation=None), name="ink").requires_grad_(False)
+    hnloader.save(made, tmp_path / "ink.pt")
+    into = ("--into", tiny_model)
+    code, out, err = run(f"{tmp_path}/ink.pt:0.8:block=up", *into, "-o", tmp_path / "baked")
+    assert code == 0, err
+    assert out.strip() == str(tmp_path / "baked") and (tmp_path / "baked" / "model_index.json").is_file()
+    assert "attention layers, float32" in err and "exact yes, up to rounding" in err
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, exit_code in [
+        ((f"{tmp_path}/ink.pt", *into, "-o", tmp_path / "baked"), 1),
+        ((f"{tmp_path}/ink.pt", *into, "-o", tmp_path / "new", "--dtype", "float16"), 2),
+        ((f"{tmp_path}/ink.pt", *into, "-o", tmp_path / "new", "--mode", "average"), 2),
+        ((f"{tmp_path}/ink.pt:1:start=0.5", *into, "-o", tmp_path / "new"), 1),
+        ((f"{tmp_path}/ink.pt", "--into", tmp_path / "none", "-o", tmp_path / "new"), 1),
+    ]:
+        assert run(*arguments)[0] == exit_code
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nonlinear_hypernetworks_are_not_baked(tiny_model: Path, files: Path) -> None:
+    curved = Hypernetwork.new((16, 24), Architecture(activation="relu")).requires_grad_(False)
+    hnloader.save(curved, files / "style.pt")
+    code, _, err = run(f"{files}/style.pt", "--into", tiny_model, "-o", files / "new")
+    assert code == 1 and "export-lora" in err and not (files / "new").exists()

@@ -40,6 +40,7 @@ class BaseModel:
         sites: The attention layers in running order. Those read from files have modules without data.
         layers: `layers_per_block` of the UNet, which the original names depend on.
         folder: Folder of the model, or None.
+        weights: Its weights in files, or None for a model in memory.
         program: A program that runs the model in place of diffusers, or None.
     """
 
@@ -51,8 +52,9 @@ class BaseModel:
         read: Callable[[str], Tensor],
         run: Callable[[], _Runnable],
         folder: Path | None = None,
+        weights: UNetWeights | None = None,
     ) -> None:
-        self.name, self.sites, self.layers, self.folder = name, sites, layers, folder
+        self.name, self.sites, self.layers, self.folder, self.weights = name, sites, layers, folder, weights
         self._read, self._run = read, run
         self._runnable: _Runnable | None = None
         self.program: Denoiser | None = None
@@ -198,4 +200,4 @@ def _of_weights(name: str, weights: UNetWeights, run: Callable[[], _Runnable], f
             f"{weights.label}: found no attention layers of a Stable Diffusion UNet. Give a diffusers folder, its unet "
             f"folder, or a checkpoint of {family_list()}."
         )
-    return BaseModel(name, sites, weights.layers, weights.read, run, folder)
+    return BaseModel(name, sites, weights.layers, weights.read, run, folder, weights)

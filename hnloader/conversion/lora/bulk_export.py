@@ -11,8 +11,9 @@ from pathlib import Path
 from hnloader.conversion.lora import lora_file
 from hnloader.conversion.lora.base_model import BaseModel
 from hnloader.conversion.lora.context_samples import Progress
-from hnloader.conversion.lora.export import Item, check_family, export_lora, source_metadata
+from hnloader.conversion.lora.export import export_lora, source_metadata
 from hnloader.conversion.lora.lora_options import LoraOptions
+from hnloader.conversion.lora.lora_sources import Item, check_family
 from hnloader.errors import HypernetworkError
 from hnloader.inspection import inspect
 

@@ -32,6 +32,8 @@ __all__ = [
     "Sampling",
     "Statistics",
     "random_contexts",
+    "random_inputs",
+    "running_modules",
     "sample",
 ]
 
@@ -191,6 +193,14 @@ def _changed(sites: Sequence[AttentionSite], chain: Chain) -> Iterator[Attention
     return (site for site in sites if any(chain.links(site, side) for side in SIDES))
 
 
+def running_modules(unet: nn.Module, base: BaseModel, sites: Sequence[AttentionSite]) -> dict[str, nn.Module]:
+    """Return the attention layers of a running UNet by their names in diffusers; raise ModelError if a site lacks."""
+    modules = {diffusers_name(site.name, base.layers) or site.name: site.module for site in find_sites(unet)}
+    if missing := [site.name for site in sites if site.name not in modules]:
+        raise ModelError(f"{missing[0]}: missing in the model that runs. Give {base.name} itself.")
+    return modules
+
+
 class _Observed:
     """Hooks that apply the chain at the attention layers of a UNet and pass their contexts to `Layer`s."""
 
@@ -209,10 +219,9 @@ class _Observed:
             if links not in self.texts:
                 self.texts[links] = Layer(site, chain)
             self.layers[site.index] = self.texts[links]
-        modules = {diffusers_name(site.name, base.layers) or site.name: site.module for site in find_sites(unet)}
-        if missing := [site.name for site in _changed(base.sites, chain) if site.name not in modules]:
-            raise ModelError(f"{missing[0]}: missing in the model that runs. Give {base.name} itself.")
-        self._sites = [(site, modules[site.name]) for site in _changed(base.sites, chain)]
+        changed = list(_changed(base.sites, chain))
+        modules = running_modules(unet, base, changed)
+        self._sites = [(site, modules[site.name]) for site in changed]
 
     def add_text(self, contexts: Tensor, role: Role) -> None:
         """Add text contexts [sequences, tokens, width] to all cross-attention layers."""
@@ -270,30 +279,36 @@ def _denoise(denoiser: Denoiser, observed: _Observed, sampling: Sampling, progre
 
 def _run_unet(unet: Any, observed: _Observed, sampling: Sampling, progress: Progress) -> None:
     generator = torch.Generator().manual_seed(sampling.seed)
-    config, total = unet.config, sampling.images * sampling.steps
+    total = sampling.images * sampling.steps
+    for index in range(sampling.images):
+        observed.role = ROLES[index % len(ROLES)]
+        for step in range(sampling.steps):
+            inputs = random_inputs(unet, 999 - 1000 * step // sampling.steps, generator)
+            observed.add_text(inputs["encoder_hidden_states"], observed.role)
+            with observed, torch.no_grad():
+                unet(**inputs)
+            progress(index * sampling.steps + step + 1, total, "Sampling contexts")
+
+
+def random_inputs(unet: Any, timestep: int, generator: torch.Generator) -> dict[str, Any]:
+    """Return inputs of a UNet of diffusers: random latents and random text contexts."""
+    config = unet.config
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
 
-    for index in range(sampling.images):
-        observed.role = ROLES[index % len(ROLES)]
-        for step in range(sampling.steps):
-            contexts = random(2, 77, config.cross_attention_dim)
-            observed.add_text(contexts, observed.role)
-            size = config.sample_size
-            inputs: dict[str, Any] = {
-                "sample": random(2, config.in_channels, size, size),
-                "timestep": torch.tensor(999 - 1000 * step // sampling.steps, device=unet.device),
-                "encoder_hidden_states": contexts,
-            }
-            if config.addition_embed_type == "text_time":
-                pixels = size * 8
-                time_ids = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * 2)
-                pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-                inputs["added_cond_kwargs"] = {
-                    "text_embeds": random(2, pooled),
-                    "time_ids": time_ids.to(unet.device, unet.dtype),
-                }
-            with observed, torch.no_grad():
-                unet(**inputs)
-            progress(index * sampling.steps + step + 1, total, "Sampling contexts")
+    contexts, size = random(2, 77, config.cross_attention_dim), config.sample_size
+    inputs: dict[str, Any] = {
+        "sample": random(2, config.in_channels, size, size),
+        "timestep": torch.tensor(timestep, device=unet.device),
+        "encoder_hidden_states": contexts,
+    }
+    if config.addition_embed_type == "text_time":
+        pixels = size * 8
+        time_ids = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * 2)
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": random(2, pooled),
+            "time_ids": time_ids.to(unet.device, unet.dtype),
+        }
+    return inputs

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ from hnloader.activations import MIXING
 from hnloader.affine import AffineMap
 from hnloader.attention import Application
 from hnloader.attention.layout import AttentionSite
-from hnloader.attention.matching import check_match
-from hnloader.attention.strengths import Strength
 from hnloader.conversion.lora import lora_file
 from hnloader.conversion.lora.base_model import BaseModel, Projection, open_base
 from hnloader.conversion.lora.context_samples import Layer, Progress, Sampling, Statistics, random_contexts, sample
@@ -30,18 +28,12 @@ from hnloader.conversion.lora.image_grid import image_grid
 from hnloader.conversion.lora.layer_names import NameStyle
 from hnloader.conversion.lora.lora_chain import Chain
 from hnloader.conversion.lora.lora_options import KIND_NAMES, LoraOptions
-from hnloader.errors import HypernetworkError, NoMatchingSitesError
-from hnloader.families import families_of
+from hnloader.conversion.lora.lora_sources import Item, check_family, load_applications
+from hnloader.errors import HypernetworkError
 from hnloader.files import check_free, read_regular, replacing_together, same_file
-from hnloader.formats.reading import files_of
-from hnloader.inspection import FileInfo, inspect
-from hnloader.loading import load
 from hnloader.network import SIDES, Hypernetwork, SideName
 
-__all__ = ["Item", "check_family", "export_lora", "source_metadata"]
-
-Source: TypeAlias = "Hypernetwork | str | os.PathLike[str]"
-Item: TypeAlias = "Source | tuple[Source, Strength] | Application"
+__all__ = ["export_lora", "source_metadata"]
 
 # Prompts in the folder of a model, which suit it better than the general ones.
 _OWN_PROMPTS = "prompts.txt"
@@ -101,7 +93,9 @@ def export_lora(
     if not overwrite:
         for each in written:
             check_free(each)
-    applications, sources, files = _loaded(hypernetworks, options.strength)
+    applications, sources, files = load_applications(hypernetworks, options.strength)
+    for application in applications:
+        _check_mixing(cast("Hypernetwork", application.hypernetwork))
     _check_sources(written, files)
     model = base if isinstance(base, BaseModel) else open_base(base, note=note)
     for application in applications:
@@ -136,23 +130,6 @@ def export_lora(
         image_differences=differences,
         size=size,
     )
-
-
-def check_family(made: Hypernetwork | FileInfo, base: BaseModel, note: Callable[[str], None]) -> None:
-    """Compare the widths of a hypernetwork with those of the model, and note widths that the model lacks.
-
-    Raises:
-        NoMatchingSitesError: The hypernetwork is made for another family.
-    """
-    remark = check_match(made, base.sites)
-    if remark is None:
-        return
-    named = families_of(made.scopes)
-    text = {site.width for site in base.sites if site.kind == "cross"}
-    wrong = base.family not in named if named and base.family else not text & set(made.widths)
-    if wrong:
-        raise NoMatchingSitesError(f"{remark} Give a base model of the kind that the file was trained on.")
-    note(remark)
 
 
 def source_metadata(sources: Sequence[Mapping[str, object]], base: BaseModel, options: LoraOptions) -> dict[str, str]:
@@ -192,37 +169,6 @@ def _check_sources(written: Sequence[Path], files: Sequence[Path]) -> None:
     for each, file in itertools.product(written, files):
         if same_file(each, file):
             raise HypernetworkError(f"{each}: this is one of the hypernetworks. Write the result elsewhere.")
-
-
-def _loaded(
-    items: Item | Sequence[Item], strength: Strength
-) -> tuple[list[Application], list[dict[str, object]], list[Path]]:
-    """Return the applications with loaded hypernetworks, the metadata of each, and their files."""
-    single = isinstance(items, (Hypernetwork, Application, str, os.PathLike)) or (
-        isinstance(items, tuple) and len(items) == 2 and isinstance(items[1], (int, float, dict))
-    )
-    applications, sources, files = [], [], []
-    for item in [items] if single else items:  # type: ignore[union-attr]
-        given = item if isinstance(item, Application) else None
-        if given is None:
-            source, own = item if isinstance(item, tuple) else (item, strength)
-            given = Application(source, own)
-        if given.windowed:
-            raise HypernetworkError("A LoRA acts during the whole sampling. Leave out start and end.")
-        about: dict[str, object] = {"strength": given.strength}
-        found = given.hypernetwork
-        if not isinstance(found, Hypernetwork):
-            about["sha256"] = inspect(found).sha256
-            files += files_of(Path(found))
-            found = load(found)
-        _check_mixing(found)
-        if given.k != 1 or given.v != 1:
-            about |= {"k": given.k, "v": given.v}
-        applications.append(replace(given, hypernetwork=found))
-        sources.append({"name": found.name, **about})
-    if not applications:
-        raise HypernetworkError("Found no hypernetwork. Give at least one.")
-    return applications, sources, files
 
 
 def _check_mixing(hypernetwork: Hypernetwork) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hnloader.attention.layout import AttentionSite, block_of
 from hnloader.conversion.lora.layer_names import diffusers_name
-from hnloader.errors import HypernetworkError, ModelError
-from hnloader.formats.checkpoint import load_plain
+from hnloader.errors import ModelError
+from hnloader.formats.weight_file import open_weights
 
 __all__ = ["UNetWeights", "weight_files"]
 
@@ -47,7 +47,7 @@ class UNetWeights:
         self.label = str(files[0] if len(files) == 1 else files[0].parent)
         self.whole = False
         self._stored: dict[str, tuple[Path, str]] = {}  # name without prefix -> file, name in it
-        self._loaded: dict[Path, Mapping[str, Tensor]] = {}
+        self._pickled: dict[tuple[Path, str], tuple[int, ...]] = {}  # shapes of the tensors in pickles
         for file in files:
             for name in self._names(file):
                 self.whole |= name.startswith(_TEXT_ENCODERS)
@@ -65,13 +65,18 @@ class UNetWeights:
         """The files use the original names."""
         return any(name.startswith("input_blocks.") for name in self._stored)
 
-    def read(self, name: str) -> Tensor:
-        """Read a tensor by its name in diffusers. Raises ModelError."""
+    def place(self, name: str) -> tuple[Path, str]:
+        """Return the file of a tensor and its name there, given its name in diffusers. Raises ModelError."""
         if name not in self._by_diffusers:
             raise ModelError(f"{self.label}: {name} is missing. Give a complete model.")
-        file, stored = self._by_diffusers[name]
-        if file in self._loaded:
-            return self._loaded[file][stored]
+        return self._by_diffusers[name]
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor by its name in diffusers. Raises ModelError."""
+        file, stored = self.place(name)
+        if (file, stored) in self._pickled:
+            with open_weights(file) as weights:
+                return weights.tensors[stored].get()
         try:
             with safe_open(file, framework="pt") as opened:
                 tensor: Tensor = opened.get_tensor(stored)
@@ -95,8 +100,8 @@ class UNetWeights:
     def _width(self, name: str) -> int:
         """Return the number of input features of a weight, from the header of its file."""
         file, stored = self._by_diffusers[name]
-        if file in self._loaded:
-            return int(self._loaded[file][stored].shape[1])
+        if (file, stored) in self._pickled:
+            return self._pickled[file, stored][1]
         with safe_open(file, framework="pt") as opened:
             return int(opened.get_slice(stored).get_shape()[1])
 
@@ -107,18 +112,9 @@ class UNetWeights:
                     return list(opened.keys())
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{file}: the safetensors file is damaged: {error}") from error
-        try:
-            content = load_plain(file)
-        except HypernetworkError as error:
-            raise ModelError(
-                f"{file}: cannot be read as plain weights ({str(error).strip().splitlines()[0][:120]}). Give the model "
-                "as .safetensors or as a diffusers folder."
-            ) from error
-        if not isinstance(content, dict):
-            raise ModelError(f"{file}: found a {type(content).__name__}. Give a file with a dict of weights.")
-        content = content.get("state_dict", content)
-        self._loaded[file] = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
-        return list(self._loaded[file])
+        with open_weights(file) as weights:
+            self._pickled |= {(file, name): tensor.shape for name, tensor in weights.tensors.items()}
+            return list(weights.tensors)
 
     def _layers(self) -> int:
         first_downsampler = min(
