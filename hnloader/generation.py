@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hnloader._version import __version__
+from hnloader.embeddings import load_embedding
+from hnloader.embeddings.prompt_words import PromptWords, has_word
 from hnloader.errors import HypernetworkNotFoundError, ModelError, SettingsError
-from hnloader.files import expanded
+from hnloader.files import expanded, sha256_of
 from hnloader.formats.registry import suffixes
 from hnloader.hashes import find_named
-from hnloader.infotext import Infotext
+from hnloader.infotext import EMBEDDING_HASHES, Infotext
 from hnloader.library import Library
 from hnloader.pipelines import Model, find_sampler, make_scheduler, quiet, sampler_label
 from hnloader.prompt import Tag, format_number, is_finite, parse_prompt
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["GeneratedImage", "Settings", "Step", "generate", "sweep"]
 
 LARGEST_SEED = 2**32 - 1
+# Digits of an embedding's sha256 that the webuis write.
+_EMBEDDING_DIGITS = 12
 MOST_STEPS = 10_000
 
 Progress = Callable[["Step"], None]
@@ -55,6 +60,8 @@ class Settings:
         negative_prompt: The negative prompt. Default: empty.
         hypernetworks: Hypernetworks to apply after those in the prompt, in this order. Their names may be paths of
             files; names in the prompt are looked up in the library only. Default: none.
+        embeddings: Files of textual-inversion embeddings. Each acts where the prompts have its word: the stem of the
+            file. Default: none.
         seed: Seed of the first image, 0 to 2**32 - 1. Default: a random seed.
         count: Number of images. Default: 1.
         steps: Number of sampling steps. Default: 20.
@@ -74,6 +81,7 @@ class Settings:
     prompt: str
     negative_prompt: str = ""
     hypernetworks: tuple[Tag, ...] = ()
+    embeddings: tuple[str | os.PathLike[str], ...] = ()
     seed: int | None = None
     count: int = 1
     steps: int = 20
@@ -271,6 +279,26 @@ def find_file(name: str, library: Library) -> Path:
 
 
 @dataclass(frozen=True)
+class _Embeddings:
+    """The embeddings of a run: their words, and `name: hash` of those whose word the prompts have."""
+
+    words: PromptWords
+    hashes: list[str]
+
+    @staticmethod
+    def load(pipeline: Any, settings: Settings, prompt: str) -> _Embeddings:
+        files = [expanded(file) for file in settings.embeddings]
+        embeddings = [load_embedding(file) for file in files]
+        text = f"{prompt}\n{settings.negative_prompt}"
+        hashes = [
+            f"{embedding.name}: {sha256_of(file)[:_EMBEDDING_DIGITS]}"
+            for file, embedding in zip(files, embeddings, strict=True)
+            if has_word(embedding, text)
+        ]
+        return _Embeddings(PromptWords(pipeline, embeddings), hashes)
+
+
+@dataclass(frozen=True)
 class _Run:
     """The settings of a run, with all defaults filled in."""
 
@@ -279,6 +307,7 @@ class _Run:
     settings: Settings
     prompt: str  # without tags
     applied: list[Applied]
+    embeddings: _Embeddings
     seed: int
     width: int
     height: int
@@ -298,21 +327,23 @@ class _Run:
             settings = replace(settings, init_image=_fitted(settings.init_image, width, height))
         if settings.sampler is not None:
             scheduler = make_scheduler(find_sampler(settings.sampler), scheduler.config)
-        return _Run(model, pipeline, settings, parsed.prompt, applied, seed, width, height, scheduler)
+        embeddings = _Embeddings.load(pipeline, settings, parsed.prompt)
+        return _Run(model, pipeline, settings, parsed.prompt, applied, embeddings, seed, width, height, scheduler)
 
     def image(self, index: int, applied: Sequence[Applied], progress: Progress | None) -> GeneratedImage:
         """Generate one image, and restore the model."""
         seed = self.seed + index
-        with _scheduled(self.pipeline, self.scheduler), _attached(self.pipeline, applied):
+        words = self.embeddings.words
+        with _scheduled(self.pipeline, self.scheduler), _attached(self.pipeline, applied), words.added():
             result = self.pipeline(**self._inputs(seed), callback_on_step_end=self._callback(index, progress))
         censored = any(getattr(result, "nsfw_content_detected", None) or ())
         return GeneratedImage(result.images[0], seed, self._infotext(seed, applied), censored)
 
     def _inputs(self, seed: int) -> dict[str, Any]:
         settings = self.settings
-        inputs = {
-            "prompt": self.prompt,
-            "negative_prompt": settings.negative_prompt,
+        prompts = {"prompt": self.prompt, "negative_prompt": settings.negative_prompt}
+        inputs: dict[str, Any] = {
+            **(self.embeddings.words.inputs(prompts) if settings.embeddings else prompts),
             "num_inference_steps": settings.steps,
             "guidance_scale": settings.guidance,
             # On the CPU, so that a seed gives the same noise on every device.
@@ -347,6 +378,8 @@ class _Run:
             values["Denoising strength"] = format_number(settings.denoise)
         if applied:
             values["Hypernet hashes"] = ", ".join(dict.fromkeys(f"{one.name}: {one.hash}" for one in applied))
+        if self.embeddings.hashes:
+            values[EMBEDDING_HASHES] = ", ".join(self.embeddings.hashes)
         values["Version"] = f"hnloader {__version__}"
         # At the end and in order: a webui that reads this applies the same hypernetworks to the same words.
         words = [self.prompt.strip(), *(str(replace(one.tag, name=one.name)) for one in applied)]

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hnloader.embeddings.embedding_info import read_if_embedding
 from hnloader.errors import (
     CorruptFileError,
     HypernetworkError,
+    OtherModelError,
     UnknownFormatError,
     UnsafeFileError,
     UnsupportedArchitectureError,
@@ -76,8 +78,8 @@ class Scan:
 
     Attributes:
         path: The file.
-        verdict: "safe": a sound hypernetwork. "suspicious": see `findings`. "not a hypernetwork": another file without
-            findings. "unreadable": damaged, cut off, above a limit, or not accessible; its contents are unknown.
+        verdict: "safe": a sound hypernetwork or embedding. "suspicious": see `findings`. "not a hypernetwork": another
+            file without findings. "unreadable": damaged, cut off, above a limit, or not accessible.
         reason: Reason for the verdict in a sentence; empty for a safe file.
         findings: Suspicious parts.
         callables: Every global that its pickles name, including harmless ones, in order.
@@ -172,7 +174,7 @@ def _decide(result: Scan, may_be_json: bool) -> None:
         inspect(result.path)
     except HypernetworkError as caught:
         _log.debug("%s", result.path, exc_info=True)
-        error = caught
+        error = None if isinstance(caught, OtherModelError) and _is_embedding(result.path) else caught
     if isinstance(error, UnsafeFileError) and not result.findings:
         result.findings.append(Finding(str(error)))
         result.verdict, result.reason = "suspicious", str(error)
@@ -190,6 +192,13 @@ def _decide(result: Scan, may_be_json: bool) -> None:
         result.reason = str(error)
         if isinstance(error, UnsupportedArchitectureError):
             result.reason += " No code was found in it."
+
+
+def _is_embedding(path: Path) -> bool:
+    try:
+        return read_if_embedding(path) is not None
+    except HypernetworkError:
+        return False
 
 
 # -- finding the pickles

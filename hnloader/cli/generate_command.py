@@ -17,8 +17,10 @@ from hnloader.cli.shared_options import (
     ConfigOption,
     DeviceOption,
     DtypeOption,
+    EmbeddingDirOption,
     HypernetDirOption,
     ModelOption,
+    find_embedding,
     hypernetwork_library,
     load_for_images,
     read_hypernet,
@@ -94,6 +96,17 @@ def generate(
             panel="Hypernetworks",
         ),
     ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        _image_option(
+            "File or name of a textual-inversion embedding. Its word in the prompts is the file's name. Repeatable.",
+            "--embedding",
+            "-E",
+            metavar="NAME",
+            panel="Embeddings",
+        ),
+    ] = None,
+    embedding_dir: EmbeddingDirOption = None,
     model: ModelOption = None,
     config: ConfigOption = None,
     device: DeviceOption = "auto",
@@ -102,7 +115,7 @@ def generate(
         "images"
     ),
 ) -> None:
-    """Generate images with a Stable Diffusion model and hypernetworks.
+    """Generate images with a Stable Diffusion model, hypernetworks and embeddings.
 
     Images are saved as PNG with their generation parameters, as in the webuis.
     """
@@ -115,6 +128,7 @@ def generate(
         prompt=prompt,
         negative_prompt=negative,
         hypernetworks=tuple(read_hypernet(text) for text in hypernet or []),
+        embeddings=tuple(find_embedding(name, embedding_dir) for name in dict.fromkeys(embedding or [])),
         seed=seed,
         count=count,
         sampler=sampler,
@@ -213,9 +227,12 @@ def _open(path: Path) -> Image:
 
 def _check_tags(settings: Settings, library: Library) -> None:
     """Print notes, and fail for a missing hypernetwork, before the model is loaded."""
+    from hnloader.embeddings import load_embedding
+    from hnloader.embeddings.prompt_words import has_word
     from hnloader.generation import find_file
     from hnloader.hashes import find_named
     from hnloader.prompt import other_tags, parse_prompt
+    from hnloader.texts import shown
 
     for tag in settings.hypernetworks:
         find_file(tag.name, library)
@@ -224,6 +241,9 @@ def _check_tags(settings: Settings, library: Library) -> None:
         others = {file.path.resolve() for file in library.matches(tag.name)} - {chosen.resolve()}
         if others:
             note(f"{tag.name}: Found {len(others) + 1} files of this name. Using {chosen}.")
+    for file in map(Path, settings.embeddings):
+        if not has_word(load_embedding(file), f"{settings.prompt}\n{settings.negative_prompt}"):
+            note(f"{file.name}: Its word {shown(file.stem)} is in no prompt, so it has no effect.")
     for text in other_tags(settings.prompt):
         note(f"{text}: Not a hypernet tag. It stays in the prompt as text.")
 

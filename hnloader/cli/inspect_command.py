@@ -18,19 +18,22 @@ from rich.table import Table
 from rich.text import Text
 
 from hnloader.cli.reporting import FAILED, exit_codes, reports_errors
-from hnloader.cli.shared_options import HypernetDirOption, JsonOption
+from hnloader.cli.shared_options import EmbeddingDirOption, HypernetDirOption, JsonOption
 from hnloader.cli.terminal import clean, fields, none_found, shortened, stderr, stdout
 from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
     from hnloader.cli.inspect_image import ImageInfo, ImageReader
+    from hnloader.embeddings.embedding_info import EmbeddingInfo
     from hnloader.inspection import FileInfo
 
 __all__ = ["EXIT_CODES", "inspect"]
 
 _log = logging.getLogger(__name__)
 
-EXIT_CODES = exit_codes({0: "all files are valid hypernetworks", FAILED: "at least one is not, or none was found"})
+EXIT_CODES = exit_codes(
+    {0: "all files are valid hypernetworks or embeddings", FAILED: "at least one is not, or none was found"}
+)
 
 _MOST_VALUES = 200
 _MOST_LINES = 3  # more files of another kind share one line, which names the first `_NAMED`
@@ -44,7 +47,7 @@ class Inspected:
 
     path: Path
     label: str
-    info: FileInfo | None
+    info: FileInfo | EmbeddingInfo | None
     error: Exception | None = None
     image: ImageInfo | None = None
 
@@ -65,17 +68,9 @@ def inspect(
         ),
     ] = None,
     hypernet_dir: HypernetDirOption = None,
-    embedding_dir: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FOLDER",
-            envvar="HNLOADER_EMBEDDING_DIR",
-            help="Folder with embeddings; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    embedding_dir: EmbeddingDirOption = None,
 ) -> None:
-    """Show the contents of hypernetwork files: widths, architecture, origin, compatible models.
+    """Show the contents of hypernetworks and embeddings: widths, architecture, origin, compatible models.
 
     For a generated image (PNG, JPEG, WebP), show its hypernetworks and embeddings, and find their files.
 
@@ -114,12 +109,18 @@ def _files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def _inspect_file(path: Path, label: str, folders: Sequence[Path], images: ImageReader) -> Inspected:
     import hnloader
-    from hnloader.errors import HypernetworkError
+    from hnloader.embeddings.embedding_info import read_if_embedding
+    from hnloader.errors import HypernetworkError, UnknownFormatError
 
     try:
-        if (image := images.read(path)) is not None:
-            return Inspected(path, label, None, image=image)
-        return Inspected(path, label, hnloader.inspect(path, folders))
+        try:
+            if (image := images.read(path)) is not None:
+                return Inspected(path, label, None, image=image)
+            return Inspected(path, label, hnloader.inspect(path, folders))
+        except UnknownFormatError:
+            if (embedding := read_if_embedding(path)) is None:
+                raise
+            return Inspected(path, label, embedding)
     except (HypernetworkError, OSError) as error:
         _log.debug("%s", path, exc_info=True)
         return Inspected(path, label, None, error)
@@ -138,7 +139,10 @@ def _show_one(one: Inspected, hashes: bool) -> None:
     if one.image is not None:
         body = fields(one.image.details())
     elif one.info is not None:
-        body = fields(_details(one.info, hashes))
+        from hnloader.inspection import FileInfo
+
+        details = _details(one.info, hashes) if isinstance(one.info, FileInfo) else _embedding_details(one.info, hashes)
+        body = fields(details)
     else:
         stdout().print(Text("✗ ", "bold red") + _error_line(one), soft_wrap=True)
         return
@@ -146,6 +150,25 @@ def _show_one(one: Inspected, hashes: bool) -> None:
     title = Text(clean(one.label), "bold")
     panel = Panel(body, title=title, title_align="left", border_style="cyan", expand=False, padding=(0, 0, 0, 1))
     stdout().print(panel)
+
+
+def _embedding_details(info: EmbeddingInfo, hashes: bool) -> list[tuple[str, str | Text]]:
+    embedding = info.embedding
+    rows: list[tuple[str, str | Text]] = [
+        ("Name", shortened(embedding.name)),
+        ("Kind", "textual-inversion embedding"),
+        ("File", size_text(info.size)),
+        ("Fits", Text(embedding.made_for, "green")),
+        ("Vectors", f"{embedding.count:,} of {' and '.join(f'{width}' for width in info.widths)} ({info.dtype})"),
+        ("Word", f"{shortened(embedding.name)}, or <{shortened(embedding.name)}>"),
+    ]
+    trained = _training(embedding.step, embedding.sd_checkpoint, embedding.sd_checkpoint_name)
+    rows += [("Trained", trained)] if embedding.step is not None or embedding.sd_checkpoint else []
+    further = [
+        f"{shortened(key)}: {shortened(value)}" for key, value in islice(embedding.metadata.items(), _MOST_VALUES)
+    ]
+    rows += [("" if position else "Metadata", text) for position, text in enumerate(further)]
+    return rows + ([("SHA-256", info.sha256)] if hashes else [])
 
 
 def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
@@ -158,7 +181,8 @@ def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
         ("Architecture", _architecture(info)),
         ("Parameters", f"{info.parameters:,} ({', '.join(info.dtypes) or 'none'})"),
     ]
-    rows += [("Trained", _training(info))] if info.step is not None or info.checkpoint else []
+    trained = _training(info.step, info.checkpoint, info.checkpoint_name)
+    rows += [("Trained", trained)] if info.step is not None or info.checkpoint else []
     rows += [("Made of", clean(member)) for member in info.members]
     further = [f"{shortened(key)}: {shortened(value)}" for key, value in islice(info.further.items(), _MOST_VALUES)]
     further += [f"and {len(info.further) - _MOST_VALUES:,} more"] if len(info.further) > _MOST_VALUES else []
@@ -183,11 +207,11 @@ def _widths(info: FileInfo) -> str:
     return shortened(", ".join(info.scopes)) or "-"
 
 
-def _training(info: FileInfo) -> str:
-    steps = "unknown number of steps" if info.step is None else counted(info.step, "step")
-    checkpoint = shortened(info.checkpoint_name or "")
-    if info.checkpoint:
-        checkpoint = f"{checkpoint or 'checkpoint'} ({shortened(info.checkpoint)})"
+def _training(step: int | None, short_hash: str | None, name: str | None) -> str:
+    steps = "unknown number of steps" if step is None else counted(step, "step")
+    checkpoint = shortened(name or "")
+    if short_hash:
+        checkpoint = f"{checkpoint or 'checkpoint'} ({shortened(short_hash)})"
     return f"{steps} on {checkpoint}" if checkpoint else steps
 
 
@@ -196,10 +220,17 @@ def _architecture(info: FileInfo) -> str:
 
 
 def _show_many(found: Sequence[Inspected], hashes: bool) -> None:
-    good = [one for one in found if one.info]
+    from hnloader.embeddings.embedding_info import EmbeddingInfo
+    from hnloader.inspection import FileInfo
+
+    infos = [(one, one.info) for one in found if one.info is not None]
+    good = [(one, info) for one, info in infos if isinstance(info, FileInfo)]
+    embeddings = [(one, info) for one, info in infos if isinstance(info, EmbeddingInfo)]
     bad = [one for one in found if one.error]
     if good:
         stdout().print(_table(good, hashes))
+    if embeddings:
+        stdout().print(_embedding_table(embeddings))
     for one in found:
         if one.image is not None:
             _show_one(one, hashes)
@@ -209,8 +240,8 @@ def _show_many(found: Sequence[Inspected], hashes: bool) -> None:
             continue
         for one in group:
             stdout().print(Text("✗ ", "bold red") + _error_line(one), soft_wrap=True)
-    if good or bad or not found:
-        stderr().print(_summary(len(good), len(bad)))
+    if infos or bad or not found:
+        stderr().print(_summary(len(good), len(embeddings), len(bad)))
 
 
 def _by_kind(found: Sequence[Inspected]) -> list[tuple[str, list[Inspected]]]:
@@ -246,7 +277,19 @@ def _message(one: Inspected) -> str:
     return reason.removeprefix(path) if reason.startswith(path) else f": {reason}"
 
 
-def _table(found: Sequence[Inspected], hashes: bool) -> Table:
+def _embedding_table(found: Sequence[tuple[Inspected, EmbeddingInfo]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("Embedding", style="bold", overflow="fold", min_width=20)
+    for name in ("Fits", "Vectors", "Steps", "Size"):
+        table.add_column(name, justify="left" if name == "Fits" else "right")
+    for one, info in found:
+        step = "" if info.embedding.step is None else f"{info.embedding.step:,}"
+        fits = Text(info.embedding.made_for, "green")
+        table.add_row(clean(one.label), fits, f"{info.embedding.count:,}", step, size_text(info.size))
+    return table
+
+
+def _table(found: Sequence[tuple[Inspected, FileInfo]], hashes: bool) -> Table:
     wide = stdout().width >= _WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("File", style="bold", overflow="fold", min_width=20)
@@ -259,9 +302,7 @@ def _table(found: Sequence[Inspected], hashes: bool) -> Table:
     if hashes:
         table.add_column("Hash")
     table.add_column("Size", justify="right", no_wrap=True)
-    for one in found:
-        info = one.info
-        assert info is not None
+    for one, info in found:
         row: list[str | Text] = [clean(one.label), _fits(info), _architecture(info)]
         if wide:
             row += [_widths(info), _origin(info), "" if info.step is None else f"{info.step:,}"]
@@ -270,8 +311,10 @@ def _table(found: Sequence[Inspected], hashes: bool) -> Table:
     return table
 
 
-def _summary(good: int, bad: int) -> Text:
-    if not good and not bad:
+def _summary(good: int, embeddings: int, bad: int) -> Text:
+    if not good and not embeddings and not bad:
         return none_found()
     text = Text(counted(good, "hypernetwork"), "green" if good else "yellow")
+    if embeddings:
+        text += Text(f", {counted(embeddings, 'embedding')}", "green")
     return text + Text(f", {counted(bad, 'other file')}", "red") if bad else text

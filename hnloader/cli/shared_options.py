@@ -20,9 +20,11 @@ __all__ = [
     "ConfigOption",
     "DeviceOption",
     "DtypeOption",
+    "EmbeddingDirOption",
     "HypernetDirOption",
     "JsonOption",
     "ModelOption",
+    "find_embedding",
     "hypernetwork_library",
     "load_for_images",
     "read_hypernet",
@@ -67,6 +69,16 @@ HypernetDirOption = Annotated[
         metavar="FOLDER",
         envvar="HNLOADER_HYPERNET_DIR",
         help="Folder with hypernetworks; repeatable. Default: ./hypernetworks and the bundled ones.",
+        show_default=False,
+    ),
+]
+EmbeddingDirOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--embedding-dir",
+        metavar="FOLDER",
+        envvar="HNLOADER_EMBEDDING_DIR",
+        help="Folder with embeddings; repeatable.",
         show_default=False,
     ),
 ]
@@ -118,6 +130,24 @@ def hypernetwork_library(folders: Sequence[Path] | None) -> Library:
     bundled = [path.parent for path in hypernetwork_paths().values()]
     searched = folders or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), *bundled]
     return Library(searched, hint="To search another folder, add --hypernet-dir FOLDER.")
+
+
+def find_embedding(name: str, folders: Sequence[Path] | None) -> Path:
+    """Return the file of an `--embedding` value: its path, or a name in the folders of `--embedding-dir`."""
+    from hnloader.embeddings.embedding_reader import SUFFIXES
+    from hnloader.library import Library
+    from hnloader.texts import shown
+
+    if _is_file(name):
+        return Path(name).expanduser()
+    for folder in folders or ():
+        if not folder.is_dir():
+            refuse("--embedding-dir", f"{folder}: Expected a folder.")
+    found = Library(folders or (), SUFFIXES).matches(name)
+    if not found:
+        searched = ", ".join(map(str, folders or ())) or "no --embedding-dir"
+        refuse("--embedding", f"{shown(name)}: Found no such file, and no embedding of this name ({searched}).")
+    return found[0].path
 
 
 def load_for_images(model: str | None, device: str, dtype: str, config: Path | None) -> Model:

@@ -10,10 +10,14 @@ from hnloader.conversion.companions import companion_of
 from hnloader.conversion.preparing import opened, origin_of
 from hnloader.conversion.single import convert, is_free
 from hnloader.conversion.verification import is_result, verify
-from hnloader.errors import ExistingFileError, HypernetworkError
+from hnloader.embeddings.embedding_conversion import convert_embedding, is_embedding_result, verify_embedding
+from hnloader.embeddings.embedding_info import read_if_embedding
+from hnloader.errors import ExistingFileError, HypernetworkError, OtherModelError
 from hnloader.inspection import inspect
 
 __all__ = ["ToFormat"]
+
+_EMBEDDING = "a textual-inversion embedding"
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,21 @@ class ToFormat:
     verify_results: bool = True
 
     def convert(self, source: Path, target: Path, *, overwrite: bool = True) -> Mapping[str, object]:
-        """See `hnloader.convert`. Returns facts for a report."""
-        done = convert(
-            source,
-            target,
-            normalize=self.normalize,
-            dtype=self.dtype,
-            verify=self.verify_results,
-            on_existing="overwrite" if overwrite else "skip",
-        )
+        """See `hnloader.convert`; embeddings are converted too. Returns facts for a report."""
+        try:
+            done = convert(
+                source,
+                target,
+                normalize=self.normalize,
+                dtype=self.dtype,
+                verify=self.verify_results,
+                on_existing="overwrite" if overwrite else "skip",
+            )
+        except OtherModelError:
+            if read_if_embedding(source) is None:
+                raise
+            convert_embedding(source, target, dtype=self.dtype, overwrite=overwrite)
+            return {"lossless": self.dtype is None, "verified": ["tensors", "metadata"], "notes": [_EMBEDDING]}
         if done.action == "skipped":
             raise ExistingFileError(*done.notes or [f"{target} exists. Overwrite it or choose another name."])
         return {
@@ -46,8 +56,12 @@ class ToFormat:
 
     def check_source(self, source: Path) -> None:
         """Read the header, which shows all but damaged and infinite values. Raises HypernetworkError."""
-        with opened(source):
-            pass
+        try:
+            with opened(source):
+                pass
+        except OtherModelError:
+            if read_if_embedding(source) is None:
+                raise
 
     def is_free(self, source: Path, target: Path) -> bool:
         """Return True if neither the target exists nor the `.optim` that would be written beside it."""
@@ -58,6 +72,8 @@ class ToFormat:
         """Return True if the target states this source and these settings; a `.pt` is compared."""
         try:
             return is_result(source, target, normalize=self.normalize, dtype=self.dtype)
+        except OtherModelError:
+            return is_embedding_result(source, target, self.dtype)
         except HypernetworkError:
             return False
 
@@ -71,4 +87,10 @@ class ToFormat:
 
     def verify(self, source: Path, target: Path) -> Mapping[str, object]:
         """See `hnloader.conversion.verify`."""
-        return {"verified": list(verify(source, target))}
+        try:
+            return {"verified": list(verify(source, target))}
+        except OtherModelError:
+            if read_if_embedding(source) is None:
+                raise
+            verify_embedding(source, target, self.dtype)
+            return {"verified": ["tensors", "metadata"]}

@@ -21,7 +21,7 @@ from hnloader.formats.safetensors import encode_value, write_tensors
 from hnloader.formats.torch_zip import write_tree
 from hnloader.texts import shown
 
-__all__ = ["save_embedding"]
+__all__ = ["save_embedding", "writer_for"]
 
 Form = Literal["webui", "diffusers"]
 # The webui's token for the vectors, and its id in the first trainer.
@@ -70,21 +70,34 @@ def save_embedding(
         '<style>'
     """
     target = Path(path)
-    suffix = target.suffix.lower()
-    writers: dict[str, Callable[[Path], None]] = {
-        ".pt": lambda file: write_tree(file, lazily(_tree(embedding, form, token))),
-        ".bin": lambda file: write_tree(file, lazily(_tree(embedding, "diffusers", token))),
-        ".safetensors": lambda file: _write_safetensors(embedding, file, form, token),
-        ".png": lambda file: embedding_images.write(_image_tree(embedding), file, embedding_images.card(embedding)),
+    write = writer_for(target, form, token)
+    with replacing(target, overwrite=overwrite, sources=sources) as temporary:
+        write(embedding, temporary)
+
+
+def writer_for(target: Path, form: Form = "webui", token: str | None = None) -> Callable[[Embedding, Path], None]:
+    """Return a function that writes an embedding to a path in the format of `target`.
+
+    Raises:
+        UnknownFormatError: The suffix is unknown.
+        HypernetworkError: It is a folder.
+    """
+    writers: dict[str, Callable[[Embedding, Path], None]] = {
+        ".pt": lambda embedding, file: write_tree(file, lazily(_tree(embedding, form, token))),
+        ".bin": lambda embedding, file: write_tree(file, lazily(_tree(embedding, "diffusers", token))),
+        ".safetensors": lambda embedding, file: _write_safetensors(embedding, file, form, token),
+        ".png": lambda embedding, file: embedding_images.write(
+            _image_tree(embedding), file, embedding_images.card(embedding)
+        ),
     }
+    suffix = target.suffix.lower()
     if suffix not in writers:
         near = difflib.get_close_matches(suffix, writers, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UnknownFormatError(f"{target}: found the suffix {shown(suffix)}. Give one of {', '.join(writers)}.{hint}")
     if target.is_dir():
         raise HypernetworkError(f"{target}: this is a folder. Name a file.")
-    with replacing(target, overwrite=overwrite, sources=sources) as temporary:
-        writers[suffix](temporary)
+    return writers[suffix]
 
 
 def _tree(embedding: Embedding, form: Form, token: str | None) -> dict[str, object]:

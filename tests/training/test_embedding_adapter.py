@@ -8,10 +8,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from hnloader.embeddings import load_embedding
+from hnloader.embeddings.prompt_words import PlaceholderTokens
 from hnloader.errors import ConfigError
 from hnloader.training import prepare, train
 from hnloader.training.denoiser import Denoiser
-from hnloader.training.embedding_adapter import PlaceholderToken
 from tests.support.trainings import Run, raises
 
 
@@ -60,7 +60,7 @@ def test_both_encoders_of_sdxl_give_gradients(sdxl: StableDiffusionXLPipeline) -
     denoiser = Denoiser(sdxl)
     vectors = [torch.nn.Parameter(torch.randn(2, width)) for width in (48, 80)]
     tokens = [
-        PlaceholderToken(sdxl, f"tokenizer{suffix}", f"text_encoder{suffix}", "<w>", each)
+        PlaceholderTokens(sdxl, f"tokenizer{suffix}", f"text_encoder{suffix}", {"<w>": each})
         for suffix, each in zip(("", "_2"), vectors, strict=True)
     ]
     plain = denoiser.encode_text("a b").states

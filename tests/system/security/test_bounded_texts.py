@@ -104,7 +104,16 @@ OWN_TEXTS = {
         "hypernetwork.scopes",
     ),
     # Of `map`.
-    *("host.folders()", "self._entries", "sorted(set(widths))", "places", "tags", "tag.blocks", "self.blocks"),
+    *(
+        "folders or ()",
+        "host.folders()",
+        "self._entries",
+        "sorted(set(widths))",
+        "places",
+        "tags",
+        "tag.blocks",
+        "self.blocks",
+    ),
     "cast('Sequence[object]', result.details.get(key, ()))",
 }
 # Names under which modules keep values from files: not even `{value}`.
