@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,10 +23,20 @@ from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
     from hnloader.training import Config, Event, Result
+    from hnloader.training.state import State
     from hnloader.training.status import StatusWriter
-    from hnloader.training.trainer import Trainer
 
-__all__ = ["ConfigArgument", "PresetOption", "SetOption", "parse_settings", "train"]
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "ConfigArgument",
+    "PresetOption",
+    "SetOption",
+    "parse_settings",
+    "print_result",
+    "print_status",
+    "run_training",
+    "train",
+]
 
 ConfigArgument = Annotated[Path | None, typer.Argument(help="YAML file with the settings.", show_default=False)]
 PresetOption = Annotated[str, typer.Option("--preset", help="Defaults for a `style` or a `subject`.")]
@@ -37,7 +47,7 @@ SetOption = Annotated[
     ),
 ]
 
-_EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
 # Seconds between two lines of progress without a terminal.
 _LINE_INTERVAL = 30.0
 
@@ -89,7 +99,7 @@ def train(
     overrides = {key: value for key, value in given.items() if value is not None} | parse_settings(set_ or [])
     settings = read_config(config, overrides, preset)
     if status:
-        _print_status(settings)
+        print_status(settings.output)
         return
     if find_lr:
         _print_rates(settings, device)
@@ -97,10 +107,10 @@ def train(
     with stop_signals(), _status_file(settings) as writer:
         with stderr().status("Reading the images and loading the model"):
             trainer = prepare(settings, resume=resume, restart=restart, device=device)
-        result = _run(trainer, writer)
-    _print_result(result)
+        result = run_training(trainer, writer)
+    print_result(result)
     if result.reason == "interrupted":
-        raise typer.Exit(_EXIT_INTERRUPTED)
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def parse_settings(given: list[str]) -> dict[str, Any]:
@@ -130,7 +140,31 @@ def _status_file(config: Config) -> contextlib.AbstractContextManager[StatusWrit
     return status_file(Path(config.output), config.steps)
 
 
-def _run(trainer: Trainer, writer: StatusWriter | None) -> Result:
+class Running(Protocol):
+    """A training run, as the progress bar sees it."""
+
+    @property
+    def config(self) -> HasSteps:
+        """Its settings."""
+
+    @property
+    def state(self) -> State:
+        """Its progress."""
+
+    def run(self, callback: Callable[[Event], None]) -> Result:
+        """Train to the end."""
+
+
+class HasSteps(Protocol):
+    """The settings of a training run."""
+
+    @property
+    def steps(self) -> int:
+        """Number of training steps."""
+
+
+def run_training(trainer: Running, writer: StatusWriter | None) -> Result:
+    """Train with a progress bar, or with lines without a terminal."""
     console = stderr()
     columns = (
         TextColumn("Training"),
@@ -160,16 +194,15 @@ def _run(trainer: Trainer, writer: StatusWriter | None) -> Result:
     return result
 
 
-def _print_status(config: Config) -> None:
+def print_status(output: str) -> None:
+    """Print the progress of the training run of an output."""
     from hnloader.errors import ConfigError
     from hnloader.training.run_folder import run_folder
     from hnloader.training.status import read_status
 
-    status = read_status(run_folder(Path(config.output))) if config.output else None
+    status = read_status(run_folder(Path(output))) if output else None
     if status is None:
-        raise ConfigError(
-            f"{config.output!r}: found no training run of this output. Name the output of one with --output."
-        )
+        raise ConfigError(f"{output!r}: found no training run of this output. Name the output of one with --output.")
     rows: list[tuple[str, str | Text]] = [("training", f"{status.phase}, step {status.step:,} of {status.steps:,}")]
     if status.loss is not None:
         rows.append(("loss", f"{status.loss:.4f}"))
@@ -232,7 +265,8 @@ def _memory_text() -> str:
     return size_text(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _print_result(result: Result) -> None:
+def print_result(result: Result) -> None:
+    """Print how a training run ended and what it wrote."""
     rows: list[tuple[str, str | Text]] = [("status", f"{result.reason}, after {counted(result.step, 'step')}")]
     if result.best is not None:
         loss, step, path = result.best

@@ -342,25 +342,12 @@ def read_config(path: Path | None = None, overrides: dict[str, Any] | None = Non
     """
     if preset not in PRESETS:
         raise ConfigError(f"Preset: expected {' or '.join(map(repr, PRESETS))}, got {preset!r}.")
-    merged = _merged(schema.plain(Config()), PRESETS[preset])
+    merged = schema.merged(schema.plain(Config()), PRESETS[preset])
     if path is not None:
-        merged = _merged(merged, schema.read_file(Config, path))
-    for key, value in (overrides or {}).items():
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        merged = _merged(merged, nested)
-    return schema.read(Config, merged)
+        merged = schema.merged(merged, schema.read_file(Config, path))
+    return schema.read(Config, schema.merged(merged, schema.nested(overrides or {})))
 
 
 def template(preset: str = "style") -> str:
     """Return a commented YAML file with every setting at its default."""
     return schema.write(read_config(preset=preset))
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        inner = result.get(key)
-        result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,7 +108,29 @@ def read_folder(folder: Path, config: DataConfig, progress: Callable[[int, int],
         DatasetError: The folder does not exist, or contains no usable image.
         ConfigError: The source of the captions does not exist.
     """
-    files = sorted(_image_files(folder))
+    dataset = read_images(folder, image_files(folder), config, progress)
+    if len(dataset.images) == 1:
+        dataset.warn(dataset.images[0].path, "Found a single image. Training will overfit; use 5 to 50 images.")
+    if config.masks and not any(image.mask or image.alpha for image in dataset.images):
+        dataset.warn(dataset.folder, f"No masks (NAME{MASK_SUFFIX}) and no transparent images.")
+    return dataset
+
+
+def read_images(
+    folder: Path, files: Sequence[Path], config: DataConfig, progress: Callable[[int, int], None] | None = None
+) -> Dataset:
+    """Check images in a folder; see `read_folder`.
+
+    Args:
+        folder: The folder, which may hold a file with captions.
+        files: The images in it.
+        config: The settings for images and captions.
+        progress: See `read_folder`.
+
+    Raises:
+        DatasetError: None of the images is usable.
+        ConfigError: The source of the captions does not exist.
+    """
     dataset = Dataset(folder)
     captions = CaptionFiles(folder, config)
     known: dict[str, int] = {}  # the index of the image with these bytes
@@ -126,8 +148,8 @@ def read_folder(folder: Path, config: DataConfig, progress: Callable[[int, int],
         if used.caption is None and found.caption is not None:  # prefer the copy with a caption
             used, other = found, used
             dataset.images[known[found.digest]] = found
-        dataset.exclude(other.path, f"Same image as {used.path.relative_to(folder)}. One of them is used.")
-    _check(dataset, files, config)
+        dataset.exclude(other.path, f"Same image as {used.path.name}. One of them is used.")
+    _check_usable(dataset, files)
     return dataset
 
 
@@ -139,16 +161,18 @@ def open_image(path: Path, *, shortest: int | None = None) -> ReadImage:
         raise UnknownFormatError("Unknown image format.") from error
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders, sorted; raise DatasetError for another path."""
     if not folder.is_dir():
         problem = "this is not a folder" if folder.exists() else "the folder does not exist"
-        raise DatasetError(f"{folder}: {problem}. Name the folder with the training images.")
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        mask = path.name.lower().endswith(MASK_SUFFIX)
-        suffix = path.suffix.lower()
-        if suffix in (*SUFFIXES, *_UNSUPPORTED) and not hidden and not mask and path.is_file():
-            yield path
+        raise DatasetError(f"{folder}: {problem}. Name a folder of images.")
+    return sorted(path for path in folder.rglob("*") if _is_image(path, folder))
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    mask = path.name.lower().endswith(MASK_SUFFIX)
+    return path.suffix.lower() in (*SUFFIXES, *_UNSUPPORTED) and not hidden and not mask and path.is_file()
 
 
 def _read(path: Path, config: DataConfig, captions: CaptionFiles, dataset: Dataset) -> TrainingImage | None:
@@ -190,7 +214,7 @@ def _is_heif(path: Path) -> bool:
         return False
 
 
-def _check(dataset: Dataset, files: list[Path], config: DataConfig) -> None:
+def _check_usable(dataset: Dataset, files: Sequence[Path]) -> None:
     if not files:
         raise DatasetError(f"{dataset.folder}: found no images. Add some ({', '.join(SUFFIXES)}).")
     if not dataset.images:
@@ -198,7 +222,3 @@ def _check(dataset: Dataset, files: list[Path], config: DataConfig) -> None:
         raise DatasetError(
             f"{dataset.folder}: all {len(files)} images are excluded. {first.path.name}: {first.message}"
         )
-    if len(dataset.images) == 1:
-        dataset.warn(dataset.images[0].path, "Found a single image. Training will overfit; use 5 to 50 images.")
-    if config.masks and not any(image.mask or image.alpha for image in dataset.images):
-        dataset.warn(dataset.folder, f"No masks (NAME{MASK_SUFFIX}) and no transparent images.")

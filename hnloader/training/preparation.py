@@ -31,11 +31,11 @@ def prepare(
     output = Path(config.output)
     saved = states(run_folder(output))
     if not dry_run:
-        _check_output(output, saved, resume=resume, restart=restart)
+        check_output(output, saved, resume=resume, restart=restart)
     dataset = read_folder(expanded(config.images), config.data)
     accelerator = _accelerator()
     place = device if accelerator is None else str(accelerator.device)
-    check_precision(config, place)
+    check_precision(config.precision, place)
     if config.deterministic:
         configure_cublas()
     model = load_model(
@@ -51,13 +51,13 @@ def prepare(
     trainer = Trainer(config, denoiser, dataset, model, accelerator)
     if restart and (accelerator is None or accelerator.is_main_process):
         with locked(output):
-            _remove(saved)
+            remove_states(saved)
     elif resume and not restart:
         trainer.resume()
     return trainer
 
 
-def _check_output(output: Path, saved: list[Path], *, resume: bool, restart: bool) -> None:
+def check_output(output: Path, saved: list[Path], *, resume: bool, restart: bool) -> None:
     """Raise an error if the output would replace other work, or cannot be written after the last step."""
     if saved and not (resume or restart):
         raise ConfigError(f"{output}: found the saved state {saved[-1]} of an earlier run. Use --resume or --restart.")
@@ -75,17 +75,18 @@ def _check_output(output: Path, saved: list[Path], *, resume: bool, restart: boo
         raise HypernetworkError(f"{output} cannot be written: {folder}: {error.strerror or error}.") from error
 
 
-def check_precision(config: Config, device: str) -> None:
+def check_precision(precision: str, device: str) -> None:
     """Raise ConfigError if the device does not support the precision."""
     kind = choose_device(device).type
-    if config.precision == "float16" and kind not in ("cuda", "xpu"):
+    if precision == "float16" and kind not in ("cuda", "xpu"):
         raise ConfigError(
             f"Setting 'precision': 'float16' requires a GPU, and the device is {kind}. Use bfloat16, which "
             "needs as little memory, or float32."
         )
 
 
-def _remove(saved: list[Path]) -> None:
+def remove_states(saved: list[Path]) -> None:
+    """Remove saved states, or raise HypernetworkError."""
     for path in saved:
         try:
             path.unlink(missing_ok=True)

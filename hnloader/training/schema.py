@@ -144,6 +144,26 @@ def plain(config: Any) -> dict[str, object]:
     return result
 
 
+def merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values with others in their place, at each depth."""
+    result = dict(base)
+    for key, value in over.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with dotted keys such as "data.random_flip" as nested dicts."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        inner: Any = value
+        for part in reversed(key.split(".")):
+            inner = {part: inner}
+        result = merged(result, inner)
+    return result
+
+
 # -- reading
 
 _hints: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
