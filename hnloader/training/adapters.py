@@ -5,18 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from torch import nn
 
-from hnloader.pipelines import Model
 from hnloader.training import schema
-from hnloader.training.cache import Cache
 from hnloader.training.config import Config
-from hnloader.training.denoiser import EncodedText
 
 Context = contextlib.AbstractContextManager[object]
+
+
+class NamedModel(Protocol):
+    """The name of a model in the metadata of an output."""
+
+    @property
+    def name(self) -> str:
+        """Name of the folder or file."""
+
+    @property
+    def hash(self) -> str | None:
+        """First 10 hex digits of a checkpoint's sha256, if the model is one."""
 
 
 class Adapter(ABC):
@@ -42,12 +51,8 @@ class Adapter(ABC):
         """Within `enabled`: take the effect of the adapter away."""
         return contextlib.nullcontext()
 
-    def texts(self, captions: Sequence[str], cache: Cache) -> list[EncodedText]:
-        """Encode captions, with gradients if the text is what is trained."""
-        return [cache.text(caption) for caption in captions]
-
     @abstractmethod
-    def save(self, path: Path, step: int, model: Model) -> None:
+    def save(self, path: Path, step: int, model: NamedModel) -> None:
         """Write the file atomically."""
 
 

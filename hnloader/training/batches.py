@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
 
-from hnloader.training.adapters import Adapter
 from hnloader.training.cache import Cache, Latents
 from hnloader.training.captions import Captioner
 from hnloader.training.config import Config
@@ -20,13 +19,25 @@ _VALIDATION_TIMES = tuple((index + 0.5) / 8 for index in range(8))
 
 
 class BatchMaker:
-    """Makes batches; everything random follows from the seed and the number of the draw."""
+    """Makes batches; everything random follows from the seed and the number of the draw.
+
+    Args:
+        config: The settings.
+        denoiser: The model.
+        cache: Latents and text states.
+        captioner: Returns the caption of an image.
+        encode: Encodes captions with gradients, if the text is what is trained. Default: the cache.
+    """
 
     def __init__(
-        self, config: Config, denoiser: Denoiser, adapter: Adapter, cache: Cache, captioner: Captioner
+        self,
+        config: Config,
+        denoiser: Denoiser,
+        cache: Cache,
+        captioner: Captioner,
+        encode: Callable[[Sequence[str], Cache], list[EncodedText]] | None = None,
     ) -> None:
-        self._config, self._denoiser, self._adapter = config, denoiser, adapter
-        self._captioner = captioner
+        self._config, self._denoiser, self._captioner, self._encode = config, denoiser, captioner, encode
         self.cache = cache
 
     def training(self, draws: Sequence[Draw], images: Sequence[TrainingImage]) -> Batch:
@@ -50,12 +61,12 @@ class BatchMaker:
             offset = torch.randn((len(found.mean), 1, 1), generator=random) * config.noise_offset
             noise.append(torch.randn(found.mean.shape, generator=random) + offset)
             timesteps.append(random_below(random, len(self._denoiser.alphas_cumprod)))
-        return self._batch(latents, self._adapter.texts(captions, self.cache), sampled, noise, timesteps)
+        return self._batch(latents, self._texts(captions), sampled, noise, timesteps)
 
     def validation(self, image: TrainingImage, index: int) -> list[Batch]:
         """Return batches of one image, at fixed timesteps and with fixed noise; `index` selects the noise."""
         found = self.cache.latents(image)
-        text = self._adapter.texts([self._captioner(image, 0)], self.cache)
+        text = self._texts([self._captioner(image, 0)])
         batches = []
         for place, share in enumerate(_VALIDATION_TIMES):
             noise = torch.randn(found.mean.shape, generator=generator_for(0, "validation", index * 16 + place))
@@ -72,6 +83,11 @@ class BatchMaker:
         ]
         states, pooled = self._stacked(texts)
         return Batch(batch.latents, batch.noise, batch.timesteps, states, pooled, batch.sizes)
+
+    def _texts(self, captions: Sequence[str]) -> list[EncodedText]:
+        if self._encode is not None:
+            return self._encode(captions, self.cache)
+        return [self.cache.text(caption) for caption in captions]
 
     def _batch(
         self,

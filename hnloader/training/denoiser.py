@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hnloader.attention.layout import find_sites
 from hnloader.training.pixels import Sample
 from hnloader.training.recompute import recompute_activations
 
@@ -108,11 +107,6 @@ class Denoiser:
         """The data type of the UNet."""
         dtype: torch.dtype = next(iter(self.unet.parameters())).dtype
         return dtype
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The context widths of the UNet's attention layers, ascending."""
-        return tuple(sorted({site.width for site in find_sites(self.unet)}))
 
     @property
     def vae_scale_factor(self) -> int:

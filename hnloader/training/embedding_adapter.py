@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from hnloader.embeddings import Embedding, load_embedding, save_embedding
 from hnloader.embeddings.prompt_words import PlaceholderTokens, text_parts
 from hnloader.errors import ConfigError, HypernetworkError
-from hnloader.pipelines import Model
-from hnloader.training.adapters import Adapter, settings_text, step_count
+from hnloader.training.adapters import Adapter, NamedModel, settings_text, step_count
 from hnloader.training.cache import Cache
 from hnloader.training.captions import token_counter
 from hnloader.training.config import Config
@@ -52,14 +51,14 @@ class EmbeddingAdapter(Adapter):
             yield
 
     def texts(self, captions: Sequence[str], cache: Cache) -> list[EncodedText]:
-        """See `Adapter`."""
+        """Encode captions, with gradients for those that contain the token."""
         token = self.config.placeholder_token
         return [
             self.denoiser.encode_text(caption, trained=True) if token in caption else cache.text(caption)
             for caption in captions
         ]
 
-    def save(self, path: Path, step: int, model: Model) -> None:
+    def save(self, path: Path, step: int, model: NamedModel) -> None:
         """See `Adapter`."""
         vectors = [parameter.detach().cpu().clone() for parameter in self.parameters]
         embedding = Embedding(

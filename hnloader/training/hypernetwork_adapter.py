@@ -1,32 +1,33 @@
-"""Train a hypernetwork on the UNet; the text encoders are frozen."""
+"""Train a hypernetwork on the attention layers of a frozen model."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from hnloader.attention.attach import Attachment, attach
-from hnloader.attention.layout import find_sites
+from hnloader.attention.layout import AttentionSite, find_sites
 from hnloader.attention.matching import scope_at
 from hnloader.errors import ConfigError
 from hnloader.loading import load, save
 from hnloader.network import Hypernetwork
-from hnloader.pipelines import Model
-from hnloader.training.adapters import Adapter, settings_text, step_count
+from hnloader.training.adapters import Adapter, NamedModel, settings_text, step_count
 from hnloader.training.config import Config
-from hnloader.training.denoiser import Denoiser
 from hnloader.training.initialization import initialize
 
 
 class HypernetworkAdapter(Adapter):
-    """A hypernetwork on the UNet."""
+    """A hypernetwork on a frozen model, such as a UNet."""
 
-    def __init__(self, config: Config, denoiser: Denoiser) -> None:
-        self.config, self.denoiser = config, denoiser
-        made = _loaded(config, denoiser) if config.start_from else _new(config, denoiser.widths)
-        self.hypernetwork = made.to(denoiser.device)
+    def __init__(self, config: Config, frozen: nn.Module) -> None:
+        self.config, self.frozen = config, frozen
+        sites = find_sites(frozen)
+        made = _loaded(config, sites) if config.start_from else _new(config, sites)
+        self.hypernetwork = made.to(next(frozen.parameters()).device)
         self.hypernetwork.requires_grad_(True)
         self.hypernetwork.eval()
         self.parameters = list(self.hypernetwork.parameters())
@@ -40,7 +41,7 @@ class HypernetworkAdapter(Adapter):
             yield
             return
         try:
-            with attach(self.denoiser.unet, self.hypernetwork, 1.0) as self._attachment:
+            with attach(self.frozen, self.hypernetwork, 1.0) as self._attachment:
                 yield
         finally:
             self._attachment = None
@@ -66,7 +67,7 @@ class HypernetworkAdapter(Adapter):
         finally:
             self._attachment.set_strength(1.0)
 
-    def save(self, path: Path, step: int, model: Model) -> None:
+    def save(self, path: Path, step: int, model: NamedModel) -> None:
         """See `Adapter`."""
         hypernetwork = copy.deepcopy(self.hypernetwork).cpu().requires_grad_(False)
         hypernetwork.metadata |= {
@@ -79,16 +80,16 @@ class HypernetworkAdapter(Adapter):
         save(hypernetwork, path)
 
 
-def _loaded(config: Config, denoiser: Denoiser) -> Hypernetwork:
+def _loaded(config: Config, sites: Sequence[AttentionSite]) -> Hypernetwork:
     found = load(config.start_from)
     if found.architecture is None:
         raise ConfigError(f"Setting 'start_from': {config.start_from} is a composition. Name one of its members.")
-    used = {scope_at(found, site) for site in find_sites(denoiser.unet)}
+    used = {scope_at(found, site) for site in sites}
     unused = [scope for scope in found.scopes if scope not in used]
     if unused:
         raise ConfigError(
             f"Setting 'start_from': {config.start_from} holds sides for {unused[0].label}, and the model has "
-            f"{', '.join(map(str, denoiser.widths))}. Use a hypernetwork for this model."
+            f"{', '.join(map(str, _widths(sites)))}. Use a hypernetwork for this model."
         )
     limited = [scope for scope in found.scopes if not scope.whole]
     if limited and Path(config.output).suffix.lower() == ".pt":
@@ -99,8 +100,12 @@ def _loaded(config: Config, denoiser: Denoiser) -> Hypernetwork:
     return found.float()
 
 
-def _new(config: Config, widths: tuple[int, ...]) -> Hypernetwork:
-    settings = config.hypernetwork
+def _widths(sites: Sequence[AttentionSite]) -> tuple[int, ...]:
+    return tuple(sorted({site.width for site in sites}))
+
+
+def _new(config: Config, sites: Sequence[AttentionSite]) -> Hypernetwork:
+    settings, widths = config.hypernetwork, _widths(sites)
     missing = [width for width in settings.widths if width not in widths]
     if missing:
         raise ConfigError(

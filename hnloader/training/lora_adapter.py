@@ -17,10 +17,8 @@ from hnloader.conversion.lora.layer_names import lora_name
 from hnloader.conversion.lora.lora_file import kohya_metadata, load, name_style, write
 from hnloader.errors import ConfigError, MissingExtraError, install_advice
 from hnloader.files import replacing
-from hnloader.pipelines import Model
-from hnloader.training.adapters import Adapter, settings_text, step_count
+from hnloader.training.adapters import Adapter, NamedModel, settings_text, step_count
 from hnloader.training.config import Config
-from hnloader.training.denoiser import Denoiser
 from hnloader.training.sampler import generator_for, random_below
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -37,9 +35,9 @@ class LoraAdapter(Adapter):
         layers: The layers by their dotted names in the UNet.
     """
 
-    def __init__(self, config: Config, denoiser: Denoiser) -> None:
-        self.config, self.denoiser = config, denoiser
-        self._names = target_names(denoiser.unet, config.lora.targets)
+    def __init__(self, config: Config, unet: nn.Module) -> None:
+        self.config, self.unet = config, unet
+        self._names = target_names(unet, config.lora.targets)
         given: dict[str, Tensor] = {}
         self.rank, self.alpha, self.previous_steps = config.lora.rank, config.lora.alpha, 0
         if config.start_from:
@@ -59,7 +57,7 @@ class LoraAdapter(Adapter):
     def _make(self) -> dict[str, Any]:
         """Make the layers with the seed of the training run, and put the UNet's own back."""
         peft = _peft()
-        unet, dropout = self.denoiser.unet, self.config.lora.dropout
+        unet, dropout = self.unet, self.config.lora.dropout
         settings = peft.LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=dropout, target_modules=list(self._names)
         )
@@ -78,7 +76,7 @@ class LoraAdapter(Adapter):
                 delattr(unet, name)
         for layer in layers.values():
             for part in (_down(layer), _up(layer)):
-                part.float().to(self.denoiser.device).requires_grad_(True)
+                part.float().to(next(unet.parameters()).device).requires_grad_(True)
         return layers
 
     @contextlib.contextmanager
@@ -120,11 +118,11 @@ class LoraAdapter(Adapter):
 
     def _set(self, modules: dict[str, Any]) -> None:
         for name, module in modules.items():
-            _put(self.denoiser.unet, name, module)
+            _put(self.unet, name, module)
 
     # -- files
 
-    def save(self, path: Path, step: int, model: Model) -> None:
+    def save(self, path: Path, step: int, model: NamedModel) -> None:
         """See `Adapter`; the names are kohya's, which all programs read."""
         tensors = {
             f"{self._file_name(name)}.{part}": tensor.detach().cpu().contiguous().clone()
@@ -146,11 +144,11 @@ class LoraAdapter(Adapter):
 
     @property
     def _family(self) -> str | None:
-        found = family_of_sites(find_sites(self.denoiser.unet))
+        found = family_of_sites(find_sites(self.unet))
         return None if found is None else found.name
 
     def _file_name(self, name: str) -> str:
-        layers = int(getattr(self.denoiser.unet.config, "layers_per_block", 2))
+        layers = int(getattr(self.unet.config, "layers_per_block", 2))
         return lora_name(name, name_style(self._family), layers)
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], int, float, int]:

@@ -19,6 +19,7 @@ from hnloader.training import html
 from hnloader.training.config import Config, Method
 from hnloader.training.dataset import open_image
 from hnloader.training.events import Event
+from hnloader.training.image_task import ImageTask
 from hnloader.training.lora_adapter import target_names
 from hnloader.training.metrics import Metric, PaletteMetric, pixel_drift
 from hnloader.training.preparation import prepare
@@ -145,7 +146,7 @@ def compare_methods(plan: Plan, make_metrics: MakeMetrics, callback: Callback | 
     prompts, unrelated, seeds = plan.prompts, plan.unrelated, plan.seeds
     trainer = runs[0][1]
     without = _generate(trainer, prompts, plan, trained=False)
-    training_images = [open_image(image.path).image.convert("RGB") for image in trainer.dataset.images]
+    training_images = [open_image(image.path).image.convert("RGB") for image in _task(trainer).dataset.images]
     metrics: list[Metric] = [PaletteMetric(training_images, without), *make_metrics(training_images)]
     before = _generate(trainer, unrelated, plan, trained=False) if unrelated else []
     images = {"without": without}
@@ -182,10 +183,15 @@ def _runs(plan: Plan, callback: Callback | None) -> list[tuple[MethodResult, Tra
 
 def _rank_of(hypernetwork: Trainer) -> int:
     """Return the rank with which a LoRA has about as many parameters as a hypernetwork."""
-    unet, targets = hypernetwork.denoiser.unet, hypernetwork.config.lora.targets
+    unet, targets = _task(hypernetwork).denoiser.unet, hypernetwork.config.lora.targets
     layers: list[Any] = [unet.get_submodule(name) for name in target_names(unet, targets)]
     per_rank = sum(layer.in_features + layer.out_features for layer in layers)
     return max(1, round(_count(hypernetwork) / int(per_rank)))
+
+
+def _task(trainer: Trainer) -> ImageTask:
+    assert isinstance(trainer.task, ImageTask)
+    return trainer.task
 
 
 def _count(trainer: Trainer) -> int:
@@ -248,7 +254,7 @@ def _run(config: Config, plan: Plan, callback: Callback | None) -> tuple[MethodR
         result.steps, result.seconds = trainer.state.step, trainer.state.seconds
         result.memory = torch.cuda.max_memory_allocated() if cuda else None
         result.learning_rate = trainer.config.learning_rate_text
-    if trainer.validator.images:
+    if trainer.task.has_validation:
         result.validation_loss = trainer.validator.loss()
     return result, trainer
 
@@ -273,14 +279,15 @@ def _generate(
     trainer: Trainer, prompts: Sequence[str], plan: Plan, *, trained: bool, placeholder: bool = True
 ) -> list[Image]:
     """Return one image per prompt and seed, the seeds of a prompt in a row."""
-    pipeline, settings = trainer.denoiser.pipeline, plan.config.previews
+    denoiser, settings = _task(trainer).denoiser, plan.config.previews
+    pipeline = denoiser.pipeline
     pipeline.set_progress_bar_config(disable=True)
     token = trainer.config.placeholder_token if trained and placeholder and trainer.config.method == "embedding" else ""
     images: list[Image] = []
     for prompt in prompts:
         for seed in plan.seeds:
             applied = trainer.applied() if trained else contextlib.nullcontext()
-            with torch.no_grad(), trainer.denoiser.loaded(), applied:
+            with torch.no_grad(), denoiser.loaded(), applied:
                 images.append(generate_image(pipeline, _with_token(prompt, token), seed, settings))
     return images
 

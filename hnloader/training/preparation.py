@@ -14,6 +14,7 @@ from hnloader.training.config import Config
 from hnloader.training.dataset import read_folder
 from hnloader.training.denoiser import Denoiser
 from hnloader.training.deterministic import configure_cublas
+from hnloader.training.image_task import ImageTask
 from hnloader.training.optimizers import OPTIMIZERS
 from hnloader.training.run_folder import locked, run_folder
 from hnloader.training.state import states
@@ -48,7 +49,7 @@ def prepare(
     denoiser = Denoiser(model.pipeline, _offloaded_parts(config, unet.device.type))
     if config.gradient_checkpointing:
         _enable_checkpointing(unet)
-    trainer = Trainer(config, denoiser, dataset, model, accelerator)
+    trainer = Trainer(ImageTask(config, denoiser, dataset, model), accelerator)
     if restart and (accelerator is None or accelerator.is_main_process):
         with locked(output):
             remove_states(saved)

@@ -2,59 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from hnloader.errors import HypernetworkError
 from hnloader.files import replacing
-from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.training import html, schema
 from hnloader.training.config import Config
-from hnloader.training.dataset import Dataset, TrainingImage, open_image
 from hnloader.training.state import State
+from hnloader.training.task import Task
 from hnloader.units import counted
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
-_THUMBNAIL = 128
-_MAX_THUMBNAILS = 60
-
-
-def write_report(
-    path: Path,
-    config: Config,
-    state: State,
-    dataset: Dataset,
-    validation: Sequence[TrainingImage],
-    rows: Mapping[str, object],
-) -> None:
+def write_report(path: Path, config: Config, state: State, task: Task, rows: Mapping[str, object]) -> None:
     """Write the report, or raise HypernetworkError.
 
     Args:
         path: The HTML file.
         config: The settings.
         state: The progress.
-        dataset: All images.
-        validation: The validation images.
+        task: The data and the previews.
         rows: More rows of the summary.
     """
     body = [
         html.section("Summary", html.table([*_summary(config, state), *rows.items()])),
         html.section("Loss", _curves(state)),
-        *_previews(path.parent / "previews"),
-        html.section("Images", html.figures(_thumbnails(dataset, validation)), _problems(dataset)),
+        *task.report(path.parent / "previews"),
         html.section("Settings", f"<pre>{html.text(schema.write(config, comments=False))}</pre>"),
         html.section("Environment", html.table(environment().items())),
     ]
-    lead = (
-        f"{config.method}, {state.step:,} of {counted(config.steps, 'step')} on {counted(len(dataset.images), 'image')}"
-    )
+    lead = f"{config.method}, {state.step:,} of {counted(config.steps, 'step')} on {task.amount}"
     with replacing(path) as temporary:
         temporary.write_text(html.page(config.name, lead, body), encoding="utf-8")
 
@@ -103,31 +82,3 @@ def _points(history: Sequence[Mapping[str, float]], key: str) -> list[tuple[floa
 def _curves(state: State) -> str:
     rates = html.curves({"learning rate": _points(state.history, "learning_rate")}, "steps")
     return f"{loss_curves(state.history)}<details><summary>Learning rate</summary>{rates}</details>"
-
-
-def _previews(folder: Path) -> Iterator[str]:
-    tiled = folder / "previews.png"
-    if tiled.is_file():
-        with contextlib.suppress(HypernetworkError):
-            image = read_image(tiled, OWN_PREVIEWS).image
-            yield html.section("Previews", html.image_tag(image, "preview images by step"))
-
-
-def _thumbnails(dataset: Dataset, validation: Sequence[TrainingImage]) -> Iterator[tuple[Image, str]]:
-    digests = {image.digest for image in validation}
-    for found in dataset.images[:_MAX_THUMBNAILS]:
-        label = found.path.name + (" (validation)" if found.digest in digests else "")
-        label += f": {found.caption}" if found.caption else ""
-        try:
-            small = open_image(found.path, shortest=_THUMBNAIL).image
-        except HypernetworkError:
-            continue  # removed during the training
-        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        yield small.convert("RGB"), label
-
-
-def _problems(dataset: Dataset) -> str:
-    more = len(dataset.images) - _MAX_THUMBNAILS
-    note = f"<p>{more} more images</p>" if more > 0 else ""
-    rows = [("excluded" if each.excluded else "note", each.path.name, each.message) for each in dataset.problems]
-    return note + (html.table(rows) if rows else "")

@@ -43,8 +43,8 @@ class State:
         seconds: Training time over all runs.
         history: One entry per validation.
         scaler: The state of the loss scaler, for float16.
-        model: A hash of the UNet.
-        images: A hash of the images and captions.
+        model: A hash of the model.
+        data: A hash of the data, such as images and captions.
         previous_steps: The steps of the file that the training started from.
         initial_loss: The loss at fixed noise before the first step; None without validation.
     """
@@ -58,7 +58,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     model: str = ""
-    images: str = ""
+    data: str = ""
     previous_steps: int = 0
     initial_loss: float | None = None
 

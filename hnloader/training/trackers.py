@@ -59,13 +59,16 @@ class Trackers:
         known = {key: value for key, value in values.items() if value is not None}
         return self._guarded(lambda: self._accelerator.log(known, step=step))
 
-    def log_images(self, images: Sequence[Image], step: int) -> str:
-        """Send previews; return a failure or ""."""
+    def log_previews(self, previews: Sequence[Image] | Sequence[str], step: int) -> str:
+        """Send images or texts; return a failure or ""."""
         if self._accelerator is None:
             return ""
+        texts = {f"preview {index}": text for index, text in enumerate(previews) if isinstance(text, str)}
+        if texts:
+            return self._guarded(lambda: self._accelerator.log(texts, step=step))
         import numpy as np
 
-        arrays = [np.asarray(image.convert("RGB")) for image in images]
+        arrays = [np.asarray(image.convert("RGB")) for image in previews if not isinstance(image, str)]
 
         def send() -> None:
             for tracker in self._accelerator.trackers:

@@ -13,37 +13,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from hnloader.attention import find_sites
 from hnloader.errors import ConfigError, DivergedError, HypernetworkError
 from hnloader.files import make_folder, remove_leftovers
-from hnloader.pipelines import Model
 from hnloader.training import schema
-from hnloader.training.adapters import Adapter
-from hnloader.training.batches import BatchMaker
-from hnloader.training.cache import Cache
-from hnloader.training.captions import Captioner
-from hnloader.training.config import Config, Method
-from hnloader.training.dataset import Dataset
-from hnloader.training.denoiser import Denoiser
+from hnloader.training.config import Config
 from hnloader.training.deterministic import allow_nondeterministic, deterministic_algorithms
 from hnloader.training.ema import Ema
-from hnloader.training.embedding_adapter import EmbeddingAdapter
 from hnloader.training.events import BestWeights, Event, Reason, Result
 from hnloader.training.gradients import GradientCheck
-from hnloader.training.hypernetwork_adapter import HypernetworkAdapter
 from hnloader.training.learning_rate import parse_learning_rate
-from hnloader.training.lora_adapter import LoraAdapter
 from hnloader.training.optim_file import load_optim_file
-from hnloader.training.optimizers import FULL_WIDTH, auto_learning_rate, make_optimizer, set_learning_rate
-from hnloader.training.pixels import training_size
-from hnloader.training.previews import render_previews, save_previews, tile_previews
+from hnloader.training.optimizers import make_optimizer, set_learning_rate
 from hnloader.training.report import write_report
 from hnloader.training.run_folder import locked, run_folder
-from hnloader.training.sampler import BatchSampler, generator_for, random_below, split
+from hnloader.training.sampler import generator_for, random_below
 from hnloader.training.state import State, load_state, save_state, states
 from hnloader.training.stop_signals import stop_signals
+from hnloader.training.task import Task
 from hnloader.training.trackers import Trackers
 from hnloader.training.validation import Validator, validation_losses
 from hnloader.units import counted
@@ -55,41 +42,26 @@ _LOSS_SMOOTHING = 0.98
 
 Callback = Callable[[Event], None]
 
-_ADAPTERS: dict[Method, Callable[[Config, Denoiser], Adapter]] = {
-    "hypernetwork": HypernetworkAdapter,
-    "embedding": EmbeddingAdapter,
-    "lora": LoraAdapter,
-}
-
 
 class Trainer:
     """One training run; after an interruption, a new trainer resumes from the saved state.
 
     Args:
-        config: Checked settings.
-        denoiser: The model.
-        dataset: The images.
-        model: The name and the hash of the model, for the metadata of the output.
+        task: The model, its adapter, the data and the settings.
         accelerator: The `accelerate.Accelerator` of a training run on several devices.
     """
 
-    def __init__(
-        self, config: Config, denoiser: Denoiser, dataset: Dataset, model: Model, accelerator: Any = None
-    ) -> None:
-        config = _with_learning_rate(config, denoiser)
-        self.config, self.denoiser, self.dataset, self.model = config, denoiser, dataset, model
+    def __init__(self, task: Task, accelerator: Any = None) -> None:
+        self.task, self.config, self.adapter = task, task.config, task.adapter
+        config = self.config
         self._accelerator = accelerator
         self.output = Path(config.output)
         self.folder = run_folder(self.output)
-        # Before any hooks: they change the names of the UNet's weights.
-        self.state = State(
-            config=schema.plain(config), model=denoiser.fingerprint("unet"), images=dataset.fingerprint()
-        )
-        self.adapter: Adapter = _ADAPTERS[config.method](config, denoiser)
+        self.state = State(config=schema.plain(config), model=task.model_hash, data=task.data_hash)
         self.state.previous_steps = self.adapter.previous_steps
         self._set_up_optimization()
-        self._set_up_data()
-        self.notes = [*dataset.remarks(config.data), *_starting_notes(config, self.state.previous_steps)]
+        self.validator = Validator(config, task, self.applied)
+        self.notes = [*task.notes, *_starting_notes(config, self.state.previous_steps)]
         if config.start_from and config.method == "hypernetwork":
             unused = load_optim_file(Path(config.start_from), self.optimizer, config.optimizer)
             if unused is not None:
@@ -103,24 +75,8 @@ class Trainer:
         self.learning_rate = parse_learning_rate(config.learning_rate_text, config.steps, self.state.previous_steps)
         self.optimizer = make_optimizer(config.optimizer, parameters, self.learning_rate.at(1), config.weight_decay)
         self.ema = Ema(parameters, config.ema_decay)
-        self.scaler = _loss_scaler(self.denoiser)
+        self.scaler = _loss_scaler(self.task)
         self._gradients = GradientCheck(parameters, config.method, config.steps)
-
-    def _set_up_data(self) -> None:
-        config, denoiser, images = self.config, self.denoiser, self.dataset.images
-        multiple = denoiser.size_multiple
-        resolution = max((config.data.resolution or denoiser.resolution) // multiple, 1) * multiple
-        num_vectors = len(self.adapter.parameters[0]) if config.method == "embedding" else 0
-        self.captioner = Captioner(config, denoiser.pipeline.tokenizer, num_vectors)
-        self.captioner.check(self.dataset)
-        training, validation = split(len(images), config.data.validation_split, config.seed)
-        self.images = [images[index] for index in training]
-        cache = Cache(self.folder / "cache", denoiser, config.data, resolution)
-        self.batches = BatchMaker(config, denoiser, self.adapter, cache, self.captioner)
-        validation_images = [images[index] for index in validation]
-        self.validator = Validator(config, denoiser, self.batches, (validation_images, self.images), self.applied)
-        sizes = [training_size(image.size, config.data, resolution, multiple) for image in self.images]
-        self.sampler = BatchSampler(sizes, config.batch_size, config.data.repeats, config.seed)
 
     def start_over(self, values: Sequence[Tensor], rate: float, steps: int) -> None:
         """Return to these parameters with a new optimizer and a constant learning rate; see `rate_search`."""
@@ -164,16 +120,16 @@ class Trainer:
         self.scaler.load_state_dict(state)
 
     def _check_source(self, path: Path, loaded: State) -> None:
-        """Refuse the state of another model; note other images."""
+        """Refuse the state of another model; note other data."""
         same_precision = loaded.config.get("precision") == self.config.precision
         if same_precision and loaded.model != self.state.model:
             raise ConfigError(
-                f"{path}: trained on the model {loaded.config.get('model')}, not {self.model.name}. Resume with "
+                f"{path}: trained on the model {loaded.config.get('model')}, not {self.task.model.name}. Resume with "
                 "that model, or continue on this one with start_from."
             )
-        if loaded.images != self.state.images:
-            self.notes.append("The images or captions changed since the state was saved.")
-        loaded.model, loaded.images = self.state.model, self.state.images
+        if loaded.data != self.state.data:
+            self.notes.append(f"The training {self.task.data_name} changed since the state was saved.")
+        loaded.model, loaded.data = self.state.model, self.state.data
 
     def _continue_from(self, loaded: State) -> None:
         config, now = self.config, self.state.config
@@ -216,7 +172,7 @@ class Trainer:
 
         for note in [*self.notes, self._trackers.start() if self._is_main else ""]:
             tell(note)
-        device = self.denoiser.device
+        device = self.task.device
         algorithms = deterministic_algorithms(device) if self.config.deterministic else contextlib.nullcontext()
         with stop_signals(self.stop), self.adapter.attached(), algorithms:
             reason = self._loop(callback, tell)
@@ -276,7 +232,7 @@ class Trainer:
         losses: list[Tensor] = []
         with self.adapter.enabled(training=True):
             for part in range(config.gradient_accumulation_steps):
-                loss = self._loss(self._batch_index(step, part))
+                loss = self.task.loss(self._batch_index(step, part))
                 self.scaler.scale(loss / config.gradient_accumulation_steps).backward()
                 losses.append(loss.detach())
         # Read only now, so that the device is synchronized once.
@@ -297,18 +253,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(step)
         return total
-
-    def _loss(self, index: int) -> Tensor:
-        draws = self.sampler[index]
-        batch = self.batches.training(draws, self.images)
-        loss = self.denoiser.losses(batch, self.config.snr_gamma).mean()
-        if not self.config.prior.weight:
-            return loss
-        other = self.batches.prior(batch, draws)
-        with torch.no_grad(), self.adapter.disabled():
-            target, _ = self.denoiser.predict(other)
-        prediction, _ = self.denoiser.predict(other)
-        return loss + self.config.prior.weight * functional.mse_loss(prediction, target)
 
     def _batch_index(self, step: int, part: int) -> int:
         index = (step - 1) * self.config.gradient_accumulation_steps + part
@@ -339,7 +283,7 @@ class Trainer:
         if not self.config.validate_every_n_steps:
             return
         self.state.initial_loss = loss = self.validator.loss()
-        if self.validator.images:
+        if self.task.has_validation:
             self.state.history.append({"step": 0.0, "learning_rate": self._rate, "validation_loss": loss})
 
     def _validate(self, step: int) -> bool:
@@ -350,7 +294,7 @@ class Trainer:
             return True
         entry = {"step": float(step), "loss": state.loss or 0.0, "learning_rate": self._rate}
         state.history.append(entry)
-        if not self.validator.images:
+        if not self.task.has_validation:
             return True
         entry["validation_loss"] = loss = self.validator.loss()
         if math.isfinite(loss) and (state.best is None or loss < state.best[0]):
@@ -384,26 +328,13 @@ class Trainer:
         due = step in (1, self.config.steps) or (config.every_n_steps and step % config.every_n_steps == 0)
         if not config.every_n_steps or not due or not self._is_main:
             return ""
-        prompts = self.preview_prompts
         try:
-            with self.ema.applied(), self.denoiser.loaded():
-                images = render_previews(self.denoiser.pipeline, self.adapter, prompts, config)
-            save_previews(images, folder, step)
-            tile_previews(folder, prompts)
+            with self.ema.applied():
+                made = self.task.preview(folder, step)
         except (HypernetworkError, OSError) as error:
             return f"Step {step}: the previews were not saved. {error} Training continues."
         self._report("running")
-        return self._trackers.log_images(images, step)
-
-    @property
-    def preview_prompts(self) -> tuple[str, ...]:
-        """The prompts of the settings, else captions, those of the validation images first."""
-        config, previews = self.config, self.config.previews
-        images = [*self.validator.images, *self.images]
-        captions = dict.fromkeys(self.captioner(image, 0) for image in images)
-        prompts = previews.prompts or tuple(captions)[: previews.count]
-        name = config.placeholder_token if config.method == "embedding" else config.name
-        return tuple(prompt.replace("{name}", name) for prompt in prompts)
+        return self._trackers.log_previews(made, step)
 
     def _track(self, loss: float) -> str:
         """Send the numbers of the step to the trackers; return a failure or ""."""
@@ -416,10 +347,10 @@ class Trainer:
     def _report(self, ended: str, remark: str = "") -> None:
         """Write the HTML report; a failure is ignored."""
         if self._is_main:
-            rows = {"status": ended, "model": self.model.name} | ({"remark": remark} if remark else {})
+            rows = {"status": ended, "model": self.task.model.name} | ({"remark": remark} if remark else {})
             path = self.folder / "report.html"
             with contextlib.suppress(HypernetworkError, OSError):
-                write_report(path, self.config, self.state, self.dataset, self.validator.images, rows)
+                write_report(path, self.config, self.state, self.task, rows)
 
     def _write(self, path: Path) -> None:
         """Write the current weights as a file."""
@@ -427,7 +358,7 @@ class Trainer:
             return
         make_folder(path.parent)
         with self.ema.applied():
-            self.adapter.save(path, self.state.previous_steps + self.state.step, self.model)
+            self.adapter.save(path, self.state.previous_steps + self.state.step, self.task.model)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -453,14 +384,6 @@ class Trainer:
         return Event(state.step, self.config.steps, state.loss or 0.0, self._rate, next(losses, None), saved, message)
 
 
-def _with_learning_rate(config: Config, denoiser: Denoiser) -> Config:
-    """Replace the learning rate "auto" by the number for this model."""
-    if config.learning_rate != "auto":
-        return config
-    width = max((site.width for site in find_sites(denoiser.unet) if site.kind == "self"), default=FULL_WIDTH)
-    return replace(config, learning_rate=auto_learning_rate(config.optimizer, config.method, width))
-
-
 def _starting_notes(config: Config, previous_steps: int) -> Iterator[str]:
     if previous_steps:
         yield (
@@ -471,16 +394,16 @@ def _starting_notes(config: Config, previous_steps: int) -> Iterator[str]:
     new_hypernetwork = config.method == "hypernetwork" and not config.start_from
     if new_hypernetwork and settings.initialization != "Normal" and not settings.norm:
         yield (
-            f"hypernetwork.initialization is {settings.initialization} without hypernetwork.norm, so the images are "
-            "broken at first. Use Normal, or norm: true."
+            f"hypernetwork.initialization is {settings.initialization} without hypernetwork.norm, so images or "
+            "texts are broken at first. Use Normal, or norm: true."
         )
 
 
-def _loss_scaler(denoiser: Denoiser) -> Any:
+def _loss_scaler(task: Task) -> Any:
     """Return a scaler, which is enabled for float16, where small gradients would become zero."""
-    enabled = denoiser.dtype == torch.float16
+    enabled = task.dtype == torch.float16
     scaler = getattr(torch.amp, "GradScaler", None)
     # Before torch 2.3 it exists only for CUDA.
     if scaler is None:
         return torch.cuda.amp.GradScaler(enabled=enabled)
-    return scaler(denoiser.device.type, enabled=enabled)
+    return scaler(task.device.type, enabled=enabled)

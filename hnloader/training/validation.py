@@ -1,55 +1,35 @@
-"""The validation loss: always at the same noise and timesteps, so that only the weights change it."""
+"""The validation loss over the steps, and the remark if it does not improve."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
 
-from hnloader.training.batches import BatchMaker
 from hnloader.training.config import Config
-from hnloader.training.dataset import TrainingImage
-from hnloader.training.denoiser import Denoiser
 from hnloader.training.state import State
-
-# Without validation images, the loss before and after the training is that of this number of training images.
-_SUBSTITUTES = 2
+from hnloader.training.task import Task
 
 
 class Validator:
-    """Measures the loss on images that are not trained on.
+    """Measures the loss on data that are not trained on.
 
     Args:
         config: The settings.
-        denoiser: The model.
-        batches: Makes the batches.
-        images: The validation images and the training images.
+        task: The model and the data.
         applied: Applies the current weights to the model while it is active.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        denoiser: Denoiser,
-        batches: BatchMaker,
-        images: tuple[Sequence[TrainingImage], Sequence[TrainingImage]],
-        applied: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        self._config, self._denoiser, self._batches, self._applied = config, denoiser, batches, applied
-        self.images, training_images = images
-        self._measured = self.images or training_images[:_SUBSTITUTES]
+    def __init__(self, config: Config, task: Task, applied: Callable[[], AbstractContextManager[None]]) -> None:
+        self._config, self._task, self._applied = config, task, applied
 
     @torch.no_grad()
     def loss(self) -> float:
-        """Return the mean loss; of two training images without validation images."""
-        losses: list[float] = []
+        """Return the mean loss; of some training data without validation data."""
         with self._applied():
-            for index, image in enumerate(self._measured):
-                for batch in self._batches.validation(image, index):
-                    losses.append(float(self._denoiser.losses(batch, self._config.snr_gamma).mean()))
-        return sum(losses) / len(losses)
+            return self._task.validation_loss()
 
     def remark(self, state: State, best: str) -> str:
         """Return a message if the loss did not improve; "" if it did, or was not measured.
@@ -61,10 +41,10 @@ class Validator:
         first, config = state.initial_loss, self._config
         if first is None:
             return ""
-        if self.images:
+        if self._task.has_validation:
             name, losses = "validation loss", validation_losses(state)
         elif state.step >= config.steps:
-            name, losses = "loss on the training images", [(self.loss(), state.step)]
+            name, losses = f"loss on the training {self._task.data_name}", [(self.loss(), state.step)]
         else:
             return ""
         if not losses:

@@ -31,6 +31,7 @@ from hnloader.training import read_config
 from hnloader.training.cache import Latents
 from hnloader.training.dataset import read_folder
 from hnloader.training.denoiser import Batch, Denoiser, EncodedText
+from hnloader.training.image_task import ImageTask
 from hnloader.training.trainer import Trainer
 from lab.benchmarks import _models, _options, _report
 from lab.benchmarks._measure import Memory, Rounds, Spread, memory_of, take_turns, timed
@@ -127,7 +128,7 @@ class NoCache:
     """Replaces `hnloader.training.cache.Cache` and caches nothing."""
 
     def __init__(self, training: Trainer) -> None:
-        self._cache = training.batches.cache
+        self._cache = _task(training).batches.cache
 
     def latents(self, image: Any, *, flipped: bool, shift: tuple[int, int]) -> Latents:
         return self._cache._make_latents("", image, flipped, shift)
@@ -141,27 +142,28 @@ class PlainLoop:
 
     def __init__(self, training: Trainer, *, caches: bool) -> None:
         self._training = training
-        self._unet: nn.Module = training.denoiser.unet
+        self._unet: nn.Module = _task(training).denoiser.unet
         adapter: Any = training.adapter
         self.hypernetwork = adapter.hypernetwork
         self.parameters: list[nn.Parameter] = adapter.parameters
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=training.config.weight_decay)
         if not caches:
-            training.batches.cache._store = lambda *_: None  # type: ignore[method-assign]
-            training.batches.cache = NoCache(training)  # type: ignore[assignment]
+            _task(training).batches.cache._store = lambda *_: None  # type: ignore[method-assign]
+            _task(training).batches.cache = NoCache(training)  # type: ignore[assignment]
         hook_projections(self._unet, lambda width, side: _hook(self.hypernetwork.side(width, side)))
 
     def step(self, number: int) -> float:
         training, config = self._training, self._training.config
-        batch: Batch = training.batches.training(training.sampler[number - 1], training.images)
-        alphas = training.denoiser.alphas_cumprod.to(batch.latents.device)[batch.timesteps].view(-1, 1, 1, 1)
+        task = _task(training)
+        batch: Batch = task.batches.training(task.sampler[number - 1], task.images)
+        alphas = task.denoiser.alphas_cumprod.to(batch.latents.device)[batch.timesteps].view(-1, 1, 1, 1)
         noisy = alphas.sqrt() * batch.latents + (1 - alphas).sqrt() * batch.noise
-        dtype = training.denoiser.dtype
+        dtype = task.denoiser.dtype
         prediction = self._unet(noisy.to(dtype), batch.timesteps, batch.states.to(dtype)).sample.float()
         target = batch.noise
         ratio = (alphas / (1 - alphas)).view(-1)
         weight = ratio.clamp(max=config.snr_gamma) / ratio
-        if training.denoiser.prediction_type == "v_prediction":
+        if task.denoiser.prediction_type == "v_prediction":
             target = alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * batch.latents
             weight = ratio.clamp(max=config.snr_gamma) / (ratio + 1)
         loss = ((prediction - target).square().mean(dim=(1, 2, 3)) * weight).mean()
@@ -235,7 +237,7 @@ def _measured(
     rounds = take_turns({way: partial(run, way) for way in WAYS}, seconds=bench.seconds)
     memory = {way: memory_of(partial(run, way)) for way in WAYS}
     held = {way: _held(trainings[way]) for way in WAYS}
-    aside = sum(_bytes(getattr(trainings[OURS].denoiser.pipeline, name)) for name in ("vae", "text_encoder"))
+    aside = sum(_bytes(getattr(_task(trainings[OURS]).denoiser.pipeline, name)) for name in ("vae", "text_encoder"))
     return Result(bench.title, rounds, memory, held, aside, once, compared, bench.has_targets)
 
 
@@ -246,16 +248,23 @@ def _training(bench: Bench, pipeline: Any, images: Path, folder: Path, aside: Se
     config.check()
     twin = copy.copy(pipeline)
     twin.unet = Subject("", pipeline.unet, {}).copy()
-    return Trainer(config, Denoiser(twin, aside), read_folder(images, config.data), Model(twin, "random"))
+    task = ImageTask(config, Denoiser(twin, aside), read_folder(images, config.data), Model(twin, "random"))
+    return Trainer(task)
+
+
+def _task(training: Trainer) -> ImageTask:
+    assert isinstance(training.task, ImageTask)
+    return training.task
 
 
 def _fill(training: Trainer) -> None:
     """Encode all images and captions of a training run."""
-    for image in training.images:
-        training.batches.cache.text(training.captioner(image, 0))
+    task = _task(training)
+    for image in task.images:
+        task.batches.cache.text(task.captioner(image, 0))
         for flipped in (False, True):
-            training.batches.cache.latents(image, flipped=flipped)
-    training.batches.cache.text("")
+            task.batches.cache.latents(image, flipped=flipped)
+    task.batches.cache.text("")
 
 
 def _bytes(module: nn.Module) -> int:
@@ -264,7 +273,8 @@ def _bytes(module: nn.Module) -> int:
 
 def _held(training: Trainer) -> int:
     """Return the bytes of the tensors that persist between steps."""
-    denoiser, cache = training.denoiser, training.batches.cache
+    task = _task(training)
+    denoiser, cache = task.denoiser, task.batches.cache
     pipeline = denoiser.pipeline
     total = sum(_bytes(module) for module in (denoiser.unet, pipeline.vae, pipeline.text_encoder))
     tensors = [*training.adapter.parameters]

@@ -82,7 +82,7 @@ def trainings(device: torch.device) -> str:
         for precision in _precisions(device):
             with _Trainings(device, method=method, precision=precision) as made:
                 training = made.new("whole")
-                devices = {next(training.denoiser.vae.parameters()).device.type}
+                devices = {next(training.task.denoiser.vae.parameters()).device.type}
                 assert device.type == "cpu" or devices == {"cpu"}, "the VAE is on the GPU"
                 reached[precision] = _best(training.run())
         furthest = max(abs(each / reached["float32"] - 1) for each in reached.values())

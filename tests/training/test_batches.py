@@ -15,21 +15,21 @@ from tests.support.trainings import Run
 def test_random_shift(settings_of: Run) -> None:
     training = prepare(settings_of(data__random_shift=2, data__random_flip=False))
     asked: list[tuple[int, int]] = []
-    plain = training.batches.cache.latents
+    plain = training.task.batches.cache.latents
 
     def latents(image: Any, *, flipped: bool, shift: tuple[int, int]) -> Any:
         asked.append(shift)
         return plain(image, flipped=flipped, shift=shift)
 
-    training.batches.cache.latents = latents  # type: ignore[method-assign]
+    training.task.batches.cache.latents = latents  # type: ignore[method-assign]
     for number in range(60):
-        training.batches.training(training.sampler[number], training.images)
+        training.task.batches.training(training.task.sampler[number], training.task.images)
     assert {right for right, _ in asked} == {down for _, down in asked} == {-2, -1, 0, 1, 2}
 
-    image = training.images[0]
-    sample = load_sample(image, training.config.data, training.denoiser.resolution, training.denoiser.size_multiple)
+    image, denoiser = training.task.images[0], training.task.denoiser
+    sample = load_sample(image, training.config.data, denoiser.resolution, denoiser.size_multiple)
     for shift in ((1, -2), (0, 0)):
-        mean, _ = training.denoiser.encode_image(sample.shifted(*shift))
+        mean, _ = training.task.denoiser.encode_image(sample.shifted(*shift))
         assert torch.equal(plain(image, shift=shift).mean, mean)
     assert not torch.equal(plain(image, shift=(1, -2)).mean, plain(image).mean)
 
@@ -43,10 +43,10 @@ def test_masks_exclude_pixels_from_the_loss(settings_of: Run, images: Path) -> N
             mask.paste(255, (0, 0, image.width // 2, image.height))
         mask.save(path.with_name(path.stem + ".mask.png"))
     training = prepare(settings_of(data__masks=True, data__random_flip=False))
-    batch = training.batches.training(training.sampler[0], training.images)
+    batch = training.task.batches.training(training.task.sampler[0], training.task.images)
     assert batch.masks is not None
-    losses = training.denoiser.losses(batch)
-    prediction, target = training.denoiser.predict(batch)
+    losses = training.task.denoiser.losses(batch)
+    prediction, target = training.task.denoiser.predict(batch)
     half = batch.latents.shape[-1] // 2
     expected = (prediction - target)[..., :half].pow(2).mean(dim=(1, 2, 3))
     # Scaling the mask softens its edge.

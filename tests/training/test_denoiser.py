@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from torch import Tensor
 
 import hnloader
+from hnloader.attention import find_sites
 from hnloader.network import Architecture, Hypernetwork
 from hnloader.pipelines import load_model
 from hnloader.training.denoiser import Batch, Denoiser
@@ -129,7 +130,8 @@ def test_sdxl_uses_both_encoders_and_the_sizes(sdxl: StableDiffusionXLPipeline) 
     given = batch(
         denoiser, [5, 700], pooled=torch.stack([text.pooled] * 2), sizes=torch.tensor([[64, 32, 0, 4, 32, 32]] * 2)
     )
-    hypernetwork = Hypernetwork.new(denoiser.widths, Architecture(activation="relu")).requires_grad_(True)
+    widths = tuple({site.width for site in find_sites(denoiser.unet)})
+    hypernetwork = Hypernetwork.new(widths, Architecture(activation="relu")).requires_grad_(True)
     with hnloader.attach(denoiser.unet, hypernetwork):
         denoiser.losses(given, snr_gamma=5.0).mean().backward()
     grads = [parameter.grad for parameter in hypernetwork.parameters()]

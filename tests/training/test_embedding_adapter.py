@@ -20,7 +20,7 @@ def test_an_embedding_changes_and_the_encoder_does_not(settings_of: Run) -> None
         "word.safetensors", method="embedding", embedding__num_vectors=3, embedding__initialization_text="ab"
     )
     training = prepare(config)
-    pipeline = training.denoiser.pipeline
+    pipeline = training.task.denoiser.pipeline
     table = pipeline.text_encoder.get_input_embeddings().weight.clone()
     ids = pipeline.tokenizer("ab", add_special_tokens=False)["input_ids"]
     tokenizer = pipeline.tokenizer
@@ -37,11 +37,11 @@ def test_diffusers_loads_the_same_embedding(settings_of: Run, tmp_path: Path) ->
     config = settings_of("word.pt", method="embedding", embedding__num_vectors=2)
     training = prepare(config)
     training.run()
-    pipeline = training.denoiser.pipeline
+    pipeline = training.task.denoiser.pipeline
     with torch.no_grad(), training.adapter.enabled(training=False), training.ema.applied():
-        ours = training.denoiser.encode_text("a <word> b").states
+        ours = training.task.denoiser.encode_text("a <word> b").states
     pipeline.load_textual_inversion(str(training.output), token="<word>")
-    theirs = training.denoiser.encode_text("a <word> b").states
+    theirs = training.task.denoiser.encode_text("a <word> b").states
     torch.testing.assert_close(ours, theirs)
 
 

@@ -25,7 +25,7 @@ def lora_of(settings_of: Run, name: str = "style.safetensors", **changes: object
 @pytest.mark.parametrize("targets", ["kv", "attention", "all"])
 def test_diffusers_reads_the_file(targets: str, settings_of: Run, tiny_model: Path) -> None:
     training = prepare(lora_of(settings_of, lora__targets=targets, steps=4, lora__alpha=6.0, ema_decay=0.0))
-    unet = training.denoiser.unet
+    unet = training.task.denoiser.unet
     before, names = fingerprint(unet), [name for name, _ in unet.named_modules()]
     result = training.run()
     assert_untouched(unet, before)
@@ -95,8 +95,8 @@ def test_start_from_a_file(settings_of: Run, tmp_path: Path) -> None:
 def test_prior_preservation_uses_the_model_without_the_lora(settings_of: Run) -> None:
     training = prepare(lora_of(settings_of, steps=2, prior__weight=1.0))
     training.run()
-    sites = target_names(training.denoiser.unet, "attention")
-    assert all(type(training.denoiser.unet.get_submodule(name)) is torch.nn.Linear for name in sites)
+    sites = target_names(training.task.denoiser.unet, "attention")
+    assert all(type(training.task.denoiser.unet.get_submodule(name)) is torch.nn.Linear for name in sites)
 
 
 def test_a_lora_is_a_safetensors_file(settings_of: Run) -> None:

@@ -59,12 +59,17 @@ def test_the_loss_is_that_of_a_training_run_with_this_rate(settings_of: Run) -> 
 
 
 def test_a_diverging_rate_does_not_count(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = Trainer._loss
+    step = Trainer.train_step
 
-    def exploding(self: Trainer, index: int) -> torch.Tensor:
-        return loss(self, index) * (float("nan") if float(self.config.learning_rate) > 5e-3 else 1.0)
+    def exploding(self: Trainer, number: int) -> float:
+        if float(self.config.learning_rate) > 5e-3:
+            monkeypatch.setattr(self.task, "loss", lambda index: self.adapter.parameters[0].sum() * float("nan"))
+        else:
+            monkeypatch.undo()
+            monkeypatch.setattr(Trainer, "train_step", exploding)
+        return step(self, number)
 
-    monkeypatch.setattr(Trainer, "_loss", exploding)
+    monkeypatch.setattr(Trainer, "train_step", exploding)
     found = find_learning_rate(settings_of())
     assert [each.loss == float("inf") for each in found.tried] == [rate > 5 for rate in FACTORS]
     assert found.best is None or found.best.rate <= 5e-3

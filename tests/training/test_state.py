@@ -232,7 +232,7 @@ def test_resuming_with_other_images_is_reported(settings_of: Run, images: Path) 
     train(settings_of(steps=4))
     assert not any("changed" in note for note in prepare(settings_of(), resume=True).notes)
     (images / "0.txt").write_text("another caption")
-    assert any("images or captions changed" in note for note in prepare(settings_of(), resume=True).notes)
+    assert any("training images changed" in note for note in prepare(settings_of(), resume=True).notes)
 
 
 def test_training_continues_if_an_old_state_cannot_be_removed(

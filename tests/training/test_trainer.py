@@ -62,7 +62,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(settings_of: Run) -
         steps=60, learning_rate="3e-3", validate_every_n_steps=60, hypernetwork__norm=False, ema_decay=0
     )
     training = prepare(config)
-    pipeline = training.denoiser.pipeline
+    pipeline = training.task.denoiser.pipeline
     before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
     first = training.validator.loss()
     result = training.run()
@@ -199,11 +199,11 @@ def test_prior_preservation(settings_of: Run) -> None:
         training = prepare(settings_of(f"{weight}/style.pt", **changes))
         training.run()
         with torch.no_grad(), training.adapter.enabled(training=False):
-            draws = training.sampler[3]
-            other = training.batches.prior(training.batches.training(draws, training.images), draws)
-            after, _ = training.denoiser.predict(other)
+            draws = training.task.sampler[3]
+            other = training.task.batches.prior(training.task.batches.training(draws, training.task.images), draws)
+            after, _ = training.task.denoiser.predict(other)
             with training.adapter.disabled():
-                before, _ = training.denoiser.predict(other)
+                before, _ = training.task.denoiser.predict(other)
             return float((after - before).square().mean())
 
     assert moved(20.0) < 0.5 * moved(0.0)

@@ -49,7 +49,7 @@ def test_only_the_model_is_in_half_precision(
     method: str, precision: str, dtype: torch.dtype, settings_of: Settings, float16_on_cpu: None
 ) -> None:
     training = prepare(settings_of("half", precision, method=method))
-    assert {p.dtype for p in training.denoiser.unet.parameters()} == {dtype}
+    assert {p.dtype for p in training.task.denoiser.unet.parameters()} == {dtype}
     assert {p.dtype for p in training.adapter.parameters} == {torch.float32}
     half = training.run()
     full = train(settings_of("full", "float32", method=method))

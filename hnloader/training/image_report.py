@@ -1,0 +1,53 @@
+"""The parts of a training report about images: previews, thumbnails and problems."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hnloader.errors import HypernetworkError
+from hnloader.images import OWN_PREVIEWS, read_image
+from hnloader.training import html
+from hnloader.training.dataset import Dataset, TrainingImage, open_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_THUMBNAIL = 128
+_MAX_THUMBNAILS = 60
+
+
+def previews_section(folder: Path) -> Iterator[str]:
+    """Yield the section with the tiled previews, if there are any."""
+    tiled = folder / "previews.png"
+    if tiled.is_file():
+        with contextlib.suppress(HypernetworkError):
+            image = read_image(tiled, OWN_PREVIEWS).image
+            yield html.section("Previews", html.image_tag(image, "preview images by step"))
+
+
+def images_section(dataset: Dataset, validation: Sequence[TrainingImage]) -> str:
+    """Return the section with the training images and their problems."""
+    return html.section("Images", html.figures(_thumbnails(dataset, validation)), _problems(dataset))
+
+
+def _thumbnails(dataset: Dataset, validation: Sequence[TrainingImage]) -> Iterator[tuple[Image, str]]:
+    digests = {image.digest for image in validation}
+    for found in dataset.images[:_MAX_THUMBNAILS]:
+        label = found.path.name + (" (validation)" if found.digest in digests else "")
+        label += f": {found.caption}" if found.caption else ""
+        try:
+            small = open_image(found.path, shortest=_THUMBNAIL).image
+        except HypernetworkError:
+            continue  # removed during the training
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        yield small.convert("RGB"), label
+
+
+def _problems(dataset: Dataset) -> str:
+    more = len(dataset.images) - _MAX_THUMBNAILS
+    note = f"<p>{more} more images</p>" if more > 0 else ""
+    rows = [("excluded" if each.excluded else "note", each.path.name, each.message) for each in dataset.problems]
+    return note + (html.table(rows) if rows else "")
