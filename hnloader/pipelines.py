@@ -6,10 +6,12 @@ diffusers is imported when a model is loaded.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
 import struct
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -195,13 +197,13 @@ def _from_folder(diffusers: Any, path: Path, dtype: torch.dtype) -> Any:
         files = [name for suffix in CHECKPOINT_SUFFIXES for name in sorted(path.glob(f"*{suffix}"))]
         hint = f"Give the file {files[0].name} in it" if files else "Give a folder saved by diffusers"
         raise ModelError(f"{path}: the folder has no model_index.json. {hint}.")
-    with _model_errors(path), quiet():
+    with model_errors(path), quiet():
         return diffusers.DiffusionPipeline.from_pretrained(path, **_dtype(diffusers, dtype), local_files_only=True)
 
 
 def _from_hub(diffusers: Any, name: str, dtype: torch.dtype) -> Any:
     check_source(name)
-    with _model_errors(f"{name} (on the Hugging Face Hub, because the folder does not exist)"), quiet():
+    with model_errors(f"{name} (on the Hugging Face Hub, because the folder does not exist)"), quiet():
         return diffusers.DiffusionPipeline.from_pretrained(name, **_dtype(diffusers, dtype))
 
 
@@ -213,7 +215,7 @@ def _from_file(diffusers: Any, path: Path, dtype: torch.dtype, config: str | os.
     kind = getattr(diffusers, _family_of_file(path, config).pipeline)
     options = {} if config is None else {"config": os.fspath(config), "local_files_only": True}
     try:
-        with _model_errors(path), quiet():
+        with model_errors(path), quiet():
             return kind.from_single_file(os.fspath(path), **_dtype(diffusers, dtype), **options)
     except ModelError as error:
         if config is None and _is_connection_error(error.__cause__):
@@ -260,8 +262,8 @@ def _check_kind(pipeline: Any, source: object) -> None:
 
 
 @contextlib.contextmanager
-def _model_errors(source: object) -> Iterator[None]:
-    """Turn any error of diffusers about a model into a ModelError."""
+def model_errors(source: object) -> Iterator[None]:
+    """Turn any error of diffusers or transformers about a model into a ModelError."""
     try:
         yield
     except (HypernetworkError, MemoryError, torch.cuda.OutOfMemoryError):
@@ -276,11 +278,9 @@ def _model_errors(source: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the progress bars and warnings of diffusers and transformers."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    loggers = (diffusers_logging, transformers_logging)
+    """Silence the progress bars and warnings of diffusers and transformers, whichever are imported."""
+    packages = [name for name in ("diffusers", "transformers") if name in sys.modules]
+    loggers: list[Any] = [importlib.import_module(f"{name}.utils.logging") for name in packages]
     levels = [logger.get_verbosity() for logger in loggers]
     for logger in loggers:
         logger.set_verbosity_error()

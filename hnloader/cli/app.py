@@ -21,6 +21,7 @@ from hnloader.cli.merge_command import merge
 from hnloader.cli.scan_command import scan
 from hnloader.cli.train_command import train
 from hnloader.cli.ui_command import ui
+from hnloader.cli.write_command import write
 
 __all__ = ["app", "run"]
 
@@ -36,7 +37,7 @@ app.command("inspect", epilog=inspect_command.EXIT_CODES)(inspect)
 app.command("scan", epilog=scan_command.EXIT_CODES)(scan)
 app.command("convert", epilog=conversion_run.EXIT_CODES)(convert)
 app.command("export-lora", epilog=conversion_run.EXIT_CODES)(export_lora)
-for _verb in (merge, generate, explain, train, compare, demo, ui):
+for _verb in (merge, generate, write, explain, train, compare, demo, ui):
     app.command(_verb.__name__, epilog=reporting.exit_codes())(_verb)
 app.add_typer(dataset_app, name="dataset")
 

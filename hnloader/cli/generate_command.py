@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from hnloader.cli.shared_options import (
     find_embedding,
     hypernetwork_library,
     load_for_images,
+    read_factors,
     read_hypernet,
     read_size,
     refuse,
@@ -136,7 +136,7 @@ def generate(
         denoise=denoise,
         **_given(steps=steps, guidance=_bundled_guidance(model, guidance), **read_size(size)),
     )
-    factors = None if sweep is None else _read_factors(sweep)
+    factors = None if sweep is None else read_factors(sweep)
     target = _Target(out, one_file=count == 1 or factors is not None)
     if init is not None and same_file(init, out):
         refuse("--out", f"{out}: This is the --init image. Choose another output file.")
@@ -206,16 +206,6 @@ def _bundled_guidance(model: str | None, guidance: float | None) -> float | None
 def _given(**options: float | None) -> dict[str, Any]:
     """Return the given options; the others keep the defaults of `Settings`."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _read_factors(text: str) -> list[float]:
-    try:
-        factors = [float(part) for part in text.split(",")]
-    except ValueError:
-        factors = []
-    if not factors or not all(map(math.isfinite, factors)):
-        refuse("--sweep", f"Expected numbers such as 0,0.5,1, got {text!r}.")
-    return factors
 
 
 def _open(path: Path) -> Image:

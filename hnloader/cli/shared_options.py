@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "find_embedding",
     "hypernetwork_library",
     "load_for_images",
+    "read_factors",
     "read_hypernet",
     "read_size",
     "refuse",
@@ -98,6 +100,17 @@ def read_size(text: str | None) -> dict[str, int]:
     if match is None:
         refuse("--size", f"Expected width x height in pixels such as 512x768, got {text!r}.")
     return {"width": int(match[1]), "height": int(match[2] or match[1])}
+
+
+def read_factors(text: str) -> list[float]:
+    """Return the factors of a `--sweep` value."""
+    try:
+        factors = [float(part) for part in text.split(",")]
+    except ValueError:
+        factors = []
+    if not factors or not all(map(math.isfinite, factors)):
+        refuse("--sweep", f"Expected numbers such as 0,0.5,1, got {text!r}.")
+    return factors
 
 
 def read_hypernet(text: str) -> Tag:

@@ -22,6 +22,7 @@ __all__ = [
     "fields",
     "none_found",
     "note",
+    "printable",
     "progress_bar",
     "shortened",
     "stderr",
@@ -48,6 +49,11 @@ def stderr() -> Console:
 def clean(text: object) -> str:
     """Return a text from a file as one line without control characters and changes of direction."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", _BLANK.sub(" ", as_text(text, _LONGEST)))
+
+
+def printable(text: str) -> str:
+    """Return a text of several lines without control characters and changes of direction."""
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in "\n\t" else "\N{REPLACEMENT CHARACTER}", text)
 
 
 def shortened(text: object, limit: int = 300) -> str:

@@ -60,9 +60,16 @@ def train(
     ] = False,
     preset: PresetOption = "style",
     model: Annotated[
-        str | None, typer.Option(help="Diffusers folder, checkpoint or Hub name.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Diffusers folder, checkpoint or Hub name; for texts a folder of transformers.", show_default=False
+        ),
     ] = None,
     images: Annotated[str | None, typer.Option(help="Folder with the training images.", show_default=False)] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(help="Folder with the training texts of a language model, .txt or .jsonl.", show_default=False),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -84,7 +91,7 @@ def train(
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a hypernetwork, a textual-inversion embedding or a LoRA on your own images.
+    """Train a hypernetwork, a textual-inversion embedding or a LoRA on your own images or texts.
 
     Ctrl-C saves everything; --resume continues exactly where it stopped.
     """
@@ -95,7 +102,7 @@ def train(
     if init:
         stdout().print(Text(template(preset).rstrip()), soft_wrap=True)
         return
-    given = {"model": model, "images": images, "output": output, "method": method, "steps": steps}
+    given = {"model": model, "images": images, "texts": texts, "output": output, "method": method, "steps": steps}
     overrides = {key: value for key, value in given.items() if value is not None} | parse_settings(set_ or [])
     settings = read_config(config, overrides, preset)
     if status:
@@ -105,7 +112,7 @@ def train(
         _print_rates(settings, device)
         return
     with stop_signals(), _status_file(settings) as writer:
-        with stderr().status("Reading the images and loading the model"):
+        with stderr().status("Reading the data and loading the model"):
             trainer = prepare(settings, resume=resume, restart=restart, device=device)
         result = run_training(trainer, writer)
     print_result(result)

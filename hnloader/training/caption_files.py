@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import logging
@@ -11,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hnloader.errors import ConfigError, DatasetError
-from hnloader.files import read_regular
 from hnloader.training.config import DataConfig
+from hnloader.training.text_files import read_text, reason_of
 
 _log = logging.getLogger(__name__)
 
@@ -20,14 +19,6 @@ MASK_SUFFIX = ".mask.png"
 _CAPTION_SUFFIXES = (".txt", ".caption")
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "captions.json")
 _MAX_CAPTION = 10_000
-# UTF-32 before UTF-16, because its mark begins with that of UTF-16.
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 
 # Takes the path of a file and a sentence about it.
 Warn = Callable[[Path, str], None]
@@ -88,7 +79,7 @@ class CaptionFiles:
             if path is None:
                 continue
             try:
-                text = " ".join(_read_text(path).split())
+                text = " ".join(read_text(path).split())
             except (OSError, ValueError) as error:
                 _log.debug("%s", path, exc_info=True)
                 warn(path, f"Cannot be read: {reason_of(error)}")
@@ -102,13 +93,6 @@ class CaptionFiles:
 def words_of(stem: str) -> str:
     """Return the words of a file name, without leading numbers and separators."""
     return " ".join(re.sub(r"[_\-+.]+", " ", re.sub(r"^[\d\s_\-]+(?=\D)", "", stem)).split()) or stem
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the reason of an error as a short sentence."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    text = " ".join(text.split())[:200]
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -139,7 +123,7 @@ def _read_metadata(folder: Path, *, required: bool) -> dict[str, str]:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str]]:
-    text, kind = _read_text(path), path.suffix.lower()
+    text, kind = read_text(path), path.suffix.lower()
     if kind == ".csv":
         for row in csv.DictReader(text.splitlines()):
             if None in row:
@@ -164,16 +148,3 @@ def _string(value: object) -> str:
     if isinstance(value, str):
         return value
     raise TypeError(f"Expected text, got {json.dumps(value)[:80]}.")
-
-
-def _read_text(path: Path) -> str:
-    """Return text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; OSError or ValueError otherwise."""
-    data = read_regular(path)
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"Invalid {encoding.upper().removesuffix('-SIG')}. Save it as UTF-8.") from error
-    if "\0" in text:
-        raise ValueError("Invalid UTF-8. Save it as UTF-8.")
-    return text

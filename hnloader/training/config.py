@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from hnloader.errors import ConfigError, UnsupportedArchitectureError
 from hnloader.files import expanded
 from hnloader.formats.registry import writable_formats
 from hnloader.network import Architecture
+from hnloader.scopes import Scope
 from hnloader.training import schema
 from hnloader.training.learning_rate import parse_learning_rate
 from hnloader.training.optimizers import auto_learning_rate
@@ -24,7 +25,7 @@ Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUnif
 MIN_SIZE = 32
 _REQUIRED = {
     "model": "Name a diffusers folder, a checkpoint file or a model on the Hugging Face Hub.",
-    "images": "Name the folder with the training images.",
+    "images": "Name the folder with the training images, or set texts for a language model.",
     "output": "Name the file to write, such as style.pt.",
 }
 
@@ -52,6 +53,11 @@ class HypernetworkConfig:
         "Context widths to train; empty for all widths of the model. 768 alone (SD 1) trains only cross-attention.",
         least=1,
     )
+    scopes: tuple[str, ...] = setting(
+        (),
+        "Layers to train, each entry with its own weights, in place of widths: '576:self:0-7' for the layers 0 to 7\n"
+        "of width 576. The output must be a .safetensors file. docs/format.md has the rules.",
+    )
 
     def architecture(self) -> Architecture:
         """Return the architecture, or raise ConfigError for an impossible one."""
@@ -61,6 +67,13 @@ class HypernetworkConfig:
                 f"Setting 'hypernetwork.layer_structure': expected a list that begins and ends with 1, "
                 f"got {list(structure)}."
             )
+        if self.widths and self.scopes:
+            raise ConfigError("Setting 'hypernetwork.scopes': found widths as well. Set one of them.")
+        for scope in self.scopes:
+            try:
+                Scope.parse(scope)
+            except ValueError as error:
+                raise ConfigError(f"Setting 'hypernetwork.scopes': {error}") from error
         try:
             activation = canonical_activation(self.activation)
         except UnsupportedArchitectureError as error:
@@ -148,9 +161,26 @@ class DataConfig:
     )
     validation_split: float = setting(
         0.1,
-        "Fraction of images for validation, at least one if there are five or more. They are never trained on.",
+        "Fraction of images or texts for validation, at least one if there are five or more. They are never trained\n"
+        "on.",
         least=0,
         most=0.5,
+    )
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The training texts of a language model."""
+
+    documents: Literal["file", "paragraph", "line"] = setting(
+        "file", "What is a document in a .txt file: the whole file, each paragraph, or each line."
+    )
+    block_size: int = setting(
+        0,
+        "The most tokens of a document that the model reads at once; longer texts are cut into pieces. A batch has\n"
+        "about batch_size times as many tokens. 0: 512, or as many as the model reads.",
+        least=0,
+        most=1_000_000,
     )
 
 
@@ -166,13 +196,14 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """Images generated during the training, always with the same seeds."""
+    """Images or texts generated during the training, always with the same seeds."""
 
-    prompts: tuple[str, ...] = setting((), "Prompts of the previews; empty for the first captions.")
+    prompts: tuple[str, ...] = setting((), "Prompts of the previews; empty for the first captions or words of texts.")
     every_n_steps: int = setting(250, "Steps between previews. 0: none.", least=0)
-    count: int = setting(3, "Number of captions to take when `prompts` is empty.", least=1, most=16)
+    count: int = setting(3, "Number of captions or texts to take when `prompts` is empty.", least=1, most=16)
     num_inference_steps: int = setting(20, "Sampling steps.", least=1, most=200)
     guidance_scale: float = setting(7.0, "Classifier-free guidance (CFG) scale.", least=1, most=30)
+    max_tokens: int = setting(60, "The most tokens of a text.", least=1, most=10_000)
     seed: int = setting(1, "Seed of the first prompt; each next prompt adds 1.", least=0)
 
 
@@ -190,13 +221,22 @@ class Config:
         ('style', 1500, True)
     """
 
-    model: str = setting("", "The model: a diffusers folder, a .safetensors file, or a name on the Hugging Face Hub.")
+    model: str = setting(
+        "",
+        "The model: a diffusers folder, a .safetensors file, or a name on the Hugging Face Hub. For texts: a folder\n"
+        "of transformers, a .gguf file, or a name.",
+    )
     model_config: str = setting(
         "",
         "For a single file without network access: a diffusers folder of the same kind of model. Otherwise diffusers\n"
         "downloads the configuration from the Hub once (a few MB).",
     )
     images: str = setting("", "The folder with the training images.")
+    texts: str = setting(
+        "",
+        "In place of images, to train a language model: a folder with .txt or .jsonl files, one such file, or a\n"
+        "folder that datasets saved. A line of a .jsonl has text, or prompt and completion, or messages.",
+    )
     output: str = setting("", "The file to write, such as style.pt (which every webui loads) or style.safetensors.")
     method: Method = setting("hypernetwork", "hypernetwork, embedding (textual inversion), or lora.")
     start_from: str = setting(
@@ -206,7 +246,7 @@ class Config:
     )
 
     steps: int = setting(1500, "Number of training steps.", least=1, most=10_000_000)
-    batch_size: int = setting(1, "Images per batch.", least=1, most=1024)
+    batch_size: int = setting(1, "Images per batch, or blocks of text.", least=1, most=1024)
     gradient_accumulation_steps: int = setting(1, "Batches to accumulate per training step.", least=1, most=1024)
     learning_rate: str | float = setting(
         "auto",
@@ -263,21 +303,20 @@ class Config:
     embedding: EmbeddingConfig = setting(EmbeddingConfig, "The initial vectors of the embedding.")
     lora: LoraConfig = setting(LoraConfig, "The layers of the LoRA.")
     data: DataConfig = setting(DataConfig, "The images and their captions.")
+    text: TextConfig = setting(TextConfig, "The texts of a language model.")
     prior: PriorConfig = setting(PriorConfig, "Prior preservation, for a style that affects unrelated prompts.")
-    previews: PreviewConfig = setting(PreviewConfig, "Images generated during the training.")
+    previews: PreviewConfig = setting(PreviewConfig, "Images or texts generated during the training.")
 
     def check(self) -> None:
         """Raise ConfigError for a missing setting or a contradiction."""
         for key, advice in _REQUIRED.items():
-            if not getattr(self, key):
+            if not getattr(self, key) and not (key == "images" and self.texts):
                 raise ConfigError(f"Setting {key!r} is missing. {advice}")
-        for key in ("model", "images", "output", "model_config", "start_from"):
+        for key in ("model", "images", "texts", "output", "model_config", "start_from"):
             expanded(getattr(self, key))  # raises for a NUL, or a user without a home folder
-        suffixes = [suffix for each in writable_formats() for suffix in each.suffixes]
-        if self.method == "lora":  # no program reads a LoRA as a .pt
-            suffixes = [".safetensors"]
-        if Path(self.output).suffix.lower() not in suffixes:
-            raise ConfigError(f"Setting 'output': expected the suffix {' or '.join(suffixes)}, got {self.output!r}.")
+        self._check_output()
+        if self.texts:
+            self._check_texts()
         if 0 < self.data.resolution < MIN_SIZE:
             raise ConfigError(
                 f"Setting 'data.resolution': expected 0 or at least {MIN_SIZE}, got {self.data.resolution}."
@@ -288,6 +327,26 @@ class Config:
             raise ConfigError("Setting 'prior.prompts' is empty, and prior.weight is set. Add a prompt.")
         self.hypernetwork.architecture()
         parse_learning_rate(self.learning_rate_text, self.steps)
+
+    def _check_output(self) -> None:
+        suffixes = [suffix for each in writable_formats() for suffix in each.suffixes]
+        if self.method == "lora" and self.texts:
+            suffixes = [""]  # a folder, as peft writes it
+        elif self.method == "lora" or self.texts or self.hypernetwork.scopes:
+            suffixes = [".safetensors"]  # no other program reads a LoRA or scopes in a .pt
+        if Path(self.output).suffix.lower() not in suffixes:
+            wanted = (
+                f"the suffix {' or '.join(suffixes)}" if any(suffixes) else "the name of a folder, without a suffix"
+            )
+            raise ConfigError(f"Setting 'output': expected {wanted}, got {self.output!r}.")
+
+    def _check_texts(self) -> None:
+        if self.images:
+            raise ConfigError("Setting 'texts': found images as well. Set one of them.")
+        if self.method == "embedding":
+            raise ConfigError("Setting 'method': an embedding is for images. For texts, use hypernetwork or lora.")
+        if self.prior.weight:
+            raise ConfigError("Setting 'prior.weight': prior preservation is for images. For texts, set it to 0.")
 
     @property
     def name(self) -> str:
@@ -345,7 +404,10 @@ def read_config(path: Path | None = None, overrides: dict[str, Any] | None = Non
     merged = schema.merged(schema.plain(Config()), PRESETS[preset])
     if path is not None:
         merged = schema.merged(merged, schema.read_file(Config, path))
-    return schema.read(Config, schema.merged(merged, schema.nested(overrides or {})))
+    config = schema.read(Config, schema.merged(merged, schema.nested(overrides or {})))
+    if config.texts and config.output and config.method == "hypernetwork" and not Path(config.output).suffix:
+        config = replace(config, output=f"{config.output}.safetensors")
+    return config
 
 
 def template(preset: str = "style") -> str:

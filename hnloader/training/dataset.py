@@ -11,8 +11,9 @@ from pathlib import Path
 from hnloader.errors import DatasetError, HypernetworkError, UnknownFormatError
 from hnloader.files import open_regular, sha256_of
 from hnloader.images import PHOTOS, ReadImage, has_alpha, read_image
-from hnloader.training.caption_files import MASK_SUFFIX, CaptionFiles, reason_of
+from hnloader.training.caption_files import MASK_SUFFIX, CaptionFiles
 from hnloader.training.config import MIN_SIZE, DataConfig
+from hnloader.training.text_files import reason_of
 from hnloader.units import counted
 
 _log = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hnloader.training.fingerprints import fingerprint
 from hnloader.training.pixels import Sample
 from hnloader.training.recompute import recompute_activations
 
@@ -206,12 +206,7 @@ class Denoiser:
         """Return a hash of a few values of each tensor of a part: "unet", "vae" or "text"."""
         own = {"unet": self.unet, "vae": self.vae}
         parts = [own[part]] if part in own else [each for each in self._parts() if each not in own.values()]
-        total = hashlib.sha256()
-        for module in parts:
-            for name, tensor in module.state_dict().items():
-                total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                total.update(tensor.flatten()[:16].float().cpu().numpy().tobytes())
-        return total.hexdigest()[:16]
+        return fingerprint(parts)
 
 
 def _move(part: nn.Module, device: torch.device) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from torch import nn
 
 from hnloader.attention.attach import Attachment, attach
-from hnloader.attention.layout import AttentionSite, find_sites
+from hnloader.attention.layout import AttentionSite, find_sites, is_decoder
 from hnloader.attention.matching import scope_at
 from hnloader.errors import ConfigError
 from hnloader.loading import load, save
 from hnloader.network import Hypernetwork
+from hnloader.scopes import Scope, ScopeLike
 from hnloader.training.adapters import Adapter, NamedModel, settings_text, step_count
 from hnloader.training.config import Config
 from hnloader.training.initialization import initialize
@@ -104,8 +105,21 @@ def _widths(sites: Sequence[AttentionSite]) -> tuple[int, ...]:
     return tuple(sorted({site.width for site in sites}))
 
 
+def _default_scopes(sites: Sequence[AttentionSite]) -> tuple[ScopeLike, ...]:
+    """Return the widths of a UNet, which webuis read, or the self-attention of a decoder."""
+    widths = _widths(sites)
+    return tuple(f"{width}:self" for width in widths) if is_decoder(sites) else widths
+
+
 def _new(config: Config, sites: Sequence[AttentionSite]) -> Hypernetwork:
     settings, widths = config.hypernetwork, _widths(sites)
+    scopes = [Scope.parse(text) for text in settings.scopes]
+    unused = [scope for scope in scopes if not any(scope.holds(site.width, site.kind, site.index) for site in sites)]
+    if unused:
+        raise ConfigError(
+            f"Setting 'hypernetwork.scopes': the model has no layer of {unused[0].label}. It has {len(sites)} layers "
+            f"of width {', '.join(map(str, widths))}."
+        )
     missing = [width for width in settings.widths if width not in widths]
     if missing:
         raise ConfigError(
@@ -113,7 +127,7 @@ def _new(config: Config, sites: Sequence[AttentionSite]) -> Hypernetwork:
             f"got {missing[0]}."
         )
     made = Hypernetwork.new(
-        settings.widths or widths,
+        tuple(scopes) or settings.widths or _default_scopes(sites),
         settings.architecture(),
         name=config.name,
         metadata={"weight_initialization": settings.initialization},

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hnloader.attention import find_sites
+from hnloader.attention.decoders import is_transposed
 from hnloader.attention.layout import family_of_sites
 from hnloader.conversion.lora.layer_names import lora_name
 from hnloader.conversion.lora.lora_file import kohya_metadata, load, name_style, write
@@ -37,7 +38,7 @@ class LoraAdapter(Adapter):
 
     def __init__(self, config: Config, unet: nn.Module) -> None:
         self.config, self.unet = config, unet
-        self._names = target_names(unet, config.lora.targets)
+        self._names = self._targets()
         given: dict[str, Tensor] = {}
         self.rank, self.alpha, self.previous_steps = config.lora.rank, config.lora.alpha, 0
         if config.start_from:
@@ -49,17 +50,24 @@ class LoraAdapter(Adapter):
         self.parameters = [
             parameter
             for layer in self.layers.values()
-            for part in (_down(layer), _up(layer))
+            for part in (down_of(layer), up_of(layer))
             for parameter in part.parameters()
         ]
         self._in_use = False
+
+    def _targets(self) -> tuple[str, ...]:
+        return target_names(self.unet, self.config.lora.targets)
 
     def _make(self) -> dict[str, Any]:
         """Make the layers with the seed of the training run, and put the UNet's own back."""
         peft = _peft()
         unet, dropout = self.unet, self.config.lora.dropout
         settings = peft.LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=dropout, target_modules=list(self._names)
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=dropout,
+            target_modules=list(self._names),
+            fan_in_fan_out=any(is_transposed(unet.get_submodule(name)) for name in self._names),
         )
         bases = {name: unet.get_submodule(name) for name in self._names}
         known = set(vars(unet))
@@ -75,7 +83,7 @@ class LoraAdapter(Adapter):
             for name in set(vars(unet)) - known:
                 delattr(unet, name)
         for layer in layers.values():
-            for part in (_down(layer), _up(layer)):
+            for part in (down_of(layer), up_of(layer)):
                 part.float().to(next(unet.parameters()).device).requires_grad_(True)
         return layers
 
@@ -128,8 +136,8 @@ class LoraAdapter(Adapter):
             f"{self._file_name(name)}.{part}": tensor.detach().cpu().contiguous().clone()
             for name, layer in self.layers.items()
             for part, tensor in {
-                "lora_down.weight": _down(layer).weight,
-                "lora_up.weight": _up(layer).weight,
+                "lora_down.weight": down_of(layer).weight,
+                "lora_up.weight": up_of(layer).weight,
                 "alpha": torch.tensor(self.alpha),
             }.items()
         }
@@ -175,7 +183,7 @@ class LoraAdapter(Adapter):
 
     def _load(self, given: dict[str, Tensor]) -> None:
         for name, layer in self.layers.items() if given else ():
-            for part, module in (("lora_down", _down(layer)), ("lora_up", _up(layer))):
+            for part, module in (("lora_down", down_of(layer)), ("lora_up", up_of(layer))):
                 value = given.get(f"{self._file_name(name)}.{part}.weight")
                 if value is None or value.shape != module.weight.shape:
                     raise ConfigError(f"Setting 'start_from': {self.config.start_from} is for another model ({name}).")
@@ -202,12 +210,14 @@ def _peft() -> Any:
     return peft
 
 
-def _down(layer: Any) -> nn.Linear:
+def down_of(layer: Any) -> nn.Linear:
+    """Return the matrix of a peft layer that reduces the width to the rank."""
     found: nn.Linear = layer.lora_A[_NAME]
     return found
 
 
-def _up(layer: Any) -> nn.Linear:
+def up_of(layer: Any) -> nn.Linear:
+    """Return the matrix of a peft layer that leads from the rank to the outputs."""
     found: nn.Linear = layer.lora_B[_NAME]
     return found
 

@@ -1,7 +1,8 @@
-"""Prepare a training run: check the settings, read the images and load the model."""
+"""Prepare a training run: check the settings, read the data and load the model."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from hnloader.errors import ConfigError, HypernetworkError
 from hnloader.files import expanded
+from hnloader.language_models import is_language_model, load_language_model
 from hnloader.pipelines import choose_device, load_model
 from hnloader.training.config import Config
 from hnloader.training.dataset import read_folder
@@ -18,6 +20,8 @@ from hnloader.training.image_task import ImageTask
 from hnloader.training.optimizers import OPTIMIZERS
 from hnloader.training.run_folder import locked, run_folder
 from hnloader.training.state import states
+from hnloader.training.text_dataset import read_texts
+from hnloader.training.text_task import TextTask
 from hnloader.training.trackers import check_trackers
 from hnloader.training.trainer import Trainer
 
@@ -33,29 +37,64 @@ def prepare(
     saved = states(run_folder(output))
     if not dry_run:
         check_output(output, saved, resume=resume, restart=restart)
-    dataset = read_folder(expanded(config.images), config.data)
+    _check_kind(config)
     accelerator = _accelerator()
     place = device if accelerator is None else str(accelerator.device)
     check_precision(config.precision, place)
     if config.deterministic:
         configure_cublas()
-    model = load_model(
-        config.model,
-        device=place,
-        dtype=config.precision,
-        config=Path(config.model_config) if config.model_config else None,
-    )
-    unet = model.pipeline.unet
-    denoiser = Denoiser(model.pipeline, _offloaded_parts(config, unet.device.type))
-    if config.gradient_checkpointing:
-        _enable_checkpointing(unet)
-    trainer = Trainer(ImageTask(config, denoiser, dataset, model), accelerator)
+    task = _text_task(config, place) if config.texts else _image_task(config, place)
+    trainer = Trainer(task, accelerator)
     if restart and (accelerator is None or accelerator.is_main_process):
         with locked(output):
             remove_states(saved)
     elif resume and not restart:
         trainer.resume()
     return trainer
+
+
+def _image_task(config: Config, device: str) -> ImageTask:
+    dataset = read_folder(expanded(config.images), config.data)
+    model = load_model(
+        config.model,
+        device=device,
+        dtype=config.precision,
+        config=Path(config.model_config) if config.model_config else None,
+    )
+    unet = model.pipeline.unet
+    denoiser = Denoiser(model.pipeline, _offloaded_parts(config, unet.device.type))
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        _train_checkpointed(unet)
+    return ImageTask(config, denoiser, dataset, model)
+
+
+def _text_task(config: Config, device: str) -> TextTask:
+    dataset = read_texts(expanded(config.texts), config.text)
+    language = load_language_model(config.model, device=device, dtype=config.precision)
+    if config.gradient_checkpointing:
+        model = language.model
+        # The second name is that of older transformers.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        with contextlib.suppress(AttributeError):  # then the embeddings record no gradients
+            model.disable_input_require_grads()
+        _train_checkpointed(model)
+    return TextTask(config, language, dataset)
+
+
+def _check_kind(config: Config) -> None:
+    """Raise ConfigError for texts with a model of images, or images with a language model."""
+    given = expanded(config.model)
+    if config.images and is_language_model(given):
+        raise ConfigError(
+            f"Setting 'images': {config.model} is a language model. Set texts in place of images, or use a model that "
+            "generates images."
+        )
+    if config.texts and (given / "model_index.json").is_file():
+        raise ConfigError(
+            f"Setting 'texts': {config.model} generates images. Set images in place of texts, or use a language model."
+        )
 
 
 def check_output(output: Path, saved: list[Path], *, resume: bool, restart: bool) -> None:
@@ -102,13 +141,16 @@ def _offloaded_parts(config: Config, device: str) -> tuple[str, ...]:
     return ("vae",) if config.method == "embedding" else ("vae", "text_encoder", "text_encoder_2")
 
 
-def _enable_checkpointing(unet: Any) -> None:
-    unet.enable_gradient_checkpointing()
-    # Before 0.33, diffusers checkpoints only modules in training mode. Set it on these alone: their children, above
-    # all dropout, stay in evaluation mode.
-    for module in unet.modules():
+def _train_checkpointed(model: Any) -> None:
+    """Put the modules that recompute activations into training mode, in which alone they do so.
+
+    Their children, above all dropout, stay in evaluation mode.
+    """
+    for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
+            if isinstance(vars(module).get("dropout"), float):  # OPT's layers apply it themselves
+                module.dropout = 0.0
 
 
 def _accelerator() -> Any:

@@ -66,13 +66,13 @@ class BatchSampler(Sequence[tuple[Draw, ...]]):
         generator = generator_for(self._seed, "order", epoch)
         batches: list[tuple[int, ...]] = []
         for group in self._groups:
-            shown = [image for _ in range(self._repeats) for image in _permuted(group, generator)]
+            shown = [image for _ in range(self._repeats) for image in permuted(group, generator)]
             missing = -len(shown) % self._batch_size
             shown += [group[random_below(generator, len(group))] for _ in range(missing)]
             batches += [
                 tuple(shown[start : start + self._batch_size]) for start in range(0, len(shown), self._batch_size)
             ]
-        return _permuted(batches, generator)
+        return permuted(batches, generator)
 
 
 def generator_for(seed: int, purpose: str, number: int) -> Generator:
@@ -92,11 +92,12 @@ def random_below(generator: Generator, limit: int) -> int:
 
 
 def split(count: int, validation_split: float, seed: int) -> tuple[list[int], list[int]]:
-    """Return the indices of the training images and of the validation images (none of fewer than five)."""
+    """Return the indices of the data to train on and of those for validation (none of fewer than five)."""
     size = max(round(count * validation_split), 1) if validation_split > 0 and count >= 5 else 0
-    order = _permuted(list(range(count)), generator_for(seed, "validation", 0))
+    order = permuted(list(range(count)), generator_for(seed, "validation", 0))
     return sorted(order[size:]), sorted(order[:size])
 
 
-def _permuted(items: Sequence[T], generator: Generator) -> list[T]:
+def permuted(items: Sequence[T], generator: Generator) -> list[T]:
+    """Return items in a random order."""
     return [items[index] for index in torch.randperm(len(items), generator=generator).tolist()]

@@ -30,6 +30,7 @@ VERBS: dict[str, list[str]] = {
     "export-lora": ["--help"],
     "merge": [str(SOUND), "-o", "made.pt", "--overwrite"],
     "generate": ["--help"],
+    "write": ["--help"],
     "explain": ["--help"],
     "train": ["--init"],
     "dataset check": ["--help"],

@@ -78,7 +78,7 @@ def test_start_from_a_file(settings_of: Run, tmp_path: Path) -> None:
     assert training.adapter.alpha == 9.0
     assert {parameter.shape[0] for parameter in training.adapter.parameters[::2]} == {3}
     written = load_file(start)
-    training.adapter.save(tmp_path / "copy.safetensors", 2, training.model)
+    training.adapter.save(tmp_path / "copy.safetensors", 2, training.task.model)
     copy = load_file(tmp_path / "copy.safetensors")
     assert all(torch.equal(copy[name], value) for name, value in written.items())
     with raises(ConfigError, "lora.targets"):

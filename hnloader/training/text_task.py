@@ -1,0 +1,217 @@
+"""Train on texts: the model is a language model, and the loss is that of predicting each next token."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hnloader.attention.layout import find_sites
+from hnloader.errors import ConfigError, DatasetError
+from hnloader.language_models import LanguageModel
+from hnloader.pipelines import quiet
+from hnloader.training.adapters import Adapter
+from hnloader.training.config import Config
+from hnloader.training.decoder_lora_adapter import DecoderLoraAdapter
+from hnloader.training.fingerprints import fingerprint
+from hnloader.training.hypernetwork_adapter import HypernetworkAdapter
+from hnloader.training.sampler import split
+from hnloader.training.task import Task, with_learning_rate
+from hnloader.training.text_batches import TextBatches, grouped, padded
+from hnloader.training.text_dataset import Document, Row, TextDataset, rows_of
+from hnloader.training.text_report import previews_section, save_previews, texts_section
+from hnloader.units import counted
+from hnloader.writing import WritingSettings, prompt_tokens, write_text
+
+_BLOCK_SIZE = 512
+# The validation loss is that of about this number of tokens, so that it takes little of the time.
+_VALIDATION_BLOCKS = 32
+# Without validation texts, the loss before and after the training is that of this number of training texts.
+_SUBSTITUTES = 2
+# Tokens of a text that a preview continues.
+_PROMPT_TOKENS = 8
+_UNUSED = -100  # of `cross_entropy`
+
+
+class TextTask(Task):
+    """Texts, and a language model.
+
+    Args:
+        config: Checked settings.
+        language: The model. Its weights are frozen, and no gradient is computed below the first trained layer.
+        dataset: The texts.
+
+    Attributes:
+        rows: The training rows.
+        validation_rows: The validation rows.
+    """
+
+    data_name = "texts"
+
+    def __init__(self, config: Config, language: LanguageModel, dataset: TextDataset) -> None:
+        model = language.model.requires_grad_(False)
+        config = with_learning_rate(config, find_sites(model))
+        self.config, self.language, self.model, self.dataset = config, language, language, dataset
+        # Before any hooks: they change the names of weights.
+        self.model_hash, self.data_hash = fingerprint([model]), dataset.fingerprint()
+        self.device, self.dtype = language.device, next(iter(model.parameters())).dtype
+        self.block_size = _block_size(config, language)
+        self._set_up_data()
+        self.notes = (*dataset.remarks(), *self._size_note())
+        self.adapter: Adapter = (
+            DecoderLoraAdapter(config, model) if config.method == "lora" else HypernetworkAdapter(config, model)
+        )
+
+    def _set_up_data(self) -> None:
+        """Make the rows. Of fewer than five documents, pieces are for validation instead of documents."""
+        config = self.config
+        with quiet():  # texts longer than the model reads are cut
+            made = [(document, self._rows(document)) for document in self.dataset.documents]
+        made = [(document, rows) for document, rows in made if rows]
+        if not made:
+            source, message = self.dataset.problems[0]
+            raise DatasetError(f"{self.dataset.folder}: found no usable text. {source}: {message}")
+        self.documents = [document for document, _ in made]
+        units = [rows for _, rows in made]
+        if len(units) < 5:
+            units = [[row] for rows in units for row in rows]
+        training, validation = split(len(units), config.data.validation_split, config.seed)
+        self.rows = [row for index in training for row in units[index]]
+        self.validation_rows = [row for index in validation for row in units[index]]
+        documents = len(made) == len(units)
+        self._validation_documents = [self.documents[index] for index in validation] if documents else []
+        self.batches = TextBatches(self.rows, config.batch_size * self.block_size, config.seed)
+
+    def _rows(self, document: Document) -> list[Row]:
+        try:
+            return rows_of(document, self.language.tokenizer, self.block_size)
+        except ValueError as error:
+            self.dataset.exclude(document.source, str(error))
+            return []
+
+    def _size_note(self) -> Iterator[str]:
+        tokens, wanted = _length(self.rows), self.config.batch_size * self.block_size
+        if tokens < wanted:
+            yield (
+                f"All training texts have {tokens:,} tokens, less than a batch of {wanted:,}: each step sees all of "
+                "them. More text gives better results."
+            )
+
+    @property
+    def has_validation(self) -> bool:
+        """See `Task`."""
+        return bool(self.validation_rows)
+
+    @property
+    def amount(self) -> str:
+        """See `Task`."""
+        tokens = _length([*self.rows, *self.validation_rows])
+        return f"{counted(len(self.documents), 'text')} with {counted(tokens, 'token')}"
+
+    def loss(self, index: int) -> Tensor:
+        """See `Task`."""
+        rows = self.batches[index]
+        return self._summed_loss(rows) / _trained(rows)
+
+    def _summed_loss(self, rows: Sequence[Row]) -> Tensor:
+        """Return the sum of the losses of all trained tokens."""
+        losses: list[Tensor] = []
+        for group in grouped(rows):
+            tokens, trained = padded(group, self.device)
+            logits = self.language.model(input_ids=tokens, use_cache=False).logits[:, :-1]
+            labels = tokens[:, 1:].masked_fill(~trained[:, 1:], _UNUSED)
+            losses.append(functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum"))
+        return torch.stack(losses).sum()
+
+    def validation_loss(self) -> float:
+        """See `Task`."""
+        rows = self.validation_rows or self.rows[:_SUBSTITUTES]
+        ends = itertools.accumulate(len(row.tokens) for row in rows)
+        limit = _VALIDATION_BLOCKS * self.block_size
+        chosen = [row for row, end in zip(rows, ends, strict=True) if end <= limit] or rows[:1]
+        total = sum(float(self._summed_loss(part)) for part in _parts(chosen, self.config.batch_size * self.block_size))
+        return total / _trained(chosen)
+
+    # -- previews
+
+    def preview(self, folder: Path, step: int) -> Sequence[str]:
+        """See `Task`."""
+        previews, prompts = self.config.previews, self.preview_prompts
+        with self.adapter.enabled(training=False):
+            texts = [
+                write_text(self.language, prompt, WritingSettings(previews.max_tokens, seed=previews.seed + index))
+                for index, prompt in enumerate(prompts)
+            ]
+        save_previews(folder, step, prompts, texts)
+        return [f"{prompt}{text}" for prompt, text in zip(prompts, texts, strict=True)]
+
+    @property
+    def preview_prompts(self) -> tuple[str, ...]:
+        """The prompts of the settings, else the first words of texts, those of the validation texts first."""
+        previews = self.config.previews
+        if previews.prompts:
+            return tuple(prompt.replace("{name}", self.config.name) for prompt in previews.prompts)
+        documents = [*self._validation_documents, *self.documents]
+        return tuple(dict.fromkeys(self._start(document) for document in documents))[: previews.count]
+
+    def _start(self, document: Document) -> str:
+        """Return the prompt of a pair, the first message of a conversation, or the first words of a text."""
+        tokenizer = self.language.tokenizer
+        if document.messages:
+            given = [
+                dict(each) for each in itertools.takewhile(lambda each: each["role"] != "assistant", document.messages)
+            ]
+            return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
+        first = document.parts[0]
+        if not first.trained:
+            return first.text
+        with quiet():
+            tokens = prompt_tokens(tokenizer, first.text)[:_PROMPT_TOKENS]
+        return str(tokenizer.decode(tokens, skip_special_tokens=True)).rstrip()
+
+    def report(self, folder: Path) -> Iterator[str]:
+        """See `Task`."""
+        yield from previews_section(folder)
+        counts = {
+            "texts": len(self.documents),
+            "training tokens": _length(self.rows),
+            "validation tokens": _length(self.validation_rows),
+            "tokens that the loss counts": _trained(self.rows),
+            "block size": self.block_size,
+            "steps per epoch": len(self.batches),
+        }
+        yield texts_section(counts, self.dataset.problems)
+
+
+def _block_size(config: Config, language: LanguageModel) -> int:
+    wanted, most = config.text.block_size, language.positions
+    if not wanted:
+        return _BLOCK_SIZE if most is None else min(_BLOCK_SIZE, most)
+    if most is not None and wanted > most:
+        raise ConfigError(f"Setting 'text.block_size': {language.name} reads at most {most:,} tokens, got {wanted:,}.")
+    if wanted < 2:
+        raise ConfigError("Setting 'text.block_size': expected 0 or at least 2, got 1.")
+    return wanted
+
+
+def _length(rows: Sequence[Row]) -> int:
+    return sum(len(row.tokens) for row in rows)
+
+
+def _trained(rows: Sequence[Row]) -> int:
+    return sum(int(row.trained[1:].sum()) for row in rows)
+
+
+def _parts(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+    """Yield rows in parts of about this number of tokens, at least a row."""
+    part: list[Row] = []
+    for row in rows:
+        if part and _length(part) + len(row.tokens) > tokens:
+            yield part
+            part = []
+        part.append(row)
+    yield part
