@@ -118,7 +118,7 @@ def _place(path: Path, source: str) -> tuple[str, str, dict[str, Any]]:
             import gguf  # noqa: F401  (transformers reads the file with it)
         except ImportError as error:
             raise MissingExtraError(f"{path}: a GGUF file requires gguf. Run: pip install gguf.") from error
-        return path.stem, str(path.parent), {"gguf_file": path.name, "local_files_only": True}
+        return path.stem, os.fspath(path.parent), {"gguf_file": path.name, "local_files_only": True}
     if path.is_dir():
         if not is_language_model(path):
             raise ModelError(f"{path}: the folder has no config.json of a language model. Give one of transformers.")

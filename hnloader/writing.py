@@ -111,7 +111,8 @@ class _Written:
             self._on_text(new)
 
     def _decoded(self) -> str:
-        return str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
+        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        return text
 
 
 def chat_prompt(language: LanguageModel, message: str) -> str:
@@ -124,7 +125,8 @@ def chat_prompt(language: LanguageModel, message: str) -> str:
         raise ModelError(f"{language.name}: the tokenizer has no chat template. Write without --chat.")
     given = [{"role": "user", "content": message}]
     with model_errors(language.name):
-        return str(language.tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
+        text: str = language.tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+    return text
 
 
 def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:

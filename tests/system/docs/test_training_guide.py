@@ -18,6 +18,7 @@ from hnloader.demo import drawing, pipeline_folder
 from hnloader.embeddings import load_embedding
 from hnloader.training.config import template
 from tests.support.paths import ROOT
+from tests.support.small_language_models import save_language_model, save_texts, sentences
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +72,8 @@ def place(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(values).save(place / "images" / f"{index}.png")
         (place / "images" / f"{index}.txt").write_text("a hill")
     (place / "sd15").symlink_to(tiny_model)
+    save_language_model(place / "llm")
+    save_texts(place / "stories", sentences(20))
     (place / "prompts.txt").write_text("a cat\na dog\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -92,7 +95,7 @@ def fill_in(config: Path) -> None:
 
 def test_the_guide_has_the_commands_that_are_run(place: Path) -> None:
     verbs = [tuple(command.split()[:2]) for command in commands()]
-    assert verbs.count(("hnloader", "train")) == 4
+    assert verbs.count(("hnloader", "train")) == 5
     for verb in ("dataset", "generate", "compare"):
         assert ("hnloader", verb) in verbs
 
@@ -110,6 +113,11 @@ def test_there_is_a_file_that_webuis_load(place: Path) -> None:
         for key in ("step", "name", "layer_structure", "activation_func", "is_layer_norm", "sd_checkpoint_name"):
             assert key in written
         assert hnloader.load(place / name).metadata["step"] == 3
+
+
+def test_there_is_a_file_for_the_language_model(place: Path) -> None:
+    assert hnloader.load(place / "voice.safetensors").metadata["step"] == 3
+    assert (place / "voice.training" / "previews" / "previews.txt").stat().st_size > 0
 
 
 def test_there_is_a_report_that_needs_nothing_beside_it(place: Path) -> None:

@@ -20,7 +20,7 @@ OWN = {
     "hnloader/cli/generate_command.py": {"text"},
     "hnloader/cli/merge_command.py": {"text", "mode"},
     "hnloader/cli/shared_options.py": {"text"},
-    "hnloader/cli/train_command.py": {"each", "config.output"},
+    "hnloader/cli/train_command.py": {"each", "config.output", "output"},
     "hnloader/conversion/__init__.py": {"__name__", "name"},
     "hnloader/conversion/lora/base_model.py": {"path.suffix"},
     "hnloader/conversion/lora/export.py": {"path.suffix"},
@@ -33,6 +33,7 @@ OWN = {
     "hnloader/formats/hns.py": {"mark", "name", "text", "float(strength)"},  # which are written into a file
     "hnloader/prompt.py": {"float(value)"},
     "hnloader/conversion/merging.py": {"mode", "dtype"},
+    "hnloader/language_models.py": {"path.suffix"},
     "hnloader/pipelines.py": {"name"},
     "hnloader/ui/diffusers_generator.py": {"name"},
     "hnloader/ui/pages/convert_page.py": {"target"},
