@@ -39,7 +39,7 @@ class Facts:
             return ""
         if not self.info.widths:
             return "any model"
-        return ", ".join(self.info.families) or "an unknown model"
+        return ", ".join(self.info.made_for) or "an unknown model"
 
 
 def facts_of(library: HostLibrary, path: Path) -> Facts:

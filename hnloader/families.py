@@ -25,6 +25,7 @@ __all__ = [
     "family_list",
     "family_named",
     "family_of_model",
+    "made_for",
     "register",
     "vector_widths",
 ]
@@ -257,6 +258,30 @@ def families_of(scopes: Iterable[ScopeLike]) -> tuple[str, ...]:
         return by_text
     own = {scope.width for scope in held}
     return tuple(family.name for family in all_families() if own <= family.self_widths)
+
+
+def made_for(scopes: Iterable[ScopeLike]) -> tuple[str, ...]:
+    """Return the models that a hypernetwork with these widths is made for, in words.
+
+    A file of one width for self-attention alone is for language models, unless a family has that width.
+
+    Args:
+        scopes: Widths or scopes in the file.
+
+    Returns:
+        Names of families, or a name for language models. Empty for unknown models.
+
+    Example:
+        >>> from hnloader.families import made_for
+        >>> made_for(["576:self"]), made_for([768, 320]), made_for([99])
+        (('language models of width 576',), ('SD 1',), ())
+    """
+    held = [as_scope(scope) for scope in scopes]
+    found = families_of(held)
+    widths = {scope.width for scope in held}
+    if not found and len(widths) == 1 and all(scope.kind == "self" for scope in held):
+        return (f"language models of width {widths.pop()}",)
+    return found
 
 
 def family_of_model(text_widths: Iterable[int], self_widths: Iterable[int]) -> Family | None:

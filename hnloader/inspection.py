@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hnloader.errors import HypernetworkError
-from hnloader.families import families_of
+from hnloader.families import families_of, made_for
 from hnloader.files import legacy_hash_of
 from hnloader.formats.architecture import ARCHITECTURE_KEYS
 from hnloader.formats.composition import Composition, all_scopes
@@ -95,6 +95,11 @@ class FileInfo:
             while piece := source.file.read(_CHUNK):
                 digest.update(piece)
         return digest.hexdigest()
+
+    @property
+    def made_for(self) -> tuple[str, ...]:
+        """The models that it is made for in words: families, or language models of a width; empty if unknown."""
+        return made_for(self.scopes)
 
     @property
     def further(self) -> dict[str, object]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hnloader.families import embedding_family, families_of, family_of_model
+from hnloader.families import embedding_family, families_of, family_of_model, made_for
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,20 @@ def test_the_family_of_a_model_follows_from_its_widths(text, own, expected):
 )
 def test_the_family_of_an_embedding_has_its_widths_in_order(widths, expected):
     assert embedding_family(widths) == expected
+
+
+@pytest.mark.parametrize(
+    ("scopes", "expected"),
+    [
+        (["576:self"], ("language models of width 576",)),
+        (["768:self:0-7", "768:self:8-"], ("language models of width 768",)),
+        (["576"], ()),
+        (["576:self", "960:self"], ()),
+        (["576:cross"], ()),
+        (["1280:self"], ("SD 1", "SD 2", "SDXL")),
+        ([768, 320], ("SD 1",)),
+        ([], ()),
+    ],
+)
+def test_models_in_words(scopes: list[object], expected: tuple[str, ...]) -> None:
+    assert made_for(scopes) == expected

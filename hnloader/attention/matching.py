@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from hnloader.attention.layout import AttentionSite, family_of_sites
+from hnloader.attention.layout import AttentionSite, family_of_sites, is_decoder
 from hnloader.errors import NoMatchingSitesError
-from hnloader.families import Family, families_of, family_named
+from hnloader.families import Family, families_of, family_named, made_for
 from hnloader.network import Hypernetwork
 from hnloader.scopes import MOST_SITES, Kind, Scope, ScopeLike, as_scope
 from hnloader.texts import as_text
@@ -104,11 +104,15 @@ def _label(hypernetwork: Described) -> str:
 
 def _file_family(scopes: Sequence[Scope]) -> str:
     families = list(filter(None, map(family_named, families_of(scopes))))
-    return " or ".join(map(_named, families)) or f"an unknown model ({_listed(scope.width for scope in scopes)})"
+    if families:
+        return " or ".join(map(_named, families))
+    return ", ".join(made_for(scopes)) or f"an unknown model ({_listed(scope.width for scope in scopes)})"
 
 
 def _model_family(sites: Sequence[AttentionSite]) -> str:
     family = family_of_sites(sites)
+    if is_decoder(sites):
+        return f"a language model of width {_listed(site.width for site in sites)}"
     text = _listed(site.width for site in sites if site.kind == "cross")
     return _named(family) if family else f"of an unknown family (text width {text or 'none'})"
 

@@ -30,6 +30,7 @@ from hnloader.cli.conversion_options import (
     stored_dtype,
 )
 from hnloader.cli.conversion_run import Run, finish, show, stopping_cleanly
+from hnloader.cli.export_decoder_lora import export_for_decoder
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.shared_options import refuse
 from hnloader.cli.terminal import Show, clean, note, progress_bar, stderr, stdout
@@ -63,7 +64,8 @@ def export_lora(
         str,
         typer.Option(
             metavar="MODEL",
-            help="Base model of the LoRA: a diffusers folder, its unet folder, a checkpoint, or a Hub name.",
+            help="Base model of the LoRA: a diffusers folder, its unet folder, a checkpoint, or a Hub name; or a "
+            "language model in a folder of transformers or a .gguf file.",
             show_default=False,
         ),
     ],
@@ -162,12 +164,14 @@ def export_lora(
     """Export hypernetworks as LoRA or LyCORIS files, for programs that do not support hypernetworks.
 
     A LoRA changes the weights of a model, so it is made for one base model. style.pt becomes style-lora.safetensors.
+    For a language model, style.safetensors becomes the folder style-lora, as peft writes it.
     """
     import torch
 
     from hnloader.conversion.lora.lora_options import LoraOptions
     from hnloader.conversion.planning import plan as make_plan
     from hnloader.formats.registry import suffixes
+    from hnloader.language_models import is_language_model
 
     kind = one_of("--kind", kind, KINDS)
     existing = one_of("--on-existing", on_existing, ON_EXISTING, {"replace": "overwrite"})
@@ -175,7 +179,10 @@ def export_lora(
     check_usage(out=out, flat=flat, verify_only=verify_only, dry_run=dry_run, report=report, overwrite=overwrite)
     _check_kind(kind, {"--rank": rank, "--fidelity": fidelity}, bias)
     strengths = _strengths(strength)
-    _check_chain(files, out, strengths, chain=chain, alone=verify_only or dry_run)
+    decoder = is_language_model(base)
+    _check_chain(
+        files, out, strengths, chain=chain, alone=verify_only or dry_run, suffix="" if decoder else ".safetensors"
+    )
     _check_grid(grid, several=not chain and (len(files) > 1 or not files[0].is_file()))
     if fidelity is not None and not 0 < fidelity < 1:
         refuse("--fidelity", f"Expected a number between 0 and 1, such as 0.95, got {fidelity:g}.")
@@ -193,6 +200,26 @@ def export_lora(
         seed=seed,
         guidance=guidance,
     )
+    if decoder:
+        if len(files) > 1 and not chain:
+            refuse("--chain", "Several files for a language model are chained. Add --chain, or name one file.")
+        export_for_decoder(
+            files,
+            base,
+            options,
+            out,
+            device,
+            strengths=strengths,
+            overwrite=overwrite,
+            unsuitable={
+                "--kind": kind != "lora",
+                "--grid": grid is not None,
+                "--verify-only": verify_only,
+                "--dry-run": dry_run,
+                "--report": report is not None,
+            },
+        )
+        return
     plan = make_plan(
         [] if chain else files,
         suffix=f"-{kind}.safetensors",
@@ -278,7 +305,7 @@ def _check_kind(kind: str, for_lora: Mapping[str, object], bias: str | None) -> 
 
 
 def _check_chain(
-    files: Sequence[Path], out: Path | None, strengths: Sequence[float], *, chain: bool, alone: bool
+    files: Sequence[Path], out: Path | None, strengths: Sequence[float], *, chain: bool, alone: bool, suffix: str
 ) -> None:
     if len(strengths) > 1 and not (chain and len(strengths) == len(files)):
         refuse("--strength", "Expected one number, or with --chain one per file: 0.8,0.5.")
@@ -286,8 +313,9 @@ def _check_chain(
         return
     if missing := [path for path in files if not path.is_file()]:
         refuse("--chain", f"{missing[0]}: Expected a file. --chain takes files, not folders or patterns.")
-    if out is None or out.suffix.lower() != ".safetensors":
-        refuse("--out", "Expected a .safetensors file, because --chain writes one file.")
+    if out is None or out.suffix.lower() != suffix:
+        wanted = f"a {suffix} file" if suffix else "a folder without a suffix"
+        refuse("--out", f"Expected {wanted}, because --chain writes one result.")
     if alone:
         refuse("--chain", "Cannot be combined with --verify-only or --dry-run.")
 

@@ -196,7 +196,8 @@ def _details(info: FileInfo, hashes: bool) -> list[tuple[str, str | Text]]:
 def _fits(info: FileInfo) -> Text:
     if not info.widths:
         return Text("any model")
-    return Text(", ".join(info.families), "green") if info.families else Text("no known model", "yellow")
+    models = info.made_for
+    return Text(", ".join(models), "green") if models else Text("no known model", "yellow")
 
 
 def _origin(info: FileInfo) -> str:

@@ -189,7 +189,7 @@ def reason(entry: Entry) -> str:
 def _fits(info: FileInfo) -> str:
     if not info.widths:
         return "any model"
-    return ", ".join(info.families) if info.families else "unknown model"
+    return ", ".join(info.made_for) or "unknown model"
 
 
 def facts(info: FileInfo) -> list[tuple[str, str]]:

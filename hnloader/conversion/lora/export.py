@@ -95,7 +95,7 @@ def export_lora(
             check_free(each)
     applications, sources, files = load_applications(hypernetworks, options.strength)
     for application in applications:
-        _check_mixing(cast("Hypernetwork", application.hypernetwork))
+        check_mixing(cast("Hypernetwork", application.hypernetwork))
     _check_sources(written, files)
     model = base if isinstance(base, BaseModel) else open_base(base, note=note)
     for application in applications:
@@ -171,7 +171,7 @@ def _check_sources(written: Sequence[Path], files: Sequence[Path]) -> None:
             raise HypernetworkError(f"{each}: this is one of the hypernetworks. Write the result elsewhere.")
 
 
-def _check_mixing(hypernetwork: Hypernetwork) -> None:
+def check_mixing(hypernetwork: Hypernetwork) -> None:
     """Raise HypernetworkError if the effect on a context depends on other images of the batch."""
     mixing = next((type(module).__name__ for module in hypernetwork.modules() if isinstance(module, MIXING)), None)
     if mixing is not None:
