@@ -74,7 +74,7 @@ def described(info: FileInfo, name: str) -> str:
         "File": f"{name} ({size_text(info.size)}, sha256 {info.short_hash})",
         "Name": info.name,
         "For": " or ".join(info.made_for) or f"an unknown model with the widths {', '.join(map(str, info.widths))}",
-        "Widths": ", ".join(map(str, info.widths)),
+        "Widths": ", ".join(info.scopes),
         "Layers": str(info.architecture) if info.architecture is not None else "a composition of several files",
         "Members": ", ".join(member.name for member in info.members),
         "Dtype": ", ".join(info.dtypes),

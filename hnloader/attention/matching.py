@@ -58,12 +58,14 @@ def check_match(hypernetwork: Described, sites: Sequence[AttentionSite]) -> str 
             f"the file. It names layers that the model lacks: {_scopes_listed(beyond)}. The model has "
             f"{_counted(sites)}."
         )
-    return (
+    text = (
         f"{_label(hypernetwork)}: {len(matched)} of {len(sites)} attention layers of this model have a width of "
-        f"the file ({_listed(site.width for site in matched)}), but none has {_listed(unmatched)}. It is "
-        f"made for {_file_family(scopes)}; this model is {_model_family(sites)}, with the widths "
-        f"{_listed(model_widths)}."
+        f"the file ({_listed(site.width for site in matched)}), but none has {_listed(unmatched)}."
     )
+    file, model = _file_family(scopes), _model_family(sites)
+    if file == model:
+        return f"{text} The model, {model}, has the widths {_listed(model_widths)}."
+    return f"{text} It is made for {file}; this model is {model}, with the widths {_listed(model_widths)}."
 
 
 def scope_at(hypernetwork: Hypernetwork, site: AttentionSite) -> Scope | None:

@@ -228,7 +228,7 @@ class WebuiSubject(Subject):
 
 def a1111() -> WebuiSubject:
     """Make the model of AUTOMATIC1111's webui, whose Lora extension patches the layers. No LoRA is loaded."""
-    webui = _stand_in(forge=False)
+    webui = _stand_in("a1111")
     webui.lora.undo()  # it is patched in each step only, since other models are measured in the same process
     from extension.hosts.a1111.plain_linears import plain_linears
 
@@ -249,7 +249,7 @@ def a1111() -> WebuiSubject:
 
 def forge() -> WebuiSubject:
     """Make the model of Forge, with its Linear. It samples in inference mode."""
-    _stand_in(forge=True)
+    _stand_in("forge")
     from extension.hosts.forge.forge_host import Forge
 
     operations: ModuleType = __import__("backend.operations").operations
@@ -262,12 +262,12 @@ _STACK = ExitStack()
 atexit.register(_STACK.close)
 
 
-def _stand_in(*, forge: bool) -> Any:
-    """Return a stand-in that stays until this process ends."""
+def _stand_in(family: str) -> Any:
+    """Return a stand-in of a family that stays until this process ends."""
     from tests.support.standins.webui import running
 
     folder = Path(_STACK.enter_context(TemporaryDirectory()))
-    return _STACK.enter_context(running(folder, forge=forge))
+    return _STACK.enter_context(running(folder, family))
 
 
 def _model(linear: MakeLinear, plain_linears: PlainLinears) -> nn.Module:

@@ -397,6 +397,12 @@ def test_a_partial_match_warns_once_with_counts():
     assert len(attachment.sites) == 11
 
 
+def test_a_missing_width_of_the_same_family_is_named_without_families():
+    with pytest.warns(PartialMatchWarning, match="none has 1536") as caught:
+        attach(with_real_widths("sd1"), meta_hypernetwork((320, 640, 768, 1280, 1536))).detach()
+    assert str(caught[0].message).count("SD 1") == 1
+
+
 def test_messages_about_an_unnamed_hypernetwork_name_a_subject():
     with pytest.warns(PartialMatchWarning) as warned:
         attach(with_real_widths("sdxl"), meta_hypernetwork((320, 640, 768, 1280), name="")).detach()

@@ -15,6 +15,9 @@ def test_info(comfyui: Host) -> None:
     assert found["ui"] == {"text": [text]}
     for fact in ("styles/sd1.safetensors", "Ink", "SD 1", "1-2-1, relu", "1200", "float32"):
         assert fact in text
+    scoped = hnloader.Hypernetwork.new(("640:self:0-3", 768), hnloader.Architecture((1, 2, 1), "relu"))
+    hnloader.save(scoped, comfyui.folder / "scoped.safetensors")
+    assert "Widths: 640:self:0-3, 768" in comfyui.node("HypernetworkInfo").inspect("scoped.safetensors")["result"][0]
     hn.metadata["sd_checkpoint_name"] = "a" * 100_000
     hnloader.save(hn, comfyui.folder / "long.pt")
     assert len(comfyui.node("HypernetworkInfo").inspect("long.pt")["result"][0]) < 5_000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from lab.benchmarks import _models, _plots, _steps, attach_time, growth, memory_
 from lab.benchmarks._models import Subject
 from lab.benchmarks._steps import Effort
 from tests.lab.benchmarks.subjects import tiny_subject
+from tests.support.paths import ROOT
 from tests.support.small_models import make_small_unet, unet_inputs
 
 
@@ -105,3 +108,15 @@ def test_memory_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_every_benchmark_is_listed() -> None:
     folder = Path(benchmarks.__file__).parent
     assert {f"{name}.py" for name in benchmarks.names()} == {path.name for path in folder.glob("[a-z]*.py")}
+
+
+@pytest.mark.parametrize("family", ["a1111", "forge"])
+def test_step_in_the_layout_of_a_webui(family: str) -> None:
+    # In its own process, because the stand-in stays until the process ends.
+    program = (
+        "from lab.benchmarks import _webui_models\n"
+        f"subject = _webui_models.{family}()\n"
+        "print(tuple(subject.step(subject.model)().shape))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "(2, 4, 8, 8)\n"
