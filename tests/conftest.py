@@ -54,6 +54,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_predictor(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a predictor of the tiny model, after a few steps of training."""
+    from tests.support.predictors import save_predictor_of
+
+    return save_predictor_of(tiny_model, tmp_path_factory.mktemp("predictor"))
+
+
+@pytest.fixture(scope="session")
 def styles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save hypernetworks `ink` and `oil` for the tiny model, and `sd1` with other widths."""
     folder = tmp_path_factory.mktemp("styles")

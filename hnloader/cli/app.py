@@ -18,8 +18,10 @@ from hnloader.cli.export_lora_command import export_lora
 from hnloader.cli.generate_command import generate
 from hnloader.cli.inspect_command import inspect
 from hnloader.cli.merge_command import merge
+from hnloader.cli.predict_command import predict
 from hnloader.cli.scan_command import scan
 from hnloader.cli.train_command import train
+from hnloader.cli.train_predictor_command import train_predictor
 from hnloader.cli.ui_command import ui
 from hnloader.cli.write_command import write
 
@@ -37,8 +39,8 @@ app.command("inspect", epilog=inspect_command.EXIT_CODES)(inspect)
 app.command("scan", epilog=scan_command.EXIT_CODES)(scan)
 app.command("convert", epilog=conversion_run.EXIT_CODES)(convert)
 app.command("export-lora", epilog=conversion_run.EXIT_CODES)(export_lora)
-for _verb in (merge, generate, write, explain, train, compare, demo, ui):
-    app.command(_verb.__name__, epilog=reporting.exit_codes())(_verb)
+for _verb in (merge, generate, write, explain, train, predict, train_predictor, compare, demo, ui):
+    app.command(_verb.__name__.replace("_", "-"), epilog=reporting.exit_codes())(_verb)
 app.add_typer(dataset_app, name="dataset")
 
 

@@ -78,6 +78,10 @@ def train(
     ] = None,
     method: Annotated[str | None, typer.Option(help="hypernetwork, embedding or lora.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Number of training steps.", show_default=False)] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="File to train further, or `predict` to predict one from the images.", show_default=False),
+    ] = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest saved state.")] = False,
     restart: Annotated[
@@ -103,6 +107,7 @@ def train(
         stdout().print(Text(template(preset).rstrip()), soft_wrap=True)
         return
     given = {"model": model, "images": images, "texts": texts, "output": output, "method": method, "steps": steps}
+    given["start_from"] = start
     overrides = {key: value for key, value in given.items() if value is not None} | parse_settings(set_ or [])
     settings = read_config(config, overrides, preset)
     if status:

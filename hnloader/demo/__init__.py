@@ -1,4 +1,4 @@
-"""A small bundled Stable Diffusion pipeline, and two hypernetworks for it.
+"""A small bundled Stable Diffusion pipeline, two hypernetworks for it, and a predictor of more.
 
 The pipeline draws 64 x 64 scenes from captions such as "a large red circle at the top left on a white background". The
 hypernetworks add styles that it does not know. docs/dev/demo-pipeline.md describes its training and its quality.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["hypernetwork_paths", "pipeline_folder"]
+__all__ = ["hypernetwork_paths", "pipeline_folder", "predictor_path"]
 
 _HERE = Path(__file__).parent
 
@@ -39,3 +39,17 @@ def hypernetwork_paths() -> dict[str, Path]:
         ['halftone', 'outline']
     """
     return {path.stem: path for path in sorted((_HERE / "hypernetworks").glob("*.pt"))}
+
+
+def predictor_path() -> Path:
+    """Return the bundled predictor, which predicts hypernetworks for the bundled pipeline from images.
+
+    Returns:
+        Path of the file.
+
+    Example:
+        >>> from hnloader.demo import predictor_path
+        >>> predictor_path().name
+        'predictor.safetensors'
+    """
+    return _HERE / "predictor.safetensors"

@@ -21,6 +21,8 @@ __all__ = ["Config", "read_config"]
 
 Method = Literal["hypernetwork", "embedding", "lora"]
 Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"]
+# As `start_from`: a hypernetwork that is predicted from the training images.
+PREDICT = "predict"
 # Pixels, of images and of `data.resolution`.
 MIN_SIZE = 32
 _REQUIRED = {
@@ -242,7 +244,11 @@ class Config:
     start_from: str = setting(
         "",
         "A hypernetwork, embedding or LoRA to train further, such as a webui's .pt (with its .pt.optim next to it).\n"
-        "Its steps are added to those of this training run in the output, and count for a learning_rate with steps.",
+        "Its steps are added to those of this training run in the output, and count for a learning_rate with steps.\n"
+        "predict: a hypernetwork that `hnloader predict` makes of the training images.",
+    )
+    predictor: str = setting(
+        "", "For start_from: predict, a predictor of the model; empty for that of the bundled model."
     )
 
     steps: int = setting(1500, "Number of training steps.", least=1, most=10_000_000)
@@ -312,7 +318,7 @@ class Config:
         for key, advice in _REQUIRED.items():
             if not getattr(self, key) and not (key == "images" and self.texts):
                 raise ConfigError(f"Setting {key!r} is missing. {advice}")
-        for key in ("model", "images", "texts", "output", "model_config", "start_from"):
+        for key in ("model", "images", "texts", "output", "model_config", "start_from", "predictor"):
             expanded(getattr(self, key))  # raises for a NUL, or a user without a home folder
         self._check_output()
         if self.texts:
@@ -323,6 +329,8 @@ class Config:
             )
         if self.data.captions == "template" and not self.data.templates:
             raise ConfigError("Setting 'data.templates' is empty, and data.captions is 'template'. Add a template.")
+        if self.start_from == PREDICT and self.method != "hypernetwork":
+            raise ConfigError(f"Setting 'start_from': 'predict' requires the method hypernetwork, got {self.method!r}.")
         if self.prior.weight and not self.prior.prompts:
             raise ConfigError("Setting 'prior.prompts' is empty, and prior.weight is set. Add a prompt.")
         self.hypernetwork.architecture()

@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hnloader.demo import predictor_path
 from hnloader.errors import ConfigError, HypernetworkError
-from hnloader.files import expanded
+from hnloader.files import expanded, make_folder
 from hnloader.language_models import is_language_model, load_language_model
-from hnloader.pipelines import choose_device, load_model
-from hnloader.training.config import Config
-from hnloader.training.dataset import read_folder
+from hnloader.loading import save
+from hnloader.pipelines import Model, choose_device, load_model
+from hnloader.prediction.predicting import MOST_IMAGES, StylePredictor
+from hnloader.prediction.predictor_file import load_predictor
+from hnloader.training.config import PREDICT, Config
+from hnloader.training.dataset import Dataset, read_folder
 from hnloader.training.denoiser import Denoiser
 from hnloader.training.deterministic import configure_cublas
 from hnloader.training.image_task import ImageTask
 from hnloader.training.optimizers import OPTIMIZERS
 from hnloader.training.run_folder import locked, run_folder
+from hnloader.training.sampler import split
 from hnloader.training.state import states
 from hnloader.training.text_dataset import read_texts
 from hnloader.training.text_task import TextTask
@@ -43,7 +49,7 @@ def prepare(
     check_precision(config.precision, place)
     if config.deterministic:
         configure_cublas()
-    task = _text_task(config, place) if config.texts else _image_task(config, place)
+    task = _text_task(config, place) if config.texts else _image_task(config, place, keep=resume and not restart)
     trainer = Trainer(task, accelerator)
     if restart and (accelerator is None or accelerator.is_main_process):
         with locked(output):
@@ -53,7 +59,7 @@ def prepare(
     return trainer
 
 
-def _image_task(config: Config, device: str) -> ImageTask:
+def _image_task(config: Config, device: str, *, keep: bool) -> ImageTask:
     dataset = read_folder(expanded(config.images), config.data)
     model = load_model(
         config.model,
@@ -61,6 +67,8 @@ def _image_task(config: Config, device: str) -> ImageTask:
         dtype=config.precision,
         config=Path(config.model_config) if config.model_config else None,
     )
+    if config.start_from == PREDICT:
+        config = replace(config, start_from=str(_predicted(config, dataset, model, keep=keep)))
     unet = model.pipeline.unet
     denoiser = Denoiser(model.pipeline, _offloaded_parts(config, unet.device.type))
     if config.gradient_checkpointing:
@@ -95,6 +103,25 @@ def _check_kind(config: Config) -> None:
         raise ConfigError(
             f"Setting 'texts': {config.model} generates images. Set images in place of texts, or use a language model."
         )
+
+
+def _predicted(config: Config, dataset: Dataset, model: Model, *, keep: bool) -> Path:
+    """Write a hypernetwork that is predicted from the training images; return its path.
+
+    Args:
+        config: The settings.
+        dataset: The images; those for validation are left out.
+        model: The model.
+        keep: Use the file of an earlier run if it exists.
+    """
+    path = run_folder(Path(config.output)) / "predicted.safetensors"
+    if not (keep and path.is_file()):
+        stored = load_predictor(config.predictor or predictor_path())
+        training, _ = split(len(dataset.images), config.data.validation_split, config.seed)
+        files = [dataset.images[index].path for index in training][:MOST_IMAGES]
+        make_folder(path.parent)
+        save(StylePredictor(stored, model).predict(files, name=config.name).hypernetwork, path)
+    return path
 
 
 def check_output(output: Path, saved: list[Path], *, resume: bool, restart: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hnloader
 from hnloader.errors import ConfigError
 from hnloader.training import prepare, train
 from tests.support.bytes_kept import bytes_kept
@@ -51,3 +52,22 @@ def test_gradient_checkpointing_saves_memory(settings_of: Run, monkeypatch: pyte
     assert fewer < 0.7 * all_bytes
     for one, two in zip(plain, saving, strict=True):
         torch.testing.assert_close(one, two)
+
+
+def test_a_training_starts_from_a_prediction(settings_of: Run, tiny_predictor: Path, tmp_path: Path) -> None:
+    config = settings_of(start_from="predict", predictor=str(tiny_predictor), steps=2)
+    trainer = prepare(config)
+    predicted = tmp_path / "style.training" / "predicted.safetensors"
+    for one, other in zip(trainer.adapter.parameters, hnloader.load(predicted).parameters(), strict=True):
+        assert torch.equal(one.cpu(), other)
+    found = hnloader.load(trainer.run().output)
+    assert found.metadata["step"] == 2
+    # The validation image is not shown to the predictor.
+    digests = found.metadata["images_sha256"]
+    assert isinstance(digests, list)
+    assert set(digests) == {image.digest for image in trainer.images}
+    before = predicted.stat().st_mtime_ns
+    assert prepare(config, resume=True).state.step == 2
+    assert predicted.stat().st_mtime_ns == before
+    with raises(ConfigError, "embedding"):
+        prepare(settings_of("other.pt", start_from="predict", method="embedding"))

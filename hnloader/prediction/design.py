@@ -1,0 +1,44 @@
+"""The sizes of a predictor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hnloader.activations import ACTIVATIONS, canonical_activation
+from hnloader.errors import ConfigError, UnsupportedArchitectureError
+from hnloader.network import Architecture
+from hnloader.training.schema import setting
+
+_MOST = 4096
+
+
+@dataclass(frozen=True)
+class DesignConfig:
+    """The sizes of a predictor, and the architecture of the hypernetworks that it predicts."""
+
+    layer_structure: tuple[float, ...] = setting(
+        (1, 1, 1), "Sizes of the layers of the hypernetworks as multiples of the width: 1, a ratio, 1.", least=0.01
+    )
+    activation: str = setting("relu", "Activation of the hypernetworks: linear, relu, mish, ...")
+    core_size: int = setting(24, "Rows and columns of the core that is predicted for each side.", least=1, most=_MOST)
+    style_size: int = setting(128, "Numbers that describe a style.", least=1, most=_MOST)
+    embedding_size: int = setting(32, "Numbers of the embedding of a side.", least=1, most=_MOST)
+    hidden_size: int = setting(256, "Values of the hidden layers.", least=1, most=_MOST)
+    per_layer: bool = setting(
+        False, "Predict sides for each attention layer, not for each width. Only .safetensors files can hold them."
+    )
+
+    def architecture(self) -> Architecture:
+        """Return the architecture of the hypernetworks, or raise ConfigError for an impossible one."""
+        structure = self.layer_structure
+        if len(structure) != 3 or structure[0] != 1 or structure[-1] != 1 or structure[1] > 16:
+            raise ConfigError(
+                f"Setting 'design.layer_structure': expected 1, a ratio of at most 16, and 1, got {list(structure)}."
+            )
+        try:
+            activation = canonical_activation(self.activation)
+        except UnsupportedArchitectureError as error:
+            raise ConfigError(
+                f"Setting 'design.activation': expected linear, {', '.join(ACTIVATIONS)}, got {self.activation[:80]!r}."
+            ) from error
+        return Architecture(tuple(int(each) if each == int(each) else each for each in structure), activation)

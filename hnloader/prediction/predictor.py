@@ -1,0 +1,139 @@
+"""The network that predicts hypernetworks: images in, the weights of a hypernetwork out.
+
+An encoder summarizes the latents of each image, and the mean over the images is the style. Each side of the
+hypernetwork, such as the keys of width 768, has an embedding. One shared network maps the style and the embedding to a
+small core and to an output bias. The weights of a side are then
+
+    W1 = A,  b1 = a,  W2 = B core Q,  b2 = E h
+
+with bases A, a, B, Q and E that the predictor learned for the side, and h the last hidden layer. Only the core and h
+depend on the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hnloader.activations import make_activation
+from hnloader.network import SIDES, Hypernetwork, SideName
+from hnloader.prediction.design import DesignConfig
+from hnloader.prediction.image_encoder import ImageEncoder
+from hnloader.scopes import Scope
+
+
+class Predictor(nn.Module):
+    """Predicts hypernetworks from the latents of images.
+
+    Args:
+        scopes: The scopes of the hypernetworks.
+        latent_channels: Channels of the model's latents.
+        design: The sizes.
+    """
+
+    def __init__(self, scopes: Sequence[Scope], latent_channels: int, design: DesignConfig) -> None:
+        super().__init__()
+        self.scopes, self.latent_channels, self.design = tuple(scopes), latent_channels, design
+        self.architecture = design.architecture()
+        self.keys: list[tuple[Scope, SideName]] = [(scope, side) for scope in self.scopes for side in SIDES]
+        hidden = design.hidden_size
+        self.encoder = ImageEncoder(latent_channels, design.style_size, hidden)
+        self.embeddings = nn.Parameter(torch.randn(len(self.keys), design.embedding_size) * 0.5)
+        self.trunk = nn.Sequential(
+            nn.Linear(design.style_size + design.embedding_size, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+        )
+        self.head = nn.Linear(hidden, design.core_size**2)
+        # The hypernetworks of a new predictor change nothing.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.bases = nn.ModuleList(
+            SideBases(scope.width, self.architecture.sizes(scope.width)[1], design) for scope, _ in self.keys
+        )
+
+    def emit(self, style: Tensor) -> Emitted:
+        """Return what depends on the images, for styles [styles, style_size]."""
+        rows, sides = len(style), len(self.keys)
+        styles = style.unsqueeze(1).expand(-1, sides, -1)
+        hidden = self.trunk(torch.cat((styles, self.embeddings.unsqueeze(0).expand(rows, -1, -1)), -1))
+        size = self.design.core_size
+        return Emitted(self.head(hidden).view(rows, sides, size, size), hidden)
+
+    def sides(self, emitted: Emitted) -> dict[tuple[Scope, SideName], PredictedSide]:
+        """Return the sides of a batch, in which each row has another style."""
+        return {
+            key: PredictedSide(bases, emitted.cores[:, index], emitted.hidden[:, index], self.design.activation)
+            for index, (key, bases) in enumerate(zip(self.keys, self.bases, strict=True))
+        }
+
+    @torch.no_grad()
+    def hypernetwork(self, emitted: Emitted, name: str = "") -> Hypernetwork:
+        """Return the hypernetwork of the first style, without gradients."""
+        made = Hypernetwork.new(self.scopes, self.architecture, name=name)
+        for (scope, side), predicted in self.sides(emitted).items():
+            layers = [each for each in made.side(scope, side).modules() if isinstance(each, nn.Linear)]
+            for layer, (weight, bias) in zip(layers, predicted.weights(), strict=True):
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+        return made.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The values of hypernetworks that depend on the images; all others are the same for all styles.
+
+    Attributes:
+        cores: [styles, sides, core_size, core_size].
+        hidden: [styles, sides, hidden_size].
+    """
+
+    cores: Tensor
+    hidden: Tensor
+
+    def mixed(self, other: Emitted, share: float) -> Emitted:
+        """Return the values on the way to another: 0 gives this one, 1 the other."""
+        return Emitted(self.cores.lerp(other.cores, share), self.hidden.lerp(other.hidden, share))
+
+
+class SideBases(nn.Module):
+    """The learned bases of the weights of one side."""
+
+    def __init__(self, width: int, hidden: int, design: DesignConfig) -> None:
+        super().__init__()
+        core = design.core_size
+        self.first = nn.Parameter(torch.randn(hidden, width) / width**0.5)
+        self.first_bias = nn.Parameter(torch.zeros(hidden))
+        self.inward = nn.Parameter(torch.randn(core, hidden) / hidden**0.5)
+        self.outward = nn.Parameter(torch.randn(width, core) / core**0.5)
+        self.bias = nn.Parameter(torch.zeros(width, design.hidden_size))
+
+
+class PredictedSide:
+    """A side with other weights for each row of a batch."""
+
+    def __init__(self, bases: nn.Module, cores: Tensor, hidden: Tensor, activation: str) -> None:
+        assert isinstance(bases, SideBases)
+        self._bases, self._cores = bases, cores
+        self._bias = functional.linear(hidden, bases.bias)
+        self._activation = None if activation == "linear" else make_activation(activation)
+
+    def __call__(self, context: Tensor) -> Tensor:
+        """Return the changed context [rows, tokens, width]."""
+        bases = self._bases
+        values = functional.linear(context, bases.first, bases.first_bias)
+        if self._activation is not None:
+            values = self._activation(values)
+        values = torch.bmm(functional.linear(values, bases.inward), self._cores.transpose(1, 2))
+        return context + functional.linear(values, bases.outward) + self._bias.unsqueeze(1)
+
+    def weights(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return weight and bias of the two layers, for the first row."""
+        bases = self._bases
+        second = bases.outward @ self._cores[0] @ bases.inward
+        return (bases.first, bases.first_bias), (second, self._bias[0])

@@ -1,0 +1,52 @@
+"""Small styles, and predictors that were trained on them for a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hnloader.prediction.predictor_config import read_predictor_config
+from hnloader.prediction.predictor_training import prepare_predictor
+
+SETTINGS: dict[str, object] = {
+    "steps": 6,
+    "batch_size": 2,
+    "learning_rate": 1e-2,
+    "lr_warmup_steps": 1,
+    "most_images": 3,
+    "save_every_n_steps": 2,
+    "validate_every_n_steps": 3,
+    "validation_split": 0.4,
+    "design.core_size": 4,
+    "design.style_size": 8,
+    "design.embedding_size": 4,
+    "design.hidden_size": 8,
+}
+
+
+def save_style(folder: Path, color: int, count: int = 4) -> Path:
+    """Save noisy images around a color, with captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(color)
+    for index in range(count):
+        values = np.clip(random.normal(color, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(values).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"a thing {index}")
+    return folder
+
+
+def save_styles(folder: Path) -> Path:
+    """Save five styles."""
+    for index in range(5):
+        save_style(folder / f"style{index}", 40 * index + 20)
+    return folder
+
+
+def save_predictor_of(model: Path, folder: Path) -> Path:
+    """Train a predictor of a model for a few steps."""
+    output = folder / "predictor.safetensors"
+    given = {"model": str(model), "styles": str(save_styles(folder / "styles")), "output": str(output)}
+    prepare_predictor(read_predictor_config(None, {**SETTINGS, **given})).run()
+    return output
