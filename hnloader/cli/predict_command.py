@@ -68,7 +68,7 @@ def predict(
     stderr().print(
         fields(
             [
-                ("architecture", str(found.hypernetwork.architecture)),
+                ("architecture", f"{found.hypernetwork.architecture}"),
                 ("predictor", clean(stored.path.name)),
                 ("time", f"{1000 * seconds:,.0f} ms"),
             ]

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,16 +23,14 @@ from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
     from hnloader.training import Config, Event, Result
-    from hnloader.training.state import State
     from hnloader.training.status import StatusWriter
+    from hnloader.training.trainer import Trainer
 
 __all__ = [
-    "EXIT_INTERRUPTED",
     "ConfigArgument",
     "PresetOption",
     "SetOption",
     "parse_settings",
-    "print_result",
     "print_status",
     "run_training",
     "train",
@@ -47,7 +45,7 @@ SetOption = Annotated[
     ),
 ]
 
-EXIT_INTERRUPTED = 130
+_EXIT_INTERRUPTED = 130
 # Seconds between two lines of progress without a terminal.
 _LINE_INTERVAL = 30.0
 
@@ -99,9 +97,8 @@ def train(
 
     Ctrl-C saves everything; --resume continues exactly where it stopped.
     """
-    from hnloader.training import prepare, read_config
+    from hnloader.training import read_config
     from hnloader.training.config import template
-    from hnloader.training.stop_signals import stop_signals
 
     if init:
         stdout().print(Text(template(preset).rstrip()), soft_wrap=True)
@@ -116,13 +113,21 @@ def train(
     if find_lr:
         _print_rates(settings, device)
         return
-    with stop_signals(), _status_file(settings) as writer:
+    run_training(settings, resume=resume, restart=restart, device=device)
+
+
+def run_training(config: Config, *, resume: bool, restart: bool, device: str) -> None:
+    """Train with a progress bar, or with lines without a terminal, and print the result."""
+    from hnloader.training import prepare
+    from hnloader.training.stop_signals import stop_signals
+
+    with stop_signals(), _status_file(config) as writer:
         with stderr().status("Reading the data and loading the model"):
-            trainer = prepare(settings, resume=resume, restart=restart, device=device)
-        result = run_training(trainer, writer)
-    print_result(result)
+            trainer = prepare(config, resume=resume, restart=restart, device=device)
+        result = _run(trainer, writer)
+    _print_result(result)
     if result.reason == "interrupted":
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(_EXIT_INTERRUPTED)
 
 
 def parse_settings(given: list[str]) -> dict[str, Any]:
@@ -152,31 +157,7 @@ def _status_file(config: Config) -> contextlib.AbstractContextManager[StatusWrit
     return status_file(Path(config.output), config.steps)
 
 
-class Running(Protocol):
-    """A training run, as the progress bar sees it."""
-
-    @property
-    def config(self) -> HasSteps:
-        """Its settings."""
-
-    @property
-    def state(self) -> State:
-        """Its progress."""
-
-    def run(self, callback: Callable[[Event], None]) -> Result:
-        """Train to the end."""
-
-
-class HasSteps(Protocol):
-    """The settings of a training run."""
-
-    @property
-    def steps(self) -> int:
-        """Number of training steps."""
-
-
-def run_training(trainer: Running, writer: StatusWriter | None) -> Result:
-    """Train with a progress bar, or with lines without a terminal."""
+def _run(trainer: Trainer, writer: StatusWriter | None) -> Result:
     console = stderr()
     columns = (
         TextColumn("Training"),
@@ -277,8 +258,7 @@ def _memory_text() -> str:
     return size_text(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def print_result(result: Result) -> None:
-    """Print how a training run ended and what it wrote."""
+def _print_result(result: Result) -> None:
     rows: list[tuple[str, str | Text]] = [("status", f"{result.reason}, after {counted(result.step, 'step')}")]
     if result.best is not None:
         loss, step, path = result.best

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,18 +9,12 @@ from rich.text import Text
 
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.shared_options import DeviceOption
-from hnloader.cli.terminal import stderr, stdout
-from hnloader.cli.train_command import (
-    EXIT_INTERRUPTED,
-    ConfigArgument,
-    SetOption,
-    parse_settings,
-    print_result,
-    print_status,
-    run_training,
-)
+from hnloader.cli.terminal import stdout
+from hnloader.cli.train_command import ConfigArgument, SetOption, parse_settings, print_status, run_training
 
 __all__ = ["train_predictor"]
+
+_PRESET = "predictor"
 
 
 @reports_errors
@@ -55,25 +48,16 @@ def train_predictor(
 
     Ctrl-C saves everything; --resume continues exactly where it stopped.
     """
-    from hnloader.prediction.predictor_config import predictor_template, read_predictor_config
-    from hnloader.prediction.predictor_training import prepare_predictor
-    from hnloader.training.status import status_file
-    from hnloader.training.stop_signals import stop_signals
+    from hnloader.training import read_config
+    from hnloader.training.config import template
 
     if init:
-        stdout().print(Text(predictor_template().rstrip()), soft_wrap=True)
+        stdout().print(Text(template(_PRESET).rstrip()), soft_wrap=True)
         return
     given = {"model": model, "styles": styles, "output": output, "steps": steps}
     overrides = {key: value for key, value in given.items() if value is not None} | parse_settings(set_ or [])
-    settings = read_predictor_config(config, overrides)
+    settings = read_config(config, overrides, _PRESET)
     if status:
         print_status(settings.output)
         return
-    settings.check()
-    with stop_signals(), status_file(Path(settings.output), settings.steps) as writer:
-        with stderr().status("Reading the styles and loading the model"):
-            trainer = prepare_predictor(settings, resume=resume, restart=restart, device=device)
-        result = run_training(trainer, writer)
-    print_result(result)
-    if result.reason == "interrupted":
-        raise typer.Exit(EXIT_INTERRUPTED)
+    run_training(settings, resume=resume, restart=restart, device=device)

@@ -11,6 +11,7 @@ from hnloader.attention.layout import find_sites
 from hnloader.attention.matching import check_match
 from hnloader.errors import NoMatchingSitesError, OtherModelError
 from hnloader.prediction.predictor_file import ModelSample, StoredPredictor
+from hnloader.texts import shown
 from hnloader.training.denoiser import Denoiser
 from hnloader.training.pixels import Sample
 
@@ -48,7 +49,7 @@ def check_model(stored: StoredPredictor, denoiser: Denoiser) -> str:
     found = sample_of(denoiser)
     if found.probe.shape != known.probe.shape or _difference(found.probe, known.probe) > _SAME_LATENTS:
         raise OtherModelError(
-            f"{stored.path}: the predictor reads the latents of {about.model!r}, and this model has another VAE. "
+            f"{stored.path}: the predictor reads the latents of {shown(about.model)}, and this model has another VAE. "
             f"{advice}"
         )
     same = found.projections.shape == known.projections.shape

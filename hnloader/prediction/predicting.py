@@ -17,15 +17,13 @@ from hnloader.files import expanded, sha256_of
 from hnloader.network import Hypernetwork
 from hnloader.pipelines import Model, load_model
 from hnloader.prediction.model_sample import check_model
-from hnloader.prediction.predictor import Emitted
+from hnloader.prediction.predictor import Emitted, spread_of
 from hnloader.prediction.predictor_file import StoredPredictor, load_predictor
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import Problem, TrainingImage, image_files, read_images
 from hnloader.training.denoiser import Denoiser
 from hnloader.training.pixels import load_sample
 from hnloader.units import counted
-
-__all__ = ["MOST_IMAGES", "Prediction", "StylePredictor", "predict"]
 
 Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 
@@ -67,7 +65,7 @@ class StylePredictor:
     def predict(self, images: Images, *, toward: Images | None = None, mix: float = 0.5, name: str = "") -> Prediction:
         """Predict a hypernetwork; see `predict`."""
         if not 0 <= mix <= 1:
-            raise HypernetworkError(f"Mix: expected a number from 0 to 1, got {mix!r}. 0 is the first style.")
+            raise HypernetworkError(f"Mix: expected a number from 0 to 1, got {float(mix):g}. 0 is the first style.")
         emitted, notes, used = self._emit(images)
         if toward is not None:
             other, more, also = self._emit(toward)
@@ -149,15 +147,6 @@ def predict(
         NoMatchingSitesError: The model has none of the attention layers of the hypernetworks.
         ModelError: The model cannot be loaded.
         HypernetworkError: The predictor cannot be read, or `mix` is out of range.
-
-    Example:
-        >>> import tempfile
-        >>> import hnloader
-        >>> from hnloader.demo.drawing import draw_images
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     hn = hnloader.predict(draw_images("blueprint", folder, count=4), device="cpu")
-        >>> hn.widths
-        (64, 96, 112, 128)
     """
     stored = load_predictor(predictor_path() if predictor is None else predictor)
     loaded = load_model(pipeline_folder() if model is None else model, device=device, dtype="float32")
@@ -193,13 +182,4 @@ def _problems(problems: Sequence[Problem]) -> Iterator[str]:
 
 
 def _label(images: Images) -> str:
-    return str(images) if isinstance(images, (str, os.PathLike)) else "Images"
-
-
-def spread_of(emitted: Emitted) -> float:
-    """Return the mean distance between the cores of images, as a share of their mean size; 0 for one image."""
-    cores = emitted.cores.flatten(1)
-    if len(cores) < 2:
-        return 0.0
-    size = cores.norm(dim=1).mean().clamp(min=1e-6)
-    return float(torch.pdist(cores).mean() / size)
+    return f"{images}" if isinstance(images, (str, os.PathLike)) else "Images"

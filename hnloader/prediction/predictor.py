@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from hnloader.activations import make_activation
 from hnloader.network import SIDES, Hypernetwork, SideName
-from hnloader.prediction.design import DesignConfig
 from hnloader.prediction.image_encoder import ImageEncoder
+from hnloader.prediction.predictor_config import DesignConfig
 from hnloader.scopes import Scope
 
 
@@ -96,6 +96,10 @@ class Emitted:
     cores: Tensor
     hidden: Tensor
 
+    def rolled(self) -> Emitted:
+        """Return the values with those of the next style in the place of each."""
+        return Emitted(self.cores.roll(1, 0), self.hidden.roll(1, 0))
+
     def mixed(self, other: Emitted, share: float) -> Emitted:
         """Return the values on the way to another: 0 gives this one, 1 the other."""
         return Emitted(self.cores.lerp(other.cores, share), self.hidden.lerp(other.hidden, share))
@@ -137,3 +141,12 @@ class PredictedSide:
         bases = self._bases
         second = bases.outward @ self._cores[0] @ bases.inward
         return (bases.first, bases.first_bias), (second, self._bias[0])
+
+
+def spread_of(emitted: Emitted) -> float:
+    """Return the mean distance between the cores of images, as a share of their mean size; 0 for one image."""
+    cores = emitted.cores.flatten(1)
+    if len(cores) < 2:
+        return 0.0
+    size = cores.norm(dim=1).mean().clamp(min=1e-6)
+    return float(torch.pdist(cores).mean() / size)

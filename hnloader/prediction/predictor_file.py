@@ -24,9 +24,10 @@ from hnloader.errors import (
 )
 from hnloader.files import expanded, replacing
 from hnloader.formats.safetensors import write_tensors
-from hnloader.prediction.design import DesignConfig
 from hnloader.prediction.predictor import Predictor
+from hnloader.prediction.predictor_config import DesignConfig
 from hnloader.scopes import Scope
+from hnloader.texts import shown
 from hnloader.training import schema
 from hnloader.training.json_values import problem_of
 
@@ -118,7 +119,7 @@ def load_predictor(path: str | os.PathLike[str]) -> StoredPredictor:
         raise CorruptFileError(f"{place}: the description of the predictor is damaged. Download it again.") from error
     if version != VERSION:
         raise UnsupportedArchitectureError(
-            f"{place}: found a predictor of version {str(version)[:20]!r}, and this hnloader reads version {VERSION}. "
+            f"{place}: found a predictor of version {shown(version, 20)}, and this hnloader reads version {VERSION}. "
             "Update hnloader, or train the predictor with this one."
         )
     try:
@@ -153,7 +154,7 @@ def _built(path: Path, tensors: dict[str, Tensor], described: Mapping[str, Any])
     scopes = [Scope.parse(text) for text in described["scopes"]]
     channels = described["latent_channels"]
     if type(channels) is not int or not 0 < channels <= _MOST_CHANNELS or not scopes:
-        raise ValueError(f"Found {str(channels)[:40]} latent channels.")
+        raise ValueError(f"Found {shown(channels, 40)} latent channels.")
     problem = problem_of(About, described["about"])
     if problem:
         raise ValueError(f"{problem}.")
@@ -163,7 +164,7 @@ def _built(path: Path, tensors: dict[str, Tensor], described: Mapping[str, Any])
         expected = Predictor(scopes, channels, design).state_dict()
     wrong = [name for name in {*expected, *tensors} if not _same_shape(expected.get(name), tensors.get(name))]
     if wrong:
-        raise ValueError(f"The tensor {min(wrong)[:80]!r} does not fit.")
+        raise ValueError(f"The tensor {shown(min(wrong), 80)} does not fit.")
     if not all(bool(value.isfinite().all()) for value in (*tensors.values(), sample.probe, sample.projections)):
         raise ValueError("Found values that are not finite.")
     predictor = Predictor(scopes, channels, design)

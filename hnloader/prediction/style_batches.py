@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from hnloader.prediction.predictor_config import PredictorConfig
 from hnloader.prediction.style_folders import Style
 from hnloader.training.cache import Cache
 from hnloader.training.captions import caption_of
+from hnloader.training.config import Config
 from hnloader.training.dataset import TrainingImage
 from hnloader.training.denoiser import Batch, Denoiser
 from hnloader.training.sampler import generator_for, random_below, random_float
@@ -37,21 +37,21 @@ class StyleBatch:
 class StyleBatches:
     """Makes the batches; everything random follows from the seed and the step."""
 
-    def __init__(self, config: PredictorConfig, denoiser: Denoiser, cache: Cache) -> None:
+    def __init__(self, config: Config, denoiser: Denoiser, cache: Cache) -> None:
         self._config, self._denoiser, self._cache = config, denoiser, cache
 
     def training(self, step: int, styles: Sequence[Style]) -> StyleBatch:
         """Return the batch of a step."""
         config, random = self._config, generator_for(self._config.seed, "styles", step)
         chosen = [styles[random_below(random, len(styles))] for _ in range(config.batch_size)]
-        most = min(config.most_images, *(len(style.images) - 1 for style in chosen))
+        most = min(config.predictor.most_images, *(len(style.images) - 1 for style in chosen))
         count = 1 + random_below(random, most)
         references: list[Tensor] = []
         targets: list[tuple[TrainingImage, str]] = []
         for style in chosen:
             order = torch.randperm(len(style.images), generator=random).tolist()
             image = style.images[order[0]]
-            dropped = random_float(random) < config.caption_dropout
+            dropped = random_float(random) < config.data.caption_dropout
             targets.append((image, "" if dropped else self._caption(image, random_below(random, 2**31))))
             references.append(self.references([style.images[index] for index in order[1 : count + 1]]))
         timesteps = [self._timestep(random_float(random)) for _ in chosen]
@@ -76,10 +76,10 @@ class StyleBatches:
     def _timestep(self, share: float) -> int:
         """Return a timestep for a random number from 0 to 1."""
         count = len(self._denoiser.alphas_cumprod)
-        return min(int((1 - (1 - share) ** (1 + self._config.noise_bias)) * count), count - 1)
+        return min(int((1 - (1 - share) ** (1 + self._config.predictor.noise_bias)) * count), count - 1)
 
     def _caption(self, image: TrainingImage, choice: int) -> str:
-        return caption_of(image, self._config.data, "", choice)
+        return caption_of(image, self._config.data, self._config.name, choice)
 
     def references(self, images: Sequence[TrainingImage]) -> Tensor:
         """Return the latents [images, channels, height, width] of images to predict from."""
@@ -94,6 +94,7 @@ class StyleBatches:
         latents = torch.stack([each.mean for each in found])
         if sampled:
             latents = latents + torch.stack([each.std for each in found]) * torch.randn(latents.shape, generator=random)
+        weight = self._config.predictor.detail_weight
         pooled = [text.pooled for text in texts if text.pooled is not None]
         return Batch(
             latents.to(device),
@@ -102,7 +103,7 @@ class StyleBatches:
             torch.stack([text.states for text in texts]).to(device),
             torch.stack(pooled).to(device) if pooled else None,
             torch.tensor([each.sizes for each in found]).to(device) if self._denoiser.is_xl else None,
-            detail_weights(latents, self._config.detail_weight).to(device) if self._config.detail_weight else None,
+            detail_weights(latents, weight).to(device) if weight else None,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +35,8 @@ class StyleFolders:
 
     def fingerprint(self) -> str:
         """Return a hash of the images and their captions."""
-        parts = [(image.digest, image.caption) for style in self.styles for image in style.images]
-        return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        parts = [[image.digest, image.caption] for style in self.styles for image in style.images]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def read_styles(folder: Path, config: DataConfig, progress: Callable[[int, int], None] | None = None) -> StyleFolders:

@@ -11,6 +11,7 @@ from hnloader.errors import ConfigError, UnsupportedArchitectureError
 from hnloader.files import expanded
 from hnloader.formats.registry import writable_formats
 from hnloader.network import Architecture
+from hnloader.prediction.predictor_config import PredictorConfig
 from hnloader.scopes import Scope
 from hnloader.training import schema
 from hnloader.training.learning_rate import parse_learning_rate
@@ -19,7 +20,7 @@ from hnloader.training.schema import setting
 
 __all__ = ["Config", "read_config"]
 
-Method = Literal["hypernetwork", "embedding", "lora"]
+Method = Literal["hypernetwork", "embedding", "lora", "predictor"]
 Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"]
 # As `start_from`: a hypernetwork that is predicted from the training images.
 PREDICT = "predict"
@@ -239,15 +240,18 @@ class Config:
         "In place of images, to train a language model: a folder with .txt or .jsonl files, one such file, or a\n"
         "folder that datasets saved. A line of a .jsonl has text, or prompt and completion, or messages.",
     )
+    styles: str = setting(
+        "", "In place of images, to train a predictor: a folder with a folder of images for each style."
+    )
     output: str = setting("", "The file to write, such as style.pt (which every webui loads) or style.safetensors.")
-    method: Method = setting("hypernetwork", "hypernetwork, embedding (textual inversion), or lora.")
+    method: Method = setting("hypernetwork", "hypernetwork, embedding (textual inversion), lora, or predictor.")
     start_from: str = setting(
         "",
         "A hypernetwork, embedding or LoRA to train further, such as a webui's .pt (with its .pt.optim next to it).\n"
         "Its steps are added to those of this training run in the output, and count for a learning_rate with steps.\n"
         "predict: a hypernetwork that `hnloader predict` makes of the training images.",
     )
-    predictor: str = setting(
+    start_predictor: str = setting(
         "", "For start_from: predict, a predictor of the model; empty for that of the bundled model."
     )
 
@@ -310,19 +314,24 @@ class Config:
     lora: LoraConfig = setting(LoraConfig, "The layers of the LoRA.")
     data: DataConfig = setting(DataConfig, "The images and their captions.")
     text: TextConfig = setting(TextConfig, "The texts of a language model.")
+    predictor: PredictorConfig = setting(
+        PredictorConfig, "A network that predicts hypernetworks from images (method predictor)."
+    )
     prior: PriorConfig = setting(PriorConfig, "Prior preservation, for a style that affects unrelated prompts.")
     previews: PreviewConfig = setting(PreviewConfig, "Images or texts generated during the training.")
 
     def check(self) -> None:
         """Raise ConfigError for a missing setting or a contradiction."""
         for key, advice in _REQUIRED.items():
-            if not getattr(self, key) and not (key == "images" and self.texts):
+            if not getattr(self, key) and not (key == "images" and (self.texts or self.method == "predictor")):
                 raise ConfigError(f"Setting {key!r} is missing. {advice}")
-        for key in ("model", "images", "texts", "output", "model_config", "start_from", "predictor"):
+        for key in ("model", "images", "texts", "output", "model_config", "start_from", "start_predictor", "styles"):
             expanded(getattr(self, key))  # raises for a NUL, or a user without a home folder
         self._check_output()
         if self.texts:
             self._check_texts()
+        if self.styles or self.method == "predictor":
+            self._check_styles()
         if 0 < self.data.resolution < MIN_SIZE:
             raise ConfigError(
                 f"Setting 'data.resolution': expected 0 or at least {MIN_SIZE}, got {self.data.resolution}."
@@ -336,11 +345,26 @@ class Config:
         self.hypernetwork.architecture()
         parse_learning_rate(self.learning_rate_text, self.steps)
 
+    def _check_styles(self) -> None:
+        if self.method != "predictor":
+            raise ConfigError(f"Setting 'styles': expected the method predictor, got {self.method!r}.")
+        if not self.styles:
+            raise ConfigError("Setting 'styles' is missing. Name the folder with a folder of images for each style.")
+        if self.images or self.texts:
+            raise ConfigError("Setting 'styles': found images or texts as well. Set one of them.")
+        for key in ("buckets", "random_flip", "random_shift", "masks"):
+            if getattr(self.data, key):
+                raise ConfigError(f"Setting 'data.{key}': a predictor is trained on whole squares. Turn it off.")
+        if self.start_from or self.prior.weight:
+            key = "start_from" if self.start_from else "prior.weight"
+            raise ConfigError(f"Setting {key!r}: it is for other methods than predictor. Remove it.")
+        self.predictor.design.architecture()
+
     def _check_output(self) -> None:
         suffixes = [suffix for each in writable_formats() for suffix in each.suffixes]
         if self.method == "lora" and self.texts:
             suffixes = [""]  # a folder, as peft writes it
-        elif self.method == "lora" or self.texts or self.hypernetwork.scopes:
+        elif self.method in ("lora", "predictor") or self.texts or self.hypernetwork.scopes:
             suffixes = [".safetensors"]  # no other program reads a LoRA or scopes in a .pt
         if Path(self.output).suffix.lower() not in suffixes:
             wanted = (
@@ -383,6 +407,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hypernetwork": {"dropout": 0.1},
         "prior": {"weight": 0.5},
     },
+    # Each step is another task for it, so the steps are many, and their average counts.
+    "predictor": {
+        "method": "predictor",
+        "steps": 10_000,
+        "batch_size": 8,
+        "lr_warmup_steps": 50,
+        "ema_decay": 0.998,
+        "snr_gamma": 0.0,
+        "validate_every_n_steps": 500,
+        "data": {"buckets": False, "random_flip": False, "validation_split": 0.05},
+        "previews": {"every_n_steps": 1000},
+    },
 }
 
 
@@ -392,7 +428,7 @@ def read_config(path: Path | None = None, overrides: dict[str, Any] | None = Non
     Args:
         path: A YAML file, as `hnloader train --init` prints it. Default: no file.
         overrides: Settings by key; a dotted key such as "data.random_flip" names a nested one.
-        preset: "style" or "subject".
+        preset: "style", "subject" or "predictor".
 
     Returns:
         The settings. `Config.check` says whether they are complete.

@@ -30,12 +30,16 @@ def previews_section(folder: Path) -> Iterator[str]:
 
 def images_section(dataset: Dataset, validation: Sequence[TrainingImage]) -> str:
     """Return the section with the training images and their problems."""
-    return html.section("Images", html.figures(_thumbnails(dataset, validation)), _problems(dataset))
+    shown = figures_of(dataset.images[:_MAX_THUMBNAILS], validation)
+    return html.section("Images", html.figures(shown), _problems(dataset))
 
 
-def _thumbnails(dataset: Dataset, validation: Sequence[TrainingImage]) -> Iterator[tuple[Image, str]]:
+def figures_of(
+    images: Sequence[TrainingImage], validation: Sequence[TrainingImage] = ()
+) -> Iterator[tuple[Image, str]]:
+    """Yield thumbnails of images with their names and captions, for `html.figures`."""
     digests = {image.digest for image in validation}
-    for found in dataset.images[:_MAX_THUMBNAILS]:
+    for found in images:
         label = found.path.name + (" (validation)" if found.digest in digests else "")
         label += f": {found.caption}" if found.caption else ""
         try:

@@ -15,7 +15,7 @@ from hnloader.errors import MissingExtraError
 
 # Learning rates of AdamW that suit full-size models, and the width of the widest self-attention in SD 1, SD 2 and SDXL.
 # The best rate of Adam falls as 1 / width (Yang et al. 2022, arXiv:2203.03466).
-_ADAMW_RATES = {"hypernetwork": 1e-4, "embedding": 5e-3, "lora": 1e-4}
+_ADAMW_RATES = {"hypernetwork": 1e-4, "embedding": 5e-3, "lora": 1e-4, "predictor": 1e-4}
 FULL_WIDTH = 1280
 _MOST_FACTOR = 10.0  # narrower models were not tried
 

@@ -17,6 +17,8 @@ from hnloader.loading import save
 from hnloader.pipelines import Model, choose_device, load_model
 from hnloader.prediction.predicting import MOST_IMAGES, StylePredictor
 from hnloader.prediction.predictor_file import load_predictor
+from hnloader.prediction.predictor_task import PredictorTask
+from hnloader.prediction.style_folders import read_styles
 from hnloader.training.config import PREDICT, Config
 from hnloader.training.dataset import Dataset, read_folder
 from hnloader.training.denoiser import Denoiser
@@ -26,6 +28,7 @@ from hnloader.training.optimizers import OPTIMIZERS
 from hnloader.training.run_folder import locked, run_folder
 from hnloader.training.sampler import split
 from hnloader.training.state import states
+from hnloader.training.task import Task
 from hnloader.training.text_dataset import read_texts
 from hnloader.training.text_task import TextTask
 from hnloader.training.trackers import check_trackers
@@ -42,18 +45,23 @@ def prepare(
     output = Path(config.output)
     saved = states(run_folder(output))
     if not dry_run:
-        check_output(output, saved, resume=resume, restart=restart)
+        _check_output(output, saved, resume=resume, restart=restart)
     _check_kind(config)
     accelerator = _accelerator()
     place = device if accelerator is None else str(accelerator.device)
     check_precision(config.precision, place)
     if config.deterministic:
         configure_cublas()
-    task = _text_task(config, place) if config.texts else _image_task(config, place, keep=resume and not restart)
+    if config.texts:
+        task: Task = _text_task(config, place)
+    elif config.method == "predictor":
+        task = _predictor_task(config, place)
+    else:
+        task = _image_task(config, place, keep=resume and not restart)
     trainer = Trainer(task, accelerator)
     if restart and (accelerator is None or accelerator.is_main_process):
         with locked(output):
-            remove_states(saved)
+            _remove(saved)
     elif resume and not restart:
         trainer.resume()
     return trainer
@@ -61,20 +69,34 @@ def prepare(
 
 def _image_task(config: Config, device: str, *, keep: bool) -> ImageTask:
     dataset = read_folder(expanded(config.images), config.data)
-    model = load_model(
+    model = _model(config, device)
+    if config.start_from == PREDICT:
+        config = replace(config, start_from=str(_predicted(config, dataset, model, keep=keep)))
+    return ImageTask(config, _denoiser(config, model), dataset, model)
+
+
+def _predictor_task(config: Config, device: str) -> PredictorTask:
+    folders = read_styles(expanded(config.styles), config.data)
+    model = _model(config, device)
+    return PredictorTask(config, _denoiser(config, model), folders, model)
+
+
+def _model(config: Config, device: str) -> Model:
+    return load_model(
         config.model,
         device=device,
         dtype=config.precision,
         config=Path(config.model_config) if config.model_config else None,
     )
-    if config.start_from == PREDICT:
-        config = replace(config, start_from=str(_predicted(config, dataset, model, keep=keep)))
+
+
+def _denoiser(config: Config, model: Model) -> Denoiser:
     unet = model.pipeline.unet
     denoiser = Denoiser(model.pipeline, _offloaded_parts(config, unet.device.type))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         _train_checkpointed(unet)
-    return ImageTask(config, denoiser, dataset, model)
+    return denoiser
 
 
 def _text_task(config: Config, device: str) -> TextTask:
@@ -116,7 +138,7 @@ def _predicted(config: Config, dataset: Dataset, model: Model, *, keep: bool) ->
     """
     path = run_folder(Path(config.output)) / "predicted.safetensors"
     if not (keep and path.is_file()):
-        stored = load_predictor(config.predictor or predictor_path())
+        stored = load_predictor(config.start_predictor or predictor_path())
         training, _ = split(len(dataset.images), config.data.validation_split, config.seed)
         files = [dataset.images[index].path for index in training][:MOST_IMAGES]
         make_folder(path.parent)
@@ -124,7 +146,7 @@ def _predicted(config: Config, dataset: Dataset, model: Model, *, keep: bool) ->
     return path
 
 
-def check_output(output: Path, saved: list[Path], *, resume: bool, restart: bool) -> None:
+def _check_output(output: Path, saved: list[Path], *, resume: bool, restart: bool) -> None:
     """Raise an error if the output would replace other work, or cannot be written after the last step."""
     if saved and not (resume or restart):
         raise ConfigError(f"{output}: found the saved state {saved[-1]} of an earlier run. Use --resume or --restart.")
@@ -152,8 +174,7 @@ def check_precision(precision: str, device: str) -> None:
         )
 
 
-def remove_states(saved: list[Path]) -> None:
-    """Remove saved states, or raise HypernetworkError."""
+def _remove(saved: list[Path]) -> None:
     for path in saved:
         try:
             path.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hnloader.prediction.predictor_config import PredictorConfig, read_predictor_config
+from hnloader.training import Config, read_config
 from tests.support.predictors import SETTINGS, save_styles
 from tests.support.trainings import Run
 
@@ -17,9 +17,9 @@ def styles_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def predictor_settings(tiny_model: Path, styles_folder: Path, tmp_path: Path) -> Run:
-    def make(name: str = "predictor.safetensors", **changes: object) -> PredictorConfig:
+    def make(name: str = "predictor.safetensors", **changes: object) -> Config:
         given = {"model": str(tiny_model), "styles": str(styles_folder), "output": str(tmp_path / name)}
         given |= {key.replace("__", "."): value for key, value in changes.items()}  # type: ignore[dict-item]
-        return read_predictor_config(None, {**SETTINGS, **given})
+        return read_config(None, {**SETTINGS, **given}, "predictor")
 
     return make

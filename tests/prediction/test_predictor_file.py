@@ -54,7 +54,7 @@ def test_other_files_are_refused(styles: Path, tmp_path: Path) -> None:
 
 def test_a_later_version_is_refused(tiny_predictor: Path, tmp_path: Path) -> None:
     described = description(tiny_predictor)
-    with raises(UnsupportedArchitectureError, "'99'", "version 1"):
+    with raises(UnsupportedArchitectureError, "version 99", "version 1"):
         load_predictor(changed(tiny_predictor, tmp_path, {**described, "version": 99}))
 
 

@@ -7,22 +7,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hnloader.prediction.predictor_config import read_predictor_config
-from hnloader.prediction.predictor_training import prepare_predictor
+from hnloader.training import prepare, read_config
 
 SETTINGS: dict[str, object] = {
     "steps": 6,
     "batch_size": 2,
     "learning_rate": 1e-2,
     "lr_warmup_steps": 1,
-    "most_images": 3,
+    "ema_decay": 0.9,
     "save_every_n_steps": 2,
     "validate_every_n_steps": 3,
-    "validation_split": 0.4,
-    "design.core_size": 4,
-    "design.style_size": 8,
-    "design.embedding_size": 4,
-    "design.hidden_size": 8,
+    "data.validation_split": 0.4,
+    "previews.every_n_steps": 0,
+    "predictor.most_images": 3,
+    "predictor.design.core_size": 4,
+    "predictor.design.style_size": 8,
+    "predictor.design.embedding_size": 4,
+    "predictor.design.hidden_size": 8,
 }
 
 
@@ -48,5 +49,5 @@ def save_predictor_of(model: Path, folder: Path) -> Path:
     """Train a predictor of a model for a few steps."""
     output = folder / "predictor.safetensors"
     given = {"model": str(model), "styles": str(save_styles(folder / "styles")), "output": str(output)}
-    prepare_predictor(read_predictor_config(None, {**SETTINGS, **given})).run()
+    prepare(read_config(None, {**SETTINGS, **given}, "predictor")).run()
     return output

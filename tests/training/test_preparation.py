@@ -55,7 +55,7 @@ def test_gradient_checkpointing_saves_memory(settings_of: Run, monkeypatch: pyte
 
 
 def test_a_training_starts_from_a_prediction(settings_of: Run, tiny_predictor: Path, tmp_path: Path) -> None:
-    config = settings_of(start_from="predict", predictor=str(tiny_predictor), steps=2)
+    config = settings_of(start_from="predict", start_predictor=str(tiny_predictor), steps=2)
     trainer = prepare(config)
     predicted = tmp_path / "style.training" / "predicted.safetensors"
     for one, other in zip(trainer.adapter.parameters, hnloader.load(predicted).parameters(), strict=True):
@@ -65,7 +65,7 @@ def test_a_training_starts_from_a_prediction(settings_of: Run, tiny_predictor: P
     # The validation image is not shown to the predictor.
     digests = found.metadata["images_sha256"]
     assert isinstance(digests, list)
-    assert set(digests) == {image.digest for image in trainer.images}
+    assert set(digests) == {image.digest for image in trainer.task.images}  # type: ignore[attr-defined]
     before = predicted.stat().st_mtime_ns
     assert prepare(config, resume=True).state.step == 2
     assert predicted.stat().st_mtime_ns == before
