@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hnloader.prediction.design import DesignConfig
 
 import hnloader
 from hnloader.network import SIDES
-from hnloader.prediction.design import DesignConfig
 from hnloader.prediction.predictor import Emitted, Predictor
 from hnloader.scopes import Scope
 
