@@ -8,11 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -165,11 +166,10 @@ def _run(trainer: Trainer, writer: StatusWriter | None) -> Result:
         MofNCompleteColumn(),
         TextColumn("{task.fields[about]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=trainer.config.steps, completed=trainer.state.step, about="")
+        task = bar.add_task("", total=trainer.config.steps, completed=trainer.state.step, about="", left="")
         print_line = _line_printer()
 
         def show(event: Event) -> None:
@@ -177,7 +177,8 @@ def _run(trainer: Trainer, writer: StatusWriter | None) -> Result:
                 note(event.message)
             if writer is not None:
                 writer.update(trainer.state, event)
-            bar.update(task, completed=event.step, about=_summary(event))
+            left = "" if event.seconds_left is None else f"{timedelta(seconds=round(event.seconds_left))} left"
+            bar.update(task, completed=event.step, about=_summary(event), left=left)
             if not console.is_terminal:
                 print_line(event)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ _UNSUPPORTED = (
 MAX_ASPECT_RATIO = 2.0
 # Less than this share of an image is worth a warning; squares are asked for, so they may crop more.
 _MIN_SHARE, _MIN_SHARE_OF_SQUARE = 0.75, 0.5
+_SIDES = re.compile(r"\b(?:left|right)\b", re.IGNORECASE)
 _MAX_REMARKS = 10
 
 
@@ -89,6 +91,12 @@ class Dataset:
             yield (
                 f"{missing} of {len(self.images)} images have no caption and use a template. "
                 "For better results, add a .txt next to each image."
+            )
+        sides = sum(_SIDES.search(image.caption or "") is not None for image in self.images)
+        if sides and config.random_flip:
+            yield (
+                f"{counted(sides, 'caption')} name left or right, and data.random_flip mirrors half of the images. Set "
+                "data.random_flip to false."
             )
 
     def fingerprint(self) -> str:

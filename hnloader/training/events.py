@@ -42,6 +42,7 @@ class Event:
         validation_loss: The newest validation loss; None before the first.
         saved: The state that was just saved, if any.
         message: A message for the user, if any.
+        seconds_left: Estimated time to the end; None before the first step.
 
     Example:
         >>> from hnloader.training import Event
@@ -58,6 +59,7 @@ class Event:
     validation_loss: float | None = None
     saved: Path | None = None
     message: str = ""
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)

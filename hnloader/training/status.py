@@ -27,7 +27,6 @@ Phase = Literal["preparing", "running", "done", "interrupted", "early_stopped", 
 ENDED = ("done", "interrupted", "early_stopped", "failed")
 # Seconds between two writes; the end is always written.
 _INTERVAL = 1.0
-_PACE_SMOOTHING = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,7 @@ class StatusWriter:
     def __init__(self, output: Path, steps: int) -> None:
         self._folder = run_folder(output)
         self._status = Status("preparing", steps=steps, pid=os.getpid())
-        self._written = self._last = time.monotonic()
-        self._pace: float | None = None
+        self._written = time.monotonic()
         write_status(self._folder, self._status)
 
     @property
@@ -101,10 +99,6 @@ class StatusWriter:
     def update(self, state: State, event: Event) -> None:
         """Take over an event and the state of the training."""
         now = time.monotonic()
-        if event.step > self._status.step and self._status.phase == "running":
-            took = (now - self._last) / (event.step - self._status.step)
-            self._pace = took if self._pace is None else self._pace + _PACE_SMOOTHING * (took - self._pace)
-        self._last = now
         self._status = Status(
             phase="running",
             step=event.step,
@@ -114,7 +108,7 @@ class StatusWriter:
             best=state.best,
             learning_rate=event.learning_rate,
             seconds=state.seconds,
-            seconds_left=None if self._pace is None else self._pace * (event.steps - event.step),
+            seconds_left=event.seconds_left,
             message=event.message or self._status.message,
             pid=os.getpid(),
             history=state.history,

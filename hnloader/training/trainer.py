@@ -18,6 +18,7 @@ from hnloader.errors import ConfigError, DivergedError, HypernetworkError
 from hnloader.files import make_folder, remove_leftovers
 from hnloader.training import schema
 from hnloader.training.config import Config
+from hnloader.training.conflicts import conflicts
 from hnloader.training.deterministic import allow_nondeterministic, deterministic_algorithms
 from hnloader.training.ema import Ema
 from hnloader.training.events import BestWeights, Event, Reason, Result
@@ -25,6 +26,7 @@ from hnloader.training.gradients import GradientCheck
 from hnloader.training.learning_rate import parse_learning_rate
 from hnloader.training.optim_file import load_optim_file
 from hnloader.training.optimizers import make_optimizer, set_learning_rate
+from hnloader.training.pace import Pace
 from hnloader.training.report import write_report
 from hnloader.training.run_folder import locked, run_folder
 from hnloader.training.sampler import generator_for, random_below
@@ -37,6 +39,8 @@ from hnloader.units import counted
 
 # The user is warned about a training run that does not improve after this number of validations.
 _VALIDATIONS_TO_REMARK = 3
+# Training stops after this many validations in a row with a loss of this many times the initial one.
+_DIVERGED_VALIDATIONS, _DIVERGED_RATIO = 2, 3.0
 # A running mean, because the loss of a single step depends mostly on its timesteps.
 _LOSS_SMOOTHING = 0.98
 
@@ -61,7 +65,12 @@ class Trainer:
         self.state.previous_steps = self.adapter.previous_steps
         self._set_up_optimization()
         self.validator = Validator(config, task, self.applied)
-        self.notes = [*task.notes, *_starting_notes(config, self.state.previous_steps)]
+        self._pace = Pace(config)
+        self.notes = [
+            *task.notes,
+            *conflicts(config, has_validation=task.has_validation),
+            *_starting_notes(config, self.state.previous_steps),
+        ]
         if config.start_from and config.method == "hypernetwork":
             unused = load_optim_file(Path(config.start_from), self.optimizer, config.optimizer)
             if unused is not None:
@@ -195,7 +204,8 @@ class Trainer:
             self._validate_first()
         for step in range(state.step + 1, self.config.steps + 1):
             start = time.monotonic()
-            loss = self._step_or_fall_back(step, tell)
+            with self._pace.measured("step"):
+                loss = self._step_or_fall_back(step, tell)
             state.loss = loss if state.loss is None else _LOSS_SMOOTHING * state.loss + (1 - _LOSS_SMOOTHING) * loss
             state.step = step
             state.seconds += time.monotonic() - start
@@ -276,13 +286,28 @@ class Trainer:
             f"{self.learning_rate.at(step):g}), raise lr_warmup_steps or set max_grad_norm; then use --resume."
         )
 
+    def _check_divergence(self, step: int) -> None:
+        """Raise DivergedError if the newest validation losses are far above the initial one."""
+        first, newest = self.state.initial_loss, validation_losses(self.state)[-_DIVERGED_VALIDATIONS:]
+        if first is None or len(newest) < _DIVERGED_VALIDATIONS:
+            return
+        if all(loss > _DIVERGED_RATIO * first or not math.isfinite(loss) for loss, _ in newest):
+            loss, best = newest[-1][0], self.state.best
+            kept = f" {self._best_path} holds the weights of step {best[1]:,}." if best and best[0] < first else ""
+            raise DivergedError(
+                f"Step {step}: training diverged, the validation loss is {loss:.3g}, and it was {first:.3g} before the "
+                f"first step.{kept} Lower learning_rate (now {self.learning_rate.at(step):g}) or raise "
+                "lr_warmup_steps, and use --restart."
+            )
+
     # -- validation
 
     def _validate_first(self) -> None:
         """Measure the loss before the first step, to notice a training run that does not improve."""
         if not self.config.validate_every_n_steps:
             return
-        self.state.initial_loss = loss = self.validator.loss()
+        with self._pace.measured("validation"):
+            self.state.initial_loss = loss = self.validator.loss()
         if self.task.has_validation:
             self.state.history.append({"step": 0.0, "learning_rate": self._rate, "validation_loss": loss})
 
@@ -296,7 +321,9 @@ class Trainer:
         state.history.append(entry)
         if not self.task.has_validation:
             return True
-        entry["validation_loss"] = loss = self.validator.loss()
+        with self._pace.measured("validation"):
+            entry["validation_loss"] = loss = self.validator.loss()
+        self._check_divergence(step)
         if math.isfinite(loss) and (state.best is None or loss < state.best[0]):
             state.best, state.validations_since_best = (loss, step), 0
             with contextlib.suppress(HypernetworkError):  # saving the state reports a full disk
@@ -316,7 +343,8 @@ class Trainer:
         self.state.scaler = self.scaler.state_dict()
         parameters, limit = self.adapter.parameters, config.save_total_limit
         try:
-            path = save_state(self.folder, self.state, parameters, self.ema.values, self.optimizer, limit)
+            with self._pace.measured("save"):
+                path = save_state(self.folder, self.state, parameters, self.ema.values, self.optimizer, limit)
         except HypernetworkError as error:
             return None, f"Step {step}: the state was not saved. {error} Training continues."
         self._saved_step = step
@@ -329,7 +357,7 @@ class Trainer:
         if not config.every_n_steps or not due or not self._is_main:
             return ""
         try:
-            with self.ema.applied():
+            with self.ema.applied(), self._pace.measured("preview"):
                 made = self.task.preview(folder, step)
         except (HypernetworkError, OSError) as error:
             return f"Step {step}: the previews were not saved. {error} Training continues."
@@ -381,7 +409,16 @@ class Trainer:
     def _event(self, saved: Path | None = None, message: str = "") -> Event:
         state = self.state
         losses = (each["validation_loss"] for each in reversed(state.history) if "validation_loss" in each)
-        return Event(state.step, self.config.steps, state.loss or 0.0, self._rate, next(losses, None), saved, message)
+        return Event(
+            step=state.step,
+            steps=self.config.steps,
+            loss=state.loss or 0.0,
+            learning_rate=self._rate,
+            validation_loss=next(losses, None),
+            saved=saved,
+            message=message,
+            seconds_left=self._pace.left(state.step),
+        )
 
 
 def _starting_notes(config: Config, previous_steps: int) -> Iterator[str]:
@@ -389,13 +426,6 @@ def _starting_notes(config: Config, previous_steps: int) -> Iterator[str]:
         yield (
             f"{config.start_from} was trained for {counted(previous_steps, 'step')}. These count for a learning_rate "
             f"with steps, and the output will state {previous_steps + config.steps:,}."
-        )
-    settings = config.hypernetwork
-    new_hypernetwork = config.method == "hypernetwork" and not config.start_from
-    if new_hypernetwork and settings.initialization != "Normal" and not settings.norm:
-        yield (
-            f"hypernetwork.initialization is {settings.initialization} without hypernetwork.norm, so images or "
-            "texts are broken at first. Use Normal, or norm: true."
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import hnloader
+from hnloader.errors import DivergedError
 from hnloader.training import prepare
 from hnloader.training.run_folder import run_folder
 from hnloader.training.state import states
@@ -42,7 +43,6 @@ def messages_with(training: Any, monkeypatch: pytest.MonkeyPatch, losses: list[f
     [
         ([1.0, 1.2, 1.1, 1.3], ["validation loss did not improve", "1 before", "1.1 at best, at step 8"]),
         ([1.0, 1.0, 1.0, 1.0], ["1 at best, at step 4"]),
-        ([1.0, float("inf"), float("nan"), float("nan")], ["not finite"]),
         ([1.0, 0.8, 1.1, 1.3], ["0.8 at step 4", "1.3 now", "best.pt"]),
     ],
 )
@@ -54,6 +54,28 @@ def test_a_training_that_does_not_improve_is_reported(
     assert all(fact in found[-1] for fact in facts)
     assert "learning_rate (now 1e-3)" in found[-1]
     assert found[-1] in html.unescape((run_folder(training.output) / "report.html").read_text())
+
+
+def test_a_loss_that_is_not_finite_is_reported(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = prepare(settings_of(validate_every_n_steps=12))
+    assert "not finite" in messages_with(training, monkeypatch, [1.0, float("nan")])[-1]
+
+
+@pytest.mark.parametrize("losses", [[1.0, 0.9, 3.1, 3.5], [1.0, float("inf"), float("nan")]])
+def test_a_diverging_training_stops_with_advice(
+    losses: list[float], settings_of: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = prepare(settings_of())
+    with pytest.raises(DivergedError, match="learning_rate") as caught:
+        messages_with(training, monkeypatch, losses)
+    assert training.state.step == 4 * (len(losses) - 1)
+    assert ("best.pt" in str(caught.value)) == (0.9 in losses)
+    # The state of that step is not saved.
+    assert states(run_folder(training.output))[-1].name != f"state-{training.state.step:08d}.safetensors"
+
+
+def test_one_high_loss_stops_nothing(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert messages_with(prepare(settings_of()), monkeypatch, [1.0, 5.0, 2.0, 0.9]) == []
 
 
 def test_a_training_that_improves_is_not_reported(settings_of: Run, monkeypatch: pytest.MonkeyPatch) -> None:
