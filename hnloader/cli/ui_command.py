@@ -64,6 +64,10 @@ def ui(
         ),
     ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
+    predictor: Annotated[
+        Path | None,
+        typer.Option(help="For Predict: a file of `hnloader train-predictor` for the models.", show_default=False),
+    ] = None,
     config: ConfigOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -79,7 +83,9 @@ def ui(
     credentials = _credentials(auth)
     check_address(host, credentials)
     folders, models = _folders(folder), [name for one in model or () for name in _models(one)]
-    generator = DiffusersGenerator(models, lambda: Library(folders), device=device, dtype=dtype, config=config)
+    generator = DiffusersGenerator(
+        models, lambda: Library(folders), device=device, dtype=dtype, config=config, predictor=predictor
+    )
     page = _host(folders, generator, models, out, local=is_local(host))
     with stderr().status("Starting ..."):
         server = start(page, address=host, port=port, auth=credentials)
@@ -99,7 +105,7 @@ def _host(folders: list[Path], generator: DiffusersGenerator, models: list[str],
     from hnloader.demo import pipeline_folder
     from hnloader.ui.catalog import Catalog
     from hnloader.ui.index import cache_folder
-    from hnloader.ui.page_host import Host, TrainingPlace
+    from hnloader.ui.page_host import Host, PredictionPlace, TrainingPlace
 
     return Host(
         folders=lambda: folders,
@@ -113,7 +119,8 @@ def _host(folders: list[Path], generator: DiffusersGenerator, models: list[str],
             models=lambda: models or [str(pipeline_folder())],
             may_name_python=local,
         ),
-        pages=("generate", "library", "compare", "convert", "train"),
+        prediction=PredictionPlace(generator.predict, lambda: folders[0]),
+        pages=("generate", "library", "compare", "convert", "train", "predict"),
         catalog=Catalog(lambda: folders, cache_folder()),
     )
 

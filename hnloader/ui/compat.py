@@ -21,6 +21,7 @@ from hnloader.texts import all_well_formed
 
 __all__ = [
     "blocks",
+    "files_input",
     "gallery",
     "html",
     "image_input",
@@ -157,6 +158,19 @@ def _unopened(payload: Any) -> bytes | None:
         return None
     path = getattr(payload, "path", None)
     return None if path is None else read_regular(path, 64 << 20)
+
+
+def files_input(**options: Any) -> Any:
+    """Make a place to drop several images. Its value is the bytes of each; see `image_input`."""
+    component = make("File", file_count="multiple", file_types=["image"], interactive=True, **options)
+    component.preprocess = _all_unopened
+    return component
+
+
+def _all_unopened(payload: Any) -> list[bytes]:
+    """Return the bytes of each upload."""
+    parts = getattr(payload, "root", payload) or []
+    return [data for part in parts if (data := _unopened(part)) is not None]
 
 
 # 3.x and 4.x; since 6.0. PNG keeps the parameters in an image.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hnloader.generation import Step
     from hnloader.library import Library
     from hnloader.pipelines import Model
+    from hnloader.prediction.predicting import Prediction
 
 __all__ = ["BUNDLED", "DiffusersGenerator"]
 
@@ -34,6 +35,7 @@ class DiffusersGenerator:
         device: See `load_model`.
         dtype: See `load_model`.
         config: See `load_model`.
+        predictor: A predictor of the given models. That of the bundled pipeline is added.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class DiffusersGenerator:
         device: str = "auto",
         dtype: str = "auto",
         config: str | Path | None = None,
+        predictor: Path | None = None,
     ) -> None:
         from hnloader.demo import pipeline_folder
         from hnloader.pipelines import SAMPLERS
@@ -52,7 +55,7 @@ class DiffusersGenerator:
         self._sources: dict[str, str | Path] = {model: model for model in models}
         self._sources[BUNDLED] = pipeline_folder()
         self._chosen = next(iter(self._sources))
-        self._library = library
+        self._library, self._predictor = library, predictor
         self._device, self._dtype, self._config = device, dtype, config
         self._loaded: tuple[str, Model] | None = None
         self._lock = threading.Lock()
@@ -110,6 +113,20 @@ class DiffusersGenerator:
             made = next(iter(generate(self._model(), settings, self._library(), progress=after_step)))
         made.image.info["parameters"] = str(made.infotext)
         return made.image
+
+    def predict(self, images: Sequence[Path], name: str) -> Prediction:
+        """Predict a hypernetwork for the current model; see `hnloader.prediction`."""
+        from hnloader.demo import predictor_path
+        from hnloader.prediction.predicting import StylePredictor
+        from hnloader.prediction.predictor_file import load_predictor
+
+        path = predictor_path() if self._chosen == BUNDLED else self._predictor
+        if path is None:
+            raise HypernetworkError(
+                f"Model {self._chosen!r}: found no predictor for it. Restart the page with --predictor FILE."
+            )
+        with self._lock:
+            return StylePredictor(load_predictor(path), self._model()).predict(images, name=name)
 
     def _model(self) -> Model:
         from hnloader.pipelines import load_model

@@ -10,7 +10,7 @@ from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.catalog import Catalog
 from hnloader.ui.compat import html, listen, make, update
-from hnloader.ui.pages import compare_page, convert_page, generate_page, library_page, train_page
+from hnloader.ui.pages import compare_page, convert_page, generate_page, library_page, predict_page, train_page
 from hnloader.ui.pages.choices import choices
 
 if TYPE_CHECKING:
@@ -34,7 +34,11 @@ def build_page(host: Host) -> None:
     ):
         for name in host.pages:
             generator = host.generator
-            if (generator is None and name in ("compare", "generate")) or (host.training is None and name == "train"):
+            if (
+                (generator is None and name in ("compare", "generate", "predict"))
+                or (host.training is None and name == "train")
+                or (host.prediction is None and name == "predict")
+            ):
                 continue
             with make("Tab", name.capitalize(), id=name, elem_id=f"hnl-tab-{name}"):
                 if name == "library":
@@ -46,6 +50,8 @@ def build_page(host: Host) -> None:
                     files.append(pages[name].files)
                 elif name == "train" and host.training is not None:
                     pages[name] = train_page.build(host, catalog, host.training, root)
+                elif name == "predict" and host.prediction is not None and generator is not None:
+                    pages[name] = predict_page.build(host, host.prediction, generator)
                 elif name == "generate" and generator is not None:
                     pages[name] = generate_page.build(host, catalog, generator, root)
                     files.append(pages[name].file)
@@ -53,6 +59,8 @@ def build_page(host: Host) -> None:
     if library is None:
         return
     changes = [library.refreshed] + ([pages["convert"].converted] if "convert" in pages else [])
+    if "predict" in pages:
+        changes.append(library.refresh_after(pages["predict"].predicted))
     if "train" in pages:
         changes.append(library.refresh_after(pages["train"].used))
     for change in changes if files else ():

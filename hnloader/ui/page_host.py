@@ -15,6 +15,7 @@ from hnloader.prompt import Tag
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from hnloader.network import Hypernetwork
     from hnloader.ui.catalog import Catalog
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ImageRequest",
     "ModelChoice",
     "ModelDefaults",
+    "PredictionPlace",
     "Progress",
     "TagButton",
     "TrainingPlace",
@@ -156,6 +158,33 @@ class TrainingPlace:
     may_name_python: bool = False
 
 
+class Prediction(Protocol):
+    """A predicted hypernetwork, and notes for the user."""
+
+    @property
+    def hypernetwork(self) -> Hypernetwork:
+        """The hypernetwork."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Problems with the images."""
+        ...
+
+
+@dataclass(frozen=True)
+class PredictionPlace:
+    """A predictor of the generator's model.
+
+    Attributes:
+        predict: Predicts a hypernetwork from images, under a name. Raises HypernetworkError.
+        library: Returns the folder for predicted hypernetworks.
+    """
+
+    predict: Callable[[Sequence[Path], str], Prediction]
+    library: Callable[[], Path]
+
+
 @dataclass(frozen=True)
 class Host:
     """Program that the page runs in. Functions are called each time that their value is needed.
@@ -170,7 +199,8 @@ class Host:
         lora_base: Returns arguments of `hnloader.conversion.lora.base_model.open_base`: `source`, and if needed
             `config`, `device` or `program`. Without a `program` it requires diffusers. None hides LoRA.
         training: Where to train. None hides Train.
-        pages: Pages to show, in this order: library, convert, compare, train, generate.
+        prediction: How to predict hypernetworks from images. None hides Predict.
+        pages: Pages to show, in this order: library, convert, compare, train, generate, predict.
         tag_button: Button that sends a file's tag to the host. None sends it to Generate if that page is shown.
         catalog: The library's files, if the program uses them, too. None makes one without an index.
         on_change: Called after files were added or changed.
@@ -184,6 +214,7 @@ class Host:
     loras: Callable[[], Path] | None = None
     lora_base: Callable[[], Mapping[str, Any]] | None = None
     training: TrainingPlace | None = None
+    prediction: PredictionPlace | None = None
     pages: tuple[str, ...] = ("library", "convert", "compare", "train")
     tag_button: TagButton | None = None
     catalog: Catalog | None = None
