@@ -5,6 +5,8 @@ transformers is imported when a model is loaded.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -91,7 +93,9 @@ def load_language_model(source: str | os.PathLike[str], *, device: str = "auto",
     transformers = _transformers()
     path = expanded(source)
     name, place, options = _place(path, str(source))
-    with model_errors(source), quiet():
+    # A progress bar of GGUF files has no switch.
+    hidden = contextlib.redirect_stderr(io.StringIO()) if "gguf_file" in options else contextlib.nullcontext()
+    with model_errors(source), quiet(), hidden:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
         except Exception as error:  # each tokenizer fails in its own way

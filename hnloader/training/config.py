@@ -263,7 +263,8 @@ class Config:
         "A number; or the webui's '5e-5:100, 1e-5:1000, 1e-6' (a rate up to a step, then the next); or auto: with\n"
         "adamw, adamw8bit and adafactor 1e-4 for a hypernetwork or LoRA and 5e-3 for an embedding, with lion a tenth\n"
         "of that, with prodigy 1, with sgd a thousand times that. For a hypernetwork or LoRA on a narrower model, the\n"
-        "rate is higher, at most ten times: as many times as the widest self-attention is narrower than 1280.",
+        "rate is higher, at most ten times: as many times as the widest self-attention is narrower than 1280. For\n"
+        "texts, it is three times as high.",
     )
     lr_scheduler: Literal["constant", "cosine", "linear"] = setting(
         "cosine", "Decay of a single learning rate to a hundredth: constant (none), linear or cosine."
@@ -394,7 +395,7 @@ class Config:
     def learning_rate_text(self) -> str:
         """The learning rate as text; "auto" becomes the number for the optimizer and the method on SD 1."""
         if self.learning_rate == "auto":
-            return f"{auto_learning_rate(self.optimizer, self.method):g}"
+            return f"{auto_learning_rate(self.optimizer, self.method, texts=bool(self.texts)):g}"
         return str(self.learning_rate)
 
 

@@ -89,4 +89,5 @@ def with_learning_rate(config: Config, sites: Iterable[AttentionSite]) -> Config
     if config.learning_rate != "auto":
         return config
     width = max((site.width for site in sites if site.kind == "self"), default=FULL_WIDTH)
-    return replace(config, learning_rate=auto_learning_rate(config.optimizer, config.method, width))
+    rate = auto_learning_rate(config.optimizer, config.method, width, texts=bool(config.texts))
+    return replace(config, learning_rate=rate)

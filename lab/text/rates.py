@@ -20,7 +20,7 @@ from hnloader.training import prepare, read_config, train
 from lab.text.logbook import TIMED, page, write_pages
 
 WIDTHS = (64, 128, 256)
-FACTORS = (1, 3, 10, 30)
+FACTORS = (0.3, 1, 3, 10)
 METHODS = ("hypernetwork", "lora")
 _PIECES = pre_tokenizers.Sequence(
     [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation()]
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=200, help="steps of each training run")
     given = parser.parse_args(arguments)
     texts = write_pages(given.work / "pages", 100)
-    rates = "  ".join(f"x {factor:<4}" for factor in FACTORS)
+    rates = "  ".join(f"x {factor:<4g}" for factor in FACTORS)
     print(f"{'width':>5}  {'method':<12}  {'before':>7}  {rates}  auto")
     for width in WIDTHS:
         model = given.work / f"model-{width}"
@@ -98,8 +98,8 @@ def print_row(width: int, method: str, settings: dict[str, object], work: Path) 
     trainer = prepare(read_config(None, settings | {"output": f"{work / 'auto'}{suffix}"}), dry_run=True)
     automatic = float(trainer.config.learning_rate)
     losses = []
-    for factor in FACTORS:
-        output = work / f"{method}-{width}-{factor}{suffix}"
+    for number, factor in enumerate(FACTORS):
+        output = work / f"{method}-{width}-{number}{suffix}"
         given = settings | {"output": str(output), "learning_rate": automatic * factor}
         result = train(read_config(None, given), restart=True)
         losses.append(result.best.loss if result.best else float("nan"))

@@ -134,3 +134,9 @@ def test_a_missing_or_old_package_is_reported_first(
     monkeypatch.setitem(sys.modules, kind.module, ModuleType(kind.module))
     with raises(MissingExtraError, kind.name, f"pip install --upgrade {kind.package}"):
         train(config)
+
+
+def test_language_models_have_a_higher_rate() -> None:
+    assert auto_learning_rate("adamw", "hypernetwork", 576, texts=True) == pytest.approx(3e-4 * 1280 / 576)
+    assert auto_learning_rate("lion", "lora", 4096, texts=True) == pytest.approx(3e-5 * 1280 / 4096)
+    assert auto_learning_rate("prodigy", "lora", 64, texts=True) == 1.0

@@ -224,6 +224,10 @@ def test_pieces_of_few_documents_are_for_validation(settings_of: Run, tmp_path: 
     assert math.isfinite(none.validation_loss())
 
 
+def test_the_rate_follows_from_the_width(settings_of: Run) -> None:
+    assert prepare(settings_of(learning_rate="auto")).config.learning_rate == pytest.approx(3e-3)
+
+
 def test_learning_rates_are_searched(settings_of: Run) -> None:
     found = find_learning_rate(settings_of(learning_rate="auto"), seconds=0.1)
     assert len(found.tried) == 7
