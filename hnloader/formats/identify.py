@@ -78,7 +78,8 @@ _OPTIMIZER = (
 
 # Parts of tensors' names by kind of model; the first one that any name contains decides.
 _NAME_PARTS: tuple[tuple[str, str], ...] = (
-    (_LORA, "lora_up. lora_down. .lora_A. .lora_B. lora_linear_layer. _lora.down. _lora.up. lycoris_ hada_w1 lokr_w"),
+    (_LORA, "lora_up. lora_down. .lora_A. .lora_B. lora_linear_layer. _lora.down. _lora.up. .lora.down. .lora.up."),
+    (_LORA, "lycoris_ hada_w1 lokr_w"),
     (_LORA, "lora_unet_ lora_te"),
     (_CONTROLNET, "control_model. controlnet_cond_embedding."),
     (_CHECKPOINT, "model.diffusion_model. cond_stage_model."),

@@ -34,10 +34,12 @@ class Adapter(ABC):
     Attributes:
         parameters: The trained parameters, float32.
         previous_steps: The steps of the file that it starts from.
+        notes: Messages for the user about that file.
     """
 
     parameters: list[nn.Parameter]
     previous_steps: int
+    notes: tuple[str, ...] = ()
 
     def attached(self) -> Context:
         """Stay attached to the model while this is active, so that `enabled` is fast."""

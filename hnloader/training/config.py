@@ -248,6 +248,7 @@ class Config:
     start_from: str = setting(
         "",
         "A hypernetwork, embedding or LoRA to train further, such as a webui's .pt (with its .pt.optim next to it).\n"
+        "A hypernetwork can also start near a LoRA's changes of keys and values.\n"
         "Its steps are added to those of this training run in the output, and count for a learning_rate with steps.\n"
         "predict: a hypernetwork that `hnloader predict` makes of the training images.",
     )

@@ -12,13 +12,16 @@ from torch import nn
 from hnloader.attention.attach import Attachment, attach
 from hnloader.attention.layout import AttentionSite, find_sites, is_decoder
 from hnloader.attention.matching import scope_at
-from hnloader.errors import ConfigError
+from hnloader.errors import ConfigError, OtherModelError
+from hnloader.files import expanded
+from hnloader.inspection import inspect
 from hnloader.loading import load, save
 from hnloader.network import Hypernetwork
 from hnloader.scopes import Scope, ScopeLike
 from hnloader.training.adapters import Adapter, NamedModel, settings_text, step_count
 from hnloader.training.config import Config
 from hnloader.training.initialization import initialize
+from hnloader.training.lora_start import read_lora, start_from_lora
 
 
 class HypernetworkAdapter(Adapter):
@@ -27,12 +30,16 @@ class HypernetworkAdapter(Adapter):
     def __init__(self, config: Config, frozen: nn.Module) -> None:
         self.config, self.frozen = config, frozen
         sites = find_sites(frozen)
-        made = _loaded(config, sites) if config.start_from else _new(config, sites)
+        lora = _is_lora(config)
+        made = _loaded(config, sites) if config.start_from and not lora else _new(config, sites)
+        if lora:
+            layers = int(getattr(getattr(frozen, "config", None), "layers_per_block", 2))
+            self.notes = (_follow_lora(made, config, sites, layers),)
         self.hypernetwork = made.to(next(frozen.parameters()).device)
         self.hypernetwork.requires_grad_(True)
         self.hypernetwork.eval()
         self.parameters = list(self.hypernetwork.parameters())
-        self.previous_steps = step_count(self.hypernetwork.metadata.get("step")) if config.start_from else 0
+        self.previous_steps = step_count(made.metadata.get("step")) if config.start_from else 0
         self._attachment: Attachment | None = None
 
     @contextlib.contextmanager
@@ -79,6 +86,30 @@ class HypernetworkAdapter(Adapter):
             "training_config": settings_text(self.config),
         }
         save(hypernetwork, path)
+
+
+def _is_lora(config: Config) -> bool:
+    """Return True if `start_from` is another kind of model than a hypernetwork, which may be a LoRA."""
+    if not config.start_from:
+        return False
+    try:
+        inspect(config.start_from)
+    except OtherModelError as error:
+        if "a LoRA" in str(error):
+            return True
+        raise
+    return False
+
+
+def _follow_lora(made: Hypernetwork, config: Config, sites: Sequence[AttentionSite], layers: int) -> str:
+    """Set a new hypernetwork to follow the LoRA of `start_from`; return a note about the error."""
+    if is_decoder(sites):
+        raise ConfigError(
+            f"Setting 'start_from': found {config.start_from}, a LoRA, which cannot start a hypernetwork of a language "
+            "model. Use a hypernetwork."
+        )
+    deltas, others = read_lora(expanded(config.start_from), sites, layers)
+    return start_from_lora(made, sites, deltas, others).note(config.start_from)
 
 
 def _loaded(config: Config, sites: Sequence[AttentionSite]) -> Hypernetwork:

@@ -68,6 +68,7 @@ class Trainer:
         self._pace = Pace(config)
         self.notes = [
             *task.notes,
+            *self.adapter.notes,
             *conflicts(config, has_validation=task.has_validation),
             *_starting_notes(config, self.state.previous_steps),
         ]

@@ -66,3 +66,15 @@ def test_scopes_that_the_model_lacks_are_refused(settings_of: Run, tmp_path: Pat
     hnloader.save(hnloader.Hypernetwork.new(("24", "16:900-"), hnloader.Architecture(), name="start"), start)
     with raises(ConfigError, "16:900-"):
         prepare(settings_of("more.safetensors", start_from=str(start)))
+
+
+def test_a_predicted_file_is_trained_further(settings_of: Run, tmp_path: Path) -> None:
+    """Its metadata name the predictor and the images."""
+    start = tmp_path / "predicted.pt"
+    made = hnloader.Hypernetwork.new((16, 24), hnloader.Architecture((1, 2, 1), "relu"), name="predicted")
+    made.metadata |= {"step": 0, "predictor": "bundled.safetensors", "predictor_sha256": "0" * 64}
+    made.metadata["images_sha256"] = ["1" * 64, "2" * 64]
+    hnloader.save(made, start)
+    result = train(settings_of("more.pt", steps=2, start_from=str(start)))
+    found = hnloader.load(result.output)
+    assert found.metadata["step"] == 2 and found.metadata["images_sha256"] == made.metadata["images_sha256"]
