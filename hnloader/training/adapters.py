@@ -35,11 +35,13 @@ class Adapter(ABC):
         parameters: The trained parameters, float32.
         previous_steps: The steps of the file that it starts from.
         notes: Messages for the user about that file.
+        has_strength: `at` changes its strength.
     """
 
     parameters: list[nn.Parameter]
     previous_steps: int
     notes: tuple[str, ...] = ()
+    has_strength = False
 
     def attached(self) -> Context:
         """Stay attached to the model while this is active, so that `enabled` is fast."""
@@ -51,6 +53,10 @@ class Adapter(ABC):
 
     def disabled(self) -> Context:
         """Within `enabled`: take the effect of the adapter away."""
+        return contextlib.nullcontext()
+
+    def at(self, strength: float) -> Context:
+        """Within `enabled`: apply it at a strength, if it has one."""
         return contextlib.nullcontext()
 
     @abstractmethod

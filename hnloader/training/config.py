@@ -208,6 +208,11 @@ class PreviewConfig:
     guidance_scale: float = setting(7.0, "Classifier-free guidance (CFG) scale.", least=1, most=30)
     max_tokens: int = setting(60, "The most tokens of a text.", least=1, most=10_000)
     seed: int = setting(1, "Seed of the first prompt; each next prompt adds 1.", least=0)
+    strengths: tuple[float, ...] = setting(
+        (0, 0.5, 1),
+        "Strengths of a hypernetwork or LoRA, side by side in a grid at each preview. 0 is the plain model, which is\n"
+        "drawn once. Empty for no grid.",
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from hnloader.inspection import inspect
 from hnloader.loading import load, save
 from hnloader.network import Hypernetwork
 from hnloader.scopes import Scope, ScopeLike
-from hnloader.training.adapters import Adapter, NamedModel, settings_text, step_count
+from hnloader.training.adapters import Adapter, Context, NamedModel, settings_text, step_count
 from hnloader.training.config import Config
 from hnloader.training.initialization import initialize
 from hnloader.training.lora_start import read_lora, start_from_lora
@@ -26,6 +26,8 @@ from hnloader.training.lora_start import read_lora, start_from_lora
 
 class HypernetworkAdapter(Adapter):
     """A hypernetwork on a frozen model, such as a UNet."""
+
+    has_strength = True
 
     def __init__(self, config: Config, frozen: nn.Module) -> None:
         self.config, self.frozen = config, frozen
@@ -65,11 +67,15 @@ class HypernetworkAdapter(Adapter):
         finally:
             self.hypernetwork.train(before)
 
+    def disabled(self) -> Context:
+        """See `Adapter`."""
+        return self.at(0.0)
+
     @contextlib.contextmanager
-    def disabled(self) -> Iterator[None]:
+    def at(self, strength: float) -> Iterator[None]:
         """See `Adapter`."""
         assert self._attachment is not None
-        self._attachment.set_strength(0.0)
+        self._attachment.set_strength(strength)
         try:
             yield
         finally:

@@ -20,12 +20,15 @@ _MAX_THUMBNAILS = 60
 
 
 def previews_section(folder: Path) -> Iterator[str]:
-    """Yield the section with the tiled previews, if there are any."""
-    tiled = folder / "previews.png"
-    if tiled.is_file():
-        with contextlib.suppress(HypernetworkError):
-            image = read_image(tiled, OWN_PREVIEWS).image
-            yield html.section("Previews", html.image_tag(image, "preview images by step"))
+    """Yield the sections with the tiled previews and the newest grid of strengths, if there are any."""
+    newest = max(folder.glob("strengths-*.png"), default=folder / "strengths.png")
+    for path, title, words in (
+        (folder / "previews.png", "Previews", "preview images by step"),
+        (newest, "Strengths", "preview images by strength"),
+    ):
+        if path.is_file():
+            with contextlib.suppress(HypernetworkError):
+                yield html.section(title, html.image_tag(read_image(path, OWN_PREVIEWS).image, words))
 
 
 def images_section(dataset: Dataset, validation: Sequence[TrainingImage]) -> str:

@@ -24,7 +24,7 @@ from hnloader.training.hypernetwork_adapter import HypernetworkAdapter
 from hnloader.training.image_report import images_section, previews_section
 from hnloader.training.lora_adapter import LoraAdapter
 from hnloader.training.pixels import training_size
-from hnloader.training.previews import render_previews, save_previews, tile_previews
+from hnloader.training.previews import render_previews, save_previews, save_strengths, tile_previews
 from hnloader.training.run_folder import run_folder
 from hnloader.training.sampler import BatchSampler, split
 from hnloader.training.task import Task, with_learning_rate
@@ -66,6 +66,7 @@ class ImageTask(Task):
         self.model_hash, self.data_hash = denoiser.fingerprint("unet"), dataset.fingerprint()
         self.device, self.dtype = denoiser.device, denoiser.dtype
         self.notes = tuple(dataset.remarks(config.data))
+        self._plain: list[Image] | None = None
         self.adapter = _ADAPTERS[config.method](config, denoiser)
         self._set_up_data()
 
@@ -120,10 +121,23 @@ class ImageTask(Task):
         """See `Task`."""
         prompts = self.preview_prompts
         with self.denoiser.loaded():
-            images = render_previews(self.denoiser.pipeline, self.adapter, prompts, self.config.previews)
+            images = self._rendered(prompts, 1.0)
+            strengths = self.config.previews.strengths if self.adapter.has_strength else ()
+            grid = {each: images if each == 1 else self._rendered(prompts, each) for each in dict.fromkeys(strengths)}
         save_previews(images, folder, step)
         tile_previews(folder, prompts)
+        if grid:
+            save_strengths(grid, folder, step, prompts)
         return images
+
+    def _rendered(self, prompts: Sequence[str], strength: float) -> list[Image]:
+        """Return an image of each prompt. Those at strength 0 never change."""
+        if strength != 0 or self._plain is None:
+            made = render_previews(self.denoiser.pipeline, self.adapter, prompts, self.config.previews, strength)
+            if strength != 0:
+                return made
+            self._plain = made
+        return self._plain
 
     @property
     def preview_prompts(self) -> tuple[str, ...]:

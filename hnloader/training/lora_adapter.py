@@ -36,6 +36,8 @@ class LoraAdapter(Adapter):
         layers: The layers by their dotted names in the UNet.
     """
 
+    has_strength = True
+
     def __init__(self, config: Config, unet: nn.Module) -> None:
         self.config, self.unet = config, unet
         self._names = self._targets()
@@ -110,6 +112,18 @@ class LoraAdapter(Adapter):
                 yield
             finally:
                 self._train(False)
+
+    @contextlib.contextmanager
+    def at(self, strength: float) -> Iterator[None]:
+        """See `Adapter`."""
+        before = [dict(layer.scaling) for layer in self.layers.values()]
+        for layer in self.layers.values():
+            layer.scaling[_NAME] *= strength
+        try:
+            yield
+        finally:
+            for layer, scaling in zip(self.layers.values(), before, strict=True):
+                layer.scaling.update(scaling)
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,12 @@ def generate_image(pipeline: Any, prompt: str, seed: int, config: PreviewConfig)
     return image
 
 
-def render_previews(pipeline: Any, adapter: Adapter, prompts: Sequence[str], config: PreviewConfig) -> list[Image]:
-    """Generate one image per prompt with the adapter."""
+def render_previews(
+    pipeline: Any, adapter: Adapter, prompts: Sequence[str], config: PreviewConfig, strength: float = 1.0
+) -> list[Image]:
+    """Generate one image per prompt with the adapter, at a strength if it has one."""
     pipeline.set_progress_bar_config(disable=True)
-    with torch.no_grad(), adapter.enabled(training=False):
+    with torch.no_grad(), adapter.enabled(training=False), adapter.at(strength):
         return [generate_image(pipeline, prompt, config.seed + index, config) for index, prompt in enumerate(prompts)]
 
 
@@ -47,6 +49,16 @@ def save_previews(images: Sequence[Image], folder: Path, step: int) -> None:
     for index, image in enumerate(images):
         with replacing(folder / f"step-{step:08d}-{index}.png") as temporary:
             image.save(temporary, format="PNG")
+
+
+def save_strengths(
+    by_strength: Mapping[float, Sequence[Image]], folder: Path, step: int, prompts: Sequence[str]
+) -> None:
+    """Write the grid of a step: a row for each prompt, a column for each strength."""
+    columns = ["plain" if strength == 0 else f"strength {strength:g}" for strength in by_strength]
+    rows = [list(row) for row in zip(*by_strength.values(), strict=True)]
+    with replacing(folder / f"strengths-{step:08d}.png") as temporary:
+        labeled_grid(rows, columns=columns, rows=list(prompts)).save(temporary, format="PNG")
 
 
 def tile_previews(folder: Path, prompts: Sequence[str]) -> None:

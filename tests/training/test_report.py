@@ -21,4 +21,4 @@ def test_the_report_is_one_file(settings_of: Run, images: Path) -> None:
     assert "&lt;script&gt;alert" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("data:image/png;base64,") == 7  # the previews and six images
+    assert page.count("data:image/png;base64,") == 8  # the previews, the strengths and six images
