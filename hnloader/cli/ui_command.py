@@ -15,6 +15,7 @@ from hnloader.cli.terminal import clean, note, stderr, stdout
 
 if TYPE_CHECKING:
     from hnloader.ui.diffusers_generator import DiffusersGenerator
+    from hnloader.ui.language_writer import LanguageWriter
     from hnloader.ui.page_host import Host
 
 __all__ = ["ui"]
@@ -40,7 +41,8 @@ def ui(
             "--model",
             "-m",
             help="Diffusers folder, Hugging Face Hub name (owner/model), .safetensors or .ckpt checkpoint, or a folder "
-            "of these; repeatable. You can choose among them on the page. Default: the bundled model.",
+            "of these; or a language model, for the page Write; repeatable. You can choose among them on the page. "
+            "Default: the bundled model.",
             show_default=False,
         ),
     ] = None,
@@ -76,17 +78,22 @@ def ui(
 
     By default only this computer can reach it. Press Ctrl-C to stop.
     """
+    from hnloader.language_models import is_language_model
     from hnloader.library import Library
     from hnloader.ui.diffusers_generator import DiffusersGenerator
+    from hnloader.ui.language_writer import LanguageWriter
     from hnloader.ui.standalone import check_address, is_local, start
 
     credentials = _credentials(auth)
     check_address(host, credentials)
-    folders, models = _folders(folder), [name for one in model or () for name in _models(one)]
+    given, folders = [name for one in model or () for name in _models(one)], _folders(folder)
+    texts = [name for name in given if is_language_model(name)]
+    models = [name for name in given if name not in texts]
     generator = DiffusersGenerator(
         models, lambda: Library(folders), device=device, dtype=dtype, config=config, predictor=predictor
     )
-    page = _host(folders, generator, models, out, local=is_local(host))
+    writer = LanguageWriter({name: name for name in texts}, device=device, dtype=dtype) if texts else None
+    page = _host(folders, generator, models, out, local=is_local(host), writer=writer)
     with stderr().status("Starting ..."):
         server = start(page, address=host, port=port, auth=credentials)
     stdout().print(Text(clean(server.url)), soft_wrap=True)
@@ -101,7 +108,15 @@ def ui(
         server.close()
 
 
-def _host(folders: list[Path], generator: DiffusersGenerator, models: list[str], out: Path, *, local: bool) -> Host:
+def _host(
+    folders: list[Path],
+    generator: DiffusersGenerator,
+    models: list[str],
+    out: Path,
+    *,
+    local: bool,
+    writer: LanguageWriter | None,
+) -> Host:
     from hnloader.demo import pipeline_folder
     from hnloader.ui.catalog import Catalog
     from hnloader.ui.index import cache_folder
@@ -111,6 +126,7 @@ def _host(folders: list[Path], generator: DiffusersGenerator, models: list[str],
         folders=lambda: folders,
         output=lambda: out,
         generator=generator,
+        writer=writer,
         models=generator,
         lora_base=generator.lora_base,
         training=TrainingPlace(
@@ -120,7 +136,7 @@ def _host(folders: list[Path], generator: DiffusersGenerator, models: list[str],
             may_name_python=local,
         ),
         prediction=PredictionPlace(generator.predict, lambda: folders[0]),
-        pages=("generate", "library", "compare", "convert", "train", "predict"),
+        pages=("generate", "write", "library", "compare", "convert", "train", "predict"),
         catalog=Catalog(lambda: folders, cache_folder()),
     )
 
@@ -138,9 +154,12 @@ def _folders(given: list[Path] | None) -> list[Path]:
 def _models(name: str) -> list[str]:
     """Return the models that a `--model` names: itself, or those in a folder of models."""
     from hnloader.files import expanded
+    from hnloader.language_models import is_language_model
     from hnloader.pipelines import CHECKPOINT_SUFFIXES, check_source
 
     path = expanded(name)
+    if is_language_model(name):
+        return [str(path)]
     if path.is_dir() and not (path / "model_index.json").is_file():
         found = [each for each in sorted(path.iterdir()) if each.suffix.lower() in CHECKPOINT_SUFFIXES]
         found += [each for each in sorted(path.iterdir()) if (each / "model_index.json").is_file()]

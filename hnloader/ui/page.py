@@ -10,7 +10,15 @@ from hnloader.prompt import Tag
 from hnloader.ui import markup
 from hnloader.ui.catalog import Catalog
 from hnloader.ui.compat import html, listen, make, update
-from hnloader.ui.pages import compare_page, convert_page, generate_page, library_page, predict_page, train_page
+from hnloader.ui.pages import (
+    compare_page,
+    convert_page,
+    generate_page,
+    library_page,
+    predict_page,
+    train_page,
+    write_page,
+)
 from hnloader.ui.pages.choices import choices
 
 if TYPE_CHECKING:
@@ -38,6 +46,7 @@ def build_page(host: Host) -> None:
                 (generator is None and name in ("compare", "generate", "predict"))
                 or (host.training is None and name == "train")
                 or (host.prediction is None and name == "predict")
+                or (host.writer is None and name == "write")
             ):
                 continue
             with make("Tab", name.capitalize(), id=name, elem_id=f"hnl-tab-{name}"):
@@ -52,6 +61,8 @@ def build_page(host: Host) -> None:
                     pages[name] = train_page.build(host, catalog, host.training, root)
                 elif name == "predict" and host.prediction is not None and generator is not None:
                     pages[name] = predict_page.build(host, host.prediction, generator)
+                elif name == "write" and host.writer is not None:
+                    files.append(write_page.build(catalog, host.writer, root))
                 elif name == "generate" and generator is not None:
                     pages[name] = generate_page.build(host, catalog, generator, root)
                     files.append(pages[name].file)

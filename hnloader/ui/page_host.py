@@ -28,7 +28,9 @@ __all__ = [
     "PredictionPlace",
     "Progress",
     "TagButton",
+    "TextRequest",
     "TrainingPlace",
+    "Writer",
 ]
 
 Progress = Callable[[int, int], None]
@@ -90,6 +92,39 @@ class Generator(Protocol):
 
     def interrupt(self) -> None:
         """Stop the current image as soon as possible."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """One text to write.
+
+    Attributes:
+        prompt: The text to continue.
+        model: One of the writer's `models`.
+        hypernetworks: Files in the order in which they apply, with their strengths.
+        max_tokens: The most tokens to write.
+        temperature: Low values give likely words.
+        seed: 0 to 2**32 - 1.
+    """
+
+    prompt: str
+    model: str
+    hypernetworks: tuple[tuple[Path, float], ...] = ()
+    max_tokens: int = 100
+    temperature: float = 0.8
+    seed: int = 0
+
+
+class Writer(Protocol):
+    """Writes texts for Write. The page calls `write` from its own thread."""
+
+    def models(self) -> Sequence[str]:
+        """Names to choose from. The first one is the default."""
+        ...
+
+    def write(self, request: TextRequest, on_text: Callable[[str], None]) -> None:
+        """Write a text, and call `on_text` with each part; to cancel, it raises `CancelledError`."""
         ...
 
 
@@ -193,6 +228,7 @@ class Host:
         folders: Returns the folders with hypernetworks. Of two files with the same name, the first folder's wins.
         output: Returns the folder for images, created when missing.
         generator: Makes images. None hides Compare and Generate.
+        writer: Writes texts. None hides Write.
         models: Chooses the generator's model. None where the program does that itself.
         converted: Returns the separate folder for converted files. None takes `converted` below `output`.
         loras: Returns the separate folder for LoRA files. None takes the one for converted files.
@@ -200,7 +236,7 @@ class Host:
             `config`, `device` or `program`. Without a `program` it requires diffusers. None hides LoRA.
         training: Where to train. None hides Train.
         prediction: How to predict hypernetworks from images. None hides Predict.
-        pages: Pages to show, in this order: library, convert, compare, train, generate, predict.
+        pages: Pages to show, in this order: library, convert, compare, train, generate, predict, write.
         tag_button: Button that sends a file's tag to the host. None sends it to Generate if that page is shown.
         catalog: The library's files, if the program uses them, too. None makes one without an index.
         on_change: Called after files were added or changed.
@@ -209,6 +245,7 @@ class Host:
     folders: Callable[[], Sequence[Path]]
     output: Callable[[], Path]
     generator: Generator | None = None
+    writer: Writer | None = None
     models: ModelChoice | None = None
     converted: Callable[[], Path] | None = None
     loras: Callable[[], Path] | None = None
