@@ -6,17 +6,22 @@ import contextlib
 import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hnloader.embeddings.embedding import Embedding
-from hnloader.errors import HypernetworkError, ModelError
+from hnloader.embeddings.embedding_reader import load_embedding
+from hnloader.errors import HypernetworkError, ModelError, UnknownFormatError
+from hnloader.library import Library
 from hnloader.texts import shown
 
-__all__ = ["PARTS", "PlaceholderTokens", "PromptWords", "has_word", "text_parts"]
+__all__ = ["PARTS", "PlaceholderTokens", "PromptWords", "files_with_words", "has_word", "text_parts"]
 
+# Not of images, which are rarely embeddings.
+_SUFFIXES = (".safetensors", ".pt", ".bin")
 PARTS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 
@@ -83,6 +88,19 @@ class PromptWords:
 def has_word(embedding: Embedding, text: str) -> bool:
     """Return True if a text has the word of an embedding."""
     return _pattern(_words(embedding)).search(text) is not None
+
+
+def files_with_words(folders: Iterable[Path], text: str) -> list[Path]:
+    """Return the embeddings below folders whose names are words of a text, the first of each name."""
+    found: dict[str, Path] = {}
+    for file in Library(folders, _SUFFIXES).files():
+        name = file.name.casefold()
+        if name in found or _pattern([name, f"<{name}>"]).search(text) is None:
+            continue
+        with contextlib.suppress(UnknownFormatError):  # a hypernetwork or another kind of file
+            load_embedding(file.path)
+            found[name] = file.path
+    return list(found.values())
 
 
 def _words(embedding: Embedding) -> frozenset[str]:

@@ -57,7 +57,7 @@ def prepare(
     elif config.method == "predictor":
         task = _predictor_task(config, place)
     else:
-        task = _image_task(config, place, keep=resume and not restart)
+        task = image_task(config, place, keep=resume and not restart)
     trainer = Trainer(task, accelerator)
     if restart and (accelerator is None or accelerator.is_main_process):
         with locked(output):
@@ -67,7 +67,8 @@ def prepare(
     return trainer
 
 
-def _image_task(config: Config, device: str, *, keep: bool) -> ImageTask:
+def image_task(config: Config, device: str, *, keep: bool) -> ImageTask:
+    """Read the images, load the model and make the adapter; `keep` keeps a predicted start."""
     dataset = read_folder(expanded(config.images), config.data)
     model = _model(config, device)
     if config.start_from == PREDICT:

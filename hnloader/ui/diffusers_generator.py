@@ -90,6 +90,7 @@ class DiffusersGenerator:
 
     def image(self, request: ImageRequest, progress: Progress) -> Image:
         """Make one image. Other callers wait for their turn."""
+        from hnloader.embeddings.prompt_words import files_with_words
         from hnloader.generation import Settings, generate
 
         def after_step(step: Step) -> None:
@@ -99,8 +100,10 @@ class DiffusersGenerator:
 
         with self._lock:
             self._interrupted.clear()
+            library = self._library()
             settings = Settings(
                 prompt=request.prompt,
+                embeddings=tuple(files_with_words(library.folders, f"{request.prompt}\n{request.negative}")),
                 negative_prompt=request.negative,
                 hypernetworks=tuple(replace(tag, name=str(path)) for path, tag in request.hypernetworks),
                 seed=request.seed,
@@ -110,7 +113,7 @@ class DiffusersGenerator:
                 height=request.height,
                 sampler=request.sampler,
             )
-            made = next(iter(generate(self._model(), settings, self._library(), progress=after_step)))
+            made = next(iter(generate(self._model(), settings, library, progress=after_step)))
         made.image.info["parameters"] = str(made.infotext)
         return made.image
 

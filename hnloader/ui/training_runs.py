@@ -99,6 +99,11 @@ class TrainingFiles:
         """The tiled previews."""
         return self.run_folder / "previews" / "previews.png"
 
+    @property
+    def strengths(self) -> Path:
+        """The newest grid of previews at several strengths."""
+        return max(self.previews.parent.glob("strengths-*.png"), default=self.previews.parent / "strengths.png")
+
     def problem(self) -> str:
         """Return the last error in the log, or the last line of a traceback; "" if there is none."""
         try:

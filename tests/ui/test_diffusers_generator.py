@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from hnloader.embeddings import Embedding, save_embedding
 from hnloader.errors import CancelledError, HypernetworkError
-from hnloader.infotext import parse
+from hnloader.infotext import made_with, parse
 from hnloader.library import Library
 from hnloader.ui.diffusers_generator import BUNDLED, DiffusersGenerator
 from hnloader.ui.page_host import ImageRequest, ModelDefaults
+from tests.support.tiny_model import save_hypernetwork
 
 
 @pytest.fixture
@@ -45,3 +48,14 @@ def test_an_interruption_cancels_the_current_image_only(generator: DiffusersGene
     generator.image(ImageRequest("a cat", steps=1), lambda *_: None)
     with pytest.raises(CancelledError):
         generator.image(ImageRequest("a cat", steps=3), lambda *_: generator.interrupt())
+
+
+def test_embeddings_of_the_library_act_by_their_words(tiny_model: Path, tmp_path: Path) -> None:
+    save_embedding(Embedding(torch.ones(2, 24)), tmp_path / "ink.pt")
+    save_hypernetwork(tmp_path / "oil.pt")
+    generator = DiffusersGenerator([str(tiny_model)], lambda: Library([tmp_path]), device="cpu")
+    image = generator.image(ImageRequest("ink and oil", seed=7, steps=1), lambda *_: None)
+    assert [used.name for used in made_with(parse(image.info["parameters"]))] == ["ink"]
+    (tmp_path / "ink.pt").unlink()
+    plain = generator.image(ImageRequest("ink and oil", seed=7, steps=1), lambda *_: None)
+    assert plain.tobytes() != image.tobytes()

@@ -17,11 +17,11 @@ from hnloader.files import expanded
 from hnloader.images import OWN_PREVIEWS, read_image
 from hnloader.prompt import Tag
 from hnloader.texts import as_text, shown, without_folders
-from hnloader.ui import markup
+from hnloader.ui import jobs, markup
 from hnloader.ui.compat import html, image_output, listen, make, update
 from hnloader.ui.pages.fields import textbox, whole
 from hnloader.ui.pages.library_page import tag_name
-from hnloader.ui.pages.progress import complaint
+from hnloader.ui.pages.progress import complaint, ended, run_and_cancel, stop_with, updates
 from hnloader.ui.training_runs import TrainingFiles, TrainingRuns
 from hnloader.units import counted
 
@@ -198,6 +198,41 @@ class _Train:
         tag = "" if method != "hypernetwork" or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
         return markup.notice(f"Copied to the folder {shown(path.parent.name)} as {shown(path.name)}.{tag}", "good")
 
+    def try_out(self, name: str | None, which: str, prompt: str) -> Iterator[tuple[Any, ...]]:
+        """Make images with the trained file. Yields token, status, both buttons and the grid."""
+        try:
+            runs = self._runs()
+            if not name:
+                raise HypernetworkError("Training runs: none selected. Select one first.")
+            if runs.running():
+                raise HypernetworkError("A training run is in progress. Wait for it, or stop it.")
+            files = runs.files(name)
+            file = files.best if which == _BEST else files.output
+            if not file.is_file():
+                raise HypernetworkError(f"Training run {name!r} has no file of the {which} yet.")
+            settings = runs.settings(name)
+        except Exception as error:
+            yield ended(self._refusal(error), update())
+            return
+
+        def work(job: jobs.Job[Any]) -> Any:
+            from hnloader.training import read_config
+            from hnloader.training.trial import try_file
+
+            def progress(done: int, total: int) -> None:
+                job.report(done, total, f"Image {done} of {total}")
+
+            return try_file(read_config(None, settings), file, prompt or "", progress=progress)
+
+        job = jobs.Job(work)
+        yield from updates(job, "Loading the model ...", lambda news: (update(),))
+        try:
+            grid = job.result()
+        except Exception as error:
+            yield ended(self._refusal(error), update())
+            return
+        yield ended("", update(value=grid, visible=True))
+
     def _folder(self, method: object) -> Path:
         """Return the folder where the host looks for files of a method."""
         host, place = self.host, self.place
@@ -293,7 +328,8 @@ def _details(files: TrainingFiles, shortened: Callable[[str], str]) -> str:
         return ""
     drawn = f'<div class="hnl-curves">{loss_curves(status.history)}</div>' if len(status.history) > 1 else ""
     table = markup.table(_rows(files, status, shortened))
-    return f'<div class="hnl-details">{table}{drawn}{_previews(files.previews)}</div>'
+    previews = "".join(map(_previews, (files.strengths, files.previews)))
+    return f'<div class="hnl-details">{table}{drawn}{previews}</div>'
 
 
 def _rows(files: TrainingFiles, status: Status, shortened: Callable[[str], str]) -> Iterator[tuple[str, str]]:
@@ -346,11 +382,19 @@ def build(host: Host, catalog: Catalog, place: TrainingPlace, root: Any) -> Trai
             with make("Row"):
                 which = make("Radio", label="Weights", choices=[_LAST, _BEST], value=_LAST, scale=3)
                 use = make("Button", "Copy to library", elem_id="hnl-train-use", scale=1, min_width=120)
+            hint = "Empty: the captions of training images alone"
+            prompt = textbox("Prompt to try", "hnl-train-prompt", info=hint)
+            attempt, cancel = run_and_cancel("Try", "hnl-train-try")
         with make("Column", scale=7, min_width=360):
             status = html(elem_id="hnl-train-status")
             notice = html(elem_id="hnl-train-notice")
             details = html(elem_id="hnl-train-details")
+            tried = html(elem_id="hnl-train-tried")
+            grid = image_output(label="Training images and trained file", elem_id="hnl-train-grid", visible=False)
             sheet = image_output(label="Contact sheet", elem_id="hnl-train-sheet")
+    token = make("State", None)
+    listen(attempt.click, page.try_out, [selected, which, prompt], [token, tried, attempt, cancel, grid])
+    stop_with(cancel, token)
     watched = [selected, status, details, start, resume, stop]
     listen(check.click, page.check, [fields["images"]], [notice, sheet])
     listen(start.click, page.start, list(fields.values()), watched)

@@ -130,6 +130,9 @@ def test_train_a_lora(url: str, open_page, images: Path, tmp_path: Path) -> None
     page.get_by_label("LoRA").check()
     page.locator("#hnl-train").click()
     expect(page.locator("#hnl-train-status")).to_contain_text("drawn: Finished.", timeout=SLOW)
+    fill(page, "hnl-train-prompt", "a house")
+    page.locator("#hnl-train-try").click()
+    expect(page.locator("#hnl-train-grid img")).to_be_visible(timeout=SLOW)
     made = tmp_path / "images" / "trainings" / "drawn" / "drawn.safetensors"
     assert any("lora_down" in name for name in load_file(made))
     page.locator("#hnl-train-use").click()
