@@ -111,14 +111,14 @@ def write(
     settings = WritingSettings(max_tokens, temperature, seed)
     for index, factor in enumerate(factors or [1.0]):
         scaled = [replace(one, tag=replace(one.tag, strength=one.tag.strength * factor)) for one in applied]
-        if factors is not None:
-            _print(("\n" if index else "") + f"--- {_label(scaled)} ---\n")
-        _print("" if chat else given)
-        _write(language, text, settings, scaled)
+        heading = "" if factors is None else ("\n" if index else "") + f"--- {_label(scaled)} ---\n"
+        _write(language, text, settings, scaled, before=heading + ("" if chat else given))
         _print("\n")
 
 
-def _write(language: LanguageModel, prompt: str, settings: WritingSettings, applied: Sequence[Applied]) -> None:
+def _write(
+    language: LanguageModel, prompt: str, settings: WritingSettings, applied: Sequence[Applied], before: str
+) -> None:
     from hnloader.attention import attach
     from hnloader.writing import write_text
 
@@ -127,6 +127,7 @@ def _write(language: LanguageModel, prompt: str, settings: WritingSettings, appl
     if applications:
         attached = attach(language.model, applications)
     with attached:
+        _print(before)  # after a hypernetwork for another model was refused
         write_text(language, prompt, settings, _print)
 
 

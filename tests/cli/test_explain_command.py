@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import hnloader
 from hnloader.cli.app import app
+from tests.support.small_decoders import WIDTH
+from tests.support.small_language_models import save_language_model
 
 
 @pytest.fixture
@@ -71,3 +74,13 @@ def test_failures(run, arguments, code: int, message: str) -> None:
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_language_models(run, tmp_path: Path) -> None:
+    llm = save_language_model(tmp_path / "llm")
+    hn = hnloader.Hypernetwork.new((f"{WIDTH}:self",), hnloader.Architecture(activation="relu"))
+    hnloader.save(hn.requires_grad_(False), tmp_path / "style.safetensors")
+    result = run(tmp_path / "style.safetensors", "--model", llm, "--batch", 3)
+    assert result.exit_code == 0, result.output
+    assert "self-attention layers: live" in result.stdout and "3 x 512 tokens" in result.stdout
+    assert run(tmp_path / "style.safetensors", "--model", llm, "--size", "64x64").exit_code == 2

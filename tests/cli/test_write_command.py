@@ -44,6 +44,13 @@ def run(llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return write
 
 
+def test_a_hypernetwork_for_another_model_is_refused_before_any_output(run: Any, tmp_path: Path) -> None:
+    hnloader.save(hnloader.Hypernetwork.new((WIDTH + 1,), hnloader.Architecture()).requires_grad_(False), tmp_path / "other.safetensors")
+    result = run("the cat", "-H", tmp_path / "other.safetensors", "--sweep", "0.5,1")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert str(WIDTH + 1) in result.stderr
+
+
 def test_the_text_follows_the_prompt(run: Any, llm: Path, style: Path) -> None:
     language = load_language_model(llm, device="cpu")
     settings = WritingSettings(8, seed=7)
