@@ -183,6 +183,14 @@ def test_previews_are_the_same_texts_for_the_same_weights(settings_of: Run, llm:
     assert made["step-00000008.json"][0]["text"].split()[0] in page
 
 
+def test_trackers_get_losses_and_texts(settings_of: Run) -> None:
+    result = train(settings_of(steps=2, previews__every_n_steps=2, previews__max_tokens=3, trackers=["tensorboard"]))
+    (file,) = (run_folder(result.output) / "logs").glob("events.out.tfevents.*")
+    written = file.read_bytes()
+    for tag in (b"validation_loss", b"learning_rate", b"preview 0"):
+        assert tag in written
+
+
 def test_previews_continue_validation_texts_by_default(settings_of: Run, tmp_path: Path) -> None:
     long = [f"{text} and then the old king follows the queen" for text in sentences(6)]
     task = prepare(settings_of(texts=str(save_texts(tmp_path / "long", long)), previews__count=2)).task

@@ -23,12 +23,11 @@ from hnloader.attention.decoders import is_transposed
 from hnloader.attention.layout import AttentionSite, find_sites
 from hnloader.attention.matching import check_match
 from hnloader.conversion.lora.context_samples import ROLES, Layer, Progress
-from hnloader.conversion.lora.export import check_mixing
 from hnloader.conversion.lora.export_result import POOR_FIT, Errors, LoraExport
 from hnloader.conversion.lora.fitting import Ranked, fit_context_map, measure, rank_directions
 from hnloader.conversion.lora.lora_chain import Chain, Links
 from hnloader.conversion.lora.lora_options import LoraOptions
-from hnloader.conversion.lora.lora_sources import Item, load_applications
+from hnloader.conversion.lora.lora_sources import Item, check_mixing, load_applications
 from hnloader.conversion.lora.peft_folder import CONFIG_NAME, WEIGHTS_NAME, write_peft_folder
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_free

@@ -15,22 +15,23 @@ import torch
 from torch import Tensor
 
 from hnloader._version import __version__
-from hnloader.activations import MIXING
 from hnloader.affine import AffineMap
 from hnloader.attention import Application
 from hnloader.attention.layout import AttentionSite
 from hnloader.conversion.lora import lora_file
 from hnloader.conversion.lora.base_model import BaseModel, Projection, open_base
 from hnloader.conversion.lora.context_samples import Layer, Progress, Sampling, Statistics, random_contexts, sample
+from hnloader.conversion.lora.decoder_export import export_decoder_lora
 from hnloader.conversion.lora.export_result import ALPHA, POOR_FIT, Errors, LayerChange, LoraExport
 from hnloader.conversion.lora.fitting import fit_context_map, measure, rank_directions
 from hnloader.conversion.lora.image_grid import image_grid
 from hnloader.conversion.lora.layer_names import NameStyle
 from hnloader.conversion.lora.lora_chain import Chain
 from hnloader.conversion.lora.lora_options import KIND_NAMES, LoraOptions
-from hnloader.conversion.lora.lora_sources import Item, check_family, load_applications
+from hnloader.conversion.lora.lora_sources import Item, check_family, check_mixing, load_applications
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_free, read_regular, replacing_together, same_file
+from hnloader.language_models import is_language_model, load_language_model
 from hnloader.network import SIDES, Hypernetwork, SideName
 
 __all__ = ["export_lora", "source_metadata"]
@@ -60,8 +61,9 @@ def export_lora(
         hypernetworks: One, or several that are chained in this order, as in `hnloader.attach`: hypernetworks, paths
             of files, pairs of these and a strength, or `Application`s without start and end.
         base: The model that the file is for: anything that `hnloader.conversion.lora.open_base` opens, or the
-            `BaseModel` that it returns, to use one for many files.
-        target: The file to write, `.safetensors`.
+            `BaseModel` that it returns, to use one for many files; or the path of a language model, a folder of
+            transformers or a `.gguf` file.
+        target: The file to write, `.safetensors`; for a language model, the folder to write for peft.
         options: Settings. Default: `LoraOptions()`, a LoRA with a fidelity of 0.95.
         grid: A `.png` to write with images without the hypernetworks, with them, and with the file. Default: None.
         overwrite: Replace `target` and `grid` if they exist; otherwise raise an error. Default: True.
@@ -88,7 +90,15 @@ def export_lora(
         >>> made.kind, made.exact
         ('lycoris', True)
     """
-    path, options = _checked_target(target), options or LoraOptions()
+    options = options or LoraOptions()
+    if isinstance(base, (str, os.PathLike)) and is_language_model(base):
+        if grid is not None:
+            raise HypernetworkError(f"{os.fspath(base)}: a language model makes no images. Leave out grid.")
+        language = load_language_model(base, dtype="float32")
+        return export_decoder_lora(
+            hypernetworks, language, target, options, base=os.fspath(base), overwrite=overwrite, progress=progress
+        )
+    path = _checked_target(target)
     written = [path, *([] if grid is None else [Path(grid)])]
     if not overwrite:
         for each in written:
@@ -169,16 +179,6 @@ def _check_sources(written: Sequence[Path], files: Sequence[Path]) -> None:
     for each, file in itertools.product(written, files):
         if same_file(each, file):
             raise HypernetworkError(f"{each}: this is one of the hypernetworks. Write the result elsewhere.")
-
-
-def check_mixing(hypernetwork: Hypernetwork) -> None:
-    """Raise HypernetworkError if the effect on a context depends on other images of the batch."""
-    mixing = next((type(module).__name__ for module in hypernetwork.modules() if isinstance(module, MIXING)), None)
-    if mixing is not None:
-        raise HypernetworkError(
-            f"{hypernetwork.name or 'Hypernetwork'}: its activation {mixing.lower()} mixes all images of a batch, "
-            "which a LoRA cannot. Use the hypernetwork itself."
-        )
 
 
 def _style(options: LoraOptions, base: BaseModel) -> NameStyle:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+from hnloader.activations import MIXING
 from hnloader.attention import Application
 from hnloader.attention.matching import check_match
 from hnloader.attention.strengths import Strength
@@ -19,7 +20,7 @@ from hnloader.inspection import FileInfo, inspect
 from hnloader.loading import load
 from hnloader.network import Hypernetwork
 
-__all__ = ["Item", "check_family", "load_applications"]
+__all__ = ["Item", "check_family", "check_mixing", "load_applications"]
 
 Source: TypeAlias = "Hypernetwork | str | os.PathLike[str]"
 Item: TypeAlias = "Source | tuple[Source, Strength] | Application"
@@ -78,3 +79,13 @@ def check_family(made: Hypernetwork | FileInfo, base: BaseModel, note: Callable[
     if wrong:
         raise NoMatchingSitesError(f"{remark} Give a base model of the kind that the file was trained on.")
     note(remark)
+
+
+def check_mixing(hypernetwork: Hypernetwork) -> None:
+    """Raise HypernetworkError if the effect on a context depends on other images of the batch."""
+    mixing = next((type(module).__name__ for module in hypernetwork.modules() if isinstance(module, MIXING)), None)
+    if mixing is not None:
+        raise HypernetworkError(
+            f"{hypernetwork.name or 'Hypernetwork'}: its activation {mixing.lower()} mixes all images of a batch, "
+            "which a LoRA cannot. Use the hypernetwork itself."
+        )

@@ -142,6 +142,16 @@ def test_refusals(tmp_path: Path) -> None:
         export_decoder_lora(made_of(), language, target, LoraOptions(images=5), overwrite=False)
 
 
+def test_the_python_function_takes_the_path_of_a_model(tmp_path: Path) -> None:
+    llm = save_language_model(tmp_path / "llm")
+    made = hnloader.export_lora(made_of(), llm, tmp_path / "lora", LoraOptions(rank="full", images=5))
+    assert made.exact
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(llm)
+    with raises(HypernetworkError, "grid"):
+        hnloader.export_lora(made_of(), llm, tmp_path / "more", grid=tmp_path / "grid.png")
+
+
 def test_the_command(tmp_path: Path) -> None:
     llm = save_language_model(tmp_path / "llm")
     file = tmp_path / "style.safetensors"
