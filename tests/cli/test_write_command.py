@@ -45,7 +45,8 @@ def run(llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_hypernetwork_for_another_model_is_refused_before_any_output(run: Any, tmp_path: Path) -> None:
-    hnloader.save(hnloader.Hypernetwork.new((WIDTH + 1,), hnloader.Architecture()).requires_grad_(False), tmp_path / "other.safetensors")
+    other = hnloader.Hypernetwork.new((WIDTH + 1,), hnloader.Architecture()).requires_grad_(False)
+    hnloader.save(other, tmp_path / "other.safetensors")
     result = run("the cat", "-H", tmp_path / "other.safetensors", "--sweep", "0.5,1")
     assert result.exit_code == 1 and result.stdout == ""
     assert str(WIDTH + 1) in result.stderr
