@@ -71,6 +71,8 @@ class Plan:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.config.texts:
+            raise ConfigError("Setting 'texts': methods are compared on images. Set images in place of texts.")
         if not self.prompts:
             raise ConfigError("Found no prompts to compare. Use --prompts FILE (one per line) or --prompt TEXT.")
         unknown = [method for method in self.methods if method not in METHODS]

@@ -72,6 +72,8 @@ def padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
 
     Attention is causal, so that no token of a row sees the padding after it.
     """
-    tokens = torch.nn.utils.rnn.pad_sequence([row.tokens for row in rows], batch_first=True)
+    longest = max(len(row.tokens) for row in rows)
+    # With the last token: models warn about rows that end with a padding token.
+    tokens = torch.stack([torch.cat([row.tokens, row.tokens[-1:].expand(longest - len(row.tokens))]) for row in rows])
     trained = torch.nn.utils.rnn.pad_sequence([row.trained for row in rows], batch_first=True)
     return tokens.to(device), trained.to(device)

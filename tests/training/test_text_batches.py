@@ -50,5 +50,5 @@ def test_groups_have_similar_lengths() -> None:
 
 def test_padding_is_at_the_end_and_never_trained() -> None:
     tokens, trained = padded(make_rows(3, 1), torch.device("cpu"))
-    assert tokens.tolist() == [[1, 1, 1], [2, 0, 0]]
+    assert tokens.tolist() == [[1, 1, 1], [2, 2, 2]]
     assert trained.tolist() == [[True] * 3, [True, False, False]]

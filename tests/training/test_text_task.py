@@ -15,6 +15,7 @@ from torch.nn import functional
 import hnloader
 from hnloader.errors import ConfigError, DatasetError, ModelError
 from hnloader.training import prepare, read_config, train
+from hnloader.training.method_comparison import Plan
 from hnloader.training.rate_search import find_learning_rate
 from hnloader.training.run_folder import run_folder
 from hnloader.training.text_batches import padded
@@ -316,3 +317,8 @@ def test_models_without_tokenizer_or_projections(settings_of: Run, tmp_path: Pat
     (bare / "config.json").write_text("{broken")
     with raises(ModelError, str(bare)):
         prepare(settings_of(model=str(bare)))
+
+
+def test_methods_are_compared_on_images_only(settings_of: Run) -> None:
+    with raises(ConfigError, "'texts'"):
+        Plan(settings_of(), ["the cat"])
