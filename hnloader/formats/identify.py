@@ -72,12 +72,14 @@ _UNET = "a UNet in the diffusers layout, not a hypernetwork: it belongs in the u
 _TEXT_ENCODER = "a text encoder, not a hypernetwork: it belongs in the text_encoder folder of a pipeline"
 _UPSCALER = "an upscaler (such as ESRGAN), not a hypernetwork: put it in the ESRGAN folder of a webui"
 _IP_ADAPTER = "an IP-Adapter, not a hypernetwork: load it with pipe.load_ip_adapter"
+_PREDICTOR = "a predictor of hypernetworks, not a hypernetwork: give it to `hnloader predict --predictor`"
 _OPTIMIZER = (
     "the optimizer state of a hypernetwork's training (.pt.optim), not the hypernetwork: load the .pt file of that name"
 )
 
 # Parts of tensors' names by kind of model; the first one that any name contains decides.
 _NAME_PARTS: tuple[tuple[str, str], ...] = (
+    (_PREDICTOR, "model.probe"),
     (_LORA, "lora_up. lora_down. .lora_A. .lora_B. lora_linear_layer. _lora.down. _lora.up. .lora.down. .lora.up."),
     (_LORA, "lycoris_ hada_w1 lokr_w"),
     (_LORA, "lora_unet_ lora_te"),

@@ -22,8 +22,8 @@ from torch.nn import functional
 from hnloader.activations import make_activation
 from hnloader.network import SIDES, Hypernetwork, SideName
 from hnloader.prediction.image_encoder import ImageEncoder
-from hnloader.prediction.predictor_config import DesignConfig
 from hnloader.scopes import Scope
+from hnloader.training.predictor_config import DesignConfig
 
 
 class Predictor(nn.Module):

@@ -25,11 +25,11 @@ from hnloader.errors import (
 from hnloader.files import expanded, replacing
 from hnloader.formats.safetensors import write_tensors
 from hnloader.prediction.predictor import Predictor
-from hnloader.prediction.predictor_config import DesignConfig
 from hnloader.scopes import Scope
 from hnloader.texts import shown
 from hnloader.training import schema
 from hnloader.training.json_values import problem_of
+from hnloader.training.predictor_config import DesignConfig
 
 KEY = "hnloader.predictor"
 VERSION = 1

@@ -11,11 +11,11 @@ from hnloader.errors import ConfigError, UnsupportedArchitectureError
 from hnloader.files import expanded
 from hnloader.formats.registry import writable_formats
 from hnloader.network import Architecture
-from hnloader.prediction.predictor_config import PredictorConfig
 from hnloader.scopes import Scope
 from hnloader.training import schema
 from hnloader.training.learning_rate import parse_learning_rate
 from hnloader.training.optimizers import auto_learning_rate
+from hnloader.training.predictor_config import PredictorConfig
 from hnloader.training.schema import setting
 
 __all__ = ["Config", "read_config"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import hnloader
 from hnloader.errors import CorruptFileError, HypernetworkError, OtherModelError, UnsupportedArchitectureError
 from hnloader.prediction.predictor_file import KEY, load_predictor, save_predictor
 from tests.support.errors import raises
@@ -50,6 +51,11 @@ def test_other_files_are_refused(styles: Path, tmp_path: Path) -> None:
         load_predictor(styles / "oil.safetensors")
     with raises(OtherModelError, "ink.pt"):
         load_predictor(styles / "ink.pt")
+
+
+def test_a_predictor_is_no_hypernetwork(tiny_predictor: Path) -> None:
+    with raises(OtherModelError, "predictor", "hnloader predict"):
+        hnloader.load(tiny_predictor)
 
 
 def test_a_later_version_is_refused(tiny_predictor: Path, tmp_path: Path) -> None:
