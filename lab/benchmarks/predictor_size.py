@@ -1,7 +1,8 @@
 """Measure a predictor for models with the layout of SD 1 and SDXL and random weights.
 
-`python -m lab.benchmarks.predictor_size sd1` prints the numbers of the predictor and of a predicted hypernetwork, the sizes of their files, and the time and the
-memory of a training step. The latents are smaller than those of the models' own images, so that a CPU can run a step.
+`python -m lab.benchmarks.predictor_size sd1` prints the numbers of the predictor and of a predicted hypernetwork, the
+sizes of their files, and the time and the memory of a training step. The latents are smaller than those of the models'
+own images, so that a CPU can run a step.
 """
 
 from __future__ import annotations
