@@ -26,6 +26,8 @@ Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUnif
 PREDICT = "predict"
 # Pixels, of images and of `data.resolution`.
 MIN_SIZE = 32
+# The value of `hypernetwork.scopes` that gives each layer its own weights.
+EACH_LAYER = ("each",)
 _REQUIRED = {
     "model": "Name a diffusers folder, a checkpoint file or a model on the Hugging Face Hub.",
     "images": "Name the folder with the training images, or set texts for a language model.",
@@ -59,7 +61,8 @@ class HypernetworkConfig:
     scopes: tuple[str, ...] = setting(
         (),
         "Layers to train, each entry with its own weights, in place of widths: '576:self:0-7' for the layers 0 to 7\n"
-        "of width 576. The output must be a .safetensors file. docs/format.md has the rules.",
+        "of width 576; or the one entry 'each' for all layers, each with its own. The output must be a .safetensors\n"
+        "file. docs/format.md has the rules.",
     )
 
     def architecture(self) -> Architecture:
@@ -72,7 +75,7 @@ class HypernetworkConfig:
             )
         if self.widths and self.scopes:
             raise ConfigError("Setting 'hypernetwork.scopes': found widths as well. Set one of them.")
-        for scope in self.scopes:
+        for scope in () if self.scopes == EACH_LAYER else self.scopes:
             try:
                 Scope.parse(scope)
             except ValueError as error:

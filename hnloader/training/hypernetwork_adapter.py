@@ -19,7 +19,7 @@ from hnloader.loading import load, save
 from hnloader.network import Hypernetwork
 from hnloader.scopes import Scope, ScopeLike
 from hnloader.training.adapters import Adapter, Context, NamedModel, settings_text, step_count
-from hnloader.training.config import Config
+from hnloader.training.config import EACH_LAYER, Config
 from hnloader.training.initialization import initialize
 from hnloader.training.lora_start import read_lora, start_from_lora
 
@@ -150,7 +150,10 @@ def _default_scopes(sites: Sequence[AttentionSite]) -> tuple[ScopeLike, ...]:
 
 def _new(config: Config, sites: Sequence[AttentionSite]) -> Hypernetwork:
     settings, widths = config.hypernetwork, _widths(sites)
-    scopes = [Scope.parse(text) for text in settings.scopes]
+    if settings.scopes == EACH_LAYER:
+        scopes = [Scope.of(site.width, [site.index], site.kind) for site in sites]
+    else:
+        scopes = [Scope.parse(text) for text in settings.scopes]
     unused = [scope for scope in scopes if not any(scope.holds(site.width, site.kind, site.index) for site in sites)]
     if unused:
         raise ConfigError(

@@ -271,6 +271,11 @@ def test_scopes_have_their_own_weights(settings_of: Run) -> None:
     assert hnloader.load(more.output).metadata["step"] == 2
 
 
+def test_each_layer_has_its_own_weights(settings_of: Run) -> None:
+    result = train(settings_of(steps=1, hypernetwork__scopes=["each"]))
+    assert [str(scope) for scope in hnloader.load(result.output).scopes] == [f"{WIDTH}:self:{n}" for n in range(3)]
+
+
 # -- errors
 
 
@@ -285,6 +290,7 @@ def test_contradicting_settings(settings_of: Run, tmp_path: Path) -> None:
         ({"text__block_size": 1}, "'text.block_size'"),
         ({"hypernetwork__scopes": [f"{WIDTH}:self:7"]}, "'hypernetwork.scopes'"),
         ({"hypernetwork__scopes": ["x"]}, "'hypernetwork.scopes'"),
+        ({"hypernetwork__scopes": ["each", f"{WIDTH}"]}, "'hypernetwork.scopes'"),
         ({"hypernetwork__scopes": [f"{WIDTH}"], "hypernetwork__widths": [WIDTH]}, "'hypernetwork.scopes'"),
         ({"hypernetwork__widths": [99]}, "99"),
     ]
