@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from hnloader.errors import HypernetworkError
+from hnloader.embeddings.embedding_info import EmbeddingInfo, read_if_embedding
+from hnloader.errors import HypernetworkError, OtherModelError
 from hnloader.families import all_families
 from hnloader.files import open_regular
 from hnloader.inspection import inspect
@@ -27,10 +28,11 @@ from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.index import index_path, read_entry, read_index, write_index
 from hnloader.ui.sidecars import read_notes, save_notes
 
-__all__ = ["ALL", "BAD", "DUPLICATES", "OTHER_WIDTHS", "SORTS", "Catalog", "Counts", "filters"]
+__all__ = ["ALL", "BAD", "DUPLICATES", "EMBEDDINGS", "OTHER_WIDTHS", "SORTS", "Catalog", "Counts", "filters"]
 
 SORTS = ("name", "newest", "largest", "most steps", "model family")
 ALL, OTHER_WIDTHS, BAD, DUPLICATES = "all files", "unknown model", "files with errors", "duplicates"
+EMBEDDINGS = "embeddings"
 
 _PIECE = 2**16
 _LONGEST_WORDS = 2_000  # characters per field that a search covers
@@ -40,7 +42,7 @@ _UNSAVED = 2_000
 
 def filters() -> tuple[str, ...]:
     """Return the names of all filters."""
-    return (ALL, *(family.name for family in all_families()), OTHER_WIDTHS, BAD, DUPLICATES)
+    return (ALL, *(family.name for family in all_families()), OTHER_WIDTHS, EMBEDDINGS, BAD, DUPLICATES)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ class Catalog:
         try:
             found = replace(entry, info=inspect(entry.path, self.folders()), notes=read_notes(entry.path))
         except HypernetworkError as error:
-            found = replace(entry, problem=as_text(error, _LONGEST_WORDS), notes=read_notes(entry.path))
+            problem = as_text(error, _LONGEST_WORDS)
+            found = replace(entry, problem=problem, embedding=_embedding(entry, error), notes=read_notes(entry.path))
         except OSError as error:
             found = replace(entry, problem=f"{entry.path}: {error.strerror or error}.")
         with self._lock:
@@ -166,7 +169,7 @@ class Catalog:
     def counts(self) -> Counts:
         """Count the files."""
         entries = self.entries()
-        bad = sum(entry.problem is not None for entry in entries)
+        bad = sum(entry.broken for entry in entries)
         return Counts(len(entries), sum(entry.inspected for entry in entries), bad)
 
     def search(self, query: str = "", sort: str = SORTS[0], only: str = ALL) -> list[Entry]:
@@ -238,6 +241,16 @@ def _key_of(path: Path) -> str:
     return hashlib.sha256(str(path).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
+def _embedding(entry: Entry, error: HypernetworkError) -> EmbeddingInfo | None:
+    """Return the contents of an embedding; None for another file, or a damaged one."""
+    if not isinstance(error, OtherModelError):
+        return None
+    try:
+        return read_if_embedding(entry.path)
+    except (HypernetworkError, OSError):
+        return None
+
+
 def _newer(known: Entry | None, found: Entry) -> Entry:
     if known is None or known.stamp != found.stamp or known.problem is not None:
         return found  # inspect errors again: a composition's missing member may exist now
@@ -268,7 +281,9 @@ def _matches(entry: Entry, only: str) -> bool:
     if only == ALL:
         return True
     if only == BAD:
-        return entry.problem is not None
+        return entry.broken
+    if only == EMBEDDINGS:
+        return entry.embedding is not None
     if entry.info is None:
         return False
     return bool(entry.info.widths) and not entry.info.families if only == OTHER_WIDTHS else only in entry.info.families

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hnloader.embeddings.embedding_info import EmbeddingInfo
 from hnloader.inspection import FileInfo
 from hnloader.library import LibraryFile
 
@@ -22,7 +23,8 @@ class Entry:
         modified: Time of the last change in nanoseconds.
         inode: The file system's number, which tells a replaced file from the old one.
         info: Contents. None before inspection and for a file with an error.
-        problem: Error message. None before inspection and for a sound file.
+        problem: Error message. None before inspection and for a sound hypernetwork.
+        embedding: Contents of a sound embedding, for which `problem` says that it is no hypernetwork.
         notes: The user's notes, read on inspection.
     """
 
@@ -33,6 +35,7 @@ class Entry:
     inode: int = 0
     info: FileInfo | None = None
     problem: str | None = None
+    embedding: EmbeddingInfo | None = None
     notes: str = ""
 
     @property
@@ -49,6 +52,11 @@ class Entry:
     def stamp(self) -> tuple[int, int, int]:
         """Size, time and inode: the contents are unchanged as long as these are."""
         return self.size, self.modified, self.inode
+
+    @property
+    def broken(self) -> bool:
+        """True for a file with an error, and for files of other kinds than embeddings."""
+        return self.problem is not None and self.embedding is None
 
     @property
     def inspected(self) -> bool:

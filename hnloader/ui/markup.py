@@ -16,6 +16,7 @@ from hnloader.ui.sidecars import read_description, thumbnail_url
 from hnloader.units import counted, size_text
 
 if TYPE_CHECKING:
+    from hnloader.embeddings.embedding_info import EmbeddingInfo
     from hnloader.inspection import FileInfo
     from hnloader.ui.catalog_entry import Entry
 
@@ -101,8 +102,11 @@ def cards(entries: Sequence[Entry], chosen: str | None) -> str:
 
 def _card(entry: Entry, chosen: bool) -> str:
     info = entry.info
-    bad = entry.problem is not None
-    if info is None:
+    bad = entry.broken
+    if entry.embedding is not None:
+        badge = f'<span class="hnl-badge">{escaped(entry.embedding.embedding.made_for)}</span>'
+        line = f"embedding, {counted(entry.embedding.embedding.count, 'vector')}"
+    elif info is None:
         badge = '<span class="hnl-badge hnl-bad">error</span>' if bad else ""
         line = escaped(reason(entry), 110)
     else:
@@ -129,7 +133,7 @@ def _image(entry: Entry, kind: str) -> str:
     url = thumbnail_url(entry.path)
     if not url:
         letter = next((letter for letter in entry.file.name if letter.isalnum()), "?").upper()
-        sign = "!" if entry.problem is not None else letter
+        sign = "!" if entry.broken else letter
         hue = f"hnl-hue{int(entry.key[:2], 16) % 6}"
         return f'<span class="{kind} hnl-none {hue}" aria-hidden="true">{escaped(sign)}</span>'
     return f'<img class="{kind}" alt="" src="{url}">'
@@ -138,7 +142,7 @@ def _image(entry: Entry, kind: str) -> str:
 def headline(entry: Entry) -> str:
     """Return the image and name of one file, and its error."""
     head = f'<h3 class="hnl-title">{escaped(entry.label)}</h3>'
-    if entry.problem is not None:
+    if entry.broken:
         head += notice(f"This file cannot be used: {reason(entry)}", "bad")
     return f'<div class="hnl-details">{_image(entry, "hnl-large")}{head}</div>'
 
@@ -147,6 +151,7 @@ def details(entry: Entry, copies: Sequence[Entry], sha256: str) -> str:
     """Return a table of one file's contents."""
     info = entry.info
     rows = [("Name in the file", escaped(info.name, _LONGEST_VALUE)), *facts(info)] if info else []
+    rows += _embedding_rows(entry.embedding) if entry.embedding is not None else []
     rows.append(("File", f"{size_text(entry.size)}, modified {_date(entry.modified)}"))
     rows.append(("Folder", escaped(entry.file.folder)))
     rows.append(("SHA-256", f"<code>{escaped(sha256)}</code>"))
@@ -163,6 +168,20 @@ def details(entry: Entry, copies: Sequence[Entry], sha256: str) -> str:
     rows += [(escaped(key, 80), escaped(value, _LONGEST_VALUE)) for key, value in first]
     rows += [("…", f"{len(further) - _MOST_VALUES:,} more")] if len(further) > _MOST_VALUES else []
     return f'<div class="hnl-details">{table(rows)}</div>'
+
+
+def _embedding_rows(info: EmbeddingInfo) -> list[tuple[str, str]]:
+    embedding = info.embedding
+    widths = " and ".join(f"{width}" for width in info.widths)
+    trained = "unknown" if embedding.step is None else counted(embedding.step, "step")
+    return [
+        ("Kind", "textual-inversion embedding"),
+        ("Word", escaped(embedding.name, _LONGEST_VALUE)),
+        ("Fits", escaped(embedding.made_for)),
+        ("Vectors", f"{embedding.count:,} of {widths} ({info.dtype})"),
+        ("Checkpoint", escaped(embedding.sd_checkpoint_name or embedding.sd_checkpoint or "unknown", _LONGEST_VALUE)),
+        ("Trained", trained),
+    ]
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:

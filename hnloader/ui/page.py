@@ -91,5 +91,7 @@ def _use(catalog: Catalog, prompt: str, key: str | None) -> tuple[Any, Any]:
     entry = catalog.get(key)
     if entry is None:
         return update(), update(selected="generate")
+    if entry.embedding is not None:  # its word
+        return " ".join(filter(None, (prompt, entry.file.name))), update(selected="generate")
     tag = Tag(library_page.tag_name(entry, catalog))
     return generate_page.with_tag(prompt or "", tag), update(selected="generate")

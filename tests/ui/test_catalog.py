@@ -7,8 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from hnloader.ui.catalog import BAD, DUPLICATES, OTHER_WIDTHS, Catalog
+from hnloader.embeddings import Embedding, save_embedding
+from hnloader.ui import markup
+from hnloader.ui.catalog import BAD, DUPLICATES, EMBEDDINGS, OTHER_WIDTHS, Catalog
+from hnloader.ui.pages.choices import choices
 from hnloader.ui.sidecars import read_notes
 from tests.support.builders import simple_tree, write
 
@@ -134,3 +138,20 @@ def test_refresh_lists_new_folders(shelf: Path, tmp_path: Path) -> None:
     folders.append(tmp_path / "other")
     catalog.refresh()
     assert catalog.counts().files == 5
+
+
+def test_embeddings_are_files_of_their_own_kind(catalog: Catalog, shelf: Path) -> None:
+    save_embedding(Embedding(torch.zeros(4, 768), step=1200), shelf / "word.pt")
+    (shelf / "broken.pt").write_bytes((shelf / "word.pt").read_bytes()[:-100])
+    catalog.refresh()
+    list(catalog.inspect_all())
+    (entry,) = catalog.search(only=EMBEDDINGS)
+    assert entry.label == "word.pt" and entry.embedding is not None and not entry.broken
+    assert labels(catalog.search(only=BAD)) == ["bad.pt", "broken.pt"] and catalog.counts().bad == 2
+    assert labels(catalog.search(only="SD 1")) == ["b.pt"]
+    shown = markup.cards([entry], None) + markup.headline(entry) + markup.details(entry, [], "0" * 64)
+    for text in ("embedding, 4 vectors", "SD 1", "4 of 768 (float32)", "1,200 steps", "<td>word</td>"):
+        assert text in shown
+    assert "hnl-broken" not in shown and "cannot be used" not in shown
+    # No dropdown of hypernetworks offers it.
+    assert "word.pt" not in choices(catalog)["choices"]

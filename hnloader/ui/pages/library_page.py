@@ -96,9 +96,9 @@ class _Library:
             gone = markup.notice("This file no longer exists. Press Refresh.", "bad")
             return *shown, None, update(visible=True), gone, "", "", update(visible=False), None, ""
         tag = tag_text(entry, self.catalog) if entry.info is not None else ""
-        can_use = self.host.tag_button is not None or (
-            "generate" in self.host.pages and self.host.generator is not None
-        )
+        tag = entry.file.name if entry.embedding is not None else tag
+        generates = "generate" in self.host.pages and self.host.generator is not None
+        can_use = self.host.tag_button is not None or generates
         return (
             *shown,
             entry.key,
@@ -106,7 +106,7 @@ class _Library:
             markup.headline(entry),
             self._details(entry),
             read_notes(entry.path),
-            update(visible=entry.info is not None and can_use),
+            update(visible=(entry.info is not None and can_use) or (entry.embedding is not None and generates)),
             None,
             f'<code class="hnl-tag">{markup.escaped(tag)}</code>' if tag else "",
         )

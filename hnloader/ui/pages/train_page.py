@@ -209,7 +209,7 @@ class _Train:
             files = runs.files(name)
             file = files.best if which == _BEST else files.output
             if not file.is_file():
-                raise HypernetworkError(f"Training run {name!r} has no file of the {which} yet.")
+                raise HypernetworkError(f"Training run {shown(name)} has no file of the {which} yet.")
             settings = runs.settings(name)
         except Exception as error:
             yield ended(self._refusal(error), update())
