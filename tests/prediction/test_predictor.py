@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hnloader.prediction.design import DesignConfig
 
 import hnloader
 from hnloader.network import SIDES
 from hnloader.prediction.predictor import Emitted, Predictor
 from hnloader.scopes import Scope
+from hnloader.training.predictor_config import DesignConfig
 
 SCOPES = [Scope(8), Scope(12)]
 
