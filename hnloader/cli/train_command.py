@@ -1,4 +1,4 @@
-"""`hnloader train`: train a hypernetwork or an embedding on a folder of images."""
+"""`hnloader train`: train a hypernetwork, an embedding or a LoRA on a folder of images or texts."""
 
 from __future__ import annotations
 

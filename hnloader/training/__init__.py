@@ -1,4 +1,4 @@
-"""Train hypernetworks and textual-inversion embeddings on your own images.
+"""Train hypernetworks, textual-inversion embeddings and LoRAs on your own images or texts.
 
 It requires the extra `train` (docs/install.md). docs/training.md is the guide.
 """
@@ -28,7 +28,7 @@ def train(
     device: str = "auto",
     callback: Callable[[Event], None] | None = None,
 ) -> Result:
-    """Train a hypernetwork or an embedding on a folder of images and write it to `output`.
+    """Train a hypernetwork, an embedding or a LoRA on a folder of images or texts, and write it to `output`.
 
     Args:
         config: The path of a YAML file, as `hnloader train --init` prints it; a mapping of settings, whose keys may
@@ -43,7 +43,7 @@ def train(
 
     Raises:
         ConfigError: A setting is missing or wrong, or the output exists and needs `resume` or `restart`.
-        DatasetError: The folder has no usable image.
+        DatasetError: The folder has no usable image or text.
         ModelError: The model cannot be loaded.
         DivergedError: The loss became NaN or infinite. The saved states are kept.
         HypernetworkError: The output cannot be written, another training run is writing it, the saved states do not
@@ -82,7 +82,7 @@ def train(
 def prepare(
     config: Config, *, resume: bool = False, restart: bool = False, dry_run: bool = False, device: str = "auto"
 ) -> Trainer:
-    """Check the settings, read the images and load the model, without a step.
+    """Check the settings, read the data and load the model, without a step.
 
     Args:
         config: The settings.

@@ -72,8 +72,8 @@ class Result:
         reason: Why it ended: "done", "interrupted" or "early_stopped".
         best: The weights with the lowest validation loss; None without validation.
         history: One entry per validation: step, loss, learning_rate and validation_loss. Step 0 has no loss.
-        initial_loss: The validation loss before the first step, or the loss of training images without validation
-            images. None without validation.
+        initial_loss: The validation loss before the first step, or the loss of some training data without validation
+            data. None without validation.
 
     Example:
         >>> from pathlib import Path

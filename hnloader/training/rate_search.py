@@ -30,7 +30,7 @@ class TriedRate:
 
     Attributes:
         rate: The learning rate.
-        loss: Loss on fixed images, timesteps and noise after the steps; infinite if the training run diverged.
+        loss: Loss on fixed data after the steps; infinite if the training run diverged.
     """
 
     rate: float
@@ -64,7 +64,7 @@ class RateSearch:
         """Advice on the settings, one sentence or two."""
         best = self.best
         if best is None:
-            return f"No learning rate lowered the loss within {self.steps} steps. Check images and captions."
+            return f"No learning rate lowered the loss within {self.steps} steps. Check the training data."
         text = f"Set learning_rate to {best.rate:.2g}."
         if best in (self.tried[0], self.tried[-1]):
             text += " It is at the end of the range, so a rate beyond it may be better."
@@ -80,7 +80,7 @@ def find_learning_rate(
 ) -> RateSearch:
     """Train with several learning rates for some steps, each from the same start, and compare the losses.
 
-    The same images, timesteps and noise come in the same order for each rate. The loss is that of the validation.
+    The same data come in the same order for each rate. The loss is that of the validation.
     Nothing of an earlier training run of this output changes.
 
     Args:

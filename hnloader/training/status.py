@@ -34,7 +34,7 @@ class Status:
     """The progress of a training run.
 
     Attributes:
-        phase: "preparing" (reading the images, loading the model), "running", or how it ended.
+        phase: "preparing" (reading the data, loading the model), "running", or how it ended.
         step: Finished steps.
         steps: All steps.
         loss: Running mean of the training loss.
