@@ -119,6 +119,16 @@ def export_lora(
             show_default=False,
         ),
     ] = None,
+    refine: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            min=0,
+            help="Then train the LoRA for this time to give the UNet's outputs with the hypernetwork.",
+            rich_help_panel=_FIT,
+            show_default=False,
+        ),
+    ] = None,
     bias: Annotated[
         str | None,
         typer.Option(
@@ -177,7 +187,7 @@ def export_lora(
     existing = one_of("--on-existing", on_existing, ON_EXISTING, {"replace": "overwrite"})
     overwrite = existing == "overwrite"
     check_usage(out=out, flat=flat, verify_only=verify_only, dry_run=dry_run, report=report, overwrite=overwrite)
-    _check_kind(kind, {"--rank": rank, "--fidelity": fidelity}, bias)
+    _check_kind(kind, {"--rank": rank, "--fidelity": fidelity, "--refine": refine}, bias)
     strengths = _strengths(strength)
     decoder = is_language_model(base)
     _check_chain(
@@ -199,6 +209,7 @@ def export_lora(
         steps=steps,
         seed=seed,
         guidance=guidance,
+        refine=refine or 0.0,
     )
     if decoder:
         if len(files) > 1 and not chain:
@@ -363,6 +374,13 @@ def _show_export(target: Path, details: Mapping[str, Any]) -> None:
     stdout().print(Text(clean(target), "bold"), soft_wrap=True)
     stdout().print(_facts(target, details), soft_wrap=True)
     stdout().print(_error_table(details["errors"]))
+    if refinement := details.get("refinement"):
+        stopped = ", stopped early" if refinement["interrupted"] else ""
+        stdout().print(
+            f"Error of the UNet's output, relative to the hypernetwork's change: {refinement['before']:.1%} before "
+            f"refining, {refinement['after']:.1%} after ({refinement['steps']:,} steps{stopped}).",
+            soft_wrap=True,
+        )
     images = details.get("images")
     if images:
         stdout().print(

@@ -24,7 +24,7 @@ class Entry:
         inode: The file system's number, which tells a replaced file from the old one.
         info: Contents. None before inspection and for a file with an error.
         problem: Error message. None before inspection and for a sound hypernetwork.
-        embedding: Contents of a sound embedding, for which `problem` says that it is no hypernetwork.
+        embedding: Contents of a sound embedding. Then `problem` says why hypernetwork functions refuse it.
         notes: The user's notes, read on inspection.
     """
 

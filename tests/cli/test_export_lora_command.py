@@ -140,3 +140,13 @@ def test_missing_models_print_one_line(folder: Path) -> None:
     result = run(folder / "style.pt", "--base", folder / "nothing.safetensors")
     assert result.exit_code == 1
     assert "nothing.safetensors" in result.stderr
+
+
+def test_refining_states_what_it_gained(folder: Path, tiny_model: Path) -> None:
+    out = folder / "x.safetensors"
+    options = ("--rank", 2, "--refine", 0.05, "--out", out)
+    result = run(folder / "other.pt", "--base", tiny_model, *options, *sampling(folder))
+    assert result.exit_code == 0, result.output
+    found = json.loads(read(out)[1]["hnloader.refinement"])
+    assert f"{found['before']:.1%} before refining, {found['after']:.1%} after" in result.stdout
+    assert run(folder / "style.pt", "--base", tiny_model, "--kind", "lycoris", "--refine", 1).exit_code == 2

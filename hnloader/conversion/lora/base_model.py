@@ -27,7 +27,7 @@ from hnloader.pipelines import CHECKPOINT_SUFFIXES, load_model
 
 __all__ = ["BaseModel", "Projection", "open_base"]
 
-Projection = Literal["to_k", "to_v", "to_out.0"]
+Projection = Literal["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 _Runnable: TypeAlias = "tuple[Any, nn.Module]"  # pipeline or None, UNet
 _RESNET = re.compile(r"down_blocks\.0\.resnets\.(\d+)\.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -66,6 +67,7 @@ class LoraExporter:
             "statistics": done.statistics,
             "warnings": list(done.warnings),
             "images": dict(done.image_differences or {}),
+            "refinement": None if done.refinement is None else dataclasses.asdict(done.refinement),
         }
 
     def check_source(self, source: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -22,13 +23,14 @@ from hnloader.conversion.lora import lora_file
 from hnloader.conversion.lora.base_model import BaseModel, Projection, open_base
 from hnloader.conversion.lora.context_samples import Layer, Progress, Sampling, Statistics, random_contexts, sample
 from hnloader.conversion.lora.decoder_export import export_decoder_lora
-from hnloader.conversion.lora.export_result import ALPHA, POOR_FIT, Errors, LayerChange, LoraExport
+from hnloader.conversion.lora.export_result import ALPHA, POOR_FIT, Errors, LayerChange, LoraExport, Refinement
 from hnloader.conversion.lora.fitting import fit_context_map, measure, rank_directions
 from hnloader.conversion.lora.image_grid import image_grid
 from hnloader.conversion.lora.layer_names import NameStyle
 from hnloader.conversion.lora.lora_chain import Chain
 from hnloader.conversion.lora.lora_options import KIND_NAMES, LoraOptions
 from hnloader.conversion.lora.lora_sources import Item, check_family, check_mixing, load_applications
+from hnloader.conversion.lora.refining import refine
 from hnloader.errors import HypernetworkError
 from hnloader.files import check_free, read_regular, replacing_together, same_file
 from hnloader.language_models import is_language_model, load_language_model
@@ -42,6 +44,10 @@ _PROMPTS = Path(__file__).with_name("prompts.txt")
 _PROJECTIONS: Mapping[SideName, Projection] = {"k": "to_k", "v": "to_v"}
 
 
+def _quiet(done: int, total: int, text: str) -> None:
+    """Show no progress."""
+
+
 def export_lora(
     hypernetworks: Item | Sequence[Item],
     base: Any,
@@ -51,7 +57,7 @@ def export_lora(
     grid: str | os.PathLike[str] | None = None,
     overwrite: bool = True,
     note: Callable[[str], None] = lambda text: None,
-    progress: Progress = lambda done, total, text: None,
+    progress: Progress = _quiet,
 ) -> LoraExport:
     """Write a LoRA or LyCORIS file that changes the keys and values of a model as hypernetworks do.
 
@@ -113,14 +119,22 @@ def export_lora(
     job = _Job(model, Chain(applications, model.sites), options, _sampling(options, model))
     statistics = job.sample(progress)
     changes, errors = job.fit(statistics, progress)
+    refinement = None
+    if options.refine:
+        changes, refinement = refine(model, job.chain, job.sampling, changes, statistics, options.refine, progress)
+        errors = job.errors(changes, statistics)
+        if refinement is None or refinement.interrupted:  # now finish the file
+            progress = _quiet
     image = differences = None
     if grid is not None:
         image, differences = _image_grid(job, applications, changes, progress)
-    warnings = _warnings(job, changes, errors, statistics)
+    warnings = _warnings(job, changes, errors, statistics, refinement)
     style = _style(options, model)
     ranks = {change.rank for change in changes}
     metadata = lora_file.kohya_metadata(ranks, ALPHA, options.kind, model.family, model.name, path.stem, style)
     metadata |= _result_metadata(job, errors, statistics, warnings, differences)
+    if refinement is not None:
+        metadata["hnloader.refinement"] = json.dumps(dataclasses.asdict(refinement))
     metadata |= source_metadata(sources, model, options)
     tensors = _tensors(changes, style, job)
     with replacing_together(dict.fromkeys(reversed(written), files), overwrite=overwrite) as (*grids, temporary):
@@ -139,6 +153,7 @@ def export_lora(
         warnings=warnings,
         image_differences=differences,
         size=size,
+        refinement=refinement,
     )
 
 
@@ -149,6 +164,7 @@ def source_metadata(sources: Sequence[Mapping[str, object]], base: BaseModel, op
         "dtype": options.dtype_name,
         "names": _style(options, base),
         **({"bias": options.bias} if options.kind == "lycoris" else {"rank": options.rank}),
+        **({"refine": options.refine} if options.refine else {}),
         **({"fidelity": options.fidelity} if options.kind == "lora" and options.rank == "auto" else {}),
         "prompts_sha256": hashlib.sha256("\n".join(sampling.prompts).encode()).hexdigest(),
         **{name: getattr(sampling, name) for name in ("images", "steps", "seed", "guidance")},
@@ -269,6 +285,15 @@ class _Job:
             raise HypernetworkError("The hypernetworks change nothing at this strength. Give a larger one.")
         return changes, errors
 
+    def errors(self, changes: Sequence[LayerChange], statistics: Statistics) -> Errors:
+        """Return the errors of low-rank changes."""
+        errors = Errors()
+        own = [change for change in changes if change.projection in _PROJECTIONS.values()]
+        for (site, side), change in zip(self.sides(), own, strict=True):
+            weight = self.base.weight(site, _PROJECTIONS[side]).double()
+            errors.add(site, side, measure(weight, statistics.of(site), side, change.delta()))
+        return errors
+
     def _low_rank(
         self, site: AttentionSite, side: SideName, weight: Tensor, change: AffineMap, layer: Layer
     ) -> LayerChange:
@@ -331,11 +356,28 @@ def _image_grid(
 # -- remarks
 
 
-def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statistics: Statistics) -> tuple[str, ...]:
+def _warnings(
+    job: _Job,
+    changes: Sequence[LayerChange],
+    errors: Errors,
+    statistics: Statistics,
+    refinement: Refinement | None,
+) -> tuple[str, ...]:
     keys, values = (errors.overall(side).of_change for side in SIDES)
     low_rank = job.options.kind == "lora"
     warnings = []
-    if max(keys, values) > POOR_FIT:
+    if job.options.refine and refinement is None:
+        warnings.append(
+            "Not refined: the time ended or the run was interrupted before the first step. This is the fit alone. Give "
+            "more minutes."
+        )
+    if refinement is not None:  # which improves outputs, and not the keys and values of each layer
+        if refinement.after > POOR_FIT:
+            warnings.append(
+                f"Poor fit: the output of the UNet is off by {refinement.after:.0%} of the hypernetwork's change, on "
+                f"trajectories that were never learned from. Up to {POOR_FIT:.0%} is a good fit. Refine longer."
+            )
+    elif max(keys, values) > POOR_FIT:
         warnings.append(
             f"Poor fit: keys are off by {keys:.0%} and values by {values:.0%} of the hypernetwork's change, on "
             f"contexts that the fit never saw. Up to {POOR_FIT:.0%} is a good fit. "
@@ -355,7 +397,7 @@ def _warnings(job: _Job, changes: Sequence[LayerChange], errors: Errors, statist
     full = sum(
         len(change.up) * change.down.shape[1] for change in changes if change.up is not None and change.down is not None
     )
-    if low_rank and held > full:
+    if low_rank and refinement is None and held > full:
         warnings.append("At these ranks a LyCORIS file would be smaller and more accurate than this LoRA.")
     return tuple(warnings)
 

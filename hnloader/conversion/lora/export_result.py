@@ -15,7 +15,7 @@ from hnloader.conversion.lora.fitting import Error
 from hnloader.conversion.lora.lora_options import Kind
 from hnloader.network import SIDES, SideName
 
-__all__ = ["ALPHA", "POOR_FIT", "Errors", "LayerChange", "LoraExport"]
+__all__ = ["ALPHA", "POOR_FIT", "Errors", "LayerChange", "LoraExport", "Refinement"]
 
 # The scale of low-rank factors is alpha / rank. All layers share one alpha: diffusers 0.42 with peft 0.21 ignores
 # alphas that differ, and then scales layers of other ranks wrongly.
@@ -30,7 +30,7 @@ class LayerChange:
 
     Attributes:
         site: The attention layer.
-        projection: `to_k`, `to_v` or `to_out.0`.
+        projection: `to_q`, `to_k`, `to_v` or `to_out.0`, or a feed-forward layer of the same block.
         down, up: Low-rank factors [rank, inputs] and [outputs, rank], or None. `ALPHA / rank * up @ down` is added.
         diff: The full difference [outputs, inputs], or None.
         diff_b: The addition to the output [outputs], or None; only beside `diff`.
@@ -46,7 +46,9 @@ class LayerChange:
     @property
     def name(self) -> str:
         """Dotted name of the projection in diffusers."""
-        return f"{self.site.name}.{self.projection}"
+        # The feed-forward layers are beside the attention layer.
+        place = self.site.name.rpartition(".")[0] if self.projection.startswith("ff.") else self.site.name
+        return f"{place}.{self.projection}"
 
     @property
     def rank(self) -> int | None:
@@ -106,6 +108,26 @@ class Errors:
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """The gain of refining.
+
+    Attributes:
+        before: Error of the UNet's output with the fitted file, relative to the change that the hypernetworks make, on
+            trajectories that were never learned from.
+        after: The same with the refined file.
+        steps: Number of optimization steps.
+        seconds: Time that it took.
+        interrupted: It was stopped before its time was over.
+    """
+
+    before: float
+    after: float
+    steps: int
+    seconds: float
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
 class LoraExport:
     """The result of `hnloader.export_lora`: the written file and its accuracy.
 
@@ -122,6 +144,7 @@ class LoraExport:
         image_differences: Mean difference of pixels from images with the hypernetworks, 0 to 255: of images `without`
             them, and of images with the file (`converted`). None without a grid.
         size: Size of the file in bytes.
+        refinement: The gain of refining. None without it.
 
     Example:
         >>> import hnloader.demo, tempfile
@@ -148,6 +171,7 @@ class LoraExport:
     warnings: tuple[str, ...]
     image_differences: Mapping[str, float] | None
     size: int
+    refinement: Refinement | None = None
 
     @property
     def fidelity(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class LoraOptions:
         steps: Sampling steps per image. Default: 8.
         seed: Seed of the first image. Default: 0.
         guidance: Classifier-free guidance scale. Default: 5.
+        refine: Minutes in which a LoRA learns the UNet's outputs with the hypernetworks, after the fit. Default: 0, no
+            refining.
 
     Raises:
         HypernetworkError: The rank or the fidelity is out of range.
@@ -68,12 +71,17 @@ class LoraOptions:
     steps: int = 8
     seed: int = 0
     guidance: float = 5.0
+    refine: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rank not in ("auto", "full") and not (isinstance(self.rank, int) and self.rank >= 1):
             raise HypernetworkError(f"Found the rank {self.rank!r}. Give a whole number from 1, 'auto' or 'full'.")
         if not 0 < self.fidelity < 1:
             raise HypernetworkError(f"Found the fidelity {self.fidelity!r}. Give a number between 0 and 1.")
+        if not 0 <= self.refine < math.inf:
+            raise HypernetworkError(f"Found {self.refine:g} minutes for refining. Give a number of at least 0.")
+        if self.refine and self.kind != "lora":
+            raise HypernetworkError("Only a LoRA can be refined. Use kind 'lora', or refine 0.")
 
     @property
     def dtype_name(self) -> str:
