@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import hnloader
 from hnloader.cli.app import app
 from hnloader.network import Architecture
-from tests.support.lora_models import PROMPTS, make_affine, make_random, read
+from tests.support.lora_models import PROMPTS, make_affine, make_random, read, simulate_refining
 from tests.support.tiny_model import SELF_WIDTH, TEXT_WIDTH
 
 WIDTHS = (SELF_WIDTH, TEXT_WIDTH)
@@ -142,9 +142,10 @@ def test_missing_models_print_one_line(folder: Path) -> None:
     assert "nothing.safetensors" in result.stderr
 
 
-def test_refining_states_what_it_gained(folder: Path, tiny_model: Path) -> None:
+def test_refining_states_what_it_gained(folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_refining(monkeypatch)
     out = folder / "x.safetensors"
-    options = ("--rank", 2, "--refine", 0.05, "--out", out)
+    options = ("--rank", 2, "--refine", 0.3, "--out", out)
     result = run(folder / "other.pt", "--base", tiny_model, *options, *sampling(folder))
     assert result.exit_code == 0, result.output
     found = json.loads(read(out)[1]["hnloader.refinement"])

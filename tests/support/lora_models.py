@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from hnloader.conversion.lora import LoraOptions
+from hnloader.conversion.lora import LoraOptions, refining
 from hnloader.network import Architecture, Hypernetwork
 from tests.support.small_models import TEXT_WIDTH, make_scheduler, make_text_encoder, make_unet, make_vae
 
@@ -106,3 +107,20 @@ def _delta(given: Mapping[str, Tensor]) -> Tensor:
         return given["diff"]
     down, up = given["lora_down.weight"], given["lora_up.weight"]
     return up @ down * given["alpha"] / len(down)
+
+
+class _Clock:
+    """Each look takes a fifth of a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.2
+        return self.now
+
+
+def simulate_refining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refine with a simulated clock and short trajectories, so that steps do not depend on the machine."""
+    monkeypatch.setattr(refining, "_STEPS", 2)
+    monkeypatch.setattr("hnloader.conversion.lora.export.refine", lambda *given: refining.refine(*given, _Clock()))

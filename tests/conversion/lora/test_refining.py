@@ -14,27 +14,15 @@ from hnloader import HypernetworkError, LoraOptions
 from hnloader.conversion.lora import export_lora, refining
 from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.network import Architecture, Hypernetwork
-from tests.support.lora_models import QUICK, Pipelines, make_random, read
+from tests.support.lora_models import QUICK, Pipelines, make_random, read, simulate_refining
 from tests.support.small_models import WIDTHS, make_unet
 
 MINUTES = 0.4
 
 
-class Clock:
-    """Each look takes a fifth of a second."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 0.2
-        return self.now
-
-
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refining, "_STEPS", 2)
-    monkeypatch.setattr("hnloader.conversion.lora.export.refine", lambda *given: refining.refine(*given, Clock()))
+    simulate_refining(monkeypatch)
 
 
 def curved(kind: str = "sd1") -> Hypernetwork:
