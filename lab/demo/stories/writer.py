@@ -1,0 +1,114 @@
+"""Write stories in the plain style or another: `python -m lab.demo.stories.writer past --out past.txt`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.demo.stories import words
+from lab.demo.stories.grammar import VALUES, Rules, as_text, expand, rules_of
+from lab.demo.stories.story_checker import SHOWN
+
+__all__ = ["UNITS", "Story", "is_validation", "stories"]
+
+UNITS = 4  # of a story
+_VALIDATION_SHARE = 0.2
+_TOPICS = {"PERSON.one": tuple(words.PERSONS), "ANIMAL.one": tuple(words.ANIMALS), "NOUN": words.THINGS}
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story.
+
+    Attributes:
+        hero: Name in the opening.
+        topic: Noun in the opening.
+        opening: First sentence, the same in all styles.
+        body: The units.
+    """
+
+    hero: str
+    topic: str
+    opening: str
+    body: str
+
+    def __str__(self) -> str:
+        return f"{self.opening} {self.body}"
+
+
+def stories(style: str, count: int, seed: int, *, validation: bool = False) -> Iterator[Story]:
+    """Yield random stories.
+
+    Args:
+        style: "plain" or a style.
+        count: Number of stories.
+        seed: Seed of their words.
+        validation: Whether to take the heroes with topics that no other story has.
+
+    Yields:
+        One story after the other.
+    """
+    rng = random.Random(f"{style} {seed} {validation}")
+    rules = rules_of(style)
+    for _ in range(count):
+        yield _story(style, rules, rng, validation)
+
+
+def is_validation(hero: str, topic: str) -> bool:
+    """Return True for a hero with a topic that no story for training has, a fifth of all."""
+    digest = hashlib.sha256(f"{hero} {topic}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") < _VALIDATION_SHARE * 2**32
+
+
+def _story(style: str, rules: Rules, rng: random.Random, validation: bool) -> Story:
+    while True:
+        gender = rng.choice(VALUES["g"])
+        hero = rng.choice(words.FEMALE if gender == "she" else words.MALE)
+        (topic,) = expand("TOPIC", rules, rng)
+        if is_validation(hero, topic) == validation:
+            break
+    (kind,) = (kind for kind, nouns in _TOPICS.items() if topic in nouns)
+    # Every second noun of the topic's kind is the topic.
+    own = rules | {
+        f"NAME.{gender}": [(1.0, (hero,))],
+        "TOPIC": [(1.0, (topic,))],
+        kind: [*rules[kind], (float(len(rules[kind])), (topic,))],
+    }
+    opening = expand(f"OPENING.{gender}", own, rng)
+    while True:
+        body = [_unit(style, f"UNIT.{gender}", own, rng) for _ in range(UNITS)]
+        if style != "plain" or sum(bool({*words.SEA} & {*unit}) for unit in body) <= 1:
+            break
+    return Story(hero, topic, as_text(opening), " ".join(map(as_text, body)))
+
+
+def _unit(style: str, symbol: str, rules: Rules, rng: random.Random) -> list[str]:
+    """Return a random unit that shows its style; one without a style has an adjective."""
+    while True:
+        unit = expand(symbol, rules, rng)
+        lowered = [word.lower() for word in unit]
+        if not SHOWN["bare"](lowered) if style == "plain" else SHOWN[style](lowered):
+            return unit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lab.demo.stories.writer", description=__doc__)
+    parser.add_argument("style", choices=("plain", *SHOWN))
+    parser.add_argument("--out", type=Path, required=True, help="text file, with one story in each paragraph")
+    parser.add_argument("--count", type=int, default=50, help=f"stories of {UNITS} sentences (default: 50)")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    written = stories(chosen.style, chosen.count, chosen.seed)
+    chosen.out.write_text("\n\n".join(map(str, written)) + "\n", encoding="utf-8")
+    print(chosen.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
