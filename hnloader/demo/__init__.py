@@ -1,14 +1,22 @@
-"""A small bundled Stable Diffusion pipeline, two hypernetworks for it, and a predictor of more.
+"""A small bundled Stable Diffusion pipeline, a small language model, and two hypernetworks for each.
 
 The pipeline draws 64 x 64 scenes from captions such as "a large red circle at the top left on a white background". The
-hypernetworks add styles that it does not know. docs/dev/demo-pipeline.md describes its training and its quality.
+language model continues little stories. The hypernetworks add styles that the models do not know, and a predictor makes
+more of them for the pipeline.
+docs/dev/demo-pipeline.md and docs/dev/demo-language-model.md describe their training and their quality.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["hypernetwork_paths", "pipeline_folder", "predictor_path"]
+__all__ = [
+    "hypernetwork_paths",
+    "language_model_folder",
+    "pipeline_folder",
+    "predictor_path",
+    "text_hypernetwork_paths",
+]
 
 _HERE = Path(__file__).parent
 
@@ -53,3 +61,31 @@ def predictor_path() -> Path:
         'predictor.safetensors'
     """
     return _HERE / "predictor.safetensors"
+
+
+def language_model_folder() -> Path:
+    """Return the folder of the bundled language model, which `AutoModelForCausalLM.from_pretrained` loads.
+
+    Returns:
+        Path of the folder.
+
+    Example:
+        >>> from hnloader.demo import language_model_folder
+        >>> (language_model_folder() / "tokenizer.json").is_file()
+        True
+    """
+    return _HERE / "language_model"
+
+
+def text_hypernetwork_paths() -> dict[str, Path]:
+    """Return the bundled hypernetworks for the language model.
+
+    Returns:
+        Paths of the `.safetensors` files, by the names of their styles.
+
+    Example:
+        >>> from hnloader.demo import text_hypernetwork_paths
+        >>> sorted(text_hypernetwork_paths())
+        ['bare', 'past']
+    """
+    return {path.stem: path for path in sorted((_HERE / "text_hypernetworks").glob("*.safetensors"))}
