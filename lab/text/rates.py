@@ -21,7 +21,12 @@ from lab.text.logbook import TIMED, page, write_pages
 
 WIDTHS = (64, 128, 256)
 FACTORS = (0.3, 1, 3, 10)
-METHODS = ("hypernetwork", "lora")
+METHODS: dict[str, dict[str, object]] = {
+    "hypernetwork": {},
+    "each layer, 2/3": {"hypernetwork.scopes": ["each"], "hypernetwork.layer_structure": [1, 0.6667, 1]},
+    "each layer, 1/4": {"hypernetwork.scopes": ["each"], "hypernetwork.layer_structure": [1, 0.25, 1]},
+    "lora": {"method": "lora"},
+}
 _PIECES = pre_tokenizers.Sequence(
     [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation()]
 )
@@ -35,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     texts = write_pages(given.work / "pages", 100)
     rates = "  ".join(f"x {factor:<4g}" for factor in FACTORS)
-    print(f"{'width':>5}  {'method':<12}  {'before':>7}  {rates}  auto")
+    print(f"{'width':>5}  {'method':<15}  {'before':>7}  {rates}  auto")
     for width in WIDTHS:
         model = given.work / f"model-{width}"
         if not model.exists():
@@ -92,19 +97,19 @@ def shuffled(text: str, random_: random.Random) -> str:
 
 def print_row(width: int, method: str, settings: dict[str, object], work: Path) -> None:
     """Train with each rate, and print the lowest validation losses."""
-    settings = settings | {"method": method, "text.block_size": 128, "batch_size": 4, "previews.every_n_steps": 0}
+    settings = settings | METHODS[method] | {"text.block_size": 128, "batch_size": 4, "previews.every_n_steps": 0}
     settings |= {"validate_every_n_steps": 50, "output": str(work / "auto")}
-    suffix = ".safetensors" if method == "hypernetwork" else ""
+    suffix = "" if method == "lora" else ".safetensors"
     trainer = prepare(read_config(None, settings | {"output": f"{work / 'auto'}{suffix}"}), dry_run=True)
     automatic = float(trainer.config.learning_rate)
     losses = []
     for number, factor in enumerate(FACTORS):
-        output = work / f"{method}-{width}-{number}{suffix}"
+        output = work / f"{method.replace('/', '-')}-{width}-{number}{suffix}"
         given = settings | {"output": str(output), "learning_rate": automatic * factor}
         result = train(read_config(None, given), restart=True)
         losses.append(result.best.loss if result.best else float("nan"))
     shown = "  ".join(f"{loss:6.3f}" for loss in losses)
-    print(f"{width:5}  {method:<12}  {trainer.validator.loss():7.3f}  {shown}  {automatic:.1e}", flush=True)
+    print(f"{width:5}  {method:<15}  {trainer.validator.loss():7.3f}  {shown}  {automatic:.1e}", flush=True)
 
 
 if __name__ == "__main__":
