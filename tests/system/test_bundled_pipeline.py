@@ -31,11 +31,14 @@ def pipeline() -> StableDiffusionPipeline:
 
 
 def test_all_files_together_stay_below_16_megabytes() -> None:
-    files = [
-        path for path in pipeline_folder().parent.rglob("*") if path.suffix in {".safetensors", ".pt", ".json", ".txt"}
-    ]
-    assert any(path.suffix == ".pt" for path in files)
-    assert sum(path.stat().st_size for path in files) < 16_000_000
+    files = [path for path in pipeline_folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in (*files, *hypernetwork_paths().values())) < 16_000_000
+
+
+def test_all_bundled_models_together_stay_below_20_megabytes() -> None:
+    files = [path for path in pipeline_folder().parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert {path.suffix for path in files} == {".json", ".pt", ".py", ".safetensors", ".txt"}
+    assert sum(path.stat().st_size for path in files) < 20_000_000
 
 
 def test_same_seed_gives_the_same_image_and_another_seed_another(pipeline: StableDiffusionPipeline) -> None:
