@@ -94,6 +94,10 @@ def test_the_wheel_and_the_source_archive_are_the_same_bytes_each_time(tmp_path:
         names = archive.namelist()
     assert all(name.startswith(("hnloader/", "hnloader-")) for name in names)
     assert "hnloader/py.typed" in names
+    assert {"model.safetensors", "tokenizer.json"} <= {
+        name.rpartition("/")[2] for name in names if name.startswith("hnloader/demo/language_model/")
+    }
+    assert "hnloader/demo/text_hypernetworks/past.safetensors" in names
     with tarfile.open(next((tmp_path / "0" / "dist").glob("*.gz"))) as archive:
         sources = {name.partition("/")[2] for name in archive.getnames()}
     assert {
