@@ -132,15 +132,16 @@ def read_hypernet(text: str) -> Tag:
         refuse("--hypernet", str(error))
 
 
-def hypernetwork_library(folders: Sequence[Path] | None) -> Library:
-    """Return the folders of `--hypernet-dir`, or the default folders, as a library."""
-    from hnloader.demo import hypernetwork_paths
+def hypernetwork_library(folders: Sequence[Path] | None, *, texts: bool = False) -> Library:
+    """Return the folders of `--hypernet-dir`, or the default folders, as a library; `texts` for language models."""
+    from hnloader.demo import hypernetwork_paths, text_hypernetwork_paths
     from hnloader.library import Library
 
     for folder in folders or ():
         if not folder.is_dir():
             refuse("--hypernet-dir", f"{folder}: Expected a folder.")
-    bundled = [path.parent for path in hypernetwork_paths().values()]
+    paths = text_hypernetwork_paths() if texts else hypernetwork_paths()
+    bundled = [path.parent for path in paths.values()]
     searched = folders or [*([_DEFAULT_FOLDER] if _DEFAULT_FOLDER.is_dir() else []), *bundled]
     return Library(searched, hint="To search another folder, add --hypernet-dir FOLDER.")
 

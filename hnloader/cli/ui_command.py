@@ -92,7 +92,7 @@ def ui(
     generator = DiffusersGenerator(
         models, lambda: Library(folders), device=device, dtype=dtype, config=config, predictor=predictor
     )
-    writer = LanguageWriter({name: name for name in texts}, device=device, dtype=dtype) if texts else None
+    writer = LanguageWriter(texts, device=device, dtype=dtype)
     page = _host(folders, generator, models, out, local=is_local(host), writer=writer)
     with stderr().status("Starting ..."):
         server = start(page, address=host, port=port, auth=credentials)
@@ -115,7 +115,7 @@ def _host(
     out: Path,
     *,
     local: bool,
-    writer: LanguageWriter | None,
+    writer: LanguageWriter,
 ) -> Host:
     from hnloader.demo import pipeline_folder
     from hnloader.ui.catalog import Catalog
@@ -143,12 +143,13 @@ def _host(
 
 def _folders(given: list[Path] | None) -> list[Path]:
     """Return the folders to show. The first one holds the user's own files and may not exist yet."""
-    from hnloader.demo import hypernetwork_paths
+    from hnloader.demo import hypernetwork_paths, text_hypernetwork_paths
 
     for folder in given or ():
         if not folder.is_dir():
             refuse("--folder", f"{folder}: Expected a folder.")
-    return given or [_DEFAULT_FOLDER, next(iter(hypernetwork_paths().values())).parent]
+    bundled = (*hypernetwork_paths().values(), *text_hypernetwork_paths().values())
+    return given or [_DEFAULT_FOLDER, *dict.fromkeys(path.parent for path in bundled)]
 
 
 def _models(name: str) -> list[str]:

@@ -44,15 +44,16 @@ def _text_option(text: str, *names: str, panel: str = "Text", **settings: Any) -
 def write(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from stdin.", show_default=False)],
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model",
             "-m",
-            help="Folder of transformers, .gguf file, or Hugging Face Hub name (owner/model).",
+            help="Folder of transformers, .gguf file, or Hugging Face Hub name (owner/model). Default: the bundled "
+            "model, which tells little stories.",
             rich_help_panel="Model",
             show_default=False,
         ),
-    ],
+    ] = None,
     max_tokens: Annotated[int, _text_option("The most tokens to write.", min=1, max=100_000)] = 100,
     seed: Annotated[int | None, _text_option("Seed. Default: random.", min=0, show_default=False)] = None,
     temperature: Annotated[
@@ -90,6 +91,7 @@ def write(
 
     The text goes to stdout while it is written, after the prompt.
     """
+    from hnloader.demo import language_model_folder
     from hnloader.generation import find_file, load_hypernetworks
     from hnloader.language_models import load_language_model
     from hnloader.writing import WritingSettings, chat_prompt
@@ -97,12 +99,12 @@ def write(
     tags = [read_hypernet(text) for text in hypernet or []]
     factors = None if sweep is None else read_factors(sweep)
     _check(tags, factors)
-    library = hypernetwork_library(hypernet_dir)
+    library = hypernetwork_library(hypernet_dir, texts=True)
     for tag in tags:  # before the model is loaded
         find_file(tag.name, library)
     given = _read_stdin() if prompt == _STDIN else prompt
     with stderr().status("Loading the model ..."):
-        language = load_language_model(model, device=device, dtype=dtype)
+        language = load_language_model(model or language_model_folder(), device=device, dtype=dtype)
         applied = load_hypernetworks(tags, library, paths=True)
     if seed is None:
         seed = secrets.randbelow(_LARGEST_SEED)

@@ -14,26 +14,38 @@ from hnloader.ui.page_host import TextRequest
 if TYPE_CHECKING:
     from hnloader.language_models import LanguageModel
 
-__all__ = ["LanguageWriter"]
+__all__ = ["BUNDLED_WRITER", "LanguageWriter"]
+
+BUNDLED_WRITER = "the bundled language model"
 
 
 class LanguageWriter:
     """`Writer` for language models. It loads a model for its first text, one at a time.
 
     Args:
-        models: Models to choose from by name, as `hnloader.language_models.load_language_model` takes them.
+        models: Models to choose from, as `hnloader.language_models.load_language_model` takes them. The bundled one is
+            added.
         device: See `load_language_model`.
         dtype: See `load_language_model`.
     """
 
-    def __init__(self, models: dict[str, str | Path], *, device: str = "auto", dtype: str = "auto") -> None:
-        self._sources, self._device, self._dtype = models, device, dtype
+    def __init__(self, models: Sequence[str], *, device: str = "auto", dtype: str = "auto") -> None:
+        from hnloader.demo import language_model_folder
+
+        self._sources: dict[str, str | Path] = {model: model for model in models}
+        self._sources[BUNDLED_WRITER] = language_model_folder()
+        self._device, self._dtype = device, dtype
         self._loaded: tuple[str, LanguageModel] | None = None
         self._lock = threading.Lock()
 
     def models(self) -> Sequence[str]:
-        """Return the names of the models."""
+        """Return the given names, then the bundled model's."""
         return tuple(self._sources)
+
+    @property
+    def example(self) -> str:
+        """The beginning of a text that the first model can continue."""
+        return "This is a story about Mara and a lantern." if len(self._sources) == 1 else "Once upon a time"
 
     def write(self, request: TextRequest, on_text: Callable[[str], None]) -> None:
         """Write a text. Other callers wait for their turn."""

@@ -119,6 +119,11 @@ class TextRequest:
 class Writer(Protocol):
     """Writes texts for Write. The page calls `write` from its own thread."""
 
+    @property
+    def example(self) -> str:
+        """The beginning of a text that the first model can continue."""
+        ...
+
     def models(self) -> Sequence[str]:
         """Names to choose from. The first one is the default."""
         ...

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from hnloader.cli.app import app
 from hnloader.cli.ui_command import _folders, _models
-from hnloader.demo import hypernetwork_paths, pipeline_folder
+from hnloader.demo import hypernetwork_paths, pipeline_folder, text_hypernetwork_paths
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,9 @@ def test_refuses_bad_options_before_starting(arguments: list[str], code: int, fa
     assert fact in re.sub(r"[\s│]+", " ", result.output)
 
 
-def test_the_default_folders_are_the_users_and_the_bundled_one(tmp_path: Path) -> None:
-    assert _folders(None) == [Path("hypernetworks"), hypernetwork_paths()["outline"].parent]
+def test_the_default_folders_are_the_users_and_the_bundled_ones(tmp_path: Path) -> None:
+    bundled = [hypernetwork_paths()["outline"].parent, text_hypernetwork_paths()["past"].parent]
+    assert _folders(None) == [Path("hypernetworks"), *bundled]
     assert _folders([tmp_path]) == [tmp_path]
 
 

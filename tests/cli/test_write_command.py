@@ -67,6 +67,23 @@ def test_the_text_follows_the_prompt(run: Any, llm: Path, style: Path) -> None:
     assert run("-", "-H", f"{style}:0.8", input="the cat\n").stdout == result.stdout
 
 
+def test_without_a_model_the_bundled_one_writes(run: Any) -> None:
+    given = [
+        "write",
+        "This is a story about Mara and a lantern.",
+        "--seed",
+        "1",
+        "--max-tokens",
+        "12",
+        "--device",
+        "cpu",
+    ]
+    plain, styled = (CliRunner().invoke(app, [*given, *more]) for more in ([], ["--hypernet", "past"]))
+    assert plain.exit_code == styled.exit_code == 0, styled.output
+    assert plain.stdout.startswith("This is a story about Mara and a lantern. ")
+    assert styled.stdout != plain.stdout
+
+
 def test_several_files_are_chained(run: Any, style: Path) -> None:
     one = run("the cat", "-H", f"{style}:0.5").stdout
     assert run("the cat", "-H", f"{style}:0.5", "-H", f"{style}:-1").stdout != one

@@ -25,7 +25,6 @@ __all__ = ["MOST_TOKENS", "build"]
 MOST_TOKENS = 2000
 _MOST_CHARACTERS = 20_000  # of a prompt
 _MOST_STRENGTH = 10.0
-_EXAMPLE = "Once upon a time"
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,9 @@ def build(catalog: Catalog, writer: Writer, root: Any) -> Any:
     with make("Row", equal_height=False):
         with make("Column", scale=4, min_width=340):
             hint = "The beginning of the text"
-            prompt = textbox("Prompt", "hnl-write-prompt", lines=3, max_lines=12, placeholder=hint, value=_EXAMPLE)
+            prompt = textbox(
+                "Prompt", "hnl-write-prompt", lines=3, max_lines=12, placeholder=hint, value=writer.example
+            )
             run, cancel = run_and_cancel("Write", "hnl-write")
             with make("Row"):
                 file = make(

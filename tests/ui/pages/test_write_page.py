@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 import hnloader
 from hnloader.errors import CancelledError, HypernetworkError
 from hnloader.language_models import load_language_model
-from hnloader.ui.language_writer import LanguageWriter
+from hnloader.ui.language_writer import BUNDLED_WRITER, LanguageWriter
 from hnloader.ui.page_host import TextRequest
 from hnloader.ui.pages.write_page import MOST_TOKENS, _Write
 from hnloader.writing import WritingSettings, write_text
@@ -40,9 +40,9 @@ def voice(tmp_path: Path) -> Path:
 
 
 def test_the_writer_leaves_the_model_alone(llm: Path, voice: Path) -> None:
-    writer = LanguageWriter({"llm": llm}, device="cpu")
+    writer = LanguageWriter([str(llm)], device="cpu")
     parts: list[str] = []
-    request = TextRequest("the cat", "llm", ((voice, 0.5),), 8, 0.8, 3)
+    request = TextRequest("the cat", str(llm), ((voice, 0.5),), 8, 0.8, 3)
     writer.write(request, parts.append)
     language = load_language_model(llm, device="cpu")
     settings = WritingSettings(8, 0.8, 3)
@@ -59,6 +59,14 @@ def test_the_writer_leaves_the_model_alone(llm: Path, voice: Path) -> None:
     assert "".join(plain) == write_text(language, "the cat", settings)
     with raises(HypernetworkError, "'other'"):
         writer.write(dataclasses.replace(request, model="other"), parts.append)
+
+
+def test_the_bundled_model_is_offered_last(llm: Path) -> None:
+    assert LanguageWriter([str(llm)]).models() == (str(llm), BUNDLED_WRITER)
+    alone = LanguageWriter([], device="cpu")
+    parts: list[str] = []
+    alone.write(TextRequest(alone.example, BUNDLED_WRITER, max_tokens=5), parts.append)
+    assert "".join(parts).strip()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +93,7 @@ def test_values_of_hand_made_requests(place: int, value: Any, fact: str) -> None
 
 @pytest.mark.slow
 def test_a_text_with_and_without(host_of: Any, server_for: Any, open_page: Any, llm: Path, voice: Path) -> None:
-    writer = LanguageWriter({"llm": llm}, device="cpu")
+    writer = LanguageWriter([str(llm)], device="cpu")
     host = dataclasses.replace(host_of(voice.parent), writer=writer, pages=("write", "library"))
     page = open_page(server_for(host).url)
     turn_to(page, "Write")
