@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hnloader.files import make_folder, replacing_together
+from hnloader.formats.safetensors import write_tensors
 
 WEIGHTS_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
 # Between it and the name of the part is the name of the layer in the model.
@@ -63,6 +63,6 @@ def write_peft_folder(
     make_folder(folder)
     paths = (folder / WEIGHTS_NAME, folder / CONFIG_NAME)
     with replacing_together(dict.fromkeys(paths, ()), overwrite=overwrite) as (weights, settings):
-        save_file(tensors, weights, metadata={"format": "pt", **metadata})
+        write_tensors(weights, tensors, {"format": "pt", **metadata})
         settings.write_text(json.dumps(config, indent=2), encoding="utf-8")
     return paths[0].stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def model_of(folder: Path, family: str) -> LanguageModel:
     return load_language_model(save_language_model(folder / family, family), device="cpu")
 
 
+def umask() -> int:
+    present = os.umask(0)
+    os.umask(present)
+    return present
+
+
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(IDS).logits  # type: ignore[no-any-return]
@@ -67,6 +74,9 @@ def test_an_affine_hypernetwork_is_exact(family: str, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "here"
     assert len(config["target_modules"]) == (4 if family == "llama" else 2)
+    # The safetensors library writes files that other users cannot read.
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "lora").iterdir()}
+    assert modes == {0o666 & ~umask()}
 
 
 def test_the_error_of_others_is_stated(tmp_path: Path) -> None:
