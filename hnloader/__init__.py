@@ -13,6 +13,7 @@ hnloader.save(hn, "style.safetensors")  # or .pt, which every webui loads
 info = hnloader.inspect("style.pt")  # reads the header only
 
 hnloader.train({"model": "sd15/", "images": "images/", "output": "style.pt"})  # or a YAML file
+hn = hnloader.predict("images/")  # without training, for the bundled pipeline or with your own predictor
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from hnloader.inspection import FileInfo, inspect
     from hnloader.loading import load, save
     from hnloader.network import Architecture, Hypernetwork
+    from hnloader.prediction.predicting import predict
     from hnloader.scopes import Scope
     from hnloader.training import train
 
@@ -96,6 +98,7 @@ __all__ = [
     "inspect",
     "load",
     "merge",
+    "predict",
     "save",
     "train",
 ]
@@ -110,6 +113,7 @@ _LAZY = {
     "hnloader.inspection": ("FileInfo", "inspect"),
     "hnloader.loading": ("load", "save"),
     "hnloader.network": ("Architecture", "Hypernetwork"),
+    "hnloader.prediction.predicting": ("predict",),
     "hnloader.scopes": ("Scope",),
     "hnloader.training": ("train",),
 }

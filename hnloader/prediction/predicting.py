@@ -25,6 +25,8 @@ from hnloader.training.denoiser import Denoiser
 from hnloader.training.pixels import load_sample
 from hnloader.units import counted
 
+__all__ = ["predict"]
+
 Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 
 MOST_IMAGES = 20
@@ -147,6 +149,15 @@ def predict(
         NoMatchingSitesError: The model has none of the attention layers of the hypernetworks.
         ModelError: The model cannot be loaded.
         HypernetworkError: The predictor cannot be read, or `mix` is out of range.
+
+    Example:
+        >>> import tempfile
+        >>> import hnloader
+        >>> from hnloader.demo.drawing import draw_images
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     hn = hnloader.predict(draw_images("blueprint", folder, count=4), device="cpu")
+        >>> hn.widths
+        (64, 96, 112, 128)
     """
     stored = load_predictor(predictor_path() if predictor is None else predictor)
     loaded = load_model(pipeline_folder() if model is None else model, device=device, dtype="float32")

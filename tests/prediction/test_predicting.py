@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import hnloader
+from hnloader.demo.random_styles import draw_styles
 from hnloader.errors import DatasetError, HypernetworkError, NoMatchingSitesError, OtherModelError
 from hnloader.files import sha256_of
 from hnloader.pipelines import load_model
-from hnloader.prediction.predicting import MOST_IMAGES, StylePredictor, predict
+from hnloader.prediction.predicting import MOST_IMAGES, StylePredictor
 from hnloader.prediction.predictor_file import load_predictor
 from tests.support.errors import raises
 from tests.support.predictors import save_style
@@ -140,9 +141,16 @@ def test_another_training_of_the_model_is_noted(predictor: StylePredictor, tiny_
 
 
 def test_predict_loads_the_predictor_and_the_model(tiny_model: Path, tiny_predictor: Path, images: Path) -> None:
-    hn = predict(images / "0.png", model=tiny_model, predictor=tiny_predictor, device="cpu")
+    hn = hnloader.predict(images / "0.png", model=tiny_model, predictor=tiny_predictor, device="cpu")
     assert hn.widths == (16, 24)
     (images / "broken.png").write_text("no image")
     with pytest.warns(UserWarning, match=r"broken\.png"):
         given = [images / "0.png", images / "broken.png"]
-        predict(given, model=tiny_model, predictor=tiny_predictor, device="cpu")
+        hnloader.predict(given, model=tiny_model, predictor=tiny_predictor, device="cpu")
+
+
+def test_the_bundled_predictor_needs_only_images(tmp_path: Path) -> None:
+    folder = draw_styles(tmp_path, styles=1, images=4, seed=142) / "00000"
+    hn = hnloader.predict(folder, device="cpu")
+    assert hn.widths == (64, 96, 112, 128)
+    assert hn.metadata["predictor"] == "predictor.safetensors"
