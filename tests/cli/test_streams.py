@@ -33,6 +33,8 @@ VERBS: dict[str, list[str]] = {
     "write": ["--help"],
     "explain": ["--help"],
     "train": ["--init"],
+    "predict": ["--help"],
+    "train-predictor": ["--help"],
     "dataset check": ["--help"],
     "compare": ["--help"],
     "demo": ["--help"],
