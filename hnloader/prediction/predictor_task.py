@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 _MOST_VALIDATION_STYLES = 12
 # Images of a style in a preview, and in the report.
 _REFERENCES = 4
-# Share of the validation styles whose images count as related.
-_RELATED = 0.95
 
 
 class PredictorTask(Task):
@@ -142,15 +141,21 @@ class PredictorTask(Task):
 
     @torch.no_grad()
     def _about(self, step: int) -> About:
-        spreads = [spread_of(self._emit(self._references(style).unsqueeze(1))) for style in self.validation_styles]
         return About(
             model=self.model.name,
             resolution=self.resolution,
             step=step,
             styles=len(self.styles),
-            spread=sorted(spreads)[int(_RELATED * (len(spreads) - 1))] if spreads else 0.0,
+            spread=self._usual_spread() if self.validation_styles else 0.0,
             training=schema.plain(self.config),
         )
+
+    def _usual_spread(self) -> float:
+        """Return a spread halfway between that of the images of one style and that of different styles."""
+        images = [self._references(style) for style in self.validation_styles]
+        within = statistics.median(spread_of(self._emit(each.unsqueeze(1))) for each in images)
+        between = spread_of(self._emit(torch.stack([each[0] for each in images]).unsqueeze(1)))
+        return (within + between) / 2
 
 
 def _scopes(config: Config, denoiser: Denoiser) -> Sequence[Scope]:
