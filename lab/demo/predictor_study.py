@@ -221,12 +221,12 @@ class Study:
         return found
 
     def speed(self, subject: Subject) -> tuple[float, bool]:
-        """Return the median milliseconds of a prediction, and whether two have the same bits."""
+        """Return the median milliseconds of processor time of a prediction, and whether two have the same bits."""
         given, times, made = self.references(subject, 0), [], []
         for _ in range(9):
-            start = time.perf_counter()
+            start = time.process_time()
             made.append(self.predictor.predict(given).hypernetwork)
-            times.append(1000 * (time.perf_counter() - start))
+            times.append(1000 * (time.process_time() - start))
         pairs = zip(made[0].parameters(), made[-1].parameters(), strict=True)
         return statistics.median(times), all(torch.equal(one, other) for one, other in pairs)
 
@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "speed" in chosen.parts:
         milliseconds, identical = study.speed(measured[0])
         bits = "the same bits" if identical else "other bits"
-        print(f"prediction from {REFERENCES} images: {milliseconds:.0f} ms; {bits} each time")
+        print(f"prediction from {REFERENCES} images: {milliseconds:.0f} ms of processor time; {bits} each time")
     if "one-shot" in chosen.parts:
         print_one_shot(study, measured, chosen.draws)
         if chosen.grid is not None:
