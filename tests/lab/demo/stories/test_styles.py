@@ -26,7 +26,8 @@ from lab.demo.stories.writer import UNITS
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(styles, "SETTINGS", {**styles.SETTINGS, "steps": 2})
+    short = {name: {**settings, "steps": 2} for name, settings in styles.RECIPES.items()}
+    monkeypatch.setattr(styles, "RECIPES", short)
 
 
 def test_shares() -> None:
