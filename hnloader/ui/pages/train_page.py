@@ -204,6 +204,7 @@ class _Train:
             runs = self._runs()
             if not name:
                 raise HypernetworkError("Training runs: none selected. Select one first.")
+            self._require_packages(runs)
             if runs.running():
                 raise HypernetworkError("A training run is in progress. Wait for it, or stop it.")
             files = runs.files(name)
