@@ -156,17 +156,17 @@ class _Job:
         """Return the changes with the best factors, in their stored dtype."""
         if not self._improved:
             return self._fitted
+        dtype = next(change.down.dtype for change in self._fitted if change.down is not None)
         return [
-            replace(change, down=(down @ inverse).to(change.down), up=up.to(change.up))
+            replace(change, down=(down @ inverse).cpu().to(dtype), up=up.cpu().to(dtype))
             for change, (down, up), inverse in zip(self._changes, self._best, self._inverses, strict=True)
-            if change.down is not None and change.up is not None
         ]
 
-    def _add(self, change: LayerChange, moment: Tensor) -> None:
+    def _add(self, change: LayerChange, moment: Tensor, *, whitened: bool = False) -> None:
         """Add a change to learn, given the second moment of the inputs of its projection.
 
         The inputs have a variance of very different sizes in different directions. `down` is learned for inputs of
-        variance 1 in all of them: root root^T is the second moment.
+        variance 1 in all of them: root root^T is the second moment. With `whitened`, it is already for such inputs.
         """
         assert change.down is not None and change.up is not None
         unseen = _RIDGE * moment.diagonal().mean().clamp_min(1e-12)
@@ -174,7 +174,8 @@ class _Job:
         root = torch.linalg.cholesky(moment + unseen * eye).float().to(self._device)
         self._changes.append(change)
         self._inverses.append(torch.linalg.inv(root))
-        down = change.down.float().to(self._device) @ root
+        down = change.down.float().to(self._device)
+        down = down if whitened else down @ root
         up = change.up.float().to(self._device).clone()
         self._factors.append((nn.Parameter(down), nn.Parameter(up)))
         self._best = self._copy()
@@ -200,8 +201,8 @@ class _Job:
         count: dict[nn.Module, int] = {}
 
         def observe(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0].flatten(0, -2).double()
-            moments[module] = moments.get(module, 0.0) + x.T @ x
+            x = inputs[0].flatten(0, -2).float()
+            moments[module] = moments.get(module, 0.0) + (x.T @ x).cpu().double()  # some GPUs lack float64
             count[module] = count.get(module, 0) + len(x)
 
         with contextlib.ExitStack() as stack, self._applied(self._factors):
@@ -213,13 +214,11 @@ class _Job:
         for (site, name), module in modules.items():
             moment = moments[module] / count[module]
             weight: Any = module.get_parameter("weight")
-            random = torch.randn(_OTHER_RANK, weight.shape[1], generator=self._generator)
             # Of the size of the fitted factors, for inputs of variance 1.
-            root = torch.linalg.cholesky(moment + _RIDGE * moment.diagonal().mean() * torch.eye(len(moment)).to(moment))
-            down = size * random @ torch.linalg.inv(root).float().cpu()
-            dtype = self._fitted[0].down.dtype if self._fitted[0].down is not None else down.dtype
-            zeros = torch.zeros(weight.shape[0], _OTHER_RANK, dtype=dtype)
-            self._add(LayerChange(site, name, down=down.to(dtype), up=zeros), moment)
+            down = size * torch.randn(_OTHER_RANK, weight.shape[1], generator=self._generator)
+            zeros = torch.zeros(weight.shape[0], _OTHER_RANK)
+            self._add(LayerChange(site, name, down=down, up=zeros), moment, whitened=True)
+            del moments[module]
 
     @contextlib.contextmanager
     def model(self) -> Iterator[None]:
