@@ -12,7 +12,6 @@ import torch
 
 from hnloader import HypernetworkError, LoraOptions
 from hnloader.conversion.lora import export_lora, refining
-from hnloader.demo import hypernetwork_paths, pipeline_folder
 from hnloader.network import Architecture, Hypernetwork
 from tests.support.lora_models import QUICK, Pipelines, make_random, read, simulate_refining
 from tests.support.small_models import WIDTHS, make_unet
@@ -124,23 +123,6 @@ def test_impossible_settings_are_refused(changes: dict[str, Any]) -> None:
 def test_a_short_time_is_reported(tmp_path: Path, pipelines: Pipelines) -> None:
     made = export_lora(curved(), pipelines("sd1"), tmp_path / "x.safetensors", options(refine=0.01))
     assert made.refinement is None and "more minutes" in made.warnings[0]
-
-
-@pytest.mark.slow
-def test_images_of_the_bundled_halftone_come_closer(tmp_path: Path) -> None:
-    """With a simulated clock, so that the number of steps does not depend on the machine."""
-    halftone, differences = hypernetwork_paths()["halftone"], []
-    for minutes in (0, 4):
-        made = export_lora(
-            halftone,
-            pipeline_folder(),
-            tmp_path / f"{minutes}.safetensors",
-            LoraOptions(refine=minutes),
-            grid=tmp_path / f"{minutes}.png",
-        )
-        assert made.image_differences is not None
-        differences.append(made.image_differences["converted"])
-    assert differences[1] < 0.9 * differences[0]
 
 
 def test_float16_files_hold_refined_factors(tmp_path: Path, pipelines: Pipelines) -> None:
