@@ -30,7 +30,7 @@ from hnloader.conversion.lora.lora_options import LoraOptions
 from hnloader.conversion.lora.lora_sources import Item, check_mixing, load_applications
 from hnloader.conversion.lora.peft_folder import CONFIG_NAME, WEIGHTS_NAME, write_peft_folder
 from hnloader.errors import HypernetworkError
-from hnloader.files import check_free
+from hnloader.files import check_free, read_regular
 from hnloader.language_models import LanguageModel
 from hnloader.network import SIDES, Hypernetwork, SideName
 from hnloader.writing import WritingSettings, prompt_tokens, write_text
@@ -270,7 +270,7 @@ def _prompts(given: Any) -> Sequence[str]:
         return ("",)
     if isinstance(given, (str, os.PathLike)):
         try:
-            given = Path(given).read_text(encoding="utf-8-sig").splitlines()
+            given = read_regular(given).decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise HypernetworkError(f"{given}: cannot read the prompts ({error}). Save them as UTF-8.") from error
     found = [line for line in given if line.strip()]

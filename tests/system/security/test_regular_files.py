@@ -31,8 +31,6 @@ ALLOWED = {
     "hnloader/cli/streams.py": {"open": "the null device", "os.open": "the null device"},
     "hnloader/ui/markup.py": {"files('hnloader.ui').joinpath('style.css').read_text": "of the package"},
     "hnloader/images.py": {"Image.open": "bytes"},
-    "hnloader/embeddings/embedding_images.py": {"read_text": "of `hnloader.images`"},
-    "hnloader/infotext.py": {"read_text": "of `hnloader.images`"},
     "hnloader/cli/ui_command.py": {"webbrowser.open": "no file"},
     "hnloader/formats/torch_zip.py": {"archive.open": "a member"},
     "extension/panel.py": {"_STYLE.read_text": "of the extension"},
@@ -167,7 +165,8 @@ def _openings() -> Iterator[tuple[str, str]]:
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if name.rpartition(".")[2] in ("open", "read_text", "read_bytes", "fdopen"):
+            method = name.rpartition(".")[2] if "." in name else ""
+            if name == "open" or method in ("open", "read_text", "read_bytes", "fdopen"):
                 yield path.relative_to(ROOT).as_posix(), name
 
 
