@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import hnloader
+from hnloader.embeddings import load_embedding
 from hnloader.files import TEMPORARY_SUFFIX
 from tests.support.mixed import Mixed, make_mixed
 
@@ -45,7 +46,7 @@ def watched(folder: Path) -> Iterator[list[str]]:
                 if path not in seen:
                     seen.add(path)
                     try:
-                        hnloader.load(path)
+                        load_embedding(path) if path.name.startswith("embedding") else hnloader.load(path)
                     except Exception as error:
                         wrong.append(f"{path}: {error}")
 
@@ -90,14 +91,17 @@ def test_a_run_killed_many_times_completes(tmp_path: Path) -> None:
     assert ended.returncode == 3, ended.stderr
     assert hidden(tmp_path) == []
     entries = {Path(entry["source"]): entry for entry in json.loads(report.read_text())}
-    assert len(entries) == len(mixed.good) + len(mixed.broken) + len(mixed.others)
+    converted = [*mixed.good, *mixed.embeddings]
+    assert len(entries) == len(converted) + len(mixed.broken) + len(mixed.others)
     # What was done before the last run was not done again.
     assert {path: path.stat().st_mtime_ns for path in done_before} == done_before
     assert sum(entry["outcome"] == "up to date" for entry in entries.values()) == len(done_before)
-    for path in mixed.good:
+    for path in converted:
         assert entries[path]["outcome"] in ("converted", "up to date")
         target = Path(entries[path]["target"])
         assert target == (new / path.relative_to(mixed.folder)).with_suffix(".safetensors")
+    for path in mixed.good:
+        target = Path(entries[path]["target"])
         assert hnloader.inspect(target).metadata == hnloader.inspect(path).metadata
     for path, reason in mixed.broken.items():
         assert entries[path]["outcome"] == "failed"
@@ -106,5 +110,5 @@ def test_a_run_killed_many_times_completes(tmp_path: Path) -> None:
     for path, reason in mixed.others.items():
         assert entries[path]["outcome"] == "skipped"
         assert reason in entries[path]["reason"]
-    assert len(list(new.rglob("*.safetensors"))) == len(mixed.good)
+    assert len(list(new.rglob("*.safetensors"))) == len(converted)
     assert {path: path.read_bytes() for path in mixed.good} == before  # sources are as they were

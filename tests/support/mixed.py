@@ -102,23 +102,23 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "lora": (lora, "a LoRA"),
     "checkpoint": (checkpoint, "a full checkpoint"),
-    "embedding": (embedding, "a textual-inversion embedding"),
     "folder": (folder, "a folder"),
 }
 
 
 @dataclass
 class Mixed:
-    """The files in the folder: the good ones, and the others with a part of their error."""
+    """The files in the folder: the good ones, the embeddings, and the others with a part of their error."""
 
     folder: Path
     good: list[Path] = field(default_factory=list)
+    embeddings: list[Path] = field(default_factory=list)
     broken: dict[Path, str] = field(default_factory=dict)
     others: dict[Path, str] = field(default_factory=dict)
 
 
 def make_mixed(place: Path, good: int, *, broken: int = 1, others: int = 1, seed: int = 0) -> Mixed:
-    """`good` tiny hypernetworks of every era, `broken` of each broken kind and `others` of each other kind.
+    """`good` tiny hypernetworks of every era, `broken` of each broken kind, `others` of each other kind, and embeddings.
 
     They are in several folders, under names with spaces, letters of many languages, and of upper and lower case.
     """
@@ -134,6 +134,10 @@ def make_mixed(place: Path, good: int, *, broken: int = 1, others: int = 1, seed
         sides = make_sides(recipe, (4,), old_names=era in ("nai", "2022-10-11"), seed=number)
         path = random_numbers.choice(places) / f"style {number} é.pt"
         mixed.good.append(write(path, tree(sides, metadata(recipe, era, step=number)), legacy=number % 7 == 0))
+    for number in range(others):
+        path = random_numbers.choice(places) / f"embedding-{number}.pt"
+        embedding(path)
+        mixed.embeddings.append(path)
     for kinds, count, told in ((BROKEN, broken, mixed.broken), (OTHERS, others, mixed.others)):
         for name, (make, reason) in kinds.items():
             for number in range(count):
