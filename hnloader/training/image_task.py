@@ -65,10 +65,10 @@ class ImageTask(Task):
         # Before any hooks: they change the names of the UNet's weights.
         self.model_hash, self.data_hash = denoiser.fingerprint("unet"), dataset.fingerprint()
         self.device, self.dtype = denoiser.device, denoiser.dtype
-        self.notes = tuple(dataset.remarks(config.data))
         self._plain: list[Image] | None = None
         self.adapter = _ADAPTERS[config.method](config, denoiser)
         self._set_up_data()
+        self.notes = tuple(dataset.remarks(config.data))  # the captions were checked
 
     def _set_up_data(self) -> None:
         config, denoiser, images = self.config, self.denoiser, self.dataset.images

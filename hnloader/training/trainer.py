@@ -290,7 +290,8 @@ class Trainer:
     def _check_divergence(self, step: int) -> None:
         """Raise DivergedError if the newest validation losses are far above the initial one."""
         first, newest = self.state.initial_loss, validation_losses(self.state)[-_DIVERGED_VALIDATIONS:]
-        if first is None or len(newest) < _DIVERGED_VALIDATIONS:
+        # The loss in a state can be anything; no loss before the first step is 0 or less.
+        if first is None or not first > 0 or len(newest) < _DIVERGED_VALIDATIONS:
             return
         if all(loss > _DIVERGED_RATIO * first or not math.isfinite(loss) for loss, _ in newest):
             loss, best = newest[-1][0], self.state.best

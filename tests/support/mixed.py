@@ -118,7 +118,7 @@ class Mixed:
 
 
 def make_mixed(place: Path, good: int, *, broken: int = 1, others: int = 1, seed: int = 0) -> Mixed:
-    """`good` tiny hypernetworks of every era, `broken` of each broken kind, `others` of each other kind, and embeddings.
+    """`good` tiny hypernetworks of every era, `broken` of each broken kind, `others` of each other kind and embeddings.
 
     They are in several folders, under names with spaces, letters of many languages, and of upper and lower case.
     """
