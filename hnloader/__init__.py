@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from hnloader.inspection import FileInfo, inspect
     from hnloader.loading import load, save
     from hnloader.network import Architecture, Hypernetwork
-    from hnloader.prediction.predicting import predict
+    from hnloader.prediction import predict
     from hnloader.scopes import Scope
     from hnloader.training import train
 
@@ -113,7 +113,7 @@ _LAZY = {
     "hnloader.inspection": ("FileInfo", "inspect"),
     "hnloader.loading": ("load", "save"),
     "hnloader.network": ("Architecture", "Hypernetwork"),
-    "hnloader.prediction.predicting": ("predict",),
+    "hnloader.prediction": ("predict",),
     "hnloader.scopes": ("Scope",),
     "hnloader.training": ("train",),
 }

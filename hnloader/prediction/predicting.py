@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,21 +10,18 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from hnloader.demo import pipeline_folder, predictor_path
 from hnloader.errors import DatasetError, HypernetworkError
 from hnloader.files import expanded, sha256_of
 from hnloader.network import Hypernetwork
-from hnloader.pipelines import Model, load_model
+from hnloader.pipelines import Model
 from hnloader.prediction.model_sample import check_model
 from hnloader.prediction.predictor import Emitted, spread_of
-from hnloader.prediction.predictor_file import StoredPredictor, load_predictor
+from hnloader.prediction.predictor_file import StoredPredictor
 from hnloader.training.config import DataConfig
 from hnloader.training.dataset import Problem, TrainingImage, image_files, read_images
 from hnloader.training.denoiser import Denoiser
 from hnloader.training.pixels import load_sample
 from hnloader.units import counted
-
-__all__ = ["predict"]
 
 Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
 
@@ -117,54 +113,6 @@ class StylePredictor:
             return None
         mean, _ = self._denoiser.encode_image(sample)
         return mean.to(self._denoiser.device)
-
-
-def predict(
-    images: Images,
-    *,
-    model: str | os.PathLike[str] | None = None,
-    predictor: str | os.PathLike[str] | None = None,
-    toward: Images | None = None,
-    mix: float = 0.5,
-    name: str = "style",
-    device: str = "auto",
-) -> Hypernetwork:
-    """Predict a hypernetwork from 1 to 20 images of a style, without training.
-
-    Args:
-        images: A folder, a file, or several files. Of more than 20 images, the first 20 count.
-        model: A diffusers folder, a checkpoint or a name on the Hugging Face Hub. Default: the bundled pipeline.
-        predictor: A file that `hnloader train-predictor` wrote for this model. Default: that of the bundled pipeline.
-        toward: Images of a second style, to mix both. Default: None.
-        mix: Share of the second style, 0 to 1. Default: 0.5.
-        name: Name of the hypernetwork. Default: "style".
-        device: "auto", "cpu", "cuda", ... Default: a GPU, if any.
-
-    Returns:
-        The hypernetwork. Its metadata names the predictor and the images. Notes are issued as warnings.
-
-    Raises:
-        DatasetError: None of the images is usable.
-        OtherModelError: The predictor is for another model, or is another kind of file.
-        NoMatchingSitesError: The model has none of the attention layers of the hypernetworks.
-        ModelError: The model cannot be loaded.
-        HypernetworkError: The predictor cannot be read, or `mix` is out of range.
-
-    Example:
-        >>> import tempfile
-        >>> import hnloader
-        >>> from hnloader.demo.drawing import draw_images
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     hn = hnloader.predict(draw_images("blueprint", folder, count=4), device="cpu")
-        >>> hn.widths
-        (64, 96, 112, 128)
-    """
-    stored = load_predictor(predictor_path() if predictor is None else predictor)
-    loaded = load_model(pipeline_folder() if model is None else model, device=device, dtype="float32")
-    found = StylePredictor(stored, loaded).predict(images, toward=toward, mix=mix, name=name)
-    for note in found.notes:
-        warnings.warn(note, stacklevel=2)
-    return found.hypernetwork
 
 
 def read_style(images: Images) -> tuple[list[TrainingImage], list[str]]:

@@ -329,7 +329,7 @@ def _details(files: TrainingFiles, shortened: Callable[[str], str]) -> str:
         return ""
     drawn = f'<div class="hnl-curves">{loss_curves(status.history)}</div>' if len(status.history) > 1 else ""
     table = markup.table(_rows(files, status, shortened))
-    previews = "".join(map(_previews, (files.strengths, files.previews)))
+    previews = _previews(files.strengths, "by strength") + _previews(files.previews, "by step")
     return f'<div class="hnl-details">{table}{drawn}{previews}</div>'
 
 
@@ -349,7 +349,7 @@ def _rows(files: TrainingFiles, status: Status, shortened: Callable[[str], str])
         yield "Report", f"<code>{markup.escaped(report.relative_to(files.folder.parent.parent).as_posix())}</code>"
 
 
-def _previews(path: Path) -> str:
+def _previews(path: Path, order: str) -> str:
     """Return the tiled previews as a data URL, so that the server needs no file access."""
     try:
         image = read_image(path, OWN_PREVIEWS).image
@@ -359,7 +359,7 @@ def _previews(path: Path) -> str:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="hnl-previews" alt="preview images by step" src="data:image/jpeg;base64,{data}">'
+    return f'<img class="hnl-previews" alt="preview images {order}" src="data:image/jpeg;base64,{data}">'
 
 
 def _duration(seconds: float) -> str:

@@ -81,7 +81,8 @@ def test_start_watch_stop_resume_and_use_a_training(
     turn_to_train(page)
     status, details = page.locator("#hnl-train-status"), page.locator("#hnl-train-details")
     expect(status.get_by_role("progressbar")).to_contain_text("of 5,000")
-    expect(details.locator("img.hnl-previews")).to_be_visible()
+    for order in ("strength", "step"):
+        expect(details.get_by_alt_text(f"preview images by {order}")).to_be_visible()
     expect(details.locator("svg polyline")).to_have_count(2)
     expect(details).to_contain_text("Validation loss")
     page.locator("#hnl-train-stop").click()
