@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConfigArgument",
+    "InitOption",
     "PresetOption",
+    "RestartOption",
+    "ResumeOption",
     "SetOption",
+    "StatusOption",
+    "StepsOption",
     "parse_settings",
     "print_status",
     "run_training",
@@ -45,6 +50,17 @@ SetOption = Annotated[
         "--set", help="Set anything: --set data.random_flip=false --set learning_rate=5e-5.", show_default=False
     ),
 ]
+InitOption = Annotated[
+    bool, typer.Option("--init", help="Print a commented configuration with every setting, and exit.")
+]
+StepsOption = Annotated[int | None, typer.Option(help="Number of training steps.", show_default=False)]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume from the newest saved state.")]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Discard an earlier training run of this output and start over.")
+]
+StatusOption = Annotated[
+    bool, typer.Option("--status", help="Print the progress of the training run of this output, and exit.")
+]
 
 _EXIT_INTERRUPTED = 130
 # Seconds between two lines of progress without a terminal.
@@ -54,9 +70,7 @@ _LINE_INTERVAL = 30.0
 @reports_errors
 def train(
     config: ConfigArgument = None,
-    init: Annotated[
-        bool, typer.Option("--init", help="Print a commented configuration with every setting, and exit.")
-    ] = False,
+    init: InitOption = False,
     preset: PresetOption = "style",
     model: Annotated[
         str | None,
@@ -76,22 +90,18 @@ def train(
         ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="hypernetwork, embedding or lora.", show_default=False)] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of training steps.", show_default=False)] = None,
+    steps: StepsOption = None,
     start: Annotated[
         str | None,
         typer.Option(help="File to train further, or `predict` to predict one from the images.", show_default=False),
     ] = None,
     set_: SetOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest saved state.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard an earlier training run of this output and start over.")
-    ] = False,
+    resume: ResumeOption = False,
+    restart: RestartOption = False,
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Try several learning rates for a minute, print the best, and exit.")
     ] = False,
-    status: Annotated[
-        bool, typer.Option("--status", help="Print the progress of the training run of this output, and exit.")
-    ] = False,
+    status: StatusOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a hypernetwork, a textual-inversion embedding or a LoRA on your own images or texts.

@@ -10,7 +10,18 @@ from rich.text import Text
 from hnloader.cli.reporting import reports_errors
 from hnloader.cli.shared_options import DeviceOption
 from hnloader.cli.terminal import stdout
-from hnloader.cli.train_command import ConfigArgument, SetOption, parse_settings, print_status, run_training
+from hnloader.cli.train_command import (
+    ConfigArgument,
+    InitOption,
+    RestartOption,
+    ResumeOption,
+    SetOption,
+    StatusOption,
+    StepsOption,
+    parse_settings,
+    print_status,
+    run_training,
+)
 
 __all__ = ["train_predictor"]
 
@@ -20,9 +31,7 @@ _PRESET = "predictor"
 @reports_errors
 def train_predictor(
     config: ConfigArgument = None,
-    init: Annotated[
-        bool, typer.Option("--init", help="Print a commented configuration with every setting, and exit.")
-    ] = False,
+    init: InitOption = False,
     model: Annotated[
         str | None, typer.Option(help="Diffusers folder, checkpoint or Hub name.", show_default=False)
     ] = None,
@@ -33,15 +42,11 @@ def train_predictor(
         str | None,
         typer.Option("--output", "-o", help="File to write, such as predictor.safetensors.", show_default=False),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of training steps.", show_default=False)] = None,
+    steps: StepsOption = None,
     set_: SetOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest saved state.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Discard an earlier training run of this output and start over.")
-    ] = False,
-    status: Annotated[
-        bool, typer.Option("--status", help="Print the progress of the training run of this output, and exit.")
-    ] = False,
+    resume: ResumeOption = False,
+    restart: RestartOption = False,
+    status: StatusOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a network that predicts hypernetworks from images, for `hnloader predict`.

@@ -26,11 +26,11 @@ from hnloader.conversion.lora.context_samples import ROLES, Layer, Progress
 from hnloader.conversion.lora.export_result import POOR_FIT, Errors, LoraExport
 from hnloader.conversion.lora.fitting import Ranked, fit_context_map, measure, rank_directions
 from hnloader.conversion.lora.lora_chain import Chain, Links
-from hnloader.conversion.lora.lora_options import LoraOptions
+from hnloader.conversion.lora.lora_options import LoraOptions, prompt_lines
 from hnloader.conversion.lora.lora_sources import Item, check_mixing, load_applications
 from hnloader.conversion.lora.peft_folder import CONFIG_NAME, WEIGHTS_NAME, write_peft_folder
 from hnloader.errors import HypernetworkError
-from hnloader.files import check_free, read_regular
+from hnloader.files import check_free
 from hnloader.language_models import LanguageModel
 from hnloader.network import SIDES, Hypernetwork, SideName
 from hnloader.writing import WritingSettings, prompt_tokens, write_text
@@ -269,10 +269,7 @@ def _prompts(given: Any) -> Sequence[str]:
     if given is None:
         return ("",)
     if isinstance(given, (str, os.PathLike)):
-        try:
-            given = read_regular(given).decode("utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise HypernetworkError(f"{given}: cannot read the prompts ({error}). Save them as UTF-8.") from error
+        given = prompt_lines(given)
     found = [line for line in given if line.strip()]
     if not found:
         raise HypernetworkError("Found no prompts. Give at least one.")

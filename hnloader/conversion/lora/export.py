@@ -28,11 +28,11 @@ from hnloader.conversion.lora.fitting import fit_context_map, measure, rank_dire
 from hnloader.conversion.lora.image_grid import image_grid
 from hnloader.conversion.lora.layer_names import NameStyle
 from hnloader.conversion.lora.lora_chain import Chain
-from hnloader.conversion.lora.lora_options import KIND_NAMES, LoraOptions
+from hnloader.conversion.lora.lora_options import KIND_NAMES, LoraOptions, prompt_lines
 from hnloader.conversion.lora.lora_sources import Item, check_family, check_mixing, load_applications
 from hnloader.conversion.lora.refining import refine
 from hnloader.errors import HypernetworkError
-from hnloader.files import check_free, read_regular, replacing_together, same_file
+from hnloader.files import check_free, replacing_together, same_file
 from hnloader.language_models import is_language_model, load_language_model
 from hnloader.network import SIDES, Hypernetwork, SideName
 
@@ -215,13 +215,7 @@ def _prompts(given: Sequence[str] | str | os.PathLike[str] | None, base: BaseMod
         path = Path(given)
     elif base.folder is not None and (base.folder / _OWN_PROMPTS).is_file():
         path = base.folder / _OWN_PROMPTS
-    try:
-        lines = read_regular(path).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HypernetworkError(
-            f"{path}: cannot read the prompts ({error}). Save them as UTF-8, one per line."
-        ) from error
-    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    return tuple(dict.fromkeys(line.strip() for line in prompt_lines(path) if line.strip()))
 
 
 # -- the work

@@ -13,6 +13,7 @@ import torch
 from hnloader.attention.strengths import Strength
 from hnloader.conversion.lora.layer_names import NameStyle
 from hnloader.errors import HypernetworkError
+from hnloader.files import read_regular
 
 __all__ = ["KIND_NAMES", "BiasPlace", "Kind", "LoraOptions", "Rank"]
 
@@ -92,3 +93,13 @@ class LoraOptions:
     def allowed_error(self) -> float:
         """Largest error of keys and values at rank `auto`, relative to the change."""
         return 1 - self.fidelity
+
+
+def prompt_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Return the lines of a file of prompts; raise HypernetworkError if it cannot be read."""
+    try:
+        return read_regular(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HypernetworkError(
+            f"{path}: cannot read the prompts ({error}). Save them as UTF-8, one per line."
+        ) from error
