@@ -66,19 +66,19 @@ def main() -> int:
         metavar="FOLDER[=PYTHON]",
         help="a webui's folder, and its Python; default: venv/bin/python in the folder",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of Stable Diffusion 1")
-    parser.add_argument("--sdxl", type=Path, help="also check this checkpoint of Stable Diffusion XL")
+    parser.add_argument("--checkpoint", type=_existing, required=True, help="a checkpoint of Stable Diffusion 1")
+    parser.add_argument("--sdxl", type=_existing, help="also check this checkpoint of Stable Diffusion XL")
     parser.add_argument(
         "--also",
-        type=Path,
+        type=_existing,
         action="append",
         default=[],
         help="also apply this .pt file, which has only layers and relu",
     )
     parser.add_argument(
-        "--extension", type=Path, action="append", default=[], help="also install the extension in this folder"
+        "--extension", type=_existing, action="append", default=[], help="also install the extension in this folder"
     )
-    parser.add_argument("--control", type=Path, help="also check this ControlNet of Stable Diffusion 1")
+    parser.add_argument("--control", type=_existing, help="also check this ControlNet of Stable Diffusion 1")
     parser.add_argument("--only", default="", help="run checks whose names contain one of these: a,b,c")
     parser.add_argument("--skip", default="", help="skip checks whose names contain one of these: a,b,c")
     parser.add_argument("--keep", type=Path, help="use this new folder, and keep it")
@@ -91,6 +91,13 @@ def main() -> int:
     only, skip = chosen.only.split(","), [part for part in chosen.skip.split(",") if part]
     given = Given(checkpoints, chosen.also, chosen.extension, chosen.control, passed, only, skip)
     return max([check_webui(each, given, chosen.keep) for each in chosen.webuis])
+
+
+def _existing(text: str) -> Path:
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text}: There is no such file or folder.")
+    return path
 
 
 def check_webui(webui: str, given: Given, keep: Path | None) -> int:
