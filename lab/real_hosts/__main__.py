@@ -22,7 +22,7 @@ from pathlib import Path
 import hnloader
 from tests.support.checking import outcome
 
-from . import checks, files, page, variants
+from . import checks, files, neighbors, page, variants
 from .server import Checkout, Server, make_data
 
 MANY, BROKEN = 2000, 50
@@ -39,6 +39,7 @@ class Given:
         also: More hypernetworks.
         extensions: Folders of other extensions to install.
         control: A ControlNet for the extension of AUTOMATIC1111 or Forge.
+        detector: A model for the extension ADetailer.
         arguments: More arguments of the webui.
         only: Parts of the names of checks to run.
         skip: Parts of the names of checks to skip.
@@ -48,6 +49,7 @@ class Given:
     also: list[Path]
     extensions: list[Path]
     control: Path | None
+    detector: Path | None
     arguments: list[str]
     only: list[str]
     skip: list[str]
@@ -79,6 +81,7 @@ def main() -> int:
         "--extension", type=_existing, action="append", default=[], help="also install the extension in this folder"
     )
     parser.add_argument("--control", type=_existing, help="also check this ControlNet of Stable Diffusion 1")
+    parser.add_argument("--detector", type=_existing, help="a model that the extension ADetailer is checked with")
     parser.add_argument("--only", default="", help="run checks whose names contain one of these: a,b,c")
     parser.add_argument("--skip", default="", help="skip checks whose names contain one of these: a,b,c")
     parser.add_argument("--keep", type=Path, help="use this new folder, and keep it")
@@ -89,14 +92,14 @@ def main() -> int:
     if chosen.sdxl:
         checkpoints["sdxl"] = chosen.sdxl
     only, skip = chosen.only.split(","), [part for part in chosen.skip.split(",") if part]
-    given = Given(checkpoints, chosen.also, chosen.extension, chosen.control, passed, only, skip)
+    given = Given(checkpoints, chosen.also, chosen.extension, chosen.control, chosen.detector, passed, only, skip)
     return max([check_webui(each, given, chosen.keep) for each in chosen.webuis])
 
 
 def _existing(text: str) -> Path:
     path = Path(text)
     if not path.exists():
-        raise argparse.ArgumentTypeError(f"{text}: There is no such file or folder.")
+        raise argparse.ArgumentTypeError(f"{text}: Nothing has this path.")
     return path
 
 
@@ -127,8 +130,9 @@ def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
     for each in (without, data):
         fill(each / "models", also)
         if given.control is not None:
-            (each / "models" / "ControlNet").mkdir()
-            (each / "models" / "ControlNet" / "edges.safetensors").symlink_to(given.control.resolve())
+            link(each / "models" / "ControlNet" / "edges.safetensors", given.control)
+        if given.detector is not None:
+            link(each / "models" / "adetailer" / neighbors.DETECTOR, given.detector)
     seen = checks.Seen(data)
     with Server(checkout, without, arguments) as host:
         seen.is_forge = host.is_forge
@@ -152,6 +156,7 @@ def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
     running = {
         **checks.RUNNING,
         **control,
+        **(neighbors.CHECKS if given.extensions else {}),
         **variants.for_files(also, given.checkpoints),
         **checks.AT_THE_END,
         **variants.LAST,
@@ -164,9 +169,10 @@ def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
                     yield outcome(each, lambda check=check: check(host, seen))
             if any(map(wanted, page.PAGE)):
                 yield from in_browser(host, seen, wanted)
-    for each, more in variants.STARTS[seen.is_forge].items():
+    for each, (more, check) in variants.STARTS[seen.is_forge].items():
         if wanted(each):
-            yield outcome(each, lambda more=more: started_with(checkout, data, [*more, *arguments], seen))
+            start = Server(checkout, data, [*more, *arguments])
+            yield outcome(each, lambda start=start, check=check: started(start, check, seen))
     if wanted("many files"):
         yield outcome("many files", lambda: many(checkout, data, arguments))
     if wanted("API alone"):
@@ -202,6 +208,11 @@ def fill(models: Path, also: list[Path]) -> None:
     files.save_lora(models / "Lora" / "thread.safetensors")
 
 
+def link(path: Path, file: Path) -> None:
+    path.parent.mkdir()
+    path.symlink_to(file.resolve())
+
+
 def installs(checkout: Checkout, data: Path) -> str:
     """Run it as the host does at every launch, with nothing missing."""
     begun = time.monotonic()
@@ -216,10 +227,10 @@ def installs(checkout: Checkout, data: Path) -> str:
     return f"nothing to do, {time.monotonic() - begun:.2f} s"
 
 
-def started_with(checkout: Checkout, data: Path, arguments: list[str], seen: checks.Seen) -> str:
-    """Check the tag after a start with other arguments."""
-    with Server(checkout, data, arguments) as host:
-        return variants.other_start(host, seen)
+def started(start: Server, check: checks.Check, seen: checks.Seen) -> str:
+    """Run a check after a start with other arguments."""
+    with start as host:
+        return check(host, seen)
 
 
 def many(checkout: Checkout, data: Path, arguments: list[str]) -> str:

@@ -235,6 +235,22 @@ def cards(user: User) -> str:
     return f"{shown.count()} cards; details, description, and the tag by a click"
 
 
+def complete(user: User) -> str:
+    """Complete the name of a .safetensors file, which tagcomplete does not list itself."""
+    page = user.page
+    if not any(each.name.endswith("tagcomplete") for each in (user.seen.folder / "extensions").iterdir()):
+        return "a1111-sd-webui-tagcomplete is not installed"
+    user.turn_to("txt2img")
+    user.rows()
+    user.prompt("")
+    page.locator("#txt2img_prompt textarea").press_sequentially(f"{PROMPT} <hypernet:dr", delay=100)
+    entry = page.locator(".autocompleteResults li").filter(has_text="dry").first
+    entry.click()
+    expect(page.locator("#txt2img_prompt textarea")).to_have_value(re.compile(r"<hypernet:dry:"))
+    user.prompt(PROMPT)
+    return "dry.safetensors is completed"
+
+
 def library(user: User) -> str:
     """List, search, show a problem, and press 'Send to txt2img'."""
     page = user.page
@@ -345,6 +361,7 @@ PAGE: dict[str, Callable[[User], str]] = {
     "page: paste": paste,
     "page: quick setting": quick_setting,
     "page: cards": cards,
+    "page: completion": complete,
     "page: library": library,
     "page: convert": convert,
     "page: compare": compare,

@@ -63,7 +63,9 @@ class Server(HostProcess):
         super().__init__("The host", data)
 
     def __enter__(self) -> Server:
-        command = [str(self.python), "launch.py", *_COMMON.split(), *_CPU[self.is_forge].split()]
+        # AUTOMATIC1111 refuses --no-half together with --precision half.
+        cpu = "--use-cpu all" if "--precision" in self.arguments else _CPU[self.is_forge]
+        command = [str(self.python), "launch.py", *_COMMON.split(), *cpu.split()]
         # Forge serves scripts and styles only from its data folder.
         command += ["--data-dir", str(self.data), "--gradio-allowed-path", str(self.checkout)]
         command += ["--port", self.take_port(), *self.arguments]

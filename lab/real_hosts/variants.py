@@ -128,8 +128,30 @@ def for_files(also: Iterable[Path], checkpoints: Mapping[str, object]) -> dict[s
 # After the checks that compare bits.
 LAST: dict[str, Check] = {"8-bit weights": eight_bits}
 
-# Arguments of additional starts: of Forge and its forks, and of others.
-STARTS: dict[bool, dict[str, list[str]]] = {
-    False: {"--medvram": ["--medvram"], "--lowvram": ["--lowvram"]},
-    True: {"split attention": ["--attention-split"], "torch's attention": ["--attention-pytorch"]},
+
+def in_dtype(name: str) -> Check:
+    """Return a check of a start with weights in another dtype."""
+
+    def check(host: Server, seen: Seen) -> str:
+        found = f"{holds(host, seen)}; {holds(host, seen, 'flat')} without activation"
+        assert host.state()["dtypes"] == [f"torch.{name}"], host.state()["dtypes"]
+        return found
+
+    return check
+
+
+# Additional starts of Forge and its forks, and of others: arguments and check.
+_FLOAT16, _BFLOAT16, _FLOAT8 = map(in_dtype, ("float16", "bfloat16", "float8_e4m3fn"))
+STARTS: dict[bool, dict[str, tuple[list[str], Check]]] = {
+    False: {
+        "--medvram": (["--medvram"], other_start),
+        "--lowvram": (["--lowvram"], other_start),
+        "half precision": (["--precision", "half"], _FLOAT16),
+    },
+    True: {
+        "split attention": (["--attention-split"], other_start),
+        "torch's attention": (["--attention-pytorch"], other_start),
+        "half precision": (["--unet-in-bf16"], _BFLOAT16),
+        "8-bit start": (["--unet-in-fp8-e4m3fn"], _FLOAT8),
+    },
 }
