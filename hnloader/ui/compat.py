@@ -39,6 +39,14 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
+def _options(component: Any) -> set[str]:
+    """Return the names of a component's options, also where reForge hides those of Image behind `**kwargs`."""
+    names = _parameters(component.__init__)
+    if names == {"self", "args", "kwargs"}:
+        names.update(*(_parameters(template.__init__) for template in component.__subclasses__()))
+    return names
+
+
 def _event_parameters(event: Callable[..., Any]) -> set[str]:
     """Return an event's parameters, also where Forge wraps it in a function that passes everything on."""
     # Components with two names (Text, Textbox) are wrapped twice.
@@ -59,7 +67,7 @@ def make(component: str, *arguments: Any, **options: Any) -> Any:
     """Make a gradio component by its name, with the options that this release knows."""
     kind = getattr(gradio, component)
     sendable = {name: all_well_formed(value) for name, value in options.items()}
-    made = kind(*map(all_well_formed, arguments), **_known(_parameters(kind.__init__), sendable))
+    made = kind(*map(all_well_formed, arguments), **_known(_options(kind), sendable))
     # The webuis keep a default for each tab and label in ui-config.json, for ever, and give two `Steps` the same one.
     made.do_not_save_to_config = True
     return made

@@ -147,6 +147,7 @@ def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
             host.image(checks.PROMPT)
             if given.control is not None and not host.is_forge:
                 seen.controlled = host.image(f"{checks.PROMPT}<hypernet:ink:0.7>", **checks.controlled(host))
+        checks.look_at(host, seen)
         seen.state = host.state()
         if any(map(wanted, page.PAGE)):
             yield outcome("page unchanged", lambda: page.look_at(host, seen))

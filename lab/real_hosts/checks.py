@@ -29,6 +29,7 @@ class Seen:
     """The host without the extension: images, the state of its model, and errors in the browser.
 
     `built_in` has the images with its own hypernetworks, by file name, and `controlled` one with a ControlNet, too.
+    `lacks` has what does not work in this version of the host by itself.
     """
 
     folder: Path
@@ -37,7 +38,21 @@ class Seen:
     controlled: HostImage | None = None
     state: dict[str, Any] = field(default_factory=dict)
     browser: set[str] = field(default_factory=set)
+    lacks: dict[str, str] = field(default_factory=dict)
     is_forge: bool = False
+
+
+LORA, TILING = "LoRA", "tiling"
+
+
+def look_at(host: Server, seen: Seen) -> None:
+    """Find out what the host lacks without the extension."""
+    if host.image(f"{PROMPT}<lora:thread:1>") == seen.plain:
+        seen.lacks[LORA] = "this webui applies no LoRA, also without the extension"
+    try:
+        host.image(PROMPT, tiling=False)
+    except urllib.error.HTTPError:
+        seen.lacks[TILING] = "without the field `tiling`: this webui's API refuses False, also without the extension"
 
 
 Check = Callable[[Server, Seen], str]
@@ -120,7 +135,8 @@ def folded(host: Server, seen: Seen) -> str:
         last = host.state()["states"][-1]
         assert set(last) == {"folded", "kept"}, last
         found.append(expect_same(image, formula(host, seen, ("flat.pt", 0.7), prompt=prompt)))
-    return f"{last['folded']} folded, {last['kept']} kept; without, with, with another and without LoRA {max(found)}"
+    counts = f"{last['folded']} folded, {last['kept']} kept"
+    return "; ".join([counts, f"without, with, with another and without LoRA {max(found)}", *_lack(seen, LORA)])
 
 
 def control_net(host: Server, seen: Seen) -> str:
@@ -157,15 +173,23 @@ def client(host: Server, seen: Seen) -> str:
     import webuiapi
 
     found = webuiapi.WebUIApi(host="127.0.0.1", port=host.port, sampler="Euler", steps=3)
-    size = {"width": 64, "height": 64, "cfg_scale": 4, "negative_prompt": "gray", "seed": 5, "scheduler": "Automatic"}
+    size: dict[str, Any] = {"width": 64, "height": 64, "cfg_scale": 4, "negative_prompt": "gray", "seed": 5}
+    size["scheduler"] = "Automatic"
     rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
+    if TILING in seen.lacks:
+        size["tiling"] = None
     wanted = host.image(f"{PROMPT}<hypernet:ink:0.7>")
     for prompt, scripts in ((f"{PROMPT}<hypernet:ink:0.7>", {}), (PROMPT, rows)):
         made = found.txt2img(prompt=prompt, alwayson_scripts=scripts, **size)
         expect_same(HostImage(numpy.asarray(made.image.convert("RGB")), ""), wanted)
     names = {each["name"] for each in found.get_hypernetworks()}
     assert {"ink", "wash", "dry"} <= names, names
-    return f"webuiapi {version('webuiapi')}: tags, rows and {len(names)} names"
+    return ", ".join([f"webuiapi {version('webuiapi')}: tags, rows and {len(names)} names", *_lack(seen, TILING)])
+
+
+def _lack(seen: Seen, name: str) -> list[str]:
+    """Return what to add to a check's result if the host lacks this."""
+    return [seen.lacks[name]] if name in seen.lacks else []
 
 
 def chain(host: Server, seen: Seen) -> str:
@@ -328,7 +352,8 @@ def inpaint(host: Server, seen: Seen) -> str:
 
 
 def hires(host: Server, seen: Seen) -> str:
-    fields: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.8}
+    upscaler = host.get("/sdapi/v1/latent-upscale-modes")[0]["name"]
+    fields: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.8}
     if host.accepts("hr_additional_modules"):
         fields["hr_additional_modules"] = []
     tagged = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
@@ -337,6 +362,8 @@ def hires(host: Server, seen: Seen) -> str:
 
 
 def lora(host: Server, seen: Seen) -> str:
+    if LORA in seen.lacks:
+        return seen.lacks[LORA]
     alone = host.image(f"{PROMPT}<lora:thread:1>")
     expect_other(alone, seen.plain)
     both = host.image(f"{PROMPT}<lora:thread:1><hypernet:ink:0.7>")

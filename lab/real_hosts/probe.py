@@ -9,6 +9,7 @@
 - `POST /probe/reload`: press 'Reload UI'.
 - `GET /probe/optimizations`: the titles of AUTOMATIC1111's attention optimizations.
 - `POST /probe/nest`: toggle that each image is made again by a job within its job, without scripts, as detailers do.
+- `POST /probe/small`: toggle that all jobs have images of 64 x 64.
 - `POST /probe/cast`: toggle casting of weights at each call, which AUTOMATIC1111 does with --no-half on a GPU.
 """
 
@@ -154,6 +155,22 @@ def cast():
     return {"cast": True}
 
 
+def small():
+    original = getattr(processing, "probe_process_images", None)
+    if original is not None:
+        processing.process_images = original
+        del processing.probe_process_images
+        return {"small": False}
+    original = processing.probe_process_images = processing.process_images
+
+    def process_small(job):
+        job.width = job.height = 64
+        return original(job)
+
+    processing.process_images = process_small
+    return {"small": True}
+
+
 _nests = []
 
 
@@ -190,7 +207,7 @@ class Detailer(scripts.Script):
 def started(demo, app):
     app.add_api_route("/probe/state", state, methods=["GET"])
     app.add_api_route("/probe/optimizations", optimizations, methods=["GET"])
-    for call in (wrap, fail, reload, nest, cast):
+    for call in (wrap, fail, reload, nest, small, cast):
         app.add_api_route(f"/probe/{call.__name__}", call, methods=["POST"])
 
 

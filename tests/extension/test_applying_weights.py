@@ -118,6 +118,22 @@ def test_a_linear_file_is_folded_while_layers_are_plain(running: Webui) -> None:
     assert folded[1:] == [True, running.forge, True, running.forge, True]
 
 
+@pytest.mark.parametrize("running", ["linear"], indirect=True)
+@pytest.mark.parametrize("webui", ["forge"], indirect=True)
+def test_a_cast_to_the_same_type_does_not_keep_layers_from_being_folded(running: Webui) -> None:
+    for layer in projections(running).values():
+        layer.parameters_manual_cast = True
+    plans = set()
+
+    def look(step: int) -> None:
+        plans.update(row.plan for row in attachments(running.unet)[0].explain().rows if row.kind == "self")
+
+    plain, tagged = images(running, "a"), images(running, f"a{TAG}", at_step=look)
+    assert "fold" in plans
+    by_formula(running)
+    assert close(tagged, images(running, "a"), plain)
+
+
 def test_parameters_keep_their_values_within_each_call(running: Webui) -> None:
     """Each weight is the webui's own: with its LoRA, without the hypernetwork."""
     lora = Lora(running)

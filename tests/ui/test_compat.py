@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 from gradio.data_classes import FileData
 
-from hnloader.ui.compat import image_input, listen
+from hnloader.ui.compat import image_input, image_output, listen
 
 
 class Wrapped:
@@ -39,6 +39,20 @@ def test_wrapped_events_keep_inputs_and_outputs() -> None:
     assert len(page.fns) == 4
     for function in page.fns.values():
         assert function.inputs == function.outputs == [box]
+
+
+def test_options_that_a_webui_hides_are_known_from_the_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Image:
+        """The class as reForge leaves it."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.given = kwargs
+
+    class Pil(Image):
+        def __init__(self, value: Any = None, *, label: str | None = None, elem_id: str | None = None) -> None: ...
+
+    monkeypatch.setattr(gradio, "Image", Image)
+    assert image_output(label="Grid", elem_id="grid", newer=True).given == {"label": "Grid", "elem_id": "grid"}
 
 
 def test_gradio_3_can_evaluate_the_annotations_of_handlers() -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from modules import sd_models
+from modules import sd_models, shared
 from torch import nn
 
 from ..a1111.rendering import follow
@@ -23,19 +23,29 @@ class Forge(ForgeBase):
     def plain_linears(self) -> Callable[[nn.Module], bool]:
         """Return a test for Forge's own Linear, which can also cast, scale, or add LoRAs to its weight in each call.
 
-        Its 4-bit and GGUF layers have other classes.
+        A cast to the weight's own type and device changes nothing: ersatzForge requests it of every layer on the CPU.
+        4-bit and GGUF layers have other classes.
         """
         linear = follow(sys.modules.get("backend.operations"), "ForgeOperations.Linear")
         if getattr(getattr(linear, "forward", None), "__module__", None) != "backend.operations":
             return lambda module: False
+        unet = follow(shared, "sd_model.forge_objects.unet")
+        computed = follow(unet, "model.computation_dtype"), follow(unet, "load_device")
 
         def is_plain(module: nn.Module) -> bool:
             own = module.__dict__
-            return type(module) is linear and not (
-                own.get("parameters_manual_cast", True)
+            if type(module) is not linear:
+                return False
+            parameters = own["_parameters"]
+            weight = parameters.get("weight")
+            return not (
+                (
+                    own.get("parameters_manual_cast", True)
+                    and (weight is None or (weight.dtype, weight.device) != computed)
+                )
                 or "forge_online_loras" in own
-                or own["_parameters"].get("scale_weight") is not None
-                or own.get("A", own["_parameters"].get("A")) is not None  # ersatzForge's LoRA within a layer
+                or parameters.get("scale_weight") is not None
+                or own.get("A", parameters.get("A")) is not None  # ersatzForge's LoRA within a layer
             )
 
         return is_plain

@@ -150,7 +150,8 @@ def make_sd_model(name: str, unet: nn.Module, *, forge: bool = False) -> SimpleN
     inner = SimpleNamespace(diffusion_model=unet)
     model = SimpleNamespace(name=name, sd_model_hash=f"{abs(hash(name)):010x}"[:10], is_sdxl=False)
     if forge:
-        model.forge_objects = SimpleNamespace(unet=SimpleNamespace(model=inner))
+        inner.computation_dtype = torch.float32
+        model.forge_objects = SimpleNamespace(unet=SimpleNamespace(model=inner, load_device=torch.device("cpu")))
     else:
         model.model = inner
     return model

@@ -138,10 +138,11 @@ def test_layers_that_cast_are_not_plain(running: Webui) -> None:
     host = importlib.import_module("hnloader_webui.hosts").detect()
     layer = next(module.to_k for module in running.unet.modules() if hasattr(module, "to_k"))
     assert host.plain_linears()(layer)
-    for flag in ("ldm_patched_cast_weights", "parameters_manual_cast"):
-        if hasattr(layer, flag):
-            setattr(layer, flag, True)
-            assert not host.plain_linears()(layer)
+    flags = [flag for flag in ("ldm_patched_cast_weights", "parameters_manual_cast") if hasattr(layer, flag)]
+    for flag in flags:
+        setattr(layer, flag, True)
+        layer.weight.data = layer.weight.data.half()
+        assert not host.plain_linears()(layer)
 
 
 def test_unknown_fork_keeps_its_unet_elsewhere(tmp_path: Path) -> None:

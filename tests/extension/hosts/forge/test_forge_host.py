@@ -45,18 +45,33 @@ def test_layers_are_plain_if_they_neither_cast_nor_quantize(storage: str, plain:
         assert set(plain_layers(webui)) == {plain}
 
 
-def test_layers_that_are_moved_scaled_or_have_online_loras_are_not_plain(tmp_path: Path) -> None:
+def test_layers_that_are_scaled_or_have_online_loras_are_not_plain(tmp_path: Path) -> None:
     with running_webui(tmp_path / "webui", "forge") as webui:
         webui.install()
         webui.start()
         layers = [module for module in webui.unet.modules() if hasattr(module, "parameters_manual_cast")]
-        layers[0].parameters_manual_cast = True  # memory management moved it to the CPU
-        layers[1].forge_online_loras = {"weight": []}
-        layers[2].scale_weight = nn.Parameter(torch.ones(()), requires_grad=False)
-        assert plain_layers(webui) == [False, False, False] + [True] * (len(layers) - 3)
-        layers[0].parameters_manual_cast, layers[2].scale_weight = False, None
-        del layers[1].forge_online_loras
+        layers[0].forge_online_loras = {"weight": []}
+        layers[1].scale_weight = nn.Parameter(torch.ones(()), requires_grad=False)
+        assert plain_layers(webui) == [False, False] + [True] * (len(layers) - 2)
+        del layers[0].forge_online_loras
+        layers[1].scale_weight = None
         assert all(plain_layers(webui))
+
+
+def test_layer_with_the_flag_is_plain_only_on_the_device_and_in_the_type_of_the_computation(tmp_path: Path) -> None:
+    """On the CPU, ersatzForge sets the flag for all layers; elsewhere, for those whose weights stay on the CPU."""
+    with running_webui(tmp_path / "webui", "forge") as webui:
+        webui.install()
+        webui.start()
+        for module in webui.unet.modules():
+            if hasattr(module, "parameters_manual_cast"):
+                module.parameters_manual_cast = True
+        assert all(plain_layers(webui))
+        patcher = webui.shared.sd_model.forge_objects.unet
+        patcher.load_device = torch.device("cuda", 0)
+        assert not any(plain_layers(webui))
+        patcher.load_device, patcher.model.computation_dtype = torch.device("cpu"), torch.bfloat16
+        assert not any(plain_layers(webui))
 
 
 def test_fork_without_forges_operations_has_no_plain_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
