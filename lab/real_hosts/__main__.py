@@ -151,6 +151,8 @@ def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
         seen.state = host.state()
         if any(map(wanted, page.PAGE)):
             yield outcome("page unchanged", lambda: page.look_at(host, seen))
+    if checks.LORA in seen.lacks:  # ersatzForge then shows no cards at all if there is a LoRA
+        (data / "models" / "Lora" / files.LORA).unlink()
     if wanted("install.py"):
         yield outcome("install.py", lambda: installs(checkout, data))
     control = {"ControlNet": checks.control_net} if given.control is not None else {}
@@ -206,7 +208,7 @@ def fill(models: Path, also: list[Path]) -> None:
     for file in also:
         shutil.copy(file, folder / file.name)
     (folder / "torn.pt").write_bytes(ink.read_bytes()[:100_000])
-    files.save_lora(models / "Lora" / "thread.safetensors")
+    files.save_lora(models / "Lora" / files.LORA)
 
 
 def link(path: Path, file: Path) -> None:

@@ -172,7 +172,7 @@ def client(host: Server, seen: Seen) -> str:
     """Use `webuiapi`, a client from PyPI, as its users do."""
     import webuiapi
 
-    found = webuiapi.WebUIApi(host="127.0.0.1", port=host.port, sampler="Euler", steps=3)
+    found = webuiapi.WebUIApi(host="127.0.0.1", port=host.port, sampler="Euler", steps=2)
     size: dict[str, Any] = {"width": 64, "height": 64, "cfg_scale": 4, "negative_prompt": "gray", "seed": 5}
     size["scheduler"] = "Automatic"
     rows = {"Hypernetworks": {"args": ["<hypernet:ink:0.7>"]}}
@@ -412,7 +412,7 @@ def interrupt(host: Server, seen: Seen) -> str:
     made: list[Any] = []
     job = threading.Thread(target=lambda: made.append(host.image(prompt, steps=60)))
     job.start()
-    for _ in range(600):
+    for _ in range(3000):
         progress = host.get("/sdapi/v1/progress?skip_current_image=true")["state"]
         if progress["sampling_step"] >= 2:
             break

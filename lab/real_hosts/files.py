@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 WIDTHS = (320, 640, 768, 1280)
 WIDTHS_XL = (640, 1280, 2048)
+LORA = "thread.safetensors"
 # `input_blocks.1.1...attn2`, which every UNet has, in the names of LoRA files, and the widths of its projections.
 _LORA_SITES = {
     "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k": (768, 320),

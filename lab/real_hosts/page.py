@@ -100,7 +100,7 @@ class User:
         before = self.chosen(place)
         options = self.page.locator(f"{place} li, {place} [role=option], body > [role=listbox] li")
         option = options.filter(has_text=re.compile(f"^[✓ ]*{re.escape(name)} *$")).first
-        for _ in range(5):
+        for _ in range(12):
             self.page.locator(f"{place} input").first.click()
             with suppress(PlaywrightTimeout):
                 option.click(timeout=5_000)
