@@ -153,6 +153,7 @@ def control_net(host: Server, seen: Seen) -> str:
     assert host.image(PROMPT, **fields) == plain, "the jobs changed the plain image with a ControlNet"
     found = f"effect {plain.far(tagged)[1]:.1f} in the mean, of which in the ControlNet {unet_alone.far(tagged)[1]:.1f}"
     assert tagged != unet_alone, "the setting has no effect"
+    found += f"; in the UNet alone {expect_same(unet_alone, formula(host, seen, ('ink.pt', 0.7), **fields))}"
     if seen.controlled is None:
         return found
     return f"{found}; from the built-in {expect_same(tagged, seen.controlled)}"
