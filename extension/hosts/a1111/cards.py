@@ -160,14 +160,14 @@ def _read_sidecars(item: dict[str, Any]) -> None:
 
 
 def _javascript(name: str, strength: float | None) -> str:
-    """Return the tag that a click adds, as a JavaScript expression."""
+    """Return the tag that a click adds, as a JavaScript expression. ersatzForge has no setting for the strength."""
     try:
         if strength is not None:
             return json.dumps(str(Tag(name, strength)))
         before, after = str(Tag(name, 0.125)).split(":0.125>")
     except (PromptTagError, ValueError):
         return '""'
-    return f"{json.dumps(before + ':')} + opts.extra_networks_default_multiplier + {json.dumps('>' + after)}"
+    return f"{json.dumps(before + ':')} + (opts.extra_networks_default_multiplier ?? 1) + {json.dumps('>' + after)}"
 
 
 def _exists(page: Any) -> Callable[[Path], bool]:

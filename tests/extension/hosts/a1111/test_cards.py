@@ -48,7 +48,7 @@ def test_two_formats_of_a_file_share_a_card(with_cards: Webui) -> None:
 
 
 def test_click_adds_the_tag_with_the_preferred_strength(with_cards: Webui) -> None:
-    assert added(with_cards, "ink") == '"<hypernet:ink:" + opts.extra_networks_default_multiplier + ">"'
+    assert added(with_cards, "ink") == '"<hypernet:ink:" + (opts.extra_networks_default_multiplier ?? 1) + ">"'
     assert added(with_cards, "sketches/ink").startswith('"<hypernet:sketches/ink:"')
     (with_cards.hypernetworks / "ink.json").write_text('{"preferred weight": 0.65, "sd version": "SD1"}')
     assert added(with_cards, "ink") == '"<hypernet:ink:0.65>"'
