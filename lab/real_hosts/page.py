@@ -17,7 +17,7 @@ from .server import Server
 
 # Milliseconds. An image takes seconds; the first one with another checkpoint takes longer.
 PATIENCE = 240_000
-# 80 steps at 512 x 512 on a CPU.
+# 80 steps on a CPU.
 LORA_PATIENCE = 3_600_000
 QUICK = "setting_sd_hypernetwork"
 PASTED = "<hypernet:wash:-0.5:block=mid+up@0.5,start=0.1,end=0.9>"
@@ -278,8 +278,18 @@ def library(user: User) -> str:
     return "cards, search, problem of a file, tag sent to txt2img"
 
 
+@contextmanager
+def small_images(host: Server) -> Iterator[None]:
+    """Make jobs quick: on a CPU, a step at 512 x 512 takes up to 80 seconds."""
+    host.post("/probe/small")
+    try:
+        yield
+    finally:
+        host.post("/probe/small")
+
+
 def convert(user: User) -> str:
-    """Convert to safetensors; convert to LoRA and cancel while the model samples, in small images to be quick."""
+    """Convert to safetensors; convert to LoRA and cancel while the model samples."""
     page, models = user.page, user.seen.folder / "models"
     user.turn_to("Hypernetwork tools")
     user.turn_to("Convert", "#hnl-tabs")
@@ -292,20 +302,17 @@ def convert(user: User) -> str:
     made.unlink()
     page.locator("#hnl-convert-to").get_by_text("LoRA").click()
     expect(page.get_by_label("separate folder")).to_be_checked()
-    user.host.post("/probe/small")
-    try:
+    with small_images(user.host):
         page.locator("#hnl-convert").click()
         expect(status).to_contain_text("0 of 1 file:", timeout=PATIENCE)
         page.locator("#hnl-convert-cancel").click()
         expect(status).to_contain_text("Cancelled", timeout=PATIENCE)
-    finally:
-        user.host.post("/probe/small")
     assert not list(models.glob("Lora/*-lora.safetensors"))
     return "to safetensors; a canceled LoRA leaves nothing"
 
 
 def export_lora(user: User) -> str:
-    """Convert a file with one layer, which takes 80 steps at 512 x 512."""
+    """Convert a file with one layer, which takes 80 steps."""
     page, models = user.page, user.seen.folder / "models"
     user.turn_to("Hypernetwork tools")
     user.turn_to("Convert", "#hnl-tabs")
@@ -315,9 +322,10 @@ def export_lora(user: User) -> str:
     user.choose("#hnl-convert-files", "flat.pt")
     chosen = user.chosen("#hnl-convert-files")
     assert " ".join(chosen).split() == ["flat.pt"], chosen
-    page.locator("#hnl-convert").click()
     table = page.locator("#hnl-convert-table").first
-    expect(table).to_contain_text("flat", timeout=LORA_PATIENCE)
+    with small_images(user.host):
+        page.locator("#hnl-convert").click()
+        expect(table).to_contain_text("flat", timeout=LORA_PATIENCE)
     text = " ".join(table.inner_text().split())
     assert (models / "Lora" / "flat-lora.safetensors").is_file(), text
     return text
