@@ -7,6 +7,7 @@
 - `POST /probe/wrap`: apply `.pt` files by the formula `to_k(h_k(context))`, `to_v(h_v(context))`, without hnloader.
 - `POST /probe/fail`: the UNet raises in the second call of the next job.
 - `POST /probe/reload`: press 'Reload UI'.
+- `POST /probe/settings`: register the settings of extensions once more, for those that were late at the start.
 - `GET /probe/optimizations`: the titles of AUTOMATIC1111's attention optimizations.
 - `POST /probe/nest`: toggle that each image is made again by a job within its job, without scripts, as detailers do.
 - `POST /probe/small`: toggle that all jobs have images of 64 x 64.
@@ -137,6 +138,11 @@ def fail():
 
 def reload():
     shared.state.server_command = "restart"
+    return {}
+
+
+def settings():
+    script_callbacks.ui_settings_callback()
     return {}
 
 
