@@ -18,6 +18,8 @@ from hnloader.attention.layout import AttentionSite, input_width
 
 TEXT_TOKENS = 77
 
+# Experts that all run for each token.
+_RUN_WHOLE = ("Llama4TextExperts",)
 _BLOCK = re.compile(r"^(down|up)_blocks\.(\d+)\.|^(mid_block)\.")
 
 
@@ -65,12 +67,30 @@ def count_step(model: nn.Module, batch: int, size: tuple[int, int], text_tokens:
 
 
 def count_decoder_step(decoder: nn.Module, batch: int, tokens: int) -> Step:
-    """Count one call of a decoder. With experts, of which a token uses some, the multiply-adds are unknown."""
-    if any(re.search("expert|moe", type(module).__name__, re.IGNORECASE) for module in decoder.modules()):
-        return Step(batch, None, tokens, None)
-    linears = [module for module in decoder.modules() if not hasattr(module, "base_layer")]
-    total = sum(input_width(each) * output_width(each) for each in linears if _is_linear(each) or is_transposed(each))
-    return Step(batch, None, tokens, total * batch * tokens)
+    """Count one call of a decoder. Of the experts in a layer, those that a token uses count."""
+    experts_used = getattr(getattr(decoder, "config", None), "num_experts_per_tok", None)
+    if not isinstance(experts_used, int):
+        if any(re.search("expert|moe", type(module).__name__, re.IGNORECASE) for module in decoder.modules()):
+            return Step(batch, None, tokens, None)
+        experts_used = 0
+    return Step(batch, None, tokens, _per_token(decoder, experts_used) * batch * tokens)
+
+
+def _per_token(module: nn.Module, experts_used: int) -> int:
+    """Return the multiply-adds of a module in a decoder for each token."""
+    if not hasattr(module, "base_layer") and (_is_linear(module) or is_transposed(module)):
+        return input_width(module) * output_width(module)
+    kind, total = type(module).__name__, 0
+    for matrix in module.parameters(recurse=False):
+        if matrix.dim() == 3 and "expert" in kind.lower():  # all experts in one tensor
+            total += matrix.numel() if kind in _RUN_WHOLE else matrix.numel() // len(matrix) * experts_used
+        elif matrix.dim() == 2 and "router" in kind.lower():
+            total += matrix.numel()
+    for name, child in module.named_children():
+        found = _per_token(child, experts_used)
+        alike = name == "experts" and isinstance(child, nn.ModuleList)
+        total += found // len(child) * experts_used if alike else found  # type: ignore[arg-type]
+    return total
 
 
 def contexts_at(model: nn.Module, site: AttentionSite, step: Step) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from hnloader.attention import attach, find_sites
-from hnloader.attention.counting import count_step
+from hnloader.attention.counting import count_decoder_step, count_step
 from hnloader.attention.model import attached_model
 from tests.support.plan_models import AFFINE, KINDS, RELU, folds
 from tests.support.small_models import (
@@ -164,6 +166,22 @@ def test_the_counts_of_an_unknown_layout_are_none(unet, monkeypatch):
     assert totals["multiply_adds"] is totals["share"] is None
     assert totals["kept_bytes"] > 0
     assert "relu" in str(explanation)
+
+
+class SparseMoeBlock(nn.Module):
+    """Experts as older transformers have them: a list of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(4, 6)
+        self.experts = nn.ModuleList(nn.Linear(4, 8) for _ in range(6))
+
+
+def test_of_a_list_of_experts_those_that_a_token_uses_count():
+    decoder = SparseMoeBlock()
+    assert count_decoder_step(decoder, 3, 5).multiply_adds is None  # it does not state how many
+    decoder.config = SimpleNamespace(num_experts_per_tok=2)
+    assert count_decoder_step(decoder, 3, 5).multiply_adds == 3 * 5 * (4 * 6 + 2 * 4 * 8)
 
 
 def test_memory_is_bounded_and_reported(unet):

@@ -26,6 +26,8 @@ _COMMON = {
     "pad_token_id": 0,
 }
 _GROUPED = {**_COMMON, "num_key_value_heads": 2}
+# A token uses two of four experts.
+_EXPERTS = {**_GROUPED, "num_experts_per_tok": 2}
 _OLD = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128}
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
@@ -112,6 +114,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_bigcode": ("GPTBigCode", {**_OLD, "multi_query": True, **_IDS}),
     "gpt_bigcode_heads": ("GPTBigCode", {**_OLD, "multi_query": False, **_IDS}),
     "persimmon": ("Persimmon", _COMMON),
+    "mixtral": ("Mixtral", {**_EXPERTS, "num_local_experts": 4}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
+    ),
+    "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "head_dim": 8, "num_experts": 4, "moe_intermediate_size": 24}),
+    "olmoe": ("Olmoe", {**_EXPERTS, "num_experts": 4}),
+    "phimoe": ("Phimoe", {**_EXPERTS, "num_local_experts": 4}),
 }
 
 

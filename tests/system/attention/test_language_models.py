@@ -300,6 +300,26 @@ def test_the_cost_is_explained() -> None:
             assert explanation.step.multiply_adds == linear // 2
 
 
+EXPERTS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe"]
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPERTS) & set(available())))
+def test_the_experts_that_a_token_uses_are_counted(name: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = make_decoder(name, attn_implementation="eager")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model.model(IDS)
+    products = counter.get_flop_counts()["Global"]
+    linear = sum(count for op, count in products.items() if str(op) in ("aten.mm", "aten.addmm"))
+    rows, tokens = IDS.shape
+    with hnloader.attach(model, make(), 0.7) as attachment:
+        assert attachment.explain(batch=rows, tokens=tokens).step.multiply_adds == linear // 2
+
+
 # -- windows by token position
 
 
