@@ -135,8 +135,10 @@ def run_training(config: Config, *, resume: bool, restart: bool, device: str) ->
     with stop_signals(), _status_file(config) as writer:
         with stderr().status("Reading the data and loading the model"):
             trainer = prepare(config, resume=resume, restart=restart, device=device)
-        result = _run(trainer, writer)
-    _print_result(result)
+        result = trainer.run() if writer is None else _run(trainer, writer)
+    _leave_group()
+    if writer is not None:
+        _print_result(result)
     if result.reason == "interrupted":
         raise typer.Exit(_EXIT_INTERRUPTED)
 
@@ -159,7 +161,7 @@ def parse_settings(given: list[str]) -> dict[str, Any]:
 
 
 def _status_file(config: Config) -> contextlib.AbstractContextManager[StatusWriter | None]:
-    """Keep the status file; of several processes, only the first does."""
+    """Keep the status file; of several processes, only the first does, and prints."""
     from hnloader.training.status import status_file
 
     config.check()
@@ -168,7 +170,15 @@ def _status_file(config: Config) -> contextlib.AbstractContextManager[StatusWrit
     return status_file(Path(config.output), config.steps)
 
 
-def _run(trainer: Trainer, writer: StatusWriter | None) -> Result:
+def _leave_group() -> None:
+    """Leave the group of processes; one that exits within the group can crash."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _run(trainer: Trainer, writer: StatusWriter) -> Result:
     console = stderr()
     columns = (
         TextColumn("Training"),
@@ -185,16 +195,14 @@ def _run(trainer: Trainer, writer: StatusWriter | None) -> Result:
         def show(event: Event) -> None:
             if event.message:
                 note(event.message)
-            if writer is not None:
-                writer.update(trainer.state, event)
+            writer.update(trainer.state, event)
             left = "" if event.seconds_left is None else f"{timedelta(seconds=round(event.seconds_left))} left"
             bar.update(task, completed=event.step, about=_summary(event), left=left)
             if not console.is_terminal:
                 print_line(event)
 
         result = trainer.run(show)
-    if writer is not None:
-        writer.end(result.reason)
+    writer.end(result.reason)
     return result
 
 

@@ -203,9 +203,10 @@ def _train_checkpointed(model: Any) -> None:
 
 
 def _accelerator() -> Any:
-    """Return the accelerator of a training run on several devices (`accelerate launch`), else None."""
+    """Return the accelerator of a training run in several processes (`accelerate launch`, `torchrun`), else None."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     from accelerate import Accelerator
 
-    return Accelerator()
+    # Without `cpu`, processes on a machine without a GPU would each train alone.
+    return Accelerator(cpu=choose_device("auto").type == "cpu")

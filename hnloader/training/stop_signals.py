@@ -12,10 +12,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stop_signals(stop: Callable[[], None] | None = None) -> Iterator[None]:
+def stop_signals(stop: Callable[[], None] | None = None, *, once: bool = False) -> Iterator[None]:
     """Call `stop` at the first signal while this is active; a second one raises KeyboardInterrupt.
 
-    Without `stop`, the first signal raises KeyboardInterrupt.
+    Args:
+        stop: Without it, the first signal raises KeyboardInterrupt.
+        once: Ignore the second signal. `torchrun` passes Ctrl-C on to processes that the terminal also sends it to.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -26,7 +28,7 @@ def stop_signals(stop: Callable[[], None] | None = None) -> Iterator[None]:
             signal.signal(number, handler)
 
     def first(number: int, frame: object) -> None:
-        set_handlers(signal.default_int_handler)
+        set_handlers(signal.SIG_IGN if once else signal.default_int_handler)
         assert stop is not None
         stop()
 

@@ -184,7 +184,7 @@ class Trainer:
             tell(note)
         device = self.task.device
         algorithms = deterministic_algorithms(device) if self.config.deterministic else contextlib.nullcontext()
-        with stop_signals(self.stop), self.adapter.attached(), algorithms:
+        with stop_signals(self.stop, once=self._several), self.adapter.attached(), algorithms:
             reason = self._loop(callback, tell)
             if self._saved_step != self.state.step:
                 saved, message = self._save(self.state.step, now=True)
@@ -215,9 +215,10 @@ class Trainer:
             callback(self._event(saved, message or self._preview(step) or self._track(loss)))
             if len(validation_losses(state)) == _VALIDATIONS_TO_REMARK and state.history[-1]["step"] == step:
                 tell(self.validator.remark(state, str(self._best_path)))
-            if self._stop:
+            interrupted, converged = self._any_process(self._stop, not improving)
+            if interrupted:
                 return "interrupted"
-            if not improving:
+            if converged:
                 return "early_stopped"
         return "done"
 
@@ -273,11 +274,18 @@ class Trainer:
 
     def _average_gradients(self) -> None:
         """Average the gradients of all processes."""
-        if self._accelerator is None or self._accelerator.num_processes == 1:
+        if not self._several:
             return
         for parameter in self.adapter.parameters:
             if parameter.grad is not None:
                 parameter.grad = self._accelerator.reduce(parameter.grad, reduction="mean")
+
+    def _any_process(self, *here: bool) -> list[bool]:
+        """Return what holds in any process, so that all processes stop after the same step."""
+        if not self._several:
+            return list(here)
+        found = torch.tensor(here, dtype=torch.float32, device=self.task.device)
+        return [count > 0 for count in self._accelerator.reduce(found, reduction="sum").tolist()]
 
     def _diverged(self, step: int, loss: float) -> DivergedError:
         saved = states(self.folder)
@@ -403,6 +411,10 @@ class Trainer:
     @property
     def _is_main(self) -> bool:
         return self._accelerator is None or bool(self._accelerator.is_main_process)
+
+    @property
+    def _several(self) -> bool:
+        return self._accelerator is not None and self._accelerator.num_processes > 1
 
     @property
     def _rate(self) -> float:

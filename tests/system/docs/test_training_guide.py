@@ -23,8 +23,8 @@ from tests.support.small_language_models import save_language_model, save_texts,
 pytestmark = pytest.mark.slow
 
 GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-# Installed already; tests/training/test_processes.py starts several processes; and the verification takes half an hour.
-ELSEWHERE = ("pip ", "accelerate ", "python -m lab.demo.style_study")
+# Installed already; test_trainer_processes.py starts several processes; and the verification takes half an hour.
+ELSEWHERE = ("pip ", "accelerate ", "torchrun ", "python -m lab.demo.style_study")
 # As few steps as there can be, appended: the last word counts.
 SHORT = {
     "train": ("--steps", "3", "--set", "previews.num_inference_steps=2", "--set", "validate_every_n_steps=1"),
@@ -36,7 +36,7 @@ SHORT = {
 def commands() -> list[str]:
     """Each command of the guide, in order."""
     joined = GUIDE.replace("\\\n", " ")
-    lines = re.findall(r"^    ((?:hnloader|python|pip|accelerate) .*)$", joined, re.MULTILINE)
+    lines = re.findall(r"^    ((?:hnloader|python|pip|accelerate|torchrun) .*)$", joined, re.MULTILINE)
     return [line for line in lines if not line.startswith(ELSEWHERE)]
 
 
