@@ -137,7 +137,7 @@ def look_at(host: Server, seen: Seen) -> str:
         user.prompt(PROMPT)
         user.generate()
         user.open()
-        user.page.wait_for_timeout(3000)
+        user.page.wait_for_timeout(10_000)  # errors of the page itself come late on a slow computer
         user.turn_to("Settings")
         user.page.keyboard.press("Escape")  # its handler looks for 'Interrupt', which only the tabs of images have
         user.page.wait_for_timeout(1000)
