@@ -125,8 +125,11 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
     """Yield the outcome of each check."""
     wanted, also, arguments = given.wanted, given.also, given.arguments
-    without = make_data(folder / "without", given.checkpoints, given.extensions, extension=False)
-    data = make_data(folder / "with", given.checkpoints, given.extensions, extension=True)
+    # Forge and its forks have ControlNet themselves.
+    has_control = (checkout.folder / "modules_forge").is_dir()
+    others = [each for each in given.extensions if not (has_control and each.name == "sd-webui-controlnet")]
+    without = make_data(folder / "without", given.checkpoints, others, extension=False)
+    data = make_data(folder / "with", given.checkpoints, others, extension=True)
     for each in (without, data):
         fill(each / "models", also)
         if given.control is not None:
@@ -159,7 +162,7 @@ def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
     running = {
         **checks.RUNNING,
         **control,
-        **(neighbors.CHECKS if given.extensions else {}),
+        **(neighbors.CHECKS if others else {}),
         **variants.for_files(also, given.checkpoints),
         **checks.AT_THE_END,
         **variants.LAST,
