@@ -47,12 +47,17 @@ def page(random_: random.Random) -> str:
     return f"Day {random_.randint(1, 365)} at the light. " + " ".join(lines)
 
 
+def page_texts(count: int, seed: int) -> list[str]:
+    """Return days of the log."""
+    random_ = random.Random(seed)
+    return [page(random_) for _ in range(count)]
+
+
 def write_pages(folder: Path, count: int, seed: int = 1) -> Path:
     """Write pages, one in each file."""
     folder.mkdir(parents=True, exist_ok=True)
-    random_ = random.Random(seed)
-    for number in range(count):
-        (folder / f"{number:03}.txt").write_text(page(random_), encoding="utf-8")
+    for number, text in enumerate(page_texts(count, seed)):
+        (folder / f"{number:03}.txt").write_text(text, encoding="utf-8")
     return folder
 
 
