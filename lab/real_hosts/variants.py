@@ -129,11 +129,11 @@ def for_files(also: Iterable[Path], checkpoints: Mapping[str, object]) -> dict[s
 LAST: dict[str, Check] = {"8-bit weights": eight_bits}
 
 
-def in_dtype(name: str) -> Check:
-    """Return a check of a start with weights in another dtype."""
+def in_dtype(name: str, *files: str) -> Check:
+    """Return a check of hypernetworks after a start with weights in another dtype."""
 
     def check(host: Server, seen: Seen) -> str:
-        found = f"{holds(host, seen)}; {holds(host, seen, 'flat')} without activation"
+        found = ", ".join(f"{file} {holds(host, seen, file)}" for file in files)
         assert host.state()["dtypes"] == [f"torch.{name}"], host.state()["dtypes"]
         return found
 
@@ -141,7 +141,8 @@ def in_dtype(name: str) -> Check:
 
 
 # Additional starts of Forge and its forks, and of others: arguments and check.
-_FLOAT16, _BFLOAT16, _FLOAT8 = map(in_dtype, ("float16", "bfloat16", "float8_e4m3fn"))
+_FLOAT16 = in_dtype("float16", "flat")  # AUTOMATIC1111 decodes an image in a minute then
+_BFLOAT16, _FLOAT8 = in_dtype("bfloat16", "ink", "flat"), in_dtype("float8_e4m3fn", "ink", "flat")
 STARTS: dict[bool, dict[str, tuple[list[str], Check]]] = {
     False: {
         "--medvram": (["--medvram"], other_start),
