@@ -188,19 +188,19 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def best_runs(run: Callable[[str, float, int], Result], seeds: Sequence[int] = SEEDS) -> Iterator[Result]:
-    """Yield the runs of each method: of all learning rates with the first seed, then of the best with the others.
+def best_runs(run: Callable[[str, float, int], Result], seeds: Sequence[int] = SEEDS) -> list[Result]:
+    """Return the runs of each method with its best learning rate, from all seeds.
 
     Args:
-        run: Trains a method with a learning rate and a seed. The result has `validation_loss` and `rate`.
-        seeds: The seeds.
+        run: Trains a method with a learning rate and a seed. The result has `validation_loss`.
+        seeds: All learning rates are tried with the first.
     """
+    best: dict[str, tuple[float, Result]] = {}
     for method, rates in RATES.items():
-        tried = [run(method, rate, seeds[0]) for rate in rates]
-        best: Any = min(tried, key=lambda run: run.validation_loss)  # type: ignore[attr-defined]
-        yield best
-        for seed in seeds[1:]:
-            yield run(method, best.rate, seed)
+        tried = [(rate, run(method, rate, seeds[0])) for rate in rates]
+        best[method] = min(tried, key=lambda pair: pair[1].validation_loss)  # type: ignore[attr-defined]
+    others = {(method, seed): run(method, best[method][0], seed) for seed in seeds[1:] for method in RATES}
+    return [each for method in RATES for each in (best[method][1], *(others[method, seed] for seed in seeds[1:]))]
 
 
 def kept(path: Path, kind: type[Result], run: Callable[[], Result]) -> Result:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,8 +138,8 @@ def validation_tokens(language: LanguageModel, style: str) -> Tokens:
     return tokens_of(language, map(str, stories(style, _VALIDATION_STORIES, _VALIDATION_SEED, validation=True)))
 
 
-def run_all(style: str, work: Path, prompts: int) -> Iterator[Run]:
-    """Yield the runs that count; see `best_runs`."""
+def run_all(style: str, work: Path, prompts: int) -> list[Run]:
+    """Return the runs that count; see `best_runs`."""
 
     def run(method: str, rate: float, seed: int) -> Run:
         path = work / f"{style} {method.replace('/', '')} {rate:g} {seed} {prompts}.json"
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(chosen.threads)
     chosen.work.mkdir(parents=True, exist_ok=True)
     for style in chosen.styles:
-        runs = list(run_all(style, chosen.work, chosen.prompts))
+        runs = run_all(style, chosen.work, chosen.prompts)
         print(f"\n{style}\n", *table(runs, COLUMNS), sep="\n", flush=True)
     return 0
 

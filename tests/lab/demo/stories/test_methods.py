@@ -73,13 +73,13 @@ def test_the_best_rate_is_trained_from_all_seeds(tmp_path: Path, monkeypatch: py
         return replace(RUN, method=method, rate=rate, seed=seed, validation_loss=abs(rate - RATES[method][1]))
 
     monkeypatch.setattr(methods, "run_method", run)
-    runs = list(run_all("past", tmp_path, 5))
+    runs = run_all("past", tmp_path, 5)
     assert [(one.method, one.rate, one.seed) for one in runs] == [
         (method, rates[1], seed) for method, rates in RATES.items() for seed in SEEDS
     ]
     count = len(asked)
     assert count == len(RATES) * 5
-    assert list(run_all("past", tmp_path, 5)) == runs
+    assert run_all("past", tmp_path, 5) == runs
     assert len(asked) == count
     assert len(list(tmp_path.glob("*.json"))) == count
     assert json.loads(next(tmp_path.glob("*.json")).read_text())["shown"] == 0.5
