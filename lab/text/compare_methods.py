@@ -14,12 +14,9 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from hnloader.language_models import LanguageModel, load_language_model
 from hnloader.training.text_task import TextTask
@@ -29,12 +26,14 @@ from lab.text.logbook import page_texts, style_share, write_pages
 from lab.text.trained_methods import (
     Tokens,
     best_runs,
+    continued,
     divergence,
     kept,
     mean_loss,
     size_of,
     table,
     tokens_of,
+    train,
     trainer_for,
 )
 
@@ -116,14 +115,12 @@ class Comparison:
         trainer = trainer_for(method, given, language, _LONGEST_PROMPT)
         task = trainer.task
         assert isinstance(task, TextTask)
-        began = time.process_time()
-        trainer.run()
-        seconds = time.process_time() - began
+        seconds = train(trainer)
         with task.adapter.enabled(training=False):
             loss = mean_loss(task.language, self.validation)
             drift = divergence(self.plain, task.language, self.others)
-            pages, speed = continued(task.language, PROMPTS)
-            others, _ = continued(task.language, UNRELATED)
+            pages, speed = continued(task.language, PROMPTS, _COPIES, _LENGTH)
+            others, _ = continued(task.language, UNRELATED, _COPIES, _LENGTH)
         run = Run(
             method,
             rate,
@@ -139,24 +136,6 @@ class Comparison:
         )
         print(run, flush=True)
         return run
-
-
-@torch.no_grad()
-def continued(language: LanguageModel, prompts: Sequence[str]) -> tuple[list[str], float]:
-    """Return sampled continuations of prompts, in one batch, and the tokens written in a second of processor time."""
-    given = language.tokenizer(list(prompts) * _COPIES, return_tensors="pt", padding=True, padding_side="left")
-    torch.manual_seed(1)
-    began = time.process_time()
-    written = language.model.generate(
-        input_ids=given["input_ids"],
-        attention_mask=given["attention_mask"],
-        min_new_tokens=_LENGTH,
-        max_new_tokens=_LENGTH,
-        do_sample=True,
-        temperature=WritingSettings().temperature,
-    )
-    speed = written[:, -_LENGTH:].numel() / (time.process_time() - began)
-    return language.tokenizer.batch_decode(written[:, -_LENGTH:]), speed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from hnloader.training.decoder_lora_adapter import decoder_target_names
 from hnloader.training.text_dataset import TextDataset, read_texts
 from hnloader.training.text_task import TextTask
 from hnloader.training.trainer import Trainer
+from hnloader.writing import WritingSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -130,6 +131,18 @@ def trainer_for(
     return Trainer(task)
 
 
+def train(trainer: Trainer) -> float:
+    """Run a training run to its end; return the processor time.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted.
+    """
+    began = time.process_time()
+    if trainer.run().reason == "interrupted":
+        raise KeyboardInterrupt
+    return time.process_time() - began
+
+
 class Tokens(NamedTuple):
     """Texts as a model reads them, [texts, length], padded at the end.
 
@@ -180,6 +193,32 @@ def tokens_per_second(language: LanguageModel, prompts: Sequence[str], length: i
         do_sample=False,
     )
     return len(prompts) * length / (time.process_time() - began)
+
+
+@torch.no_grad()
+def continued(language: LanguageModel, prompts: Sequence[str], copies: int, length: int) -> tuple[list[str], float]:
+    """Return sampled continuations, and the tokens written in a second of processor time, in one batch.
+
+    Args:
+        language: The model.
+        prompts: The beginnings.
+        copies: Number of continuations of each.
+        length: Tokens of each.
+    """
+    given = language.tokenizer(list(prompts) * copies, return_tensors="pt", padding=True, padding_side="left")
+    torch.manual_seed(1)
+    began = time.process_time()
+    with quiet():
+        written = language.model.generate(
+            input_ids=given["input_ids"],
+            attention_mask=given["attention_mask"],
+            min_new_tokens=length,
+            max_new_tokens=length,
+            do_sample=True,
+            temperature=WritingSettings().temperature,
+        )[:, -length:]
+    speed = written.numel() / (time.process_time() - began)
+    return language.tokenizer.batch_decode(written, skip_special_tokens=True), speed
 
 
 def size_of(path: Path) -> int:

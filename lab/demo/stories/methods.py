@@ -11,7 +11,6 @@ next tokens from those of the plain model, on plain stories. All files are kept,
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from lab.text.trained_methods import (
     table,
     tokens_of,
     tokens_per_second,
+    train,
     trainer_for,
 )
 
@@ -109,9 +109,7 @@ def run_method(method: str, style: str, work: Path, rate: float, seed: int, prom
     trainer = prepare_method(method, style, work, rate, seed)
     task = trainer.task
     assert isinstance(task, TextTask)
-    began = time.process_time()
-    trainer.run()
-    seconds = time.process_time() - began
+    seconds = train(trainer)
     plain = bundled_model()
     with task.adapter.enabled(training=False), torch.no_grad():
         loss = mean_loss(task.language, validation_tokens(task.language, style))
