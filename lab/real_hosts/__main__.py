@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import hnloader
@@ -110,7 +111,12 @@ def check_webui(webui: str, given: Given, keep: Path | None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if keep is None else keep / checkout.name
         host = Checkout(checkout, Path(python or checkout / "venv" / "bin" / "python").absolute())
-        results = list(run(host, given, folder))
+        results = []
+        try:
+            results.extend(run(host, given, folder))
+        except (AssertionError, HTTPException, OSError) as error:
+            print(f"FAILED {checkout.name}: The run ended early. {type(error).__name__}: {error}")
+            results.append(False)
     failed = results.count(False)
     print(f"{checkout.name}: {len(results)} checks, {failed} failed", flush=True)
     return 1 if failed else 0
