@@ -328,7 +328,6 @@ def encoded(pixels: numpy.ndarray) -> str:
 
 def image_to_image(host: Server, seen: Seen) -> str:
     fields = start_from(seen.plain)
-    # The hosts encode the image with random noise left over from the previous job, so that job has these settings, too.
     without = host.image(PROMPT, **fields)
     tagged = host.image(f"{PROMPT}<hypernet:ink:0.7>", **fields)
     expect_other(tagged, without)

@@ -188,12 +188,15 @@ def nest():
     return {}
 
 
-class Detailer(scripts.Script):
+class InEachJob(scripts.Script):
     def title(self):
-        return "Detailer of the probe"
+        return "Probe"
 
     def show(self, is_img2img):
         return scripts.AlwaysVisible
+
+    def process(self, p, *args):
+        torch.manual_seed(0)  # the webuis encode images with noise of this generator; ersatzForge never seeds it
 
     def postprocess_image(self, p, pp, *args):
         if not _nests or getattr(p, "within_another", False):
