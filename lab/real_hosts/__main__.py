@@ -24,6 +24,7 @@ import hnloader
 from tests.support.checking import outcome
 
 from . import checks, files, neighbors, page, variants
+from .host_process import HostError
 from .server import Checkout, Server, make_data
 
 MANY, BROKEN = 2000, 50
@@ -114,7 +115,7 @@ def check_webui(webui: str, given: Given, keep: Path | None) -> int:
         results = []
         try:
             results.extend(run(host, given, folder))
-        except (AssertionError, HTTPException, OSError) as error:
+        except (AssertionError, HostError, HTTPException, OSError) as error:
             print(f"FAILED {checkout.name}: The run ended early. {type(error).__name__}: {error}")
             results.append(False)
     failed = results.count(False)
