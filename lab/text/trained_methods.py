@@ -227,19 +227,24 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def best_runs(run: Callable[[str, float, int], Result], seeds: Sequence[int] = SEEDS) -> list[Result]:
+def best_runs(
+    run: Callable[[str, float, int], Result],
+    rates: Mapping[str, Sequence[float]] = RATES,
+    seeds: Sequence[int] = SEEDS,
+) -> list[Result]:
     """Return the runs of each method with its best learning rate, from all seeds.
 
     Args:
         run: Trains a method with a learning rate and a seed. The result has `validation_loss`.
+        rates: The learning rates of each method.
         seeds: All learning rates are tried with the first.
     """
     best: dict[str, tuple[float, Result]] = {}
-    for method, rates in RATES.items():
-        tried = [(rate, run(method, rate, seeds[0])) for rate in rates]
+    for method in rates:
+        tried = [(rate, run(method, rate, seeds[0])) for rate in rates[method]]
         best[method] = min(tried, key=lambda pair: pair[1].validation_loss)  # type: ignore[attr-defined]
-    others = {(method, seed): run(method, best[method][0], seed) for seed in seeds[1:] for method in RATES}
-    return [each for method in RATES for each in (best[method][1], *(others[method, seed] for seed in seeds[1:]))]
+    others = {(method, seed): run(method, best[method][0], seed) for seed in seeds[1:] for method in rates}
+    return [each for method in rates for each in (best[method][1], *(others[method, seed] for seed in seeds[1:]))]
 
 
 def kept(path: Path, kind: type[Result], run: Callable[[], Result]) -> Result:

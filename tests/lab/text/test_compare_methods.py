@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.text.compare_methods import main
-from lab.text.trained_methods import RATES
+from lab.text.compare_methods import RATES, main
 from tests.support.small_language_models import save_language_model
 
 
