@@ -57,7 +57,7 @@ RATES = {
     "hypernetwork": (3e-3, 1e-2, 3e-2),
     "K/V LoRA": (3e-3, 1e-2, 3e-2),
     "all-linear LoRA": (3e-3, 1e-2, 3e-2),
-    "prompt tuning": (3e-2, 1e-1, 3e-1),
+    "prompt tuning": (1e-2, 3e-2, 1e-1),
 }
 _LONGEST_PROMPT = 80
 _VALIDATION_SEED, _VALIDATION_PAGES = 99, 16
