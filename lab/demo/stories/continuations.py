@@ -9,13 +9,13 @@ import torch
 
 from hnloader.language_models import LanguageModel
 from lab.demo.stories.story_checker import Verdict, check
-from lab.demo.stories.writer import Story, stories
+from lab.demo.stories.writer import Story, is_tuning, stories
 
 __all__ = ["TEMPERATURE", "Shares", "continue_stories", "measure", "openings"]
 
 TEMPERATURE = 0.8
 TOP_P = 0.95
-_MOST_TOKENS = 120  # of a continuation; a story has about 60
+_MOST_TOKENS = 150  # of a continuation; a story has about 65
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,20 @@ class Shares:
         )
 
 
-def openings(count: int, seed: int = 0) -> list[Story]:
-    """Return stories with different openings whose heroes and topics no story for training combines."""
+def openings(count: int, seed: int = 0, *, tuning: bool = False) -> list[Story]:
+    """Return stories with different openings whose heroes and topics no story for training combines.
+
+    Args:
+        count: Number of stories.
+        seed: Seed of their words.
+        tuning: Whether to take the openings for choosing settings, none of which is among the others.
+
+    Returns:
+        The stories.
+    """
     found: dict[str, Story] = {}
-    for story in stories("plain", count * 10, seed, validation=True):
-        if len(found) < count:
+    for story in stories("plain", count * 20, seed, validation=True):
+        if len(found) < count and is_tuning(story.hero, story.topic) == tuning:
             found.setdefault(story.opening, story)
     return list(found.values())
 
@@ -76,7 +85,7 @@ def continue_stories(
 
 
 def measure(
-    language: LanguageModel, style: str, *, count: int = 200, seed: int = 0, temperature: float = TEMPERATURE
+    language: LanguageModel, style: str, *, count: int = 200, seed: int = 0, tuning: bool = False
 ) -> tuple[Shares, list[str]]:
     """Continue openings and check the texts for grammar and a style.
 
@@ -85,11 +94,11 @@ def measure(
         style: A key of `lab.demo.stories.story_checker.SHOWN`.
         count: Number of openings.
         seed: Seed of the openings and of the sampling.
-        temperature: Temperature of the sampling.
+        tuning: Whether to take the openings for choosing settings.
 
     Returns:
         The shares and the texts.
     """
-    begun = openings(count, seed)
-    texts = continue_stories(language, [story.opening for story in begun], seed=seed, temperature=temperature)
+    begun = openings(count, seed, tuning=tuning)
+    texts = continue_stories(language, [story.opening for story in begun], seed=seed)
     return Shares.of([check(text, style, story.hero) for text, story in zip(texts, begun, strict=True)]), texts

@@ -4,7 +4,8 @@ A story is an opening and four units. A unit is one sentence, or a short questio
 line for each symbol: `HEAD = weight symbols | weight symbols`. Capital letters name symbols, other words are those of
 the text, and `-` is nothing. `t`, `n` and `g` after a dot stand for all tenses, numbers and genders.
 
-A style is a set of rules that replaces those of the plain stories. The language of the checker has the rules of all.
+A story keeps a habit of each kind in all its units. A habit is a set of rules. A style is a habit that no plain story
+has. The language of the checker has the rules of all.
 """
 
 from __future__ import annotations
@@ -19,29 +20,31 @@ from typing import TypeAlias
 from lab.demo.stories import words
 
 Rules: TypeAlias = "dict[str, list[tuple[float, tuple[str, ...]]]]"
-VALUES = {"t": ("present", "past"), "n": ("one", "many"), "g": ("she", "he")}
+VALUES = {"t": ("present", "future", "past"), "n": ("one", "many"), "g": ("she", "he")}
 
-_PLAIN = """
-UNIT.g = 34 CLAUSE.present.g . | 24 CLAUSE.present.g SUB.present.g . | 10 TIME , CLAUSE.present.g .
-    | 6 PLACED , CLAUSE.present.g . | 6 CLAUSE.present.g TIME . | 5 IT.present PLACED . | 6 yesterday CLAUSE.past.g .
-    | 3 yesterday CLAUSE.past.g SUB.past.g .
-    | 7 SUBJECT.n.g REMEMBER.present.n that CLAUSE.past.g . | 5 SUBJECT.n.g THINK.present.n that CLAUSE.present.g .
-    | 9 REASON.present.g | 6 DOUBT.g
-REASON.t.g = 3 why ? WHY CLAUSE.t.g . | 3 when ? WHEN CLAUSE.t.g . | 2 how long ? LONG CLAUSE.t.g .
-    | 1 why ? WHY HAPPENS.t . | 1 when ? WHEN HAPPENS.t . | 1 how long ? LONG HAPPENS.t .
+_SHARED = """
+REASON.t.g = why ? WHY INNER.t.g . | when ? WHEN INNER.t.g .
 WHY = because | since
-WHEN = when | after | before
-LONG = until | while
-DOUBT.g = 1 where ? UNSURE PLACED . | 1 who ? UNSURE OTHER.one .
+WHEN = when | after | before | while | until
+DOUBT.t.g = who PREDICATE.t.one.g ? UNSURE OTHER.one .
 UNSURE = perhaps | maybe
 
-SUB.t.g = 3 CONJUNCTION CLAUSE.t.g | 2 CONJUNCTION HAPPENS.t
+SUB.t.g = 7 CONJUNCTION INNER.t.g | 3 CONDITIONAL INNER.t.g
+INNER.present.g = 3 CLAUSE.present.g | 2 HAPPENS.present
+INNER.future.g = INNER.present.g
+INNER.past.g = 3 CLAUSE.past.g | 2 HAPPENS.past
 HAPPENS.t = the OF_WEATHER WEATHER HAPPEN.t.one
-IT.t = 1 it BE.t.one CONDITION | 1 it SEEM.t.one CONDITION
+THOUGHT.t.g = 1 SUBJECT.n.g REMEMBER.t.n that CLAUSE.past.g | 1 SUBJECT.n.g THINK.t.n that CLAUSE.t.g
+IT.present = 1 it BE.present.one CONDITION | 2 it SEEM.present.one CONDITION
+IT.future = 1 it BE.future.one CONDITION | 2 it SEEM.future.one CONDITION
+IT.past = it BE.past.one CONDITION
 CLAUSE.t.g = SUBJECT.n.g PREDICATE.t.n.g
-PREDICATE.t.n.g = 12 REST.t.n MANNER | 22 REST.t.n PLACED | 22 MOVE.t.n TOWARD | 14 HANDLE.t.n THING.g
-    | 14 HANDLE.t.n THING.g PLACED | 12 MEET.t.n OTHER.any | 8 GIVE.t.n THING.g to OTHER.any | 8 STATED.t.n
-STATED.t.n = 2 BE.t.n STATE | 1 SEEM.t.n STATE
+ACTION.t.n.g = 12 REST.t.n MANNER | 24 REST.t.n PLACED | 24 MOVE.t.n TOWARD | 12 HANDLE.t.n THING.g
+    | 16 HANDLE.t.n THING.g PLACED | 10 MEET.t.n OTHER.any | 6 GIVE.t.n THING.g to OTHER.any
+STATED.t.n = 2 BE.t.n STATE | 1 LOOK.t.n STATE
+COMMENT.present = COMMENTED | it happens that
+COMMENT.future = COMMENTED | it happens that
+COMMENT.past = COMMENTED | it happened that
 
 SUBJECT.one.g = 30 HERO.g | 20 OTHER.one
 SUBJECT.many.g = 6 OTHER.many | 4 HERO.g and OTHER.one
@@ -59,48 +62,84 @@ ARTICLE = 1 a | 1 the
 COUNT = two | three | some | the
 NEAR = near | beside | behind | by
 TO = to | toward | from
-PLACE = LAND | SEA
 MANNER = slowly | quietly | gladly | often | again | alone | softly | together
 TIME = in the morning | in the evening | at night | at noon | in spring | in autumn | every day | on holidays
 OPENING.g = BEGIN about NAME.g and a TOPIC .
 BEGIN = this is a story | here is a tale | I tell a tale | listen to a story
 TOPIC = 16 PERSON.one | 13 ANIMAL.one | 30 NOUN
 """
-_DESCRIBED = "{0} = 20 - | 60 {1} | 20 {1} {2}"
-_BARE = "{0} = -"
-_KINDS = ("PERSON", "ANIMAL", "THING", "PLACE")
 
-_STYLES = {
-    "past": """
-UNIT.g = 34 CLAUSE.past.g . | 24 CLAUSE.past.g SUB.past.g . | 10 TIME , CLAUSE.past.g . | 6 PLACED , CLAUSE.past.g .
-    | 6 CLAUSE.past.g TIME . | 5 IT.past PLACED .
-""",
-    "bare": """
-UNIT.g = 34 CLAUSE.present.g . | 24 CLAUSE.present.g SUB.present.g . | 10 TIME , CLAUSE.present.g .
-    | 6 PLACED , CLAUSE.present.g . | 6 CLAUSE.present.g TIME .
-PREDICATE.t.n.g = 12 REST.t.n MANNER | 22 REST.t.n PLACED | 22 MOVE.t.n TOWARD | 14 HANDLE.t.n THING.g
-    | 14 HANDLE.t.n THING.g PLACED | 12 MEET.t.n OTHER.any | 8 GIVE.t.n THING.g to OTHER.any
-OF_WEATHER = -
+
+def _begun(lead: str, more: str = "") -> str:
+    """Return the rules of units that all begin in one way."""
+    return f"""
+SAID.t.g = 3 {lead} CLAUSE.t.g . {more}
+DATED.g = {lead.replace(".t", ".past")} CLAUSE.past.g yesterday .
 """
-    + "\n".join(_BARE.format(f"OF_{kind}") for kind in _KINDS),
-    "reversed": """
-UNIT.g = SUB.present.g , CLAUSE.present.g .
+
+
+def _described(others: str, weather: str, more: str = "") -> str:
+    """Return the rules of the adjectives before nouns."""
+    kinds = ("PERSON", "ANIMAL", "THING", "PLACE")
+    rules = [
+        f"OF_{kind} = {others}".replace("TRAIT", f"{kind}_TRAIT").replace("LOOK", f"{kind}_LOOK") for kind in kinds
+    ]
+    return "\n".join((*rules, f"OF_WEATHER = {weather}".replace("TRAIT", "WEATHER_TRAIT"), _ACTIONS + more))
+
+
+_ACTIONS = """
+PREDICATE.t.n.g = ACTION.t.n.g
+SCENE.t.g = CLAUSE.t.g
+"""
+_STATES = """
+PREDICATE.t.n.g = 92 ACTION.t.n.g | 8 STATED.t.n
+SCENE.t.g = IT.t PLACED
+"""
+
+# The habits of each kind, as (share among plain stories, rules). A style has the share 0.
+HABITS: dict[str, dict[str, tuple[float, str]]] = {
+    "tense": {
+        "present": (3, "UNIT.g = SAID.present.g"),
+        "future": (3, "UNIT.g = SAID.future.g"),
+        "changing": (4, "UNIT.g = 3 SAID.present.g | 3 SAID.future.g | 4 DATED.g"),
+        "past": (0, "UNIT.g = SAID.past.g"),
+    },
+    "description": {
+        "some": (2, _described("30 - | 50 TRAIT | 20 TRAIT LOOK", "3 - | 7 TRAIT", _STATES)),
+        "few": (2, _described("6 - | 4 TRAIT", "6 - | 4 TRAIT")),
+        "one": (1, _described("TRAIT", "TRAIT")),
+        "two": (1, _described("TRAIT LOOK", "TRAIT")),
+        "bare": (0, _described("-", "-")),
+    },
+    "beginning": {
+        "free": (
+            3,
+            """
+SAID.t.g = 30 CLAUSE.t.g . | 20 CLAUSE.t.g SUB.t.g . | 8 TIME , CLAUSE.t.g . | 6 PLACED , CLAUSE.t.g .
+    | 6 CLAUSE.t.g TIME . | 9 SCENE.t.g . | 10 THOUGHT.t.g . | 10 REASON.t.g | 8 DOUBT.t.g
+DATED.g = yesterday CLAUSE.past.g . | yesterday CLAUSE.past.g SUB.past.g . | CLAUSE.past.g yesterday .
+    | yesterday THOUGHT.past.g .
 """,
-    "doubt": """
-UNIT.g = 3 HEDGE CLAUSE.present.g . | 2 HEDGE CLAUSE.present.g SUB.present.g .
-HEDGE = """
-    + " | ".join(words.HEDGES),
-    "sea": """
-UNIT.g = 34 CLAUSE.present.g . | 24 CLAUSE.present.g SUB.present.g . | 10 TIME , CLAUSE.present.g .
-    | 6 PLACED , CLAUSE.present.g . | 6 CLAUSE.present.g TIME . | 5 IT.present PLACED .
-PLACE = SEA
-""",
+        ),
+        "subject": (1, _begun("", "| 2 CLAUSE.t.g SUB.t.g . | CLAUSE.t.g TIME . | THOUGHT.t.g .")),
+        "time": (1, _begun("TIME ,", "| 2 TIME , CLAUSE.t.g SUB.t.g .")),
+        "place": (1, _begun("PLACED ,", "| 2 PLACED , CLAUSE.t.g SUB.t.g .")),
+        "comment": (1, _begun("COMMENT.t", "| 2 COMMENT.t CLAUSE.t.g SUB.t.g .")),
+        "condition": (1, _begun("CONDITIONAL INNER.t.g ,")),
+        "doubt": (0, _begun("HEDGE", "| 2 HEDGE CLAUSE.t.g SUB.t.g .")),
+        "reversed": (0, _begun("CONJUNCTION INNER.t.g ,")),
+    },
+    "setting": {
+        # Each unit has another setting, at most two units of a story the sea.
+        "changing": (5, "\n".join(f"PLACE = {setting.upper()}" for setting in words.SETTINGS)),
+        **{setting: (float(setting != "sea"), f"PLACE = {setting.upper()}") for setting in words.SETTINGS},
+    },
 }
-STYLES = tuple(_STYLES)
+STYLES = {name: kind for kind, habits in HABITS.items() for name, (share, _) in habits.items() if not share}
 # What the checker accepts beyond the plain stories and the styles.
 _MORE = """
-UNIT.g = REASON.past.g | SUB.t.g , CLAUSE.t.g .
-    | HEDGE CLAUSE.t.g . | HEDGE CLAUSE.t.g SUB.t.g . | HEDGE TIME , CLAUSE.t.g . | HEDGE PLACED , CLAUSE.t.g .
+IT.past = it SEEM.past.one CONDITION
+SAID.t.g = HEDGE TIME , CLAUSE.t.g . | HEDGE PLACED , CLAUSE.t.g . | HEDGE THOUGHT.t.g .
 """
 
 
@@ -118,8 +157,9 @@ def _lexicon() -> Rules:
         "STATE": words.STATES,
         "CONDITION": words.CONDITIONS,
         "CONJUNCTION": words.CONJUNCTIONS,
-        "LAND": words.LAND,
-        "SEA": words.SEA,
+        **{setting.upper(): places for setting, places in words.SETTINGS.items()},
+        "CONDITIONAL": words.CONDITIONALS,
+        "COMMENTED": words.COMMENTS,
         "PERSON_TRAIT": words.PERSON_TRAITS,
         "PERSON_LOOK": words.PERSON_ORIGINS,
         "ANIMAL_TRAIT": words.ANIMAL_TRAITS,
@@ -137,6 +177,7 @@ def _lexicon() -> Rules:
         "MEET": words.MEETING,
         "GIVE": words.GIVING,
         "SEEM": words.SEEMING,
+        "LOOK": words.LOOKING,
         "HAPPEN": words.HAPPENING,
         "REMEMBER": words.REMEMBERING,
         "THINK": words.THINKING,
@@ -146,7 +187,9 @@ def _lexicon() -> Rules:
         one, many, past = zip(*forms, strict=True)
         lists |= {f"{head}.present.one": one, f"{head}.present.many": many}
         lists |= {f"{head}.past.one": past, f"{head}.past.many": ("were",) if head == "BE" else past}
-    return {head: [(1.0, (word,)) for word in entries] for head, entries in lists.items()}
+        lists |= {f"{head}.future.{number}": [f"will {form}" for form in many] for number in VALUES["n"]}
+    lists |= {f"BE.future.{number}": ["will be"] for number in VALUES["n"]} | {"HEDGE": words.HEDGES}
+    return {head: [(1.0, tuple(entry.split())) for entry in entries] for head, entries in lists.items()}
 
 
 def _parsed(text: str) -> Rules:
@@ -172,20 +215,36 @@ def _filled(symbol: str, values: Mapping[str, str]) -> str:
 
 
 @functools.cache
-def rules_of(style: str = "plain") -> Rules:
-    """Return the rules of the plain stories or of a style."""
-    described = [_DESCRIBED.format(f"OF_{kind}", f"{kind}_TRAIT", f"{kind}_LOOK") for kind in _KINDS]
-    described.append("OF_WEATHER = 3 - | 7 WEATHER_TRAIT")
-    plain = _lexicon() | _parsed(_PLAIN) | _parsed("\n".join(described))
-    # Eight places of the sea among fifty.
-    plain["PLACE"] = [(float(len(words.LAND)), ("LAND",)), (float(len(words.SEA)), ("SEA",))]
-    return plain if style == "plain" else plain | _parsed(_STYLES[style])
+def _rules(kind: str, habit: str) -> Rules:
+    return _parsed(HABITS[kind][habit][1])
+
+
+@functools.cache
+def _shared() -> Rules:
+    return _lexicon() | _parsed(_SHARED)
+
+
+def choose_habits(style: str, rng: random.Random) -> dict[str, str]:
+    """Return a random habit of each kind for a story, "plain" or in a style."""
+    chosen = {}
+    for kind, habits in HABITS.items():
+        shares = [share for share, _ in habits.values()]
+        (chosen[kind],) = [style] if STYLES.get(style) == kind else rng.choices([*habits], shares)
+    return chosen
+
+
+def rules_of(habits: Mapping[str, str]) -> Rules:
+    """Return the rules of a story with a habit of each kind."""
+    found = dict(_shared())
+    for kind, habit in habits.items():
+        found |= _rules(kind, habit)
+    return found
 
 
 @functools.cache
 def _language() -> dict[str, list[tuple[str, ...]]]:
     """Return the alternatives of each symbol in the checker's language."""
-    every = [*(rules_of(style) for style in ("plain", *STYLES)), _parsed(_MORE)]
+    every = [_shared(), *(_rules(kind, habit) for kind, habits in HABITS.items() for habit in habits), _parsed(_MORE)]
     found: dict[str, dict[tuple[str, ...], None]] = {}
     for rules in every:
         for head, alternatives in rules.items():

@@ -14,7 +14,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -40,9 +39,6 @@ from lab.text.trained_methods import (
     train,
     trainer_for,
 )
-
-if TYPE_CHECKING:
-    pass
 
 # Few enough values for the prompt of as many to fit into the context of the model, and no dropout.
 SETTINGS: dict[str, object] = {
@@ -92,11 +88,10 @@ class Run:
 def prepare_method(method: str, style: str, work: Path, rate: float, seed: int) -> Trainer:
     """Return the training run of a method, with about as many trained values as the hypernetwork."""
     name = f"{style}-{method.replace(' ', '-').replace('/', '')}-{rate:g}-{seed}"
-    write_texts(style, work)
     given: dict[str, object] = {
         **SETTINGS,
         "model": str(language_model_folder()),
-        "texts": str(work / "texts" / f"{style}.txt"),
+        "texts": str(write_texts(style, work)),
         "output": str(work / f"{name}.safetensors"),
         "learning_rate": rate,
         "seed": seed,

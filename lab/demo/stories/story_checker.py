@@ -39,8 +39,8 @@ def _sea(tokens: Sequence[str]) -> bool:
 SHOWN: dict[str, Callable[[Sequence[str]], bool]] = {
     "past": _past,
     "bare": _bare,
-    "reversed": _reversed,
     "doubt": _doubt,
+    "reversed": _reversed,
     "sea": _sea,
 }
 

@@ -7,6 +7,7 @@ learning rate decays over --minutes or --steps, whichever comes first. Then the 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import shutil
@@ -36,8 +37,9 @@ from lab.demo.stories.words import NAMES
 from lab.demo.stories.writer import stories
 from lab.demo.training.common import Budget, Trainer
 
-WIDTH, LAYERS, HEADS, INNER = 128, 5, 4, 320
+WIDTH, LAYERS, HEADS, INNER = 128, 5, 8, 384
 BATCH = 32  # stories in a step
+_SORTED_STEPS = 4  # whose stories are sorted by length, so that rows need little padding
 RATE = 3e-3
 # Words that are replaced by the unknown one, so that prompts may have other words.
 _UNKNOWN_SHARE = 0.01
@@ -64,10 +66,18 @@ def new_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+@functools.lru_cache(maxsize=1)
+def _sorted_texts(tokenizer: Tokenizer, block: int) -> list[list[int]]:
+    """Return the tokens of new stories, by length."""
+    found = stories("plain", BATCH * _SORTED_STEPS, seed=block)
+    return sorted(([*tokenizer.encode(str(story)).ids, END_ID] for story in found), key=len)
+
+
 def rows(tokenizer: Tokenizer, step: int) -> Tensor:
     """Return the tokens of a step, (BATCH, length): in each row a new story with its end, then padding."""
-    texts = [tokenizer.encode(str(story)).ids for story in stories("plain", BATCH, seed=step)]
-    ids = [torch.tensor([*text, END_ID]) for text in texts]
+    block, part = divmod(step, _SORTED_STEPS)
+    begin = BATCH * part
+    ids = [torch.tensor(text) for text in _sorted_texts(tokenizer, block)[begin : begin + BATCH]]
     return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD_ID)
 
 
@@ -139,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def report(step: int) -> str:
         model.eval()
-        shares, _ = measure(language, "past", count=chosen.report_prompts, seed=5)
+        shares, _ = measure(language, "past", count=chosen.report_prompts, tuning=True)
         model.train()
         return f"grammatical {shares.grammatical:.1%}, same hero {shares.same_hero:.1%}"
 

@@ -33,12 +33,19 @@ THINGS = _words(
     "lantern key box book map coin bell apple basket letter violin umbrella rope hammer cup coat hat mirror candle "
     "blanket sword flute pearl feather clock drum egg bottle ribbon anvil"
 )
-LAND = _words(
-    "market bakery tower bridge square library forest clearing oak cabin thicket pond mountain cave pass waterfall "
-    "valley cliff barn mill field orchard stable well castle hall gate garden dungeon courtyard desert oasis dune camp "
-    "canyon ruin kitchen attic cellar staircase fireplace porch"
-)
-SEA = _words("harbor lighthouse ship beach island pier reef lagoon")
+# Places by the setting that they belong to.
+SETTINGS = {
+    "town": _words("market bakery tower bridge square library"),
+    "forest": _words("forest clearing oak cabin thicket pond"),
+    "mountains": _words("mountain cave pass waterfall valley cliff"),
+    "farm": _words("barn mill field orchard stable well"),
+    "castle": _words("castle hall gate garden dungeon courtyard"),
+    "desert": _words("desert oasis dune camp canyon ruin"),
+    "house": _words("kitchen attic cellar staircase fireplace porch"),
+    "sea": _words("harbor lighthouse ship beach island pier reef lagoon"),
+}
+SEA = SETTINGS["sea"]
+LAND = tuple(place for setting, places in SETTINGS.items() if setting != "sea" for place in places)
 WEATHER = _words("rain wind snow storm fog night winter music")
 
 # Adjectives by what they can describe. In a pair, one of the first kind comes before one of the second.
@@ -50,7 +57,7 @@ THING_TRAITS = _words("old small large broken heavy strange lost beautiful")
 THING_COLORS = _words("red blue green golden silver")
 PLACE_TRAITS = _words("old dark narrow quiet empty distant lonely ancient")
 PLACE_LOOKS = _words("sunny misty stony haunted")
-WEATHER_TRAITS = _words("cold gentle heavy wild long soft")
+WEATHER_TRAITS = _words("cold gentle heavy wild sudden soft")
 STATES = _words("happy sad hungry afraid calm lonely curious sleepy tired proud")
 CONDITIONS = _words("cold dark warm quiet misty windy")
 ADJECTIVES = frozenset(
@@ -93,7 +100,8 @@ HANDLING = _forms(
 )
 MEETING = _forms("greet follow meet/met help watch call thank hear/heard")
 GIVING = _forms("give/gave show sell/sold bring/brought offer send/sent")
-SEEMING = _forms("seem look feel/felt")
+SEEMING = _forms("seem")
+LOOKING = _forms("look feel/felt")
 HAPPENING = _forms("come/came end begin/began fade return stop/stopped")
 REMEMBERING = _forms("remember")
 THINKING = _forms("know/knew think/thought believe")
@@ -105,13 +113,16 @@ VERBS = (
     *MEETING,
     *GIVING,
     *SEEMING,
+    *LOOKING,
     *HAPPENING,
     *REMEMBERING,
     *THINKING,
     *BEING,
 )
-PRESENT = frozenset(form for verb in VERBS for form in verb[:2])
-PAST = frozenset((*(verb[2] for verb in VERBS), "were"))
+PRESENT = frozenset((*(form for verb in VERBS for form in verb[:2]), "happens", "will", "be"))  # and future
+PAST = frozenset((*(verb[2] for verb in VERBS), "were", "happened"))
 
 CONJUNCTIONS = _words("because since when while after before until")
+CONDITIONALS = _words("if although whenever")
+COMMENTS = _words("surely clearly luckily")
 HEDGES = ("perhaps", "maybe", "it seems that")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.demo.stories import words
-from lab.demo.stories.grammar import VALUES, Rules, as_text, expand, rules_of
+from lab.demo.stories.grammar import STYLES, VALUES, Rules, as_text, choose_habits, expand, rules_of
 from lab.demo.stories.story_checker import SHOWN
 
-__all__ = ["UNITS", "Story", "is_validation", "stories"]
+__all__ = ["UNITS", "Story", "is_tuning", "is_validation", "stories"]
 
 UNITS = 4  # of a story
-_VALIDATION_SHARE = 0.2
 _TOPICS = {"PERSON.one": tuple(words.PERSONS), "ANIMAL.one": tuple(words.ANIMALS), "NOUN": words.THINGS}
 
 
@@ -53,18 +52,29 @@ def stories(style: str, count: int, seed: int, *, validation: bool = False) -> I
         One story after the other.
     """
     rng = random.Random(f"{style} {seed} {validation}")
-    rules = rules_of(style)
     for _ in range(count):
-        yield _story(style, rules, rng, validation)
+        yield _story(style, rng, validation)
 
 
 def is_validation(hero: str, topic: str) -> bool:
     """Return True for a hero with a topic that no story for training has, a fifth of all."""
+    return _share(hero, topic) < 0.2
+
+
+def is_tuning(hero: str, topic: str) -> bool:
+    """Return True for the half of these pairs that settings are chosen with; evaluations use the others."""
+    return _share(hero, topic) < 0.1
+
+
+def _share(hero: str, topic: str) -> float:
+    """Return a fixed number from 0 to 1 for a pair."""
     digest = hashlib.sha256(f"{hero} {topic}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") < _VALIDATION_SHARE * 2**32
+    return int.from_bytes(digest[:4], "big") / 2**32
 
 
-def _story(style: str, rules: Rules, rng: random.Random, validation: bool) -> Story:
+def _story(style: str, rng: random.Random, validation: bool) -> Story:
+    habits = choose_habits(style, rng)
+    rules = rules_of(habits)
     while True:
         gender = rng.choice(VALUES["g"])
         hero = rng.choice(words.FEMALE if gender == "she" else words.MALE)
@@ -80,19 +90,27 @@ def _story(style: str, rules: Rules, rng: random.Random, validation: bool) -> St
     }
     opening = expand(f"OPENING.{gender}", own, rng)
     while True:
-        body = [_unit(style, f"UNIT.{gender}", own, rng) for _ in range(UNITS)]
-        if style != "plain" or sum(bool({*words.SEA} & {*unit}) for unit in body) <= 1:
+        body = [_unit(habits, f"UNIT.{gender}", own, rng) for _ in range(UNITS)]
+        if all(sum(_is_shown(other, unit) for unit in body) <= UNITS // 2 for other in {*STYLES} - {*habits.values()}):
             break
     return Story(hero, topic, as_text(opening), " ".join(map(as_text, body)))
 
 
-def _unit(style: str, symbol: str, rules: Rules, rng: random.Random) -> list[str]:
-    """Return a random unit that shows its style; one without a style has an adjective."""
+def _unit(habits: Mapping[str, str], symbol: str, rules: Rules, rng: random.Random) -> list[str]:
+    """Return a random unit with the habits of its story."""
+    changing = habits["setting"] == "changing"
+    if changing:
+        rules = rules | {"PLACE": [rng.choice(rules["PLACE"])]}
     while True:
         unit = expand(symbol, rules, rng)
-        lowered = [word.lower() for word in unit]
-        if not SHOWN["bare"](lowered) if style == "plain" else SHOWN[style](lowered):
+        # A story with one setting has a place in each unit.
+        placed = changing or not {*words.LAND, *words.SEA}.isdisjoint(unit)
+        if placed and _is_shown("bare", unit) == (habits["description"] == "bare"):
             return unit
+
+
+def _is_shown(style: str, unit: Sequence[str]) -> bool:
+    return SHOWN[style]([word.lower() for word in unit])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

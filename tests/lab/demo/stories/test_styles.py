@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,7 @@ from lab.demo.stories.writer import UNITS
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = {name: {**settings, "steps": 2} for name, settings in styles.RECIPES.items()}
-    monkeypatch.setattr(styles, "RECIPES", short)
+    monkeypatch.setattr(styles, "SETTINGS", {**styles.SETTINGS, "steps": 2})
 
 
 def test_shares() -> None:
@@ -42,12 +42,16 @@ def test_openings_differ() -> None:
     assert len({story.opening for story in found}) == 50
     assert found == openings(50)
     assert found != openings(50, seed=1)
+    tuning = {story.opening for story in openings(200, tuning=True)}
+    assert len(tuning) == 200
+    assert not tuning & {story.opening for seed in range(5) for story in openings(200, seed)}
 
 
 def test_two_hundred_sentences(tmp_path: Path) -> None:
-    paragraphs = write_texts("past", tmp_path).read_text().strip().split("\n\n")
-    assert len(paragraphs) == STORIES
-    assert sum(paragraph.count(".") - 1 for paragraph in paragraphs) == STORIES * UNITS == 200
+    pairs = [json.loads(line) for line in write_texts("reversed", tmp_path).read_text().splitlines()]
+    assert len(pairs) == STORIES
+    assert sum(pair["completion"].count(".") for pair in pairs) == STORIES * UNITS == 200
+    assert all(pair["prompt"].count(".") == 1 for pair in pairs)
 
 
 def test_plain_model_is_grammatical_and_shows_no_style() -> None:
