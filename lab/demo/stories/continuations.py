@@ -57,7 +57,9 @@ def openings(count: int, seed: int = 0, *, tuning: bool = False) -> list[Story]:
     """
     found: dict[str, Story] = {}
     for story in stories("plain", count * 20, seed, validation=True):
-        if len(found) < count and is_tuning(story.hero, story.topic) == tuning:
+        if len(found) == count:
+            break
+        if is_tuning(story.hero, story.topic) == tuning:
             found.setdefault(story.opening, story)
     return list(found.values())
 
