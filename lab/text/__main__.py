@@ -52,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("build/real-text"), help="folder for the results")
     parser.add_argument("--minutes", type=float, default=5.0, help="about the time of the training")
     parser.add_argument("--rate", default="auto", help="learning rate")
-    parser.add_argument("--preserve", action="store_true", help="train on ordinary texts of the plain model, too")
     parser.add_argument("--model", type=Path, help="another folder of transformers or .gguf file")
     given = parser.parse_args(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     language = load_language_model(given.model or smollm2(), device="cpu", dtype="float32")
     model = saved(language, work / "model")  # loads faster than a .gguf file
     texts = write_pages(work / "texts", PAGES)
-    ordinary = write_ordinary(language, texts) if given.preserve else 0
+    ordinary = write_ordinary(language, texts)
     output = work / "log.safetensors"
     fixed = {**SETTINGS, "learning_rate": given.rate}
     settings = {**fixed, "model": str(model), "texts": str(texts), "output": str(output)}

@@ -28,7 +28,7 @@ def test_the_same_seed_writes_the_same_files(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_the_run_with_a_tiny_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = save_language_model(tmp_path / "llm")
-    assert main(["--model", str(model), "--work", str(tmp_path / "work"), "--minutes", "0.001", "--preserve"]) == 0
+    assert main(["--model", str(model), "--work", str(tmp_path / "work"), "--minutes", "0.001"]) == 0
     printed = capfd.readouterr().out
     for fact in ("$ hnloader train", "--- log 0.5 ---", "language models of width 32", "unchanged", "in peft"):
         assert fact in printed
