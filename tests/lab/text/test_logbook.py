@@ -30,6 +30,13 @@ def test_the_run_with_a_tiny_model(tmp_path: Path, capfd: pytest.CaptureFixture[
     model = save_language_model(tmp_path / "llm")
     assert main(["--model", str(model), "--work", str(tmp_path / "work"), "--minutes", "0.001"]) == 0
     printed = capfd.readouterr().out
-    for fact in ("$ hnloader train", "--- log 0.5 ---", "language models of width 32", "unchanged", "in peft"):
+    for fact in (
+        "200 pages and 40 other texts",
+        "$ hnloader train",
+        "--- log 0.5 ---",
+        "language models of width 32",
+        "unchanged",
+        "in peft",
+    ):
         assert fact in printed
     assert (tmp_path / "work" / "log-lora" / "adapter_config.json").is_file()
