@@ -65,9 +65,7 @@ def _print_stories() -> None:
             for label, story in texts.items():
                 console.print(Text.assemble((f"{label}: ", "dim"), story), soft_wrap=piped)
         console.print()
-    stderr().print(
-        Text("Each column has the same model, prompts and seed; each hypernetwork is a small file at strength 1.")
-    )
+    stderr().print(Text("All texts have the same model and seed; each hypernetwork is a small file at strength 1."))
 
 
 def _columns(texts: dict[str, str]) -> Table:
