@@ -317,8 +317,8 @@ def export_lora(user: User) -> str:
     user.turn_to("Hypernetwork tools")
     user.turn_to("Convert", "#hnl-tabs")
     page.locator("#hnl-convert-to").get_by_text("LoRA").click()
-    if "wash.pt" in " ".join(user.chosen("#hnl-convert-files")):
-        user.choose("#hnl-convert-files", "wash.pt")  # remove it
+    for selected in filter(None, user.chosen("#hnl-convert-files")):
+        user.choose("#hnl-convert-files", selected)  # remove it
     user.choose("#hnl-convert-files", "flat.pt")
     chosen = user.chosen("#hnl-convert-files")
     assert " ".join(chosen).split() == ["flat.pt"], chosen
