@@ -136,11 +136,12 @@ def run_training(config: Config, *, resume: bool, restart: bool, device: str) ->
         with stderr().status("Reading the data and loading the model"):
             trainer = prepare(config, resume=resume, restart=restart, device=device)
         result = trainer.run() if writer is None else _run(trainer, writer)
-    _leave_group()
     if writer is not None:
         _print_result(result)
-    if result.reason == "interrupted":
-        raise typer.Exit(_EXIT_INTERRUPTED)
+    code = _EXIT_INTERRUPTED if result.reason == "interrupted" else 0
+    _leave_group(code)
+    if code:
+        raise typer.Exit(code)
 
 
 def parse_settings(given: list[str]) -> dict[str, Any]:
@@ -170,12 +171,16 @@ def _status_file(config: Config) -> contextlib.AbstractContextManager[StatusWrit
     return status_file(Path(config.output), config.steps)
 
 
-def _leave_group() -> None:
-    """Leave the group of processes; one that exits within the group can crash."""
+def _leave_group(code: int) -> None:
+    """Let all processes of a group exit together, and at once: threads of torch can abort a usual exit (SIGABRT)."""
     from torch import distributed
 
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(trainer: Trainer, writer: StatusWriter) -> Result:
