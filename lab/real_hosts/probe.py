@@ -216,7 +216,7 @@ class InEachJob(scripts.Script):
 def started(demo, app):
     app.add_api_route("/probe/state", state, methods=["GET"])
     app.add_api_route("/probe/optimizations", optimizations, methods=["GET"])
-    for call in (wrap, fail, reload, nest, small, cast):
+    for call in (wrap, fail, reload, settings, nest, small, cast):
         app.add_api_route(f"/probe/{call.__name__}", call, methods=["POST"])
 
 
