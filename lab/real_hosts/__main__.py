@@ -133,8 +133,7 @@ def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
     """Yield the outcome of each check."""
     wanted, also, arguments = given.wanted, given.also, given.arguments
     # Forge and its forks have ControlNet themselves.
-    has_control = (checkout.folder / "modules_forge").is_dir()
-    others = [each for each in given.extensions if not (has_control and each.name == "sd-webui-controlnet")]
+    others = [each for each in given.extensions if not (checkout.is_forge and each.name == "sd-webui-controlnet")]
     without = make_data(folder / "without", given.checkpoints, others, extension=False)
     data = make_data(folder / "with", given.checkpoints, others, extension=True)
     for each in (without, data):

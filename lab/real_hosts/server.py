@@ -52,13 +52,18 @@ class Checkout:
     folder: Path
     python: Path
 
+    @property
+    def is_forge(self) -> bool:
+        """Return True for Forge and its forks."""
+        return (self.folder / "modules_forge").is_dir()
+
 
 class Server(HostProcess):
     """One start of a host: `with Server(...) as host`. `data` is its folder with models and extensions."""
 
     def __init__(self, checkout: Checkout, data: Path, arguments: Sequence[str] = ()) -> None:
         self.checkout, self.python, self.data, self.arguments = checkout.folder, checkout.python, data, list(arguments)
-        self.is_forge = (checkout.folder / "modules_forge").is_dir()
+        self.is_forge = checkout.is_forge
         self.name = _name(checkout.folder) if self.is_forge else "AUTOMATIC1111"
         super().__init__("The host", data)
 

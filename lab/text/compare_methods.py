@@ -25,6 +25,7 @@ from lab.text.__main__ import PAGES, PROMPTS, UNRELATED, smollm2
 from lab.text.logbook import page_texts, style_share, write_pages
 from lab.text.trained_methods import (
     Tokens,
+    TrainedMethod,
     best_runs,
     continued,
     divergence,
@@ -65,31 +66,16 @@ _COPIES, _LENGTH = 4, 40
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(TrainedMethod):
     """One trained method.
 
     Attributes:
-        validation_loss: On pages that it did not train on.
         pages_shown: Share of continued pages in the style.
         others_shown: Share of other continued texts in the style.
-        drift: Mean Kullback-Leibler divergence on other texts, in nats for each token.
-        speed: Tokens written in a second of processor time.
-        seconds: Processor time of the training.
-        parameters: Number of trained values.
-        size: Bytes of the file or folder.
     """
 
-    method: str
-    rate: float
-    seed: int
-    validation_loss: float
     pages_shown: float
     others_shown: float
-    drift: float
-    speed: float
-    seconds: float
-    parameters: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -129,17 +115,17 @@ class Comparison:
             pages, speed = continued(task.language, PROMPTS, _COPIES, _LENGTH)
             others, _ = continued(task.language, UNRELATED, _COPIES, _LENGTH)
         run = Run(
-            method,
-            rate,
-            seed,
-            loss,
-            style_share(pages),
-            style_share(others),
-            drift,
-            speed,
-            seconds,
-            sum(parameter.numel() for parameter in task.adapter.parameters),
-            size_of(trainer.output),
+            method=method,
+            rate=rate,
+            seed=seed,
+            validation_loss=loss,
+            drift=drift,
+            speed=speed,
+            seconds=seconds,
+            parameters=sum(parameter.numel() for parameter in task.adapter.parameters),
+            size=size_of(trainer.output),
+            pages_shown=style_share(pages),
+            others_shown=style_share(others),
         )
         print(run, flush=True)
         return run

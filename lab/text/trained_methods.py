@@ -12,6 +12,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -42,7 +43,32 @@ RATES = {
 TARGETS = {"K/V LoRA": "kv", "all-linear LoRA": "all"}
 SEEDS = (0, 1, 2)
 
-Result = TypeVar("Result")
+
+@dataclass(frozen=True)
+class TrainedMethod:
+    """Numbers of one trained method.
+
+    Attributes:
+        validation_loss: On texts in the style that it did not train on.
+        drift: Mean Kullback-Leibler divergence on other texts, in nats for each token.
+        speed: Tokens written in a second of processor time.
+        seconds: Processor time of the training.
+        parameters: Number of trained values.
+        size: Bytes of the file or folder.
+    """
+
+    method: str
+    rate: float
+    seed: int
+    validation_loss: float
+    drift: float
+    speed: float
+    seconds: float
+    parameters: int
+    size: int
+
+
+Result = TypeVar("Result", bound=TrainedMethod)
 
 
 class PromptModel(nn.Module):
@@ -183,19 +209,10 @@ def divergence(plain: LanguageModel, trained: LanguageModel, tokens: Tokens) -> 
 
 def tokens_per_second(language: LanguageModel, prompts: Sequence[str], length: int) -> float:
     """Return the number of tokens that a model writes in a second of processor time, in one batch."""
-    given = language.tokenizer(list(prompts), return_tensors="pt", padding=True)
-    began = time.process_time()
-    language.model.generate(
-        input_ids=given["input_ids"],
-        attention_mask=given["attention_mask"],
-        min_new_tokens=length,
-        max_new_tokens=length,
-        do_sample=False,
-    )
-    return len(prompts) * length / (time.process_time() - began)
+    _, speed = _written(language, prompts, length, do_sample=False)
+    return speed
 
 
-@torch.no_grad()
 def continued(language: LanguageModel, prompts: Sequence[str], copies: int, length: int) -> tuple[list[str], float]:
     """Return sampled continuations, and the tokens written in a second of processor time, in one batch.
 
@@ -205,8 +222,16 @@ def continued(language: LanguageModel, prompts: Sequence[str], copies: int, leng
         copies: Number of continuations of each.
         length: Tokens of each.
     """
-    given = language.tokenizer(list(prompts) * copies, return_tensors="pt", padding=True, padding_side="left")
     torch.manual_seed(1)
+    sampling = {"do_sample": True, "temperature": WritingSettings().temperature}
+    written, speed = _written(language, list(prompts) * copies, length, **sampling)
+    return language.tokenizer.batch_decode(written, skip_special_tokens=True), speed
+
+
+@torch.no_grad()
+def _written(language: LanguageModel, prompts: Sequence[str], length: int, **sampling: Any) -> tuple[Tensor, float]:
+    """Return the tokens after each prompt, [prompts, length], and their number in a second of processor time."""
+    given = language.tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
     began = time.process_time()
     with quiet():
         written = language.model.generate(
@@ -214,11 +239,9 @@ def continued(language: LanguageModel, prompts: Sequence[str], copies: int, leng
             attention_mask=given["attention_mask"],
             min_new_tokens=length,
             max_new_tokens=length,
-            do_sample=True,
-            temperature=WritingSettings().temperature,
+            **sampling,
         )[:, -length:]
-    speed = written.numel() / (time.process_time() - began)
-    return language.tokenizer.batch_decode(written, skip_special_tokens=True), speed
+    return written, written.numel() / (time.process_time() - began)
 
 
 def size_of(path: Path) -> int:
@@ -235,14 +258,14 @@ def best_runs(
     """Return the runs of each method with its best learning rate, from all seeds.
 
     Args:
-        run: Trains a method with a learning rate and a seed. The result has `validation_loss`.
+        run: Trains a method with a learning rate and a seed.
         rates: The learning rates of each method.
         seeds: All learning rates are tried with the first.
     """
     best: dict[str, tuple[float, Result]] = {}
     for method in rates:
         tried = [(rate, run(method, rate, seeds[0])) for rate in rates[method]]
-        best[method] = min(tried, key=lambda pair: pair[1].validation_loss)  # type: ignore[attr-defined]
+        best[method] = min(tried, key=lambda pair: pair[1].validation_loss)
     others = {(method, seed): run(method, best[method][0], seed) for seed in seeds[1:] for method in rates}
     return [each for method in rates for each in (best[method][1], *(others[method, seed] for seed in seeds[1:]))]
 
@@ -250,11 +273,11 @@ def best_runs(
 def kept(path: Path, kind: type[Result], run: Callable[[], Result]) -> Result:
     """Return a result, from its file if it was finished before."""
     if not path.is_file():
-        path.write_text(json.dumps(dataclasses.asdict(run())), encoding="utf-8")  # type: ignore[call-overload]
+        path.write_text(json.dumps(dataclasses.asdict(run())), encoding="utf-8")
     return kind(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def table(runs: Sequence[Any], columns: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+def table(runs: Sequence[TrainedMethod], columns: Mapping[str, tuple[str, str]]) -> Iterator[str]:
     """Yield the lines of a table with the mean of each method, and the range of its seeds.
 
     Args:

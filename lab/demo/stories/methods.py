@@ -28,6 +28,7 @@ from lab.demo.stories.styles import bundled_model, write_texts
 from lab.demo.stories.writer import stories
 from lab.text.trained_methods import (
     Tokens,
+    TrainedMethod,
     best_runs,
     divergence,
     kept,
@@ -58,31 +59,16 @@ _VALIDATION_STORIES = 50
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(TrainedMethod):
     """One trained method.
 
     Attributes:
-        validation_loss: On stories in the style that it did not train on.
         shown: Share of continuations that show the style.
         grammatical: Share of continuations that are grammatical.
-        drift: Mean Kullback-Leibler divergence on plain stories, in nats for each token.
-        speed: Tokens written in a second of processor time.
-        seconds: Processor time of the training.
-        parameters: Number of trained values.
-        size: Bytes of the file or folder.
     """
 
-    method: str
-    rate: float
-    seed: int
-    validation_loss: float
     shown: float
     grammatical: float
-    drift: float
-    speed: float
-    seconds: float
-    parameters: int
-    size: int
 
 
 def prepare_method(method: str, style: str, work: Path, rate: float, seed: int) -> Trainer:
@@ -112,17 +98,17 @@ def run_method(method: str, style: str, work: Path, rate: float, seed: int, prom
         shares, _ = measure(task.language, style, count=prompts, seed=1)
         speed = tokens_per_second(task.language, [story.opening for story in openings(8)], 60)
     return Run(
-        method,
-        rate,
-        seed,
-        loss,
-        shares.shown,
-        shares.grammatical,
-        drift,
-        speed,
-        seconds,
-        sum(parameter.numel() for parameter in task.adapter.parameters),
-        size_of(trainer.output),
+        method=method,
+        rate=rate,
+        seed=seed,
+        validation_loss=loss,
+        drift=drift,
+        speed=speed,
+        seconds=seconds,
+        parameters=sum(parameter.numel() for parameter in task.adapter.parameters),
+        size=size_of(trainer.output),
+        shown=shares.shown,
+        grammatical=shares.grammatical,
     )
 
 

@@ -2,7 +2,7 @@
 
 Each style is trained through `hnloader.training`, as a user would, on 50 stories of four sentences. Then the model
 continues 200 openings at three strengths, and the checker finds the style and the grammar of what it writes. The
-settings were chosen with the styles of `TUNED` and other openings (`--tuning`); the other styles were trained once.
+settings were chosen with `past`, `bare` and `doubt` on other openings (`--tuning`); the others were trained once.
 
 Files are kept in the work folder, and the same command resumes from them. `--bundle` writes two of them in half
 precision for the package.
@@ -27,7 +27,6 @@ from lab.demo.stories.continuations import Shares, measure, openings
 from lab.demo.stories.story_checker import SHOWN
 from lab.demo.stories.writer import stories
 
-TUNED = ("past", "bare", "doubt")
 BUNDLED = ("bare", "past")
 STRENGTHS = (0.0, 0.5, 1.0)
 STORIES = 50

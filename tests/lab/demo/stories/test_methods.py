@@ -62,7 +62,7 @@ def test_drift_of_the_plain_model_is_0() -> None:
     assert mean_loss(language, past) > mean_loss(language, plain)
 
 
-RUN = Run("hypernetwork", 1e-3, 0, 1.0, 0.5, 0.5, 0.1, 100, 10, 5, 1000)
+RUN = Run("hypernetwork", 1e-3, 0, 1.0, 0.1, 100, 10, 5, 1000, shown=0.5, grammatical=0.5)
 
 
 def test_the_best_rate_is_trained_from_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
