@@ -131,64 +131,75 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def run(checkout: Checkout, given: Given, folder: Path) -> Iterable[bool]:
     """Yield the outcome of each check."""
-    wanted, also, arguments = given.wanted, given.also, given.arguments
     # Forge and its forks have ControlNet themselves.
     others = [each for each in given.extensions if not (checkout.is_forge and each.name == "sd-webui-controlnet")]
     without = make_data(folder / "without", given.checkpoints, others, extension=False)
     data = make_data(folder / "with", given.checkpoints, others, extension=True)
     for each in (without, data):
-        fill(each / "models", also)
-        if given.control is not None:
-            link(each / "models" / "ControlNet" / "edges.safetensors", given.control)
-        if given.detector is not None:
-            link(each / "models" / "adetailer" / neighbors.DETECTOR, given.detector)
+        fill(each / "models", given)
     seen = checks.Seen(data)
-    with Server(checkout, without, arguments) as host:
-        seen.is_forge = host.is_forge
-        print(f"{host.name} in {checkout.folder}: started without the extension in {host.seconds:.0f} s", flush=True)
-        seen.plain = host.image(checks.PROMPT)
-        assert seen.plain == host.image(checks.PROMPT), "this host generates two different images from the same seed"
-        if wanted("like the built-in"):
-            for file in ("ink", *(each.stem for each in also)):
-                image = host.image(f"{checks.PROMPT}<hypernet:{file}:0.7>")
-                if image != seen.plain or not host.is_forge:
-                    seen.built_in[file] = image
-            host.image(checks.PROMPT)
-            if given.control is not None and not host.is_forge:
-                seen.controlled = host.image(f"{checks.PROMPT}<hypernet:ink:0.7>", **checks.controlled(host))
-        checks.look_at(host, seen)
-        seen.state = host.state()
-        if any(map(wanted, page.PAGE)):
-            yield outcome("page unchanged", lambda: page.look_at(host, seen))
+    with Server(checkout, without, given.arguments) as host:
+        yield from before_the_extension(host, given, seen)
     if checks.LORA in seen.lacks:  # ersatzForge then shows no cards at all if there is a LoRA
         (data / "models" / "Lora" / files.LORA).unlink()
-    if wanted("install.py"):
+    if given.wanted("install.py"):
         yield outcome("install.py", lambda: installs(checkout, data))
-    control = {"ControlNet": checks.control_net} if given.control is not None else {}
+    yield from with_the_extension(Server(checkout, data, given.arguments), given, seen, neighbors_too=bool(others))
+    yield from other_starts(checkout, data, given, seen)
+
+
+def before_the_extension(host: Server, given: Given, seen: checks.Seen) -> Iterable[bool]:
+    """See what the webui does without the extension."""
+    seen.is_forge = host.is_forge
+    print(f"{host.name} in {host.checkout}: started without the extension in {host.seconds:.0f} s", flush=True)
+    seen.plain = host.image(checks.PROMPT)
+    assert seen.plain == host.image(checks.PROMPT), "this host generates two different images from the same seed"
+    if given.wanted("like the built-in"):
+        for file in ("ink", *(each.stem for each in given.also)):
+            image = host.image(f"{checks.PROMPT}<hypernet:{file}:0.7>")
+            if image != seen.plain or not host.is_forge:
+                seen.built_in[file] = image
+        host.image(checks.PROMPT)
+        if given.control is not None and not host.is_forge:
+            seen.controlled = host.image(f"{checks.PROMPT}<hypernet:ink:0.7>", **checks.controlled(host))
+    checks.look_at(host, seen)
+    seen.state = host.state()
+    if any(map(given.wanted, page.PAGE)):
+        yield outcome("page unchanged", lambda: page.look_at(host, seen))
+
+
+def with_the_extension(server: Server, given: Given, seen: checks.Seen, *, neighbors_too: bool) -> Iterable[bool]:
+    """Run the checks that share one start of the webui."""
     running = {
         **checks.RUNNING,
-        **control,
-        **(neighbors.CHECKS if others else {}),
-        **variants.for_files(also, given.checkpoints),
+        **({"ControlNet": checks.control_net} if given.control is not None else {}),
+        **(neighbors.CHECKS if neighbors_too else {}),
+        **variants.for_files(given.also, given.checkpoints),
         **checks.AT_THE_END,
         **variants.LAST,
     }
-    if any(map(wanted, (*running, *page.PAGE))):
-        with Server(checkout, data, arguments) as host:
-            print(f"started with the extension in {host.seconds:.0f} s", flush=True)
-            for each, check in running.items():
-                if wanted(each):
-                    yield outcome(each, lambda check=check: check(host, seen))
-            if any(map(wanted, page.PAGE)):
-                yield from in_browser(host, seen, wanted)
-    for each, (more, check) in variants.STARTS[seen.is_forge].items():
-        if wanted(each):
-            start = Server(checkout, data, [*more, *arguments])
-            yield outcome(each, lambda start=start, check=check: started(start, check, seen))
-    if wanted("many files"):
-        yield outcome("many files", lambda: many(checkout, data, arguments))
-    if wanted("API alone"):
-        yield outcome("API alone", lambda: api_alone(checkout, data, arguments, seen))
+    in_page = any(map(given.wanted, page.PAGE))
+    if not in_page and not any(map(given.wanted, running)):
+        return
+    with server as host:
+        print(f"started with the extension in {host.seconds:.0f} s", flush=True)
+        for name, check in running.items():
+            if given.wanted(name):
+                yield outcome(name, lambda check=check: check(host, seen))
+        if in_page:
+            yield from in_browser(host, seen, given.wanted)
+
+
+def other_starts(checkout: Checkout, data: Path, given: Given, seen: checks.Seen) -> Iterable[bool]:
+    """Run the checks for which the webui starts with other arguments or files."""
+    for name, (more, check) in variants.STARTS[seen.is_forge].items():
+        if given.wanted(name):
+            start = Server(checkout, data, [*more, *given.arguments])
+            yield outcome(name, lambda start=start, check=check: started(start, check, seen))
+    if given.wanted("many files"):
+        yield outcome("many files", lambda: many(checkout, data, given.arguments))
+    if given.wanted("API alone"):
+        yield outcome("API alone", lambda: api_alone(checkout, data, given.arguments, seen))
 
 
 def in_browser(host: Server, seen: checks.Seen, wanted: Callable[[str], bool]) -> Iterable[bool]:
@@ -206,18 +217,22 @@ def in_browser(host: Server, seen: checks.Seen, wanted: Callable[[str], bool]) -
                 yield outcome(name, lambda check=check: page.tried(users[0], check))
 
 
-def fill(models: Path, also: list[Path]) -> None:
-    """Write the hypernetworks and the LoRA that the checks name, and copy the user's own."""
+def fill(models: Path, given: Given) -> None:
+    """Write the hypernetworks and the LoRA that the checks name, and add the user's own files."""
     folder = models / "hypernetworks"
     ink = files.save_hypernetwork(folder / "ink.pt", seed=1)
     files.save_hypernetwork(folder / "wash.pt", seed=2)
     files.save_hypernetwork(folder / "flat.pt", seed=3, layers=1, activation="linear")
     files.save_hypernetwork(folder / "wide.pt", seed=4, widths=files.WIDTHS_XL)
     hnloader.save(hnloader.load(ink), folder / "dry.safetensors")
-    for file in also:
+    for file in given.also:
         shutil.copy(file, folder / file.name)
     (folder / "torn.pt").write_bytes(ink.read_bytes()[:100_000])
     files.save_lora(models / "Lora" / files.LORA)
+    if given.control is not None:
+        link(models / "ControlNet" / "edges.safetensors", given.control)
+    if given.detector is not None:
+        link(models / "adetailer" / neighbors.DETECTOR, given.detector)
 
 
 def link(path: Path, file: Path) -> None:

@@ -39,7 +39,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         checkpoints = given.checkpoints or Path(temporary) / "checkpoints"
         if not (checkpoints / "flux.safetensors").exists():
-            command = [str(python), str(HERE / "comfyui_models.py"), str(checkpoints.absolute())]
+            command = [str(python), str(HERE / "random_checkpoints.py"), str(checkpoints.absolute())]
             subprocess.run(command, cwd=checkout, check=True)
         data = make_data(given.keep or Path(temporary) / "comfy ui", checkpoints)
         checks.fill(data / "models")
