@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Given:
     """Values of the command line.
 
     Attributes:
-        checkpoints: Files by their names in the webui: `first`, `second` and optionally `sdxl`.
+        checkpoints: Files of Stable Diffusion 1 by their names in the webui: `first` and `second`.
+        sdxl: Checkpoints of Stable Diffusion XL.
         also: More hypernetworks.
         extensions: Folders of other extensions to install.
         control: A ControlNet for the extension of AUTOMATIC1111 or Forge.
@@ -48,6 +49,7 @@ class Given:
     """
 
     checkpoints: dict[str, Path]
+    sdxl: list[Path]
     also: list[Path]
     extensions: list[Path]
     control: Path | None
@@ -55,6 +57,12 @@ class Given:
     arguments: list[str]
     only: list[str]
     skip: list[str]
+
+    def for_webui(self, *, is_forge: bool) -> Given:
+        """Return these values with the checkpoint of Stable Diffusion XL that a webui can load, as `sdxl`."""
+        # Only AUTOMATIC1111 reads a configuration, and it needs one for fewer blocks than those of SDXL.
+        fitting = [file for file in self.sdxl if file.with_suffix(".yaml").exists() != is_forge] or self.sdxl
+        return replace(self, checkpoints={**self.checkpoints, "sdxl": fitting[0]}) if fitting else self
 
     def wanted(self, name: str) -> bool:
         """Return whether to run a check."""
@@ -71,7 +79,13 @@ def main() -> int:
         help="a webui's folder, and its Python; default: venv/bin/python in the folder",
     )
     parser.add_argument("--checkpoint", type=_existing, required=True, help="a checkpoint of Stable Diffusion 1")
-    parser.add_argument("--sdxl", type=_existing, help="also check this checkpoint of Stable Diffusion XL")
+    parser.add_argument(
+        "--sdxl",
+        type=_existing,
+        action="append",
+        default=[],
+        help="also check this checkpoint of Stable Diffusion XL; of two, AUTOMATIC1111 takes the one with a .yaml file",
+    )
     parser.add_argument(
         "--also",
         type=_existing,
@@ -91,10 +105,10 @@ def main() -> int:
     own, passed = _split(sys.argv[1:])
     chosen = parser.parse_args(own)
     checkpoints = {"first": chosen.checkpoint, "second": chosen.checkpoint}
-    if chosen.sdxl:
-        checkpoints["sdxl"] = chosen.sdxl
     only, skip = chosen.only.split(","), [part for part in chosen.skip.split(",") if part]
-    given = Given(checkpoints, chosen.also, chosen.extension, chosen.control, chosen.detector, passed, only, skip)
+    given = Given(
+        checkpoints, chosen.sdxl, chosen.also, chosen.extension, chosen.control, chosen.detector, passed, only, skip
+    )
     return max([check_webui(each, given, chosen.keep) for each in chosen.webuis])
 
 
@@ -112,6 +126,7 @@ def check_webui(webui: str, given: Given, keep: Path | None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if keep is None else keep / checkout.name
         host = Checkout(checkout, Path(python or checkout / "venv" / "bin" / "python").absolute())
+        given = given.for_webui(is_forge=host.is_forge)
         results = []
         try:
             results.extend(run(host, given, folder))

@@ -3,8 +3,8 @@
     python random_checkpoints.py FOLDER [--webuis]
 
 For ComfyUI: SD 1, SD 2, SDXL and Flux, whose UNets have two levels, so that a step takes a second. Flux has one block,
-for the message that refuses it. For the webuis: SD 1 in its full shape, a ControlNet for it, and SDXL with the UNet of
-SSD-1B, the smallest that all of them know.
+for the message that refuses it. For the webuis: SD 1 in its full shape, a ControlNet for it, and SDXL twice, with the
+first half of its UNet in full, which Forge Classic needs, and with the UNet of SSD-1B, for AUTOMATIC1111.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ SMALL = {
 }
 # The smallest depths that ComfyUI knows, those of Segmind Vega.
 VEGA = {"transformer_depth": [0, 0, 1, 1, 2, 2], "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2]}
+# The depths of the second half of a UNet are free but in AUTOMATIC1111.
+HALF_SDXL = {"transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1]}
 SSD_1B = {"transformer_depth": [0, 0, 2, 2, 4, 4], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 4, 4, 4]}
 FULL_SD1 = {
     "num_res_blocks": [2, 2, 2, 2],
@@ -177,7 +179,7 @@ def flux() -> State:
     return {key: torch.zeros(value.shape) for key, value in model.state_dict().items()}
 
 
-def sdxl_config() -> dict[str, Any]:
+def ssd_1b_config() -> dict[str, Any]:
     """Return the configuration that AUTOMATIC1111 needs for the UNet of SSD-1B."""
 
     def target(name: str, **params: Any) -> dict[str, Any]:
@@ -265,8 +267,9 @@ def main() -> None:
         save("random-sd1", unet(SD1, FULL_SD1), vae(), clip_l("cond_stage_model"))
         save("random-control", controlnet())
         encoders = [clip_l("conditioner.embedders.0"), clip_g("conditioner.embedders.1")]
-        save("random-sdxl", unet(SDXL, SSD_1B), vae(), *encoders)
-        (FOLDER / "random-sdxl.yaml").write_text(yaml.safe_dump(sdxl_config()), encoding="utf-8")
+        save("random-sdxl", unet(SDXL, HALF_SDXL), vae(), *encoders)
+        save("random-ssd-1b", unet(SDXL, SSD_1B), vae(), *encoders)
+        (FOLDER / "random-ssd-1b.yaml").write_text(yaml.safe_dump(ssd_1b_config()), encoding="utf-8")
     else:
         save("sd1", unet(SMALL, SD1), vae(), clip_l("cond_stage_model"))
         save("sd2", unet(SMALL, SD2))
