@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from hnloader.attention import attach
 from hnloader.demo import pipeline_folder, predictor_path
@@ -141,10 +142,14 @@ class Study:
         """Return the images of a style."""
         return subject.draw(self.work / "images" / subject.name.replace(" ", "-"))
 
+    def given(self, subject: Subject) -> list[Path]:
+        """Return the images of a style that the predictor can be given; the loss is measured on the others."""
+        return self.images(subject)[:_GIVEN]
+
     def references(self, subject: Subject, draw: int, count: int = REFERENCES) -> list[Path]:
         """Return the images that the predictor is given."""
         rng = np.random.default_rng((_DRAW_SEED, draw))
-        files = self.images(subject)[:_GIVEN]
+        files = self.given(subject)
         return [files[index] for index in sorted(rng.permutation(_GIVEN)[:count])]
 
     def predict(self, subject: Subject, draw: int, count: int = REFERENCES) -> Hypernetwork:
@@ -194,17 +199,21 @@ class Study:
     # -- loss
 
     @torch.no_grad()
+    def encoded(self, files: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        """Return the latents of images, and the states of their captions."""
+        pixels = as_tensor(np.stack([np.asarray(Image.open(path).convert("RGB")) for path in files]))
+        texts = [self.denoiser.encode_text(path.with_suffix(".txt").read_text()).states for path in files]
+        return self.pipeline.vae.encode(pixels).latent_dist.mean, torch.stack(texts)
+
+    @torch.no_grad()
     def loss(self, subject: Subject, hypernetwork: Hypernetwork | None) -> float:
         """Return the loss on the images of a style that are never given, at fixed timesteps and noise."""
-        files = self.images(subject)[_GIVEN:]
-        pixels = as_tensor(np.stack([np.asarray(Image.open(path).convert("RGB")) for path in files]))
-        latents = self.pipeline.vae.encode(pixels).latent_dist.mean
-        texts = torch.stack([self.denoiser.encode_text(path.with_suffix(".txt").read_text()).states for path in files])
+        latents, texts = self.encoded(self.images(subject)[_GIVEN:])
         losses = []
         for place, share in enumerate(_TIMES):
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(place))
             timestep = int(share * (len(self.denoiser.alphas_cumprod) - 1))
-            batch = Batch(latents, noise, torch.full((len(files),), timestep), texts)
+            batch = Batch(latents, noise, torch.full((len(texts),), timestep), texts)
             if hypernetwork is None:
                 losses.append(float(self.denoiser.losses(batch).mean()))
             else:
