@@ -45,6 +45,7 @@ def train_predictor(
     steps: StepsOption = None,
     set_: SetOption = None,
     resume: ResumeOption = False,
+    start: Annotated[str | None, typer.Option(help="A predictor to train further.", show_default=False)] = None,
     restart: RestartOption = False,
     status: StatusOption = False,
     device: DeviceOption = "auto",
@@ -59,7 +60,7 @@ def train_predictor(
     if init:
         stdout().print(Text(template(_PRESET).rstrip()), soft_wrap=True)
         return
-    given = {"model": model, "styles": styles, "output": output, "steps": steps}
+    given = {"model": model, "styles": styles, "output": output, "steps": steps, "start_from": start}
     overrides = {key: value for key, value in given.items() if value is not None} | parse_settings(set_ or [])
     settings = read_config(config, overrides, _PRESET)
     if status:

@@ -22,13 +22,19 @@ class PredictorAdapter(Adapter):
         unet: The UNet.
         sample: The numbers by which the predictor knows its model.
         about: Returns the facts for its file at a step.
+        previous_steps: The steps of the file that it starts from.
     """
 
-    previous_steps = 0
-
     def __init__(
-        self, predictor: Predictor, unet: nn.Module, sample: ModelSample, about: Callable[[int], About]
+        self,
+        predictor: Predictor,
+        unet: nn.Module,
+        sample: ModelSample,
+        about: Callable[[int], About],
+        *,
+        previous_steps: int = 0,
     ) -> None:
+        self.previous_steps = previous_steps
         self.predictor, self.hooks = predictor, RowHooks(unet)
         self.parameters = list(predictor.parameters())
         self._sample, self._about = sample, about

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from hnloader.attention import attach, find_sites
 from hnloader.pipelines import Model
-from hnloader.prediction.model_sample import sample_of
+from hnloader.prediction.model_sample import check_model, sample_of
 from hnloader.prediction.predictor import Emitted, Predictor, spread_of
 from hnloader.prediction.predictor_adapter import PredictorAdapter
-from hnloader.prediction.predictor_file import About
+from hnloader.prediction.predictor_file import About, load_predictor
 from hnloader.prediction.style_batches import StyleBatches
 from hnloader.prediction.style_folders import Style, StyleFolders
 from hnloader.scopes import Scope
@@ -68,12 +68,24 @@ class PredictorTask(Task):
         self.resolution = max((config.data.resolution or denoiser.resolution) // multiple, 1) * multiple
         cache = Cache(run_folder(Path(config.output)) / "cache", denoiser, config.data, self.resolution)
         self._batches = StyleBatches(config, denoiser, cache)
-        torch.manual_seed(config.seed)
-        design = config.predictor.design
-        self.predictor = Predictor(_scopes(config, denoiser), denoiser.vae.config.latent_channels, design)
-        self.predictor.to(denoiser.device)
-        self.adapter = PredictorAdapter(self.predictor, denoiser.unet, sample_of(denoiser), self._about)
+        self.predictor, previous_steps = self._first_predictor()
+        self.adapter = PredictorAdapter(
+            self.predictor, denoiser.unet, sample_of(denoiser), self._about, previous_steps=previous_steps
+        )
         self._losses: dict[str, float] = {}
+
+    def _first_predictor(self) -> tuple[Predictor, int]:
+        """Return the predictor to train, which is new or that of `start_from`, and the steps it has had."""
+        config, denoiser = self.config, self.denoiser
+        if config.start_from:
+            stored = load_predictor(config.start_from)
+            note = check_model(stored, denoiser)
+            self.notes = (*self.notes, *((note,) if note else ()))
+            return stored.predictor.requires_grad_(True).train().to(denoiser.device), stored.about.step
+        torch.manual_seed(config.seed)
+        channels = denoiser.vae.config.latent_channels
+        made = Predictor(_scopes(config, denoiser), channels, config.predictor.design)
+        return made.to(denoiser.device), 0
 
     @property
     def has_validation(self) -> bool:

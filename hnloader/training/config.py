@@ -255,7 +255,8 @@ class Config:
     method: Method = setting("hypernetwork", "hypernetwork, embedding (textual inversion), lora, or predictor.")
     start_from: str = setting(
         "",
-        "A hypernetwork, embedding or LoRA to train further, such as a webui's .pt (with its .pt.optim next to it).\n"
+        "A hypernetwork, embedding, LoRA or predictor to train further, such as a webui's .pt (with its .pt.optim\n"
+        "next to it).\n"
         "A hypernetwork can also start near a LoRA's changes of keys and values.\n"
         "Its steps are added to those of this training run in the output, and count for a learning_rate with steps.\n"
         "predict: a hypernetwork that `hnloader predict` makes of the training images.",
@@ -365,9 +366,8 @@ class Config:
         for key in ("buckets", "random_flip", "random_shift", "masks"):
             if getattr(self.data, key):
                 raise ConfigError(f"Setting 'data.{key}': a predictor is trained on whole squares. Turn it off.")
-        if self.start_from or self.prior.weight:
-            key = "start_from" if self.start_from else "prior.weight"
-            raise ConfigError(f"Setting {key!r}: it is for other methods than predictor. Remove it.")
+        if self.prior.weight:
+            raise ConfigError("Setting 'prior.weight': it is for other methods than predictor. Remove it.")
         self.predictor.design.architecture()
 
     def _check_output(self) -> None:

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from hnloader.attention import attach, find_sites
-from hnloader.errors import ConfigError, DatasetError, DivergedError
+from hnloader.demo import predictor_path
+from hnloader.errors import ConfigError, DatasetError, DivergedError, HypernetworkError, NoMatchingSitesError
 from hnloader.prediction.predictor import Emitted
 from hnloader.prediction.predictor_file import load_predictor
 from hnloader.prediction.predictor_task import PredictorTask
@@ -47,6 +48,28 @@ def test_a_resumed_training_ends_with_the_same_bits(predictor_settings: Run) -> 
     assert rest.step == 6
     one, other = tensors(whole.output), tensors(rest.output)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_predictor_is_trained_further(predictor_settings: Run) -> None:
+    first = prepare(predictor_settings("first.safetensors", predictor__design__core_size=5)).run().output
+    trainer = prepare(predictor_settings("further.safetensors", start_from=str(first), steps=3))
+    assert any("was trained for 6 steps" in note for note in trainer.notes)
+    task = trainer.task
+    assert isinstance(task, PredictorTask)
+    known = load_predictor(first).predictor
+    assert task.predictor.design == known.design
+    pairs = zip(task.predictor.parameters(), known.parameters(), strict=True)
+    assert all(torch.equal(one, other) and one.requires_grad for one, other in pairs)
+    output = trainer.run().output
+    assert load_predictor(output).about.step == 9
+    assert not same(first, output)
+
+
+def test_only_a_predictor_of_the_model_is_trained_further(predictor_settings: Run, tmp_path: Path) -> None:
+    with raises(HypernetworkError, "found no such file"):
+        prepare(predictor_settings(start_from=str(tmp_path / "missing.safetensors")))
+    with raises(NoMatchingSitesError, "Use a predictor for this model"):
+        prepare(predictor_settings(start_from=str(predictor_path())))
 
 
 def test_an_existing_output_needs_resume_or_restart(predictor_settings: Run) -> None:
@@ -143,7 +166,7 @@ def test_bad_folders_of_styles(predictor_settings: Run, styles_folder: Path, tmp
         ("output", "a.pt"),
         ("data__random_flip", True),
         ("prior__weight", 1),
-        ("start_from", "a.pt"),
+        ("start_from", "predict"),
         ("predictor__design__layer_structure", [1, 2, 2, 1]),
         ("predictor__design__activation", "x"),
     ],
