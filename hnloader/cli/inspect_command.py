@@ -201,7 +201,7 @@ def _fits(info: FileInfo) -> Text:
 
 
 def _origin(info: FileInfo) -> str:
-    return f"{clean(info.program)}, {shortened(info.variant)}"
+    return ", ".join(filter(None, (clean(info.program), shortened(info.variant))))
 
 
 def _widths(info: FileInfo) -> str:
