@@ -50,8 +50,12 @@ def demo(
 
 
 def _print_stories() -> None:
+    import torch
+
     from hnloader.demo.stories import PROMPTS, tell_stories
 
+    # Threads gain nothing for so small a model. On a busy computer they wait for each other, 30 times as long.
+    torch.set_num_threads(1)
     with progress_bar("Loading the model"):
         told = tell_stories()
     console = stdout()
