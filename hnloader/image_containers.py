@@ -121,6 +121,40 @@ def _cut_png(data: bytes) -> CutImage:
     return CutImage(b"".join(parts), (width, height), frames, exif, max(0, wide))
 
 
+def png_rows(head: bytes, most: int) -> bytes | None:
+    """Return a PNG of the first rows, at most `most`; `head` is the beginning of a PNG.
+
+    Returns None for an interlaced one, and if `head` ends within the first row. Raises what `cut` raises.
+    """
+    kept: dict[bytes, bytes] = {}
+    pixels: list[bytes] = []
+    for kind, start, end in _png_chunks(head):
+        if kind == b"IDAT":
+            pixels.append(head[start:end])
+        elif kind in (b"IHDR", b"PLTE", b"tRNS"):
+            kept.setdefault(kind, head[start:end])
+    width, height, bits, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", kept.get(b"IHDR", b""))
+    row = 1 - (-width * bits * _PNG_SAMPLES.get(color, 1) // 8)
+    try:
+        content = zlib.decompressobj().decompress(b"".join(pixels), min(height, most) * row)
+    except zlib.error as error:
+        raise CorruptFileError(f"Damaged pixels ({error}). Copy or download it again.") from error
+    count = len(content) // row
+    if interlaced or count == 0:
+        return None
+    kept[b"IHDR"] = struct.pack(">II", width, count) + kept[b"IHDR"][8:]
+    kept[b"IDAT"] = zlib.compress(content[: count * row], 0)
+    parts: list[bytes | memoryview] = [_PNG]
+    for kind, data in (*kept.items(), (b"IEND", b"")):
+        parts += _png_chunk(kind, [memoryview(data)])
+    return b"".join(parts)
+
+
+def is_lossy_webp(head: bytes) -> bool:
+    """Return True if the beginning of a WebP file shows a lossy image."""
+    return any(kind == b"VP8 " for kind, _, _ in _riff_chunks(head))
+
+
 def _png_chunk(kind: bytes, pieces: list[memoryview]) -> list[bytes | memoryview]:
     check = zlib.crc32(kind)
     for piece in pieces:

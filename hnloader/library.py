@@ -16,7 +16,7 @@ import difflib
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -66,12 +66,14 @@ class Library:
     """The hypernetwork files below some folders.
 
     The first lookup lists the folders and `refresh` forgets the list. Links are followed, and each folder is entered
-    once. Missing and unreadable folders count as empty. No file is opened. All methods are safe in several threads.
+    once. Missing and unreadable folders count as empty. Only `accepts` opens files. All methods are safe in several
+    threads.
 
     Args:
         folders: The folders, the preferred one first.
         suffixes: Suffixes of the files, the preferred one first. Default: those of hypernetworks.
         hint: Sentence at the end of errors about unknown names, such as how to add a folder. Default: empty.
+        accepts: Returns whether a file with one of the suffixes counts. Default: every file does.
 
     Example:
         >>> from hnloader.demo import hypernetwork_paths
@@ -83,8 +85,14 @@ class Library:
         'outline.pt'
     """
 
-    def __init__(self, folders: Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = (), hint: str = "") -> None:
-        self._hint = hint
+    def __init__(
+        self,
+        folders: Iterable[str | os.PathLike[str]],
+        suffixes: Sequence[str] = (),
+        hint: str = "",
+        accepts: Callable[[Path], bool] = lambda path: True,
+    ) -> None:
+        self._hint, self._accepts = hint, accepts
         self._suffixes = tuple(suffixes) or known_suffixes()
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
         self._listing: _Listing | None = None
@@ -104,7 +112,7 @@ class Library:
     def _listed(self) -> _Listing:
         listing = self._listing  # read once, because another thread may refresh
         if listing is None:
-            listing = self._listing = _list(self.folders, self._suffixes)
+            listing = self._listing = _list(self.folders, self._suffixes, self._accepts)
         return listing
 
     def names(self) -> list[str]:
@@ -262,8 +270,8 @@ class _Listing:
     by_key: dict[str, list[LibraryFile]]
 
 
-def _list(folders: Iterable[Path], suffixes: Sequence[str]) -> _Listing:
-    files = [file for folder in folders for file in _sorted(folder, suffixes)]
+def _list(folders: Iterable[Path], suffixes: Sequence[str], accepts: Callable[[Path], bool]) -> _Listing:
+    files = [file for folder in folders for file in _sorted(folder, suffixes) if accepts(file.path)]
     by_key = defaultdict(list)
     for file in files:
         for name in {_folded(name).strip() for name in _names(file)}:

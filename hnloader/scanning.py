@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hnloader.embeddings.embedding_info import read_if_embedding
+from hnloader.embeddings.embedding_files import is_embedding
 from hnloader.errors import (
     CorruptFileError,
     HypernetworkError,
-    OtherModelError,
     UnknownFormatError,
     UnsafeFileError,
     UnsupportedArchitectureError,
@@ -174,7 +173,7 @@ def _decide(result: Scan, may_be_json: bool) -> None:
         inspect(result.path)
     except HypernetworkError as caught:
         _log.debug("%s", result.path, exc_info=True)
-        error = None if isinstance(caught, OtherModelError) and _is_embedding(result.path) else caught
+        error = None if isinstance(caught, UnknownFormatError) and is_embedding(result.path) else caught
     if isinstance(error, UnsafeFileError) and not result.findings:
         result.findings.append(Finding(str(error)))
         result.verdict, result.reason = "suspicious", str(error)
@@ -192,13 +191,6 @@ def _decide(result: Scan, may_be_json: bool) -> None:
         result.reason = str(error)
         if isinstance(error, UnsupportedArchitectureError):
             result.reason += " No code was found in it."
-
-
-def _is_embedding(path: Path) -> bool:
-    try:
-        return read_if_embedding(path) is not None
-    except HypernetworkError:
-        return False
 
 
 # -- finding the pickles

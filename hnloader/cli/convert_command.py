@@ -40,9 +40,10 @@ def convert(
         str | None,
         typer.Option(
             metavar="FORMAT",
-            help="Format to write, such as safetensors or pt. Default: the suffix of --out, otherwise safetensors.",
+            help="Format to write, such as safetensors or pt; for embeddings also bin or png. "
+            "Default: the suffix of --out, otherwise safetensors.",
             show_default=False,
-            autocompletion=lambda: _formats(),
+            autocompletion=lambda: list(_formats()),
         ),
     ] = None,
     normalize: Annotated[
@@ -75,15 +76,16 @@ def convert(
     ] = None,
     report: Report = None,
 ) -> None:
-    """Convert hypernetworks to safetensors, or to the .pt form of the webuis, bit for bit.
+    """Convert hypernetworks and embeddings to safetensors, or to the .pt form of the webuis, bit for bit.
 
     Sources stay unchanged. To resume a run that was stopped, repeat the command.
     """
     from hnloader.conversion.planning import plan as make_plan
     from hnloader.conversion.to_format import ToFormat
-    from hnloader.formats.registry import format_named, suffixes
+    from hnloader.embeddings.embedding_files import all_suffixes, counts
 
-    suffix = format_named(one_of("--to", to, _formats()) if to else _format_of(out)).suffix
+    formats = _formats()
+    suffix = formats[one_of("--to", to, list(formats)) if to else _format_of(out)]
     existing = one_of("--on-existing", on_existing, ON_EXISTING, {"replace": "overwrite"})
     overwrite = existing == "overwrite"
     check_usage(out=out, flat=flat, verify_only=verify_only, dry_run=dry_run, report=report, overwrite=overwrite)
@@ -91,11 +93,12 @@ def convert(
     plan = make_plan(
         files,
         suffix=suffix,
-        sources=suffixes(),
+        sources=all_suffixes(),
         out=out,
         flat=flat,
         exclude=exclude or (),
         rewrites=normalize or stored is not None,
+        accepts=counts,
     )
     run = Run(plan, cast("OnExisting", existing), jobs or min(4, os.cpu_count() or 1), verify_only, dry_run)
     converter = ToFormat(suffix, normalize=normalize, dtype=stored, verify_results=verify)
@@ -111,11 +114,12 @@ def convert(
 def _format_of(out: Path | None) -> str:
     suffix = "" if out is None or out.is_dir() else out.suffix.lower().removeprefix(".")
     formats = _formats()
-    return suffix if suffix in formats else formats[0]
+    return suffix if suffix in formats else next(iter(formats))
 
 
-def _formats() -> list[str]:
-    """Return the formats that can be written. A function, because importing torch takes a second."""
+def _formats() -> dict[str, str]:
+    """Return the suffix of each format that can be written. A function, because importing torch takes a second."""
+    from hnloader.embeddings.embedding_writer import EMBEDDINGS_ONLY
     from hnloader.formats.registry import writable_formats
 
-    return [one.name for one in writable_formats()]
+    return {one.name: one.suffix for one in writable_formats()} | {each[1:]: each for each in EMBEDDINGS_ONLY}

@@ -19,6 +19,7 @@ from hnloader.cli.shared_options import (
     EmbeddingDirOption,
     HypernetDirOption,
     ModelOption,
+    embedding_folders,
     find_embedding,
     hypernetwork_library,
     load_for_images,
@@ -99,7 +100,8 @@ def generate(
     embedding: Annotated[
         list[str] | None,
         _image_option(
-            "File or name of a textual-inversion embedding. Its word in the prompts is the file's name. Repeatable.",
+            "File or name of a textual-inversion embedding. It acts where a prompt has its word, the file's name. "
+            "Those in --embedding-dir need only the word. Repeatable.",
             "--embedding",
             "-E",
             metavar="NAME",
@@ -119,16 +121,18 @@ def generate(
 
     Images are saved as PNG with their generation parameters, as in the webuis.
     """
+    from hnloader.embeddings.prompt_words import files_with_words
     from hnloader.files import same_file
     from hnloader.generation import Settings
     from hnloader.generation import generate as make_images
     from hnloader.generation import sweep as make_sweep
 
+    words = [find_embedding(name, embedding_dir) for name in dict.fromkeys(embedding or [])]
     settings = Settings(
         prompt=prompt,
         negative_prompt=negative,
         hypernetworks=tuple(read_hypernet(text) for text in hypernet or []),
-        embeddings=tuple(find_embedding(name, embedding_dir) for name in dict.fromkeys(embedding or [])),
+        embeddings=tuple(files_with_words(embedding_folders(embedding_dir), f"{prompt}\n{negative}", words)),
         seed=seed,
         count=count,
         sampler=sampler,
@@ -232,8 +236,9 @@ def _check_tags(settings: Settings, library: Library) -> None:
         if others:
             note(f"{tag.name}: Found {len(others) + 1} files of this name. Using {chosen}.")
     for file in map(Path, settings.embeddings):
-        if not has_word(load_embedding(file), f"{settings.prompt}\n{settings.negative_prompt}"):
-            note(f"{file.name}: Its word {shown(file.stem)} is in no prompt, so it has no effect.")
+        embedding = load_embedding(file)
+        if not has_word(embedding, f"{settings.prompt}\n{settings.negative_prompt}"):
+            note(f"{file.name}: Its word {shown(embedding.name)} is in no prompt, so it has no effect.")
     for text in other_tags(settings.prompt):
         note(f"{text}: Not a hypernet tag. It stays in the prompt as text.")
 

@@ -94,12 +94,12 @@ def inspect(
 
 def _files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Return every file once, with its label in the output."""
-    from hnloader.library import Library
+    from hnloader.embeddings.embedding_files import library_of_all
 
     found: dict[Path, str] = {}
     for path in paths:
         if path.is_dir():
-            for file in sorted(Library([path]).files(), key=lambda file: file.relative.as_posix().casefold()):
+            for file in sorted(library_of_all([path]).files(), key=lambda file: file.relative.as_posix().casefold()):
                 label = file.relative.as_posix() if len(paths) == 1 else str(file.path)
                 found.setdefault(file.path, label)
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.text import Text
 
-from hnloader.cli.shared_options import hypernetwork_library, refuse
+from hnloader.cli.shared_options import embedding_folders, hypernetwork_library
 from hnloader.cli.terminal import clean, shortened
 
 if TYPE_CHECKING:
@@ -85,20 +85,18 @@ class ImageReader:
     """Reads images and finds the files that they name; hashes each file at most once."""
 
     def __init__(self, hypernetworks: Sequence[Path] | None, embeddings: Sequence[Path] | None) -> None:
-        for folder in embeddings or ():
-            if not folder.is_dir():
-                refuse("--embedding-dir", f"{folder}: Expected a folder.")
         self._given = hypernetworks
-        self._embeddings = embeddings or ()
+        self._embeddings = embedding_folders(embeddings)
         self._places: tuple[Library, Library, Hashes] | None = None
 
     def read(self, path: Path) -> ImageInfo | None:
-        """Return the parameters of an image; None for other files.
+        """Return the parameters of an image; None for other files and embeddings.
 
         Raises:
             UnknownFormatError: The image holds no parameters.
             HypernetworkError: The image is damaged.
         """
+        from hnloader.embeddings.embedding_files import is_embedding
         from hnloader.errors import UnknownFormatError
         from hnloader.files import open_regular
         from hnloader.images import is_image
@@ -111,7 +109,7 @@ class ImageReader:
                 head = file.read(16)
         except OSError:
             return None  # the reader of hypernetworks reports it
-        if not is_image(head):
+        if not is_image(head) or is_embedding(path):
             return None
         about = read_infotext(path)
         if about is None:
@@ -139,12 +137,11 @@ class ImageReader:
 
     def _libraries(self) -> tuple[Library, Library, Hashes]:
         if self._places is None:
-            from hnloader.embeddings.embedding_reader import SUFFIXES
+            from hnloader.embeddings.embedding_files import embedding_library
             from hnloader.hashes import Hashes
-            from hnloader.library import Library
             from hnloader.ui.index import cache_folder
 
-            embeddings = Library(self._embeddings, SUFFIXES)
+            embeddings = embedding_library(self._embeddings)
             self._places = hypernetwork_library(self._given), embeddings, Hashes(cache_folder())
         return self._places
 

@@ -25,6 +25,7 @@ __all__ = [
     "HypernetDirOption",
     "JsonOption",
     "ModelOption",
+    "embedding_folders",
     "find_embedding",
     "hypernetwork_library",
     "load_for_images",
@@ -148,20 +149,24 @@ def hypernetwork_library(folders: Sequence[Path] | None, *, texts: bool = False)
 
 def find_embedding(name: str, folders: Sequence[Path] | None) -> Path:
     """Return the file of an `--embedding` value: its path, or a name in the folders of `--embedding-dir`."""
-    from hnloader.embeddings.embedding_reader import SUFFIXES
-    from hnloader.library import Library
+    from hnloader.embeddings.embedding_files import embedding_named
     from hnloader.texts import shown
 
     if _is_file(name):
         return Path(name).expanduser()
+    found = embedding_named(name, embedding_folders(folders))
+    if found is None:
+        searched = ", ".join(map(str, folders or ())) or "no --embedding-dir"
+        refuse("--embedding", f"{shown(name)}: Found no such file, and no embedding of this name ({searched}).")
+    return found
+
+
+def embedding_folders(folders: Sequence[Path] | None) -> Sequence[Path]:
+    """Return the folders of `--embedding-dir`; exit with a usage error for one that is something else."""
     for folder in folders or ():
         if not folder.is_dir():
             refuse("--embedding-dir", f"{folder}: Expected a folder.")
-    found = Library(folders or (), SUFFIXES).matches(name)
-    if not found:
-        searched = ", ".join(map(str, folders or ())) or "no --embedding-dir"
-        refuse("--embedding", f"{shown(name)}: Found no such file, and no embedding of this name ({searched}).")
-    return found[0].path
+    return folders or ()
 
 
 def load_for_images(model: str | None, device: str, dtype: str, config: Path | None) -> Model:

@@ -1,4 +1,4 @@
-"""Plan a conversion of many files: find the sources, and give each a target. Opens and writes nothing."""
+"""Plan a conversion of many files: find the sources, and give each a target. Only `accepts` opens files."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ def plan(
     flat: bool = False,
     exclude: Iterable[str] = (),
     rewrites: bool = False,
+    accepts: Callable[[Path], bool] = lambda path: True,
 ) -> Plan:
     """Find the files to convert and give each a target.
 
@@ -68,6 +69,7 @@ def plan(
         flat: Write all targets into `out` itself. Files of one name get the names of their folders. Default: False.
         exclude: Patterns of names, or of paths below a folder, of files and folders to skip. Default: none.
         rewrites: Without `out`, convert sources that already end in `suffix` too. Default: False.
+        accepts: Returns whether to take a file with one of the suffixes from a folder. Default: every file.
 
     Returns:
         The plan. It does not depend on the order of `paths`. No two targets are equal, even on a file system that
@@ -77,7 +79,11 @@ def plan(
         HypernetworkError: `out` is a file, or one file for several sources.
     """
     folder, single = _output(out, suffix)
-    wanted = tuple(sources) or suffixes(weights_only=True)
+    endings = tuple(sources) or suffixes(weights_only=True)
+
+    def wanted(path: Path) -> bool:
+        return path.suffix.lower() in endings and accepts(path)
+
     found, settled = _find(list(map(Path, paths)), wanted, folder, tuple(exclude))
     found.sort(key=lambda one: (one.relative.as_posix(), str(one.path)))
     if single is not None and len(found) > 1:
@@ -137,7 +143,7 @@ class _Source:
 
 
 def _find(
-    paths: Sequence[Path], sources: tuple[str, ...], out: Path | None, exclude: tuple[str, ...]
+    paths: Sequence[Path], wanted: Callable[[Path], bool], out: Path | None, exclude: tuple[str, ...]
 ) -> tuple[list[_Source], list[Result]]:
     """Return every file once, and results of paths that are something else."""
     found: dict[str, _Source] = {}
@@ -146,7 +152,7 @@ def _find(
     for path in every:
         if os.path.isdir(path):  # noqa: PTH112 (see _output)
             below = PurePath() if len(every) == 1 else PurePath(path.resolve().name)
-            taken = _in_folder(path, below, sources, out, exclude)
+            taken = _in_folder(path, below, wanted, out, exclude)
         else:
             taken = iter([_file(path)])
         for one in taken:
@@ -212,13 +218,13 @@ def _problem(path: Path) -> str:
 
 
 def _in_folder(
-    folder: Path, below: PurePath, sources: tuple[str, ...], out: Path | None, exclude: tuple[str, ...]
+    folder: Path, below: PurePath, wanted: Callable[[Path], bool], out: Path | None, exclude: tuple[str, ...]
 ) -> Iterator[_Source | Result]:
-    """Yield the files below `folder` with a suffix in `sources`, and results of similar entries."""
+    """Yield the wanted files below `folder`, and results of similar entries."""
     for entry in walk(folder, _exclusion(folder, out, exclude)):
         if entry.kind == "unreadable folder":
             yield _failed(entry.path, f"{entry.path}: cannot read the folder ({entry.reason}).")
-        elif entry.relative.suffix.lower() not in sources:
+        elif not wanted(entry.path):
             continue
         elif entry.kind == "file" and not entry.relative.name.startswith("._"):
             yield _Source(entry.path, below / entry.relative, str(entry.path), _size(entry))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hnloader.conversion.single import convert, is_free
 from hnloader.conversion.verification import is_result, verify
 from hnloader.embeddings.embedding_conversion import convert_embedding, is_embedding_result, verify_embedding
 from hnloader.embeddings.embedding_info import read_if_embedding
-from hnloader.errors import ExistingFileError, HypernetworkError, OtherModelError
+from hnloader.errors import ExistingFileError, HypernetworkError, UnknownFormatError
 from hnloader.inspection import inspect
 
 __all__ = ["ToFormat"]
@@ -40,11 +40,12 @@ class ToFormat:
                 verify=self.verify_results,
                 on_existing="overwrite" if overwrite else "skip",
             )
-        except OtherModelError:
+        except UnknownFormatError:
             if read_if_embedding(source) is None:
                 raise
-            convert_embedding(source, target, dtype=self.dtype, overwrite=overwrite)
-            return {"lossless": self.dtype is None, "verified": ["tensors", "metadata"], "notes": [_EMBEDDING]}
+            lost = convert_embedding(source, target, dtype=self.dtype, overwrite=overwrite)
+            notes = [_EMBEDDING, *([f"the file has no place for {', '.join(lost)}"] if lost else [])]
+            return {"lossless": self.dtype is None and not lost, "verified": _checked(lost), "notes": notes}
         if done.action == "skipped":
             raise ExistingFileError(*done.notes or [f"{target} exists. Overwrite it or choose another name."])
         return {
@@ -59,7 +60,7 @@ class ToFormat:
         try:
             with opened(source):
                 pass
-        except OtherModelError:
+        except UnknownFormatError:
             if read_if_embedding(source) is None:
                 raise
 
@@ -72,7 +73,7 @@ class ToFormat:
         """Return True if the target states this source and these settings; a `.pt` is compared."""
         try:
             return is_result(source, target, normalize=self.normalize, dtype=self.dtype)
-        except OtherModelError:
+        except UnknownFormatError:
             return is_embedding_result(source, target, self.dtype)
         except HypernetworkError:
             return False
@@ -89,8 +90,11 @@ class ToFormat:
         """See `hnloader.conversion.verify`."""
         try:
             return {"verified": list(verify(source, target))}
-        except OtherModelError:
+        except UnknownFormatError:
             if read_if_embedding(source) is None:
                 raise
-            verify_embedding(source, target, self.dtype)
-            return {"verified": ["tensors", "metadata"]}
+            return {"verified": _checked(verify_embedding(source, target, self.dtype))}
+
+
+def _checked(lost: Sequence[str]) -> list[str]:
+    return ["tensors"] if lost else ["tensors", "metadata"]

@@ -18,7 +18,12 @@ from hnloader.formats.trees import canonical
 __all__ = ["convert_embedding", "is_embedding_result", "verify_embedding"]
 
 
-def convert_embedding(source: Path, target: Path, *, dtype: str | None = None, overwrite: bool = True) -> None:
+_TRAINING = ("step", "sd_checkpoint", "sd_checkpoint_name", "metadata")
+
+
+def convert_embedding(
+    source: Path, target: Path, *, dtype: str | None = None, overwrite: bool = True
+) -> tuple[str, ...]:
     """Convert the file of an embedding to the format of `target`; the file appears when it is verified.
 
     Args:
@@ -26,6 +31,9 @@ def convert_embedding(source: Path, target: Path, *, dtype: str | None = None, o
         target: The file to write, `.pt`, `.bin`, `.safetensors` or `.png`.
         dtype: Type of the vectors. Default: None, as stored.
         overwrite: Replace an existing file; otherwise raise an error. Default: True.
+
+    Returns:
+        The facts in the source that the target has no place for: those about its training, for `.bin`.
 
     Raises:
         HypernetworkError: The source cannot be read, the target cannot be written or hold it, or they are one file.
@@ -36,12 +44,16 @@ def convert_embedding(source: Path, target: Path, *, dtype: str | None = None, o
     write = writer_for(target)
     with replacing(target, overwrite=overwrite, sources=[source]) as temporary:
         write(embedding, temporary)
-        _check_equal(embedding, load_embedding(temporary), target)
+        return _check_equal(embedding, load_embedding(temporary), target)
 
 
-def verify_embedding(source: Path, target: Path, dtype: str | None = None) -> None:
-    """Verify that `target` holds the embedding of `source`. Raises VerificationError for a difference."""
-    _check_equal(_cast(load_embedding(source), dtype), load_embedding(target), target)
+def verify_embedding(source: Path, target: Path, dtype: str | None = None) -> tuple[str, ...]:
+    """Verify that `target` holds the embedding of `source`, and return what `convert_embedding` returns.
+
+    Raises:
+        VerificationError: They differ.
+    """
+    return _check_equal(_cast(load_embedding(source), dtype), load_embedding(target), target)
 
 
 def is_embedding_result(source: Path, target: Path, dtype: str | None) -> bool:
@@ -62,10 +74,13 @@ def _cast(embedding: Embedding, dtype: str | None) -> Embedding:
     return embedding
 
 
-def _check_equal(expected: Embedding, found: Embedding, path: Path) -> None:
-    for what in ("vectors", "vectors_g", "others", "step", "sd_checkpoint", "sd_checkpoint_name", "metadata"):
-        if canonical(getattr(expected, what), _bits) != canonical(getattr(found, what), _bits):
+def _check_equal(expected: Embedding, found: Embedding, path: Path) -> tuple[str, ...]:
+    """Raise VerificationError for a difference; return the facts that the form of diffusers has no place for."""
+    lost = tuple(what for what in _TRAINING if getattr(expected, what)) if path.suffix.lower() == ".bin" else ()
+    for what in ("vectors", "vectors_g", "others", *_TRAINING):
+        if what not in lost and canonical(getattr(expected, what), _bits) != canonical(getattr(found, what), _bits):
             raise VerificationError(f"{path}: {what} differ from those of the source. Convert it again.")
+    return lost
 
 
 def _bits(tensor: Tensor) -> object:

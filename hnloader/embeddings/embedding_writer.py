@@ -21,9 +21,11 @@ from hnloader.formats.safetensors import encode_value, write_tensors
 from hnloader.formats.torch_zip import write_tree
 from hnloader.texts import shown
 
-__all__ = ["save_embedding", "writer_for"]
+__all__ = ["EMBEDDINGS_ONLY", "save_embedding", "writer_for"]
 
 Form = Literal["webui", "diffusers"]
+# Suffixes that are written for embeddings and not for hypernetworks.
+EMBEDDINGS_ONLY = (".bin", ".png")
 # The webui's token for the vectors, and its id in the first trainer.
 _STAR, _STAR_ID = "*", 265
 _WIDTH_G = 1280

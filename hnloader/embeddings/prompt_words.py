@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.embeddings.embedding import Embedding
+from hnloader.embeddings.embedding_files import embedding_library, word_of
 from hnloader.embeddings.embedding_reader import load_embedding
 from hnloader.errors import HypernetworkError, ModelError, UnknownFormatError
-from hnloader.library import Library
 from hnloader.texts import shown
 
 __all__ = ["PARTS", "PlaceholderTokens", "PromptWords", "files_with_words", "has_word", "text_parts"]
 
-# Not of images, which are rarely embeddings.
-_SUFFIXES = (".safetensors", ".pt", ".bin")
 PARTS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
 
@@ -90,17 +88,19 @@ def has_word(embedding: Embedding, text: str) -> bool:
     return _pattern(_words(embedding)).search(text) is not None
 
 
-def files_with_words(folders: Iterable[Path], text: str) -> list[Path]:
-    """Return the embeddings below folders whose names are words of a text, the first of each name."""
-    found: dict[str, Path] = {}
-    for file in Library(folders, _SUFFIXES).files():
-        name = file.name.casefold()
-        if name in found or _pattern([name, f"<{name}>"]).search(text) is None:
+def files_with_words(folders: Iterable[Path], text: str, given: Sequence[Path] = ()) -> list[Path]:
+    """Return the given embeddings, and those below folders whose words are in a text, the first of each word."""
+    taken = {word for path in given for word in _words(load_embedding(path))}
+    found = list(given)
+    for file in embedding_library(folders).files():
+        word = word_of(file.path).casefold()
+        if word in taken or _pattern([word, f"<{word}>"]).search(text) is None:
             continue
         with contextlib.suppress(UnknownFormatError):  # a hypernetwork or another kind of file
             load_embedding(file.path)
-            found[name] = file.path
-    return list(found.values())
+            found.append(file.path)
+            taken.add(word)
+    return found
 
 
 def _words(embedding: Embedding) -> frozenset[str]:

@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from hnloader.embeddings.embedding_files import library_of_all
 from hnloader.embeddings.embedding_info import EmbeddingInfo, read_if_embedding
-from hnloader.errors import HypernetworkError, OtherModelError
+from hnloader.errors import HypernetworkError, UnknownFormatError
 from hnloader.families import all_families
 from hnloader.files import open_regular
 from hnloader.inspection import inspect
-from hnloader.library import Library
 from hnloader.texts import as_text
 from hnloader.ui.catalog_entry import Entry
 from hnloader.ui.index import index_path, read_entry, read_index, write_index
@@ -78,7 +78,7 @@ class Catalog:
         """List the folders again. Unchanged files stay inspected."""
         folders = self.folders()
         found = {}
-        for file in Library(folders).files():
+        for file in library_of_all(folders).files():
             try:
                 status = file.path.stat()
             except OSError:  # removed meanwhile
@@ -243,7 +243,7 @@ def _key_of(path: Path) -> str:
 
 def _embedding(entry: Entry, error: HypernetworkError) -> EmbeddingInfo | None:
     """Return the contents of an embedding; None for another file, or a damaged one."""
-    if not isinstance(error, OtherModelError):
+    if not isinstance(error, UnknownFormatError):
         return None
     try:
         return read_if_embedding(entry.path)

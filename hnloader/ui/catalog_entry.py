@@ -54,6 +54,11 @@ class Entry:
         return self.size, self.modified, self.inode
 
     @property
+    def word(self) -> str:
+        """The word of an embedding in a prompt, "" for other files."""
+        return "" if self.embedding is None else self.embedding.embedding.name
+
+    @property
     def broken(self) -> bool:
         """True for a file with an error, and for files of other kinds than embeddings."""
         return self.problem is not None and self.embedding is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradio.context import Context
@@ -33,7 +34,7 @@ def build_page(host: Host) -> None:
     if root is None:
         raise RuntimeError("No gradio.Blocks is open. Call build(host) within `with gradio.Blocks():`.")
     catalog = host.catalog or Catalog(host.folders)
-    files: list[Any] = []
+    files: dict[Any, bool] = {}  # dropdowns of files, with or without embeddings
     pages: dict[str, Any] = {}
     html(markup.style(), elem_id="hnl-style")
     with (
@@ -53,19 +54,19 @@ def build_page(host: Host) -> None:
                 if name == "library":
                     pages[name] = library_page.build(host, catalog, root)
                 elif name == "compare" and generator is not None:
-                    files.append(compare_page.build(host, catalog, generator, root))
+                    files[compare_page.build(host, catalog, generator, root)] = False
                 elif name == "convert":
                     pages[name] = convert_page.build(host, catalog, root)
-                    files.append(pages[name].files)
+                    files[pages[name].files] = True
                 elif name == "train" and host.training is not None:
                     pages[name] = train_page.build(host, catalog, host.training, root)
                 elif name == "predict" and host.prediction is not None and generator is not None:
                     pages[name] = predict_page.build(host, host.prediction, generator)
                 elif name == "write" and host.writer is not None:
-                    files.append(write_page.build(catalog, host.writer, root))
+                    files[write_page.build(catalog, host.writer, root)] = False
                 elif name == "generate" and generator is not None:
                     pages[name] = generate_page.build(host, catalog, generator, root)
-                    files.append(pages[name].file)
+                    files[pages[name].file] = True
     library = pages.get("library")
     if library is None:
         return
@@ -75,15 +76,15 @@ def build_page(host: Host) -> None:
     if "train" in pages:
         changes.append(library.refresh_after(pages["train"].used))
     for change in changes if files else ():
-        listen(change.then, lambda: _choices(catalog, len(files)), [], files)
+        listen(change.then, lambda: _choices(catalog, list(files.values())), [], list(files))
     if "generate" in pages and host.tag_button is None:
         prompt = pages["generate"].prompt
         listen(library.use.click, lambda text, key: _use(catalog, text, key), [prompt, library.chosen], [prompt, tabs])
 
 
-def _choices(catalog: Catalog, dropdowns: int) -> Any:
-    found = [choices(catalog) for _ in range(dropdowns)]
-    return found if dropdowns > 1 else found[0]
+def _choices(catalog: Catalog, dropdowns: Sequence[bool]) -> Any:
+    found = [choices(catalog, embeddings=embeddings) for embeddings in dropdowns]
+    return found if len(found) > 1 else found[0]
 
 
 def _use(catalog: Catalog, prompt: str, key: str | None) -> tuple[Any, Any]:
@@ -91,7 +92,5 @@ def _use(catalog: Catalog, prompt: str, key: str | None) -> tuple[Any, Any]:
     entry = catalog.get(key)
     if entry is None:
         return update(), update(selected="generate")
-    if entry.embedding is not None:  # its word
-        return " ".join(filter(None, (prompt, entry.file.name))), update(selected="generate")
-    tag = Tag(library_page.tag_name(entry, catalog))
+    tag = entry.word or Tag(library_page.tag_name(entry, catalog))
     return generate_page.with_tag(prompt or "", tag), update(selected="generate")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -75,6 +76,38 @@ def test_convert_takes_embeddings(folder: Path, tmp_path: Path) -> None:
     verify_embedding(folder / "word.pt", tmp_path / "word.pt")
 
 
+@pytest.mark.parametrize("form", ["bin", "png"])
+def test_convert_writes_the_other_forms(form: str, folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / f"word.{form}"
+    result = run("convert", folder / "word.pt", "--out", made)
+    assert result.exit_code == 0, result.output
+    assert ("no place for step" in result.stderr) == (form == "bin")
+    assert torch.equal(load_embedding(made).vectors, VECTORS)
+    assert run("convert", folder / "word.pt", "--to", form, "--out", tmp_path, "--verify-only").exit_code == 0
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (64, 64), "white").save(images / "other.png")
+    made = made.rename(images / made.name)
+    back = run("convert", images, "--to", "pt", "--out", tmp_path / "back")
+    assert back.exit_code == 0, back.output
+    assert [path.name for path in (tmp_path / "back").iterdir()] == ["word.pt"]
+    assert torch.equal(load_embedding(tmp_path / "back" / "word.pt").vectors, VECTORS)
+    refused = run("convert", folder / "net.pt", "--out", tmp_path / f"net.{form}")
+    assert refused.exit_code == 1 and f".{form}" in refused.output
+
+
+@pytest.mark.parametrize("form", ["bin", "png"])
+def test_folders_show_the_other_forms(form: str, folder: Path) -> None:
+    (folder / "lora.safetensors").unlink()
+    Image.new("RGB", (64, 64), "white").save(folder / "other.png")
+    save_embedding(Embedding(VECTORS), folder / f"ink.{form}")
+    result = run("inspect", folder)
+    assert result.exit_code == 0 and f"ink.{form}" in result.stdout
+    assert "1 hypernetwork, 2 embeddings" in result.stderr
+    found = {path.name: scan(path).verdict for path in folder.iterdir()}
+    assert (found[f"ink.{form}"], found["other.png"]) == ("safe", "not a hypernetwork")
+
+
 def test_a_changed_result_is_noticed(folder: Path, tmp_path: Path) -> None:
     converter = ToFormat(".safetensors", dtype="float16")
     target = tmp_path / "word.safetensors"
@@ -104,5 +137,7 @@ def test_generate_uses_embeddings(tiny_model: Path, tmp_path: Path, monkeypatch:
     unused = run(*common, "a cat", "-E", "words/ink.pt", "--out", "unused.png")
     assert unused.exit_code == 0 and "'ink'" in unused.stderr
     assert run(*common, "a ink", "-E", "none", "--out", "none.png").exit_code == 2
+    by_word = run(*common, "a ink", "--embedding-dir", "words", "--out", "word.png")
+    assert by_word.exit_code == 0 and (tmp_path / "word.png").read_bytes() == (tmp_path / "named.png").read_bytes()
     shown = run("inspect", "named.png", "--embedding-dir", "words")
     assert str(Path("words/ink.pt")) in shown.stdout

@@ -50,12 +50,13 @@ def test_an_interruption_cancels_the_current_image_only(generator: DiffusersGene
         generator.image(ImageRequest("a cat", steps=3), lambda *_: generator.interrupt())
 
 
-def test_embeddings_of_the_library_act_by_their_words(tiny_model: Path, tmp_path: Path) -> None:
-    save_embedding(Embedding(torch.ones(2, 24)), tmp_path / "ink.pt")
+@pytest.mark.parametrize("form", ["pt", "bin", "png"])
+def test_embeddings_of_the_library_act_by_their_words(form: str, tiny_model: Path, tmp_path: Path) -> None:
+    save_embedding(Embedding(torch.ones(2, 24), name="ink"), tmp_path / f"ink.{form}")
     save_hypernetwork(tmp_path / "oil.pt")
     generator = DiffusersGenerator([str(tiny_model)], lambda: Library([tmp_path]), device="cpu")
     image = generator.image(ImageRequest("ink and oil", seed=7, steps=1), lambda *_: None)
     assert [used.name for used in made_with(parse(image.info["parameters"]))] == ["ink"]
-    (tmp_path / "ink.pt").unlink()
+    (tmp_path / f"ink.{form}").unlink()
     plain = generator.image(ImageRequest("ink and oil", seed=7, steps=1), lambda *_: None)
     assert plain.tobytes() != image.tobytes()

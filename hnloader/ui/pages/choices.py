@@ -1,4 +1,4 @@
-"""Hypernetwork files in a dropdown. Its choices are labels, the one kind that gradio 3.41 knows."""
+"""Files of the library in a dropdown. Its choices are labels, the one kind that gradio 3.41 knows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hnloader.errors import HypernetworkError, HypernetworkNotFoundError
+from hnloader.formats.registry import suffixes
 from hnloader.texts import well_formed
 from hnloader.ui.compat import update
 
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["choices", "chosen_files"]
 
 
-def choices(catalog: Catalog) -> Any:
-    """Return an update of a dropdown with every file that has no known error."""
-    return update(choices=[label for label, entry in _labeled(catalog).items() if entry.problem is None])
+def choices(catalog: Catalog, *, embeddings: bool = False) -> Any:
+    """Return an update of a dropdown with every file that has no known error, with or without embeddings."""
+    return update(choices=[label for label, entry in _labeled(catalog).items() if _fits(entry, embeddings)])
 
 
-def chosen_files(catalog: Catalog, labels: Iterable[str] | None) -> list[Entry]:
-    """Return the files with these labels. Raises HypernetworkError for a missing file or one with an error."""
+def chosen_files(catalog: Catalog, labels: Iterable[str] | None, *, embeddings: bool = False) -> list[Entry]:
+    """Return the files with these labels.
+
+    Raises:
+        HypernetworkError: A file is missing, has an error, or is an embedding where only hypernetworks are wanted.
+    """
     known = _labeled(catalog) if labels else {}
     entries = []
     for label in labels or ():
@@ -33,10 +38,16 @@ def chosen_files(catalog: Catalog, labels: Iterable[str] | None) -> list[Entry]:
                 f"{label}: this file no longer exists. Press Refresh in the Library tab and select again."
             )
         entry = catalog.inspect(known[label])
-        if entry.problem is not None:
-            raise HypernetworkError(entry.problem)
+        if not _fits(entry, embeddings):
+            raise HypernetworkError(entry.problem or f"{label}: cannot be used.")
         entries.append(entry)
     return entries
+
+
+def _fits(entry: Entry, embeddings: bool) -> bool:
+    if embeddings:
+        return not entry.broken
+    return entry.problem is None and entry.path.suffix.lower() in suffixes()
 
 
 def _labeled(catalog: Catalog) -> dict[str, Entry]:

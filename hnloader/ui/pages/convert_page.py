@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hnloader.embeddings.embedding_files import all_suffixes, counts
 from hnloader.errors import MissingExtraError, SettingsError, install_advice
 from hnloader.files import check_room
 from hnloader.formats.registry import default_format, writable_formats
@@ -89,14 +90,17 @@ class _Convert:
 
         if target not in _targets():
             raise SettingsError(f"Format: expected one of {', '.join(_targets())}, got {target!r}.")
-        chosen = [entry.path for entry in chosen_files(self.catalog, labels)] if scope == _CHOSEN else []
+        embeddings = target != _LORA
+        found = chosen_files(self.catalog, labels, embeddings=embeddings) if scope == _CHOSEN else []
+        chosen = [entry.path for entry in found]
         if scope == _CHOSEN and not chosen:
             raise SettingsError("Files: none selected. Select some, or choose all files in the library.")
         out = self._elsewhere(target) if place == _ELSEWHERE else None
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
         paths = chosen or [folder for folder in self.catalog.folders() if folder.is_dir()]
-        plan = make_plan(paths, suffix=_targets()[target], out=out)
+        sources = all_suffixes(weights_only=True) if embeddings else ()
+        plan = make_plan(paths, suffix=_targets()[target], sources=sources, out=out, accepts=counts)
         for folder in (out,) if out is not None else {job.target.parent for job in plan.jobs}:
             check_room(folder, plan.size)
         return plan
@@ -214,5 +218,5 @@ def build(host: Host, catalog: Catalog, root: Any) -> ConvertPage:
     listen(scope.change, lambda scope: update(visible=scope == _CHOSEN), [scope], [files])
     # A LoRA is not a hypernetwork: keep it out of the library by default.
     listen(target.change, lambda target: update(value=_ELSEWHERE if target == _LORA else _BESIDE), [target], [place])
-    listen(root.load, lambda: choices(catalog), [], [files])
+    listen(root.load, lambda: choices(catalog, embeddings=True), [], [files])
     return ConvertPage(files, converted)

@@ -32,7 +32,7 @@ MOST_IMAGES = 16  # at once
 _FIRST_STEPS = markup.empty(
     "No images yet",
     "Press Generate to make one from the example prompt.",
-    "Then select a hypernetwork, press Add to prompt, and generate again to see what it changes.",
+    "Then select a file, press Add to prompt, and generate again to see what it changes.",
 )
 
 
@@ -53,12 +53,12 @@ class _Generate:
     generator: Generator
 
     def add(self, prompt: str, label: str | None, strength: float) -> tuple[str, Any]:
-        """Add the selected hypernetwork's tag to the prompt."""
+        """Add the selected hypernetwork's tag to the prompt, or an embedding's word."""
         try:
-            entries = chosen_files(self.catalog, [label] if label else [])
+            entries = chosen_files(self.catalog, [label] if label else [], embeddings=True)
             if not entries:
-                raise SettingsError("Hypernetwork: none selected. Select one first.")
-            return with_tag(prompt, Tag(tag_name(entries[0], self.catalog), strength)), update()
+                raise SettingsError("Hypernetwork or embedding: none selected. Select one first.")
+            return with_tag(prompt, entries[0].word or Tag(tag_name(entries[0], self.catalog), strength)), update()
         except HypernetworkError as error:
             return prompt, complaint(error)
 
@@ -119,8 +119,8 @@ class _Generate:
             made.append((image, save_numbered(image, self.host.output(), "", seed, infotext)))
 
 
-def with_tag(prompt: str, tag: Tag) -> str:
-    """Return the prompt with a tag at its end."""
+def with_tag(prompt: str, tag: Tag | str) -> str:
+    """Return the prompt with a tag or a word at its end."""
     return f"{prompt.rstrip()} {tag}".lstrip() if prompt else str(tag)
 
 
@@ -151,7 +151,8 @@ def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Gene
             settings.negative_prompt()
             run, cancel = run_and_cancel("Generate", "hnl-generate")
             with make("Row"):
-                file = make("Dropdown", label="Hypernetwork", choices=[], scale=3, min_width=160, elem_id="hnl-file")
+                label = "Hypernetwork or embedding"
+                file = make("Dropdown", label=label, choices=[], scale=3, min_width=160, elem_id="hnl-file")
                 strength = slider("Strength", "hnl-strength", 1.0, (-2, 2, 0.05), scale=3)
             add = make("Button", "Add to prompt", size="sm", elem_id="hnl-add")
             settings.sampling()
@@ -176,5 +177,5 @@ def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Gene
     listen(add.click, handlers.add, [prompt, file, strength], [prompt, status])
     if names:
         listen(model.change, handlers.choose_model, [model, prompt], [settings.guidance, prompt, status])
-    listen(root.load, lambda: choices(catalog), [], [file])
+    listen(root.load, lambda: choices(catalog, embeddings=True), [], [file])
     return GeneratePage(prompt, file)

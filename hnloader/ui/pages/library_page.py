@@ -96,7 +96,7 @@ class _Library:
             gone = markup.notice("This file no longer exists. Press Refresh.", "bad")
             return *shown, None, update(visible=True), gone, "", "", update(visible=False), None, ""
         tag = tag_text(entry, self.catalog) if entry.info is not None else ""
-        tag = entry.file.name if entry.embedding is not None else tag
+        tag = entry.word or tag
         generates = "generate" in self.host.pages and self.host.generator is not None
         can_use = self.host.tag_button is not None or generates
         return (
@@ -168,7 +168,8 @@ class _Library:
         if self.catalog.entries():
             return markup.empty("Nothing found", "Try fewer words, or show all files.")
         folders = [str(folder.absolute()) for folder in self.catalog.folders()]
-        hint = f"Put hypernetworks ({', '.join(suffixes())}) into one of these folders, then press Refresh:"
+        kinds = f"hypernetworks ({', '.join(suffixes())}) or embeddings"
+        hint = f"Put {kinds} into one of these folders, then press Refresh:"
         return markup.empty("No hypernetworks yet", hint, *folders)
 
 

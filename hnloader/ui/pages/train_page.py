@@ -195,7 +195,9 @@ class _Train:
         self.catalog.refresh()
         self.host.on_change()
         entry = next((each for each in self.catalog.entries() if each.path == path), None)
-        tag = "" if method != "hypernetwork" or entry is None else f" In a prompt: {Tag(tag_name(entry, self.catalog))}"
+        tag = ""
+        if entry is not None and method != "lora":
+            tag = f" In a prompt: {self.catalog.inspect(entry).word or Tag(tag_name(entry, self.catalog))}"
         return markup.notice(f"Copied to the folder {shown(path.parent.name)} as {shown(path.name)}.{tag}", "good")
 
     def try_out(self, name: str | None, which: str, prompt: str) -> Iterator[tuple[Any, ...]]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from extension.host_library import HostLibrary
+from hnloader.embeddings import Embedding, save_embedding
 from hnloader.ui import sidecars
 from tests.support.standins.unets import ALL_WIDTHS
 from tests.support.standins.webui import Webui
@@ -128,6 +130,17 @@ def test_page_opens_each_hypernetwork_once(with_cards: Webui, monkeypatch: pytes
     with_cards.cards_page.refresh()
     names(with_cards)
     assert set(opened) <= {".json", ".txt"}
+
+
+def test_an_embedding_among_hypernetworks_is_named(with_cards: Webui) -> None:
+    for name in ("word.pt", "word.bin", "picture.png"):
+        save_embedding(Embedding(torch.zeros(2, 768)), with_cards.hypernetworks / name)
+    with_cards.cards_page.refresh()
+    items = {item["name"]: item for item in with_cards.cards_page.list_items()}
+    assert items["word"]["description"].startswith("Cannot be used: word.pt is a textual-inversion embedding")
+    assert "embeddings folder" in items["word"]["description"]
+    assert "picture" not in items  # a prompt's tag cannot name it
+    assert items["ink"]["description"].startswith("For ")
 
 
 def test_card_shows_the_model_and_what_cannot_be_used(with_cards: Webui) -> None:
