@@ -234,7 +234,7 @@ def _packed(pixels: Pixels) -> bytes | None:
 
     low: Pixels = np.bitwise_and(pixels, np.uint8(0x0F))
     # By rows first: numpy is slow along a short axis.
-    black = np.flatnonzero(low.max(axis=0).max(axis=1) == 0)
+    black = np.flatnonzero(~np.any(np.any(low, axis=0), axis=1))
     if len(black) < 2:
         return None
     left, right = low[:, : black[0]], low[:, black[-1] + 1 :]
