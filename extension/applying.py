@@ -223,7 +223,7 @@ class Applier:
             for tag, loaded in self._wanted:
                 try:
                     self._attach_one(unet, tag, loaded, _strength(tag))
-                except HypernetworkError as error:
+                except (HypernetworkError, ValueError) as error:
                     failures.append((tag.name, as_text(error, _LONGEST)))
                     continue
                 self._applied.append((tag.name, loaded.digest))

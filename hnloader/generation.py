@@ -156,12 +156,15 @@ class Applied:
         return self.path.stem.replace(">", "_")
 
     def application(self) -> Application:
-        """Return the argument for `hnloader.attach`."""
+        """Return the argument for `hnloader.attach`. Raises SettingsError for a strength out of range."""
         from hnloader.attention import Application
 
         tag = self.tag
         strength = {part.block: part.weight * tag.strength for part in tag.blocks} or tag.strength
-        return Application(self.hypernetwork, strength, start=tag.start, end=tag.end, k=tag.k, v=tag.v)
+        try:
+            return Application(self.hypernetwork, strength, start=tag.start, end=tag.end, k=tag.k, v=tag.v)
+        except ValueError as error:
+            raise SettingsError(f"{tag.name}: {error}") from None
 
 
 def generate(

@@ -53,6 +53,7 @@ def write_text(
 
     Raises:
         SettingsError: The prompt fills all positions of the model.
+        ModelError: The model computes values that are not finite, as at a very large strength.
     """
     tokenizer, device = language.tokenizer, language.device
     with quiet():
@@ -73,9 +74,25 @@ def write_text(
             max_new_tokens=min(settings.max_tokens, room),
             pad_token_id=_padding(tokenizer),
             streamer=written,
+            logits_processor=[_Finite(language.name)],
             **(drawn if settings.temperature else {"do_sample": False}),
         )
     return written.text
+
+
+class _Finite:
+    """A processor of logits of transformers that refuses logits without a likely token."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the logits [rows, tokens]. Some can be minus infinity."""
+        if not scores.amax(-1).isfinite().all():  # amax passes on NaN
+            raise ModelError(
+                f"{self._name}: the logits are not finite. Use smaller strengths, or float32 instead of float16."
+            )
+        return scores
 
 
 class _Written:

@@ -52,3 +52,13 @@ def test_prompts_and_chats(llm: LanguageModel) -> None:
     assert chat_prompt(llm, "hi") == "user: hi bot: "
     with raises(ModelError, "chat template"):
         chat_prompt(LanguageModel(llm.model, make_word_tokenizer(), "plain"), "hi")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_logits_that_are_not_finite_are_refused(llm: LanguageModel, temperature: float) -> None:
+    handle = llm.model.lm_head.register_forward_hook(lambda module, args, output: output * torch.nan)
+    try:
+        with raises(ModelError, llm.name, "finite"):
+            write_text(llm, "the cat", WritingSettings(3, temperature))
+    finally:
+        handle.remove()

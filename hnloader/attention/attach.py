@@ -21,7 +21,7 @@ from hnloader.attention.matching import check_match, scope_at
 from hnloader.attention.model import AttachedModel, attached_model, lock
 from hnloader.attention.schedule import Clock, SamplingClock, is_active
 from hnloader.attention.stages import Link
-from hnloader.attention.strengths import Strength, check_number, check_strength, site_strengths
+from hnloader.attention.strengths import Strength, check_number, check_product, check_strength, site_strengths
 from hnloader.attention.token_masks import TokenMask, check_tokens
 from hnloader.errors import HypernetworkError, NoMatchingSitesError, PartialMatchWarning
 from hnloader.families import family_list
@@ -70,6 +70,7 @@ class Application:
         object.__setattr__(self, "strength", check_strength(self.strength))
         for name in ("start", "end", "k", "v"):
             object.__setattr__(self, name, check_number(getattr(self, name), name))
+        check_product(self.strength, max(abs(self.k), abs(self.v)))
         if not 0 <= self.start < self.end <= 1:
             raise ValueError(
                 f"Start and end: found {self.start} and {self.end}. "
@@ -415,7 +416,7 @@ def attach(
         NoMatchingSitesError: The model has no layers that hypernetworks act on, or they match no width or no pattern.
         HypernetworkError: A torch before 2.5 compiled the model, or a file cannot be loaded; see `load`.
         TypeError: An argument is not a hypernetwork, path or number.
-        ValueError: A number is not finite, a window is empty, or no hypernetwork is given.
+        ValueError: A number is not finite or too large, a window is empty, or no hypernetwork is given.
 
     Warns:
         PartialMatchWarning: The model lacks some widths or numbered layers of a hypernetwork.

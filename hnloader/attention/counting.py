@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from hnloader.attention.decoders import is_transposed, output_width
-from hnloader.attention.layout import AttentionSite, input_width
+from hnloader.attention.decoders import input_width, is_transposed, output_width
+from hnloader.attention.layout import AttentionSite
 
 TEXT_TOKENS = 77
 

@@ -7,7 +7,7 @@ orders are listed here. transformers itself is never imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -18,6 +18,7 @@ __all__ = [
     "DecoderLayer",
     "decoder_layers",
     "decoder_of",
+    "input_width",
     "is_falcon_linear",
     "is_transposed",
     "output_width",
@@ -28,7 +29,7 @@ _SEPARATE: Mapping[str, Rows] = {"k_proj": Rows(("k",)), "v_proj": Rows(("v",))}
 # A layer's name: the module that holds the list of layers, the list, the number in it, and the rest.
 _NAME = re.compile(r"(?:(?P<root>.*?)\.)?(?P<list>[^.0-9][^.]*)\.(?P<number>\d+)\.(?P<rest>.+)")
 # Parts of other models, such as the image encoder beside a decoder, and attention to another model's output.
-_OTHERS = re.compile(r"(?:^|\.)(?:[^.]*encoder|[^.]*vision[^.]*|[^.]*visual[^.]*|[^.]*cross[^.]*|encoder_attn)(?:\.|$)")
+_OTHERS = re.compile(r"(?:^|\.)(?:[^.]*encoder|[^.]*(?:vision|visual|audio|cross)[^.]*|encoder_attn)(?:\.|$)")
 
 
 class DecoderLayer(NamedTuple):
@@ -58,11 +59,14 @@ def decoder_of(model: nn.Module) -> nn.Module | None:
 def decoder_layers(model: nn.Module) -> tuple[DecoderLayer, ...]:
     """Return the attention layers of a decoder in the order in which they run. Empty for other models.
 
-    Of a model with several lists of layers, those within its `get_decoder()` count.
+    Of a model with several lists of layers, those within its `get_decoder()` count. Layers that share a projection do
+    not count, because each needs its own inputs.
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return ()
-    found = list(_layers(model))
+    found = _layers(model)
+    if _shared(found):
+        return ()
     if len({layer.root for layer in found}) > 1:
         get_decoder = getattr(model, "get_decoder", None)
         decoder = get_decoder() if callable(get_decoder) else None
@@ -77,28 +81,46 @@ def why_no_decoder(model: nn.Module) -> str:
     """Return what a model without sites has instead of a decoder that hypernetworks act on, empty if unknown."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return "a model with an encoder and a decoder"
-    roots = dict.fromkeys(layer.root for layer in _layers(model))
+    found = _layers(model)
+    if shared := _shared(found):
+        return f"one module for {' and '.join(shared)}"
+    roots = dict.fromkeys(layer.root for layer in found)
     if len(roots) > 1:
         return f"several decoders ({', '.join(roots)})"
     for name, module in model.named_modules():
         fused = [slot for slot in _UNKNOWN if isinstance(module._modules.get(slot), nn.Module)]
         if fused and "attention" in type(module).__name__.lower():
             return f"the fused projection {name}.{fused[0]} of {type(module).__name__}, whose order is unknown"
+        part = module._modules.get("k_proj")
+        if isinstance(part, nn.Module) and "v_proj" in module._modules and not input_width(part):
+            return f"the projection {name}.k_proj of {type(part).__name__}, whose width is unknown"
     return ""
 
 
-def _layers(model: nn.Module) -> Iterator[DecoderLayer]:
+def _layers(model: nn.Module) -> list[DecoderLayer]:
+    """Return the causal layers; all layers of a decoder whose prompt is bidirectional, such as that of PaliGemma."""
+    found = []
     for name, module in model.named_modules():
         slots = _slots(module)
         match = _NAME.fullmatch(name) if slots else None
-        if match is not None and _OTHERS.search(name) is None and getattr(module, "is_causal", True):
-            yield DecoderLayer(name, module, slots, match["root"] or "", int(match["number"]))
+        if match is not None and _OTHERS.search(name) is None:
+            found.append(DecoderLayer(name, module, slots, match["root"] or "", int(match["number"])))
+    return [layer for layer in found if getattr(layer.module, "is_causal", True)] or found
+
+
+def _shared(layers: Sequence[DecoderLayer]) -> list[str]:
+    """Return the names of projections that are one module; empty if each projection has its own."""
+    names: dict[nn.Module | None, list[str]] = {}
+    for layer in layers:
+        for slot in layer.slots:
+            names.setdefault(layer.module._modules[slot], []).append(f"{layer.name}.{slot}")
+    return next((found for found in names.values() if len(found) > 1), [])
 
 
 def _slots(module: nn.Module) -> Mapping[str, Rows]:
     """Return the projections of an attention layer with the parts of their outputs. Empty for other modules."""
     if all(isinstance(module._modules.get(slot), nn.Module) for slot in _SEPARATE):
-        return _SEPARATE
+        return _SEPARATE if input_width(module._modules["k_proj"]) else {}
     if module._modules.keys() & _FUSED_SLOTS and not getattr(module, "is_cross_attention", False):
         for kind in type(module).__mro__:
             slot, rows_of = _FUSED.get(kind.__name__, ("", _thirds))
@@ -115,6 +137,23 @@ def is_transposed(module: nn.Module) -> bool:
 def is_falcon_linear(module: nn.Module) -> bool:
     """Return True for Falcon's Linear, which multiplies and adds in two operations."""
     return type(module).__name__ == "FalconLinear" and type(module).__module__.startswith("transformers.")
+
+
+def input_width(projection: Any) -> int:
+    """Return the number of input features of a projection, plain, wrapped by peft or quantized; 0 if unknown."""
+    while hasattr(projection, "base_layer"):
+        projection = projection.base_layer
+    if isinstance(projection, nn.Module) and is_transposed(projection):
+        return int(projection._parameters["weight"].shape[0])  # type: ignore[union-attr]
+    if hasattr(projection, "in_features"):
+        return int(projection.in_features)
+    # Packed weights have another shape than their matrix.
+    weight = getattr(projection, "weight", None)
+    for holder in (getattr(weight, "quant_state", None), weight):
+        for shape in (getattr(holder, "real_shape", None), getattr(holder, "shape", None)):
+            if shape is not None and len(shape) == 2:
+                return int(shape[1])
+    return 0
 
 
 def output_width(projection: Any) -> int:

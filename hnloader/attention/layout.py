@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from hnloader.attention.decoders import decoder_layers, decoder_of, is_transposed
+from hnloader.attention.decoders import decoder_layers, decoder_of, input_width
 from hnloader.attention.output_rows import Rows
 from hnloader.families import Family, all_families, family_of_model
 from hnloader.scopes import Kind
@@ -207,20 +207,3 @@ def _kind(model: nn.Module, name: str, module: nn.Module) -> Kind:
 
 def _input_width(module: nn.Module, slots: Mapping[str, Rows]) -> int:
     return input_width(module._modules[next(iter(slots))])
-
-
-def input_width(projection: Any) -> int:
-    """Return the number of input features of a projection, plain, wrapped by peft or quantized; 0 if unknown."""
-    while hasattr(projection, "base_layer"):
-        projection = projection.base_layer
-    if isinstance(projection, nn.Module) and is_transposed(projection):
-        return int(projection._parameters["weight"].shape[0])  # type: ignore[union-attr]
-    if hasattr(projection, "in_features"):
-        return int(projection.in_features)
-    # Packed weights have another shape than their matrix.
-    weight = getattr(projection, "weight", None)
-    for holder in (getattr(weight, "quant_state", None), weight):
-        for shape in (getattr(holder, "real_shape", None), getattr(holder, "shape", None)):
-            if shape is not None and len(shape) == 2:
-                return int(shape[1])
-    return 0

@@ -15,6 +15,7 @@ from hnloader.texts import as_text, shown
 Strength: TypeAlias = "float | Mapping[str, float]"
 
 _GLOB_RANK = 6
+_MOST = 65504.0
 
 
 def check_strength(strength: Strength) -> Strength:
@@ -48,6 +49,14 @@ def check_number(value: object, what: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{what}: found {number}. Give a finite number.")
     return number
+
+
+def check_product(strength: Strength, factor: float) -> None:
+    """Raise ValueError if a strength times a factor is beyond the numbers of float16, in which models may compute."""
+    numbers = strength.values() if isinstance(strength, Mapping) else [strength]
+    for number in numbers:
+        if abs(number * factor) > _MOST:
+            raise ValueError(f"Strength: found {number * factor:g}. Use a number from -{_MOST:g} to {_MOST:g}.")
 
 
 def site_strengths(strength: Strength, sites: Sequence[AttentionSite]) -> tuple[float, ...]:

@@ -185,7 +185,11 @@ def test_a_wrong_strength_keeps_the_old_strength(unet):
     one, two = make_hypernetwork(ALL, 1, "one"), make_hypernetwork(ALL, 2, "two")
     with attach(unet, [one, two], 0.5) as attachment:
         expected = run(unet)
-        for wrong, error in (({"mid": 1, "x": 1}, NoMatchingSitesError), (float("nan"), ValueError)):
+        for wrong, error in (
+            ({"mid": 1, "x": 1}, NoMatchingSitesError),
+            (float("nan"), ValueError),
+            (1e39, ValueError),
+        ):
             with pytest.raises(error):
                 attachment.set_strength(wrong)
         with pytest.raises(IndexError, match="2"):
@@ -193,6 +197,14 @@ def test_a_wrong_strength_keeps_the_old_strength(unet):
         with pytest.raises(KeyError, match="'one'"):
             attachment.set_strength(1, "onee")
         assert torch.equal(run(unet), expected)
+
+
+def test_a_strength_beyond_float16_is_refused():
+    one = make_hypernetwork(ALL)
+    with pytest.raises(ValueError, match="65504"):
+        Application(one, {"up": -1e5})
+    with pytest.raises(ValueError, match="65504"):
+        Application(one, 600, v=-600)
 
 
 def test_setting_a_strength_after_detaching_is_an_error(unet):

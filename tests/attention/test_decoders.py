@@ -112,7 +112,30 @@ def _bert() -> nn.Module:
     )
 
 
+class Wrapped(nn.Module):
+    """A decoder whose projections hide their width, as in Moshi."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([WrappedAttention()])
+
+
+class WrappedAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.k_proj = nn.Sequential(nn.Linear(WIDTH, WIDTH))
+        self.v_proj = nn.Sequential(nn.Linear(WIDTH, WIDTH))
+
+
+def _shared() -> nn.Module:
+    model = make_decoder()
+    model.model.layers[1].self_attn.v_proj = model.model.layers[1].self_attn.k_proj
+    return model  # type: ignore[no-any-return]
+
+
 REFUSED = {
+    "Wrapped": (Wrapped, "layers.0.k_proj of Sequential"),
+    "LlamaForCausalLM": (_shared, "layers.1.self_attn.k_proj and model.layers.1.self_attn.v_proj"),
     "Unknown": (Unknown, "layers.0.qkv_proj"),
     "BartForConditionalGeneration": (_bart, "encoder"),
     "MambaForCausalLM": (_mamba, "k_proj"),
@@ -174,3 +197,25 @@ def test_an_image_encoder_beside_a_decoder_stays_out() -> None:
     model = transformers.LlavaForConditionalGeneration(config)
     assert len(find_sites(model)) == 2
     assert type(host_of(model)).__name__ == "LlamaModel"
+
+
+def test_an_audio_encoder_beside_a_decoder_in_an_unknown_order_stays_out() -> None:
+    model = nn.ModuleDict({"audio_tower": make_decoder(), "language_model": Unknown()})
+    with raises(NoMatchingSitesError, "language_model.layers.0.qkv_proj"):
+        attach(model, make())
+
+
+@pytest.mark.skipif(not hasattr(transformers, "PaliGemmaForConditionalGeneration"), reason="transformers before 4.41")
+def test_a_decoder_with_a_bidirectional_prompt_is_found() -> None:
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 16}
+    text = {**sizes, "vocab_size": 64, "num_key_value_heads": 2, "head_dim": 8, "model_type": "gemma"}
+    vision = {**sizes, "image_size": 8, "patch_size": 4, "model_type": "siglip_vision_model"}
+    config = transformers.PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
+    model = transformers.PaliGemmaForConditionalGeneration(config).eval().requires_grad_(False)
+    for site in find_sites(model):
+        site.module.is_causal = False  # as of transformers 5
+    assert len(find_sites(model)) == 2
+    before = model(torch.arange(5)[None] + 5).logits
+    with attach(model, make(), 1.0) as attachment:
+        assert len(attachment.sites) == 2
+        assert not torch.equal(model(torch.arange(5)[None] + 5).logits, before)

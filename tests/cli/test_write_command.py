@@ -125,6 +125,7 @@ def test_control_characters_are_not_printed(run: Any) -> None:
         (["--sweep", "0,1"], 2, "--hypernet"),
         (["-H", "style:1", "--sweep", "a"], 2, "--sweep"),
         (["-H", "style:1:start=0.5"], 2, "start"),
+        (["-H", "style:1e39"], 1, "65504"),
         (["-H", "nowhere"], 1, "nowhere"),
         (["--model", "none/at/all"], 1, "none/at/all"),
         (["--temperature", "-1"], 2, "--temperature"),

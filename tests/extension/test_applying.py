@@ -65,9 +65,9 @@ def test_messages_name_the_hypernetwork_once(running: Webui) -> None:
 def test_failures_leave_the_other_tags(running: Webui) -> None:
     (running.hypernetworks / "broken.pt").write_bytes(b"not a hypernetwork")
     expected = image(running, "a<hypernet:ink>")
-    job = running.generate("a<hypernet:broken><hypernet:ink><hypernet:wash:1:stat=0.5>")
+    job = running.generate("a<hypernet:broken><hypernet:ink><hypernet:wash:1:stat=0.5><hypernet:wash:1e39>")
     assert torch.equal(job.images[0], expected)
-    assert len(job.comments.splitlines()) == 2
+    assert len(job.comments.splitlines()) == 3
     assert "Hypernet hashes: " in job.infotexts[0]
 
 
