@@ -166,8 +166,12 @@ def test_a_model_without_the_bias_holds_only_maps_without_one(tmp_path: Path) ->
 
 def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
     make_unet().half().save_pretrained(tmp_path / "unet")
+    large = make_affine(WIDTHS["sd1"])
+    with torch.no_grad():
+        for parameter in large.parameters():
+            parameter.mul_(1e3)
     with pytest.raises(NotMergeableError, match="float16"):
-        bake((make_affine(WIDTHS["sd1"]), 1e7), tmp_path / "unet", tmp_path / "baked")
+        bake((large, 60_000), tmp_path / "unet", tmp_path / "baked")
     assert [path.name for path in tmp_path.iterdir()] == ["unet"]
 
 
