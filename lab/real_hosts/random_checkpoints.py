@@ -3,8 +3,8 @@
     python random_checkpoints.py FOLDER [--webuis]
 
 For ComfyUI: SD 1, SD 2, SDXL and Flux, whose UNets have two levels, so that a step takes a second. Flux has one block,
-for the message that refuses it. For the webuis: SD 1 in its full shape, a ControlNet for it, and SDXL twice, with the
-first half of its UNet in full, which Forge Classic needs, and with the UNet of SSD-1B, for AUTOMATIC1111.
+for the message that refuses it. For the webuis: SD 1 in its full shape, a ControlNet for it, and SDXL twice. One file
+has the first half of its UNet in full, which Forge Classic needs. The other has the UNet of SSD-1B, for AUTOMATIC1111.
 """
 
 from __future__ import annotations
