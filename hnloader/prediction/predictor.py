@@ -57,6 +57,11 @@ class Predictor(nn.Module):
             SideBases(scope.width, self.architecture.sizes(scope.width)[1], design) for scope, _ in self.keys
         )
 
+    def read(self, latents: Tensor) -> Emitted:
+        """Return what it emits for latents [styles, images, channels, height, width]."""
+        summaries = self.encoder.summaries(latents.flatten(0, 1))
+        return self.emit(self.encoder(summaries.unflatten(0, latents.shape[:2])))
+
     def emit(self, style: Tensor) -> Emitted:
         """Return what depends on the images, for styles [styles, style_size]."""
         rows, sides = len(style), len(self.keys)

@@ -13,7 +13,7 @@ from torch import Tensor
 from hnloader.attention import attach, find_sites
 from hnloader.pipelines import Model
 from hnloader.prediction.model_sample import check_model, sample_of
-from hnloader.prediction.predictor import Emitted, Predictor, spread_of
+from hnloader.prediction.predictor import Predictor, spread_of
 from hnloader.prediction.predictor_adapter import PredictorAdapter
 from hnloader.prediction.predictor_file import About, load_predictor
 from hnloader.prediction.style_batches import StyleBatches
@@ -100,7 +100,7 @@ class PredictorTask(Task):
     def loss(self, index: int) -> Tensor:
         """See `Task`."""
         batch = self._batches.training(index + 1, self.styles)
-        sides = self.predictor.sides(self._emit(batch.references))
+        sides = self.predictor.sides(self.predictor.read(batch.references))
         with self.adapter.hooks.applied(sides):
             return self.denoiser.losses(batch.target, self.config.snr_gamma).mean()
 
@@ -108,7 +108,7 @@ class PredictorTask(Task):
         """See `Task`; the losses without a file and with another style's are kept for the report."""
         found: dict[str, list[float]] = {"of the style": [], "of another style": [], "none": []}
         for batch in self._batches.validation(self.validation_styles or self.styles[:2]):
-            emitted = self._emit(batch.references)
+            emitted = self.predictor.read(batch.references)
             sides = self.predictor.sides(emitted), self.predictor.sides(emitted.rolled()), None
             for values, given in zip(found.values(), sides, strict=True):
                 with self.adapter.hooks.applied(given):
@@ -121,7 +121,7 @@ class PredictorTask(Task):
         config, images, prompts = self.config.previews, [], []
         for index, style in enumerate(self._shown_styles):
             prompt = config.prompts[index % len(config.prompts)] if config.prompts else style.images[-1].caption or ""
-            made = self.predictor.hypernetwork(self._emit(self._references(style).unsqueeze(0)))
+            made = self.predictor.hypernetwork(self.predictor.read(self._references(style).unsqueeze(0)))
             with attach(self.denoiser.unet, made, 1.0), self.denoiser.loaded():
                 images.append(generate_image(self.denoiser.pipeline, prompt, config.seed + index, config))
             prompts.append(f"{style.name}: {prompt}")
@@ -145,12 +145,6 @@ class PredictorTask(Task):
     def _references(self, style: Style) -> Tensor:
         return self._batches.references(style.images[:_REFERENCES]).to(self.device)
 
-    def _emit(self, references: Tensor) -> Emitted:
-        """Return what the predictor emits for images [styles, images, channels, height, width]."""
-        encoder = self.predictor.encoder
-        summaries = encoder.summaries(references.flatten(0, 1))
-        return self.predictor.emit(encoder(summaries.unflatten(0, references.shape[:2])))
-
     @torch.no_grad()
     def _about(self, step: int) -> About:
         return About(
@@ -165,8 +159,8 @@ class PredictorTask(Task):
     def _usual_spread(self) -> float:
         """Return a spread halfway between that of the images of one style and that of different styles."""
         images = [self._references(style) for style in self.validation_styles]
-        within = statistics.median(spread_of(self._emit(each.unsqueeze(1))) for each in images)
-        between = spread_of(self._emit(torch.stack([each[0] for each in images]).unsqueeze(1)))
+        within = statistics.median(spread_of(self.predictor.read(each.unsqueeze(1))) for each in images)
+        between = spread_of(self.predictor.read(torch.stack([each[0] for each in images]).unsqueeze(1)))
         return (within + between) / 2
 
 

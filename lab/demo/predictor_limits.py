@@ -31,8 +31,7 @@ def fit(study: Study, predictor: Predictor, subject: Subject, steps: int) -> Hyp
     """Return the hypernetwork with the predictor's bases and fitted cores and hidden values."""
     latents, texts = study.encoded(study.given(subject))
     with torch.no_grad():
-        summaries = predictor.encoder.summaries(study.encoded(study.references(subject, 0))[0])
-        start = predictor.emit(predictor.encoder(summaries.unsqueeze(0)))
+        start = predictor.read(study.encoded(study.references(subject, 0))[0].unsqueeze(0))
     cores, hidden = start.cores.clone().requires_grad_(), start.hidden.clone().requires_grad_()
     optimizer = torch.optim.Adam([cores, hidden])
     random, hooks = torch.Generator().manual_seed(0), RowHooks(study.pipeline.unet)
