@@ -25,6 +25,7 @@ class WebuiGenerator:
     """See `hnloader.ui.Generator`. It listens to the webui's steps, so make one for each start of the extension."""
 
     default_guidance = 7.0
+    applies_embeddings = False
 
     def __init__(self, host: RendersImages, library: HostLibrary) -> None:
         self._host, self._library = host, library

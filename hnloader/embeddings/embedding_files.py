@@ -5,6 +5,7 @@ A folder can hold thousands of images, and `.bin` files of other programs. These
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -57,8 +58,11 @@ def embedding_named(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def word_of(path: Path) -> str:
-    """Return the word of an embedding: the stem of its file, or the name in an image. Raises what the reader raises."""
-    return load_embedding(path).name if path.suffix.lower() in _IMAGES else path.stem
+    """Return the word of an embedding: the stem of its file, or the name in a sound image."""
+    if path.suffix.lower() in _IMAGES:
+        with contextlib.suppress(HypernetworkError):
+            return load_embedding(path).name
+    return path.stem
 
 
 def counts(path: Path) -> bool:
@@ -79,21 +83,38 @@ def is_embedding(path: Path) -> bool:
         with open_source(path) as source:
             if embedding_images.is_image(source.head) and not embedding_images.may_hold(source):
                 return False
-        load_embedding(path)
     except HypernetworkError:
         return False
-    return True
+    return _loads(path, damaged=False)
 
 
 @lru_cache(maxsize=20_000)
 def _holds_embedding(path: Path, size: int, modified: int, inode: int) -> bool:
-    """Decide once for each state of a file. A `.bin` that is damaged or not safe counts, so that a listing shows it."""
-    if path.suffix.lower() in _IMAGES:
-        return not path.stem.lower().endswith(_PREVIEW) and is_embedding(path)
+    """Decide once for each state of a file.
+
+    A file that is damaged or not safe counts, so that a listing shows it: each `.bin`, and images that say that they
+    hold an embedding.
+    """
+    if path.suffix.lower() not in _IMAGES:
+        return _loads(path, damaged=True)
+    if path.stem.lower().endswith(_PREVIEW):
+        return False
+    try:
+        with open_source(path) as source:
+            if not embedding_images.may_hold(source):
+                return False
+            named = embedding_images.names_embedding(source)
+    except HypernetworkError:
+        return False
+    return _loads(path, damaged=named)
+
+
+def _loads(path: Path, *, damaged: bool) -> bool:
+    """Return True for a file with an embedding, the given value for a damaged one, and False for any other file."""
     try:
         load_embedding(path)
     except UnknownFormatError:
         return False
     except HypernetworkError:
-        return True
+        return damaged
     return True

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-__all__ = ["card", "is_image", "json_keeps", "may_hold", "read", "write"]
+__all__ = ["card", "is_image", "json_keeps", "may_hold", "names_embedding", "read", "write"]
 
 CHUNK = "sd-ti-embedding"
 # 300 vectors of 1,024 values; a prompt has 75 tokens. Python takes some 20 bytes per byte of JSON.
@@ -93,6 +93,12 @@ def may_hold(source: Source) -> bool:
     except zlib.error:
         return False
     return data is not None and text in (b"", b"{")
+
+
+def names_embedding(source: Source) -> bool:
+    """Return True for a PNG image that begins the text chunk of an embedding, even if it is damaged."""
+    head = source.read(0, min(source.size, _BEGINNING))
+    return is_png(head) and f"{CHUNK}\0".encode() in head
 
 
 def read(source: Source) -> dict[object, object]:

@@ -18,7 +18,7 @@ from hnloader.embeddings.embedding_reader import load_embedding
 from hnloader.errors import HypernetworkError, ModelError, UnknownFormatError
 from hnloader.texts import shown
 
-__all__ = ["PARTS", "PlaceholderTokens", "PromptWords", "files_with_words", "has_word", "text_parts"]
+__all__ = ["PARTS", "PlaceholderTokens", "PromptWords", "files_with_words", "has_word", "text_has_word", "text_parts"]
 
 PARTS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 
@@ -88,13 +88,18 @@ def has_word(embedding: Embedding, text: str) -> bool:
     return _pattern(_words(embedding)).search(text) is not None
 
 
+def text_has_word(text: str, word: str) -> bool:
+    """Return True if a text has the word of an embedding, with or without angle brackets."""
+    return _pattern([word.casefold(), f"<{word.casefold()}>"]).search(text) is not None
+
+
 def files_with_words(folders: Iterable[Path], text: str, given: Sequence[Path] = ()) -> list[Path]:
     """Return the given embeddings, and those below folders whose words are in a text, the first of each word."""
     taken = {word for path in given for word in _words(load_embedding(path))}
     found = list(given)
     for file in embedding_library(folders).files():
         word = word_of(file.path).casefold()
-        if word in taken or _pattern([word, f"<{word}>"]).search(text) is None:
+        if word in taken or not text_has_word(text, word):
             continue
         with contextlib.suppress(UnknownFormatError):  # a hypernetwork or another kind of file
             load_embedding(file.path)

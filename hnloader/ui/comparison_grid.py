@@ -1,4 +1,7 @@
-"""A comparison: prompts by hypernetworks by strengths, with the same seeds everywhere, as one labeled image."""
+"""A comparison as one labeled image, with the same seeds everywhere.
+
+Its rows are prompts, and its columns are hypernetworks by strengths, and embeddings.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hnloader.embeddings.prompt_words import text_has_word
 from hnloader.errors import SettingsError
 from hnloader.prompt import Tag, format_number
 from hnloader.texts import shown
@@ -26,25 +30,44 @@ _LARGEST_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the grid: a hypernetwork at a strength, or without a path the model alone."""
+    """One column of the grid: a hypernetwork at a strength, an embedding, or without a path the model alone.
 
-    path: Path | None
-    strength: float
+    Attributes:
+        path: The file.
+        strength: Of a hypernetwork.
+        word: Of an embedding, which has no strength.
+    """
 
-    def hypernetworks(self) -> tuple[tuple[Path, Tag], ...]:
-        """Return the hypernetworks to apply."""
-        if self.path is None or self.strength == 0:
-            return ()
-        return ((self.path, Tag(self.path.stem.strip() or "_", self.strength)),)
+    path: Path | None = None
+    strength: float = 0.0
+    word: str = ""
+
+    @property
+    def label(self) -> str:
+        """The text above the column."""
+        if self.word:
+            return "embedding"
+        return "none" if self.path is None else format_number(self.strength)
+
+    def applied(self, request: ImageRequest) -> ImageRequest:
+        """Return the request with the file of this column."""
+        if self.path is None:
+            return request
+        if self.word:
+            known = text_has_word(request.prompt, self.word)
+            prompt = request.prompt if known else f"{request.prompt} {self.word}"
+            return replace(request, prompt=prompt, embeddings=(self.path,))
+        return replace(request, hypernetworks=((self.path, Tag(self.path.stem.strip() or "_", self.strength)),))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Prompts, hypernetworks and strengths to compare.
+    """Prompts, files and strengths to compare.
 
     Attributes:
-        prompts: At least one. Their `<hypernet:...>` tags apply in every column.
+        prompts: At least one. Their `<hypernet:...>` tags, and words of embeddings, apply in every column.
         hypernetworks: Files. Each is shown at every strength.
+        embeddings: Files with their words. The word goes at the end of a prompt that lacks it.
         strengths: At least one. Strength 0 is the same for all files and made once.
         request: Settings that all images share. Prompt, seed and hypernetworks are replaced.
         seed: Seed of each prompt's first row.
@@ -55,6 +78,7 @@ class Comparison:
     hypernetworks: tuple[Path, ...]
     strengths: tuple[float, ...]
     request: ImageRequest
+    embeddings: tuple[tuple[Path, str], ...] = ()
     seed: int = 0
     seeds: int = 1
 
@@ -62,9 +86,9 @@ class Comparison:
         """Raise SettingsError for a value that is missing or out of range."""
         if not self.prompts:
             raise SettingsError("Prompts: none given. Write at least one, each on its own line.")
-        if not self.hypernetworks:
-            raise SettingsError("Hypernetworks: none selected. Select at least one to compare.")
-        if not self.strengths:
+        if not self.hypernetworks and not self.embeddings:
+            raise SettingsError("Nothing is selected. Select at least one file to compare.")
+        if not self.strengths and self.hypernetworks:
             raise SettingsError("Strengths: none given. Write some, such as 0, 0.5, 1.")
         if self.seeds < 1:
             raise SettingsError(f"Seeds per prompt: expected at least 1, got {self.seeds}.")
@@ -73,15 +97,19 @@ class Comparison:
         if self.to_make > MOST_IMAGES:
             raise SettingsError(
                 f"Comparison: expected at most {MOST_IMAGES} images, got {self.to_make:,}. "
-                "Choose fewer prompts, hypernetworks, strengths or seeds."
+                "Choose fewer prompts, files, strengths or seeds."
             )
 
     @property
     def columns(self) -> list[Column]:
         """Columns from left to right: the model alone if strength 0 is asked for, then file by file."""
-        plain = [Column(None, 0.0)] if 0 in self.strengths else []
-        others = [strength for strength in self.strengths if strength != 0]
-        return plain + [Column(path, strength) for path in self.hypernetworks for strength in others]
+        plain = [Column()] if 0 in self.strengths else []
+        by_strength = [Column(path, strength) for path in self.hypernetworks for strength in self._strengths]
+        return plain + by_strength + [Column(path, word=word) for path, word in self.embeddings]
+
+    @property
+    def _strengths(self) -> list[float]:
+        return [strength for strength in self.strengths if strength != 0]
 
     @property
     def rows(self) -> list[tuple[str, int]]:
@@ -106,7 +134,7 @@ class Comparison:
                 def progress(step: int, steps: int, at: int = number) -> None:
                     report(at * steps + step, total * steps, f"Image {at + 1} of {total}, step {step} of {steps}")
 
-                request = replace(self.request, prompt=prompt, seed=seed, hypernetworks=column.hypernetworks())
+                request = column.applied(replace(self.request, prompt=prompt, seed=seed))
                 row.append(generator.image(request, progress))
                 number += 1
             yield row
@@ -116,12 +144,13 @@ class Comparison:
         from hnloader.grids import labeled_grid
 
         columns = self.columns
-        per_file = sum(strength != 0 for strength in self.strengths)
         groups = [("", 1)] if columns[0].path is None else []
-        groups += [(name, per_file) for name in _labels(self.hypernetworks)] if per_file else []
+        names = _labels([*self.hypernetworks, *(path for path, _ in self.embeddings)])
+        counts = [len(self._strengths)] * len(self.hypernetworks) + [1] * len(self.embeddings)
+        groups += [(name, count) for name, count in zip(names, counts, strict=True) if count]
         return labeled_grid(
             rows,
-            columns=["none" if column.path is None else format_number(column.strength) for column in columns],
+            columns=[column.label for column in columns],
             rows=[f"{prompt} (seed {seed})" if self.seeds > 1 else prompt for prompt, seed in self.rows[: len(rows)]],
             groups=groups,
             caption=self._caption(),
@@ -138,8 +167,11 @@ class Comparison:
         """Return all settings as text for the saved image."""
         lines = [f"Prompt: {prompt}" for prompt in self.prompts]
         lines += [f"Negative prompt: {self.request.negative}"] if self.request.negative else []
-        lines.append("Hypernetworks: " + ", ".join(path.name for path in self.hypernetworks))
-        lines.append("Strengths: " + ", ".join(map(format_number, self.strengths)))
+        if self.hypernetworks:
+            lines.append("Hypernetworks: " + ", ".join(path.name for path in self.hypernetworks))
+            lines.append("Strengths: " + ", ".join(map(format_number, self.strengths)))
+        if self.embeddings:
+            lines.append("Embeddings: " + ", ".join(path.name for path, _ in self.embeddings))
         return "\n".join([*lines, self._caption()])
 
 

@@ -51,6 +51,7 @@ class DiffusersGenerator:
         from hnloader.demo import pipeline_folder
         from hnloader.pipelines import SAMPLERS
 
+        self.applies_embeddings = True
         self.samplers: Sequence[str] = tuple(sampler.label for sampler in SAMPLERS.values())
         self._sources: dict[str, str | Path] = {model: model for model in models}
         self._sources[BUNDLED] = pipeline_folder()
@@ -101,9 +102,10 @@ class DiffusersGenerator:
         with self._lock:
             self._interrupted.clear()
             library = self._library()
+            prompts = f"{request.prompt}\n{request.negative}"
             settings = Settings(
                 prompt=request.prompt,
-                embeddings=tuple(files_with_words(library.folders, f"{request.prompt}\n{request.negative}")),
+                embeddings=tuple(files_with_words(library.folders, prompts, request.embeddings)),
                 negative_prompt=request.negative,
                 hypernetworks=tuple(replace(tag, name=str(path)) for path, tag in request.hypernetworks),
                 seed=request.seed,

@@ -54,7 +54,7 @@ def build_page(host: Host) -> None:
                 if name == "library":
                     pages[name] = library_page.build(host, catalog, root)
                 elif name == "compare" and generator is not None:
-                    files[compare_page.build(host, catalog, generator, root)] = False
+                    files[compare_page.build(host, catalog, generator, root)] = generator.applies_embeddings
                 elif name == "convert":
                     pages[name] = convert_page.build(host, catalog, root)
                     files[pages[name].files] = True

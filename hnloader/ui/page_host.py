@@ -48,6 +48,8 @@ class ImageRequest:
         steps: Number of sampling steps.
         hypernetworks: Files in the order in which they apply, each with the strength and options of its tag. The
             path names the file, not the tag.
+        embeddings: Files of embeddings, in place of others with the same words. Each acts if its word is in a prompt.
+            Only for generators that apply embeddings.
         guidance: Classifier-free guidance (CFG) scale. None takes the program's default.
         width: Pixels. None takes the model's default.
         height: Pixels. None takes the model's default.
@@ -59,6 +61,7 @@ class ImageRequest:
     seed: int = 0
     steps: int = 20
     hypernetworks: tuple[tuple[Path, Tag], ...] = ()
+    embeddings: tuple[Path, ...] = ()
     guidance: float | None = None
     width: int | None = None
     height: int | None = None
@@ -84,6 +87,11 @@ class Generator(Protocol):
     @property
     def default_guidance(self) -> float | None:
         """Initial CFG scale. None hides the setting."""
+        ...
+
+    @property
+    def applies_embeddings(self) -> bool:
+        """True if `ImageRequest.embeddings`, and embeddings of the library whose words are in a prompt, act in it."""
         ...
 
     def image(self, request: ImageRequest, progress: Progress) -> Image:

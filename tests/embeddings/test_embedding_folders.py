@@ -12,6 +12,7 @@ from PIL import Image
 from hnloader.embeddings import Embedding, embedding_images, save_embedding
 from hnloader.embeddings.embedding_files import embedding_library, embedding_named, is_embedding, library_of_all
 from hnloader.embeddings.prompt_words import files_with_words
+from hnloader.errors import CorruptFileError
 from hnloader.library import Library
 
 FORMS = (".pt", ".safetensors", ".bin", ".png", ".webp")
@@ -106,3 +107,21 @@ def test_a_damaged_bin_stays_in_listings(folder: Path) -> None:
     word = save(folder / "word.bin")
     word.write_bytes(word.read_bytes()[:-200])
     assert [file.path for file in library_of_all([folder]).files()] == [word]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed"])
+def test_a_damaged_image_of_an_embedding_stays_in_listings(damage: str, folder: Path) -> None:
+    word = save(folder / "card.png", "ink")
+    data = word.read_bytes()
+    inside = data.index(b"sd-ti-embedding") + 60
+    word.write_bytes(data[:inside] + (b"" if damage == "cut off" else b"!!!!" + data[inside + 4 :]))
+    assert word in [file.path for file in library_of_all([folder]).files()]
+    assert files_with_words([folder], "no word of it") == []
+    with pytest.raises(CorruptFileError, match=r"card"):
+        files_with_words([folder], "a card")
+
+
+def test_a_damaged_photo_is_not_listed(folder: Path) -> None:
+    data = (folder / "photo.png").read_bytes()
+    (folder / "photo.png").write_bytes(data[:200])
+    assert folder / "photo.png" not in [file.path for file in library_of_all([folder]).files()]

@@ -40,6 +40,7 @@ class DrawingGenerator:
 
     samplers = ("Euler a",)
     default_guidance = 7.0
+    applies_embeddings = False
 
     def __init__(self) -> None:
         self.interrupted = False

@@ -11,7 +11,7 @@ from hnloader.errors import SettingsError
 from hnloader.ui.comparison_grid import Comparison, read_prompts, read_strengths
 from hnloader.ui.page_host import ImageRequest
 
-INK, OIL = Path("styles/ink.pt"), Path("styles/oil.pt")
+INK, OIL, WASH = Path("styles/ink.pt"), Path("styles/oil.pt"), Path("styles/wash.bin")
 
 
 class Recorder:
@@ -19,6 +19,7 @@ class Recorder:
 
     samplers = ()
     default_guidance = None
+    applies_embeddings = False
 
     def __init__(self) -> None:
         self.asked: list[ImageRequest] = []
@@ -74,6 +75,29 @@ def test_the_grid_has_a_cell_for_each_image() -> None:
     assert red == 10 * 192 * 192
 
 
+def test_an_embedding_has_one_column() -> None:
+    recorder = Recorder()
+    asked = comparison(prompts=("cat", "a Wash, cat"), hypernetworks=(INK,), embeddings=((WASH, "wash"),))
+    rows = list(asked.make_rows(recorder, lambda *_: None))
+    assert [column.label for column in asked.columns] == ["none", "0.5", "1", "embedding"]
+    assert [(one.prompt, one.embeddings) for one in recorder.asked if one.embeddings] == [
+        ("cat wash", (WASH,)),
+        ("a Wash, cat", (WASH,)),
+    ]
+    assert {one.prompt for one in recorder.asked if not one.embeddings} == {"cat", "a Wash, cat"}
+    assert not any(one.embeddings and one.hypernetworks for one in recorder.asked)
+    assert asked.grid(rows).width > 4 * 192
+    assert "Embeddings: wash.bin" in asked.infotext()
+
+
+def test_embeddings_alone_need_no_strengths() -> None:
+    alone = comparison(hypernetworks=(), strengths=(), embeddings=((WASH, "wash"), (INK, "ink")))
+    alone.check()
+    assert [column.path for column in alone.columns] == [WASH, INK]
+    assert "Strengths" not in alone.infotext()
+    assert alone.grid(list(alone.make_rows(Recorder(), lambda *_: None))).width > 2 * 192
+
+
 @pytest.mark.parametrize("strengths", [(0.0,), (1.0,), (-1.0, 0.25)])
 def test_a_grid_takes_any_strengths(strengths: tuple[float, ...]) -> None:
     asked = comparison(strengths=strengths, seeds=2)
@@ -84,7 +108,7 @@ def test_a_grid_takes_any_strengths(strengths: tuple[float, ...]) -> None:
     ("changes", "fact"),
     [
         ({"prompts": ()}, "Prompts"),
-        ({"hypernetworks": ()}, "Hypernetworks"),
+        ({"hypernetworks": ()}, "Nothing is selected"),
         ({"strengths": ()}, "Strengths"),
         ({"seeds": 0}, "Seeds per prompt"),
         ({"seed": -1}, "-1"),

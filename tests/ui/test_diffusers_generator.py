@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,19 @@ def test_embeddings_of_the_library_act_by_their_words(form: str, tiny_model: Pat
     (tmp_path / f"ink.{form}").unlink()
     plain = generator.image(ImageRequest("ink and oil", seed=7, steps=1), lambda *_: None)
     assert plain.tobytes() != image.tobytes()
+
+
+def test_a_given_embedding_replaces_that_of_the_library(tiny_model: Path, tmp_path: Path) -> None:
+    for seed, folder in enumerate(("library", "other")):
+        (tmp_path / folder).mkdir()
+        vectors = torch.randn(2, 24, generator=torch.Generator().manual_seed(seed))
+        save_embedding(Embedding(vectors, name="ink"), tmp_path / folder / "ink.pt")
+    generator = DiffusersGenerator([str(tiny_model)], lambda: Library([tmp_path / "library"]), device="cpu")
+    asked = ImageRequest("ink", seed=7, steps=1)
+    images = [
+        generator.image(request, lambda *_: None)
+        for request in (asked, replace(asked, embeddings=(tmp_path / "other" / "ink.pt",)))
+    ]
+    names = [[used.name for used in made_with(parse(image.info["parameters"]))] for image in images]
+    assert names == [["ink"], ["ink"]]
+    assert images[0].tobytes() != images[1].tobytes()

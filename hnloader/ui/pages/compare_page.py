@@ -1,4 +1,4 @@
-"""Compare: prompts by hypernetworks by strengths, with the same seeds everywhere."""
+"""Compare: prompts by hypernetworks by strengths, and embeddings, with the same seeds everywhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["build"]
 
 _FIRST_STEPS = markup.empty(
     "Nothing to compare yet",
-    "Select one or more hypernetworks and press Compare.",
+    "Select one or more files and press Compare.",
     "If the list is empty, the Library tab shows where to put your files.",
 )
 
@@ -51,11 +51,13 @@ class _Compare:
         *values: Any,
     ) -> Comparison:
         """Return the comparison that the inputs describe. Raises HypernetworkError."""
+        entries = chosen_files(self.catalog, labels, embeddings=self.generator.applies_embeddings)
         comparison = Comparison(
             read_prompts(prompts or ""),
-            tuple(entry.path for entry in chosen_files(self.catalog, labels)),
+            tuple(entry.path for entry in entries if not entry.word),
             read_strengths(strengths or ""),
             ImageValues(*values).request(),
+            tuple((entry.path, entry.word) for entry in entries if entry.word),
             whole(seed, "Seed"),
             whole(seeds, "Seeds per prompt"),
         )
@@ -121,7 +123,8 @@ class _Compare:
 
 
 def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Any:
-    """Build the page within the open gradio context. Returns the dropdown of hypernetworks."""
+    """Build the page within the open gradio context. Returns the dropdown of files."""
+    embeddings = generator.applies_embeddings
     handlers = _Compare(host, catalog, generator)
     settings = SettingFields(generator, "hnl-compare")
     with make("Row", equal_height=False):
@@ -130,8 +133,9 @@ def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Any:
             prompts = textbox("Prompts", "hnl-compare-prompts", lines=3, max_lines=10, **hints)
             settings.negative_prompt()
             several = {"value": [], "multiselect": True, "elem_id": "hnl-compare-files"}
-            files = make("Dropdown", label="Hypernetworks", choices=[], **several)
-            hint = "0: without hypernetworks"
+            label = "Hypernetworks or embeddings" if embeddings else "Hypernetworks"
+            files = make("Dropdown", label=label, choices=[], **several)
+            hint = "0: without hypernetworks" + (". Embeddings have no strength." if embeddings else "")
             strengths = textbox("Strengths", "hnl-compare-strengths", info=hint, value="0, 0.5, 1")
             with make("Row"):
                 seed = make("Number", label="Seed", value=0, precision=0, minimum=0, min_width=90)
@@ -152,5 +156,5 @@ def build(host: Host, catalog: Catalog, generator: Generator, root: Any) -> Any:
     for component in (prompts, files, strengths, seed, seeds):
         listen(component.change, handlers.summary, inputs, [summary])
     stop_with(cancel, token)
-    listen(root.load, lambda: choices(catalog), [], [files])
+    listen(root.load, lambda: choices(catalog, embeddings=embeddings), [], [files])
     return files
