@@ -59,6 +59,7 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     # Not fused: the fused kernel rounds differently on each device.
     "adamw": OptimizerKind("", "torch.optim", "AdamW"),
     "adamw8bit": OptimizerKind("bitsandbytes", "bitsandbytes.optim", "AdamW8bit"),
+    "muon": OptimizerKind("torch", "hnloader.training.muon", "Muon"),
     # It estimates the rate and multiplies it by this one.
     "prodigy": OptimizerKind("prodigyopt", "prodigyopt", "Prodigy", {"safeguard_warmup": True}, learning_rate=1.0),
     # The length of its steps is the rate; its authors advise a third to a tenth of AdamW's.
