@@ -1,8 +1,8 @@
 """Teach the bundled pipeline styles that it does not know, from twenty images each: `python -m lab.demo.style_study`.
 
-For each style a hypernetwork and a textual-inversion embedding are trained through `hnloader.training`, as a user
-would, on the same images. Then both generate validation prompts from the same seeds. The pixels show whether an image
-has the style, the shape and position of the prompt, and its color if the style keeps colors.
+For each style a hypernetwork, a textual-inversion embedding and a LoRA are trained through `hnloader.training`, as a
+user would, on the same images. Then all generate validation prompts from the same seeds. The pixels show whether an
+image has the style, the shape and position of the prompt, and its color if the style keeps colors.
 
 Files and images are kept in the work folder, and the same command resumes from them.
 """
@@ -10,10 +10,11 @@ Files and images are kept in the work folder, and the same command resumes from 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ from hnloader.files import replacing
 from hnloader.grids import labeled_grid
 from hnloader.loading import load
 from hnloader.training import read_config, train
+from hnloader.training.schema import read_yaml
 from lab.demo.checker import Mask, look, shrink
 from lab.demo.scene_captions import validation_scenes
 from lab.demo.study_styles import chalked, dimmed
@@ -89,9 +91,10 @@ SETTINGS: dict[str, object] = {
     "snr_gamma": 0,
     "ema_decay": 0.99,
 }
-RATES = {"hypernetwork": "1e-3", "embedding": "2e-2"}
+RATES = {"hypernetwork": "1e-3", "embedding": "2e-2", "lora": "3e-3"}
 # A step of the embedding takes as long; its few numbers need fewer of them.
-STEPS = {"hypernetwork": 800, "embedding": 100}
+STEPS = {"hypernetwork": 800, "embedding": 100, "lora": 800}
+STRENGTHS = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,8 @@ class Row:
     """Images of one style made in one way.
 
     Attributes:
-        way: "hypernetwork 0.5", "embedding", ...; "drawn, VAE" is the drawn scenes through the pipeline's VAE and back:
-            what could be reached at best.
+        way: "hypernetwork 0.5", "lora 1", "embedding", ...; "drawn, VAE" is the drawn scenes through the pipeline's
+            VAE and back: what could be reached at best.
         shown: share of the images that show the style.
         held: share that shows the prompt's shape and position, and its color where the style leaves it.
         score: mean style score, 0 to 1.
@@ -128,8 +131,10 @@ class Spent:
     steps: int = 0
 
 
-def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent]:
-    """Train each method up to its number of steps, and return the time of each.
+def train_each(
+    style: str, work: Path, steps: Mapping[str, int], changes: Mapping[str, object] | None = None
+) -> dict[str, Spent]:
+    """Train each method up to its number of steps, with these changes of the settings, and return the time of each.
 
     Raises:
         KeyboardInterrupt: it was interrupted, with everything saved.
@@ -137,7 +142,7 @@ def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent
     spent: dict[str, Spent] = {}
     images = draw_images(style, work / "images" / style)
     for method, count in steps.items():
-        output = work / f"{style}-{method}.pt"
+        output = _file(work, style, method)
         kept = output.with_suffix(".spent.json")
         spent[method] = now = Spent(**json.loads(kept.read_text())) if kept.is_file() else Spent()
         if now.steps >= count and output.is_file():
@@ -150,7 +155,7 @@ def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent
             "embedding.placeholder_token": f"<{style}>",
         }
         began = time.monotonic(), time.process_time()
-        result = train(read_config(None, {**SETTINGS, **given, **more}), resume=True)
+        result = train(read_config(None, {**SETTINGS, **given, **more, **(changes or {})}), resume=True)
         now.seconds += time.monotonic() - began[0]
         now.processor += time.process_time() - began[1]
         now.steps = result.step
@@ -158,6 +163,10 @@ def train_each(style: str, work: Path, steps: dict[str, int]) -> dict[str, Spent
         if result.reason == "interrupted":
             raise KeyboardInterrupt
     return spent
+
+
+def _file(work: Path, style: str, method: str) -> Path:
+    return work / f"{style}-{method}{'.safetensors' if method == 'lora' else '.pt'}"
 
 
 def evaluate(style: str, way: str, scenes: Sequence[Scene], images: Sequence[ByteArray]) -> Row:
@@ -208,29 +217,39 @@ def compare(
         "drawn, VAE": _through_vae(style, scenes, pipeline),
         "without": _kept(work / "without.npy", None, lambda: _drawn(pipeline, scenes)),
     }
-    if "hypernetwork" in methods:
-        file = work / f"{style}-hypernetwork.pt"
-        for strength in (0.5, 1.0):
+    for method in methods:
+        file = _file(work, style, method)
+        for strength in STRENGTHS if method != "embedding" else (1.0,):
+            way = f"{method} {strength:g}" if method != "embedding" else method
 
-            def at_strength(strength: float = strength) -> list[ByteArray]:
-                with attach(pipeline.unet, load(file), strength):
-                    return _drawn(pipeline, scenes)
+            def applied(method: str = method, file: Path = file, strength: float = strength) -> list[ByteArray]:
+                with _applied(pipeline, method, file, strength, f"<{style}>") as ending:
+                    return _drawn(pipeline, scenes, ending)
 
-            way = f"hypernetwork {strength:g}"
-            drawn[way] = _kept(work / f"{style}-{way}.npy", file, at_strength)
-    if "embedding" in methods:
-        file, word = work / f"{style}-embedding.pt", f"<{style}>"
-
-        def with_word() -> list[ByteArray]:
-            pipeline.load_textual_inversion(str(file), token=word)
-            try:
-                return _drawn(pipeline, scenes, f", {word}")
-            finally:
-                pipeline.unload_textual_inversion([word])
-
-        drawn["embedding"] = _kept(work / f"{style}-embedding.npy", file, with_word)
+            drawn[way] = _kept(work / f"{style}-{way}.npy", file, applied)
     rows = [evaluate(style, way, scenes, images) for way, images in drawn.items()]
     return rows, {way: images[::SEEDS] for way, images in drawn.items() if way != "drawn, VAE"}
+
+
+@contextlib.contextmanager
+def _applied(pipeline: StableDiffusionPipeline, method: str, file: Path, strength: float, word: str) -> Iterator[str]:
+    """Apply a file while this is active; the value is the end of the prompts."""
+    if method == "hypernetwork":
+        with attach(pipeline.unet, load(file), strength):
+            yield ""
+    elif method == "lora":
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="style")
+        pipeline.set_adapters("style", strength)
+        try:
+            yield ""
+        finally:
+            pipeline.unload_lora_weights()
+    else:
+        pipeline.load_textual_inversion(str(file), token=word)
+        try:
+            yield f", {word}"
+        finally:
+            pipeline.unload_textual_inversion([word])
 
 
 def wanted_scenes() -> list[Scene]:
@@ -276,7 +295,10 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("verification"), help="folder of images and files")
     parser.add_argument("--images", type=Path, default=None, help="folder of the grids (default: that of --work)")
     parser.add_argument("--styles", nargs="+", choices=(*STYLES, *HARDER), default=STYLES)
-    parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=tuple(RATES))
+    parser.add_argument("--methods", nargs="+", choices=tuple(RATES), default=("hypernetwork", "embedding"))
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of `hnloader train` for all methods"
+    )
     parser.add_argument(
         "--steps",
         type=int,
@@ -294,8 +316,9 @@ def _run(chosen: argparse.Namespace) -> int:
     print(f"{'style':<10} {'way':<17} {'style shown':>11} {'prompt held':>11} {'score':>6}  trained for")
     pipeline = load_pipeline(pipeline_folder())
     results: list[dict[str, object]] = []
+    changes = {key: read_yaml(value) for key, value in (each.split("=", 1) for each in chosen.set)}
     for style in chosen.styles:
-        spent = train_each(style, chosen.work, {way: chosen.steps or STEPS[way] for way in chosen.methods})
+        spent = train_each(style, chosen.work, {way: chosen.steps or STEPS[way] for way in chosen.methods}, changes)
         rows, kept = compare(style, chosen.work, pipeline, chosen.methods)
         for row in rows:
             took = spent.get(row.way.split()[0])

@@ -112,9 +112,26 @@ def test_interrupted_training_is_not_finished(tmp_path: Path, monkeypatch: pytes
     assert (first["steps"], again.steps) == (300, 800)
     assert again.seconds > first["seconds"]
     assert train_each("neon", tmp_path, {"hypernetwork": 800})["hypernetwork"] == again
-    # More steps than were made go on from there.
+    # More steps than were made continue from there.
     assert train_each("neon", tmp_path, {"hypernetwork": 900})["hypernetwork"].steps == 900
     assert [config.steps for config in asked] == [800, 800, 900]
+
+
+def test_settings_apply_to_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def train(config: Any, resume: bool) -> Any:
+        asked.append(config)
+        return SimpleNamespace(reason="done", step=config.steps)
+
+    monkeypatch.setattr(style_study, "train", train)
+    steps = {"hypernetwork": 2, "embedding": 2, "lora": 2}
+    train_each("neon", tmp_path, steps, {"optimizer": "sgd", "learning_rate": 0.5})
+    assert [(Path(each.output).name, each.optimizer, each.learning_rate) for each in asked] == [
+        ("neon-hypernetwork.pt", "sgd", 0.5),
+        ("neon-embedding.pt", "sgd", 0.5),
+        ("neon-lora.safetensors", "sgd", 0.5),
+    ]
 
 
 def test_images_are_redrawn_after_a_change(tmp_path: Path) -> None:
