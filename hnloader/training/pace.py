@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from hnloader.training.config import Config
 
 __all__ = ["Pace"]
 
 Kind = Literal["step", "validation", "preview", "save"]
+# The most times of a kind that count, so that an estimate takes no longer after many steps.
+_MOST = 100
 
 
 class Pace:
@@ -20,7 +23,8 @@ class Pace:
 
     Validations and the like are rare and long, so that a mean over all work so far would be far off: the first step is
     followed by previews. Each kind has its own mean, and the settings tell how often it is still due. The first steps
-    encode images, so the earlier half of the steps and those of twice the usual time are left out.
+    encode images, so the earlier half of the steps and those of twice the usual time are left out. Of many steps, the
+    last hundred count: other programs come and go.
 
     Args:
         config: The settings.
@@ -29,7 +33,8 @@ class Pace:
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock = config, clock
-        self._took: dict[Kind, list[float]] = {"step": [], "validation": [], "preview": [], "save": []}
+        kinds: tuple[Kind, ...] = get_args(Kind)
+        self._took = {kind: deque[float](maxlen=2 * _MOST) for kind in kinds}
 
     @contextlib.contextmanager
     def measured(self, kind: Kind) -> Iterator[None]:
@@ -54,9 +59,13 @@ class Pace:
         return left
 
     def _mean(self, kind: Kind) -> float:
-        later = self._took[kind][len(self._took[kind]) // 2 :]
-        usual = [took for took in later if took <= 2 * statistics.median(later)]
-        return sum(usual) / len(usual) if usual else 0.0
+        took = list(self._took[kind])
+        if not took:
+            return 0.0
+        later = took[len(took) // 2 :]
+        limit = 2 * statistics.median(later)
+        usual = [each for each in later if each <= limit]
+        return sum(usual) / len(usual)
 
 
 def _due(step: int, steps: int, every: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hnloader.training import pace as pace_module
 from hnloader.training import read_config
 from hnloader.training.pace import Pace
 
@@ -71,3 +72,28 @@ def test_the_time_left_is_right_after_a_twentieth_of_the_steps(
 
 def test_nothing_is_estimated_before_the_first_step() -> None:
     assert Pace(read_config()).left(0) is None
+
+
+def test_the_estimate_follows_a_change_of_pace() -> None:
+    clock = Clock()
+    pace = Pace(read_config(overrides={"steps": 20_000}), clock)
+    for step in range(10_000):
+        with pace.measured("step"):
+            clock.now += 0.2 if step < 9_800 else 0.5
+    assert pace.left(10_000) == pytest.approx(10_000 * 0.5, rel=0.01)
+
+
+def test_an_estimate_costs_the_same_after_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_values: list[int] = []
+    median = pace_module.statistics.median
+    monkeypatch.setattr(pace_module.statistics, "median", lambda data: sorted_values.append(len(data)) or median(data))
+    pace = Pace(read_config(overrides={"steps": 20_000}), Clock())
+    counts = []
+    for step in (1_000, 10_000):
+        for _ in range(step):
+            with pace.measured("step"):
+                pass
+        sorted_values.clear()
+        pace.left(step)
+        counts.append(sum(sorted_values))
+    assert counts[0] == counts[1] <= 400
