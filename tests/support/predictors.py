@@ -19,7 +19,7 @@ SETTINGS: dict[str, object] = {
     "validate_every_n_steps": 3,
     "data.validation_split": 0.4,
     "previews.every_n_steps": 0,
-    "predictor.most_images": 3,
+    "predictor.most_examples": 3,
     "predictor.design.core_size": 4,
     "predictor.design.style_size": 8,
     "predictor.design.embedding_size": 4,
