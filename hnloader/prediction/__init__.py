@@ -25,23 +25,26 @@ def predict(
     name: str = "style",
     device: str = "auto",
 ) -> Hypernetwork:
-    """Predict a hypernetwork from 1 to 20 images of a style, without training.
+    """Predict a hypernetwork from 1 to 20 images or texts of a style, without training.
 
     Args:
-        images: A folder, a file, or several files. Of more than 20 images, the first 20 count.
-        model: A diffusers folder, a checkpoint or a name on the Hugging Face Hub. Default: the bundled pipeline.
-        predictor: A file that `hnloader train-predictor` wrote for this model. Default: that of the bundled pipeline.
-        toward: Examples of a second style, to mix both. Default: None.
+        style: A folder, a file, or several files. Text files (.txt, .jsonl) without images are for a language model.
+            Of more than 20 images or texts, the first 20 count. A text that the model cannot read at once counts as
+            several.
+        model: A diffusers folder, a checkpoint, a folder of transformers, a `.gguf` file, or a name on the Hugging Face
+            Hub. Default: the bundled pipeline, or for texts the bundled language model.
+        predictor: A file that `hnloader train-predictor` wrote for this model. Default: that of the bundled model.
+        toward: Images or texts of a second style, to mix both. Default: None.
         mix: Share of the second style, 0 to 1. Default: 0.5.
         name: Name of the hypernetwork. Default: "style".
         device: "auto", "cpu", "cuda", ... Default: a GPU, if any.
 
     Returns:
-        The hypernetwork, float32 on the CPU. Its metadata names the predictor and the examples by their sha256. Notes
-        are issued as warnings.
+        The hypernetwork, float32 on the CPU. Its metadata names the predictor, and the images or texts by their
+        sha256. Notes are issued as warnings.
 
     Raises:
-        DatasetError: None of the examples is usable, or the predictor reads another kind.
+        DatasetError: None of the images or texts is usable, or the predictor reads the other kind.
         OtherModelError: The predictor is for another model, or is another kind of file.
         NoMatchingSitesError: The model has none of the attention layers of the hypernetworks.
         ModelError: The model cannot be loaded.

@@ -89,7 +89,7 @@ class ImageSide(ModelSide):
 def _read(examples: Examples) -> Dataset:
     """Read the images of a folder or of files; raise DatasetError without usable ones."""
     places = files_to_read(examples, "image")
-    if len(places) == 1 and not places[0].is_file() and not isinstance(examples, (list, tuple)):
+    if len(places) == 1 and not places[0].is_file():
         return read_images(places[0], image_files(places[0]), _SQUARES)
     return read_images(places[0].parent, places, _SQUARES)
 
