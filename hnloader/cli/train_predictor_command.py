@@ -33,7 +33,10 @@ def train_predictor(
     config: ConfigArgument = None,
     init: InitOption = False,
     model: Annotated[
-        str | None, typer.Option(help="Diffusers folder, checkpoint or Hub name; for texts a folder of transformers.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Diffusers folder, checkpoint or Hub name; for texts a folder of transformers.", show_default=False
+        ),
     ] = None,
     styles: Annotated[
         str | None, typer.Option(help="Folder with one folder of images or texts for each style.", show_default=False)

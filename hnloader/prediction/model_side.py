@@ -1,4 +1,4 @@
-"""What a predictor needs from the frozen model that it is for, whatever the kind of the model."""
+"""The frozen model of a predictor, for images or texts, and the examples that it reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_NOTES = 10
 
 @dataclass
 class StyleValues:
-    """What a predictor reads of the examples of a style.
+    """The values that a predictor reads of the examples of a style.
 
     Attributes:
         values: For each example, the latents of an image, [channels, height, width], or the numbers of a text,

@@ -68,7 +68,7 @@ class RowHooks:
         return hook
 
     def _fused(self, site: AttentionSite, rows: Rows) -> Callable[..., Any]:
-        """Return a hook on a projection of several parts, which projects the context of each side anew."""
+        """Return a hook on a projection of several parts, which also projects the context of each side."""
 
         def hook(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor | None:
             contexts = [self._changed(site, side, given[0]) for side in rows.sides]

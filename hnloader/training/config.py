@@ -249,8 +249,9 @@ class Config:
         "folder that datasets saved. A line of a .jsonl has text, or prompt and completion, or messages.",
     )
     styles: str = setting(
-        "", "In place of images, to train a predictor: a folder with a folder of images for each style, or of texts for a\n"
-        "language model."
+        "",
+        "In place of images, to train a predictor: a folder with a folder of images for each style, or of texts for a\n"
+        "language model.",
     )
     output: str = setting("", "The file to write, such as style.pt (which every webui loads) or style.safetensors.")
     method: Method = setting("hypernetwork", "hypernetwork, embedding (textual inversion), lora, or predictor.")
@@ -361,7 +362,9 @@ class Config:
         if self.method != "predictor":
             raise ConfigError(f"Setting 'styles': expected the method predictor, got {self.method!r}.")
         if not self.styles:
-            raise ConfigError("Setting 'styles' is missing. Name the folder with a folder of images or texts for each style.")
+            raise ConfigError(
+                "Setting 'styles' is missing. Name the folder with a folder of images or texts for each style."
+            )
         if self.images or self.texts:
             raise ConfigError("Setting 'styles': found images or texts as well. Set one of them.")
         for key in ("buckets", "random_flip", "random_shift", "masks"):

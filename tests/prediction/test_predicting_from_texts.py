@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import hnloader
-from hnloader.errors import DatasetError, OtherModelError
+from hnloader.demo import language_model_folder
+from hnloader.errors import DatasetError, NoMatchingSitesError, OtherModelError
 from hnloader.files import sha256_of
 from hnloader.language_models import load_language_model
 from hnloader.prediction.model_side import MOST_EXAMPLES, kind_of
@@ -150,6 +151,28 @@ def test_a_predictor_and_a_model_of_other_kinds_are_refused(
         StylePredictor(load_predictor(tiny_predictor), load_language_model(tiny_language_model, device="cpu"))
 
 
+def test_another_language_model_is_refused(predictor: StylePredictor, tiny_language_model: Path) -> None:
+    other = load_language_model(tiny_language_model, device="cpu")
+    torch.manual_seed(1)
+    embeddings = other.model.get_input_embeddings().weight
+    embeddings.data = torch.randn_like(embeddings)
+    with raises(OtherModelError, "tiny-llm", "hidden states"):
+        StylePredictor(predictor.stored, other)
+    with raises(NoMatchingSitesError, str(WIDTH)):
+        StylePredictor(predictor.stored, load_language_model(language_model_folder(), device="cpu"))
+
+
+def test_another_training_of_the_model_is_noted(
+    predictor: StylePredictor, tiny_language_model: Path, texts: Path
+) -> None:
+    other = load_language_model(tiny_language_model, device="cpu")
+    for name, parameter in other.model.named_parameters():
+        if "k_proj" in name:
+            parameter.data.mul_(1.1)
+    (note,) = StylePredictor(predictor.stored, other).predict(texts).notes
+    assert "was trained on tiny-llm" in note
+
+
 def test_a_broken_file_is_refused(tiny_text_predictor: Path, texts: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(tiny_text_predictor.read_bytes()[:-40])
@@ -160,6 +183,6 @@ def test_a_broken_file_is_refused(tiny_text_predictor: Path, texts: Path, tmp_pa
 def test_predict_loads_the_predictor_and_the_model(
     tiny_language_model: Path, tiny_text_predictor: Path, texts: Path
 ) -> None:
-    found = hnloader.predict(texts, model=tiny_language_model, predictor=tiny_text_predictor, device="cpu")
+    found = hnloader.predict(texts / "000.txt", model=tiny_language_model, predictor=tiny_text_predictor, device="cpu")
     assert found.widths == (WIDTH,)
     assert found.metadata["sd_checkpoint_name"] == "tiny-llm"

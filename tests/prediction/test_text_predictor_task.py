@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from hnloader.attention import attach
-from hnloader.errors import ConfigError, DatasetError, OtherModelError
+from hnloader.errors import ConfigError, DatasetError
 from hnloader.prediction.predictor import Emitted, Predictor
 from hnloader.prediction.predictor_file import load_predictor
 from hnloader.prediction.predictor_task import PredictorTask
@@ -20,7 +20,7 @@ from hnloader.training.predictor_config import DesignConfig
 from tests.support.errors import raises
 from tests.support.predictors import save_styles
 from tests.support.small_decoders import LAYERS, WIDTH, make_decoder
-from tests.support.small_language_models import save_language_model, save_texts, sentences
+from tests.support.small_language_models import save_texts, sentences
 from tests.support.trainings import Run
 
 
@@ -121,9 +121,3 @@ def test_bad_folders_of_texts(text_settings: Run, tmp_path: Path) -> None:
     assert trainer.task.amount == "2 styles"
     for words in ("empty", "one: found a single usable text", "1 problem with texts"):
         assert any(words in note for note in trainer.notes)
-
-
-def test_another_language_model_is_refused(text_settings: Run, tiny_text_predictor: Path, tmp_path: Path) -> None:
-    other = save_language_model(tmp_path / "other", "mistral")
-    with raises(OtherModelError, "hidden states"):
-        prepare(text_settings(model=str(other), start_from=str(tiny_text_predictor)))
