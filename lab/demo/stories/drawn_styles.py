@@ -88,10 +88,16 @@ class DrawnStyle:
     Attributes:
         name: What is fixed in it, for people.
         rules: The rules of its units.
+        forms: The same rules with all words and places.
     """
 
     name: str
     rules: Rules
+    forms: Rules
+
+    def has_form(self, unit: Sequence[str]) -> bool:
+        """Return True if a unit has the form of the style, with any words."""
+        return is_unit(unit, rules=self.forms)
 
     def shows(self, unit: Sequence[str]) -> bool:
         """Return True if a unit is one of the style, by its rules."""
@@ -139,12 +145,14 @@ OF_WEATHER = {rng.choice(("-", "TRAIT"))}
     text = text.replace(".main", f".{main}").replace(".inner", f".{inner}")
     text = "\n".join(_with_kind(line) for line in text.splitlines())
     rules = shared_rules() | parsed(text)
+    forms = rules | {"PLACE": [(1.0, (place,)) for place in words.LAND]}
     few = _few_words(rules, rng)
     places = _places(rng)
     return DrawnStyle(
         f"{main}, {inner}; {form}; {before} ... {after}; {subject}, {number}; {'/'.join(kinds.values())}; "
         f"few {' '.join(few).lower()}",
         rules | {"PLACE": [(1.0, (place,)) for place in places]},
+        forms,
     )
 
 

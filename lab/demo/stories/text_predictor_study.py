@@ -9,6 +9,7 @@ of units. A named style is found by its words, a drawn one by its rules.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import statistics
 import tempfile
@@ -56,6 +57,7 @@ class StorySubject:
         given: Stories for the predictor.
         others: Stories for the loss.
         shows: Returns True for a unit in the style.
+        has_form: Returns True for a unit with its form, whatever its words.
     """
 
     name: str
@@ -63,6 +65,7 @@ class StorySubject:
     given: Sequence[Story]
     others: Sequence[Story]
     shows: Callable[[Sequence[str]], bool]
+    has_form: Callable[[Sequence[str]], bool]
 
 
 def subjects(unseen: int = UNSEEN) -> list[StorySubject]:
@@ -70,11 +73,14 @@ def subjects(unseen: int = UNSEEN) -> list[StorySubject]:
     found = []
     for name in SHOWN:
         told = list(stories(name, GIVEN + MEASURED, _SEED, validation=True))
-        found.append(StorySubject(name, name, told[:GIVEN], told[GIVEN:], lambda unit, name=name: shows(name, unit)))  # type: ignore[misc]
+        shown = functools.partial(shows, name)
+        found.append(StorySubject(name, name, told[:GIVEN], told[GIVEN:], shown, shown))
     for index in range(unseen):
         style = drawn_style(random.Random(f"unseen {index}"))
         told = list(drawn_stories(style, GIVEN + MEASURED, f"unseen {index}", validation=True))
-        found.append(StorySubject(f"unseen {index:02}", style.name, told[:GIVEN], told[GIVEN:], style.shows))
+        found.append(
+            StorySubject(f"unseen {index:02}", style.name, told[:GIVEN], told[GIVEN:], style.shows, style.has_form)
+        )
     return found
 
 
@@ -150,6 +156,7 @@ class Measured:
     losses: tuple[float, float, float]  # without, own file, another style's
     plain: tuple[float, float]
     shown: tuple[float, float]
+    form: tuple[float, float]  # of units: without, own file
     grammatical: float
 
 
@@ -162,29 +169,30 @@ def measure_all(study: TextStudy, chosen: Sequence[StorySubject], folder: Path) 
         texts = study.continued(file)
         losses = (study.loss(subject, None), study.loss(subject, file), study.loss(subject, other))
         grammatical, _ = shares(texts, is_unit)
-        yield Measured(losses, shares(plain, subject.shows), shares(texts, subject.shows), grammatical)
+        form = (shares(plain, subject.has_form)[1], shares(texts, subject.has_form)[1])
+        yield Measured(losses, shares(plain, subject.shows), shares(texts, subject.shows), form, grammatical)
 
 
 def print_table(chosen: Sequence[StorySubject], found: Sequence[Measured]) -> None:
     """Print the measures as Markdown."""
-    print(
-        "| style | loss: none | own file | another's | texts: none | own file | trained | units: none | own | trained |"
-    )
+    print("| style | loss: none | own | another's | texts: own | trained | units: own | trained | form: none | own |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for subject, each in zip(chosen, found, strict=True):
-        trained = [f"{share:.1%}" for share in TRAINED[subject.name]] if subject.name in TRAINED else ["", ""]
+        texts, of_units = [f"{share:.1%}" for share in TRAINED.get(subject.name, ())] or ["", ""]
         losses = [f"{loss:.3f}" for loss in each.losses]
-        cells = [subject.name, *losses, f"{each.plain[0]:.1%}", f"{each.shown[0]:.1%}", trained[0]]
-        print(f"| {' | '.join([*cells, f'{each.plain[1]:.1%}', f'{each.shown[1]:.1%}', trained[1]])} |")
-    for name, group in (
-        ("named", [s.name in TRAINED for s in chosen]),
-        ("unseen", [s.name not in TRAINED for s in chosen]),
-    ):
-        kept = [each for each, wanted in zip(found, group, strict=True) if wanted]
+        cells = [subject.name, *losses, f"{each.shown[0]:.1%}", texts, f"{each.shown[1]:.1%}", of_units]
+        print(f"| {' | '.join([*cells, *(f'{share:.1%}' for share in each.form)])} |")
+    for label, wanted in (("named", True), ("unseen", False)):
+        kept = [each for subject, each in zip(chosen, found, strict=True) if (subject.name in TRAINED) == wanted]
         if kept:
             without, own, other = (statistics.mean(each.losses[index] for each in kept) for index in range(3))
-            print(f"{name}, mean: loss {without:.3f} without, {own:.3f} with the own file, {other:.3f} with another's")
-            print(f"{name}, mean of units in style: {statistics.mean(each.shown[1] for each in kept):.1%}")
+            print(f"{label}, mean: loss {without:.3f} without, {own:.3f} with the own file, {other:.3f} with another's")
+            units_shown, before, after = (
+                statistics.mean(values) for values in zip(*((each.shown[1], *each.form) for each in kept), strict=True)
+            )
+            print(f"{label}, mean: units in style {units_shown:.1%}, with its form {after:.1%}, without {before:.1%}")
+    plain = max(each.plain[1] for each in found)
+    print(f"units in a style without a file: {plain:.1%} at most")
     named = [f"{s.name} {each.grammatical:.1%}" for s, each in zip(chosen, found, strict=True) if s.name in TRAINED]
     print(f"grammatical continuations: {', '.join(named)}")
 
