@@ -142,7 +142,7 @@ def _files(place: Path) -> Iterator[Path]:
         yield place
         return
     if not place.is_dir():
-        raise DatasetError(f"{place}: the folder does not exist. Name the folder with the training texts.")
+        raise DatasetError(f"{place}: the folder does not exist. Name a folder of texts.")
     for path in sorted(place.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(place).parts)
         if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
