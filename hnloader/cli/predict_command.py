@@ -1,4 +1,4 @@
-"""`hnloader predict`: predict a hypernetwork from images of a style."""
+"""`hnloader predict`: predict a hypernetwork from images or texts of a style."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from hnloader.cli.reporting import reports_errors
-from hnloader.cli.shared_options import ConfigOption, DeviceOption, ModelOption, load_for_images, refuse
+from hnloader.cli.shared_options import ConfigOption, DeviceOption, ModelOption, refuse
 from hnloader.cli.terminal import clean, fields, note, stderr, stdout
 
 __all__ = ["predict"]
@@ -19,12 +19,21 @@ __all__ = ["predict"]
 
 @reports_errors
 def predict(
-    images: Annotated[
+    examples: Annotated[
         list[Path],
-        typer.Argument(help="A folder with 1 to 20 images of a style, or the images. With --mix, two folders."),
+        typer.Argument(
+            help="A folder with 1 to 20 images or texts of a style, or the files. With --mix, two folders. Texts are "
+            "for a language model."
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write, such as style.pt.", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write, such as style.pt or, for texts, style.safetensors.",
+            show_default=False,
+        ),
     ],
     predictor: Annotated[
         Path | None,
@@ -42,23 +51,22 @@ def predict(
     config: ConfigOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Predict a hypernetwork from a few images, without training.
+    """Predict a hypernetwork from a few images or texts, without training.
 
     The file is a usual hypernetwork, for every program that reads one.
     """
-    from hnloader.demo import predictor_path
     from hnloader.errors import ExistingFileError
     from hnloader.formats.registry import format_to_write
     from hnloader.loading import save
-    from hnloader.prediction.predicting import StylePredictor
-    from hnloader.prediction.predictor_file import load_predictor
+    from hnloader.prediction.predicting import StylePredictor, load_model_of, predictor_for
 
-    first, second = _sources(images, mix)
+    first, second = _sources(examples, mix)
     format_to_write(output)
     if os.path.lexists(output) and not overwrite:
         raise ExistingFileError(f"{output}: the file exists. Use --overwrite, or choose another name.")
-    stored = load_predictor(predictor_path() if predictor is None else predictor)
-    loaded = StylePredictor(stored, load_for_images(model, device, "float32", config))
+    stored = predictor_for([first] if second is None else [first, second], model, predictor)
+    with stderr().status("Loading the model ..."):
+        loaded = StylePredictor(stored, load_model_of(stored, model, device, config))
     start = time.perf_counter()
     found = loaded.predict(first, toward=second, mix=0.5 if mix is None else mix, name=output.stem)
     seconds = time.perf_counter() - start
@@ -77,15 +85,15 @@ def predict(
     stdout().print(Text(clean(output.resolve())), soft_wrap=True)
 
 
-def _sources(images: list[Path], mix: float | None) -> tuple[Path | list[Path], Path | None]:
-    """Return the images of the first style and those of the second."""
+def _sources(examples: list[Path], mix: float | None) -> tuple[Path | list[Path], Path | None]:
+    """Return the examples of the first style and those of the second."""
     if mix is not None:
-        if len(images) != 2:
-            refuse("--mix", f"Expected two folders, got {len(images)}.")
-        return images[0], images[1]
-    if len(images) == 1:
-        return images[0], None
-    folders = [path for path in images if path.is_dir()]
+        if len(examples) != 2:
+            refuse("--mix", f"Expected two folders, got {len(examples)}.")
+        return examples[0], examples[1]
+    if len(examples) == 1:
+        return examples[0], None
+    folders = [path for path in examples if path.is_dir()]
     if folders:
-        refuse("IMAGES", f"{folders[0]}: Give one folder, or several files. To mix two styles, add --mix.")
-    return images, None
+        refuse("EXAMPLES", f"{folders[0]}: Give one folder, or several files. To mix two styles, add --mix.")
+    return examples, None

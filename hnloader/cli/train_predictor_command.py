@@ -1,4 +1,4 @@
-"""`hnloader train-predictor`: train a network that predicts hypernetworks from images."""
+"""`hnloader train-predictor`: train a network that predicts hypernetworks from images or texts."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ def train_predictor(
     config: ConfigArgument = None,
     init: InitOption = False,
     model: Annotated[
-        str | None, typer.Option(help="Diffusers folder, checkpoint or Hub name.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Diffusers folder, checkpoint or Hub name; for texts a folder of transformers.", show_default=False
+        ),
     ] = None,
     styles: Annotated[
-        str | None, typer.Option(help="Folder with one folder of images for each style.", show_default=False)
+        str | None, typer.Option(help="Folder with one folder of images or texts for each style.", show_default=False)
     ] = None,
     output: Annotated[
         str | None,
@@ -50,7 +53,7 @@ def train_predictor(
     status: StatusOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a network that predicts hypernetworks from images, for `hnloader predict`.
+    """Train a network that predicts hypernetworks from images or texts, for `hnloader predict`.
 
     Ctrl-C saves everything; --resume continues exactly where it stopped.
     """

@@ -1,8 +1,8 @@
 """A small bundled Stable Diffusion pipeline, a small language model, and two hypernetworks for each.
 
 The pipeline draws 64 x 64 scenes from captions such as "a large red circle at the top left on a white background". The
-language model continues little stories. The hypernetworks add styles that the models do not know, and a predictor makes
-more of them for the pipeline.
+language model continues little stories. The hypernetworks add styles that the models do not know, and a predictor for
+each model makes more of them.
 docs/dev/demo-pipeline.md and docs/dev/demo-language-model.md describe their training and their quality.
 """
 
@@ -16,6 +16,7 @@ __all__ = [
     "pipeline_folder",
     "predictor_path",
     "text_hypernetwork_paths",
+    "text_predictor_path",
 ]
 
 _HERE = Path(__file__).parent
@@ -89,3 +90,17 @@ def text_hypernetwork_paths() -> dict[str, Path]:
         ['bare', 'past']
     """
     return {path.stem: path for path in sorted((_HERE / "text_hypernetworks").glob("*.safetensors"))}
+
+
+def text_predictor_path() -> Path:
+    """Return the bundled predictor, which predicts hypernetworks for the bundled language model from texts.
+
+    Returns:
+        Path of the file.
+
+    Example:
+        >>> from hnloader.demo import text_predictor_path
+        >>> text_predictor_path().name
+        'text_predictor.safetensors'
+    """
+    return _HERE / "text_predictor.safetensors"

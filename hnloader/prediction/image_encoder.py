@@ -8,41 +8,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hnloader.prediction.style_encoder import StyleEncoder
+
 _CHANNELS = (48, 64, 96)
 
 
-class ImageEncoder(nn.Module):
-    """Summarizes the latents of images.
+class ImageEncoder(StyleEncoder):
+    """Summarizes the latents of images, [images, channels, height, width].
 
-    The means and deviations of some convolutions over an image are its summary. A style is a function of the mean of
-    the summaries, so the order of the images does not matter.
+    The means and deviations of some convolutions over an image are its summary.
     """
 
+    kind = "image"
+    size_name = "latent_channels"
+
     def __init__(self, latent_channels: int, style_size: int, hidden_size: int) -> None:
-        super().__init__()
         sizes = (latent_channels, *_CHANNELS)
-        self.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             nn.Conv2d(before, after, 3, stride=2 if index == 1 else 1, padding=1)
             for index, (before, after) in enumerate(itertools.pairwise(sizes))
         )
-        self.each = nn.Linear(2 * sum(sizes), hidden_size)
-        self.all = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, style_size))
-        self.norm = nn.LayerNorm(style_size)
+        super().__init__(2 * sum(sizes), style_size, hidden_size)
+        self.layers = layers
 
-    def summaries(self, latents: Tensor) -> Tensor:
-        """Return the summaries [images, hidden_size] of latents [images, channels, height, width]."""
-        values, pooled = latents, [latents]
+    def pooled(self, values: Tensor) -> Tensor:
+        """See `StyleEncoder`."""
+        pooled = [values]
         for layer in self.layers:
             values = functional.silu(layer(values))
             pooled.append(values)
-        parts = [part for each in pooled for part in (each.mean((2, 3)), _deviation(each))]
-        summary: Tensor = functional.silu(self.each(torch.cat(parts, 1)))
-        return summary
-
-    def forward(self, summaries: Tensor) -> Tensor:
-        """Return the styles [styles, style_size] of summaries [styles, images, hidden_size]."""
-        style: Tensor = self.norm(self.all(summaries.mean(1)))
-        return style
+        return torch.cat([part for each in pooled for part in (each.mean((2, 3)), _deviation(each))], 1)
 
 
 def _deviation(values: Tensor) -> Tensor:

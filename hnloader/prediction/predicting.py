@@ -1,35 +1,29 @@
-"""Predict a hypernetwork from images of a style."""
+"""Predict a hypernetwork from examples of a style: images, or texts for a language model."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from hnloader.errors import DatasetError, HypernetworkError
+from hnloader.demo import language_model_folder, pipeline_folder, predictor_path, text_predictor_path
+from hnloader.errors import DatasetError, HypernetworkError, OtherModelError
 from hnloader.files import expanded, sha256_of
+from hnloader.language_models import LanguageModel, is_language_model, load_language_model
 from hnloader.network import Hypernetwork
-from hnloader.pipelines import Model
+from hnloader.pipelines import Model, load_model
+from hnloader.prediction.image_side import ImageSide
 from hnloader.prediction.model_sample import check_model
+from hnloader.prediction.model_side import MOST_EXAMPLES, Examples, ModelSide, kind_of, label_of
 from hnloader.prediction.predictor import Emitted, spread_of
-from hnloader.prediction.predictor_file import StoredPredictor
-from hnloader.training.config import DataConfig
-from hnloader.training.dataset import Problem, TrainingImage, image_files, read_images
-from hnloader.training.denoiser import Denoiser
-from hnloader.training.pixels import load_sample
-from hnloader.units import counted
+from hnloader.prediction.predictor_file import StoredPredictor, load_predictor
+from hnloader.prediction.style_encoder import ExampleKind
+from hnloader.prediction.text_side import TextSide
 
-Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
-
-MOST_IMAGES = 20
-_MOST_NOTES = 10
-# Differences of pixels, -1 to 1, that count as one color: JPEG changes a color a little.
-_ONE_COLOR = 0.05
-_SQUARES = DataConfig(buckets=False, random_flip=False)
+__all__ = ["MOST_EXAMPLES", "Examples", "Prediction", "StylePredictor", "load_model_of", "predictor_for"]
 
 
 @dataclass(frozen=True)
@@ -52,19 +46,21 @@ class StylePredictor:
         NoMatchingSitesError: The model has none of the attention layers of the hypernetworks.
     """
 
-    def __init__(self, stored: StoredPredictor, model: Model) -> None:
+    def __init__(self, stored: StoredPredictor, model: Model | LanguageModel) -> None:
         self.stored, self.model = stored, model
-        self._denoiser = Denoiser(model.pipeline)
-        note = check_model(stored, self._denoiser)
+        self._side = _side_of(model, stored.about.resolution)
+        note = check_model(stored, self._side)
         self._notes = (note,) if note else ()
-        self._predictor = stored.predictor.to(self._denoiser.device)
+        self._predictor = stored.predictor.to(self._side.device)
         self._hash = sha256_of(stored.path)
 
-    def predict(self, images: Images, *, toward: Images | None = None, mix: float = 0.5, name: str = "") -> Prediction:
-        """Predict a hypernetwork; see `predict`."""
+    def predict(
+        self, examples: Examples, *, toward: Examples | None = None, mix: float = 0.5, name: str = ""
+    ) -> Prediction:
+        """Predict a hypernetwork; see `hnloader.predict`."""
         if not 0 <= mix <= 1:
             raise HypernetworkError(f"Mix: expected a number from 0 to 1, got {float(mix):g}. 0 is the first style.")
-        emitted, notes, used = self._emit(images)
+        emitted, notes, used = self._emit(examples)
         if toward is not None:
             other, more, also = self._emit(toward)
             emitted, notes, used = emitted.mixed(other, mix), [*notes, *more], [*used, *also]
@@ -72,7 +68,7 @@ class StylePredictor:
         made.metadata |= self._metadata(used, name) | ({} if toward is None else {"mix": mix})
         return Prediction(made, (*self._notes, *notes))
 
-    def _metadata(self, images: Sequence[TrainingImage], name: str) -> dict[str, object]:
+    def _metadata(self, digests: Sequence[str], name: str) -> dict[str, object]:
         return {
             "step": 0,
             "name": name,
@@ -80,65 +76,79 @@ class StylePredictor:
             "sd_checkpoint_name": self.model.name,
             "predictor": self.stored.path.name,
             "predictor_sha256": self._hash,
-            "images_sha256": [image.digest for image in images],
+            f"{self._side.kind}s_sha256": list(digests),
         }
 
     @torch.no_grad()
-    def _emit(self, images: Images) -> tuple[Emitted, list[str], list[TrainingImage]]:
-        """Return what the predictor emits for images, notes, and the images that it used."""
-        entries, notes = read_style(images)
-        pairs = [(entry, latents) for entry in entries if (latents := self._latents(entry)) is not None]
-        if not pairs:
-            raise DatasetError(f"{_label(images)}: every image has a single color. Use images that show a style.")
-        for entry in entries:
-            if all(entry is not used for used, _ in pairs):
-                notes.append(f"{entry.path.name}: the image has a single color and is excluded.")
+    def _emit(self, examples: Examples) -> tuple[Emitted, list[str], list[str]]:
+        """Return what the predictor emits for examples, notes, and the sha256 of the files that it used."""
+        found = self._side.values_of(examples)
         encoder = self._predictor.encoder
-        summaries = torch.cat([encoder.summaries(latents.unsqueeze(0)) for _, latents in pairs])
+        summaries = torch.cat([encoder.summaries(values.unsqueeze(0)) for values in found.values])
         emitted = self._predictor.emit(encoder(summaries.unsqueeze(0)))
         spread = spread_of(self._predictor.emit(encoder(summaries.unsqueeze(1))))
-        usual = self.stored.about.spread
+        usual, kind = self.stored.about.spread, self._side.kind
         if usual and spread > usual:
-            notes.append(
-                f"{_label(images)}: the images look unrelated. Their styles differ by {spread:.2f}, and those of one "
-                f"style by at most {usual:.2f}. Use images of one style."
+            found.notes.append(
+                f"{label_of(examples, kind)}: the {kind}s look unrelated. Their styles differ by {spread:.2f}, and "
+                f"those of one style by at most {usual:.2f}. Use {kind}s of one style."
             )
-        return emitted, notes, [entry for entry, _ in pairs]
-
-    def _latents(self, entry: TrainingImage) -> Tensor | None:
-        """Return the latents of an image; None for a single color."""
-        sample = load_sample(entry, _SQUARES, self.stored.about.resolution, self._denoiser.size_multiple)
-        values = sample.pixels.flatten(1)
-        if float((values.amax(1) - values.amin(1)).max()) < _ONE_COLOR:
-            return None
-        mean, _ = self._denoiser.encode_image(sample)
-        return mean.to(self._denoiser.device)
+        return emitted, found.notes, found.digests
 
 
-def read_style(images: Images) -> tuple[list[TrainingImage], list[str]]:
-    """Return the images of a style and notes about problems; raise DatasetError without usable images."""
-    if isinstance(images, (str, os.PathLike)):
-        place = expanded(images)
-        single = place.is_file()
-        folder, files = (place.parent, [place]) if single else (place, image_files(place))
-        dataset = read_images(folder, files, _SQUARES)
-    else:
-        files = [expanded(image) for image in images]
-        if not files:
-            raise DatasetError("Images: found none. Give a folder or at least one image.")
-        dataset = read_images(files[0].parent, files, _SQUARES)
-    notes = list(_problems(dataset.problems))
-    if len(dataset.images) > MOST_IMAGES:
-        notes.append(f"Found {len(dataset.images)} images. The first {MOST_IMAGES} are used.")
-    return dataset.images[:MOST_IMAGES], notes
+def _side_of(model: Model | LanguageModel, size: int) -> ModelSide:
+    return TextSide(model, size) if isinstance(model, LanguageModel) else ImageSide(model, size)
 
 
-def _problems(problems: Sequence[Problem]) -> Iterator[str]:
-    for problem in problems[:_MOST_NOTES]:
-        yield f"{problem.path.name}: {problem.message}{' The image is excluded.' if problem.excluded else ''}"
-    if len(problems) > _MOST_NOTES:
-        yield f"{counted(len(problems) - _MOST_NOTES, 'more problem')}."
+def predictor_for(
+    styles: Sequence[Examples],
+    model: str | os.PathLike[str] | None = None,
+    predictor: str | os.PathLike[str] | None = None,
+) -> StoredPredictor:
+    """Load the predictor of a model, or the bundled one for examples, before the model is loaded.
+
+    Args:
+        styles: The examples of each style.
+        model: The model. Default: the bundled one that the examples are for.
+        predictor: Its file. Default: that of the bundled model.
+
+    Raises:
+        DatasetError: The examples are of another kind than the predictor reads.
+        OtherModelError: The model is of another kind than the predictor reads.
+        HypernetworkError: The predictor cannot be read.
+    """
+    given = [kind_of(each) for each in styles]
+    needed = _kind_of_model(model)
+    if predictor is None:
+        kind = needed or next(filter(None, given), "image")
+        predictor = text_predictor_path() if kind == "text" else predictor_path()
+    stored = load_predictor(predictor)
+    reads = stored.predictor.kind
+    if needed not in (None, reads):
+        raise OtherModelError(
+            f"{stored.path}: the predictor reads {reads}s, and {model} is a model for {needed}s. Use a predictor for "
+            "this model; `hnloader train-predictor` trains one."
+        )
+    for each, found in zip(styles, given, strict=True):
+        if found not in (None, reads):
+            raise DatasetError(
+                f"{label_of(each, reads)}: found {found}s, and the predictor {stored.path.name} reads {reads}s. Give "
+                f"{reads}s."
+            )
+    return stored
 
 
-def _label(images: Images) -> str:
-    return f"{images}" if isinstance(images, (str, os.PathLike)) else "Images"
+def _kind_of_model(model: str | os.PathLike[str] | None) -> ExampleKind | None:
+    """Return the kind of examples for a model by its files; None without files, such as for a name on the Hub."""
+    if model is None or not expanded(model).exists():
+        return None
+    return "text" if is_language_model(model) else "image"
+
+
+def load_model_of(
+    stored: StoredPredictor, model: str | os.PathLike[str] | None, device: str = "auto", config: Path | None = None
+) -> Model | LanguageModel:
+    """Load the model of a predictor in float32; None for the bundled one."""
+    if stored.predictor.kind == "text":
+        return load_language_model(language_model_folder() if model is None else model, device=device, dtype="float32")
+    return load_model(pipeline_folder() if model is None else model, device=device, dtype="float32", config=config)

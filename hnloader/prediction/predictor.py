@@ -1,18 +1,18 @@
-"""The network that predicts hypernetworks: images in, the weights of a hypernetwork out.
+"""The network that predicts hypernetworks: images or texts in, the weights of a hypernetwork out.
 
-An encoder summarizes the latents of each image, and the mean over the images is the style. Each side of the
+An encoder summarizes each example, an image or a text, and the mean over the examples is the style. Each side of the
 hypernetwork, such as the keys of width 768, has an embedding. One shared network maps the style and the embedding to a
 small core and to an output bias. The weights of a side are then
 
     W1 = A,  b1 = a,  W2 = B core Q,  b2 = E h
 
 with bases A, a, B, Q and E that the predictor learned for the side, and h the last hidden layer. Only the core and h
-depend on the images.
+depend on the examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,26 +22,33 @@ from torch.nn import functional
 from hnloader.activations import make_activation
 from hnloader.network import SIDES, Hypernetwork, SideName
 from hnloader.prediction.image_encoder import ImageEncoder
+from hnloader.prediction.style_encoder import ExampleKind, StyleEncoder
+from hnloader.prediction.text_encoder import TextEncoder
 from hnloader.scopes import Scope
 from hnloader.training.predictor_config import DesignConfig
 
+ENCODERS: Mapping[ExampleKind, type[ImageEncoder] | type[TextEncoder]] = {"image": ImageEncoder, "text": TextEncoder}
+
 
 class Predictor(nn.Module):
-    """Predicts hypernetworks from the latents of images.
+    """Predicts hypernetworks from examples of a style.
 
     Args:
         scopes: The scopes of the hypernetworks.
-        latent_channels: Channels of the model's latents.
+        input_size: Channels of the model's latents, or numbers of a text.
         design: The sizes.
+        kind: The kind of examples. Default: "image".
     """
 
-    def __init__(self, scopes: Sequence[Scope], latent_channels: int, design: DesignConfig) -> None:
+    def __init__(
+        self, scopes: Sequence[Scope], input_size: int, design: DesignConfig, kind: ExampleKind = "image"
+    ) -> None:
         super().__init__()
-        self.scopes, self.latent_channels, self.design = tuple(scopes), latent_channels, design
+        self.scopes, self.input_size, self.design = tuple(scopes), input_size, design
         self.architecture = design.architecture()
         self.keys: list[tuple[Scope, SideName]] = [(scope, side) for scope in self.scopes for side in SIDES]
         hidden = design.hidden_size
-        self.encoder = ImageEncoder(latent_channels, design.style_size, hidden)
+        self.encoder: StyleEncoder = ENCODERS[kind](input_size, design.style_size, hidden)
         self.embeddings = nn.Parameter(torch.randn(len(self.keys), design.embedding_size) * 0.5)
         self.trunk = nn.Sequential(
             nn.Linear(design.style_size + design.embedding_size, hidden),
@@ -57,13 +64,18 @@ class Predictor(nn.Module):
             SideBases(scope.width, self.architecture.sizes(scope.width)[1], design) for scope, _ in self.keys
         )
 
-    def read(self, latents: Tensor) -> Emitted:
-        """Return what it emits for latents [styles, images, channels, height, width]."""
-        summaries = self.encoder.summaries(latents.flatten(0, 1))
-        return self.emit(self.encoder(summaries.unflatten(0, latents.shape[:2])))
+    @property
+    def kind(self) -> ExampleKind:
+        """The kind of examples that it reads."""
+        return self.encoder.kind
+
+    def read(self, values: Tensor) -> Emitted:
+        """Return what it emits for the values of examples, [styles, examples, ...]."""
+        summaries = self.encoder.summaries(values.flatten(0, 1))
+        return self.emit(self.encoder(summaries.unflatten(0, values.shape[:2])))
 
     def emit(self, style: Tensor) -> Emitted:
-        """Return what depends on the images, for styles [styles, style_size]."""
+        """Return what depends on the examples, for styles [styles, style_size]."""
         rows, sides = len(style), len(self.keys)
         styles = style.unsqueeze(1).expand(-1, sides, -1)
         hidden = self.trunk(torch.cat((styles, self.embeddings.unsqueeze(0).expand(rows, -1, -1)), -1))
@@ -91,7 +103,7 @@ class Predictor(nn.Module):
 
 @dataclass(frozen=True)
 class Emitted:
-    """The values of hypernetworks that depend on the images; all others are the same for all styles.
+    """The values of hypernetworks that depend on the examples; all others are the same for all styles.
 
     Attributes:
         cores: [styles, sides, core_size, core_size].
@@ -149,7 +161,7 @@ class PredictedSide:
 
 
 def spread_of(emitted: Emitted) -> float:
-    """Return the mean distance between the cores of images, as a share of their mean size; 0 for one image."""
+    """Return the mean distance between the cores of examples, as a share of their mean size; 0 for one."""
     cores = emitted.cores.flatten(1)
     if len(cores) < 2:
         return 0.0

@@ -1,4 +1,4 @@
-"""Train a predictor on a frozen UNet."""
+"""Train a predictor on a frozen model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PredictorAdapter(Adapter):
 
     Args:
         predictor: The predictor.
-        unet: The UNet.
+        network: The frozen model with the attention layers.
         sample: The numbers by which the predictor knows its model.
         about: Returns the facts for its file at a step.
         previous_steps: The steps of the file that it starts from.
@@ -28,14 +28,14 @@ class PredictorAdapter(Adapter):
     def __init__(
         self,
         predictor: Predictor,
-        unet: nn.Module,
+        network: nn.Module,
         sample: ModelSample,
         about: Callable[[int], About],
         *,
         previous_steps: int = 0,
     ) -> None:
         self.previous_steps = previous_steps
-        self.predictor, self.hooks = predictor, RowHooks(unet)
+        self.predictor, self.hooks = predictor, RowHooks(network)
         self.parameters = list(predictor.parameters())
         self._sample, self._about = sample, about
         self._attached = False

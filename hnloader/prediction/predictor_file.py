@@ -24,7 +24,9 @@ from hnloader.errors import (
 )
 from hnloader.files import expanded, replacing
 from hnloader.formats.safetensors import write_tensors
-from hnloader.prediction.predictor import Predictor
+from hnloader.prediction.predictor import ENCODERS, Predictor
+from hnloader.prediction.style_encoder import ExampleKind
+from hnloader.prediction.text_encoder import TextEncoder
 from hnloader.scopes import Scope
 from hnloader.texts import shown
 from hnloader.training import schema
@@ -33,7 +35,7 @@ from hnloader.training.predictor_config import DesignConfig
 
 KEY = "hnloader.predictor"
 VERSION = 1
-_MOST_CHANNELS = 1024
+_MOST_INPUTS = 1 << 20
 # Names of the tensors that describe the model, beside the weights.
 _PROBE, _PROJECTIONS = "model.probe", "model.projections"
 
@@ -44,10 +46,11 @@ class About:
 
     Attributes:
         model: Name of its model.
-        resolution: Side of the square images that it reads, in pixels.
+        resolution: Side of the square images that it reads, in pixels; or the most tokens that it reads of a text at
+            once.
         step: Steps of its training.
         styles: Number of styles that it was trained on.
-        spread: Largest usual spread of the images of one style; 0 if it was not measured.
+        spread: Largest usual spread of the examples of one style; 0 if it was not measured.
         training: The settings of its training.
     """
 
@@ -64,7 +67,8 @@ class ModelSample:
     """A few numbers by which a predictor knows its model.
 
     Attributes:
-        probe: The latents of a test image. [channels, height, width], float32.
+        probe: The latents of a test image, [channels, height, width]; or the numbers of a test text, [numbers].
+            float32.
         projections: Mean absolute weights of the projections for keys and values. [projections], float32.
     """
 
@@ -91,7 +95,8 @@ def save_predictor(path: Path, predictor: Predictor, about: About, sample: Model
     described = {
         "version": VERSION,
         "scopes": [str(scope) for scope in predictor.scopes],
-        "latent_channels": predictor.latent_channels,
+        # The name of the size tells the kind of encoder.
+        predictor.encoder.size_name: predictor.input_size,
         "design": schema.plain(predictor.design),
         "about": dataclasses.asdict(about),
     }
@@ -152,22 +157,23 @@ def _built(path: Path, tensors: dict[str, Tensor], described: Mapping[str, Any])
     """Return the predictor, or raise ValueError, KeyError, TypeError or ConfigError for a damaged one."""
     design = schema.read(DesignConfig, described["design"])
     scopes = [Scope.parse(text) for text in described["scopes"]]
-    channels = described["latent_channels"]
-    if type(channels) is not int or not 0 < channels <= _MOST_CHANNELS or not scopes:
-        raise ValueError(f"Found {shown(channels, 40)} latent channels.")
+    kind: ExampleKind = "text" if TextEncoder.size_name in described else "image"
+    size = described[ENCODERS[kind].size_name]
+    if type(size) is not int or not 0 < size <= _MOST_INPUTS or not scopes:
+        raise ValueError(f"Found {shown(size, 40)} as the size of its input.")
     problem = problem_of(About, described["about"])
     if problem:
         raise ValueError(f"{problem}.")
     sample = ModelSample(tensors.pop(_PROBE), tensors.pop(_PROJECTIONS))
     # The shapes come first: the declared sizes may be too large for the memory.
     with torch.device("meta"):
-        expected = Predictor(scopes, channels, design).state_dict()
+        expected = Predictor(scopes, size, design, kind).state_dict()
     wrong = [name for name in {*expected, *tensors} if not _same_shape(expected.get(name), tensors.get(name))]
     if wrong:
         raise ValueError(f"The tensor {shown(min(wrong), 80)} does not fit.")
     if not all(bool(value.isfinite().all()) for value in (*tensors.values(), sample.probe, sample.projections)):
         raise ValueError("Found values that are not finite.")
-    predictor = Predictor(scopes, channels, design)
+    predictor = Predictor(scopes, size, design, kind)
     predictor.load_state_dict({name: value.float() for name, value in tensors.items()})
     predictor.requires_grad_(False)
     return StoredPredictor(predictor.eval(), About(**described["about"]), sample, path)

@@ -1,31 +1,25 @@
-"""Train a predictor: it reads some images of a style, and the model denoises another one with what it predicts."""
+"""Train a predictor: it reads some examples of a style, and the model learns from another one with what it predicts."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hnloader.attention import attach, find_sites
-from hnloader.pipelines import Model
+from hnloader.attention import find_sites
 from hnloader.prediction.model_sample import check_model, sample_of
 from hnloader.prediction.predictor import Predictor, spread_of
 from hnloader.prediction.predictor_adapter import PredictorAdapter
 from hnloader.prediction.predictor_file import About, load_predictor
-from hnloader.prediction.style_batches import StyleBatches
-from hnloader.prediction.style_folders import Style, StyleFolders
+from hnloader.prediction.style_data import REFERENCES, StyleData
+from hnloader.prediction.style_folders import Style
 from hnloader.scopes import Scope
 from hnloader.training import html, schema
-from hnloader.training.cache import Cache
 from hnloader.training.config import Config
-from hnloader.training.denoiser import Denoiser
-from hnloader.training.image_report import figures_of, previews_section
-from hnloader.training.previews import generate_image, save_previews, tile_previews
-from hnloader.training.run_folder import run_folder
 from hnloader.training.sampler import split
 from hnloader.training.task import Task, with_learning_rate
 from hnloader.units import counted
@@ -34,20 +28,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MOST_VALIDATION_STYLES = 12
-# Images of a style in a preview, and in the report.
-_REFERENCES = 4
 
 
 class PredictorTask(Task):
-    """Folders of styles, and a Stable Diffusion model.
+    """Folders of styles, and the model that they are for.
 
     Args:
-        config: Checked settings.
-        denoiser: The model.
-        folders: The styles.
-        model: The name and the hash of the model, for the metadata of the output.
+        data: The styles and the model.
 
     Attributes:
+        data: The styles and the model.
         styles: The training styles.
         validation_styles: The validation styles.
         predictor: The predictor.
@@ -56,36 +46,34 @@ class PredictorTask(Task):
     data_name = "styles"
     adapter: PredictorAdapter
 
-    def __init__(self, config: Config, denoiser: Denoiser, folders: StyleFolders, model: Model) -> None:
-        config = with_learning_rate(config, find_sites(denoiser.unet))
-        self.config, self.denoiser, self.model = config, denoiser, model
-        self.model_hash, self.data_hash = denoiser.fingerprint("unet"), folders.fingerprint()
-        self.device, self.dtype, self.notes = denoiser.device, denoiser.dtype, tuple(folders.notes)
+    def __init__(self, data: StyleData[Any, Any]) -> None:
+        side, folders = data.side, data.folders
+        self.config = config = data.config = with_learning_rate(data.config, find_sites(side.network))
+        self.data, self.model = data, side.model
+        self.model_hash, self.data_hash = data.model_hash, folders.fingerprint()
+        self.device, self.dtype, self.notes = side.device, data.dtype, tuple(folders.notes)
         training, validation = split(len(folders.styles), config.data.validation_split, config.seed)
         self.styles = [folders.styles[index] for index in training]
         self.validation_styles = [folders.styles[index] for index in validation[:_MOST_VALIDATION_STYLES]]
-        multiple = denoiser.size_multiple
-        self.resolution = max((config.data.resolution or denoiser.resolution) // multiple, 1) * multiple
-        cache = Cache(run_folder(Path(config.output)) / "cache", denoiser, config.data, self.resolution)
-        self._batches = StyleBatches(config, denoiser, cache)
         self.predictor, previous_steps = self._first_predictor()
         self.adapter = PredictorAdapter(
-            self.predictor, denoiser.unet, sample_of(denoiser), self._about, previous_steps=previous_steps
+            self.predictor, side.network, sample_of(side), self._about, previous_steps=previous_steps
         )
         self._losses: dict[str, float] = {}
 
     def _first_predictor(self) -> tuple[Predictor, int]:
         """Return the predictor to train, which is new or that of `start_from`, and the steps it has had."""
-        config, denoiser = self.config, self.denoiser
+        config, side = self.config, self.data.side
         if config.start_from:
             stored = load_predictor(config.start_from)
-            note = check_model(stored, denoiser)
+            note = check_model(stored, side)
             self.notes = (*self.notes, *((note,) if note else ()))
-            return stored.predictor.requires_grad_(True).train().to(denoiser.device), stored.about.step
+            return stored.predictor.requires_grad_(True).train().to(side.device), stored.about.step
         torch.manual_seed(config.seed)
-        channels = denoiser.vae.config.latent_channels
-        made = Predictor(_scopes(config, denoiser), channels, config.predictor.design)
-        return made.to(denoiser.device), 0
+        made = Predictor(_scopes(config, side.network), side.input_size, config.predictor.design, side.kind)
+        made = made.to(side.device)
+        self.data.calibrate(made.encoder, self.styles)
+        return made, 0
 
     @property
     def has_validation(self) -> bool:
@@ -99,57 +87,52 @@ class PredictorTask(Task):
 
     def loss(self, index: int) -> Tensor:
         """See `Task`."""
-        batch = self._batches.training(index + 1, self.styles)
+        batch = self.data.training(index + 1, self.styles)
         sides = self.predictor.sides(self.predictor.read(batch.references))
         with self.adapter.hooks.applied(sides):
-            return self.denoiser.losses(batch.target, self.config.snr_gamma).mean()
+            return self.data.loss(batch.target)
 
     def validation_loss(self) -> float:
         """See `Task`; the losses without a file and with another style's are kept for the report."""
         found: dict[str, list[float]] = {"of the style": [], "of another style": [], "none": []}
-        for batch in self._batches.validation(self.validation_styles or self.styles[:2]):
+        for batch in self.data.validation(self.validation_styles or self.styles[:2]):
             emitted = self.predictor.read(batch.references)
             sides = self.predictor.sides(emitted), self.predictor.sides(emitted.rolled()), None
             for values, given in zip(found.values(), sides, strict=True):
                 with self.adapter.hooks.applied(given):
-                    values.append(float(self.denoiser.losses(batch.target, self.config.snr_gamma).mean()))
+                    values.append(float(self.data.loss(batch.target)))
         self._losses = {name: sum(values) / len(values) for name, values in found.items()}
         return self._losses["of the style"]
 
-    def preview(self, folder: Path, step: int) -> Sequence[Image]:
-        """See `Task`; each image is of another style."""
-        config, images, prompts = self.config.previews, [], []
-        for index, style in enumerate(self._shown_styles):
-            prompt = config.prompts[index % len(config.prompts)] if config.prompts else style.images[-1].caption or ""
-            made = self.predictor.hypernetwork(self.predictor.read(self._references(style).unsqueeze(0)))
-            with attach(self.denoiser.unet, made, 1.0), self.denoiser.loaded():
-                images.append(generate_image(self.denoiser.pipeline, prompt, config.seed + index, config))
-            prompts.append(f"{style.name}: {prompt}")
-        save_previews(images, folder, step)
-        tile_previews(folder, prompts)
-        return images
+    def preview(self, folder: Path, step: int) -> Sequence[Image] | Sequence[str]:
+        """See `Task`; each preview is of another style."""
+        made = [
+            (style, self.predictor.hypernetwork(self.predictor.read(self._references(style).unsqueeze(0))))
+            for style in self._shown_styles
+        ]
+        return self.data.preview(made, folder, step)
 
     def report(self, folder: Path) -> Iterator[str]:
         """See `Task`."""
-        yield from previews_section(folder)
+        yield from self.data.previews_section(folder)
         if self._losses:
             rows = [(f"hypernetwork {name}" if name != "none" else name, loss) for name, loss in self._losses.items()]
             yield html.section("Validation loss by hypernetwork", html.table(rows))
         for style in self._shown_styles:
-            yield html.section(f"Style {style.name}", html.figures(figures_of(style.images[:_REFERENCES])))
+            yield html.section(f"Style {style.name}", self.data.figures(style.examples[:REFERENCES]))
 
     @property
-    def _shown_styles(self) -> Sequence[Style]:
+    def _shown_styles(self) -> Sequence[Style[Any]]:
         return (self.validation_styles or self.styles)[: self.config.previews.count]
 
-    def _references(self, style: Style) -> Tensor:
-        return self._batches.references(style.images[:_REFERENCES]).to(self.device)
+    def _references(self, style: Style[Any]) -> Tensor:
+        return self.data.references(style.examples[:REFERENCES])
 
     @torch.no_grad()
     def _about(self, step: int) -> About:
         return About(
             model=self.model.name,
-            resolution=self.resolution,
+            resolution=self.data.resolution,
             step=step,
             styles=len(self.styles),
             spread=self._usual_spread() if self.validation_styles else 0.0,
@@ -157,15 +140,16 @@ class PredictorTask(Task):
         )
 
     def _usual_spread(self) -> float:
-        """Return a spread halfway between that of the images of one style and that of different styles."""
-        images = [self._references(style) for style in self.validation_styles]
-        within = statistics.median(spread_of(self.predictor.read(each.unsqueeze(1))) for each in images)
-        between = spread_of(self.predictor.read(torch.stack([each[0] for each in images]).unsqueeze(1)))
+        """Return a spread halfway between that of the examples of one style and that of different styles."""
+        values = [self._references(style) for style in self.validation_styles]
+        within = statistics.median(spread_of(self.predictor.read(each.unsqueeze(1))) for each in values)
+        between = spread_of(self.predictor.read(torch.stack([each[0] for each in values]).unsqueeze(1)))
         return (within + between) / 2
 
 
-def _scopes(config: Config, denoiser: Denoiser) -> Sequence[Scope]:
+def _scopes(config: Config, network: nn.Module) -> Sequence[Scope]:
     """Return the scopes of the hypernetworks: the model's widths, or its layers."""
+    sites = find_sites(network)
     if not config.predictor.design.per_layer:
-        return [Scope(width) for width in sorted({site.width for site in find_sites(denoiser.unet)})]
-    return [Scope.of(site.width, [site.index], site.kind) for site in find_sites(denoiser.unet)]
+        return [Scope(width) for width in sorted({site.width for site in sites})]
+    return [Scope.of(site.width, [site.index], site.kind) for site in sites]

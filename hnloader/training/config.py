@@ -249,7 +249,9 @@ class Config:
         "folder that datasets saved. A line of a .jsonl has text, or prompt and completion, or messages.",
     )
     styles: str = setting(
-        "", "In place of images, to train a predictor: a folder with a folder of images for each style."
+        "",
+        "In place of images, to train a predictor: a folder with a folder of images for each style, or of texts for a\n"
+        "language model.",
     )
     output: str = setting("", "The file to write, such as style.pt (which every webui loads) or style.safetensors.")
     method: Method = setting("hypernetwork", "hypernetwork, embedding (textual inversion), lora, or predictor.")
@@ -326,7 +328,7 @@ class Config:
     data: DataConfig = setting(DataConfig, "The images and their captions.")
     text: TextConfig = setting(TextConfig, "The texts of a language model.")
     predictor: PredictorConfig = setting(
-        PredictorConfig, "A network that predicts hypernetworks from images (method predictor)."
+        PredictorConfig, "A network that predicts hypernetworks from images or texts (method predictor)."
     )
     prior: PriorConfig = setting(PriorConfig, "Prior preservation, for a style that affects unrelated prompts.")
     previews: PreviewConfig = setting(PreviewConfig, "Images or texts generated during the training.")
@@ -360,7 +362,9 @@ class Config:
         if self.method != "predictor":
             raise ConfigError(f"Setting 'styles': expected the method predictor, got {self.method!r}.")
         if not self.styles:
-            raise ConfigError("Setting 'styles' is missing. Name the folder with a folder of images for each style.")
+            raise ConfigError(
+                "Setting 'styles' is missing. Name the folder with a folder of images or texts for each style."
+            )
         if self.images or self.texts:
             raise ConfigError("Setting 'styles': found images or texts as well. Set one of them.")
         for key in ("buckets", "random_flip", "random_shift", "masks"):

@@ -51,8 +51,11 @@ class DesignConfig:
 class PredictorConfig:
     """A new predictor and its batches."""
 
-    most_images: int = setting(
-        5, "Most images of a style to predict from. The number in each step is random, from 1.", least=1, most=20
+    most_examples: int = setting(
+        5,
+        "Most images or texts of a style to predict from. The number in each step is random, from 1.",
+        least=1,
+        most=20,
     )
     detail_weight: float = setting(
         1.0, "Weight of the parts of an image that differ from its usual color, such as small shapes. 0: off.", least=0

@@ -12,13 +12,15 @@ from typing import Any
 from hnloader.demo import predictor_path
 from hnloader.errors import ConfigError, HypernetworkError
 from hnloader.files import expanded, make_folder
-from hnloader.language_models import is_language_model, load_language_model
+from hnloader.language_models import LanguageModel, is_language_model, load_language_model
 from hnloader.loading import save
 from hnloader.pipelines import Model, choose_device, load_model
-from hnloader.prediction.predicting import MOST_IMAGES, StylePredictor
+from hnloader.prediction.image_styles import ImageStyles
+from hnloader.prediction.model_side import MOST_EXAMPLES, kind_of
+from hnloader.prediction.predicting import StylePredictor
 from hnloader.prediction.predictor_file import load_predictor
 from hnloader.prediction.predictor_task import PredictorTask
-from hnloader.prediction.style_folders import read_styles
+from hnloader.prediction.text_styles import TextStyles
 from hnloader.training.config import PREDICT, Config
 from hnloader.training.dataset import Dataset, read_folder
 from hnloader.training.denoiser import Denoiser
@@ -77,9 +79,11 @@ def image_task(config: Config, device: str, *, keep: bool) -> ImageTask:
 
 
 def _predictor_task(config: Config, device: str) -> PredictorTask:
-    folders = read_styles(expanded(config.styles), config.data)
+    folder = expanded(config.styles)
+    if kind_of(folder) == "text":
+        return PredictorTask(TextStyles(config, _language_model(config, device), folder))
     model = _model(config, device)
-    return PredictorTask(config, _denoiser(config, model), folders, model)
+    return PredictorTask(ImageStyles(config, _denoiser(config, model), folder, model))
 
 
 def _model(config: Config, device: str) -> Model:
@@ -102,6 +106,10 @@ def _denoiser(config: Config, model: Model) -> Denoiser:
 
 def _text_task(config: Config, device: str) -> TextTask:
     dataset = read_texts(expanded(config.texts), config.text)
+    return TextTask(config, _language_model(config, device), dataset)
+
+
+def _language_model(config: Config, device: str) -> LanguageModel:
     language = load_language_model(config.model, device=device, dtype=config.precision)
     if config.gradient_checkpointing:
         model = language.model
@@ -111,12 +119,14 @@ def _text_task(config: Config, device: str) -> TextTask:
         with contextlib.suppress(AttributeError):  # then the embeddings record no gradients
             model.disable_input_require_grads()
         _train_checkpointed(model)
-    return TextTask(config, language, dataset)
+    return language
 
 
 def _check_kind(config: Config) -> None:
     """Raise ConfigError for texts with a model of images, or images with a language model."""
     given = expanded(config.model)
+    if config.styles:
+        _check_styles_kind(config, given)
     if config.images and is_language_model(given):
         raise ConfigError(
             f"Setting 'images': {config.model} is a language model. Set texts in place of images, or use a model that "
@@ -125,6 +135,19 @@ def _check_kind(config: Config) -> None:
     if config.texts and (given / "model_index.json").is_file():
         raise ConfigError(
             f"Setting 'texts': {config.model} generates images. Set images in place of texts, or use a language model."
+        )
+
+
+def _check_styles_kind(config: Config, model: Path) -> None:
+    kind = kind_of(config.styles)
+    if kind == "image" and is_language_model(model):
+        raise ConfigError(
+            f"Setting 'styles': found images, and {config.model} is a language model. Use texts, or a model that "
+            "generates images."
+        )
+    if kind == "text" and (model / "model_index.json").is_file():
+        raise ConfigError(
+            f"Setting 'styles': found texts, and {config.model} generates images. Use images, or a language model."
         )
 
 
@@ -141,7 +164,7 @@ def _predicted(config: Config, dataset: Dataset, model: Model, *, keep: bool) ->
     if not (keep and path.is_file()):
         stored = load_predictor(config.start_predictor or predictor_path())
         training, _ = split(len(dataset.images), config.data.validation_split, config.seed)
-        files = [dataset.images[index].path for index in training][:MOST_IMAGES]
+        files = [dataset.images[index].path for index in training][:MOST_EXAMPLES]
         make_folder(path.parent)
         save(StylePredictor(stored, model).predict(files, name=config.name).hypernetwork, path)
     return path

@@ -7,15 +7,18 @@ and sees no other document, in all models. Rows of similar length form a group, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hnloader.training.sampler import generator_for, permuted
 from hnloader.training.text_dataset import Row
 
 # A row joins a group if it has at least this share of the group's longest row, or only a few tokens less.
 _SHARE, _FEW = 0.75, 8
+_UNUSED = -100  # of `cross_entropy`
 
 
 class TextBatches(Sequence[list[Row]]):
@@ -77,3 +80,16 @@ def padded(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
     tokens = torch.stack([torch.cat([row.tokens, row.tokens[-1:].expand(longest - len(row.tokens))]) for row in rows])
     trained = torch.nn.utils.rnn.pad_sequence([row.trained for row in rows], batch_first=True)
     return tokens.to(device), trained.to(device)
+
+
+def summed_loss(model: Any, rows: Sequence[Row], device: torch.device) -> Tensor:
+    """Return the sum of the losses of the trained tokens of rows, in one call of a language model."""
+    tokens, trained = padded(rows, device)
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    labels = tokens[:, 1:].masked_fill(~trained[:, 1:], _UNUSED)
+    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+def trained_count(rows: Sequence[Row]) -> int:
+    """Return the number of tokens that the loss counts."""
+    return sum(int(row.trained[1:].sum()) for row in rows)

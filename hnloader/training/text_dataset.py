@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,11 +41,13 @@ class Document:
         source: The file, and the place in it.
         parts: The parts of a text or a pair; empty for a conversation.
         messages: The messages of a conversation, with `role` and `content`.
+        path: The file; None for a row of a table.
     """
 
     source: str
     parts: tuple[Part, ...] = ()
     messages: tuple[Mapping[str, str], ...] = ()
+    path: Path | None = None
 
 
 class Row(NamedTuple):
@@ -98,17 +100,41 @@ def read_texts(place: Path, config: TextConfig) -> TextDataset:
     """
     dataset = TextDataset(place)
     if any((place / name).is_file() for name in (_SAVED, _SAVED_SPLITS)):
-        _add_rows(dataset, place.name, _saved_rows(place), "row")
+        _add_rows(dataset, place, _saved_rows(place), "row")
     else:
-        files = list(_files(place))
-        if not files:
-            raise DatasetError(f"{place}: found no texts. Add files that end in {' or '.join(SUFFIXES)}.")
-        for path in files:
+        for path in text_files(place):
             _read_file(dataset, path, config)
+    return _usable(dataset)
+
+
+def read_text_files(folder: Path, files: Iterable[Path], config: TextConfig) -> TextDataset:
+    """Read the documents of files; raise DatasetError if none is usable.
+
+    Args:
+        folder: The folder, for messages.
+        files: The files, at least one.
+        config: The settings for texts.
+    """
+    dataset = TextDataset(folder)
+    for path in files:
+        _read_file(dataset, path, config)
+    return _usable(dataset)
+
+
+def _usable(dataset: TextDataset) -> TextDataset:
+    """Return the dataset; raise DatasetError if it has no documents."""
     if not dataset.documents:
         source, message = dataset.problems[0]
-        raise DatasetError(f"{place}: found no usable text. {source}: {message}")
+        raise DatasetError(f"{dataset.folder}: found no usable text. {source}: {message}")
     return dataset
+
+
+def text_files(place: Path) -> list[Path]:
+    """Return the texts in a folder and its subfolders, sorted, or a file itself; raise DatasetError if none exists."""
+    files = list(_files(place))
+    if not files:
+        raise DatasetError(f"{place}: found no texts. Add files that end in {' or '.join(SUFFIXES)}.")
+    return files
 
 
 def _files(place: Path) -> Iterator[Path]:
@@ -116,7 +142,7 @@ def _files(place: Path) -> Iterator[Path]:
         yield place
         return
     if not place.is_dir():
-        raise DatasetError(f"{place}: the folder does not exist. Name the folder with the training texts.")
+        raise DatasetError(f"{place}: the folder does not exist. Name a folder of texts.")
     for path in sorted(place.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(place).parts)
         if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
@@ -145,11 +171,11 @@ def _read_file(dataset: TextDataset, path: Path, config: TextConfig) -> None:
         return
     if path.suffix.lower() == ".jsonl":
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        _add_rows(dataset, path.name, (line for _, line in lines), "line", [number for number, _ in lines])
+        _add_rows(dataset, path, (line for _, line in lines), "line", [number for number, _ in lines])
         return
     for number, document in enumerate(_documents(text, config), 1):
         source = path.name if config.documents == "file" else f"{path.name}, {config.documents} {number:,}"
-        dataset.documents.append(Document(source, (Part(document, True),)))
+        dataset.documents.append(Document(source, (Part(document, True),), path=path))
     if not text.strip():
         dataset.exclude(path.name, "The file is empty.")
 
@@ -165,13 +191,15 @@ def _documents(text: str, config: TextConfig) -> Iterator[str]:
 
 
 def _add_rows(
-    dataset: TextDataset, name: str, rows: Iterable[Any], unit: str, numbers: Sequence[int] | None = None
+    dataset: TextDataset, place: Path, rows: Iterable[Any], unit: str, numbers: Sequence[int] | None = None
 ) -> None:
     """Add the documents of the lines of a JSON file, or of the rows of a table."""
+    path = place if unit == "line" else None
     for index, row in enumerate(rows):
-        source = f"{name}, {unit} {numbers[index] if numbers else index + 1:,}"
+        source = f"{place.name}, {unit} {numbers[index] if numbers else index + 1:,}"
         try:
-            dataset.documents.append(_document(source, json.loads(row) if isinstance(row, str) else row))
+            document = _document(source, json.loads(row) if isinstance(row, str) else row)
+            dataset.documents.append(replace(document, path=path))
         except (ValueError, RecursionError) as error:
             dataset.exclude(source, reason_of(error))
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hnloader.attention.layout import find_sites
-from hnloader.errors import ConfigError, DatasetError
+from hnloader.errors import DatasetError
 from hnloader.language_models import LanguageModel
 from hnloader.pipelines import quiet
 from hnloader.training.adapters import Adapter
@@ -21,20 +20,17 @@ from hnloader.training.fingerprints import fingerprint
 from hnloader.training.hypernetwork_adapter import HypernetworkAdapter
 from hnloader.training.sampler import split
 from hnloader.training.task import Task, with_learning_rate
-from hnloader.training.text_batches import TextBatches, grouped, padded
+from hnloader.training.text_batches import TextBatches, grouped, summed_loss, trained_count
 from hnloader.training.text_dataset import Document, Row, TextDataset, rows_of
 from hnloader.training.text_report import previews_section, save_previews, texts_section
+from hnloader.training.text_rows import block_size_of, first_words
 from hnloader.units import counted
 from hnloader.writing import WritingSettings, prompt_tokens, write_text
 
-_BLOCK_SIZE = 512
 # The validation loss is that of about this number of tokens, so that it takes little of the time.
 _VALIDATION_BLOCKS = 32
 # Without validation texts, the loss before and after the training is that of this number of training texts.
 _SUBSTITUTES = 2
-# Tokens of a text that a preview continues.
-_PROMPT_TOKENS = 8
-_UNUSED = -100  # of `cross_entropy`
 
 
 class TextTask(Task):
@@ -59,7 +55,7 @@ class TextTask(Task):
         # Before any hooks: they change the names of weights.
         self.model_hash, self.data_hash = fingerprint([model]), dataset.fingerprint()
         self.device, self.dtype = language.device, next(iter(model.parameters())).dtype
-        self.block_size = _block_size(config, language)
+        self.block_size = block_size_of(config, language)
         self._set_up_data()
         self.notes = (*dataset.remarks(), *self._size_note())
         self.adapter: Adapter = (
@@ -115,17 +111,12 @@ class TextTask(Task):
     def loss(self, index: int) -> Tensor:
         """See `Task`."""
         rows = self.batches[index]
-        return self._summed_loss(rows) / _trained(rows)
+        return self._summed_loss(rows) / trained_count(rows)
 
     def _summed_loss(self, rows: Sequence[Row]) -> Tensor:
         """Return the sum of the losses of all trained tokens."""
-        losses: list[Tensor] = []
-        for group in grouped(rows):
-            tokens, trained = padded(group, self.device)
-            logits = self.language.model(input_ids=tokens, use_cache=False).logits[:, :-1]
-            labels = tokens[:, 1:].masked_fill(~trained[:, 1:], _UNUSED)
-            losses.append(functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum"))
-        return torch.stack(losses).sum()
+        groups = grouped(rows)
+        return torch.stack([summed_loss(self.language.model, group, self.device) for group in groups]).sum()
 
     def validation_loss(self) -> float:
         """See `Task`."""
@@ -134,7 +125,7 @@ class TextTask(Task):
         limit = _VALIDATION_BLOCKS * self.block_size
         chosen = [row for row, end in zip(rows, ends, strict=True) if end <= limit] or rows[:1]
         total = sum(float(self._summed_loss(part)) for part in _parts(chosen, self.config.batch_size * self.block_size))
-        return total / _trained(chosen)
+        return total / trained_count(chosen)
 
     # -- previews
 
@@ -170,8 +161,8 @@ class TextTask(Task):
         if not first.trained:
             return first.text
         with quiet():
-            tokens = prompt_tokens(tokenizer, first.text)[:_PROMPT_TOKENS]
-        return str(tokenizer.decode(tokens, skip_special_tokens=True)).rstrip()
+            tokens = prompt_tokens(tokenizer, first.text)
+        return first_words(self.language, tokens)
 
     def report(self, folder: Path) -> Iterator[str]:
         """See `Task`."""
@@ -180,30 +171,15 @@ class TextTask(Task):
             "texts": len(self.documents),
             "training tokens": _length(self.rows),
             "validation tokens": _length(self.validation_rows),
-            "tokens that the loss counts": _trained(self.rows),
+            "tokens that the loss counts": trained_count(self.rows),
             "block size": self.block_size,
             "steps per epoch": len(self.batches),
         }
         yield texts_section(counts, self.dataset.problems)
 
 
-def _block_size(config: Config, language: LanguageModel) -> int:
-    wanted, most = config.text.block_size, language.positions
-    if not wanted:
-        return _BLOCK_SIZE if most is None else min(_BLOCK_SIZE, most)
-    if most is not None and wanted > most:
-        raise ConfigError(f"Setting 'text.block_size': {language.name} reads at most {most:,} tokens, got {wanted:,}.")
-    if wanted < 2:
-        raise ConfigError("Setting 'text.block_size': expected 0 or at least 2, got 1.")
-    return wanted
-
-
 def _length(rows: Sequence[Row]) -> int:
     return sum(len(row.tokens) for row in rows)
-
-
-def _trained(rows: Sequence[Row]) -> int:
-    return sum(int(row.trained[1:].sum()) for row in rows)
 
 
 def _parts(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:

@@ -17,9 +17,9 @@ import torch
 
 from hnloader.demo import predictor_path
 from hnloader.network import Hypernetwork
+from hnloader.prediction.image_styles import detail_weights
 from hnloader.prediction.predictor import Emitted, Predictor
 from hnloader.prediction.row_hooks import RowHooks
-from hnloader.prediction.style_batches import detail_weights
 from hnloader.training.denoiser import Batch
 from lab.demo.predictor_study import PROMPTS, TRAINED, Study, Subject, subjects
 

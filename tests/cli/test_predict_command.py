@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import hnloader
 from hnloader.cli.app import app
+from hnloader.demo import language_model_folder
 from tests.support.predictors import save_style
 
 
@@ -65,3 +66,33 @@ def test_bad_input_gets_one_line(given: list[object], images: Path, styles: Path
     assert code == 1
     assert "train-predictor" in err
     assert not (tmp_path / "a.pt").exists()
+
+
+def test_texts_become_a_file_for_the_language_model(tmp_path: Path) -> None:
+    texts, output = tmp_path / "texts", tmp_path / "style.safetensors"
+    texts.mkdir()
+    story = "This is a story about Nora and a coin. Nora waited near the old barn."
+    (texts / "a.txt").write_text(story)
+    code, out, err = run(texts, "-o", output, "--device", "cpu")
+    assert code == 0, err
+    assert out.strip() == str(output)
+    assert "text_predictor.safetensors" in err
+    written = CliRunner().invoke(app, ["write", story, "-H", str(output), "--seed", "1", "--device", "cpu"])
+    assert written.exit_code == 0, written.stderr
+    assert written.stdout.startswith(story)
+
+
+def test_texts_and_images_are_not_mixed_up(given: list[object], images: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("This is a story.")
+    code, _, err = run(tmp_path / "a.txt", "-o", tmp_path / "a.pt", *given)
+    assert code == 1
+    assert "found texts" in err
+    code, _, err = run(images, "-o", tmp_path / "a.safetensors", "--model", language_model_folder())
+    assert code == 1
+    assert "found images" in err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").write_text("")
+    code, _, err = run(tmp_path / "empty", "-o", tmp_path / "a.safetensors", "--device", "cpu")
+    assert code == 1
+    assert "empty" in err
+    assert not list(tmp_path.glob("a.safetensors"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hnloader
-from hnloader.demo import language_model_folder, text_hypernetwork_paths
+from hnloader.demo import language_model_folder, text_hypernetwork_paths, text_predictor_path
 from hnloader.demo.stories import PROMPTS, tell_stories
 from hnloader.language_models import LanguageModel, load_language_model
 from hnloader.writing import WritingSettings, write_text
@@ -62,8 +62,9 @@ def test_strength_0_changes_no_bit(language: LanguageModel) -> None:
 
 
 def test_files_are_small_and_name_no_local_folders() -> None:
-    files = [*language_model_folder().iterdir(), *text_hypernetwork_paths().values()]
+    files = [*language_model_folder().iterdir(), *text_hypernetwork_paths().values(), text_predictor_path()]
     assert len(text_hypernetwork_paths()) == 2
     assert sum(file.stat().st_size for file in files) < 8_000_000
+    assert text_predictor_path().stat().st_size < 1_500_000
     for file in files:
         assert not re.search(rb"/(home|tmp|root|Users)/", file.read_bytes())

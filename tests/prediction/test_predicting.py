@@ -14,7 +14,7 @@ from hnloader.demo.random_styles import draw_styles
 from hnloader.errors import DatasetError, HypernetworkError, NoMatchingSitesError, OtherModelError
 from hnloader.files import sha256_of
 from hnloader.pipelines import load_model
-from hnloader.prediction.predicting import MOST_IMAGES, StylePredictor
+from hnloader.prediction.predicting import MOST_EXAMPLES, StylePredictor
 from hnloader.prediction.predictor_file import load_predictor
 from tests.support.errors import raises
 from tests.support.predictors import save_style
@@ -104,11 +104,11 @@ def test_some_bad_images_are_excluded_with_a_note(predictor: StylePredictor, ima
 
 
 def test_only_the_first_images_of_many_count(predictor: StylePredictor, tmp_path: Path) -> None:
-    found = predictor.predict(save_style(tmp_path / "many", 90, MOST_IMAGES + 3))
-    assert str(MOST_IMAGES + 3) in found.notes[0]
+    found = predictor.predict(save_style(tmp_path / "many", 90, MOST_EXAMPLES + 3))
+    assert str(MOST_EXAMPLES + 3) in found.notes[0]
     hashes = found.hypernetwork.metadata["images_sha256"]
     assert isinstance(hashes, list)
-    assert len(hashes) == MOST_IMAGES
+    assert len(hashes) == MOST_EXAMPLES
 
 
 def test_unrelated_images_are_named(predictor: StylePredictor, images: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(predictor_settings: Run) ->
 
 def test_the_rows_of_a_batch_have_the_hypernetworks_of_their_styles(predictor_settings: Run) -> None:
     task = task_of(predictor_settings())
-    predictor, unet, hooks = task.predictor, task.denoiser.unet, task.adapter.hooks
+    predictor, unet, hooks = task.predictor, task.data.side.network, task.adapter.hooks
     with torch.no_grad():
         predictor.head.weight.normal_()
     emitted = predictor.emit(torch.randn(2, 8))
@@ -123,14 +123,16 @@ def test_previews_and_the_report_show_validation_styles(predictor_settings: Run)
 
 
 def test_noise_and_details_can_count_more(predictor_settings: Run) -> None:
-    from hnloader.prediction.style_batches import detail_weights
+    from hnloader.prediction.image_styles import ImageStyles, detail_weights
 
     latents = torch.zeros(1, 4, 8, 8)
     latents[..., :2, :2] = 1
     weights = detail_weights(latents, 1.0)
     assert weights.mean() == pytest.approx(1)
     assert weights[0, 0, 0, 0] > 5 * weights[0, 0, 7, 7]
-    plain, biased = (task_of(predictor_settings(predictor__noise_bias=bias))._batches for bias in (0, 1))
+    plain, biased = (task_of(predictor_settings(predictor__noise_bias=bias)).data for bias in (0, 1))
+    assert isinstance(plain, ImageStyles)
+    assert isinstance(biased, ImageStyles)
     shares = [index / 100 for index in range(100)]
     count = 1000
     assert sum(plain._timestep(share) >= 0.75 * count for share in shares) == 25
@@ -140,7 +142,7 @@ def test_noise_and_details_can_count_more(predictor_settings: Run) -> None:
 def test_per_layer_predictors_have_a_scope_for_each_layer(predictor_settings: Run, styles_folder: Path) -> None:
     trainer = prepare(predictor_settings(steps=1, predictor__design__per_layer=True))
     stored = load_predictor(trainer.run().output)
-    assert len(stored.predictor.scopes) == len(find_sites(trainer.task.denoiser.unet))  # type: ignore[attr-defined]
+    assert len(stored.predictor.scopes) == len(find_sites(trainer.task.data.side.network))  # type: ignore[attr-defined]
 
 
 def test_bad_folders_of_styles(predictor_settings: Run, styles_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small styles, and predictors that were trained on them for a few steps."""
+"""Small styles of images and texts, and predictors that were trained on them for a few steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 from hnloader.training import prepare, read_config
+from tests.support.small_language_models import save_texts, sentences
 
+COLORS = ("red", "blue", "old", "small", "the")
 SETTINGS: dict[str, object] = {
     "steps": 6,
     "batch_size": 2,
@@ -19,7 +21,7 @@ SETTINGS: dict[str, object] = {
     "validate_every_n_steps": 3,
     "data.validation_split": 0.4,
     "previews.every_n_steps": 0,
-    "predictor.most_images": 3,
+    "predictor.most_examples": 3,
     "predictor.design.core_size": 4,
     "predictor.design.style_size": 8,
     "predictor.design.embedding_size": 4,
@@ -45,9 +47,17 @@ def save_styles(folder: Path) -> Path:
     return folder
 
 
-def save_predictor_of(model: Path, folder: Path) -> Path:
-    """Train a predictor of a model for a few steps."""
+def save_text_styles(folder: Path) -> Path:
+    """Save five styles of texts, each with its own adjective."""
+    for color in COLORS:
+        save_texts(folder / color, sentences(5, color=color))
+    return folder
+
+
+def save_predictor_of(model: Path, folder: Path, *, texts: bool = False) -> Path:
+    """Train a predictor of a model for a few steps, on styles of images or texts."""
     output = folder / "predictor.safetensors"
-    given = {"model": str(model), "styles": str(save_styles(folder / "styles")), "output": str(output)}
+    styles = save_text_styles(folder / "styles") if texts else save_styles(folder / "styles")
+    given = {"model": str(model), "styles": str(styles), "output": str(output)}
     prepare(read_config(None, {**SETTINGS, **given}, "predictor")).run()
     return output

@@ -35,10 +35,10 @@ def test_all_files_together_stay_below_16_megabytes() -> None:
     assert sum(path.stat().st_size for path in (*files, *hypernetwork_paths().values())) < 16_000_000
 
 
-def test_all_bundled_models_together_stay_below_24_megabytes() -> None:
+def test_all_bundled_models_together_stay_below_25_megabytes() -> None:
     files = [path for path in pipeline_folder().parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert {path.suffix for path in files} == {".json", ".pt", ".py", ".safetensors", ".txt"}
-    assert sum(path.stat().st_size for path in files) < 24_000_000
+    assert sum(path.stat().st_size for path in files) < 25_000_000
     assert predictor_path().stat().st_size < 4_000_000
 
 

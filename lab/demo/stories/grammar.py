@@ -192,7 +192,7 @@ def _lexicon() -> Rules:
     return {head: [(1.0, tuple(entry.split())) for entry in entries] for head, entries in lists.items()}
 
 
-def _parsed(text: str) -> Rules:
+def parsed(text: str) -> Rules:
     """Return the rules of a text, with all values of their letters."""
     rules: Rules = {}
     for line in re.sub(r"\n +", " ", text.strip()).splitlines():
@@ -216,12 +216,13 @@ def _filled(symbol: str, values: Mapping[str, str]) -> str:
 
 @functools.cache
 def _rules(kind: str, habit: str) -> Rules:
-    return _parsed(HABITS[kind][habit][1])
+    return parsed(HABITS[kind][habit][1])
 
 
 @functools.cache
-def _shared() -> Rules:
-    return _lexicon() | _parsed(_SHARED)
+def shared_rules() -> Rules:
+    """Return the rules of all stories, without those of their habits."""
+    return _lexicon() | parsed(_SHARED)
 
 
 def choose_habits(style: str, rng: random.Random) -> dict[str, str]:
@@ -235,7 +236,7 @@ def choose_habits(style: str, rng: random.Random) -> dict[str, str]:
 
 def rules_of(habits: Mapping[str, str]) -> Rules:
     """Return the rules of a story with a habit of each kind."""
-    found = dict(_shared())
+    found = dict(shared_rules())
     for kind, habit in habits.items():
         found |= _rules(kind, habit)
     return found
@@ -244,7 +245,11 @@ def rules_of(habits: Mapping[str, str]) -> Rules:
 @functools.cache
 def _language() -> dict[str, list[tuple[str, ...]]]:
     """Return the alternatives of each symbol in the checker's language."""
-    every = [_shared(), *(_rules(kind, habit) for kind, habits in HABITS.items() for habit in habits), _parsed(_MORE)]
+    every = [
+        shared_rules(),
+        *(_rules(kind, habit) for kind, habits in HABITS.items() for habit in habits),
+        parsed(_MORE),
+    ]
     found: dict[str, dict[tuple[str, ...], None]] = {}
     for rules in every:
         for head, alternatives in rules.items():
@@ -327,10 +332,19 @@ def units(text: str) -> list[list[str]]:
     return found
 
 
-def is_unit(tokens: Sequence[str], head: str = "UNIT") -> bool:
-    """Return True if words are a unit of the language, with the right capital letters and articles."""
+def is_unit(tokens: Sequence[str], head: str = "UNIT", rules: Rules | None = None) -> bool:
+    """Return True if words are a unit of some rules, with the right capital letters and articles.
+
+    Args:
+        tokens: The words.
+        head: The symbol of the unit, without its gender.
+        rules: The rules. Default: those of all habits.
+    """
+    language = (
+        _language() if rules is None else {symbol: [body for _, body in found] for symbol, found in rules.items()}
+    )
     plain = _lowered(tokens)
-    return plain is not None and any(len(plain) in _ends(f"{head}.{g}", 0, tuple(plain)) for g in VALUES["g"])
+    return plain is not None and any(len(plain) in _ends(f"{head}.{g}", tuple(plain), language) for g in VALUES["g"])
 
 
 def _lowered(tokens: Sequence[str]) -> list[str] | None:
@@ -350,12 +364,12 @@ def _lowered(tokens: Sequence[str]) -> list[str] | None:
     return lowered
 
 
-def _ends(symbol: str, start: int, tokens: tuple[str, ...]) -> frozenset[int]:
-    """Return where a symbol that begins at a place can end."""
+def _ends(symbol: str, tokens: tuple[str, ...], language: Mapping[str, Sequence[tuple[str, ...]]]) -> frozenset[int]:
+    """Return where a symbol that begins with the first word can end."""
     known: dict[tuple[str, int], frozenset[int]] = {}
 
     def ends(symbol: str, start: int) -> frozenset[int]:
-        bodies = _language().get(symbol)
+        bodies = language.get(symbol)
         if bodies is None:
             return frozenset({start + 1}) if tokens[start : start + 1] == (symbol,) else frozenset()
         if (symbol, start) not in known:
@@ -368,4 +382,4 @@ def _ends(symbol: str, start: int, tokens: tuple[str, ...]) -> frozenset[int]:
             known[symbol, start] = frozenset(found)
         return known[symbol, start]
 
-    return ends(symbol, start)
+    return ends(symbol, 0)

@@ -13,7 +13,7 @@ from lab.demo.stories import words
 from lab.demo.stories.grammar import STYLES, VALUES, Rules, as_text, choose_habits, expand, rules_of
 from lab.demo.stories.story_checker import SHOWN
 
-__all__ = ["UNITS", "Story", "is_tuning", "is_validation", "stories"]
+__all__ = ["UNITS", "Beginning", "Story", "begin", "is_shown", "is_tuning", "is_validation", "stories"]
 
 UNITS = 4  # of a story
 _TOPICS = {"PERSON.one": tuple(words.PERSONS), "ANIMAL.one": tuple(words.ANIMALS), "NOUN": words.THINGS}
@@ -74,7 +74,39 @@ def _share(hero: str, topic: str) -> float:
 
 def _story(style: str, rng: random.Random, validation: bool) -> Story:
     habits = choose_habits(style, rng)
-    rules = rules_of(habits)
+    hero = begin(rules_of(habits), rng, validation=validation)
+    while True:
+        body = [_unit(habits, f"UNIT.{hero.gender}", hero.rules, rng) for _ in range(UNITS)]
+        if all(sum(is_shown(other, unit) for unit in body) <= UNITS // 2 for other in {*STYLES} - {*habits.values()}):
+            break
+    return hero.story(body)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The opening of a story.
+
+    Attributes:
+        gender: "she" or "he".
+        hero: Name.
+        topic: Noun.
+        opening: The sentence.
+        rules: The rules of its units.
+    """
+
+    gender: str
+    hero: str
+    topic: str
+    opening: str
+    rules: Rules
+
+    def story(self, body: Sequence[Sequence[str]]) -> Story:
+        """Return the story with these units."""
+        return Story(self.hero, self.topic, self.opening, " ".join(map(as_text, body)))
+
+
+def begin(rules: Rules, rng: random.Random, *, validation: bool) -> Beginning:
+    """Return a random opening; see `stories`."""
     while True:
         gender = rng.choice(VALUES["g"])
         hero = rng.choice(words.FEMALE if gender == "she" else words.MALE)
@@ -82,18 +114,11 @@ def _story(style: str, rng: random.Random, validation: bool) -> Story:
         if is_validation(hero, topic) == validation:
             break
     (kind,) = (kind for kind, nouns in _TOPICS.items() if topic in nouns)
-    # Every second noun of the topic's kind is the topic.
-    own = rules | {
-        f"NAME.{gender}": [(1.0, (hero,))],
-        "TOPIC": [(1.0, (topic,))],
-        kind: [*rules[kind], (float(len(rules[kind])), (topic,))],
-    }
-    opening = expand(f"OPENING.{gender}", own, rng)
-    while True:
-        body = [_unit(habits, f"UNIT.{gender}", own, rng) for _ in range(UNITS)]
-        if all(sum(_is_shown(other, unit) for unit in body) <= UNITS // 2 for other in {*STYLES} - {*habits.values()}):
-            break
-    return Story(hero, topic, as_text(opening), " ".join(map(as_text, body)))
+    own = rules | {f"NAME.{gender}": [(1.0, (hero,))], "TOPIC": [(1.0, (topic,))]}
+    if (1.0, (topic,)) in rules[kind]:
+        # Every second noun of the topic's kind is the topic.
+        own[kind] = [*rules[kind], (float(len(rules[kind])), (topic,))]
+    return Beginning(gender, hero, topic, as_text(expand(f"OPENING.{gender}", own, rng)), own)
 
 
 def _unit(habits: Mapping[str, str], symbol: str, rules: Rules, rng: random.Random) -> list[str]:
@@ -105,11 +130,12 @@ def _unit(habits: Mapping[str, str], symbol: str, rules: Rules, rng: random.Rand
         unit = expand(symbol, rules, rng)
         # A story with one setting has a place in each unit.
         placed = changing or not {*words.LAND, *words.SEA}.isdisjoint(unit)
-        if placed and _is_shown("bare", unit) == (habits["description"] == "bare"):
+        if placed and is_shown("bare", unit) == (habits["description"] == "bare"):
             return unit
 
 
-def _is_shown(style: str, unit: Sequence[str]) -> bool:
+def is_shown(style: str, unit: Sequence[str]) -> bool:
+    """Return True if the words of a unit, as the rules have them, show a style."""
     return SHOWN[style]([word.lower() for word in unit])
 
 
