@@ -66,6 +66,7 @@ PARTS = ("loss", "speed", "one-shot")
 UNSEEN = 12
 _UNSEEN_SEED, _PROMPT_SEED, _DRAW_SEED = 7_000_000, 11, 3
 PROMPTS, SEEDS, DRAWS, REFERENCES = 8, 4, 3, 4
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Images of a style: the first are given to the predictor, the loss is measured on the others.
 _GIVEN, _MEASURED = 16, 8
 _TIMES = tuple((index + 0.5) / 8 for index in range(8))
@@ -300,6 +301,23 @@ def write_grid(study: Study, chosen: Sequence[Subject], path: Path, prompts: int
     labeled_grid(rows, columns=columns, rows=[subject.name for subject in chosen]).save(path)
 
 
+def write_walk(study: Study, first: Subject, second: Subject, path: Path, prompts: int = 2) -> None:
+    """Write a row for each prompt: an image of the first style, mixtures of both styles, and one of the second."""
+    ends = [study.references(subject, 0) for subject in (first, second)]
+    made = {
+        f"mix {share:g}": study.generate(study.predictor.predict(ends[0], toward=ends[1], mix=share).hypernetwork)
+        for share in _SHARES
+    }
+    given = [Image.open(files[0]).convert("RGB") for files in ends]
+    rows = []
+    scenes = study.scenes[:: study.seeds][:prompts]
+    for index in range(len(scenes)):
+        mixed = [Image.fromarray(images[:: study.seeds][index]) for images in made.values()]
+        rows.append([given[0], *mixed, given[1]])
+    columns = [first.name, *made, second.name]
+    labeled_grid(rows, columns=columns, rows=[scene.caption() for scene in scenes]).save(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(
@@ -309,12 +327,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--work", type=Path, default=Path("predictor-study"), help="folder of the results")
     parser.add_argument("--predictor", type=Path, default=predictor_path(), help="default: the bundled one")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--styles", nargs="+", default=(), help="default: all")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--grid", type=Path, default=None, help="PNG to write")
+    parser.add_argument("--walk", type=Path, default=None, help="PNG to write, from the first style to the second")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     study, measured = Study(chosen.work, chosen.predictor, chosen.prompts, chosen.seeds), subjects(chosen.styles)
@@ -328,6 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_one_shot(study, measured, chosen.draws)
         if chosen.grid is not None:
             write_grid(study, measured, chosen.grid)
+    if chosen.walk is not None:
+        write_walk(study, measured[0], measured[1], chosen.walk)
     return 0
 
 
