@@ -50,7 +50,8 @@ class CaptionFiles:
             return words_of(image.stem)
         found = self._sidecar_caption(image, warn) if self._uses("sidecar") else None
         if found is None:
-            name = image.relative_to(self._folder).as_posix()
+            # Images that are given one by one can be anywhere.
+            name = image.relative_to(self._folder).as_posix() if image.is_relative_to(self._folder) else image.name
             found = self._metadata.get(name, self._metadata.get(image.name))
         if found is None and self._kind in ("sidecar", "metadata"):
             warn(image, f"No caption ({self._kind}). A template is used.")

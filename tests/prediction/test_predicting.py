@@ -63,6 +63,18 @@ def test_a_folder_is_the_same_as_its_files(predictor: StylePredictor, images: Pa
     assert not torch.equal(whole.transform("v", context), single.transform("v", context))
 
 
+def test_images_can_be_in_several_folders(
+    predictor: StylePredictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(images / "1.png", tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    context = torch.randn(1, 4, 16)
+    together = predictor.predict([images / "0.png", images / "1.png"]).hypernetwork
+    apart = predictor.predict([images / "0.png", "elsewhere/1.png"]).hypernetwork
+    assert torch.equal(together.transform("v", context), apart.transform("v", context))
+
+
 def test_mixing_goes_from_one_style_to_the_other(predictor: StylePredictor, images: Path, tmp_path: Path) -> None:
     other = save_style(tmp_path / "other", 30)
     context = torch.randn(1, 4, 16)
