@@ -79,13 +79,7 @@ def counts(path: Path) -> bool:
 
 def is_embedding(path: Path) -> bool:
     """Return True for a file with a sound embedding. Of most other images, only the first rows are read."""
-    try:
-        with open_source(path) as source:
-            if embedding_images.is_image(source.head) and not embedding_images.may_hold(source):
-                return False
-    except HypernetworkError:
-        return False
-    return _loads(path, damaged=False)
+    return _holds(path, damaged=False)
 
 
 @lru_cache(maxsize=20_000)
@@ -97,13 +91,16 @@ def _holds_embedding(path: Path, size: int, modified: int, inode: int) -> bool:
     """
     if path.suffix.lower() not in _IMAGES:
         return _loads(path, damaged=True)
-    if path.stem.lower().endswith(_PREVIEW):
-        return False
+    return not path.stem.lower().endswith(_PREVIEW) and _holds(path, damaged=True)
+
+
+def _holds(path: Path, *, damaged: bool) -> bool:
+    """Return True for a file with an embedding, or if wanted for a damaged image that says that it has one."""
     try:
         with open_source(path) as source:
-            if not embedding_images.may_hold(source):
+            if embedding_images.is_image(source.head) and not embedding_images.may_hold(source):
                 return False
-            named = embedding_images.names_embedding(source)
+            named = damaged and embedding_images.names_embedding(source)
     except HypernetworkError:
         return False
     return _loads(path, damaged=named)

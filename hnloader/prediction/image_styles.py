@@ -91,7 +91,7 @@ class ImageStyles(StyleData[TrainingImage, Batch]):
         """See `StyleData`."""
         config, images, prompts = self.config.previews, list[Image](), list[str]()
         for index, (style, hypernetwork) in enumerate(made):
-            prompt = config.prompts[index % len(config.prompts)] if config.prompts else style.examples[-1].caption or ""
+            prompt = self.prompt(index, style.examples[-1].caption or "")
             with attach(self._denoiser.unet, hypernetwork, 1.0), self._denoiser.loaded():
                 images.append(generate_image(self._denoiser.pipeline, prompt, config.seed + index, config))
             prompts.append(f"{style.name}: {prompt}")

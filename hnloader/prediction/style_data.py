@@ -89,6 +89,11 @@ class StyleData(ABC, Generic[Example, Target]):
         least = min(min(REFERENCES, len(style.examples) - 1) for style in styles)
         return [style.examples[-min(number, len(style.examples) - least)] for style in styles]
 
+    def prompt(self, index: int, own: str) -> str:
+        """Return the prompt of a preview: one of the settings, else that of the style."""
+        prompts = self.config.previews.prompts
+        return prompts[index % len(prompts)] if prompts else own
+
     def calibrate(self, encoder: StyleEncoder, styles: Sequence[Style[Example]]) -> None:
         """Show a new encoder a training example of each of the first styles."""
         encoder.calibrate(self.references([style.examples[0] for style in styles[:_CALIBRATION_STYLES]]))

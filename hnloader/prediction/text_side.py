@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,10 +10,10 @@ from hnloader.attention.layout import find_sites
 from hnloader.errors import DatasetError
 from hnloader.files import sha256_of
 from hnloader.language_models import LanguageModel
-from hnloader.pipelines import quiet
 from hnloader.prediction.model_side import MOST_EXAMPLES, Examples, ModelSide, StyleValues, files_to_read, listed
 from hnloader.training.config import TextConfig
 from hnloader.training.text_dataset import Document, Part, Row, TextDataset, read_text_files, read_texts, rows_of
+from hnloader.training.text_rows import rows_by_document
 
 # The hidden states that are read, as shares of the layers: first the embeddings of the tokens, last the model's output.
 _PLACES = (0.0, 1 / 3, 2 / 3, 1.0)
@@ -56,12 +54,12 @@ class TextSide(ModelSide):
 
     def probe(self) -> Tensor:
         """See `ModelSide`."""
-        return self.numbers(self.rows_of(Document("", (Part(_TEST_TEXT, True),)))[0].tokens).cpu()
+        (row,) = rows_of(Document("", (Part(_TEST_TEXT, True),)), self.language.tokenizer, self.block_size)[:1]
+        return self.numbers(row.tokens).cpu()
 
-    def rows_of(self, document: Document) -> list[Row]:
-        """Return a document in pieces of at most `block_size` tokens; raise ValueError if nothing is left."""
-        with quiet():  # texts longer than the model reads are cut
-            return rows_of(document, self.language.tokenizer, self.block_size)
+    def rows_of(self, dataset: TextDataset) -> list[tuple[Document, list[Row]]]:
+        """Return the documents of a dataset, in pieces of at most `block_size` tokens."""
+        return rows_by_document(dataset, self.language, self.block_size)
 
     @torch.no_grad()
     def numbers(self, tokens: Tensor) -> Tensor:
@@ -76,15 +74,9 @@ class TextSide(ModelSide):
     def values_of(self, examples: Examples) -> StyleValues:
         """See `ModelSide`."""
         dataset = _read(examples)
-        pieces: list[tuple[Path | None, Row]] = []
-        for document in dataset.documents:
-            try:
-                pieces += [(document.path, row) for row in self.rows_of(document)]
-            except ValueError as error:
-                dataset.exclude(document.source, str(error))
+        pieces = [(document.path, row) for document, rows in self.rows_of(dataset) for row in rows]
         if not pieces:
-            source, message = dataset.problems[0]
-            raise DatasetError(f"{dataset.folder}: found no usable text. {source}: {message}")
+            raise dataset.unusable()
         found = StyleValues(notes=list(listed([f"{source}: {message}" for source, message in dataset.problems])))
         if len(pieces) > MOST_EXAMPLES:
             found.notes.append(f"Found {len(pieces)} texts or pieces of long ones. The first {MOST_EXAMPLES} are used.")

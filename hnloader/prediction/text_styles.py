@@ -83,12 +83,7 @@ class TextStyles(StyleData[StyleText, Sequence[Row]]):
         """See `StyleData`."""
         config, prompts, texts = self.config.previews, list[str](), list[str]()
         for index, (style, hypernetwork) in enumerate(made):
-            row = style.examples[-1].row
-            prompts.append(
-                config.prompts[index % len(config.prompts)]
-                if config.prompts
-                else first_words(self.side.language, row.tokens)
-            )
+            prompts.append(self.prompt(index, first_words(self.side.language, style.examples[-1].row.tokens)))
             settings = WritingSettings(config.max_tokens, seed=config.seed + index)
             with attach(self.side.network, hypernetwork, 1.0):
                 texts.append(write_text(self.side.language, prompts[-1], settings))
@@ -112,10 +107,5 @@ def _identity(text: StyleText) -> object:
 
 def _read(folder: Path, config: Config, side: TextSide) -> tuple[Sequence[StyleText], int]:
     dataset = read_texts(folder, config.text)
-    found: list[StyleText] = []
-    for document in dataset.documents:
-        try:
-            found += [StyleText(document.source, row) for row in side.rows_of(document)]
-        except ValueError as error:
-            dataset.exclude(document.source, str(error))
+    found = [StyleText(document.source, row) for document, rows in side.rows_of(dataset) for row in rows]
     return found, len(dataset.problems)

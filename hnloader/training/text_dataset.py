@@ -74,6 +74,11 @@ class TextDataset:
         """Add a problem of a document that is not trained on."""
         self.problems.append((source, f"{message} It is excluded."))
 
+    def unusable(self) -> DatasetError:
+        """Return the error of a dataset whose documents are all excluded."""
+        source, message = self.problems[0]
+        return DatasetError(f"{self.folder}: found no usable text. {source}: {message}")
+
     def remarks(self) -> Iterator[str]:
         """Yield the first problems."""
         for source, message in self.problems[:_MAX_REMARKS]:
@@ -124,8 +129,7 @@ def read_text_files(folder: Path, files: Iterable[Path], config: TextConfig) -> 
 def _usable(dataset: TextDataset) -> TextDataset:
     """Return the dataset; raise DatasetError if it has no documents."""
     if not dataset.documents:
-        source, message = dataset.problems[0]
-        raise DatasetError(f"{dataset.folder}: found no usable text. {source}: {message}")
+        raise dataset.unusable()
     return dataset
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hnloader.attention.layout import find_sites
-from hnloader.errors import DatasetError
 from hnloader.language_models import LanguageModel
 from hnloader.pipelines import quiet
 from hnloader.training.adapters import Adapter
@@ -21,9 +20,9 @@ from hnloader.training.hypernetwork_adapter import HypernetworkAdapter
 from hnloader.training.sampler import split
 from hnloader.training.task import Task, with_learning_rate
 from hnloader.training.text_batches import TextBatches, grouped, summed_loss, trained_count
-from hnloader.training.text_dataset import Document, Row, TextDataset, rows_of
+from hnloader.training.text_dataset import Document, Row, TextDataset
 from hnloader.training.text_report import previews_section, save_previews, texts_section
-from hnloader.training.text_rows import block_size_of, first_words
+from hnloader.training.text_rows import block_size_of, first_words, rows_by_document
 from hnloader.units import counted
 from hnloader.writing import WritingSettings, prompt_tokens, write_text
 
@@ -65,12 +64,9 @@ class TextTask(Task):
     def _set_up_data(self) -> None:
         """Make the rows. Of fewer than five documents, pieces are for validation instead of documents."""
         config = self.config
-        with quiet():  # texts longer than the model reads are cut
-            made = [(document, self._rows(document)) for document in self.dataset.documents]
-        made = [(document, rows) for document, rows in made if rows]
+        made = rows_by_document(self.dataset, self.language, self.block_size)
         if not made:
-            source, message = self.dataset.problems[0]
-            raise DatasetError(f"{self.dataset.folder}: found no usable text. {source}: {message}")
+            raise self.dataset.unusable()
         self.documents = [document for document, _ in made]
         units = [rows for _, rows in made]
         if len(units) < 5:
@@ -81,13 +77,6 @@ class TextTask(Task):
         documents = len(made) == len(units)
         self._validation_documents = [self.documents[index] for index in validation] if documents else []
         self.batches = TextBatches(self.rows, config.batch_size * self.block_size, config.seed)
-
-    def _rows(self, document: Document) -> list[Row]:
-        try:
-            return rows_of(document, self.language.tokenizer, self.block_size)
-        except ValueError as error:
-            self.dataset.exclude(document.source, str(error))
-            return []
 
     def _size_note(self) -> Iterator[str]:
         tokens, wanted = _length(self.rows), self.config.batch_size * self.block_size

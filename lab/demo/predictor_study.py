@@ -39,7 +39,7 @@ from hnloader.demo.styles import paint
 from hnloader.grids import labeled_grid
 from hnloader.network import Hypernetwork
 from hnloader.pipelines import load_model
-from hnloader.prediction.predicting import StylePredictor
+from hnloader.prediction.predicting import Examples, StylePredictor
 from hnloader.prediction.predictor_file import load_predictor
 from hnloader.training.denoiser import Batch, Denoiser
 from lab.demo.checker import holds
@@ -231,14 +231,20 @@ class Study:
         return found
 
     def speed(self, subject: Subject) -> tuple[float, bool]:
-        """Return the median milliseconds of processor time of a prediction, and whether two have the same bits."""
-        given, times, made = self.references(subject, 0), [], []
-        for _ in range(9):
-            start = time.process_time()
-            made.append(self.predictor.predict(given).hypernetwork)
-            times.append(1000 * (time.process_time() - start))
-        pairs = zip(made[0].parameters(), made[-1].parameters(), strict=True)
-        return statistics.median(times), all(torch.equal(one, other) for one, other in pairs)
+        """See `prediction_speed`."""
+        return prediction_speed(self.predictor, self.references(subject, 0))
+
+
+def prediction_speed(predictor: StylePredictor, given: Examples) -> tuple[float, bool]:
+    """Return the median milliseconds of processor time of a prediction, and whether all have the same bits."""
+    times, made = [], []
+    for _ in range(9):
+        start = time.process_time()
+        made.append(predictor.predict(given).hypernetwork)
+        times.append(1000 * (time.process_time() - start))
+    first = list(made[0].parameters())
+    pairs = [pair for each in made for pair in zip(first, each.parameters(), strict=True)]
+    return statistics.median(times), all(torch.equal(one, other) for one, other in pairs)
 
 
 def print_one_shot(study: Study, chosen: Sequence[Subject], draws: int) -> None:

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from hnloader.attention import attach
+from hnloader.cli.train_command import parse_settings
 from hnloader.demo import pipeline_folder
 from hnloader.demo.drawing import IMAGES, draw_images
 from hnloader.demo.sampling import generate, load_pipeline
@@ -33,7 +34,6 @@ from hnloader.files import replacing
 from hnloader.grids import labeled_grid
 from hnloader.loading import load
 from hnloader.training import read_config, train
-from hnloader.training.schema import read_yaml
 from lab.demo.checker import Mask, look, shrink
 from lab.demo.scene_captions import validation_scenes
 from lab.demo.study_styles import chalked, dimmed
@@ -316,7 +316,7 @@ def _run(chosen: argparse.Namespace) -> int:
     print(f"{'style':<10} {'way':<17} {'style shown':>11} {'prompt held':>11} {'score':>6}  trained for")
     pipeline = load_pipeline(pipeline_folder())
     results: list[dict[str, object]] = []
-    changes = {key: read_yaml(value) for key, value in (each.split("=", 1) for each in chosen.set)}
+    changes = parse_settings(chosen.set)
     for style in chosen.styles:
         spent = train_each(style, chosen.work, {way: chosen.steps or STEPS[way] for way in chosen.methods}, changes)
         rows, kept = compare(style, chosen.work, pipeline, chosen.methods)

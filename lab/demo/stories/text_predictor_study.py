@@ -13,7 +13,6 @@ import functools
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from hnloader.prediction.predicting import StylePredictor
 from hnloader.prediction.predictor_file import load_predictor
 from hnloader.training.text_batches import grouped, summed_loss, trained_count
 from hnloader.training.text_dataset import Document, Part, Row, rows_of
+from lab.demo.predictor_study import prediction_speed
 from lab.demo.stories.continuations import continue_stories, openings
 from lab.demo.stories.drawn_styles import drawn_stories, drawn_style
 from lab.demo.stories.grammar import is_unit, units
@@ -129,17 +129,8 @@ class TextStudy:
             return continue_stories(self.language, prompts)
 
     def speed(self, folder: Path) -> tuple[float, bool]:
-        """Return the median milliseconds of processor time of a prediction, and whether all have the same bits."""
-        times, made = [], []
-        for _ in range(9):
-            start = time.process_time()
-            made.append(self.predictor.predict(folder).hypernetwork)
-            times.append(1000 * (time.process_time() - start))
-        first = list(made[0].parameters())
-        same = all(
-            torch.equal(one, other) for each in made for one, other in zip(first, each.parameters(), strict=True)
-        )
-        return statistics.median(times), same
+        """See `prediction_speed`."""
+        return prediction_speed(self.predictor, folder)
 
 
 def shares(texts: Sequence[str], found: Callable[[Sequence[str]], bool]) -> tuple[float, float]:
