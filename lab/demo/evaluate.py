@@ -1,13 +1,14 @@
 """Measure how often the bundled pipeline draws its prompt: `python -m lab.demo.evaluate --prompts 200`.
 
 `--styles` measures the style of each bundled hypernetwork at strength 0, 0.5 and 1, and whether shapes and positions
-still match the prompt. The prompts combine words that are never trained together. The metrics are `lab.demo.checker`
-and `lab.demo.style_scores`, which use pixels only.
+still match the prompt. The prompts combine words that are never trained together. The metrics are `lab.demo.checker`,
+`lab.demo.cleanness` and `lab.demo.style_scores`, which use pixels only.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,15 @@ import numpy as np
 
 from hnloader.attention import attach
 from hnloader.demo.sampling import GUIDANCE, STEPS, generate, load_pipeline
-from hnloader.demo.scenes import Scene
+from hnloader.demo.scenes import ByteArray, Scene
+from hnloader.demo.styles import draw
 from hnloader.loading import load
 from hnloader.network import Hypernetwork
 from lab.demo.checker import ATTRIBUTES, Verdict, check, holds
+from lab.demo.cleanness import Cleanness, mean_cleanness
 from lab.demo.scene_captions import validation_scenes
 from lab.demo.style_scores import style_score
+from lab.demo.training.vae import through_vae
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -30,10 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adherence:
-    """Verdicts over a set of prompts."""
+    """Verdicts over a set of prompts, and how clean the images are on average."""
 
     scenes: tuple[Scene, ...]
     verdicts: tuple[Verdict, ...]
+    clean: Cleanness
 
     def share(self, attribute: str = "right", objects: int | None = None) -> float:
         """Share (0 to 1) of images with an attribute right; 'right' is all of them."""
@@ -48,7 +53,8 @@ class Adherence:
         """All shares in one line, for a log."""
         parts = [f"{attribute} {self.share(attribute):.1%}" for attribute in ATTRIBUTES]
         kinds = f"one object {self.share(objects=1):.1%}, two {self.share(objects=2):.1%}"
-        return f"all right {self.share():.1%} ({kinds}); " + ", ".join(parts)
+        flaws = ", ".join(f"{name} {value:.2f}" for name, value in dataclasses.asdict(self.clean).items())
+        return f"all right {self.share():.1%} ({kinds}); {', '.join(parts)}; {flaws}"
 
 
 def adherence(
@@ -60,8 +66,14 @@ def adherence(
     guidance: float = GUIDANCE,
 ) -> Adherence:
     """Generate one image per scene from its caption, and check it."""
-    images = generate(pipeline, [scene.caption() for scene in scenes], seed=seed, steps=steps, guidance=guidance)
-    return Adherence(tuple(scenes), tuple(check(image, scene) for image, scene in zip(images, scenes, strict=True)))
+    captions = [scene.caption() for scene in scenes]
+    return adherence_of(list(generate(pipeline, captions, seed=seed, steps=steps, guidance=guidance)), scenes)
+
+
+def adherence_of(images: Sequence[ByteArray], scenes: Sequence[Scene]) -> Adherence:
+    """Check one image, uint8 (64, 64, 3), per scene."""
+    verdicts = tuple(check(image, scene) for image, scene in zip(images, scenes, strict=True))
+    return Adherence(tuple(scenes), verdicts, mean_cleanness(images, scenes))
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,13 @@ def print_adherence(result: Adherence) -> None:
     print(f"  {'all right':<12}{result.share():7.1%}")
 
 
+def print_cleanness(made: Cleanness, best: Cleanness) -> None:
+    """Print the flaws of generated images, and of drawn ones after the VAE."""
+    print(f"  {'':<12}{'made':>7}{'drawn, VAE':>12}")
+    for field in dataclasses.fields(Cleanness):
+        print(f"  {field.name:<12}{getattr(made, field.name):7.2f}{getattr(best, field.name):12.2f}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lab.demo.evaluate", description=__doc__)
@@ -123,7 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = {"seed": chosen.seed, "steps": chosen.steps, "guidance": chosen.guidance}
     print(f"{len(scenes)} validation prompts, {chosen.steps} steps, guidance {chosen.guidance:g}, seed {chosen.seed}")
     if not chosen.styles:
-        print_adherence(adherence(pipeline, scenes, **options))
+        result = adherence(pipeline, scenes, **options)
+        print_adherence(result)
+        drawn = [draw(scene, chosen.seed + index) for index, scene in enumerate(scenes)]
+        print_cleanness(result.clean, mean_cleanness(through_vae(pipeline.vae, drawn), scenes))
         return 0
     for style, path in hypernetwork_paths().items():
         print(f"{path.name}\n  strength   style score   shape and position hold")

@@ -47,7 +47,8 @@ from lab.demo.random_style_scores import random_style_score
 from lab.demo.scene_captions import validation_scenes
 from lab.demo.style_scores import style_score
 from lab.demo.style_study import HARDER, STYLES
-from lab.demo.training.common import as_images, as_tensor
+from lab.demo.training.common import as_tensor
+from lab.demo.training.vae import through_vae
 
 NAMED = (*STYLES, *HARDER, "outline")
 # Mean scores of fully trained files at strength 1: docs/dev/training-evidence.md; outline: docs/dev/demo-pipeline.md.
@@ -189,13 +190,11 @@ class Study:
             "held": float(np.mean([holds(image, scene) for image, scene in pairs])),
         }
 
-    @torch.no_grad()
     def best_possible(self, subject: Subject) -> dict[str, float]:
         """Return the measures of drawn scenes, through the VAE and back."""
         rng = np.random.default_rng(_DRAW_SEED)
-        drawn = np.stack([subject.paint(scene, rng) for scene in self.scenes])
-        latents = self.pipeline.vae.encode(as_tensor(drawn)).latent_dist.mean
-        return self.measured(subject, list(as_images(self.pipeline.vae.decode(latents).sample)))
+        drawn = [subject.paint(scene, rng) for scene in self.scenes]
+        return self.measured(subject, through_vae(self.pipeline.vae, drawn))
 
     # -- loss
 

@@ -38,7 +38,7 @@ from lab.demo.checker import Mask, look, shrink
 from lab.demo.scene_captions import validation_scenes
 from lab.demo.study_styles import chalked, dimmed
 from lab.demo.style_scores import style_score
-from lab.demo.training.common import as_images, as_tensor
+from lab.demo.training.vae import through_vae
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -214,7 +214,7 @@ def compare(
     """Generate the validation prompts in each way and evaluate them; also return the images of the first seed."""
     scenes = wanted_scenes()
     drawn: dict[str, Sequence[ByteArray]] = {
-        "drawn, VAE": _through_vae(style, scenes, pipeline),
+        "drawn, VAE": through_vae(pipeline.vae, _painted(style, scenes)),
         "without": _kept(work / "without.npy", None, lambda: _drawn(pipeline, scenes)),
     }
     for method in methods:
@@ -270,13 +270,9 @@ def _kept(path: Path, source: Path | None, draw: Callable[[], list[ByteArray]]) 
     return list(np.load(path))
 
 
-@torch.no_grad()
-def _through_vae(style: str, scenes: Sequence[Scene], pipeline: StableDiffusionPipeline) -> list[ByteArray]:
-    """Return the scenes as the painter draws them, encoded and decoded."""
+def _painted(style: str, scenes: Sequence[Scene]) -> list[ByteArray]:
     rng = np.random.default_rng(_VALIDATION_SEED)
-    drawn = np.stack([paint(style, *lay_out(scene, rng)) for scene in scenes])
-    latents = pipeline.vae.encode(as_tensor(drawn)).latent_dist.mean
-    return list(as_images(pipeline.vae.decode(latents).sample))
+    return [paint(style, *lay_out(scene, rng)) for scene in scenes]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

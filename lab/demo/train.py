@@ -32,7 +32,7 @@ from lab.demo.scene_captions import validation_scenes
 from lab.demo.training.common import Budget
 from lab.demo.training.export import export_hypernetwork, export_pipeline
 from lab.demo.training.hypernetworks import RECIPES, train_hypernetwork
-from lab.demo.training.unet import load_trained, train_unet
+from lab.demo.training.unet import load_trained, new_pipeline, train_unet
 from lab.demo.training.vae import even_out_latents, load_vae, train_decoder, train_vae
 
 # Prompts of the reports during training; not those of the final figure, which has another seed.
@@ -47,9 +47,15 @@ def _decoder(chosen: argparse.Namespace) -> None:
     train_decoder(chosen.work, load_vae(chosen.work), chosen.budget, batch=chosen.batch or 16)
 
 
-def _unet(chosen: argparse.Namespace) -> None:
+def _start(chosen: argparse.Namespace) -> StableDiffusionPipeline:
+    if chosen.start:
+        return load_pipeline(chosen.start)
     vae = load_vae(chosen.work)
     even_out_latents(vae)
+    return new_pipeline(chosen.work, vae)
+
+
+def _unet(chosen: argparse.Namespace) -> None:
     scenes = validation_scenes(chosen.report_prompts, seed=_REPORT_SEED)
 
     def report(pipeline: StableDiffusionPipeline) -> str:
@@ -58,19 +64,18 @@ def _unet(chosen: argparse.Namespace) -> None:
 
     train_unet(
         chosen.work,
-        vae,
+        _start(chosen),
         chosen.budget,
         batch=chosen.batch or 32,
+        rate=chosen.rate or 8e-4,
         images=chosen.images or 30_000,
+        seed=chosen.seed,
         report=report,
-        report_every=chosen.report_every,
     )
 
 
 def _export(chosen: argparse.Namespace) -> None:
-    vae = load_vae(chosen.work)
-    even_out_latents(vae)
-    size = export_pipeline(load_trained(chosen.work, vae), chosen.out / "pipeline")
+    size = export_pipeline(load_trained(chosen.work, _start(chosen)), chosen.out / "pipeline")
     print(f"{chosen.out / 'pipeline'}: {size / 1e6:.2f} MB")
 
 
@@ -128,9 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--batch", type=int, default=None, help="images in a step (default: 32 for the UNet, else 16)")
+    parser.add_argument("--rate", type=float, default=None, help="highest learning rate of the UNet (default: 8e-4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the UNet's scenes and noise")
+    parser.add_argument("--start", type=Path, default=None, help="pipeline folder from which the UNet is trained on")
     parser.add_argument("--images", type=int, default=None, help="size of the drawn data set (UNet and style)")
     parser.add_argument("--style", choices=RECIPES, default=next(iter(RECIPES)))
-    parser.add_argument("--report-every", type=int, default=1000, help="steps between measurements in the log")
+    parser.add_argument("--report-every", type=int, default=1000, help="steps between measurements of a style")
     parser.add_argument("--report-prompts", type=int, default=40)
     parser.add_argument("--threads", type=int, default=None, help="processor threads (default: torch's choice)")
     chosen = parser.parse_args(arguments)

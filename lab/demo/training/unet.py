@@ -177,9 +177,17 @@ def cached_latents(folder: Path, vae: AutoencoderKL, count: int, seed: int) -> L
     return data
 
 
+def new_pipeline(folder: Path, vae: AutoencoderKL, seed: int = 0) -> StableDiffusionPipeline:
+    """Return a pipeline with an untrained UNet and text encoder; writes its tokenizer into `folder`."""
+    torch.manual_seed(seed)
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    text_encoder = build_text_encoder(tokenizer)
+    return assemble(vae, text_encoder, tokenizer, build_unet())
+
+
 def train_unet(
     folder: Path,
-    vae: AutoencoderKL,
+    pipeline: StableDiffusionPipeline,
     budget: Budget,
     *,
     batch: int = 32,
@@ -187,20 +195,18 @@ def train_unet(
     images: int = 30_000,
     seed: int = 0,
     report: Callable[[StableDiffusionPipeline], str] | None = None,
-    report_every: int = 500,
-) -> StableDiffusionPipeline:
-    """Train UNet and text encoder with the checkpoint `folder`/unet.pt; resumes from that file if it exists."""
-    torch.manual_seed(seed)
-    tokenizer = write_tokenizer(folder / "tokenizer")
-    text_encoder = build_text_encoder(tokenizer)
-    unet = build_unet()
+) -> None:
+    """Train UNet and text encoder with the checkpoint `folder`/unet.pt; resumes from that file if it exists.
+
+    Every 1,000 steps, the log gets the text that `report` makes of the pipeline.
+    """
+    unet, text_encoder = pipeline.unet, pipeline.text_encoder
     # On CPUs the fused attention's backward pass takes longer than the plain one's; the results are the same.
     unet.set_attn_processor(AttnProcessor())
-    pipeline = assemble(vae, text_encoder, tokenizer, unet)
-    data = cached_latents(folder, vae, images, seed)
+    data = cached_latents(folder, pipeline.vae, images, seed)
     Trainer(
-        {"unet": unet, "text_encoder": text_encoder},
-        NoisePrediction(data, tokenizer, text_encoder, unet, batch, seed),
+        {"unet": unet.train(), "text_encoder": text_encoder.train()},
+        NoisePrediction(data, pipeline.tokenizer, text_encoder, unet, batch, seed),
         budget,
         folder / "unet.pt",
         rate,
@@ -208,17 +214,10 @@ def train_unet(
         decay=0.998,
         save_every=250,
         report=None if report is None else lambda step: report(pipeline),
-        report_every=report_every,
     ).run()
-    unet.set_default_attn_processor()
-    unet.eval()
-    text_encoder.eval()
+
+
+def load_trained(folder: Path, pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """Give a pipeline the averaged weights of `folder`/unet.pt."""
+    load_average(folder / "unet.pt", {"unet": pipeline.unet.eval(), "text_encoder": pipeline.text_encoder.eval()})
     return pipeline
-
-
-def load_trained(folder: Path, vae: AutoencoderKL) -> StableDiffusionPipeline:
-    """Return the pipeline of `folder`/unet.pt with its averaged weights."""
-    tokenizer = write_tokenizer(folder / "tokenizer")
-    text_encoder, unet = build_text_encoder(tokenizer), build_unet()
-    load_average(folder / "unet.pt", {"unet": unet, "text_encoder": text_encoder})
-    return assemble(vae, text_encoder.eval(), tokenizer, unet.eval())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from hnloader.demo.scenes import (
 )
 from hnloader.demo.styles import draw, paint
 from lab.demo.study_styles import PAINTERS
-from lab.demo.training.common import Budget, Trainer, as_tensor, load_average
+from lab.demo.training.common import Budget, Trainer, as_images, as_tensor, load_average
 
 STYLES = tuple(PAINTERS)
 
@@ -130,6 +131,14 @@ def load_vae(folder: Path) -> AutoencoderKL:
     if (folder / "decoder.pt").exists():
         load_average(folder / "decoder.pt", {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     return vae.eval()
+
+
+@torch.no_grad()
+def through_vae(vae: AutoencoderKL, images: Sequence[ByteArray]) -> list[ByteArray]:
+    """Return images after encoding and decoding: the best that the pipeline can show of them."""
+    parts = as_tensor(np.stack(images)).split(32)
+    decoded = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in parts]
+    return list(as_images(torch.cat(decoded)))
 
 
 @torch.no_grad()

@@ -20,7 +20,8 @@ from lab.demo import style_study
 from lab.demo.scene_captions import parse_caption as parse
 from lab.demo.scene_captions import validation_scenes
 from lab.demo.style_scores import style_score
-from lab.demo.style_study import HARDER, STYLES, _kept, _through_vae, evaluate, train_each
+from lab.demo.style_study import HARDER, STYLES, _kept, _painted, evaluate, train_each
+from lab.demo.training.vae import through_vae
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,12 @@ def test_half_styled_image_scores_between(style: str, scenes: list[Scene]) -> No
 def test_vae_reconstructs_every_style_except_halftone(scenes: list[Scene]) -> None:
     pipeline = load_pipeline(pipeline_folder())
     for style in (*STYLES, *HARDER):
-        best = evaluate(style, "drawn, VAE", scenes, _through_vae(style, scenes, pipeline))
+        best = evaluate(style, "drawn, VAE", scenes, through_vae(pipeline.vae, _painted(style, scenes)))
         assert best.shown >= 0.95, style
         assert best.held >= 0.95, style
-    assert evaluate("halftone", "drawn, VAE", scenes, _through_vae("halftone", scenes, pipeline)).shown < 0.8
+    assert (
+        evaluate("halftone", "drawn, VAE", scenes, through_vae(pipeline.vae, _painted("halftone", scenes))).shown < 0.8
+    )
 
 
 def test_training_images_use_all_words_and_no_validation_scene(tmp_path: Path) -> None:
