@@ -273,10 +273,10 @@ class Config:
     learning_rate: str | float = setting(
         "auto",
         "A number; or the webui's '5e-5:100, 1e-5:1000, 1e-6' (a rate up to a step, then the next); or auto: with\n"
-        "adamw, adamw8bit, adafactor and muon 1e-4 for a hypernetwork or LoRA and 5e-3 for an embedding, with lion a\n"
-        "tenth of that, with prodigy 1, with sgd a thousand times that. For a hypernetwork or LoRA on a narrower\n"
-        "model, the rate is higher, at most ten times: as many times as the widest self-attention is narrower than\n"
-        "1280. For texts, it is three times as high.",
+        "adamw, adamw8bit and adafactor 1e-4 for a hypernetwork or LoRA and 5e-3 for an embedding; with muon four\n"
+        "times that, with lion a tenth, with sgd a thousand times, with prodigy 1. For a hypernetwork or LoRA on a\n"
+        "narrower model, the rate is higher, at most ten times: as many times as the widest self-attention is narrower\n"
+        "than 1280. For texts, it is three times as high.",
     )
     lr_scheduler: Literal["constant", "cosine", "linear"] = setting(
         "cosine", "Decay of a single learning rate to a hundredth: constant (none), linear or cosine."
@@ -284,8 +284,8 @@ class Config:
     lr_warmup_steps: int = setting(20, "Steps over which the learning rate rises from 0.", least=0)
     optimizer: Literal["adamw", "adamw8bit", "prodigy", "lion", "adafactor", "muon", "sgd"] = setting(
         "adamw",
-        "adamw, sgd, adafactor; muon (torch 2.9 or newer); or from other packages: adamw8bit (bitsandbytes),\n"
-        "prodigy (prodigyopt), lion (lion-pytorch).",
+        "adamw, muon, sgd, adafactor; or from other packages: adamw8bit (bitsandbytes), prodigy (prodigyopt), lion\n"
+        "(lion-pytorch).",
     )
     weight_decay: float = setting(0.0, "Weight decay of the optimizer.", least=0, most=1)
     max_grad_norm: float = setting(1.0, "Clip the gradients to this norm. 0: off.", least=0)

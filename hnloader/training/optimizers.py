@@ -59,7 +59,9 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     # Not fused: the fused kernel rounds differently on each device.
     "adamw": OptimizerKind("", "torch.optim", "AdamW"),
     "adamw8bit": OptimizerKind("bitsandbytes", "bitsandbytes.optim", "AdamW8bit"),
-    "muon": OptimizerKind("torch", "hnloader.training.muon", "Muon"),
+    # Its steps have the size of AdamW's in long training runs, a fifth of the learning rate; in short ones, AdamW's are
+    # as large as the rate.
+    "muon": OptimizerKind("", "hnloader.training.muon", "Muon", adamw_factor=4.0),
     # It estimates the rate and multiplies it by this one.
     "prodigy": OptimizerKind("prodigyopt", "prodigyopt", "Prodigy", {"safeguard_warmup": True}, learning_rate=1.0),
     # The length of its steps is the rate; its authors advise a third to a tenth of AdamW's.

@@ -98,7 +98,7 @@ def test_each_optimizer_learns_and_resumes_bit_for_bit(name: str, settings_of: S
 def test_the_automatic_learning_rate_depends_on_the_optimizer(settings_of: Settings) -> None:
     rates = {name: float(settings_of("a", name).learning_rate_text) for name in OPTIMIZERS}
     assert rates == pytest.approx(
-        {"adamw": 1e-4, "adamw8bit": 1e-4, "adafactor": 1e-4, "muon": 1e-4, "lion": 1e-5, "prodigy": 1.0, "sgd": 0.1}
+        {"adamw": 1e-4, "adamw8bit": 1e-4, "adafactor": 1e-4, "muon": 4e-4, "lion": 1e-5, "prodigy": 1.0, "sgd": 0.1}
     )
     assert auto_learning_rate("adamw", "embedding") == 5e-3
     assert auto_learning_rate("prodigy", "embedding") == 1.0
