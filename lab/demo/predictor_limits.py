@@ -21,7 +21,8 @@ from hnloader.prediction.image_styles import detail_weights
 from hnloader.prediction.predictor import Emitted, Predictor
 from hnloader.prediction.row_hooks import RowHooks
 from hnloader.training.denoiser import Batch
-from lab.demo.predictor_study import PROMPTS, TRAINED, Study, Subject, subjects
+from lab.demo.predictor_study import PROMPTS, TRAINED, Study
+from lab.demo.subjects import Subject, subjects
 
 STEPS = 200
 _RATE, _WARMUP, _BATCH = 1e-2, 10, 8

@@ -19,21 +19,25 @@ import torch
 
 from hnloader.demo import pipeline_folder, predictor_path
 from hnloader.training import read_config, train
-from lab.demo.predictor_study import Subject, subjects
 from lab.demo.style_study import SETTINGS
+from lab.demo.subjects import Subject, subjects
 
+_IMAGES = 24
 _EVERY = 25  # steps between validations
 _SETTINGS: dict[str, object] = {**SETTINGS, "data.validation_split": 1 / 3, "validate_every_n_steps": _EVERY}
 
 
 def losses(work: Path, subject: Subject, name: str, changes: dict[str, object]) -> dict[int, float]:
     """Return the validation losses of a training by step; it is run once."""
-    key = subject.name.replace(" ", "-")
-    kept = work / f"{key}-{name}.json"
+    kept = work / f"{subject.key}-{name}.json"
     if not kept.is_file():
-        images = work / "images" / key
-        subject.draw(images)
-        given = {"model": str(pipeline_folder()), "images": str(images), "output": str(work / f"{key}-{name}.pt")}
+        images = work / "images" / subject.key
+        subject.draw(images, _IMAGES)
+        given = {
+            "model": str(pipeline_folder()),
+            "images": str(images),
+            "output": str(work / f"{subject.key}-{name}.pt"),
+        }
         result = train(read_config(None, {**_SETTINGS, **given, **changes}), resume=True, device="cpu")
         if result.reason == "interrupted":
             raise KeyboardInterrupt

@@ -19,7 +19,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,8 @@ from torch import Tensor
 
 from hnloader.attention import attach
 from hnloader.demo import pipeline_folder, predictor_path
-from hnloader.demo.drawing import draw_images
-from hnloader.demo.random_styles import RandomStyle, random_style
 from hnloader.demo.sampling import generate
-from hnloader.demo.scenes import ByteArray, Scene, lay_out, random_scene
-from hnloader.demo.styles import paint
+from hnloader.demo.scenes import ByteArray
 from hnloader.grids import labeled_grid
 from hnloader.network import Hypernetwork
 from hnloader.pipelines import load_model
@@ -43,14 +39,11 @@ from hnloader.prediction.predicting import Examples, StylePredictor
 from hnloader.prediction.predictor_file import load_predictor
 from hnloader.training.denoiser import Batch, Denoiser
 from lab.demo.checker import holds
-from lab.demo.random_style_scores import random_style_score
 from lab.demo.scene_captions import validation_scenes
-from lab.demo.style_scores import style_score
-from lab.demo.style_study import HARDER, STYLES
+from lab.demo.subjects import EVERY, Subject, subjects
 from lab.demo.training.common import as_tensor
 from lab.demo.training.vae import through_vae
 
-NAMED = (*STYLES, *HARDER, "outline")
 # Mean scores of fully trained files at strength 1: docs/dev/training-evidence.md; outline: docs/dev/demo-pipeline.md.
 TRAINED = {
     "duotone": 0.92,
@@ -64,59 +57,12 @@ TRAINED = {
     "outline": 0.77,
 }
 PARTS = ("loss", "speed", "one-shot")
-UNSEEN = 12
-_UNSEEN_SEED, _PROMPT_SEED, _DRAW_SEED = 7_000_000, 11, 3
+_PROMPT_SEED, _DRAW_SEED = 11, 3
 PROMPTS, SEEDS, DRAWS, REFERENCES = 8, 4, 3, 4
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Images of a style: the first are given to the predictor, the loss is measured on the others.
 _GIVEN, _MEASURED = 16, 8
 _TIMES = tuple((index + 0.5) / 8 for index in range(8))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A style to measure.
-
-    Attributes:
-        name: Its name; unseen styles are numbered.
-        style: Its point in the space of random styles, or None for a named one.
-    """
-
-    name: str
-    style: RandomStyle | None
-
-    def draw(self, folder: Path) -> list[Path]:
-        """Draw its images, or return those drawn before."""
-        if not (folder / f"{_GIVEN + _MEASURED - 1:02}.png").is_file():
-            if self.style is None:
-                draw_images(self.name, folder, _GIVEN + _MEASURED)
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
-                rng = np.random.default_rng((_UNSEEN_SEED, int(self.name.split()[-1]), 1))
-                for index in range(_GIVEN + _MEASURED):
-                    scene = random_scene(rng, 1 + index % 2)
-                    Image.fromarray(self.paint(scene, rng)).save(folder / f"{index:02}.png")
-                    (folder / f"{index:02}.txt").write_text(scene.caption())
-        return sorted(folder.glob("*.png"))
-
-    def paint(self, scene: Scene, rng: np.random.Generator) -> ByteArray:
-        """Draw a scene in the style."""
-        laid_out = lay_out(scene, rng)
-        return paint(self.name, *laid_out) if self.style is None else self.style.paint(*laid_out)
-
-    def score(self, image: ByteArray, scene: Scene) -> float:
-        """Return the style score of an image, 0 to 1."""
-        if self.style is None:
-            return float(np.nan_to_num(style_score(self.name, image)))
-        return random_style_score(self.style, image, scene)
-
-
-def subjects(names: Sequence[str] = ()) -> list[Subject]:
-    """Return the named and the unseen styles, or those of them with these names."""
-    unseen = (random_style(np.random.default_rng((_UNSEEN_SEED, index))) for index in range(UNSEEN))
-    every = [Subject(name, None) for name in NAMED]
-    every += [Subject(f"unseen {index:02}", style) for index, style in enumerate(unseen)]
-    return [each for each in every if not names or each.name in names]
 
 
 class Study:
@@ -142,7 +88,7 @@ class Study:
 
     def images(self, subject: Subject) -> list[Path]:
         """Return the images of a style."""
-        return subject.draw(self.work / "images" / subject.name.replace(" ", "-"))
+        return subject.draw(self.work / "images" / subject.key, _GIVEN + _MEASURED)
 
     def given(self, subject: Subject) -> list[Path]:
         """Return the images of a style that the predictor can be given; the loss is measured on the others."""
@@ -179,7 +125,7 @@ class Study:
     def one_shot(self, subject: Subject, draw: int) -> dict[str, float]:
         """Return score and kept prompts of a draw."""
         images = self.generate(self.predict(subject, draw))
-        np.save(self.work / f"{subject.name.replace(' ', '-')}-{draw}.npy", np.stack(images))
+        np.save(self.work / f"{subject.key}-{draw}.npy", np.stack(images))
         return self.measured(subject, images)
 
     def measured(self, subject: Subject, images: Sequence[ByteArray]) -> dict[str, float]:
@@ -253,7 +199,7 @@ def print_one_shot(study: Study, chosen: Sequence[Subject], draws: int) -> None:
     shares, held = [], []
     plain_held = float(np.mean([holds(image, scene) for image, scene in zip(study.plain, study.scenes, strict=True)]))
     for subject in chosen:
-        key = subject.name.replace(" ", "-")
+        key = subject.key
         plain = study.measured(subject, study.plain)["score"]
         rows = [
             study.kept(f"one-shot/{key}-{draw}", lambda subject=subject, draw=draw: study.one_shot(subject, draw))  # type: ignore[misc]
@@ -284,7 +230,7 @@ def print_losses(study: Study, chosen: Sequence[Subject]) -> None:
     rows = []
     for index, subject in enumerate(chosen):
         other = chosen[(index + 1) % len(chosen)]
-        key = f"loss/{subject.name.replace(' ', '-')}"
+        key = f"loss/{subject.key}"
         row = study.kept(key, lambda subject=subject, other=other: study.losses(subject, other))  # type: ignore[misc]
         rows.append(row)
         values = [row["without"], row["1"], row["4"], row["16"], row["other"], row["other"] / row["4"]]
@@ -299,7 +245,7 @@ def write_grid(study: Study, chosen: Sequence[Subject], path: Path, prompts: int
     scenes = study.scenes[:: study.seeds][:prompts]
     rows = []
     for subject in chosen:
-        made = np.load(study.work / f"{subject.name.replace(' ', '-')}-0.npy")[:: study.seeds][:prompts]
+        made = np.load(study.work / f"{subject.key}-0.npy")[:: study.seeds][:prompts]
         given = [Image.open(file).convert("RGB") for file in study.references(subject, 0)]
         rows.append([*given, *map(Image.fromarray, made)])
     columns = [*[f"given {index + 1}" for index in range(REFERENCES)], *[scene.caption() for scene in scenes]]
@@ -338,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("predictor-study"), help="folder of the results")
     parser.add_argument("--predictor", type=Path, default=predictor_path(), help="default: the bundled one")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--styles", nargs="+", default=(), help="default: all")
+    parser.add_argument("--styles", nargs="+", choices=EVERY, default=EVERY, metavar="STYLE", help="default: all")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--draws", type=int, default=DRAWS)

@@ -5,7 +5,8 @@ import torch
 
 from hnloader.demo import predictor_path
 from lab.demo.predictor_limits import fit
-from lab.demo.predictor_study import Study, subjects
+from lab.demo.predictor_study import Study
+from lab.demo.subjects import subjects
 
 
 @pytest.mark.slow
