@@ -28,7 +28,7 @@ from hnloader.demo.drawing import draw_images
 from hnloader.errors import CancelledError
 from hnloader.ui import Host, ImageRequest, TrainingPlace, build
 from hnloader.ui.page_host import Progress
-from tests.support.browsers import FLAGS, find_chromium
+from tests.support.browsers import open_tab, start_chromium
 
 MODEL = pipeline_folder()
 # The Python that trains. The webui's may lack what training requires; `make webui-gradio` names the project's.
@@ -168,13 +168,10 @@ def passed(text: str) -> None:
 
 
 def main() -> None:
-    expect.set_options(timeout=120_000)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder, output = make_library(Path(name) / "hypernetworks"), Path(name) / "images"
-        browser = playwright.chromium.launch(
-            executable_path=find_chromium(playwright.chromium.executable_path), args=FLAGS
-        )
-        page = browser.new_page(viewport={"width": 1360, "height": 950})
+        browser = start_chromium(playwright)
+        page = open_tab(browser, viewport={"width": 1360, "height": 950})
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(serve(folder, output))

@@ -27,7 +27,7 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 from extension.host_library import HostLibrary
 from extension.panel import RowsPanel
 from extension.rows import read_rows, tags_of, text_of
-from tests.support.browsers import FLAGS, find_chromium
+from tests.support.browsers import open_tab, start_chromium
 from tests.support.builders import Recipe, make_sides, metadata, tree, write
 
 # Newer than all webuis: hidden components do not exist yet.
@@ -245,7 +245,6 @@ def report(text: str) -> None:
 
 
 def main() -> None:
-    expect.set_options(timeout=30_000)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         recipe = Recipe(structure=(1, 2, 1), activation="relu")
@@ -254,9 +253,8 @@ def main() -> None:
         (folder / "broken.pt").write_text("<!DOCTYPE html>")
         jobs: list[str] = []
         url = serve(stand_in(folder), jobs)
-        program = find_chromium(playwright.chromium.executable_path)
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1360, "height": 950})
+        browser = start_chromium(playwright)
+        page = open_tab(browser, viewport={"width": 1360, "height": 950})
         # A webui loads the scripts in the folder `javascript` of each extension.
         for script in sorted((ROOT / "javascript").glob("*.js")):
             page.add_init_script(path=script)

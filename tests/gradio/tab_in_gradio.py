@@ -25,7 +25,7 @@ import gradio
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.album import make_album
-from tests.support.browsers import FLAGS, find_chromium
+from tests.support.browsers import open_tab, start_chromium
 from tests.support.builders import Recipe, make_sides, metadata, tree, write
 from tests.support.standins.unets import ALL_WIDTHS
 from tests.support.standins.webui import Webui, running
@@ -170,7 +170,7 @@ def take_images(browser: Browser, url: str, webui: Webui, folder: Path) -> None:
         path.unlink()
     make_album(webui.hypernetworks)
     webui.shared.sd_model = None
-    page = browser.new_page(viewport={"width": 1200, "height": 800}, color_scheme="light")
+    page = open_tab(browser, viewport={"width": 1200, "height": 800}, color_scheme="light")
     page.add_init_script(path=ROOT / "javascript" / "hypernetworks_panel.js")
     page.goto(url)
     add = page.locator("#hnl_txt2img_add")
@@ -215,13 +215,11 @@ def report(text: str) -> None:
 
 
 def main() -> None:
-    expect.set_options(timeout=30_000)
     images = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
     started = time.monotonic()
     family = "forge" if MAJOR >= 4 else "a1111"
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
-        program = find_chromium(playwright.chromium.executable_path)
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        browser = start_chromium(playwright)
         if images is not None:
             with running(Path(name) / "album", family) as webui:
                 start(webui)
@@ -235,7 +233,7 @@ def main() -> None:
 
 
 def use(browser: Browser, webui: Webui) -> None:
-    page = browser.new_page(viewport={"width": 1360, "height": 950})
+    page = open_tab(browser, viewport={"width": 1360, "height": 950})
     page.add_init_script(WEBUI_SCRIPT)
     # A webui loads the scripts in the folder `javascript` of each extension.
     page.add_init_script(path=ROOT / "javascript" / "hypernetworks_panel.js")

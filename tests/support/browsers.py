@@ -11,7 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+
+# Longest time for one step, in milliseconds. A busy machine may need minutes to start a training; waiting costs nothing
+# when things work, and the tests measure no time.
+PATIENCE = 300_000
 
 FLAGS = [
     "--no-sandbox",
@@ -36,6 +40,20 @@ def find_chromium(own: str) -> str:
     if (found := _installed(own)) is None:
         raise RuntimeError("Found no Chromium. Run: python -m tests.support.browsers")
     return found
+
+
+def start_chromium(playwright: Playwright) -> Browser:
+    """Start Chromium, and let expectations wait with patience."""
+    expect.set_options(timeout=PATIENCE)
+    program = find_chromium(playwright.chromium.executable_path)
+    return playwright.chromium.launch(executable_path=program, headless=True, args=FLAGS)
+
+
+def open_tab(browser: Browser, **options: object) -> Page:
+    """Open an empty page in its own context; its actions wait with patience."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(PATIENCE)
+    return page
 
 
 def turn_to(page: Page, name: str) -> None:

@@ -13,20 +13,15 @@ from hnloader.library import Library
 from hnloader.ui import Host, TrainingPlace, catalog
 from hnloader.ui.diffusers_generator import DiffusersGenerator
 from hnloader.ui.standalone import Server, start
-from tests.support.browsers import FLAGS, find_chromium, turn_to
+from tests.support.browsers import open_tab, start_chromium, turn_to
 from tests.support.builders import Recipe, make_sides, metadata, simple_tree, tree, write
-
-# Longest time for one step of a test, for slow machines. The tests measure no time.
-PATIENCE = 60_000
 
 
 # Not for the whole session: while the driver runs, no other test can run an event loop.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        program = find_chromium(playwright.chromium.executable_path)
-        browser = playwright.chromium.launch(executable_path=program, headless=True, args=FLAGS)
-        expect.set_options(timeout=PATIENCE)
+        browser = start_chromium(playwright)
         yield browser
         browser.close()
 
@@ -57,10 +52,8 @@ def open_page(browser: Browser, server_for: object) -> Iterator[Callable[..., Pa
     with contextlib.ExitStack() as stack:
 
         def open_one(url: str, width: int = 1360, height: int = 950, **options: object) -> Page:
-            context = browser.new_context(viewport={"width": width, "height": height}, **options)
-            stack.callback(context.close)
-            page = context.new_page()
-            page.set_default_timeout(PATIENCE)
+            page = open_tab(browser, viewport={"width": width, "height": height}, **options)
+            stack.callback(page.context.close)
             page.on("pageerror", lambda error: problems.append(f"error: {error}"))
             page.on("console", lambda message: message.type == "error" and problems.append(f"console: {message.text}"))
 

@@ -18,6 +18,7 @@ from playwright.sync_api import Page, expect
 from hnloader.demo import pipeline_folder
 from hnloader.demo.drawing import draw_images
 from tests.support.album import make_album
+from tests.support.browsers import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,6 @@ PROMPTS = [
 ]
 
 
-SLOW = 300_000  # for a loaded machine
 SETTINGS = (
     "data.random_flip: false",
     "learning_rate: 2e-3",
@@ -107,11 +107,11 @@ def _train(page: Page) -> None:
     page.locator("#hnl-train-more textarea").fill("\n".join(SETTINGS))
     page.locator("#hnl-train").click()
     status = page.locator("#hnl-train-status")
-    expect(status).to_contain_text(re.compile("step [6-9][0-9] of 120"), timeout=3 * SLOW)
+    expect(status).to_contain_text(re.compile("step [6-9][0-9] of 120"), timeout=3 * PATIENCE)
     page.get_by_text("More settings", exact=True).click()
     page.locator("#hnl-train-model input").first.fill("models/sd15")  # keeps paths of this machine off the image
     page.locator("#hnl-train-stop").click()
-    expect(status).to_contain_text("Stopped", timeout=SLOW)
+    expect(status).to_contain_text("Stopped")
 
 
 def _generate(page: Page) -> None:
@@ -122,7 +122,7 @@ def _generate(page: Page) -> None:
     page.get_by_label("Seed").fill("3")
     page.get_by_label("Seed").press("Tab")
     page.locator("#hnl-generate").click()
-    expect(page.locator("#hnl-generate-status")).to_contain_text("Saved 4 images", timeout=SLOW)
+    expect(page.locator("#hnl-generate-status")).to_contain_text("Saved 4 images")
     expect(page.locator("#hnl-images img")).to_have_count(4)
 
 
@@ -136,5 +136,5 @@ def _compare(page: Page) -> None:
     page.locator("#hnl-compare-steps input[type=number]").fill("20" if WANTED else "2")
     page.locator("#hnl-compare-steps input[type=number]").press("Tab")
     page.locator("#hnl-compare").click()
-    expect(page.locator("#hnl-compare-status")).to_contain_text("Saved as", timeout=SLOW)
+    expect(page.locator("#hnl-compare-status")).to_contain_text("Saved as")
     expect(page.locator("#hnl-compare-image img")).to_be_visible()

@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 import hnloader
 from hnloader.embeddings import load_embedding
 from hnloader.ui.training_runs import TrainingRuns
+from tests.support import warm
 from tests.support.tiny_model import save_images
 
 pytestmark = pytest.mark.slow
 
-# Milliseconds until a process has loaded torch and a model on a busy machine.
-SLOW = 300_000
 QUICK = """previews.every_n_steps: 20
 previews: {num_inference_steps: 1, count: 2}
 validate_every_n_steps: 10
@@ -35,7 +34,8 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def url(host_of, server_for, folder: Path, tmp_path: Path) -> Iterator[str]:
+def url(host_of, server_for, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr("sys.executable", warm.python())
     yield server_for(host_of(folder)).url
     left = TrainingRuns(tmp_path / "images" / "trainings")
     left.stop()
@@ -71,9 +71,7 @@ def test_start_watch_stop_resume_and_use_a_training(
     ask(page, images, "mine", 5000)
     status = page.locator("#hnl-train-status")
     page.locator("#hnl-train").click()
-    expect(status.get_by_role("progressbar")).to_contain_text(
-        re.compile(r"mine: step [\d,]+ of 5,000, .* left"), timeout=SLOW
-    )
+    expect(status.get_by_role("progressbar")).to_contain_text(re.compile(r"mine: step [\d,]+ of 5,000, .* left"))
     expect(page.locator("#hnl-train")).to_be_disabled()
     page.close()  # the training continues
 
@@ -93,7 +91,7 @@ def test_start_watch_stop_resume_and_use_a_training(
     assert 0 < step < 5000
 
     page.locator("#hnl-train-resume").click()
-    expect(status.get_by_role("progressbar")).to_contain_text("of 5,000, ", timeout=SLOW)
+    expect(status.get_by_role("progressbar")).to_contain_text("of 5,000, ")
     page.locator("#hnl-train-stop").click()
     expect(status).to_contain_text("mine: Stopped.")
     assert hnloader.load(made).metadata["step"] > step
@@ -112,15 +110,15 @@ def test_train_a_finished_embedding_further(url: str, open_page, images: Path, t
     page.get_by_role("radio", name="embedding").check()
     page.locator("#hnl-train").click()
     status = page.locator("#hnl-train-status")
-    expect(status).to_contain_text("word: Finished.", timeout=SLOW)
+    expect(status).to_contain_text("word: Finished.")
     made = tmp_path / "images" / "trainings" / "word" / "word.pt"
     assert load_embedding(made).step == 8
     page.locator("#hnl-train-resume").click()
     expect(status.get_by_role("alert")).to_contain_text("word: finished at step 8.")
     fill(page, "hnl-train-steps", "12")
     page.locator("#hnl-train-resume").click()
-    expect(page.locator("#hnl-train-details")).to_contain_text("12 of 12", timeout=SLOW)
-    expect(status).to_contain_text("word: Finished.", timeout=SLOW)
+    expect(page.locator("#hnl-train-details")).to_contain_text("12 of 12")
+    expect(status).to_contain_text("word: Finished.")
     assert load_embedding(made).step == 12
 
 
@@ -130,10 +128,10 @@ def test_train_a_lora(url: str, open_page, images: Path, tmp_path: Path) -> None
     ask(page, images, "drawn", 4)
     page.get_by_role("radio", name="LoRA").check()
     page.locator("#hnl-train").click()
-    expect(page.locator("#hnl-train-status")).to_contain_text("drawn: Finished.", timeout=SLOW)
+    expect(page.locator("#hnl-train-status")).to_contain_text("drawn: Finished.")
     fill(page, "hnl-train-prompt", "a house")
     page.locator("#hnl-train-try").click()
-    expect(page.locator("#hnl-train-grid img")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#hnl-train-grid img")).to_be_visible()
     made = tmp_path / "images" / "trainings" / "drawn" / "drawn.safetensors"
     assert any("lora_down" in name for name in load_file(made))
     page.locator("#hnl-train-use").click()
@@ -155,7 +153,7 @@ def test_mistakes_and_images_are_shown(url: str, open_page, images: Path, tmp_pa
     page.locator("#hnl-train-look").click()
     expect(said.get_by_role("alert")).to_contain_text("none: ")
     page.locator("#hnl-train").click()
-    expect(status.get_by_role("alert")).to_contain_text("mine did not finish: none: ", timeout=SLOW)
+    expect(status.get_by_role("alert")).to_contain_text("mine did not finish: none: ")
     expect(page.locator("body")).not_to_contain_text(str(tmp_path))
 
     fill(page, "hnl-train-images", str(images))
