@@ -46,10 +46,19 @@ OTHERS += [["scan", str(SOUND), "--json"], ["inspect", "missing.pt"], ["generate
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 HAS_FULL = Path("/dev/full").exists()
 
+# What the commands import.
+_MODULES = """
+hnloader.cli.inspect_image hnloader.conversion.merging hnloader.conversion.reports hnloader.conversion.to_format
+hnloader.demo.sampling hnloader.embeddings hnloader.inspection hnloader.pipelines hnloader.scanning hnloader.training
+rich.columns rich.markdown rich.rule rich.scope rich.syntax rich.traceback typer.rich_utils
+"""
 # Imports once, then runs each case in a forked child.
 _DRIVER = """
-import json, os, sys, tempfile
-import hnloader.cli.app as app, hnloader.inspection, hnloader.conversion.merging, hnloader.training
+import gc, importlib, json, os, sys, tempfile
+import hnloader.cli.app as app
+for name in sys.argv.pop().split():
+    importlib.import_module(name)
+gc.freeze()  # no child copies the memory that its collections would touch
 cases = json.loads(sys.argv[1])
 os.chdir(tempfile.mkdtemp())
 left, gone = os.pipe()
@@ -105,7 +114,10 @@ def _all_results() -> dict[tuple[str, str], list[tuple[int, str]]]:
     """Return the exit codes and captured texts of all commands for each pair of streams."""
     cases = [(command, how) for how in STREAMS if "full" not in how or HAS_FULL for command in _commands()]
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_DRIVER), json.dumps(cases)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", textwrap.dedent(_DRIVER), json.dumps(cases), _MODULES],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     results: dict[tuple[str, str], list[tuple[int, str]]] = {}
