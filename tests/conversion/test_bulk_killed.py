@@ -1,4 +1,4 @@
-"""A real run over thousands of files that is killed again and again: in the end all is right, and nothing half-written
+"""A real run over many files that is killed again and again: in the end all is right, and nothing half-written
 was ever to be seen."""
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import pytest
 import hnloader
 from hnloader.embeddings import load_embedding
 from hnloader.files import TEMPORARY_SUFFIX
+from tests.support.examples import examples
 from tests.support.mixed import Mixed, make_mixed
 
-GOOD, BROKEN_OF_EACH = 1900, 10  # of ten kinds: 5 % of 2,000 files are broken
+# 5 % of the files are broken, of ten kinds.
+GOOD, BROKEN_OF_EACH = examples(570, 1900), examples(3, 10)
 
 
 def command(*arguments: object) -> list[str]:
@@ -81,7 +83,7 @@ def test_a_run_killed_many_times_completes(tmp_path: Path) -> None:
     moments = random.Random(0)
     with watched(new) as wrong:
         for _ in range(4):
-            kill_while_it_writes(mixed, new, moments.randint(1, 200))
+            kill_while_it_writes(mixed, new, moments.randint(1, examples(60, 200)))
         done_before = {path: path.stat().st_mtime_ns for path in new.rglob("*.safetensors")}
         report = tmp_path / "report.json"
         ended = subprocess.run(

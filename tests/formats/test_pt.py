@@ -29,6 +29,7 @@ from tests.support.builders import (
     write,
 )
 from tests.support.errors import raises
+from tests.support.examples import examples
 
 TOLERANCE = 1e-6
 
@@ -222,7 +223,7 @@ extra_metadata = st.dictionaries(
     max_size=3,
 )
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-many = settings(few, max_examples=600)
+many = settings(few, max_examples=examples(150, 600))
 
 
 def assert_same_types(found: object, expected: object) -> None:
