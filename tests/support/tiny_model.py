@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +70,23 @@ def save_model(folder: Path) -> Path:
 
 def save_hypernetwork(path: Path, widths: tuple[int, ...] = (SELF_WIDTH, TEXT_WIDTH), seed: int = 0) -> Path:
     """Save a random hypernetwork that changes images a lot."""
+    path.write_bytes(_hypernetwork_file(path.name, tuple(widths), seed))
+    torch.manual_seed(seed + 100)  # What follows must not depend on whether the file was new.
+    return path
+
+
+@functools.cache
+def _hypernetwork_file(file: str, widths: tuple[int, ...], seed: int) -> bytes:
+    """Return the file's bytes, which many tests need."""
     torch.manual_seed(seed + 100)
     keys = {"layer_structure": [1, 2, 1], "activation_func": "relu", "activate_output": False}
-    hypernetwork = Hypernetwork.new(widths, Architecture((1, 2, 1), "relu"), name=path.stem, metadata=keys)
+    hypernetwork = Hypernetwork.new(widths, Architecture((1, 2, 1), "relu"), name=Path(file).stem, metadata=keys)
     with torch.no_grad():
         for parameter in hypernetwork.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
-    hnloader.save(hypernetwork, path)
-    return path
+    with tempfile.TemporaryDirectory() as folder:
+        hnloader.save(hypernetwork, Path(folder) / file)
+        return (Path(folder) / file).read_bytes()
 
 
 def save_checkpoint(model: Path, path: Path) -> Path:
