@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,11 @@ def test_a_training_stage_needs_a_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stages_run_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_run_and_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1,024 images, three times, take most of the test; another test checks the function.
+    monkeypatch.setattr("lab.demo.train.even_out_latents", partial(even_out_latents, count=64))
     work, out = tmp_path / "work", tmp_path / "out"
     common = ["--work", str(work), "--out", str(out), "--batch", "2", "--images", "64"]
     for stage, steps in (("vae", 2), ("vae", 4), ("decoder", 2), ("unet", 2), ("unet", 3), ("export", 1)):
