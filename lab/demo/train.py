@@ -33,7 +33,7 @@ from lab.demo.training.common import Budget
 from lab.demo.training.export import export_hypernetwork, export_pipeline
 from lab.demo.training.hypernetworks import RECIPES, train_hypernetwork
 from lab.demo.training.unet import load_trained, new_pipeline, train_unet
-from lab.demo.training.vae import even_out_latents, load_vae, train_decoder, train_vae
+from lab.demo.training.vae import even_out_latents, load_vae, train_decoder, train_vae, with_decoder
 
 # Prompts of the reports during training; not those of the final figure, which has another seed.
 _REPORT_SEED = 5
@@ -44,7 +44,8 @@ def _vae(chosen: argparse.Namespace) -> None:
 
 
 def _decoder(chosen: argparse.Namespace) -> None:
-    train_decoder(chosen.work, load_vae(chosen.work), chosen.budget, batch=chosen.batch or 16)
+    vae = load_pipeline(chosen.start).vae if chosen.start else load_vae(chosen.work)
+    train_decoder(chosen.work, vae, chosen.budget, batch=chosen.batch or 16, rate=chosen.rate or 1e-3, seed=chosen.seed)
 
 
 def _start(chosen: argparse.Namespace) -> StableDiffusionPipeline:
@@ -75,7 +76,12 @@ def _unet(chosen: argparse.Namespace) -> None:
 
 
 def _export(chosen: argparse.Namespace) -> None:
-    size = export_pipeline(load_trained(chosen.work, _start(chosen)), chosen.out / "pipeline")
+    pipeline = _start(chosen)
+    if chosen.start:
+        with_decoder(chosen.work, pipeline.vae)
+    if not chosen.start or (chosen.work / "unet.pt").exists():
+        load_trained(chosen.work, pipeline)
+    size = export_pipeline(pipeline, chosen.out / "pipeline", (chosen.start or chosen.work) / "tokenizer")
     print(f"{chosen.out / 'pipeline'}: {size / 1e6:.2f} MB")
 
 
@@ -133,9 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--batch", type=int, default=None, help="images in a step (default: 32 for the UNet, else 16)")
-    parser.add_argument("--rate", type=float, default=None, help="highest learning rate of the UNet (default: 8e-4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the UNet's scenes and noise")
-    parser.add_argument("--start", type=Path, default=None, help="pipeline folder from which the UNet is trained on")
+    parser.add_argument(
+        "--rate", type=float, default=None, help="highest rate of UNet or decoder (default: 8e-4, 1e-3)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the scenes and the noise")
+    parser.add_argument("--start", type=Path, default=None, help="pipeline whose UNet or decoder is trained on")
     parser.add_argument("--images", type=int, default=None, help="size of the drawn data set (UNet and style)")
     parser.add_argument("--style", choices=RECIPES, default=next(iter(RECIPES)))
     parser.add_argument("--report-every", type=int, default=1000, help="steps between measurements of a style")

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from hnloader.loading import save
 from hnloader.network import Hypernetwork
-from lab.demo.training.text import write_tokenizer
 
 UNET_FILE = Path("unet") / "diffusion_pytorch_model.safetensors"
 _TEXT_FILE = Path("text_encoder") / "model.safetensors"
@@ -21,15 +20,19 @@ _TEXT_FILE = Path("text_encoder") / "model.safetensors"
 _TEXT_PREFIX = "text_model."
 
 
-def export_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> int:
-    """Save the pipeline in half precision; replaces `folder`. Returns the size of all its files in bytes."""
+def export_pipeline(pipeline: StableDiffusionPipeline, folder: Path, tokenizer: Path) -> int:
+    """Save the pipeline in half precision, with the tokenizer of another folder; replaces `folder`.
+
+    Returns:
+        The size of all its files in bytes.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder, safe_serialization=True)
     pipeline.to(torch.float32)
     # vocab.json and merges.txt are what transformers 4 reads; version 5 wrote tokenizer.json only.
-    write_tokenizer(folder / "tokenizer")
+    shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     _name_as_transformers_4(folder / _TEXT_FILE)
     _forget_places(folder)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -21,11 +21,12 @@ from hnloader.demo.scenes import (
     lay_out,
     random_scene,
 )
-from hnloader.demo.styles import draw, paint
-from lab.demo.study_styles import PAINTERS
+from hnloader.demo.styles import draw
+from lab.demo.study_styles import paint
 from lab.demo.training.common import Budget, Trainer, as_images, as_tensor, load_average
 
-STYLES = tuple(PAINTERS)
+# Without the styles of the study: they stay new to the VAE.
+STYLES = ("plain", "outline", "blueprint", "halftone", "duotone")
 
 
 def build_vae() -> AutoencoderKL:
@@ -128,9 +129,14 @@ def load_vae(folder: Path) -> AutoencoderKL:
     """Return the trained VAE of `folder`, averaged, in eval mode, with the longer trained decoder if there is one."""
     vae = build_vae()
     load_average(folder / "vae.pt", {"vae": vae})
+    return with_decoder(folder, vae).eval()
+
+
+def with_decoder(folder: Path, vae: AutoencoderKL) -> AutoencoderKL:
+    """Give a VAE the longer trained decoder of `folder`, if there is one."""
     if (folder / "decoder.pt").exists():
         load_average(folder / "decoder.pt", {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-    return vae.eval()
+    return vae
 
 
 @torch.no_grad()
