@@ -21,7 +21,7 @@ from hnloader.scopes import Scope
 from hnloader.training import html, schema
 from hnloader.training.config import Config
 from hnloader.training.sampler import split
-from hnloader.training.task import Task, with_learning_rate
+from hnloader.training.task import Task, resolved
 from hnloader.units import counted
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class PredictorTask(Task):
 
     def __init__(self, data: StyleData[Any, Any]) -> None:
         side, folders = data.side, data.folders
-        self.config = config = data.config = with_learning_rate(data.config, find_sites(side.network))
+        self.config = config = data.config = resolved(data.config, find_sites(side.network))
         self.data, self.model = data, side.model
         self.model_hash, self.data_hash = data.model_hash, folders.fingerprint()
         self.device, self.dtype, self.notes = side.device, data.dtype, tuple(folders.notes)

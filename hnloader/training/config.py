@@ -22,6 +22,7 @@ __all__ = ["Config", "read_config"]
 
 Method = Literal["hypernetwork", "embedding", "lora", "predictor"]
 Initialization = Literal["Normal", "XavierUniform", "XavierNormal", "KaimingUniform", "KaimingNormal"]
+Optimizer = Literal["auto", "adamw", "adamw8bit", "prodigy", "lion", "adafactor", "muon", "sgd"]
 # As `start_from`: a hypernetwork that is predicted from the training images.
 PREDICT = "predict"
 # Pixels, of images and of `data.resolution`.
@@ -40,10 +41,14 @@ class HypernetworkConfig:
     """The architecture of a new hypernetwork."""
 
     layer_structure: tuple[float, ...] = setting(
-        (1, 2, 1), "Sizes of the layers as multiples of the width; the first and the last are 1.", least=0, above=True
+        (),
+        "Sizes of the layers as multiples of the width; the first and the last are 1. Empty: [1, 2, 1], and on images\n"
+        "for a model narrower than 512, a hidden layer of about 1,024 in its widest self-attention, at most [1, 8, 1].",
+        least=0,
+        above=True,
     )
     activation: str = setting(
-        "relu", "Activation between the layers: linear, relu, leakyrelu, elu, swish, tanh, mish, gelu, ..."
+        "mish", "Activation between the layers: linear, relu, leakyrelu, elu, swish, tanh, mish, gelu, ..."
     )
     activate_output: bool = setting(False, "Apply the activation after the last layer, too.")
     norm: bool = setting(False, "Add a LayerNorm after each layer.")
@@ -67,7 +72,7 @@ class HypernetworkConfig:
 
     def architecture(self) -> Architecture:
         """Return the architecture, or raise ConfigError for an impossible one."""
-        structure = self.layer_structure
+        structure = self.layer_structure or (1, 2, 1)
         if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1:
             raise ConfigError(
                 f"Setting 'hypernetwork.layer_structure': expected a list that begins and ends with 1, "
@@ -275,17 +280,17 @@ class Config:
         "A number; or the webui's '5e-5:100, 1e-5:1000, 1e-6' (a rate up to a step, then the next); or auto: with\n"
         "adamw, adamw8bit and adafactor 1e-4 for a hypernetwork or LoRA and 5e-3 for an embedding; with muon four\n"
         "times that, with lion a tenth, with sgd a thousand times, with prodigy 1. For a hypernetwork or LoRA on a\n"
-        "narrower model, the rate is higher, at most ten times: as many times as the widest self-attention is narrower\n"
-        "than 1280. For texts, it is three times as high.",
+        "narrower model, the rate is higher, at most ten times: as many times as the widest self-attention is\n"
+        "narrower than 1280. For texts, it is three times as high.",
     )
     lr_scheduler: Literal["constant", "cosine", "linear"] = setting(
         "cosine", "Decay of a single learning rate to a hundredth: constant (none), linear or cosine."
     )
     lr_warmup_steps: int = setting(20, "Steps over which the learning rate rises from 0.", least=0)
-    optimizer: Literal["adamw", "adamw8bit", "prodigy", "lion", "adafactor", "muon", "sgd"] = setting(
-        "adamw",
-        "adamw, muon, sgd, adafactor; or from other packages: adamw8bit (bitsandbytes), prodigy (prodigyopt), lion\n"
-        "(lion-pytorch).",
+    optimizer: Optimizer = setting(
+        "auto",
+        "auto: muon for a hypernetwork on images and for a predictor, else adamw. Or adamw, muon, sgd, adafactor; or\n"
+        "from other packages: adamw8bit (bitsandbytes), prodigy (prodigyopt), lion (lion-pytorch).",
     )
     weight_decay: float = setting(0.0, "Weight decay of the optimizer.", least=0, most=1)
     max_grad_norm: float = setting(1.0, "Clip the gradients to this norm. 0: off.", least=0)
@@ -405,10 +410,18 @@ class Config:
         return self.embedding.placeholder_token or f"<{self.name}>"
 
     @property
+    def optimizer_name(self) -> Optimizer:
+        """The optimizer; "auto" becomes the one for the method."""
+        if self.optimizer != "auto":
+            return self.optimizer
+        on_images = self.method == "hypernetwork" and not self.texts
+        return "muon" if on_images or self.method == "predictor" else "adamw"
+
+    @property
     def learning_rate_text(self) -> str:
         """The learning rate as text; "auto" becomes the number for the optimizer and the method on SD 1."""
         if self.learning_rate == "auto":
-            return f"{auto_learning_rate(self.optimizer, self.method, texts=bool(self.texts)):g}"
+            return f"{auto_learning_rate(self.optimizer_name, self.method, texts=bool(self.texts)):g}"
         return str(self.learning_rate)
 
 

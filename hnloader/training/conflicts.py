@@ -73,7 +73,7 @@ def _of_hypernetwork(config: Config) -> Iterator[str]:
             f"hypernetwork.initialization is {settings.initialization} without hypernetwork.norm, so images or "
             "texts are broken at first. Use Normal, or norm: true."
         )
-    if settings.dropout and len(settings.layer_structure) < 3:
+    if settings.dropout and len(settings.architecture().layer_structure) < 3:
         yield "hypernetwork.dropout has no effect without inner layers. Add one to hypernetwork.layer_structure."
     if settings.activate_output and settings.architecture().activation is None:
         yield "hypernetwork.activate_output has no effect with activation linear. Turn it off."

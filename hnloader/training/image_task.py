@@ -27,7 +27,7 @@ from hnloader.training.pixels import training_size
 from hnloader.training.previews import render_previews, save_previews, save_strengths, tile_previews
 from hnloader.training.run_folder import run_folder
 from hnloader.training.sampler import BatchSampler, split
-from hnloader.training.task import Task, with_learning_rate
+from hnloader.training.task import Task, resolved
 from hnloader.units import counted
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ImageTask(Task):
     data_name = "images"
 
     def __init__(self, config: Config, denoiser: Denoiser, dataset: Dataset, model: Model) -> None:
-        config = with_learning_rate(config, find_sites(denoiser.unet))
+        config = resolved(config, find_sites(denoiser.unet))
         self.config, self.denoiser, self.dataset, self.model = config, denoiser, dataset, model
         # Before any hooks: they change the names of the UNet's weights.
         self.model_hash, self.data_hash = denoiser.fingerprint("unet"), dataset.fingerprint()

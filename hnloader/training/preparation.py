@@ -42,7 +42,7 @@ def prepare(
 ) -> Trainer:
     """See `hnloader.training.prepare`."""
     config.check()
-    OPTIMIZERS[config.optimizer].load()
+    OPTIMIZERS[config.optimizer_name].load()
     check_trackers(config.trackers)
     output = Path(config.output)
     saved = states(run_folder(output))

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from hnloader.attention import AttentionSite
+from hnloader.files import expanded
 from hnloader.training.adapters import Adapter, NamedModel
 from hnloader.training.config import Config
 from hnloader.training.optimizers import FULL_WIDTH, auto_learning_rate
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_HIDDEN = 1024  # values of the hidden layer for a narrow model
 
 
 class Task(ABC):
@@ -84,10 +87,24 @@ class Task(ABC):
         """Yield the sections of the HTML report about the previews in a folder and about the data."""
 
 
-def with_learning_rate(config: Config, sites: Iterable[AttentionSite]) -> Config:
-    """Replace the learning rate "auto" by the number for a model with these attention layers."""
-    if config.learning_rate != "auto":
-        return config
+def resolved(config: Config, sites: Iterable[AttentionSite]) -> Config:
+    """Replace "auto" and what else depends on the model by the values for these attention layers."""
     width = max((site.width for site in sites if site.kind == "self"), default=FULL_WIDTH)
-    rate = auto_learning_rate(config.optimizer, config.method, width, texts=bool(config.texts))
-    return replace(config, learning_rate=rate)
+    continued = bool(config.start_from) and expanded(f"{config.start_from}.optim").is_file()
+    optimizer = "adamw" if config.optimizer == "auto" and continued else config.optimizer_name
+    rate = config.learning_rate
+    if rate == "auto":
+        rate = auto_learning_rate(optimizer, config.method, width, texts=bool(config.texts))
+    hypernetwork = config.hypernetwork
+    if not hypernetwork.layer_structure:
+        structure = (1, 2 if config.texts or hypernetwork.scopes else _hidden_ratio(width), 1)
+        hypernetwork = replace(hypernetwork, layer_structure=structure)
+    return replace(config, optimizer=optimizer, learning_rate=rate, hypernetwork=hypernetwork)
+
+
+def _hidden_ratio(width: int) -> int:
+    """Return the ratio of the hidden layer for a model with this widest self-attention.
+
+    One pair of networks serves all layers of a width. Narrow ones do not fit a style (docs/dev/training-evidence.md).
+    """
+    return min(max(round(_HIDDEN / width), 2), 8)

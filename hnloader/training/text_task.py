@@ -18,7 +18,7 @@ from hnloader.training.decoder_lora_adapter import DecoderLoraAdapter
 from hnloader.training.fingerprints import fingerprint
 from hnloader.training.hypernetwork_adapter import HypernetworkAdapter
 from hnloader.training.sampler import split
-from hnloader.training.task import Task, with_learning_rate
+from hnloader.training.task import Task, resolved
 from hnloader.training.text_batches import TextBatches, grouped, summed_loss, trained_count
 from hnloader.training.text_dataset import Document, Row, TextDataset
 from hnloader.training.text_report import previews_section, save_previews, texts_section
@@ -49,7 +49,7 @@ class TextTask(Task):
 
     def __init__(self, config: Config, language: LanguageModel, dataset: TextDataset) -> None:
         model = language.model.requires_grad_(False)
-        config = with_learning_rate(config, find_sites(model))
+        config = resolved(config, find_sites(model))
         self.config, self.language, self.model, self.dataset = config, language, language, dataset
         # Before any hooks: they change the names of weights.
         self.model_hash, self.data_hash = fingerprint([model]), dataset.fingerprint()

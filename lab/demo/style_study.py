@@ -4,7 +4,7 @@ For each style and seed, each method is trained through `hnloader.training`, as 
 all generate validation prompts from the same seeds. The pixels show whether an image has the style, the shape and
 position of the prompt, and its color if the style keeps colors. A table of the medians over the training seeds ends it.
 
-The settings were chosen on the styles `--styles tuned`; the others judge them. Files and images are kept in the work
+The settings were chosen on the styles `--styles tuned`; the others measure them. Files and images are kept in the work
 folder, and the same command resumes from them.
 """
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "tuned": ("duotone", "chalk", "sunset", "blueprint"),
-    "judged": (
+    "measured": (
         *("midnight", "cyanotype", "screenprint", "neon", "outline", "halftone"),
         # The checker does not find the shapes on the wide gradient of 03, even in drawn scenes.
         *(f"unseen {index:02}" for index in (0, 1, 2, 4, 5, 6)),
@@ -71,11 +71,11 @@ SETTINGS: dict[str, object] = {
     "snr_gamma": 0,
     "ema_decay": 0.99,
 }
-# What each method has of its own. A step of the embedding takes as long; its few numbers need fewer of them.
+# The settings of each method. A step of the embedding takes as long; its few numbers need fewer of them.
 METHODS: dict[str, dict[str, object]] = {
-    "hypernetwork": {"method": "hypernetwork", "optimizer": "muon", "learning_rate": 4e-3, "steps": 800},
-    "lora": {"method": "lora", "lora.targets": "attention", "learning_rate": 3e-3, "steps": 800},
-    "lora kv": {"method": "lora", "lora.targets": "kv", "lora.rank": 64, "learning_rate": 3e-3, "steps": 800},
+    "hypernetwork": {"method": "hypernetwork", "optimizer": "muon", "learning_rate": 4e-3, "steps": 1200},
+    "lora": {"method": "lora", "lora.targets": "attention", "learning_rate": 3e-3, "steps": 1200},
+    "lora kv": {"method": "lora", "lora.targets": "kv", "lora.rank": 64, "learning_rate": 3e-3, "steps": 1200},
     "embedding": {"method": "embedding", "learning_rate": 2e-2, "steps": 100},
 }
 GOAL_SHOWN, GOAL_KEPT = 0.9, 0.85
@@ -259,9 +259,9 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "--styles",
         nargs="+",
         choices=(*GROUPS, *EVERY, "halftone"),
-        default=["judged"],
+        default=["measured"],
         metavar="STYLE",
-        help=f"{' or '.join(GROUPS)}, or names (default: judged)",
+        help=f"{' or '.join(GROUPS)}, or names (default: measured)",
     )
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="of the training (default: 1)")

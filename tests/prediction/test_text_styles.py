@@ -26,6 +26,7 @@ from tests.support.trainings import Run
 
 def test_the_training_tells_styles_apart(text_settings: Run) -> None:
     changes = {"steps": 60, "learning_rate": 2e-2, "validate_every_n_steps": 30, "predictor__design__per_layer": True}
+    changes |= {"optimizer": "adamw"}
     trainer = prepare(text_settings(batch_size=4, **changes))
     result = trainer.run()
     assert result.best is not None

@@ -35,7 +35,7 @@ def test_the_defaults_are_in_harmony(method: str, preset: str) -> None:
         ({"prior__weight": 0.5, "method": "embedding"}, "prior.weight"),
         ({"hypernetwork__initialization": "KaimingNormal"}, "hypernetwork.initialization"),
         ({"hypernetwork__dropout": 0.1, "hypernetwork__layer_structure": [1, 1]}, "hypernetwork.dropout"),
-        ({"hypernetwork__activate_output": True}, "hypernetwork.activate_output"),
+        ({"hypernetwork__activate_output": True, "hypernetwork__activation": "relu"}, "hypernetwork.activate_output"),
         (
             {"hypernetwork__activate_output": True, "hypernetwork__activation": "linear"},
             "hypernetwork.activate_output",

@@ -167,7 +167,7 @@ def test_damaged_states_are_skipped(copied: Path, tiny_model: Path) -> None:
 def test_a_refused_state_changes_nothing(copied: Path, tiny_model: Path) -> None:
     path = state_in(copied)
     tensors, about = parts(path)
-    save_file({**tensors, "optimizer.0.exp_avg": torch.zeros(2)}, path, metadata={KEY: json.dumps(about)})
+    save_file({**tensors, "optimizer.0.momentum_buffer": torch.zeros(2)}, path, metadata={KEY: json.dumps(about)})
     training = prepare(config_in(copied, tiny_model), restart=False, dry_run=True)
     before = [parameter.detach().clone() for parameter in training.adapter.parameters]
     with raises(HypernetworkError, str(path), "optimizer"):
@@ -190,7 +190,7 @@ def test_a_state_for_another_architecture_is_refused(settings_of: Run) -> None:
     train(settings_of(steps=4))
     with raises(HypernetworkError, "another architecture"):
         prepare(settings_of(hypernetwork__layer_structure=[1, 3, 1]), resume=True)
-    with raises(HypernetworkError, "AdamW", "SGD"):
+    with raises(HypernetworkError, "Muon", "SGD"):
         prepare(settings_of(optimizer="sgd"), resume=True)
 
 

@@ -29,8 +29,8 @@ def test_the_output_is_a_webui_file_with_metadata(settings_of: Run) -> None:
     assert isinstance(written[16], tuple)
     assert (written["step"], written["name"], written["sd_checkpoint_name"]) == (12, "style", "tiny")
     assert (written["layer_structure"], written["activation_func"], written["is_layer_norm"]) == (
-        [1, 2, 1],
-        "relu",
+        [1, 8, 1],
+        "mish",
         True,
     )
     assert json.loads(written["training_config"])["steps"] == 12

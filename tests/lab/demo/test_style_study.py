@@ -158,7 +158,7 @@ def test_the_table_has_medians_and_counts_the_goal() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in style_study.GROUPS["judged"] if name.startswith("unseen")])
+@pytest.mark.parametrize("name", [name for name in style_study.GROUPS["measured"] if name.startswith("unseen")])
 def test_unseen_styles_as_drawn_are_shown_and_kept(name: str, scenes: list[Scene]) -> None:
     style = subject(name)
     found = evaluate(style, "drawn", scenes[:8], painted(style, scenes[:8]))
