@@ -42,6 +42,12 @@ from lab.benchmarks._ways import Hook, hook_projections
 OURS, PLAIN, CACHED = "hnloader", "plain loop", "plain loop, cached latents and texts"
 WAYS = (OURS, PLAIN, CACHED)
 COMPARED_STEPS = 50
+# What plain loops train, with torch's optimizer.
+_USUAL: dict[str, object] = {
+    "optimizer": "adamw",
+    "hypernetwork.layer_structure": [1, 2, 1],
+    "hypernetwork.activation": "relu",
+}
 
 
 @dataclass(frozen=True)
@@ -243,7 +249,7 @@ def _measured(
 
 def _training(bench: Bench, pipeline: Any, images: Path, folder: Path, aside: Sequence[str] = ()) -> Trainer:
     """Make a training run whose UNet shares everything except the projections, which have hooks."""
-    given = {"model": "random", "images": str(images), "output": str(folder / "style.pt"), **bench.settings}
+    given = {"model": "random", "images": str(images), "output": str(folder / "style.pt"), **_USUAL, **bench.settings}
     config = read_config(None, given)
     config.check()
     twin = copy.copy(pipeline)

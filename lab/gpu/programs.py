@@ -156,6 +156,7 @@ class _Trainings:
             "save_every_n_steps": STEPS // 4,
             "validate_every_n_steps": STEPS // 2,
             "previews.every_n_steps": 0,
+            "optimizer": "adamw",
             "learning_rate": "1e-3",
             **self._settings,
         }

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 import hnloader
 from hnloader.embeddings import load_embedding
 from hnloader.ui.training_runs import TrainingRuns
-from tests.support import warm
 from tests.support.tiny_model import save_images
 
 pytestmark = pytest.mark.slow
@@ -34,8 +33,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def url(host_of, server_for, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr("sys.executable", warm.python())
+def url(host_of, server_for, folder: Path, tmp_path: Path) -> Iterator[str]:
     yield server_for(host_of(folder)).url
     left = TrainingRuns(tmp_path / "images" / "trainings")
     left.stop()
