@@ -76,15 +76,13 @@ def test_half_styled_image_scores_between(style: str, scenes: list[Scene]) -> No
 
 
 @pytest.mark.slow
-def test_vae_reconstructs_every_style_except_halftone(scenes: list[Scene]) -> None:
+def test_vae_reconstructs_every_style(scenes: list[Scene]) -> None:
     pipeline = load_pipeline(pipeline_folder())
-    for style in (*COLOR_STYLES, *HARDER):
+    for style in (*COLOR_STYLES, *HARDER, "halftone"):
         images = through_vae(pipeline.vae, painted(subject(style), scenes))
         best = evaluate(subject(style), "drawn, VAE", scenes, images)
         assert best.shown >= 0.95, style
         assert best.held >= 0.95, style
-    halftone = through_vae(pipeline.vae, painted(subject("halftone"), scenes))
-    assert evaluate(subject("halftone"), "drawn, VAE", scenes, halftone).shown < 0.8
 
 
 def test_training_images_use_all_words_and_no_validation_scene(tmp_path: Path) -> None:
