@@ -100,6 +100,13 @@ def background_color(image: ByteArray) -> FloatArray:
     return median
 
 
+def along(image: FloatArray, background: FloatArray, color: FloatArray) -> FloatArray:
+    """Return the place of each pixel, (64, 64), on the way from the background (0) to a color (1)."""
+    way = color - background
+    place: FloatArray = ((image - background) @ way / max(float(way @ way), 1.0)).astype(np.float32)
+    return place
+
+
 def _grown(mask: Mask) -> Mask:
     padded = np.pad(mask, 1)
     size = mask.shape[0]
@@ -185,8 +192,7 @@ def _identify(image: FloatArray, part: Mask, background: FloatArray, silhouette:
         share = part.astype(np.float32)
     else:
         # Position of each pixel's color between background (0) and object (1): undoes the antialiasing.
-        direction = color - background
-        share = np.clip((image - background) @ direction / max(float(direction @ direction), 1.0), 0.0, 1.0)
+        share = np.clip(along(image, background, color), 0.0, 1.0)
         share = np.where(around, share, 0.0).astype(np.float32)
     total = max(float(share.sum()), 1e-6)
     centers = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5

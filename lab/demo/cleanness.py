@@ -27,7 +27,7 @@ from hnloader.demo.scenes import (
     pixel_centers,
     signed_distance,
 )
-from lab.demo.checker import Mask, background_color
+from lab.demo.checker import Mask, along, background_color
 
 # Pixels around a fitted shape that belong to it; smears begin farther away.
 _MARGIN = 3.0
@@ -88,8 +88,7 @@ def _ink(pixels: FloatArray, ground: FloatArray, item: SceneObject) -> FloatArra
     xs, ys = pixel_centers(len(pixels))
     x, y = POSITIONS[item.position]
     middle = np.hypot(xs - x, ys - y) < RADII[item.size] / 3
-    line = np.median(pixels[middle], axis=0) - ground
-    share = (pixels - ground) @ line / max(float(line @ line), 1.0)
+    share = along(pixels, ground, np.median(pixels[middle], axis=0))
     reach = np.hypot(xs - x, ys - y) < 1.5 * RADII[item.size]
     return as_floats(np.where(reach, np.clip(share, 0.0, 1.0), 0.0))
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from hnloader.attention import attach
 from hnloader.demo.sampling import GUIDANCE, STEPS, generate, load_pipeline
-from hnloader.demo.scenes import ByteArray, Scene
+from hnloader.demo.scenes import Scene
 from hnloader.demo.styles import draw
 from hnloader.loading import load
 from hnloader.network import Hypernetwork
@@ -67,11 +67,7 @@ def adherence(
 ) -> Adherence:
     """Generate one image per scene from its caption, and check it."""
     captions = [scene.caption() for scene in scenes]
-    return adherence_of(list(generate(pipeline, captions, seed=seed, steps=steps, guidance=guidance)), scenes)
-
-
-def adherence_of(images: Sequence[ByteArray], scenes: Sequence[Scene]) -> Adherence:
-    """Check one image, uint8 (64, 64, 3), per scene."""
+    images = list(generate(pipeline, captions, seed=seed, steps=steps, guidance=guidance))
     verdicts = tuple(check(image, scene) for image, scene in zip(images, scenes, strict=True))
     return Adherence(tuple(scenes), verdicts, mean_cleanness(images, scenes))
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from hnloader.demo.scenes import COLORS, ByteArray, FloatArray, as_floats
 from hnloader.demo.styles import BLUEPRINT_BLUE, dots
-from lab.demo.checker import Mask, Seen, look, shrink
+from lab.demo.checker import Mask, Seen, along, look, shrink
 from lab.demo.study_styles import (
     BOARD,
     BROWN,
@@ -54,11 +54,9 @@ _BESIDE = 70.0
 
 def _ink(image: FloatArray, seen: Seen, part: Mask) -> FloatArray:
     """Each pixel's place between the background's color (0) and the object's strongest color (1); (64, 64)."""
-    difference = image - seen.background_color
-    strength = np.linalg.norm(difference, axis=-1)
+    strength = np.linalg.norm(image - seen.background_color, axis=-1)
     strongest = part & (strength >= np.quantile(strength[part], 0.75))
-    direction = np.median(image[strongest], axis=0) - seen.background_color
-    return as_floats(difference @ direction / max(float(direction @ direction), 1.0))
+    return along(image, seen.background_color, np.median(image[strongest], axis=0))
 
 
 def _mean_of_insides(

@@ -19,6 +19,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -45,7 +46,12 @@ def _vae(chosen: argparse.Namespace) -> None:
 
 def _decoder(chosen: argparse.Namespace) -> None:
     vae = load_pipeline(chosen.start).vae if chosen.start else load_vae(chosen.work)
-    train_decoder(chosen.work, vae, chosen.budget, batch=chosen.batch or 16, rate=chosen.rate or 1e-3, seed=chosen.seed)
+    train_decoder(chosen.work, vae, chosen.budget, **_given(chosen, "batch", "rate", "seed"))
+
+
+def _given(chosen: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options that were given; the stages have defaults for the others."""
+    return {name: value for name in names if (value := getattr(chosen, name)) is not None}
 
 
 def _start(chosen: argparse.Namespace) -> StableDiffusionPipeline:
@@ -63,16 +69,8 @@ def _unet(chosen: argparse.Namespace) -> None:
         pipeline.set_progress_bar_config(disable=True)
         return adherence(pipeline, scenes).line()
 
-    train_unet(
-        chosen.work,
-        _start(chosen),
-        chosen.budget,
-        batch=chosen.batch or 32,
-        rate=chosen.rate or 8e-4,
-        images=chosen.images or 30_000,
-        seed=chosen.seed,
-        report=report,
-    )
+    options = _given(chosen, "batch", "rate", "images", "seed")
+    train_unet(chosen.work, _start(chosen), chosen.budget, **options, report=report)
 
 
 def _export(chosen: argparse.Namespace) -> None:
@@ -142,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rate", type=float, default=None, help="highest rate of UNet or decoder (default: 8e-4, 1e-3)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of the scenes and the noise")
+    parser.add_argument("--seed", type=int, default=None, help="seed of UNet or decoder (default: 0, 1)")
     parser.add_argument("--start", type=Path, default=None, help="pipeline whose UNet or decoder is trained on")
     parser.add_argument("--images", type=int, default=None, help="size of the drawn data set (UNet and style)")
     parser.add_argument("--style", choices=RECIPES, default=next(iter(RECIPES)))

@@ -166,8 +166,8 @@ class NoisePrediction:
 
 
 def cached_latents(folder: Path, vae: AutoencoderKL, count: int, seed: int) -> LatentSet:
-    """Return the latents of `folder`/latents.pt, made first if they are missing or of another number."""
-    path = folder / "latents.pt"
+    """Return the latents of `folder`/latents-SEED.pt, made first if they are missing or of another number."""
+    path = folder / f"latents-{seed}.pt"
     if path.exists():
         latents = load_plain(path)["latents"]
         if len(latents) == count:
@@ -217,7 +217,6 @@ def train_unet(
     ).run()
 
 
-def load_trained(folder: Path, pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+def load_trained(folder: Path, pipeline: StableDiffusionPipeline) -> None:
     """Give a pipeline the averaged weights of `folder`/unet.pt."""
     load_average(folder / "unet.pt", {"unet": pipeline.unet.eval(), "text_encoder": pipeline.text_encoder.eval()})
-    return pipeline
