@@ -51,7 +51,7 @@ class BatchMaker:
         for draw in draws:
             random = generator_for(config.seed, "draw", draw.number)
             image = images[draw.image]
-            flipped = random_float(random) < 0.5 and data.random_flip
+            flipped = random_float(random) < 0.5 and data.random_flip and not image.names_side
             dropped = random_float(random) < data.caption_dropout
             caption = self._captioner(image, random_below(random, 2**31))
             found = self.cache.latents(image, flipped=flipped, shift=_shift(random, data.random_shift))

@@ -154,7 +154,11 @@ class DataConfig:
     buckets: bool = setting(
         True, "Keep the aspect ratio, in sizes of about `resolution` squared. false crops a square."
     )
-    random_flip: bool = setting(True, "Mirror half of the images. Turn it off for text or asymmetric subjects.")
+    random_flip: bool = setting(
+        True,
+        "Mirror half of the images, except those whose caption names left or right. Turn it off for images of text or\n"
+        "of asymmetric subjects.",
+    )
     random_shift: int = setting(
         0,
         "Shift images at random by up to this many pixels in each direction. It delays overfitting to few images.\n"
@@ -272,9 +276,20 @@ class Config:
         "", "For start_from: predict, a predictor of the model; empty for that of the bundled model."
     )
 
-    steps: int = setting(1500, "Number of training steps.", least=1, most=10_000_000)
-    batch_size: int = setting(1, "Images per batch, or blocks of text.", least=1, most=1024)
-    gradient_accumulation_steps: int = setting(1, "Batches to accumulate per training step.", least=1, most=1024)
+    steps: int = setting(1200, "Number of training steps.", least=1, most=10_000_000)
+    batch_size: int = setting(
+        0,
+        "Images per batch, or blocks of text. 0: 4 images on a model narrower than 512, else 1, which takes less\n"
+        "memory; 1 block of text.",
+        least=0,
+        most=1024,
+    )
+    gradient_accumulation_steps: int = setting(
+        0,
+        "Batches per training step. 0: if batch_size is also 0, as many as make 4 images; else 1.",
+        least=0,
+        most=1024,
+    )
     learning_rate: str | float = setting(
         "auto",
         "A number; or the webui's '5e-5:100, 1e-5:1000, 1e-6' (a rate up to a step, then the next); or auto: with\n"

@@ -53,6 +53,11 @@ class TrainingImage:
     mask: Path | None
     alpha: bool
 
+    @property
+    def names_side(self) -> bool:
+        """True if its caption names left or right, which would be false of the mirrored image."""
+        return _SIDES.search(self.caption or "") is not None
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -91,12 +96,6 @@ class Dataset:
             yield (
                 f"{missing} of {len(self.images)} images have no caption and use a template. "
                 "For better results, add a .txt next to each image."
-            )
-        sides = sum(_SIDES.search(image.caption or "") is not None for image in self.images)
-        if sides and config.random_flip:
-            yield (
-                f"{counted(sides, 'caption')} name left or right, and data.random_flip mirrors half of the images. Set "
-                "data.random_flip to false."
             )
 
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hnloader.attention import find_sites
 from hnloader.demo import predictor_path
 from hnloader.errors import ConfigError, HypernetworkError
 from hnloader.files import expanded, make_folder
@@ -30,11 +31,12 @@ from hnloader.training.optimizers import OPTIMIZERS
 from hnloader.training.run_folder import locked, run_folder
 from hnloader.training.sampler import split
 from hnloader.training.state import states
-from hnloader.training.task import Task
+from hnloader.training.task import Task, resolved
 from hnloader.training.text_dataset import read_texts
 from hnloader.training.text_task import TextTask
 from hnloader.training.trackers import check_trackers
 from hnloader.training.trainer import Trainer
+from hnloader.training.widening import widened
 
 
 def prepare(
@@ -152,7 +154,7 @@ def _check_styles_kind(config: Config, model: Path) -> None:
 
 
 def _predicted(config: Config, dataset: Dataset, model: Model, *, keep: bool) -> Path:
-    """Write a hypernetwork that is predicted from the training images; return its path.
+    """Write a hypernetwork that is predicted from the training images, as wide as a new one; return its path.
 
     Args:
         config: The settings.
@@ -166,7 +168,9 @@ def _predicted(config: Config, dataset: Dataset, model: Model, *, keep: bool) ->
         training, _ = split(len(dataset.images), config.data.validation_split, config.seed)
         files = [dataset.images[index].path for index in training][:MOST_EXAMPLES]
         make_folder(path.parent)
-        save(StylePredictor(stored, model).predict(files, name=config.name).hypernetwork, path)
+        predicted = StylePredictor(stored, model).predict(files, name=config.name).hypernetwork
+        structure = resolved(config, find_sites(model.pipeline.unet)).hypernetwork.layer_structure
+        save(widened(predicted, structure, config.seed), path)
     return path
 
 

@@ -228,6 +228,10 @@ class Trainer:
         """Run a step; if torch has no deterministic algorithm for an operation, run it with any algorithm."""
         try:
             return self.train_step(step)
+        except torch.cuda.OutOfMemoryError as error:
+            smaller = "batch_size to 1" if self.config.batch_size > 1 else "data.resolution lower"
+            advice = f"Set gradient_checkpointing to true, precision to bfloat16, or {smaller}."
+            raise HypernetworkError(f"Step {step} ran out of memory. {advice}") from error
         except RuntimeError as error:
             if not allow_nondeterministic(error):
                 raise

@@ -4,8 +4,8 @@ For each style and seed, each method is trained through `hnloader.training`, as 
 all generate validation prompts from the same seeds. The pixels show whether an image has the style, the shape and
 position of the prompt, and its color if the style keeps colors. A table of the medians over the training seeds ends it.
 
-The settings were chosen on the styles `--styles tuned`; the others measure them. Files and images are kept in the work
-folder, and the same command resumes from them.
+The default settings were chosen on the styles `--styles tuned`; the others measure them. Files and images are kept in
+the work folder, and the same command resumes from them.
 """
 
 from __future__ import annotations
@@ -48,35 +48,25 @@ GROUPS = {
     "tuned": ("duotone", "chalk", "sunset", "blueprint"),
     "measured": (
         *("midnight", "cyanotype", "screenprint", "neon", "outline", "halftone"),
-        # The checker does not find the shapes on the wide gradient of 03, even in drawn scenes.
-        *(f"unseen {index:02}" for index in (0, 1, 2, 4, 5, 6)),
+        # The first six of the program of which the VAE shows drawn scenes: at least 90 % shown and 85 % kept.
+        *(f"unseen {index:02}" for index in (2, 11, 13, 18, 19, 21)),
     ),
 }
 PROMPTS, SEEDS = 8, 8
 _VALIDATION_SEED = 11
 
+# A hypernetwork is trained with the defaults of `hnloader train`. These change nothing but the time and the disk space.
 SETTINGS: dict[str, object] = {
-    "batch_size": 4,
-    # One network serves all attention layers of its width, and this model is narrow: [1, 2, 1] does not fit a style.
-    "hypernetwork.layer_structure": [1, 8, 1],
-    "hypernetwork.activation": "mish",
-    "embedding.num_vectors": 8,
-    "data.random_flip": False,  # the captions name positions
-    "data.random_shift": 2,  # pixels; as far as the bundled pipeline's own images wander
-    # All images are trained on: the rate falls to nearly 0, and the final average is evaluated.
-    "data.validation_split": 0,
     "validate_every_n_steps": 0,
     "previews.every_n_steps": 0,
     "save_every_n_steps": 100,
-    "snr_gamma": 0,
-    "ema_decay": 0.99,
 }
 # The settings of each method. A step of the embedding takes as long; its few numbers need fewer of them.
 METHODS: dict[str, dict[str, object]] = {
-    "hypernetwork": {"method": "hypernetwork", "optimizer": "muon", "learning_rate": 4e-3, "steps": 1200},
-    "lora": {"method": "lora", "lora.targets": "attention", "learning_rate": 3e-3, "steps": 1200},
-    "lora kv": {"method": "lora", "lora.targets": "kv", "lora.rank": 64, "learning_rate": 3e-3, "steps": 1200},
-    "embedding": {"method": "embedding", "learning_rate": 2e-2, "steps": 100},
+    "hypernetwork": {"method": "hypernetwork"},
+    "lora": {"method": "lora", "lora.targets": "attention", "learning_rate": 3e-3},
+    "lora kv": {"method": "lora", "lora.targets": "kv", "lora.rank": 64, "learning_rate": 3e-3},
+    "embedding": {"method": "embedding", "embedding.num_vectors": 8, "learning_rate": 2e-2, "steps": 100},
 }
 GOAL_SHOWN, GOAL_KEPT = 0.9, 0.85
 STRENGTHS = (0.5, 1.0)
@@ -132,12 +122,13 @@ class Trial:
         self.subject.draw(images, IMAGES)
         given = {"model": str(pipeline_folder()), "images": str(images), "output": str(self.file), "seed": self.seed}
         settings = {**SETTINGS, **given, "embedding.placeholder_token": self.word, **METHODS[self.method], **changes}
+        config = read_config(None, settings)
         kept = self.file.with_suffix(".spent.json")
         now = Spent(**json.loads(kept.read_text())) if kept.is_file() else Spent()
-        if now.steps >= int(str(settings["steps"])) and self.file.is_file():
+        if now.steps >= config.steps and self.file.is_file():
             return now
         began = time.monotonic(), time.process_time()
-        result = train(read_config(None, settings), resume=True)
+        result = train(config, resume=True)
         now.seconds += time.monotonic() - began[0]
         now.processor += time.process_time() - began[1]
         now.steps = result.step
@@ -258,7 +249,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--styles",
         nargs="+",
-        choices=(*GROUPS, *EVERY, "halftone"),
+        choices=(*GROUPS, *dict.fromkeys((*EVERY, *GROUPS["measured"]))),
         default=["measured"],
         metavar="STYLE",
         help=f"{' or '.join(GROUPS)}, or names (default: measured)",

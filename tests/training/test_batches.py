@@ -34,6 +34,26 @@ def test_random_shift(settings_of: Run) -> None:
     assert not torch.equal(plain(image, shift=(1, -2)).mean, plain(image).mean)
 
 
+def test_images_whose_caption_names_a_side_are_not_mirrored(settings_of: Run, images: Path) -> None:
+    paths = sorted(images.glob("?.png"))
+    for path, caption in zip(paths, ["a dot on the Left", "the right half", "bright leftovers", "a dot"], strict=False):
+        path.with_suffix(".txt").write_text(caption)
+    training = prepare(settings_of(data__captions="sidecar", data__validation_split=0))
+    mirrored: set[str] = set()
+    plain = training.task.batches.cache.latents
+
+    def latents(image: Any, *, flipped: bool, shift: tuple[int, int]) -> Any:
+        if flipped:
+            mirrored.add(image.path.name)
+        return plain(image, flipped=flipped, shift=shift)
+
+    training.task.batches.cache.latents = latents  # type: ignore[method-assign]
+    for number in range(60):
+        training.task.batches.training(training.task.sampler[number], training.task.images)
+    assert not mirrored & {path.name for path in paths[:2]}
+    assert mirrored >= {path.name for path in paths[2:4]}
+
+
 def test_masks_exclude_pixels_from_the_loss(settings_of: Run, images: Path) -> None:
     from PIL import Image
 

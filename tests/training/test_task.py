@@ -47,3 +47,25 @@ def test_the_optimizer_follows_the_method(changes: dict[str, Any], optimizer: st
     config = found(1280, **changes)
     assert config.optimizer == optimizer
     assert float(config.learning_rate) == pytest.approx(rate)
+
+
+_TEXTS = {"images": "", "texts": "t", "output": "o.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("width", "changes", "expected"),
+    [
+        (128, {}, (4, 1)),
+        (1280, {}, (1, 4)),
+        (512, {"method": "embedding"}, (1, 4)),
+        (128, {"batch_size": 2}, (2, 1)),
+        (1280, {"gradient_accumulation_steps": 3}, (1, 3)),
+        (128, _TEXTS, (1, 1)),
+        (1280, {**_TEXTS, "batch_size": 8}, (8, 1)),
+    ],
+)
+def test_a_step_has_four_images_unless_settings_say_otherwise(
+    width: int, changes: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    config = found(width, **changes)
+    assert (config.batch_size, config.gradient_accumulation_steps) == expected

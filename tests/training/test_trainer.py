@@ -148,6 +148,20 @@ def test_a_diverging_training_keeps_its_last_state(settings_of: Run) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in resumed.adapter.parameters)
 
 
+@pytest.mark.parametrize(("batch_size", "advice"), [(2, "batch_size to 1"), (1, "data.resolution lower")])
+def test_a_device_without_enough_memory(
+    batch_size: int, advice: str, settings_of: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = prepare(settings_of(batch_size=batch_size))
+
+    def full(index: int) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(training.task, "loss", full)
+    with pytest.raises(HypernetworkError, match=f"Step 1 ran out of memory.*gradient_checkpointing.*{advice}"):
+        training.run()
+
+
 def test_steps_of_the_start_file_are_added(settings_of: Run, tmp_path: Path) -> None:
     start = train(settings_of("start.pt", steps=6)).output
     changes = {"steps": 4, "start_from": str(start), "learning_rate": "1e-3:7, 1e-4:9, 1e-5", "lr_warmup_steps": 0}

@@ -432,7 +432,7 @@ def _form(place: TrainingPlace) -> tuple[dict[str, Any], Any]:
         fields["preset"] = make("Radio", label="Preset", choices=list(_PRESETS), value=_PRESETS[0])
     with make("Row"):
         fields["steps"] = make(
-            "Number", label="Steps", value=1500, precision=0, minimum=1, min_width=90, elem_id="hnl-train-steps"
+            "Number", label="Steps", value=1200, precision=0, minimum=1, min_width=90, elem_id="hnl-train-steps"
         )
         fields["learning_rate"] = textbox("Learning rate", "hnl-train-rate", value="auto", min_width=90)
     with make("Accordion", "More settings", open=False):

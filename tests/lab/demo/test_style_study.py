@@ -85,6 +85,16 @@ def test_vae_reconstructs_every_style(scenes: list[Scene]) -> None:
         assert best.held >= 0.95, style
 
 
+@pytest.mark.slow
+def test_the_vae_reconstructs_the_measured_styles() -> None:
+    pipeline, scenes = load_pipeline(pipeline_folder()), style_study.wanted_scenes()[::4]
+    for style in style_study.GROUPS["measured"]:
+        images = through_vae(pipeline.vae, painted(subject(style), scenes))
+        best = evaluate(subject(style), "drawn, VAE", scenes, images)
+        assert best.shown >= style_study.GOAL_SHOWN, style
+        assert best.held >= style_study.GOAL_KEPT, style
+
+
 def test_training_images_use_all_words_and_no_validation_scene(tmp_path: Path) -> None:
     draw_images("chalk", tmp_path)
     captions = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
