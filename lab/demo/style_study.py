@@ -54,6 +54,7 @@ GROUPS = {
 }
 PROMPTS, SEEDS = 8, 8
 _VALIDATION_SEED = 11
+_EXAMPLES, _SHOWN_PROMPTS = 3, 5  # in the sheet of all styles
 
 # A hypernetwork is trained with the defaults of `hnloader train`. These change nothing but the time and the disk space.
 SETTINGS: dict[str, object] = {
@@ -108,6 +109,11 @@ class Trial:
         return self.work / f"{self.name}{suffix}"
 
     @property
+    def training_images(self) -> Path:
+        """The folder of the training images."""
+        return self.work / "images" / self.subject.key
+
+    @property
     def word(self) -> str:
         """The word of an embedding."""
         return f"<{self.subject.key}>"
@@ -118,7 +124,7 @@ class Trial:
         Raises:
             KeyboardInterrupt: it was interrupted, with everything saved.
         """
-        images = self.work / "images" / self.subject.key
+        images = self.training_images
         self.subject.draw(images, IMAGES)
         given = {"model": str(pipeline_folder()), "images": str(images), "output": str(self.file), "seed": self.seed}
         settings = {**SETTINGS, **given, "embedding.placeholder_token": self.word, **METHODS[self.method], **changes}
@@ -194,7 +200,7 @@ def painted(subject: Subject, scenes: Sequence[Scene]) -> list[ByteArray]:
 
 
 def study(subject: Subject, pipeline: StableDiffusionPipeline, chosen: argparse.Namespace) -> list[Row]:
-    """Train and evaluate all methods on a style; write the images of the first seeds as a grid."""
+    """Train and evaluate all methods on a style; write the images as a grid."""
     scenes, changes = wanted_scenes(), parse_settings(chosen.set)
     plain = _kept(chosen.work / "without.npy", None, lambda: _generated(pipeline))
     drawn = through_vae(pipeline.vae, painted(subject, scenes))
@@ -209,7 +215,7 @@ def study(subject: Subject, pipeline: StableDiffusionPipeline, chosen: argparse.
             rows.append(evaluate(subject, f"{method} {strength:g}", scenes, images))
             print(_line(rows[-1], spent), flush=True)
             columns.setdefault(rows[-1].way, images)
-    _write_grid(subject, {way: images[::SEEDS] for way, images in columns.items()}, chosen.images or chosen.work)
+    _write_grid(subject, {way: images[::SEEDS] for way, images in columns.items()}, chosen.work)
     return rows
 
 
@@ -245,7 +251,6 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m lab.demo.style_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("verification"), help="folder of images and files")
-    parser.add_argument("--images", type=Path, default=None, help="folder of the grids (default: that of --work)")
     parser.add_argument(
         "--styles",
         nargs="+",
@@ -271,9 +276,9 @@ def _run(chosen: argparse.Namespace) -> int:
     print(f"{IMAGES} images; {PROMPTS} validation prompts x {SEEDS} seeds")
     print(f"{'style':<12} {'way':<17} {'shown':>7} {'kept':>7} {'score':>6}  trained for")
     pipeline = load_pipeline(pipeline_folder())
-    rows: list[Row] = []
-    for subject in subjects([name for given in chosen.styles for name in GROUPS.get(given, (given,))]):
-        rows += study(subject, pipeline, chosen)
+    styles = subjects([name for given in chosen.styles for name in GROUPS.get(given, (given,))])
+    rows = [row for subject in styles for row in study(subject, pipeline, chosen)]
+    _write_sheet([Trial(subject, chosen.methods[0], chosen.seeds[0], chosen.work) for subject in styles], pipeline)
     print()
     for line in table(rows, chosen.methods):
         print(line)
@@ -286,12 +291,29 @@ def _line(row: Row, took: Spent | None = None) -> str:
 
 
 def _write_grid(subject: Subject, kept: Mapping[str, Sequence[ByteArray]], folder: Path) -> None:
-    scenes = validation_scenes(PROMPTS, _VALIDATION_SEED)
-    images = [[Image.fromarray(kept[way][index]) for way in kept] for index in range(len(scenes))]
-    title = f"{subject.name}, from {IMAGES} images"
-    grid = labeled_grid(images, columns=list(kept), rows=[scene.caption() for scene in scenes], title=title)
-    with replacing(folder / f"style-{subject.key}.png") as temporary:
-        grid.save(temporary, format="PNG")
+    """Write the first image of each prompt, in a column for each way."""
+    images = [[Image.fromarray(kept[way][index]) for way in kept] for index in range(PROMPTS)]
+    captions = [scene.caption() for scene in wanted_scenes()[::SEEDS]]
+    grid = labeled_grid(images, columns=list(kept), rows=captions, title=f"{subject.name}, from {IMAGES} images")
+    _save(grid, folder / f"style-{subject.key}.png")
+
+
+def _write_sheet(trials: Sequence[Trial], pipeline: StableDiffusionPipeline) -> None:
+    """Write styles.png: some training images of each style, and an image of each prompt at strength 1."""
+    rows = []
+    for trial in trials:
+        drawn = [Image.open(path) for path in trial.subject.draw(trial.training_images, IMAGES)[:_EXAMPLES]]
+        made = trial.images(pipeline, 1.0)[::SEEDS][:_SHOWN_PROMPTS]
+        rows.append([*drawn, *map(Image.fromarray, made)])
+    captions = [scene.caption() for scene in wanted_scenes()[::SEEDS]][:_SHOWN_PROMPTS]
+    columns = [*(f"training image {index + 1}" for index in range(_EXAMPLES)), *captions]
+    names = [trial.subject.name for trial in trials]
+    _save(labeled_grid(rows, columns=columns, rows=names, cell=128), trials[0].work / "styles.png")
+
+
+def _save(grid: Image.Image, path: Path) -> None:
+    with replacing(path) as temporary:
+        grid.save(temporary, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":
