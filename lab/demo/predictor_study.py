@@ -44,17 +44,17 @@ from lab.demo.subjects import EVERY, Subject, subjects
 from lab.demo.training.common import as_tensor
 from lab.demo.training.vae import through_vae
 
-# Mean scores of fully trained files at strength 1: docs/dev/training-evidence.md; outline: docs/dev/demo-pipeline.md.
+# Mean scores of fully trained files at strength 1: docs/dev/training-evidence.md.
 TRAINED = {
-    "duotone": 0.92,
-    "chalk": 0.70,
-    "midnight": 0.85,
-    "cyanotype": 0.69,
-    "screenprint": 0.70,
-    "sunset": 0.18,
-    "blueprint": 0.75,
-    "neon": 0.62,
-    "outline": 0.77,
+    "duotone": 0.94,
+    "chalk": 0.84,
+    "midnight": 0.88,
+    "cyanotype": 0.70,
+    "screenprint": 0.74,
+    "sunset": 0.81,
+    "blueprint": 0.95,
+    "neon": 0.89,
+    "outline": 0.93,
 }
 PARTS = ("loss", "speed", "one-shot")
 _PROMPT_SEED, _DRAW_SEED = 11, 3
