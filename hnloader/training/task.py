@@ -115,10 +115,10 @@ def resolved(config: Config, sites: Iterable[AttentionSite]) -> Config:
 
 def _batches(config: Config, width: int) -> tuple[int, int]:
     """Return the size of a batch and the number of batches per step."""
-    size, count = config.batch_size, config.gradient_accumulation_steps
-    if size or count or config.texts:
-        return size or 1, count or 1
-    return (_IMAGES_PER_STEP, 1) if width < _NARROW else (1, _IMAGES_PER_STEP)
+    together = 1 if config.texts or width >= _NARROW else _IMAGES_PER_STEP
+    automatic = not (config.batch_size or config.texts)
+    count = _IMAGES_PER_STEP // together if automatic else 1
+    return config.batch_size or together, config.gradient_accumulation_steps or count
 
 
 def _hidden_ratio(width: int) -> int:

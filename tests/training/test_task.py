@@ -60,6 +60,7 @@ _TEXTS = {"images": "", "texts": "t", "output": "o.safetensors"}
         (512, {"method": "embedding"}, (1, 4)),
         (128, {"batch_size": 2}, (2, 1)),
         (1280, {"gradient_accumulation_steps": 3}, (1, 3)),
+        (128, {"gradient_accumulation_steps": 3}, (4, 3)),
         (128, _TEXTS, (1, 1)),
         (1280, {**_TEXTS, "batch_size": 8}, (8, 1)),
     ],
