@@ -238,7 +238,7 @@ class Config:
         >>> from hnloader.training import Config
         >>> config = Config(model="sd15/", images="images/", output="style.pt", learning_rate=5e-5)
         >>> config.name, config.steps, config.data.random_flip
-        ('style', 1500, True)
+        ('style', 1200, True)
     """
 
     model: str = setting(
