@@ -32,6 +32,7 @@ __all__ = [
     "SequentialSide",
     "Side",
     "SideName",
+    "linear_layers",
     "make_side",
 ]
 
@@ -605,6 +606,11 @@ class Hypernetwork(nn.Module):
         """
         scopes = ", ".join(map(str, self._scopes))
         return f"name={shown(self.name)}, scopes={shown(scopes, 300)}, architecture={self.architecture}"
+
+
+def linear_layers(side: Side) -> list[nn.Linear]:
+    """Return the Linear layers of a side, in order, those that resize the input of residual blocks included."""
+    return [module for module in side.modules() if isinstance(module, nn.Linear)]
 
 
 def _module(spec: LayerSpec, architecture: Architecture) -> nn.Module:

@@ -18,11 +18,11 @@ from itertools import groupby
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hnloader.attention.kernels import by_rows
 from hnloader.attention.stages import AffineStage, Chain, ExactStage, Link, LiveStage, MaskedStage, Stage
-from hnloader.network import Side, SideName
+from hnloader.network import Side, SideName, linear_layers
 from hnloader.scopes import Kind
 
 PlanName = Literal["fold", "collapse", "cache", "live", "exact", "none"]
@@ -132,7 +132,7 @@ def _stretch(links: Chain, side: SideName) -> tuple[Stage, ...]:
 
 def multiply_adds(side: Side) -> int:
     """Count the multiply-adds of a side per context, module by module."""
-    return sum(module.weight.numel() for module in side.modules() if isinstance(module, nn.Linear))
+    return sum(layer.weight.numel() for layer in linear_layers(side))
 
 
 def _is_affine(link: Link, side: SideName) -> bool:

@@ -31,7 +31,7 @@ from hnloader.files import sha256_of
 from hnloader.formats.composition import Composed, Unchanged
 from hnloader.formats.contents import build_side
 from hnloader.loading import load
-from hnloader.network import SIDES, Architecture, Hypernetwork, SequentialSide, Side, SideName
+from hnloader.network import SIDES, Architecture, Hypernetwork, SequentialSide, Side, SideName, linear_layers
 from hnloader.scopes import Scope, refined
 from hnloader.texts import shown
 
@@ -321,17 +321,13 @@ def _kind(architecture: Architecture) -> tuple[object, ...]:
     )
 
 
-def _linears(side: SequentialSide) -> list[nn.Linear]:
-    return [module for module in side.linear if isinstance(module, nn.Linear)]
-
-
 def _titled(scope: Scope) -> str:
     return scope.label[0].upper() + scope.label[1:]
 
 
 def _side_by_side(found: list[_Branch], together: Architecture, scope: Scope) -> dict[str, Tensor]:
     width = scope.width
-    layers = [_linears(branch.side) for branch in found]
+    layers = [linear_layers(branch.side) for branch in found]
     last = len(layers[0]) - 1
     names = [index for index, spec in enumerate(together.layers(width)) if spec.kind == "linear"]
     tensors: dict[str, Tensor] = {}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hnloader.activations import make_activation
-from hnloader.network import SIDES, Hypernetwork, SideName
+from hnloader.network import SIDES, Hypernetwork, SideName, linear_layers
 from hnloader.prediction.image_encoder import ImageEncoder
 from hnloader.prediction.style_encoder import ExampleKind, StyleEncoder
 from hnloader.prediction.text_encoder import TextEncoder
@@ -94,7 +94,7 @@ class Predictor(nn.Module):
         """Return the hypernetwork of the first style, without gradients."""
         made = Hypernetwork.new(self.scopes, self.architecture, name=name)
         for (scope, side), predicted in self.sides(emitted).items():
-            layers = [each for each in made.side(scope, side).modules() if isinstance(each, nn.Linear)]
+            layers = linear_layers(made.side(scope, side))
             for layer, (weight, bias) in zip(layers, predicted.weights(), strict=True):
                 layer.weight.copy_(weight)
                 layer.bias.copy_(bias)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
 
-from hnloader.network import SIDES, Hypernetwork, Side
+from hnloader.network import SIDES, Hypernetwork, linear_layers
 
 __all__ = ["widened"]
 
@@ -37,8 +36,8 @@ def widened(hypernetwork: Hypernetwork, layer_structure: Sequence[float], seed: 
     random = torch.Generator().manual_seed(seed)
     for scope in made.scopes:
         for side in SIDES:
-            first, second = _layers(hypernetwork.side(scope, side))
-            new_first, new_second = _layers(made.side(scope, side))
+            first, second = linear_layers(hypernetwork.side(scope, side))
+            new_first, new_second = linear_layers(made.side(scope, side))
             hidden, width = first.weight.shape
             new_first.weight.normal_(0, width**-0.5, generator=random)
             new_first.bias.zero_()
@@ -47,7 +46,3 @@ def widened(hypernetwork: Hypernetwork, layer_structure: Sequence[float], seed: 
             new_second.weight[:, :hidden] = second.weight
             new_second.bias.copy_(second.bias)
     return made
-
-
-def _layers(side: Side) -> list[nn.Linear]:
-    return [module for module in side.modules() if isinstance(module, nn.Linear)]

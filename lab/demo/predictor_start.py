@@ -21,17 +21,12 @@ import torch
 
 from hnloader.demo import pipeline_folder, predictor_path
 from hnloader.training import read_config, train
-from lab.demo.style_study import METHODS, SETTINGS
+from lab.demo.style_study import SETTINGS
 from lab.demo.subjects import Subject, subjects
 
 _IMAGES = 24
 _EVERY = 25  # steps between validations
-_SETTINGS: dict[str, object] = {
-    **SETTINGS,
-    **METHODS["hypernetwork"],
-    "data.validation_split": 1 / 3,
-    "validate_every_n_steps": _EVERY,
-}
+_SETTINGS: dict[str, object] = {**SETTINGS, "data.validation_split": 1 / 3, "validate_every_n_steps": _EVERY}
 
 
 def losses(work: Path, subject: Subject, name: str, changes: dict[str, object]) -> dict[int, float]:
@@ -77,8 +72,7 @@ def compare(work: Path, subject: Subject, chosen: argparse.Namespace, seed: int)
         return losses(work, subject, f"{name}-{steps}-{seed}", {**changes, "steps": steps, "seed": seed})
 
     scratch = [found(f"scratch-{rate:g}", {"learning_rate": rate}, chosen.steps) for rate in chosen.rates]
-    start: dict[str, object] = {"start_from": "predict", "start_predictor": str(chosen.predictor)}
-    start["learning_rate"] = chosen.start_rate
+    start = {"start_from": "predict", "start_predictor": str(chosen.predictor), "learning_rate": chosen.start_rate}
     short, long = (found(f"start-{chosen.start_rate:g}", start, steps) for steps in (chosen.steps // 3, chosen.steps))
     goal = min(_last(each) for each in scratch)
     steps = [step for each in (short, long) for step, loss in each.items() if loss <= goal]

@@ -293,8 +293,7 @@ def _line(row: Row, took: Spent | None = None) -> str:
 def _write_grid(subject: Subject, kept: Mapping[str, Sequence[ByteArray]], folder: Path) -> None:
     """Write the first image of each prompt, in a column for each way."""
     images = [[Image.fromarray(kept[way][index]) for way in kept] for index in range(PROMPTS)]
-    captions = [scene.caption() for scene in wanted_scenes()[::SEEDS]]
-    grid = labeled_grid(images, columns=list(kept), rows=captions, title=f"{subject.name}, from {IMAGES} images")
+    grid = labeled_grid(images, columns=list(kept), rows=_captions(), title=f"{subject.name}, from {IMAGES} images")
     _save(grid, folder / f"style-{subject.key}.png")
 
 
@@ -305,10 +304,14 @@ def _write_sheet(trials: Sequence[Trial], pipeline: StableDiffusionPipeline) -> 
         drawn = [Image.open(path) for path in trial.subject.draw(trial.training_images, IMAGES)[:_EXAMPLES]]
         made = trial.images(pipeline, 1.0)[::SEEDS][:_SHOWN_PROMPTS]
         rows.append([*drawn, *map(Image.fromarray, made)])
-    captions = [scene.caption() for scene in wanted_scenes()[::SEEDS]][:_SHOWN_PROMPTS]
-    columns = [*(f"training image {index + 1}" for index in range(_EXAMPLES)), *captions]
+    columns = [*(f"training image {index + 1}" for index in range(_EXAMPLES)), *_captions()[:_SHOWN_PROMPTS]]
     names = [trial.subject.name for trial in trials]
     _save(labeled_grid(rows, columns=columns, rows=names, cell=128), trials[0].work / "styles.png")
+
+
+def _captions() -> list[str]:
+    """Return the validation prompts, each once."""
+    return [scene.caption() for scene in validation_scenes(PROMPTS, _VALIDATION_SEED)]
 
 
 def _save(grid: Image.Image, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from hnloader.training import prepare
@@ -12,19 +13,27 @@ from hnloader.training.pixels import load_sample
 from tests.support.trainings import Run
 
 
-def test_random_shift(settings_of: Run) -> None:
-    training = prepare(settings_of(data__random_shift=2, data__random_flip=False))
-    asked: list[tuple[int, int]] = []
+def asked_of_the_cache(training: Any) -> list[tuple[str, bool, tuple[int, int]]]:
+    """Make some batches; return the names of the images, whether they were mirrored, and their shifts."""
+    asked: list[tuple[str, bool, tuple[int, int]]] = []
     plain = training.task.batches.cache.latents
 
     def latents(image: Any, *, flipped: bool, shift: tuple[int, int]) -> Any:
-        asked.append(shift)
+        asked.append((image.path.name, flipped, shift))
         return plain(image, flipped=flipped, shift=shift)
 
-    training.task.batches.cache.latents = latents  # type: ignore[method-assign]
-    for number in range(60):
-        training.task.batches.training(training.task.sampler[number], training.task.images)
-    assert {right for right, _ in asked} == {down for _, down in asked} == {-2, -1, 0, 1, 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.task.batches.cache, "latents", latents)
+        for number in range(60):
+            training.task.batches.training(training.task.sampler[number], training.task.images)
+    return asked
+
+
+def test_random_shift(settings_of: Run) -> None:
+    training = prepare(settings_of(data__random_shift=2, data__random_flip=False))
+    shifts = [shift for _, _, shift in asked_of_the_cache(training)]
+    plain = training.task.batches.cache.latents
+    assert {right for right, _ in shifts} == {down for _, down in shifts} == {-2, -1, 0, 1, 2}
 
     image, denoiser = training.task.images[0], training.task.denoiser
     sample = load_sample(image, training.config.data, denoiser.resolution, denoiser.size_multiple)
@@ -39,17 +48,7 @@ def test_images_whose_caption_names_a_side_are_not_mirrored(settings_of: Run, im
     for path, caption in zip(paths, ["a dot on the Left", "the right half", "bright leftovers", "a dot"], strict=False):
         path.with_suffix(".txt").write_text(caption)
     training = prepare(settings_of(data__captions="sidecar", data__validation_split=0))
-    mirrored: set[str] = set()
-    plain = training.task.batches.cache.latents
-
-    def latents(image: Any, *, flipped: bool, shift: tuple[int, int]) -> Any:
-        if flipped:
-            mirrored.add(image.path.name)
-        return plain(image, flipped=flipped, shift=shift)
-
-    training.task.batches.cache.latents = latents  # type: ignore[method-assign]
-    for number in range(60):
-        training.task.batches.training(training.task.sampler[number], training.task.images)
+    mirrored = {name for name, flipped, _ in asked_of_the_cache(training) if flipped}
     assert not mirrored & {path.name for path in paths[:2]}
     assert mirrored >= {path.name for path in paths[2:4]}
 
