@@ -228,10 +228,6 @@ class Trainer:
         """Run a step; if torch has no deterministic algorithm for an operation, run it with any algorithm."""
         try:
             return self.train_step(step)
-        except torch.cuda.OutOfMemoryError as error:
-            smaller = "batch_size to 1" if self.config.batch_size > 1 else "data.resolution lower"
-            advice = f"Set gradient_checkpointing to true, precision to bfloat16, or {smaller}."
-            raise HypernetworkError(f"Step {step} ran out of memory. {advice}") from error
         except RuntimeError as error:
             if not allow_nondeterministic(error):
                 raise
@@ -242,6 +238,14 @@ class Trainer:
 
     def train_step(self, step: int) -> float:
         """Run one step, counted from 1, and return its loss."""
+        try:
+            return self._train_step(step)
+        except torch.cuda.OutOfMemoryError as error:
+            smaller = "batch_size to 1" if self.config.batch_size > 1 else "data.resolution lower"
+            advice = f"Set gradient_checkpointing to true, precision to bfloat16, or {smaller}."
+            raise HypernetworkError(f"Step {step} ran out of memory. {advice}") from error
+
+    def _train_step(self, step: int) -> float:
         config, parameters = self.config, self.adapter.parameters
         # Dropout uses torch's global generator.
         torch.manual_seed(random_below(generator_for(config.seed, "dropout", step), 2**31))

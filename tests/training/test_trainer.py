@@ -158,8 +158,9 @@ def test_a_device_without_enough_memory(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     monkeypatch.setattr(training.task, "loss", full)
-    with pytest.raises(HypernetworkError, match=f"Step 1 ran out of memory.*gradient_checkpointing.*{advice}"):
-        training.run()
+    for run in (training.run, lambda: training.train_step(1)):  # the latter is a step of --find-lr
+        with pytest.raises(HypernetworkError, match=f"Step 1 ran out of memory.*gradient_checkpointing.*{advice}"):
+            run()
 
 
 def test_steps_of_the_start_file_are_added(settings_of: Run, tmp_path: Path) -> None:
