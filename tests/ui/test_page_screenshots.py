@@ -26,15 +26,7 @@ PROMPTS = [
     "a large red circle in the center on a white background",
     "a large blue star at the top left on a cyan background",
 ]
-
-
-SETTINGS = (
-    "data.random_flip: false",
-    "learning_rate: 2e-3",
-    "validate_every_n_steps: 5",
-    "previews.every_n_steps: 20",
-    "hypernetwork.activation: linear",
-)
+SETTINGS = ("validate_every_n_steps: 5", "previews.every_n_steps: 20")
 
 
 @pytest.fixture
