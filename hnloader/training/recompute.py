@@ -1,20 +1,23 @@
-"""Save less for the backward pass of a frozen UNet, at the cost of a few cheap operations in it.
+"""Save less for the backward pass of a frozen UNet, at the cost of a few operations in it.
 
 Gradients pass through the UNet, but its weights get none. Autograd saves some tensors in vain. A convolution saves
-its input, which only the gradient of its weight needs. The outputs of norms and gelus are saved although they follow
-from the inputs, which are saved as well. This module saves the former as a shape and recomputes the latter. The
-gradients are equal bit for bit if torch computes an operation the same way twice.
+its input, which only the gradient of its weight needs; this module saves its shape. The outputs of norms follow from
+the inputs, which are saved as well, and are recomputed. The inside of a feed-forward layer is eight times as wide as
+its input, and is recomputed from it: that costs a projection. The gradients are equal bit for bit if torch computes
+an operation the same way twice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hnloader.attention.stages import autocast_dtype
 
@@ -25,29 +28,33 @@ Recompute = Callable[[], Tensor]
 def recompute_activations(unet: nn.Module) -> Iterator[None]:
     """Have calls of a UNet save less for the backward pass while this is active.
 
-    It does nothing without gradients and under autocast, and skips modules with trained weights. Gradient
-    checkpointing handles its own blocks.
+    It does nothing without gradients and under autocast, and skips convolutions and norms with trained weights.
+    Gradient checkpointing handles its own blocks.
 
     Args:
         unet: Any module; its `nn.Conv2d`, `nn.GroupNorm`, `nn.LayerNorm` and diffusers' `GEGLU` matter.
     """
     device = next(unet.parameters()).device
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in unet.modules())
     if not torch.is_grad_enabled() or autocast_dtype(device.type) is not None:
         yield
         return
     known = _Recomputable()
     with contextlib.ExitStack() as stack:
         for module in unet.modules():
-            _watch(module, known, stack)
+            if type(module).__name__ == "GEGLU" and not checkpointed:
+                _checkpoint(module, stack)
+            else:
+                _watch(module, known, stack)
         with torch.autograd.graph.saved_tensors_hooks(known.pack, _unpack):
             yield
 
 
 def _watch(module: nn.Module, known: _Recomputable, stack: contextlib.ExitStack) -> None:
-    """Add the hooks of a module."""
+    """Add the hooks of a convolution or a norm."""
     # Exact classes: subclasses and wrappers may compute something else.
     kind = type(module)
-    if kind not in (nn.Conv2d, nn.GroupNorm, nn.LayerNorm) and kind.__name__ != "GEGLU":
+    if kind not in (nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
         return
     if any(parameter is not None and parameter.requires_grad for parameter in module._parameters.values()):
         return
@@ -56,10 +63,18 @@ def _watch(module: nn.Module, known: _Recomputable, stack: contextlib.ExitStack)
         stack.callback(module.register_forward_hook(known.after_convolution).remove)
     elif kind in (nn.GroupNorm, nn.LayerNorm):
         stack.callback(module.register_forward_hook(known.after_norm).remove)
-    elif kind.__name__ == "GEGLU" and "gelu" not in module.__dict__ and hasattr(module, "gelu"):
-        plain: Any = module.gelu
-        module.__dict__["gelu"] = known.wrapped(plain)
-        stack.callback(module.__dict__.pop, "gelu")
+
+
+def _checkpoint(module: nn.Module, stack: contextlib.ExitStack) -> None:
+    """Save the input of a module alone."""
+    if "forward" in module.__dict__:
+        return
+    # A trained projection may have dropout. Saving the state of a GPU's generator would wait for the GPU.
+    trained = any(parameter.requires_grad for parameter in module.parameters())
+    module.__dict__["forward"] = functools.partial(
+        checkpoint, module.forward, use_reentrant=False, preserve_rng_state=trained
+    )
+    stack.callback(module.__dict__.pop, "forward")
 
 
 class _Recomputable:
@@ -104,17 +119,6 @@ class _Recomputable:
         """Return the gradient for the input of a norm, which is saved in any case."""
         if len(given) == 1 and isinstance(given[0], Tensor) and output.requires_grad:
             self.add(output, _recomputing(module.forward, given[0]))
-
-    def wrapped(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """Return the function, with its result recomputed from its argument, which is saved in any case."""
-
-        def run(tensor: Tensor) -> Tensor:
-            result = function(tensor)
-            if result.requires_grad:
-                self.add(result, _recomputing(function, tensor))
-            return result
-
-        return run
 
 
 def _recomputing(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Recompute:

@@ -312,7 +312,7 @@ def benches(*, quick: bool, only: Sequence[str] = MODELS) -> list[Bench]:
     reduced = Bench(
         "SD 1, reduced (half the widths), 256 x 256 images, batch 1",
         lambda: _sd1(full=False),
-        {"data.resolution": 256, "learning_rate": "1e-4"},
+        {"data.resolution": 256, "learning_rate": "1e-4", "batch_size": 1},
         seconds=60,
         compared=COMPARED_STEPS,
         has_targets=True,
@@ -320,7 +320,7 @@ def benches(*, quick: bool, only: Sequence[str] = MODELS) -> list[Bench]:
     full = Bench(
         "SD 1 (860 M parameters), 512 x 512 images, batch 1",
         lambda: _sd1(full=True),
-        {"data.resolution": 512, "learning_rate": "1e-4"},
+        {"data.resolution": 512, "learning_rate": "1e-4", "batch_size": 1},
         seconds=150,
         compared=2 if DEVICE.type == "cpu" else COMPARED_STEPS,
         has_targets=True,

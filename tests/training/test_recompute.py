@@ -55,7 +55,7 @@ def test_gradients_match_with_less_saved_memory(kind: str, monkeypatch: pytest.M
     assert all(torch.equal(one, two) for one, two in zip(plain, sparing, strict=True))
     after = {name: (len(m._forward_hooks), len(m._forward_pre_hooks), set(m.__dict__)) for name, m in named(unet)}
     assert after == before
-    assert bytes_kept(unet, lean, monkeypatch) < 0.8 * bytes_kept(unet, loss, monkeypatch)
+    assert bytes_kept(unet, lean, monkeypatch) < 0.65 * bytes_kept(unet, loss, monkeypatch)
 
 
 def named(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -83,7 +83,7 @@ class Parts(nn.Module):
 
 
 @pytest.mark.parametrize("change", [False, True])
-@pytest.mark.parametrize("train", ["nothing", "conv", "group", "layer"])
+@pytest.mark.parametrize("train", ["nothing", "conv", "group", "layer", "gate"])
 def test_gradients_match_for_other_uses_and_trained_parts(change: bool, train: str) -> None:
     torch.manual_seed(0)
     parts = Parts().requires_grad_(False)
