@@ -100,6 +100,22 @@ def test_gradients_match_for_other_uses_and_trained_parts(change: bool, train: s
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
+def test_dropout_in_a_trained_projection_is_repeated() -> None:
+    gate = GEGLU(8, 8)
+    gate.proj = nn.Sequential(gate.proj, nn.Dropout(0.5))
+    x = torch.randn(64, 8)
+    found = []
+    for context in (contextlib.nullcontext(), recompute_activations(gate)):
+        gate.zero_grad()
+        torch.manual_seed(1)
+        with context:
+            loss = gate(x).square().mean()
+        torch.manual_seed(2)  # as other operations between the passes
+        loss.backward()
+        found.append([parameter.grad.clone() for parameter in gate.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
 def test_reused_memory_is_not_mistaken_for_a_freed_tensor() -> None:
     known, values = _Recomputable(), np.zeros(4)
     first = torch.from_numpy(values)
