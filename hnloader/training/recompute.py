@@ -35,11 +35,11 @@ def recompute_activations(unet: nn.Module) -> Iterator[None]:
         unet: Any module; its `nn.Conv2d`, `nn.GroupNorm`, `nn.LayerNorm` and diffusers' `GEGLU` matter.
     """
     device = next(unet.parameters()).device
-    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in unet.modules())
     if not torch.is_grad_enabled() or autocast_dtype(device.type) is not None:
         yield
         return
     known = _Recomputable()
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in unet.modules())
     with contextlib.ExitStack() as stack:
         for module in unet.modules():
             if type(module).__name__ == "GEGLU" and not checkpointed:
