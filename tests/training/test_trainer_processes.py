@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import hnloader
+from hnloader.prediction.predictor_file import load_predictor
 from hnloader.training import train
 from hnloader.training.config import read_config
 from hnloader.training.run_folder import run_folder
 from hnloader.training.state import states
 from hnloader.training.status import read_status
+from tests.support.predictors import SETTINGS, save_styles
 from tests.support.small_language_models import save_language_model, save_texts, sentences
 from tests.support.trainings import weights
 
@@ -37,11 +40,12 @@ def given(request: pytest.FixtureRequest, tiny_model: Path, images: Path, tmp_pa
 
 
 def start(settings: dict[str, object], *more: str) -> subprocess.Popen[str]:
-    """Start `torchrun -m hnloader train`, as a terminal does, so that a signal can reach all its processes."""
+    """Start a training with torchrun, as a terminal does, so that a signal can reach all its processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hnloader"]
+    command = "train-predictor" if "styles" in settings else "train"
     values = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     return subprocess.Popen(
-        [sys.executable, *launch, "train", *values, *more],
+        [sys.executable, *launch, command, *values, *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -66,6 +70,24 @@ def test_two_processes_train_as_one_with_twice_the_batch(given: dict[str, object
         result = train(read_config(None, alone))
         pairs = zip(made, weights(result.output), strict=True)
         difference[parts] = max(float((found - value).abs().max()) for found, value in pairs)
+    assert difference[2] < 0.01 * difference[1]
+
+
+def test_two_processes_train_a_predictor_as_one_with_twice_the_batch(tiny_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "predictor.safetensors"
+    given: dict[str, object] = {**SETTINGS, "optimizer": "sgd", "learning_rate": 0.1, "ema_decay": 0, "steps": 3}
+    given |= {"model": str(tiny_model), "styles": str(save_styles(tmp_path / "styles")), "output": str(output)}
+    process = start(given)
+    printed, _ = process.communicate(timeout=_SECONDS)
+    assert process.returncode == 0, printed[-8000:]
+    assert printed.count("status done") == 1
+    assert load_predictor(output).about.step == 3
+
+    made, difference = load_file(output), {}
+    for parts in (1, 2):
+        alone = {**given, "output": str(tmp_path / f"{parts}" / output.name), "gradient_accumulation_steps": parts}
+        found = load_file(train(read_config(None, alone, "predictor")).output)
+        difference[parts] = max(float((found[name] - value).abs().max()) for name, value in made.items())
     assert difference[2] < 0.01 * difference[1]
 
 
