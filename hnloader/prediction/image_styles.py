@@ -55,13 +55,13 @@ class ImageStyles(StyleData[TrainingImage, Batch]):
 
     def training(self, step: int, styles: Sequence[Style[TrainingImage]]) -> StyleBatch[Batch]:
         """See `StyleData`."""
-        random, rows = self.drawn(step, styles)
+        random, rows = self.drawn("styles", step, styles, self.config.batch_size)
         references: list[Tensor] = []
         targets: list[tuple[TrainingImage, str]] = []
-        for image, others in rows:
+        for given, (image, *_) in rows:
             dropped = random_float(random) < self.config.data.caption_dropout
             targets.append((image, "" if dropped else self._caption(image, random_below(random, 2**31))))
-            references.append(self.references(others))
+            references.append(self.references(given))
         timesteps = [self._timestep(random_float(random)) for _ in targets]
         return StyleBatch(torch.stack(references), self._batch(targets, timesteps, random, sampled=True))
 
@@ -80,6 +80,11 @@ class ImageStyles(StyleData[TrainingImage, Batch]):
     def references(self, examples: Sequence[TrainingImage]) -> Tensor:
         """See `StyleData`."""
         return torch.stack([self._cache.latents(image).mean for image in examples]).to(self._denoiser.device)
+
+    def captions(self, examples: Sequence[TrainingImage]) -> Tensor:
+        """See `StyleData`; the means of the text states over the tokens."""
+        states = [self._cache.text(self._caption(image, 0)).states.mean(0) for image in examples]
+        return torch.stack(states).to(self._denoiser.device)
 
     def loss(self, target: Batch) -> Tensor:
         """See `StyleData`."""

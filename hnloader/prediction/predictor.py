@@ -71,8 +71,7 @@ class Predictor(nn.Module):
 
     def read(self, values: Tensor) -> Emitted:
         """Return what it emits for the values of examples, [styles, examples, ...]."""
-        summaries = self.encoder.summaries(values.flatten(0, 1))
-        return self.emit(self.encoder(summaries.unflatten(0, values.shape[:2])))
+        return self.emit(self.encoder.read(values))
 
     def emit(self, style: Tensor) -> Emitted:
         """Return what depends on the examples, for styles [styles, style_size]."""

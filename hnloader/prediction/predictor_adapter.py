@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from torch import nn
@@ -23,6 +23,7 @@ class PredictorAdapter(Adapter):
         sample: The numbers by which the predictor knows its model.
         about: Returns the facts for its file at a step.
         previous_steps: The steps of the file that it starts from.
+        others: Parameters that are trained and not in its file.
     """
 
     def __init__(
@@ -33,10 +34,11 @@ class PredictorAdapter(Adapter):
         about: Callable[[int], About],
         *,
         previous_steps: int = 0,
+        others: Iterable[nn.Parameter] = (),
     ) -> None:
         self.previous_steps = previous_steps
         self.predictor, self.hooks = predictor, RowHooks(network)
-        self.parameters = list(predictor.parameters())
+        self.parameters = [*predictor.parameters(), *others]
         self._sample, self._about = sample, about
         self._attached = False
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hnloader.attention import find_sites
+from hnloader.prediction.encoder_lesson import EncoderLesson
 from hnloader.prediction.model_sample import check_model, sample_of
-from hnloader.prediction.predictor import Predictor, spread_of
+from hnloader.prediction.predictor import ENCODERS, Predictor, spread_of
 from hnloader.prediction.predictor_adapter import PredictorAdapter
 from hnloader.prediction.predictor_file import About, load_predictor
 from hnloader.prediction.style_data import REFERENCES, StyleData
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MOST_VALIDATION_STYLES = 12
+_LESSON_WEIGHT = 3.0
 
 
 class PredictorTask(Task):
@@ -56,8 +58,14 @@ class PredictorTask(Task):
         self.styles = [folders.styles[index] for index in training]
         self.validation_styles = [folders.styles[index] for index in validation[:_MOST_VALIDATION_STYLES]]
         self.predictor, previous_steps = self._first_predictor()
+        self._lesson = self._new_lesson() if config.predictor.encoder_batch_size else None
         self.adapter = PredictorAdapter(
-            self.predictor, side.network, sample_of(side), self._about, previous_steps=previous_steps
+            self.predictor,
+            side.network,
+            sample_of(side),
+            self._about,
+            previous_steps=previous_steps,
+            others=self._lesson.guess.parameters() if self._lesson else (),
         )
         self._losses: dict[str, float] = {}
 
@@ -72,8 +80,18 @@ class PredictorTask(Task):
         torch.manual_seed(config.seed)
         made = Predictor(_scopes(config, side.network), side.input_size, config.predictor.design, side.kind)
         made = made.to(side.device)
-        self.data.calibrate(made.encoder, self.styles)
+        made.encoder.calibrate(self.data.references(self.data.usual(self.styles)))
         return made, 0
+
+    def _new_lesson(self) -> EncoderLesson:
+        """Return the lesson of the encoder, the same for each run with these settings and data."""
+        torch.manual_seed(self.config.seed)
+        usual, design, side = self.data.usual(self.styles), self.predictor.design, self.data.side
+        captions = self.data.captions(usual)
+        features = ENCODERS[side.kind](side.input_size, design.style_size, design.hidden_size)
+        lesson = EncoderLesson(features, design.style_size, captions.shape[1]).to(side.device)
+        lesson.calibrate(self.data.references(usual), captions)
+        return lesson
 
     @property
     def has_validation(self) -> bool:
@@ -90,7 +108,17 @@ class PredictorTask(Task):
         batch = self.data.training(index + 1, self.styles)
         sides = self.predictor.sides(self.predictor.read(batch.references))
         with self.adapter.hooks.applied(sides):
-            return self.data.loss(batch.target)
+            loss = self.data.loss(batch.target)
+        if self._lesson is None:
+            return loss
+        lesson = _LESSON_WEIGHT * self._lesson_loss(self._lesson, index + 1)
+        # Its gradient counts, but not its value: the loss that is shown stays that of the model.
+        return loss + (lesson - lesson.detach())
+
+    def _lesson_loss(self, lesson: EncoderLesson, step: int) -> Tensor:
+        given = self.data.lesson(step, self.styles)
+        styles = self.predictor.encoder.read(given.references)
+        return lesson.loss(styles[given.styles], given.captions, given.values)
 
     def validation_loss(self) -> float:
         """See `Task`; the losses without a file and with another style's are kept for the report."""

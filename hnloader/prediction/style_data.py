@@ -13,7 +13,6 @@ from torch import Generator, Tensor
 
 from hnloader.network import Hypernetwork
 from hnloader.prediction.model_side import ModelSide
-from hnloader.prediction.style_encoder import StyleEncoder
 from hnloader.prediction.style_folders import Style, StyleFolders
 from hnloader.training.config import Config
 from hnloader.training.sampler import generator_for, random_below
@@ -27,6 +26,7 @@ Target = TypeVar("Target")
 REFERENCES = 4  # examples of a style that predict it in a validation and a preview
 VALIDATION_TARGETS = 2  # examples of each style that validate
 _CALIBRATION_STYLES = 100
+_LESSON_EXAMPLES = 3  # other examples of a style that its encoder learns from in a step
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,23 @@ class StyleBatch(Generic[Target]):
 
     references: Tensor
     target: Target
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The examples that an encoder learns from in a step; see `EncoderLesson`.
+
+    Attributes:
+        references: The values of the examples of each style, [styles, examples, ...].
+        styles: For each other example, the index of its style.
+        captions: Their captions, [others, numbers].
+        values: Their values, [others, ...].
+    """
+
+    references: Tensor
+    styles: Tensor
+    captions: Tensor
+    values: Tensor
 
 
 class StyleData(ABC, Generic[Example, Target]):
@@ -64,20 +81,41 @@ class StyleData(ABC, Generic[Example, Target]):
         self.config, self.side, self.folders = config, side, folders
 
     def drawn(
-        self, step: int, styles: Sequence[Style[Example]]
-    ) -> tuple[Generator, Iterator[tuple[Example, list[Example]]]]:
-        """Return the random numbers of a step, and for each row a target and the examples to predict from."""
-        random = generator_for(self.config.seed, "styles", step)
-        chosen = [styles[random_below(random, len(styles))] for _ in range(self.config.batch_size)]
+        self, name: str, step: int, styles: Sequence[Style[Example]], count: int
+    ) -> tuple[Generator, list[tuple[list[Example], list[Example]]]]:
+        """Return the random numbers of a step, and examples of random styles.
+
+        Args:
+            name: Name of the random numbers.
+            step: The step.
+            styles: Styles to choose from.
+            count: Number of styles.
+
+        Returns:
+            The random numbers, and for each style the examples to predict from, as many of each, and its others.
+        """
+        random = generator_for(self.config.seed, name, step)
+        chosen = [styles[random_below(random, len(styles))] for _ in range(count)]
         most = min(self.config.predictor.most_examples, *(len(style.examples) - 1 for style in chosen))
-        count = 1 + random_below(random, most)
+        used = 1 + random_below(random, most)
+        pairs = []
+        for style in chosen:
+            order = torch.randperm(len(style.examples), generator=random).tolist()
+            examples = [style.examples[index] for index in order]
+            pairs.append((examples[:used], examples[used:]))
+        return random, pairs
 
-        def rows() -> Iterator[tuple[Example, list[Example]]]:
-            for style in chosen:
-                order = torch.randperm(len(style.examples), generator=random).tolist()
-                yield style.examples[order[0]], [style.examples[index] for index in order[1 : count + 1]]
-
-        return random, rows()
+    def lesson(self, step: int, styles: Sequence[Style[Example]]) -> Lesson:
+        """Return what the encoder learns from in a step."""
+        _, pairs = self.drawn("lesson", step, styles, self.config.predictor.encoder_batch_size)
+        others = [(row, each) for row, (_, rest) in enumerate(pairs) for each in rest[:_LESSON_EXAMPLES]]
+        examples = [example for _, example in others]
+        return Lesson(
+            torch.stack([self.references(given) for given, _ in pairs]),
+            torch.tensor([row for row, _ in others], device=self.side.device),
+            self.captions(examples),
+            self.references(examples),
+        )
 
     def validation_references(self, styles: Sequence[Style[Example]]) -> Tensor:
         """Return the values of the first examples of validation styles, as many of each, on the device."""
@@ -94,9 +132,9 @@ class StyleData(ABC, Generic[Example, Target]):
         prompts = self.config.previews.prompts
         return prompts[index % len(prompts)] if prompts else own
 
-    def calibrate(self, encoder: StyleEncoder, styles: Sequence[Style[Example]]) -> None:
-        """Show a new encoder a training example of each of the first styles."""
-        encoder.calibrate(self.references([style.examples[0] for style in styles[:_CALIBRATION_STYLES]]))
+    def usual(self, styles: Sequence[Style[Example]]) -> list[Example]:
+        """Return a training example of each of the first styles."""
+        return [style.examples[0] for style in styles[:_CALIBRATION_STYLES]]
 
     @abstractmethod
     def training(self, step: int, styles: Sequence[Style[Example]]) -> StyleBatch[Target]:
@@ -109,6 +147,10 @@ class StyleData(ABC, Generic[Example, Target]):
     @abstractmethod
     def references(self, examples: Sequence[Example]) -> Tensor:
         """Return the values of examples to predict from, [examples, ...], on the device."""
+
+    @abstractmethod
+    def captions(self, examples: Sequence[Example]) -> Tensor:
+        """Return what the captions of examples tell, [examples, numbers], on the device; [examples, 0] without them."""
 
     @abstractmethod
     def loss(self, target: Target) -> Tensor:

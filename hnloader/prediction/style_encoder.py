@@ -5,10 +5,39 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 ExampleKind = Literal["image", "text"]
+
+# Of the usual deviation. Numbers that are almost the same for all examples would be divided by almost nothing.
+_LEAST_SCALE = 1e-3
+
+
+class Standardized(nn.Module):
+    """Takes the usual mean of each number away, and divides by its usual deviation.
+
+    Args:
+        numbers: How many numbers describe an example.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(numbers))
+        self.register_buffer("scale", torch.ones(numbers))
+
+    def calibrate(self, values: Tensor) -> None:
+        """Learn the usual values from those of examples, [examples, numbers]."""
+        self.mean.copy_(values.mean(0))
+        self.scale.copy_((values - self.mean).square().mean(0).sqrt().clamp(min=_LEAST_SCALE))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the values [examples, numbers] in these units."""
+        return (values - self.mean) / self.scale
 
 
 class StyleEncoder(nn.Module, ABC):
@@ -48,4 +77,9 @@ class StyleEncoder(nn.Module, ABC):
     def forward(self, summaries: Tensor) -> Tensor:
         """Return the styles [styles, style_size] of summaries [styles, examples, hidden_size]."""
         style: Tensor = self.norm(self.all(summaries.mean(1)))
+        return style
+
+    def read(self, values: Tensor) -> Tensor:
+        """Return the styles [styles, style_size] of the values of examples, [styles, examples, ...]."""
+        style: Tensor = self(self.summaries(values.flatten(0, 1)).unflatten(0, values.shape[:2]))
         return style

@@ -55,8 +55,8 @@ class TextStyles(StyleData[StyleText, Sequence[Row]]):
 
     def training(self, step: int, styles: Sequence[Style[StyleText]]) -> StyleBatch[Sequence[Row]]:
         """See `StyleData`."""
-        _, rows = self.drawn(step, styles)
-        pairs = [(text.row, self.references(others)) for text, others in rows]
+        _, rows = self.drawn("styles", step, styles, self.config.batch_size)
+        pairs = [(text.row, self.references(given)) for given, (text, *_) in rows]
         return StyleBatch(torch.stack([numbers for _, numbers in pairs]), [row for row, _ in pairs])
 
     def validation(self, styles: Sequence[Style[StyleText]]) -> list[StyleBatch[Sequence[Row]]]:
@@ -74,6 +74,10 @@ class TextStyles(StyleData[StyleText, Sequence[Row]]):
                 # One by one: in a batch, rounding would depend on the other texts.
                 self._numbers[id(text)] = self.side.numbers(text.row.tokens).cpu()
         return torch.stack([self._numbers[id(text)] for text in examples]).to(self.side.device)
+
+    def captions(self, examples: Sequence[StyleText]) -> Tensor:
+        """See `StyleData`; texts have none."""
+        return torch.zeros(len(examples), 0, device=self.side.device)
 
     def loss(self, target: Sequence[Row]) -> Tensor:
         """See `StyleData`. All rows are one call, because each has its own hypernetwork."""

@@ -57,6 +57,12 @@ class PredictorConfig:
         least=1,
         most=20,
     )
+    encoder_batch_size: int = setting(
+        32,
+        "Styles of each step from which the encoder also learns by itself, without the model. 0: off.",
+        least=0,
+        most=4096,
+    )
     detail_weight: float = setting(
         1.0, "Weight of the parts of an image that differ from its usual color, such as small shapes. 0: off.", least=0
     )

@@ -50,8 +50,7 @@ def measure(name: str, size: int, batch: int, references: int) -> None:
             optimizer.zero_grad(set_to_none=True)
             times.append(time.process_time() - start)
     start = time.perf_counter()
-    encoder = predictor.encoder
-    made = predictor.hypernetwork(predictor.emit(encoder(encoder.summaries(latents[:references]).unsqueeze(0))))
+    made = predictor.hypernetwork(predictor.read(latents[:references].unsqueeze(0)))
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         hnloader.save(made, f"{folder}/style.pt")
@@ -67,9 +66,7 @@ def measure(name: str, size: int, batch: int, references: int) -> None:
 
 
 def _loss(predictor: Predictor, hooks: RowHooks, unet: nn.Module, inputs: dict[str, Any], latents: Tensor) -> Tensor:
-    encoder = predictor.encoder
-    summaries = encoder.summaries(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
-    with hooks.applied(predictor.sides(predictor.emit(encoder(summaries)))), recompute_activations(unet):
+    with hooks.applied(predictor.sides(predictor.read(latents))), recompute_activations(unet):
         output: Tensor = unet(**inputs).sample
     return output.float().pow(2).mean()
 

@@ -55,12 +55,12 @@ def test_a_resumed_training_ends_with_the_same_bits(text_settings: Run) -> None:
 def test_a_predictor_is_trained_further(text_settings: Run, tiny_text_predictor: Path) -> None:
     known = load_predictor(tiny_text_predictor).predictor
     trainer = prepare(text_settings(start_from=str(tiny_text_predictor), steps=3))
-    pairs = zip(trainer.adapter.parameters, known.parameters(), strict=True)
+    pairs = zip(trainer.task.predictor.parameters(), known.parameters(), strict=True)  # type: ignore[attr-defined]
     assert all(torch.equal(one, other) for one, other in pairs)
     again = load_predictor(trainer.run().output)
     assert again.about.step == 9
     # What is usual among texts is learned once.
-    assert torch.equal(again.predictor.encoder.mean, known.encoder.mean)  # type: ignore[arg-type]
+    assert torch.equal(again.predictor.encoder.usual.mean, known.encoder.usual.mean)  # type: ignore[union-attr,arg-type]
 
 
 def test_previews_and_the_report_show_texts(text_settings: Run) -> None:
