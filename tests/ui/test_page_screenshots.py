@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from playwright.sync_api import Page, expect
 
 from hnloader.demo import pipeline_folder
 from hnloader.demo.drawing import draw_images
+from hnloader.demo.random_styles import draw_styles
+from hnloader.ui.page_host import PredictionPlace
 from tests.support.album import make_album
-from tests.support.browsers import PATIENCE
+from tests.support.browsers import PATIENCE, set_slider
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +93,28 @@ def test_screenshot_of_a_training(host_of, server_for, open_page, album: Path, s
         page.locator("#hnl-train-look").click()
         expect(page.locator("#hnl-train-sheet img")).to_be_visible()
     shoot(page, "train-light")
+
+
+def test_screenshot_of_a_prediction(host_of, server_for, open_page, shoot, tmp_path, monkeypatch) -> None:
+    """The four images of the tutorial."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("hypernetworks")
+    folder.mkdir()
+    host = host_of(folder, output=Path("images"))
+    place = PredictionPlace(host.generator.predict, lambda: folder)
+    host = replace(host, prediction=place, pages=(*host.pages, "predict"))
+    page = open_page(server_for(host).url, color_scheme="light")
+    page.get_by_role("tab", name="Predict").click()
+    images = draw_styles(tmp_path / "styles", styles=1, images=4, seed=142) / "00000"
+    page.locator("#hnl-predict-images input[type=file]").set_input_files(sorted(images.glob("*.png")))
+    page.locator("#hnl-predict-name").locator("input, textarea").fill("lime")
+    page.locator("#hnl-predict-prompt").locator("input, textarea").fill(PROMPTS[0])
+    if not WANTED:
+        set_slider(page, "hnl-predict-steps", 2)
+    page.locator("#hnl-predict").click()
+    expect(page.locator("#hnl-predict-status")).to_contain_text("<hypernet:lime:1>")
+    expect(page.locator("#hnl-predict-image img")).to_be_visible()
+    shoot(page, "predict-light")
 
 
 def _train(page: Page) -> None:
