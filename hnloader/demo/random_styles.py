@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,12 @@ class RandomStyle:
         painted: ByteArray = np.clip(image + 0.5, 0, 255).astype(np.uint8)
         return painted
 
+    def examples(self, count: int, rng: np.random.Generator) -> Iterator[tuple[ByteArray, str]]:
+        """Yield images of random scenes, uint8 (64, 64, 3), with captions; every second one has two objects."""
+        for number in range(count):
+            scene = random_scene(rng, 1 + number % 2)
+            yield self.paint(*lay_out(scene, rng)), scene.caption()
+
 
 def random_style(rng: np.random.Generator) -> RandomStyle:
     """Return a style of the space."""
@@ -177,10 +183,9 @@ def draw_styles(folder: Path, styles: int, images: int, seed: int) -> Path:
         place = folder / f"{index:05}"
         place.mkdir(parents=True, exist_ok=True)
         captions = {}
-        for number in range(images):
-            scene = random_scene(rng, 1 + number % 2)
-            Image.fromarray(style.paint(*lay_out(scene, rng))).save(place / f"{number:02}.png")
-            captions[f"{number:02}.png"] = scene.caption()
+        for number, (pixels, caption) in enumerate(style.examples(images, rng)):
+            Image.fromarray(pixels).save(place / f"{number:02}.png")
+            captions[f"{number:02}.png"] = caption
         (place / "captions.json").write_text(json.dumps(captions, indent=0), encoding="utf-8")
     return folder
 

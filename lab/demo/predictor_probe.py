@@ -18,7 +18,6 @@ from torch import Tensor
 
 from hnloader.demo import pipeline_folder, predictor_path
 from hnloader.demo.random_styles import RandomStyle, random_style
-from hnloader.demo.scenes import lay_out, random_scene
 from hnloader.pipelines import load_model
 from hnloader.prediction.predictor import Predictor
 from hnloader.prediction.predictor_file import load_predictor
@@ -56,9 +55,8 @@ def drawn(count: int, seed: int) -> tuple[list[RandomStyle], Tensor]:
     for index in range(count):
         rng = np.random.default_rng((seed, index))
         styles.append(random_style(rng))
-        scenes = [random_scene(rng, 1 + number % 2) for number in range(REFERENCES)]
-        pixels = np.stack([styles[-1].paint(*lay_out(scene, rng)) for scene in scenes])
-        latents.append(vae.encode(as_tensor(pixels)).latent_dist.mean * vae.config.scaling_factor)
+        pixels = np.stack([image for image, _ in styles[-1].examples(REFERENCES, rng)])
+        latents.append(vae.encode(as_tensor(pixels)).latent_dist.mean)
     return styles, torch.stack(latents)
 
 

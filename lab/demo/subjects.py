@@ -11,7 +11,7 @@ from PIL import Image
 
 from hnloader.demo.drawing import draw_images
 from hnloader.demo.random_styles import RandomStyle, random_style
-from hnloader.demo.scenes import ByteArray, Scene, lay_out, random_scene
+from hnloader.demo.scenes import ByteArray, Scene, lay_out
 from hnloader.demo.styles import paint
 from lab.demo.random_style_scores import random_style_score
 from lab.demo.style_scores import style_score
@@ -49,10 +49,9 @@ class Subject:
             else:
                 folder.mkdir(parents=True, exist_ok=True)
                 rng = np.random.default_rng((_UNSEEN_SEED, int(self.name.split()[-1]), 1))
-                for index in range(count):
-                    scene = random_scene(rng, 1 + index % 2)
-                    Image.fromarray(self.paint(scene, rng)).save(folder / f"{index:02}.png")
-                    (folder / f"{index:02}.txt").write_text(scene.caption())
+                for index, (pixels, caption) in enumerate(self.style.examples(count, rng)):
+                    Image.fromarray(pixels).save(folder / f"{index:02}.png")
+                    (folder / f"{index:02}.txt").write_text(caption)
         return sorted(folder.glob("*.png"))
 
     def paint(self, scene: Scene, rng: np.random.Generator) -> ByteArray:

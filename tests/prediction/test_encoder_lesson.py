@@ -8,9 +8,8 @@ from torch import Tensor
 
 from hnloader.prediction.encoder_lesson import EncoderLesson
 from hnloader.prediction.image_encoder import ImageEncoder
-from hnloader.prediction.predictor_task import PredictorTask
 from hnloader.prediction.text_encoder import TextEncoder
-from hnloader.training import prepare
+from tests.support.predictors import task_of
 from tests.support.trainings import Run
 
 
@@ -102,12 +101,6 @@ def test_a_wide_or_tiny_image_has_slopes() -> None:
     encoder = ImageEncoder(4, 8, 16)
     for size in ((1, 1), (2, 9)):
         assert encoder.read(torch.randn(1, 1, 4, *size)).isfinite().all()
-
-
-def task_of(config: object) -> PredictorTask:
-    task = prepare(config).task  # type: ignore[arg-type]
-    assert isinstance(task, PredictorTask)
-    return task
 
 
 def test_a_lesson_never_shows_what_is_guessed(predictor_settings: Run) -> None:

@@ -16,6 +16,7 @@ from hnloader.prediction.predictor_file import load_predictor
 from hnloader.prediction.predictor_task import PredictorTask
 from hnloader.training import prepare
 from tests.support.errors import raises
+from tests.support.predictors import task_of
 from tests.support.trainings import Run, save_image
 
 
@@ -79,12 +80,6 @@ def test_an_existing_output_needs_resume_or_restart(predictor_settings: Run) -> 
     before = tensors(output)
     prepare(predictor_settings(), restart=True).run()
     assert all(torch.equal(before[name], value) for name, value in tensors(output).items())
-
-
-def task_of(config: object) -> PredictorTask:
-    task = prepare(config).task  # type: ignore[arg-type]
-    assert isinstance(task, PredictorTask)
-    return task
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(predictor_settings: Run) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hnloader.training import prepare, read_config
+from hnloader.prediction.predictor_task import PredictorTask
+from hnloader.training import Config, prepare, read_config
 from tests.support.small_language_models import save_texts, sentences
 
 COLORS = ("red", "blue", "old", "small", "the")
@@ -61,3 +62,10 @@ def save_predictor_of(model: Path, folder: Path, *, texts: bool = False) -> Path
     given = {"model": str(model), "styles": str(styles), "output": str(output)}
     prepare(read_config(None, {**SETTINGS, **given}, "predictor")).run()
     return output
+
+
+def task_of(config: Config) -> PredictorTask:
+    """Return the task of the training of a predictor."""
+    task = prepare(config).task
+    assert isinstance(task, PredictorTask)
+    return task
