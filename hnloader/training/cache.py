@@ -135,7 +135,8 @@ class Cache:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-            return load_file(path), metadata
+            # Copies, because each tensor would keep its file mapped, and Linux lets a process map about 65,000.
+            return {name: tensor.clone() for name, tensor in load_file(path).items()}, metadata
         except (OSError, safetensors.SafetensorError):
             return {}, {}
 
