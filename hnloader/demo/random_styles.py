@@ -4,8 +4,8 @@ A style is a ground, an ink and a fill. The ground is the scene's own background
 changes from one color to another. The ink moves the colors of the words toward one color, and toward gray. The fill
 is a filled shape or its outline.
 
-The styles that measure a predictor are not in the space. No paper is within `RESERVED_DISTANCE` of a reserved color,
-and an outline on the scene's own background has ink that hides the colors of the words.
+The styles that measure a predictor are not in the space. A style with the same fill as one of them and a paper near its
+paper has an ink that is far from its ink.
 """
 
 from __future__ import annotations
@@ -35,23 +35,9 @@ from hnloader.demo.scenes import (
 )
 from hnloader.demo.styles import blend, canvas
 
-__all__ = ["RESERVED", "RESERVED_DISTANCE", "RandomStyle", "draw_styles", "random_style"]
+__all__ = ["RESERVED", "RESERVED_INK_DISTANCE", "RESERVED_PAPER_DISTANCE", "RandomStyle", "draw_styles", "random_style"]
 
 Color = tuple[float, float, float]
-
-# Papers of the styles that measure a predictor: docs/dev/predictor-evidence.md.
-RESERVED: dict[str, Color] = {
-    "duotone": (240, 222, 180),
-    "chalk": (38, 72, 60),
-    "midnight": (12, 18, 60),
-    "cyanotype": (20, 60, 120),
-    "screenprint": (222, 172, 64),
-    "sunset, at the top": (255, 196, 110),
-    "sunset, at the bottom": (243, 136, 126),
-    "blueprint": (25, 60, 130),
-    "neon": (14, 14, 26),
-}
-RESERVED_DISTANCE = 32.0  # in RGB, 0 to 441
 
 # Shares of the kinds of grounds, inks and fills.
 _OWN_GROUND, _PLAIN_PAPER = 0.15, 0.65
@@ -60,8 +46,6 @@ _FILLED = 0.65
 _WIDTHS = (2.0, 3.0)  # pixels
 # RGB distance between ground and ink, so that shapes are visible.
 _LEAST_CONTRAST = 70.0
-# Share of the ink from which on an outline may be on the scene's own background.
-_HIDING = 0.6
 
 
 @dataclass(frozen=True)
@@ -118,6 +102,24 @@ class RandomStyle:
             yield self.paint(*lay_out(scene, rng)), scene.caption()
 
 
+# The styles that measure a predictor: docs/dev/predictor-evidence.md. An ink with a share of 0 has no color.
+_COLORLESS: Color = (0.0, 0.0, 0.0)
+RESERVED: dict[str, RandomStyle] = {
+    "duotone": RandomStyle(((240, 222, 180),), 0, (92, 52, 28), 1, 0, 0),
+    "chalk": RandomStyle(((38, 72, 60),), 0, (245, 245, 245), 0.4, 0, 0),
+    "midnight": RandomStyle(((12, 18, 60),), 0, (12, 18, 60), 0.3, 0, 0),
+    "cyanotype": RandomStyle(((20, 60, 120),), 0, (226, 238, 246), 1, 0, 0),
+    "screenprint": RandomStyle(((222, 172, 64),), 0, (16, 72, 84), 1, 0, 0),
+    "sunset": RandomStyle(((255, 196, 110), (243, 136, 126)), math.pi / 2, (30, 20, 34), 1, 0, 0),
+    "blueprint": RandomStyle(((25, 60, 130),), 0, (235, 240, 250), 1, 0, 2.4),
+    "neon": RandomStyle(((14, 14, 26),), 0, _COLORLESS, 0, 0, 2.4),
+    "outline": RandomStyle((), 0, _COLORLESS, 0, 0, 2.4),
+}
+# In RGB, 0 to 441.
+RESERVED_PAPER_DISTANCE = 32.0
+RESERVED_INK_DISTANCE = 96.0
+
+
 def random_style(rng: np.random.Generator) -> RandomStyle:
     """Return a style of the space."""
     while True:
@@ -144,13 +146,27 @@ def _candidate(rng: np.random.Generator) -> RandomStyle:
 
 def is_reserved(style: RandomStyle) -> bool:
     """Return True for a style that is too close to one that measures a predictor."""
-    if not style.paper:
-        return bool(style.outline) and style.share < _HIDING
-    return any(_distance(as_floats(color), style.paper) < RESERVED_DISTANCE for color in RESERVED.values())
+    return any(_resembles(style, reserved) for reserved in RESERVED.values())
+
+
+def _resembles(style: RandomStyle, reserved: RandomStyle) -> bool:
+    """Return True if ground, ink and fill are all like those of a reserved style."""
+    if bool(style.outline) != bool(reserved.outline) or bool(style.paper) != bool(reserved.paper):
+        return False
+    near = not style.paper or any(
+        _distance(as_floats(color), style.paper) < RESERVED_PAPER_DISTANCE for color in reserved.paper
+    )
+    return near and _ink_distance(style, reserved) < RESERVED_INK_DISTANCE
+
+
+def _ink_distance(style: RandomStyle, other: RandomStyle) -> float:
+    """Return the RGB distance between the inks of two styles, the mean over the colors of the words."""
+    colors = [as_floats(color) for color in COLORS.values()]
+    return float(np.mean([np.linalg.norm(style.inked(color) - other.inked(color)) for color in colors]))
 
 
 def _distance(color: FloatArray, paper: Sequence[Color]) -> float:
-    """Return the RGB distance of a color to the nearest color of a paper."""
+    """Return the RGB distance from a color to the nearest color of a paper."""
     first, line = as_floats(paper[0]), as_floats(paper[-1]) - as_floats(paper[0])
     along = float(np.clip((color - first) @ line / max(float(line @ line), 1e-6), 0.0, 1.0))
     return float(np.linalg.norm(color - first - along * line))

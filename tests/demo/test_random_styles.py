@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +11,13 @@ import pytest
 
 from hnloader.demo.random_styles import (
     RESERVED,
-    RESERVED_DISTANCE,
-    RandomStyle,
     draw_styles,
     is_reserved,
     random_style,
 )
 from hnloader.demo.scenes import as_floats, lay_out, random_scene
 from hnloader.demo.styles import PAINTERS, paint
-from lab.demo import study_styles
-
-# The styles that measure a predictor as points of the space, without the rule that reserves them.
-COLORLESS = (0.0, 0.0, 0.0)
-NAMED = {
-    "duotone": RandomStyle((study_styles.CREAM,), 0, study_styles.BROWN, 1, 0, 0),
-    "chalk": RandomStyle((study_styles.BOARD,), 0, (245, 245, 245), study_styles.CHALKED, 0, 0),
-    "midnight": RandomStyle((study_styles.MIDNIGHT,), 0, study_styles.MIDNIGHT, study_styles.DIMMED, 0, 0),
-    "cyanotype": RandomStyle((study_styles.PRUSSIAN_BLUE,), 0, study_styles.PALE, 1, 0, 0),
-    "screenprint": RandomStyle((study_styles.MUSTARD,), 0, study_styles.TEAL, 1, 0, 0),
-    "sunset": RandomStyle(study_styles.SKY, math.pi / 2, study_styles.SILHOUETTE, 1, 0, 0),
-    "blueprint": RandomStyle(((25, 60, 130),), 0, (235, 240, 250), 1, 0, 2.4),
-    "neon": RandomStyle((study_styles.NIGHT,), 0, COLORLESS, 0, 0, 2.4),
-    "outline": RandomStyle((), 0, COLORLESS, 0, 0, 2.4),
-}
+from lab.demo.subjects import NAMED
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -41,28 +25,44 @@ def test_named_styles_are_points_of_the_space_that_are_reserved(name: str) -> No
     rng = np.random.default_rng(0)
     scene = random_scene(rng, 2)
     background, layers = lay_out(scene, rng)
-    ours = NAMED[name].paint(background, layers).astype(int)
+    ours = RESERVED[name].paint(background, layers).astype(int)
     assert np.abs(ours - PAINTERS[name](background, layers)).max() <= 1.5
     assert np.array_equal(paint(name, background, layers).shape, ours.shape)
-    assert is_reserved(NAMED[name])
+    assert is_reserved(RESERVED[name])
+
+
+def test_every_style_that_measures_is_reserved() -> None:
+    assert set(RESERVED) == set(NAMED)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_styles_near_a_named_one_are_reserved(name: str) -> None:
+    style = RESERVED[name]
+    paper = tuple((red + 18, green + 18, blue - 18) for red, green, blue in style.paper)
+    assert is_reserved(dataclasses.replace(style, paper=paper))
+    assert is_reserved(dataclasses.replace(style, share=max(style.share - 0.2, 0), gray=0.2))
+    assert is_reserved(dataclasses.replace(style, outline=style.outline and 3.0))
+    if style.paper:
+        assert is_reserved(dataclasses.replace(style, paper=(*style.paper, (250, 0, 250))))
+        assert not is_reserved(dataclasses.replace(style, paper=((0, 160, 60),)))
+
+
+def test_styles_that_share_only_a_paper_with_a_named_one_are_not_reserved() -> None:
+    midnight = RESERVED["midnight"]
+    assert not is_reserved(dataclasses.replace(midnight, outline=2.4, ink=(255, 128, 0), share=1))
+    assert not is_reserved(dataclasses.replace(midnight, ink=(255, 255, 255), share=1))
 
 
 def test_random_styles_keep_their_distance_from_the_named_ones() -> None:
     styles = [random_style(np.random.default_rng((0, index))) for index in range(500)]
-    kinds = set()
+    assert len({(len(style.paper), style.share in (0, 1), bool(style.outline)) for style in styles}) >= 10
+    rng = np.random.default_rng(1)
+    background, layers = lay_out(random_scene(rng, 2), rng)
+    named = {name: style.paint(background, layers).astype(float) for name, style in RESERVED.items()}
     for style in styles:
-        kinds.add((len(style.paper), style.share in (0, 1), bool(style.outline)))
-        for paper in style.paper:
-            assert all(math.dist(paper, color) >= RESERVED_DISTANCE for color in RESERVED.values())
-        if not style.paper and style.outline:
-            # An outline on the scene's own background hides the words' colors, which `outline` keeps.
-            assert style.share >= 0.6
-    assert len(kinds) >= 10
-    assert set(map(as_tuple, RESERVED.values())) >= {paper for named in NAMED.values() for paper in named.paper}
-
-
-def as_tuple(color: tuple[float, float, float]) -> tuple[float, ...]:
-    return tuple(color)
+        image = style.paint(background, layers).astype(float)
+        away = {name: float(np.linalg.norm(image - other, axis=-1).max()) for name, other in named.items()}
+        assert min(away.values()) > 32, (style, away)
 
 
 def test_shapes_stand_out() -> None:
